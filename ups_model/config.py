@@ -1,0 +1,485 @@
+"""Every choice that can change a result, as frozen dataclasses: checked where they are built, all faults at once.
+
+A configuration has one canonical form (plain JSON) and one fingerprint. Paths, devices, precisions and intervals of
+logging or saving are run options (`ups_model.train.RunOptions`) and never stand here. This module imports no torch.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
+
+from ups_model import RECIPE
+
+TaskName = Literal["pe", "ar2d", "eap", "ar3d"]
+TASK_NAMES: tuple[TaskName, ...] = ("pe", "ar2d", "eap", "ar3d")
+"""Pose estimation, 2D action recognition, early action prediction, 3D action recognition: the paper's rotation."""
+
+
+class _Section:
+    """A frozen group of fields that checks itself when built and knows its canonical form."""
+
+    def __post_init__(self) -> None:
+        faults = [f"{type(self).__name__}: {fault}" for fault in [*_type_faults(self), *self.faults()]]
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    def faults(self) -> list[str]:
+        """The rules that this section breaks, each with the value and the way out."""
+        return []
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with `changes`; an unknown field is an error that names near ones."""
+        _require_fields(type(self), changes)
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Section):
+    """The network (paper section 3.3 and 3.4; what the paper leaves open is in docs/paper-differences.md)."""
+
+    token_width: int = 64
+    """d, the width of a joint token."""
+    tokenizer_layers: int = 3
+    """TCN-GCN layers of the joint tokenizer."""
+    encoder_layers: int = 3
+    """SEM-TEM layers, L_encoder in the paper (Table 7)."""
+    blocks_per_layer: int = 2
+    """H, parallel SEM-TEM blocks of a layer (Table 8)."""
+    routing: bool = True
+    """Per-task choice of one block a layer (Table 9). Off: all blocks run and their outputs are averaged."""
+    routing_execution: Literal["sparse", "dense"] = "sparse"
+    """In training: run the chosen block alone, or all H of them weighted by the Gumbel-Softmax sample."""
+    router_width: int = 256
+    """q, the width of task and block embeddings."""
+    gumbel_start: float = 5.0
+    """Gumbel-Softmax temperature at the first step."""
+    gumbel_end: float = 0.5
+    """Gumbel-Softmax temperature at the last step (geometric decay)."""
+    tem_width: int = 0
+    """Width of the frame tokens inside a TEM; 0 is the paper's J*d without a bottleneck."""
+    tem_heads: int = 8
+    """Heads of a TEM's attention over frames."""
+    tem_mlp_ratio: int = 4
+    """Hidden width of a TEM's MLP over its frame-token width."""
+    decoder_layers: int = 3
+    """Transformer blocks of the decoder, L_decoder in the paper."""
+    decoder_width: int = 256
+    """Width of the decoder's tokens and of the projected vocabulary."""
+    decoder_heads: int = 8
+    """Heads of the decoder's self- and cross-attention."""
+    decoder_mlp_ratio: int = 2
+    """Hidden width of the decoder's MLP over its token width."""
+    decoder_memory: Literal["joints", "frames", "frames+joints"] = "joints"
+    """What the decoder attends to: all N*J tokens; N frame tokens; or N frame tokens and J joint tokens, the latter taken
+    at the target frame (pose estimation) or averaged over time (class tasks)."""
+    input_features: tuple[Literal["position", "velocity", "bone"], ...] = ("position",)
+    """What a joint's input vector holds; the paper gives positions alone."""
+    normalisation: Literal["layer", "task_batch"] = "layer"
+    """Inside GCN and TCN-GCN units: LayerNorm, or BatchNorm with running statistics of each task's own."""
+    n_bins: int = 500
+    """Coordinate bins an axis."""
+    text_model: str = "roberta-base"
+    """Frozen language model of the vocabulary: roberta-base (paper), minilm (packaged) or a local folder."""
+    vocabulary_whitening: bool = True
+    """Whiten the frozen text features before their learned projection: prompts that differ in one number are nearly parallel."""
+    vocabulary_residual: bool = False
+    """Add a learned vector to each token's projected text feature; the paper's vocabulary is the frozen text alone."""
+    dropout: float = 0.1
+    """Dropout in TEM, decoder and after the tokenizer."""
+
+    def faults(self) -> list[str]:
+        found = []
+        for name in ("token_width", "encoder_layers", "blocks_per_layer", "decoder_layers", "tokenizer_layers"):
+            found += _at_least(self, name, 1)
+        found += _at_least(self, "router_width", 1)
+        if self.n_bins < 2:
+            found.append(f"n_bins must be at least 2, got {self.n_bins}; the paper's order is 500")
+        if self.token_width >= 1 and self.token_width % 4:
+            found.append(
+                f"token_width must be divisible by the 4 branches of a temporal convolution, got {self.token_width}; "
+                f"try {_next_multiple(self.token_width, 4)}"
+            )
+        tem_width = self.tem_width or 25 * self.token_width
+        for width_name, width, heads_name in (
+            ("tem_width" if self.tem_width else "25 * token_width", tem_width, "tem_heads"),
+            ("decoder_width", self.decoder_width, "decoder_heads"),
+        ):
+            heads = getattr(self, heads_name)
+            if heads < 1 or width < 1 or width % heads:
+                hint = f"; try {_next_multiple(max(width, 1), heads)}" if heads >= 1 else ""
+                found.append(f"{width_name} must be divisible by {heads_name}, got {width} and {heads}{hint}")
+        for name in ("tem_mlp_ratio", "decoder_mlp_ratio"):
+            found += _at_least(self, name, 1)
+        for name in ("gumbel_start", "gumbel_end"):
+            found += _above(self, name, 0)
+        found += _between(self, "dropout", 0, 0.99)
+        if "position" not in self.input_features or len(set(self.input_features)) < len(self.input_features):
+            found.append(f"input_features must hold 'position' and no feature twice, got {self.input_features}")
+        return found
+
+
+@dataclass(frozen=True)
+class TaskData(_Section):
+    """What one task is fed: its clip sets, the shape of a clip, and the augmentation of training clips."""
+
+    sources: tuple[str, ...] = ()
+    """Names of prepared clip sets, used in turn within a batch in proportion to their size."""
+    frames: int = 64
+    """N, frames a clip is resized to (class tasks) or window length (pose estimation)."""
+    frame_stride: int = 1
+    """Pose estimation: take every n-th frame of the recording."""
+    batch_size: int = 64
+    """Clips a step; for pose estimation windows, of which `targets_per_window` poses each are predicted."""
+    targets_per_window: int = 1
+    """Pose estimation: frames predicted from one encoded window in training (1 = the centre frame)."""
+    evaluate_targets: int = 1
+    """Pose estimation: frames predicted from one encoded window in evaluation, around its centre."""
+    evaluate_stride: int = 1
+    """Pose estimation: predict every n-th frame of an evaluated sequence (1 = all)."""
+    crop_min: float = 1.0
+    """Training: least share of a clip that a random temporal crop keeps (EAP: least share observed)."""
+    rotation_deg: float = 0.0
+    """Training: rotation about the vertical axis, uniform in +-."""
+    tilt_deg: float = 0.0
+    """Training: rotation about the horizontal axes, uniform in +- (2D: rotation in the image plane)."""
+    scale: float = 0.0
+    """Training: body size, uniform in 1 +- this."""
+    bone_scale: float = 0.0
+    """Training, pose estimation: length of each limb pair, uniform in 1 +- this."""
+    translation_m: float = 0.0
+    """Training, pose estimation: displacement on the ground, uniform in +- metres."""
+    jitter: float = 0.0
+    """Training: standard deviation of noise added to input coordinates (units of the clip set)."""
+    joint_drop: float = 0.0
+    """Training: chance that a joint's input is replaced by its parent's for the whole clip."""
+    flip: bool = False
+    """Training: mirror half of the clips, left and right swapped. Wrong where classes name a side."""
+    detections: Literal["project", "stored"] = "project"
+    """Pose estimation: 2D input as exact projection through the set's cameras, or the set's stored detections."""
+
+    def faults(self) -> list[str]:
+        found = []
+        for name in ("frames", "frame_stride", "batch_size", "targets_per_window", "evaluate_targets", "evaluate_stride"):
+            found += _at_least(self, name, 1)
+        for name in ("targets_per_window", "evaluate_targets"):
+            if getattr(self, name) > self.frames:
+                found.append(f"{name} must be at most frames, got {getattr(self, name)} and {self.frames}")
+        found += _between(self, "crop_min", 0.01, 1)
+        for name, high in (("rotation_deg", 180), ("tilt_deg", 180), ("scale", 0.9), ("bone_scale", 0.9), ("joint_drop", 0.9)):
+            found += _between(self, name, 0, high)
+        found += _between(self, "jitter", 0, 1)
+        found += _between(self, "translation_m", 0, 10)
+        return found
+
+
+@dataclass(frozen=True)
+class DataConfig(_Section):
+    """The clips of each task, and which training subjects are held out."""
+
+    pe: TaskData = field(default_factory=TaskData)
+    """3D pose estimation."""
+    ar2d: TaskData = field(default_factory=TaskData)
+    """2D action recognition."""
+    eap: TaskData = field(default_factory=TaskData)
+    """3D early action prediction."""
+    ar3d: TaskData = field(default_factory=TaskData)
+    """3D action recognition."""
+    validation_subjects: int = 1
+    """Training subjects held out to choose the checkpoint; 0 trains on all of them and takes the last step."""
+    split_seed: int = 0
+    """Which training subjects are held out; the same in every seed of a study, so that arms stay comparable."""
+
+    def faults(self) -> list[str]:
+        return _at_least(self, "validation_subjects", 0)
+
+
+@dataclass(frozen=True)
+class OptimConfig(_Section):
+    """The trainer (paper section 4)."""
+
+    cycle: tuple[TaskName, ...] = TASK_NAMES
+    """Tasks in the order in which iterations rotate over them; a task may stand more than once, or alone."""
+    update: Literal["iteration", "cycle"] = "iteration"
+    """Update after each iteration (paper) or once a cycle, with the gradients of all its tasks."""
+    steps: int = 20_000
+    """Iterations, counted over all tasks."""
+    learning_rate: float = 7e-4
+    """Peak rate; the paper says 1e-2."""
+    warmup_share: float = 0.05
+    """Share of the steps over which the rate rises linearly."""
+    weight_decay: float = 5e-4
+    """AdamW's decoupled weight decay, on matrices alone."""
+    beta2: float = 0.98
+    """AdamW's second-moment decay."""
+    clip_norm: float = 1.0
+    """Largest gradient norm of an update."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is evaluated; 0 = none."""
+    label_smoothing: float = 0.0
+    """Mass spread over the classes of the clip's data set (class tokens only)."""
+    bin_sigma: float = 0.0
+    """Standard deviation, in bins, of the soft target around a coordinate's bin; 0 = one-hot (paper)."""
+    expectation_weight: float = 0.0
+    """Weight of the mean distance, in metres, of the expected coordinate to the true one, beside the likelihood; 0 (paper)."""
+    mask_inputs: bool = False
+    """Replace each decoder input of a training sequence by a mask token at a ratio drawn from U(0, 1) (pix2seq)."""
+    evaluate_every: int = 0
+    """Steps between validations; 0 = at the end only."""
+
+    def faults(self) -> list[str]:
+        found = []
+        if not self.cycle:
+            found.append("cycle must name at least one task, got ()")
+        found += _at_least(self, "steps", 1)
+        found += _at_least(self, "evaluate_every", 0)
+        for name in ("learning_rate", "clip_norm"):
+            found += _above(self, name, 0)
+        for name, high in (("warmup_share", 1), ("ema", 0.99999), ("label_smoothing", 0.9), ("beta2", 0.99999)):
+            found += _between(self, name, 0, high)
+        for name in ("weight_decay", "bin_sigma", "expectation_weight"):
+            found += _at_least(self, name, 0)
+        if self.update == "cycle" and self.cycle and self.steps % len(self.cycle):
+            found.append(
+                f"steps must be whole cycles when update='cycle', got {self.steps} steps of {len(self.cycle)}; "
+                f"try {_next_multiple(self.steps, len(self.cycle))}"
+            )
+        return found
+
+    @property
+    def tasks(self) -> tuple[TaskName, ...]:
+        """The tasks trained, once each, in the paper's order."""
+        return tuple(task for task in TASK_NAMES if task in self.cycle)
+
+
+@dataclass(frozen=True)
+class EvalConfig(_Section):
+    """How a trained model is measured."""
+
+    ratios: tuple[float, ...] = (0.2, 0.4, 0.6)
+    """Shares of a clip observed in early action prediction."""
+    coordinates: Literal["expectation", "argmax"] = "expectation"
+    """A coordinate is the mean over its axis' bins, or the centre of the best bin (paper)."""
+    decoding: Literal["autoregressive", "parallel"] = "autoregressive"
+    """Token by token, or all at once from mask tokens (needs `mask_inputs` in training)."""
+    flip: bool = False
+    """Pose estimation: average with the prediction of the mirrored input (customary on Human3.6M)."""
+
+    def faults(self) -> list[str]:
+        bad = [ratio for ratio in self.ratios if not 0 < ratio <= 1]
+        return [f"ratios must lie in (0, 1], got {self.ratios}"] if bad or not self.ratios else []
+
+
+@dataclass(frozen=True)
+class Config(_Section):
+    """One training run: everything that can change its result except the data's content and its parent."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    freeze_routes: bool = False
+    """Take the parent's routes as they are (fine-tuning)."""
+    seed: int = 0
+
+    def faults(self) -> list[str]:
+        found = _at_least(self, "seed", 0)
+        for task in self.optim.tasks:
+            if not getattr(self.data, task).sources:
+                found.append(f"data.{task}.sources must name a clip set, got (); set it or leave {task} out of optim.cycle")
+        if self.evaluation.decoding == "parallel" and not self.optim.mask_inputs:
+            found.append("evaluation.decoding='parallel' needs optim.mask_inputs=True, got False")
+        return found
+
+    def with_fields(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with dotted or unambiguous short field names changed, e.g. {"encoder_layers": 2, "data.pe.frames": 27}.
+
+        Values may be strings, as on a command line: they are read as JSON where the field is not a string.
+
+        Raises:
+            ValueError: a name that no field has (near names are listed) or several have, or a value out of range.
+        """
+        known = _leaf_fields(type(self))
+        resolved = {}
+        for name, value in changes.items():
+            matches = [path for path in known if path == name or path.endswith("." + name)]
+            if len(matches) > 1 and name in matches:
+                matches = [name]
+            if not matches:
+                near = difflib.get_close_matches(name, [*known, *(path.rsplit(".", 1)[-1] for path in known)], n=3)
+                raise ValueError(f"unknown field {name!r}" + (f"; near: {', '.join(dict.fromkeys(near))}" if near else ""))
+            if len(matches) > 1:
+                raise ValueError(f"field {name!r} is ambiguous: write one of {', '.join(matches)}")
+            resolved[matches[0]] = _parse(matches[0], known[matches[0]], value)
+        tree: dict[str, Any] = {}
+        for path, value in resolved.items():
+            node = tree
+            *parents, leaf = path.split(".")
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = value
+        return _apply(self, tree)
+
+    def canonical(self) -> dict[str, Any]:
+        """Plain JSON data that equal configurations share; raises ValueError where a value has no canonical form."""
+        return {"recipe": RECIPE, **canonical(self)}
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the canonical form."""
+        return digest(self.canonical())
+
+    @classmethod
+    def from_canonical(cls, data: Mapping[str, Any]) -> Self:
+        """The configuration whose `canonical()` is `data`; a recipe other than this code's is an error."""
+        data = dict(data)
+        recipe = data.pop("recipe", None)
+        if recipe != RECIPE:
+            raise ValueError(f"configuration was made with recipe {recipe}, this code trains recipe {RECIPE}; retrain")
+        return _build(cls, data)
+
+
+def canonical(value: Any) -> Any:
+    """`value` as plain JSON data with one form for equal values; ValueError for what has none (NaN, objects)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = typing.get_type_hints(type(value))
+        plain = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+        # 1 and 1.0 are equal configurations but different JSON.
+        return {name: canonical(float(item) if hints[name] is float else item) for name, item in plain.items()}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError(f"canonical form needs text keys, got {sorted(map(repr, value))}")
+        return {key: canonical(value[key]) for key in sorted(value)}
+    if isinstance(value, tuple | list):
+        return [canonical(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"canonical form needs finite numbers, got {value}")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"{type(value).__name__} has no canonical form: {value!r}; use numbers, text, lists or dataclasses")
+
+
+def digest(plain: Any) -> str:
+    """16 hexadecimal digits of the SHA-256 of plain JSON data."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _leaf_fields(cls: type, prefix: str = "") -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[item.name]):
+            found |= _leaf_fields(hints[item.name], f"{prefix}{item.name}.")
+        else:
+            found[prefix + item.name] = hints[item.name]
+    return found
+
+
+def _apply(section: Any, tree: Mapping[str, Any]) -> Any:
+    changes = {
+        name: _apply(getattr(section, name), value) if isinstance(value, dict) else value for name, value in tree.items()
+    }
+    return section.replace(**changes)
+
+
+def _build(cls: type, data: Mapping[str, Any]) -> Any:
+    _require_fields(cls, data)
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, value in data.items():
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{cls.__name__}.{name} must be a group of fields, got {value!r}")
+            values[name] = _build(hints[name], value)
+        else:
+            values[name] = _parse(name, hints[name], value)
+    return cls(**values)
+
+
+def _require_fields(cls: type, names: Mapping[str, Any]) -> None:
+    known = [item.name for item in dataclasses.fields(cls)]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=3) or known
+        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; near: {', '.join(near)}")
+
+
+def _parse(name: str, hint: Any, value: Any) -> Any:
+    if isinstance(value, str) and hint is not str:
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            if typing.get_origin(hint) is tuple:
+                value = [part for part in value.split(",") if part]
+        if value in ("on", "off", "True", "False") and hint is bool:
+            value = value in ("on", "True")
+    if typing.get_origin(hint) is tuple:
+        value = tuple(value) if isinstance(value, list | tuple) else (value,)
+        inner = typing.get_args(hint)[0]
+        return tuple(float(item) if inner is float and type(item) is int else item for item in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    return value
+
+
+def _type_faults(section: Any) -> list[str]:
+    hints = typing.get_type_hints(type(section))
+    found = []
+    for item in dataclasses.fields(section):
+        value = getattr(section, item.name)
+        if not _fits(value, hints[item.name]):
+            found.append(f"{item.name} must be {_describe(hints[item.name])}, got {value!r}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            found.append(f"{item.name} must be finite, got {value}")
+    if found:  # Range checks would fail on values of a wrong type.
+        raise ValueError("; ".join(f"{type(section).__name__}: {fault}" for fault in found))
+    return found
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint) and isinstance(value, str)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
+    if origin is types.UnionType:
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if hint is float:
+        return type(value) in (int, float)
+    if hint in (int, str, bool):
+        return type(value) is hint
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if origin is tuple:
+        return f"a list of {_describe(typing.get_args(hint)[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+
+
+def _at_least(section: Any, name: str, low: float) -> list[str]:
+    value = getattr(section, name)
+    return [] if value >= low else [f"{name} must be at least {low}, got {value}"]
+
+
+def _above(section: Any, name: str, low: float) -> list[str]:
+    value = getattr(section, name)
+    return [] if value > low else [f"{name} must be above {low}, got {value}"]
+
+
+def _between(section: Any, name: str, low: float, high: float) -> list[str]:
+    value = getattr(section, name)
+    return [] if low <= value <= high else [f"{name} must lie in [{low}, {high}], got {value}"]
+
+
+def _next_multiple(value: int, of: int) -> int:
+    return -(-value // of) * of
