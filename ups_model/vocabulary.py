@@ -1,7 +1,7 @@
 """The unified vocabulary (UPS section 3.2): action classes, coordinate bins and end-of-task tokens in one token space.
 
-Every token is a text prompt; `text_features.py` turns prompts into frozen features. `Quantiser` turns coordinates into bins
-and back. Token ids are laid out as
+Every token is a text prompt; `text_features.py` turns prompts into frozen features. `Quantiser` turns coordinates into
+bins and back. Token ids are laid out as
 
     [classes of all data sets, in the given order] [3 * n_bins coordinate bins: axis 0, 1, 2] [EOT of AR, PE, AP]
 
@@ -37,14 +37,14 @@ EotKind = Literal["AR", "PE", "AP"]
 def class_prompt(dataset: str, name: str) -> str:
     """Prompt of one class, qualified by its data set.
 
-    The paper prompts with the bare name, but seven names stand in both NTU RGB+D 120 and Kinetics-400: equal prompts give
-    equal frozen features, hence tokens no model can tell apart.
+    The paper prompts with the bare name, but seven names stand in both NTU RGB+D 120 and Kinetics-400: equal prompts
+    give equal frozen features, hence tokens no model can tell apart.
     """
     return f"{name} ({dataset})"
 
 
 def coordinate_prompt(axis: int, bin: int) -> str:
-    """Prompt of bin `bin` (from 0) of axis `axis`: "The first horizontal coordinate", then "The 2-th ...", as in the paper."""
+    """Prompt of a bin (from 0) of an axis: "The first horizontal coordinate", then "The 2-th ...", as in the paper."""
     ordinal = "first" if bin == 0 else f"{bin + 1}-th"
     return f"The {ordinal} {AXES[axis]} coordinate"
 
@@ -53,8 +53,8 @@ def coordinate_prompt(axis: int, bin: int) -> str:
 class Vocabulary:
     """Token ids and prompts of all classes, coordinate bins and end-of-task tokens.
 
-    Raises ValueError, listing every fault, for fewer than 2 bins, a data set named twice, a class without text, or a class
-    named twice within one data set (letter case and spacing do not make two classes).
+    Raises ValueError, listing every fault, for fewer than 2 bins, a data set named twice, a class without text, or a
+    class named twice within one data set (letter case and spacing do not make two classes).
     """
 
     classes: tuple[tuple[str, tuple[str, ...]], ...]
@@ -127,7 +127,7 @@ class Vocabulary:
         return range(start, start + self.n_bins)
 
     def eot_id(self, kind: EotKind) -> int:
-        """Token id that ends a target sequence: "AR" action recognition, "PE" pose estimation, "AP" action prediction."""
+        """Token id that ends a sequence: "AR" action recognition, "PE" pose estimation, "AP" action prediction."""
         if kind not in EOT_PROMPTS:
             raise ValueError(_unknown("end-of-task token", kind, EOT_PROMPTS))
         return self.n_classes + 3 * self.n_bins + list(EOT_PROMPTS).index(kind)
@@ -195,7 +195,7 @@ class Quantiser:
         if bins.dtype.is_floating_point or bins.dtype.is_complex or bins.dtype == torch.bool:
             raise ValueError(f"bins must be integers, got {bins.dtype}; encode makes them")
         _check_last_dimension(bins, axis)
-        if bins.numel() and not (0 <= int(bins.min()) and int(bins.max()) < self.n_bins):
+        if bins.numel() and (int(bins.min()) < 0 or int(bins.max()) >= self.n_bins):
             raise ValueError(
                 f"bins must lie in 0..{self.n_bins - 1}, got {int(bins.min())}..{int(bins.max())}; "
                 "subtract the first token id of the axis"
