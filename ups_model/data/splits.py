@@ -1,0 +1,137 @@
+"""Training, validation and test clips of a set, and the check that nothing evaluated is ever trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ups_model.data.clips import ClipSet
+
+
+@dataclass(frozen=True)
+class Split:
+    """Clip indices, int64, ascending, disjoint."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def split_clips(clips: ClipSet, validation_subjects: int, seed: int = 0, protocol: str = "default") -> Split:
+    """Splits a clip set; see `ClipSet.split`."""
+    if validation_subjects < 0:
+        raise ValueError(f"validation_subjects must be >= 0, got {validation_subjects}")
+    test_N = _test_flags(clips, protocol)
+    pool = np.flatnonzero(~test_N)
+    for part, indices in (("training", pool), ("test", np.flatnonzero(test_N))):
+        if not len(indices):
+            raise ValueError(f"{clips.name}: protocol {protocol!r} leaves no {part} clips; choose another protocol")
+    if validation_subjects == 0:
+        held_out = np.zeros(len(pool), dtype=bool)
+    elif (clips.subject[pool] >= 0).all():
+        # Subject-wise: clips of one subject are alike, a random split would overstate validation accuracy.
+        subjects = np.unique(clips.subject[pool])
+        if validation_subjects >= len(subjects):
+            raise ValueError(
+                f"{clips.name}: validation_subjects must be below the {len(subjects)} training subjects "
+                f"of protocol {protocol!r}, got {validation_subjects}"
+            )
+        ranked = sorted(subjects.tolist(), key=lambda subject: _rank(seed, clips.name, subject))
+        held_out = np.isin(clips.subject[pool], ranked[:validation_subjects])
+    else:
+        held_out = _stratified(clips, pool, validation_subjects / 10, seed)
+    return Split(pool[~held_out], pool[held_out], np.flatnonzero(test_N))
+
+
+def check_no_leak(tasks: Sequence[tuple[ClipSet, Split]]) -> None:
+    """Raises if a clip that any task validates or tests on is trained on by any task.
+
+    Clips are the same when id and `origin` are: NTU60 is part of NTU120, and its cross-subject test sequences are in
+    NTU120's cross-setup training split.
+
+    Args:
+        tasks: the set and split of every task trained together.
+
+    Raises:
+        ValueError: naming the rule, an offending clip, where it is used, and the way out.
+    """
+    evaluated = _evaluated(tasks)
+    for clips, split in tasks:
+        known = evaluated.get(clips.origin, {})
+        leaks = [name for name in clips.clip_id[split.train].tolist() if name in known]
+        if leaks:
+            raise ValueError(
+                f"a clip in a validation or test split must not be in a training split: {clips.origin}/{leaks[0]} is "
+                f"trained on in {clips.name} and is in the {known[leaks[0]]} ({len(leaks)} such clips); "
+                "drop them with without_leaks()"
+            )
+
+
+def without_leaks(tasks: Sequence[tuple[ClipSet, Split]]) -> list[Split]:
+    """The tasks' splits, each training part without the clips that any of the tasks validates or tests on.
+
+    Raises:
+        ValueError: a training split would be left empty.
+    """
+    evaluated = _evaluated(tasks)
+    kept = []
+    for clips, split in tasks:
+        known = evaluated.get(clips.origin, {})
+        names = clips.clip_id[split.train].tolist()
+        train = split.train[np.array([name not in known for name in names], dtype=bool)]
+        if not len(train):
+            raise ValueError(f"{clips.name}: every training clip is in a validation or test split of a task")
+        kept.append(replace(split, train=train))
+    return kept
+
+
+def _evaluated(tasks: Sequence[tuple[ClipSet, Split]]) -> dict[str, dict[str, str]]:
+    """origin -> clip id -> the split that evaluates it, in words."""
+    evaluated: dict[str, dict[str, str]] = {}
+    for clips, split in tasks:
+        known = evaluated.setdefault(clips.origin, {})
+        for part in ("validation", "test"):
+            names = clips.clip_id[getattr(split, part)].tolist()
+            known.update(dict.fromkeys(names, f"{part} split of {clips.name}"))
+    return evaluated
+
+
+def _test_flags(clips: ClipSet, protocol: str) -> np.ndarray:
+    if protocol == "default":
+        return np.asarray(clips.split_test)
+    column = f"split_test_{protocol}"
+    if column not in clips.extra:
+        known = [
+            "default",
+            *(name.removeprefix("split_test_") for name in clips.extra if name.startswith("split_test_")),
+        ]
+        raise ValueError(f"{clips.name} has no protocol {protocol!r}; it has {', '.join(known)}")
+    return clips.extra[column] != 0
+
+
+def _stratified(clips: ClipSet, pool: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Flags about `fraction` of the clips of each label, at least one of a label with several."""
+    if fraction >= 1:
+        raise ValueError(
+            f"{clips.name} has no subjects, so validation_subjects / 10 of its training clips are held out "
+            f"and it must be below 10, got {round(fraction * 10)}"
+        )
+    held_out = np.zeros(len(pool), dtype=bool)
+    labels = clips.label[pool]
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        names = clips.clip_id[pool[members]].tolist()
+        ranked = sorted(range(len(members)), key=lambda i: _rank(seed, clips.name, names[i]))
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        held_out[members[ranked[:count]]] = True
+    return held_out
+
+
+def _rank(seed: int, set_name: str, item: int | str) -> bytes:
+    """A pseudo-random order that depends on nothing else, so that adding clips or subjects moves no other."""
+    return hashlib.sha256(f"{seed}/{set_name}/{item}".encode()).digest()
