@@ -142,6 +142,7 @@ def _embed(prompts: list[str], model: str) -> torch.Tensor:
 def _load(model: str) -> tuple[Any, Any]:
     """Tokenizer and encoder of a model, float32 on the CPU; only roberta-base may be fetched."""
     import torch
+    from huggingface_hub import HfApi
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -159,11 +160,12 @@ def _load(model: str) -> tuple[Any, Any]:
     except OSError:
         log.info("roberta-base is not on this machine; fetching revision %s", ROBERTA_REVISION[:8])
     try:
+        # One question with a short limit first: from_pretrained tries a dead network for most of a minute.
+        HfApi().model_info(ROBERTA_REPO, revision=ROBERTA_REVISION, timeout=10)
         return load(ROBERTA_REPO, **where)
-    except (OSError, RuntimeError) as error:
-        # A request without network ends as one of several errors of the client below; each of them means the same here.
+    except Exception as error:  # the client's errors for "no network" share no base class; the cause stays attached
         raise ValueError(
-            f"text_model='roberta-base' must be on this machine or downloadable ({type(error).__name__}); "
+            f"text_model='roberta-base' must be on this machine or downloadable, got {type(error).__name__}; "
             "text_model='minilm' is packaged: it needs no network. Or give a local folder that holds the model"
         ) from error
 

@@ -1,0 +1,30 @@
+"""Settings and fixtures that every test shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Fixed examples: a test that fails on one run of two tells nothing. No deadline: the machines are shared.
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50, database=None)
+settings.load_profile("repeatable")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """Root folder of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def open_data() -> Path:
+    """Folder of the open motion data (UPS_OPEN_DATA, else ../shared/data); skips the test where it is absent."""
+    folder = Path(os.environ.get("UPS_OPEN_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"open motion data not found at {folder}; set UPS_OPEN_DATA to its folder")
+    return folder
