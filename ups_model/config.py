@@ -130,7 +130,8 @@ class TaskData(_Section):
     """What one task is fed: its clip sets, the shape of a clip, and the augmentation of training clips."""
 
     sources: tuple[str, ...] = ()
-    """Names of prepared clip sets, used in turn within a batch in proportion to their size."""
+    """Names of prepared clip sets. A batch comes from one of them, drawn in proportion to their sizes; metrics without a
+    set's name are those of the first."""
     frames: int = 64
     """N, frames a clip is resized to (class tasks) or window length (pose estimation)."""
     frame_stride: int = 1
@@ -156,7 +157,8 @@ class TaskData(_Section):
     translation_m: float = 0.0
     """Training, pose estimation: displacement on the ground, uniform in +- metres."""
     jitter: float = 0.0
-    """Training: standard deviation of noise added to input coordinates (units of the clip set)."""
+    """Training: standard deviation of noise on input coordinates: one displacement a joint and clip (class tasks, in
+    units of the normalised clip), or one a joint and frame (pose estimation, in half image widths)."""
     joint_drop: float = 0.0
     """Training: chance that a joint's input is replaced by its parent's for the whole clip."""
     flip: bool = False
@@ -171,6 +173,18 @@ class TaskData(_Section):
         for name in ("targets_per_window", "evaluate_targets"):
             if getattr(self, name) > self.frames:
                 found.append(f"{name} must be at most frames, got {getattr(self, name)} and {self.frames}")
+        long, short = max(self.evaluate_stride, self.frame_stride), max(1, min(self.evaluate_stride, self.frame_stride))
+        jump = max(1, self.evaluate_stride // max(1, self.frame_stride))
+        if long % short:
+            found.append(
+                "of evaluate_stride and frame_stride one must be a multiple of the other, got "
+                f"{self.evaluate_stride} and {self.frame_stride}"
+            )
+        elif self.evaluate_targets % jump:
+            found.append(
+                "evaluate_targets must be a multiple of evaluate_stride / frame_stride, got "
+                f"{self.evaluate_targets} and {jump}; try {_next_multiple(self.evaluate_targets, jump)}"
+            )
         found += _between(self, "crop_min", 0.01, 1)
         for name, high in (("rotation_deg", 180), ("tilt_deg", 180), ("scale", 0.9), ("bone_scale", 0.9), ("joint_drop", 0.9)):
             found += _between(self, name, 0, high)

@@ -1,0 +1,399 @@
+"""Batches of a task: which clips, which frames, in what coordinates; all draws from (seed, purpose, task, step).
+
+So a batch depends on the step alone: not on workers, processes, devices, or on whether the run was resumed.
+
+Shape suffixes: B clips or windows, P persons, N frames, S 25 slots, J native joints, R target frames, K target steps,
+F all frames of a set, A cameras.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ups_model.config import TASK_NAMES, Config, TaskData, TaskName
+from ups_model.data.augment import augment_bodies, augment_clips, uniform
+from ups_model.data.clips import ClipSet, Split
+from ups_model.layers import seed_for
+from ups_model.model import MAX_PERSONS, Inputs
+from ups_model.skeletons import ROOT_SLOT, SLOTS
+from ups_model.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of one task from one clip set, and what the model should answer."""
+
+    inputs: Inputs
+    source: str
+    clip_B: Tensor
+    """Row of each clip in its clip set."""
+    label_B: Tensor | None
+    """Class of each clip within its data set (class tasks)."""
+    pose_BRJ3: Tensor | None = None
+    """Root-relative pose in camera axes, metres (pose estimation)."""
+    frame_BR: Tensor | None = None
+    """Frame of the recording that each target is, -1 where a window reaches past the end (pose estimation)."""
+    camera_B: Tensor | None = None
+    """Camera of each window (pose estimation)."""
+
+
+class Source:
+    """One clip set on the model's device, with its split."""
+
+    def __init__(self, clips: ClipSet, split: Split, device: torch.device) -> None:
+        self.clips, self.split, self.name = clips, split, clips.name
+        self.skeleton, self.dims = clips.skeleton, clips.info.dims
+        self.device = device
+        self.slot_mask_S = torch.zeros(SLOTS, dtype=torch.bool, device=device)
+        self.slot_mask_S[list(self.skeleton.slots_present)] = True
+        self.slot_matrix_SJ = torch.as_tensor(self.skeleton.slot_matrix, device=device)
+        self.positions_FJC = torch.as_tensor(np.ascontiguousarray(clips.positions), device=device)
+        self.label = torch.as_tensor(clips.label.astype(np.int64), device=device)
+        self.length = torch.as_tensor(clips.clip_length.astype(np.int64), device=device)
+        start, length, offset, persons = _person_table(clips)
+        self.start_MP = torch.as_tensor(start, device=device)
+        self.length_MP = torch.as_tensor(length, device=device)
+        self.offset_MP = torch.as_tensor(offset, device=device)
+        self.persons = persons
+
+    def rows(self, part: str) -> np.ndarray:
+        """Clips of "train", "validation" or "test"."""
+        return {"train": self.split.train, "validation": self.split.validation, "test": self.split.test}[part]
+
+    def gather(self, row_BP: Tensor, frame_BPN: Tensor) -> Tensor:
+        """[B, P, N, J, C] float32 poses of persons' tracks at whole frames of their clips, held beyond a track's ends."""
+        start, length, offset = (table[row_BP] for table in (self.start_MP, self.length_MP, self.offset_MP))
+        persons = torch.arange(frame_BPN.shape[1], device=self.device)
+        start, length, offset = (table[:, persons] for table in (start, length, offset))
+        local = (frame_BPN - offset[..., None]).minimum((length - 1).clamp(min=0)[..., None]).clamp(min=0)
+        return self.positions_FJC[start[..., None] + local].float()
+
+
+def _person_table(clips: ClipSet) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Start, length and offset [clips, MAX_PERSONS] of each clip's longest tracks; length 0 where nobody is."""
+    count = len(clips)
+    start, length, offset = (np.zeros((count, MAX_PERSONS), dtype=np.int64) for _ in range(3))
+    order = np.lexsort((np.arange(len(clips.track_clip)), -clips.track_length.astype(np.int64), clips.track_clip))
+    owner = clips.track_clip[order]
+    rank = np.arange(len(order)) - np.searchsorted(owner, owner, side="left")
+    kept = rank < MAX_PERSONS
+    for table, column in ((start, clips.track_start), (length, clips.track_length), (offset, clips.track_offset)):
+        table[owner[kept], rank[kept]] = column[order][kept]
+    return start, length, offset, int(rank[kept].max(initial=0)) + 1
+
+
+class Feed:
+    """Batches of one task: `train(step)` for any step in any order, `evaluate(part)` once through."""
+
+    def __init__(self, task: TaskName, data: TaskData, sources: list[Source], seed: int) -> None:
+        self.task, self.data, self.sources, self.seed = task, data, sources, seed
+        self._orders: dict[tuple[str, int], Tensor] = {}
+        self._check()
+        if TASKS[task].kind == "pose":
+            self._windows = {source.name: _pose_items(source, "train") for source in sources}
+        for source in sources:
+            if self._train_size(source) == 0:
+                raise ValueError(f"training split must have clips, got none in {source.name!r} for {task}")
+
+    def _check(self) -> None:
+        task = TASKS[self.task]
+        for source in self.sources:
+            if task.kind == "pose":
+                if source.dims != 3 or not source.clips.info.camera_groups:
+                    raise ValueError(f"{self.task} needs 3D clips with cameras, {source.name!r} has none; use another clip set")
+                geometric = [
+                    name
+                    for name in ("rotation_deg", "scale", "bone_scale", "translation_m")
+                    if getattr(self.data, name) > 0
+                ]
+                if self.data.detections == "stored":
+                    if source.clips.keypoints is None:
+                        raise ValueError(f"detections='stored' needs stored keypoints, {source.name!r} has none; use 'project'")
+                    if geometric:
+                        raise ValueError(
+                            f"stored detections cannot be turned or resized, got {', '.join(geometric)} above 0; set them to 0"
+                        )
+            elif source.dims != task.input_dims:
+                raise ValueError(f"{self.task} needs {task.input_dims}D clips, {source.name!r} has {source.dims}D")
+            elif not source.clips.info.classes or int(source.clips.label.min()) < 0:
+                raise ValueError(f"{self.task} needs labelled clips, {source.name!r} has clips without a class")
+
+    def _train_size(self, source: Source) -> int:
+        if TASKS[self.task].kind == "pose":
+            return len(self._windows[source.name])
+        return len(source.rows("train"))
+
+    def _generator(self, purpose: str, *parts: int | str) -> torch.Generator:
+        return torch.Generator().manual_seed(seed_for(self.seed, purpose, self.task, *parts))
+
+    def _items(self, source: Source, first: int, count: int) -> Tensor:
+        """Items first .. first + count - 1 of the endless sequence of reshuffled passes over the training split."""
+        size = self._train_size(source)
+        position = torch.arange(first, first + count)
+        out = torch.empty(count, dtype=torch.int64)
+        for epoch in range(first // size, (first + count - 1) // size + 1):
+            key = (source.name, epoch)
+            if key not in self._orders:
+                generator = self._generator("order", source.name, epoch)
+                if len(self._orders) > 2 * len(self.sources):
+                    self._orders.clear()
+                self._orders[key] = torch.randperm(size, generator=generator)
+            inside = position // size == epoch
+            out[inside] = self._orders[key][position[inside] % size]
+        return out
+
+    def train(self, turn: int, share: tuple[int, int] = (0, 1)) -> Batch:
+        """The batch of this task's `turn`-th iteration (from 0); `share` = (rank, processes) takes a part of its clips.
+
+        All clips of a batch come from one source, drawn in proportion to the sources' sizes.
+        """
+        sizes = torch.tensor([float(self._train_size(source)) for source in self.sources])
+        choice = self._generator("source", turn)
+        source = self.sources[int(torch.multinomial(sizes, 1, generator=choice))]
+        items = self._items(source, turn * self.data.batch_size, self.data.batch_size)
+        generator = self._generator("augment", turn)
+        if TASKS[self.task].kind == "pose":
+            batch = self._pose_train(source, self._windows[source.name][items], generator)
+        else:
+            batch = self._class_train(source, torch.as_tensor(source.rows("train"))[items], generator)
+        return _share(batch, *share)
+
+    # -- class tasks ----------------------------------------------------------------------------------------------
+
+    def _class_train(self, source: Source, row_B: Tensor, generator: torch.Generator) -> Batch:
+        count = len(row_B)
+        kept_B = uniform(generator, count, self.data.crop_min, 1)
+        place_B = torch.rand(count, generator=generator)
+        if self.task == "eap":
+            place_B = torch.zeros(count)  # What is observed early is always the front part.
+        batch = self._class_batch(source, row_B, kept_B, place_B)
+        pose = augment_clips(batch.inputs.pose_BPNSC, self.data, source.dims, generator)
+        pose = pose * batch.inputs.slot_mask_S[:, None]
+        inputs = Inputs(self.task, pose, batch.inputs.slot_mask_S, None, batch.inputs.person_mask_BP)
+        return Batch(inputs, source.name, batch.clip_B, batch.label_B)
+
+    def _class_batch(self, source: Source, row_B: Tensor, kept_B: Tensor, place_B: Tensor) -> Batch:
+        """Clips cut to the share `kept_B` of their frames (at least one, rounded up), resized to N frames, normalised."""
+        device, row_B = source.device, row_B.to(source.device)
+        length_B = source.length[row_B]
+        kept = torch.ceil(kept_B.to(device).double() * length_B - 1e-9).clamp(min=1).minimum(length_B.double())
+        first_B = torch.floor(place_B.to(device) * (length_B - kept + 1)).minimum(length_B - kept)
+        step_N = (torch.arange(self.data.frames, device=device) + 0.5) / self.data.frames
+        time_BN = (first_B[:, None] + step_N * kept[:, None] - 0.5).maximum(first_B[:, None])
+        time_BN = time_BN.minimum((first_B + kept - 1)[:, None])
+        low_BN = time_BN.floor()
+        weight_BN = (time_BN - low_BN).float()[:, None, :, None, None]
+        low_BPN = low_BN.long()[:, None].expand(-1, source.persons, -1)
+        last_B = (first_B + kept - 1).long()
+        high_BPN = (low_BPN + 1).minimum(last_B[:, None, None])
+        native = torch.lerp(source.gather(row_B, low_BPN), source.gather(row_B, high_BPN), weight_BN)
+        seen_BP = (source.length_MP[row_B, : source.persons] > 0) & (
+            source.offset_MP[row_B, : source.persons] <= last_B[:, None]
+        )
+        seen_BP[:, 0] |= ~seen_BP.any(dim=1)
+        pose = torch.einsum("sj,bpnjc->bpnsc", source.slot_matrix_SJ, native)
+        pose = normalise_clips(pose, seen_BP, source)
+        inputs = Inputs(self.task, pose, source.slot_mask_S, None, None if source.persons == 1 else seen_BP)
+        return Batch(inputs, source.name, row_B, source.label[row_B])
+
+    def evaluate(self, part: str, ratio: float = 1.0, batch_size: int = 0) -> Iterator[Batch]:
+        """All clips of "validation" or "test" once, in order; class tasks see the first `ratio` of each clip."""
+        batch_size = batch_size or 4 * self.data.batch_size
+        for source in self.sources:
+            if TASKS[self.task].kind == "pose":
+                yield from self._pose_evaluate(source, part, batch_size)
+                continue
+            for row_B in torch.as_tensor(source.rows(part)).split(batch_size):
+                share = torch.full((len(row_B),), ratio)
+                yield self._class_batch(source, row_B, share, torch.zeros(len(row_B)))
+
+    # -- pose estimation ------------------------------------------------------------------------------------------
+
+    def _pose_train(self, source: Source, item_B: Tensor, generator: torch.Generator) -> Batch:
+        data = self.data
+        centre = (data.frames - data.evaluate_targets) // 2
+        draw = torch.rand(len(item_B), data.evaluate_targets, generator=generator)
+        count = min(data.targets_per_window, data.evaluate_targets)
+        target_BR = centre + draw.argsort(dim=1)[:, :count].sort(dim=1).values
+        frame_BN = item_B[:, 2, None] + data.frame_stride * (torch.arange(data.frames) - (data.frames - 1) // 2)
+        return self._pose_batch(source, item_B[:, 0], item_B[:, 1], frame_BN, target_BR, generator)
+
+    def _pose_evaluate(self, source: Source, part: str, batch_size: int) -> Iterator[Batch]:
+        item, frame, target, wanted = _evaluation_windows(source, part, self.data)
+        for index in range(0, len(item), batch_size):
+            chosen = slice(index, index + batch_size)
+            batch = self._pose_batch(source, item[chosen, 0], item[chosen, 1], frame[chosen], target[chosen], None)
+            yield Batch(**{**vars(batch), "frame_BR": wanted[chosen].to(source.device)})
+
+    def _pose_batch(
+        self,
+        source: Source,
+        row_B: Tensor,
+        camera_B: Tensor,
+        frame_BN: Tensor,
+        target_BR: Tensor,
+        generator: torch.Generator | None,
+    ) -> Batch:
+        device = source.device
+        row_B, camera_B, frame_BN, target_BR = (x.to(device) for x in (row_B, camera_B, frame_BN, target_BR))
+        frame_BN = frame_BN.clamp(min=0).minimum(source.length[row_B, None] - 1)
+        world_BNJ3 = source.gather(row_B, frame_BN[:, None])[:, 0]
+        if generator is not None:
+            middle_B = target_BR[:, target_BR.shape[1] // 2]
+            world_BNJ3 = augment_bodies(world_BNJ3, middle_B, source.skeleton, self.data, generator)
+        cameras = _camera_table(source)
+        group_B = torch.as_tensor(source.clips.camera_group.astype(np.int64), device=device)[row_B]
+        rotation, centre, focal, principal, size = (table[group_B, camera_B] for table in cameras)
+        camera_BNJ3 = torch.einsum("bdc,bnjc->bnjd", rotation, world_BNJ3 - centre[:, None, None])
+        if self.data.detections == "project":
+            depth = camera_BNJ3[..., 2:].clamp(min=0.1)  # A person behind the camera exists only in augmentation.
+            pixel_BNJ2 = camera_BNJ3[..., :2] / depth * focal[:, None, None] + principal[:, None, None]
+        else:
+            flat_BN = source.start_MP[row_B, 0, None] + frame_BN
+            stored = torch.as_tensor(source.clips.keypoints[flat_BN.cpu().numpy(), camera_B.cpu().numpy()[:, None]])
+            pixel_BNJ2 = stored.float().to(device)
+        screen_BNJ2 = normalise_screen(pixel_BNJ2, size)
+        if generator is not None and self.data.jitter:
+            noise = torch.randn(screen_BNJ2.shape, generator=generator) * self.data.jitter
+            screen_BNJ2 = screen_BNJ2 + noise.to(device)
+        screen_BNS2 = torch.einsum("sj,bnjc->bnsc", source.slot_matrix_SJ, screen_BNJ2)
+        pose_BPNSC = torch.nn.functional.pad(screen_BNS2, (0, 1))[:, None]
+        rows = torch.arange(len(row_B), device=device)[:, None]
+        root = source.skeleton.parents.index(-1)
+        target_BRJ3 = camera_BNJ3[rows, target_BR]
+        target_BRJ3 = target_BRJ3 - target_BRJ3[:, :, root : root + 1]
+        inputs = Inputs(self.task, pose_BPNSC, source.slot_mask_S, target_frame_BR=target_BR)
+        label = source.label[row_B]
+        return Batch(inputs, source.name, row_B, label, target_BRJ3, frame_BN[rows, target_BR], camera_B)
+
+
+def normalise_clips(pose_BPNSC: Tensor, seen_BP: Tensor, source: Source) -> Tensor:
+    """Class tasks: y up, centred on the first person's mean root; 2D clips also scaled to unit joint spread, z = 0."""
+    up = source.clips.info.up_axis
+    if up == "z":
+        x, y, z = pose_BPNSC.unbind(dim=-1)
+        pose_BPNSC = torch.stack([x, z, -y], dim=-1)
+    elif up == "-y":
+        sign = torch.ones(pose_BPNSC.shape[-1], device=pose_BPNSC.device)
+        sign[1] = -1
+        pose_BPNSC = pose_BPNSC * sign
+    elif up != "y":
+        raise ValueError(f"up_axis must be y, z or -y, got {up!r} in clip set {source.name!r}")
+    first_B = seen_BP.float().argmax(dim=1)
+    rows = torch.arange(len(pose_BPNSC), device=pose_BPNSC.device)
+    root_BC = pose_BPNSC[rows, first_B, :, ROOT_SLOT].mean(dim=1)
+    pose_BPNSC = pose_BPNSC - root_BC[:, None, None, None]
+    mask_S = source.slot_mask_S.float()
+    if source.dims == 2:
+        spread_B = (pose_BPNSC[rows, first_B] * mask_S[:, None]).square().sum(dim=-1).sum(dim=(1, 2))
+        spread_B = (spread_B / (mask_S.sum() * pose_BPNSC.shape[2])).sqrt().clamp(min=1e-6)
+        pose_BPNSC = torch.nn.functional.pad(pose_BPNSC / spread_B[:, None, None, None, None], (0, 1))
+    return pose_BPNSC * mask_S[:, None] * seen_BP[:, :, None, None, None]
+
+
+def normalise_screen(pixel_BNJ2: Tensor, size_B2: Tensor) -> Tensor:
+    """Screen coordinates X / w * 2 - [1, h / w], so that x spans [-1, 1] and the aspect ratio is kept (VideoPose3D)."""
+    width_B, height_B = size_B2.unbind(dim=-1)
+    shift_B2 = torch.stack([torch.ones_like(width_B), height_B / width_B], dim=-1)
+    return pixel_BNJ2 / width_B[:, None, None, None] * 2 - shift_B2[:, None, None]
+
+
+def _camera_table(source: Source) -> tuple[Tensor, ...]:
+    """Rotation, centre, focal length, principal point and image size of [camera group, camera]."""
+    groups = source.clips.info.camera_groups
+    return tuple(
+        torch.as_tensor(
+            np.array([[np.asarray(getattr(camera, name)) for camera in group] for group in groups]),
+            dtype=torch.float32,
+            device=source.device,
+        )
+        for name in ("R", "center", "f", "c", "wh")
+    )
+
+
+def _pose_items(source: Source, part: str) -> Tensor:
+    """[items, 3] (clip, camera, centre frame): every frame of every clip in every camera."""
+    pieces = []
+    for row in source.rows(part):
+        cameras, length = len(source.clips.cameras(int(row))), int(source.clips.clip_length[row])
+        grid = torch.cartesian_prod(torch.tensor([int(row)]), torch.arange(cameras), torch.arange(length))
+        pieces.append(grid)
+    return torch.cat(pieces) if pieces else torch.empty(0, 3, dtype=torch.int64)
+
+
+def _evaluation_windows(source: Source, part: str, data: TaskData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Windows that cover every `evaluate_stride`-th frame once.
+
+    Returns (clip, camera) [W, 2]; frames [W, N]; target positions [W, R]; target frames [W, R], -1 past a clip's end.
+    """
+    jump = max(1, data.evaluate_stride // data.frame_stride)
+    phases = range(0, data.frame_stride, data.evaluate_stride)
+    first = (data.frames - data.evaluate_targets) // 2 if data.evaluate_targets > 1 else (data.frames - 1) // 2
+    local_R = first + torch.arange(0, data.evaluate_targets, jump)
+    items, frames, wanted = [], [], []
+    for row in source.rows(part):
+        length = int(source.clips.clip_length[row])
+        for phase in phases:
+            groups = -(-(max(length - phase, 0)) // (data.frame_stride * data.evaluate_targets))
+            begin = torch.arange(groups)[:, None] * data.evaluate_targets - first
+            frame_GN = phase + data.frame_stride * (begin + torch.arange(data.frames))
+            wanted_GR = frame_GN[:, local_R]
+            wanted_GR = torch.where(wanted_GR < length, wanted_GR, -1)
+            for camera in range(len(source.clips.cameras(int(row)))):
+                items.append(torch.tensor([[int(row), camera]]).expand(groups, -1))
+                frames.append(frame_GN)
+                wanted.append(wanted_GR)
+    if not items:
+        none = torch.empty(0, data.frames, dtype=torch.int64)
+        return none[:, :2], none, none[:, :1], none[:, :1]
+    frame_WN = torch.cat(frames)
+    return torch.cat(items), frame_WN, local_R.expand(len(frame_WN), -1), torch.cat(wanted)
+
+
+def _share(batch: Batch, rank: int, processes: int) -> Batch:
+    """Every `processes`-th clip from `rank` on."""
+    if processes == 1:
+        return batch
+    own = slice(rank, None, processes)
+
+    def cut(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value[own]
+
+    inputs = batch.inputs
+    part = Inputs(
+        inputs.task,
+        inputs.pose_BPNSC[own],
+        inputs.slot_mask_S,
+        cut(inputs.frame_mask_BN),
+        cut(inputs.person_mask_BP),
+        cut(inputs.target_frame_BR),
+    )
+    return Batch(
+        part,
+        batch.source,
+        batch.clip_B[own],
+        cut(batch.label_B),
+        cut(batch.pose_BRJ3),
+        cut(batch.frame_BR),
+        cut(batch.camera_B),
+    )
+
+
+def build_feeds(
+    config: Config, sets: dict[str, tuple[ClipSet, Split]], device: torch.device
+) -> dict[TaskName, Feed]:
+    """A feed for each trained task; a clip set that serves several tasks is put on the device once."""
+    sources: dict[str, Source] = {}
+    feeds: dict[TaskName, Feed] = {}
+    for task in TASK_NAMES:
+        if task not in config.optim.tasks:
+            continue
+        data: TaskData = getattr(config.data, task)
+        for name in data.sources:
+            if name not in sources:
+                sources[name] = Source(*sets[name], device)
+        feeds[task] = Feed(task, data, [sources[name] for name in data.sources], config.seed)
+    return feeds

@@ -1,0 +1,282 @@
+"""UPS: joint tokenizer, routed encoder, auto-regressive decoder over one text vocabulary (paper section 3).
+
+Shape suffixes: B clips, P persons, N frames, J joint slots present, S all 25 slots, C coordinates or features, D token
+width, R target frames of a window, K target steps, W decoder width, V vocabulary, E text-feature width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ups_model.config import ModelConfig
+from ups_model.decoder import Decoder, DecoderCache, Memory
+from ups_model.encoder import Encoder
+from ups_model.layers import Scene, SlotsToToken, drawn, initialise, linear
+from ups_model.skeletons import SLOT_PARENTS, SLOTS
+from ups_model.tasks import POSE_AXES, TASK_INDEX, TASKS
+from ups_model.tokenizer import JointTokenizer, time_mean
+from ups_model.vocabulary import Quantiser, Vocabulary
+
+MAX_PERSONS = 2
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the model sees of a batch; all clips of a batch are of one task."""
+
+    task: str
+    pose_BPNSC: Tensor
+    """Coordinates in the 25 common slots; 2D clips have third coordinate 0."""
+    slot_mask_S: Tensor
+    """True for slots that the batch's skeletons fill."""
+    frame_mask_BN: Tensor | None = None
+    """True for frames that are there; None = all."""
+    person_mask_BP: Tensor | None = None
+    """True for persons that are there; None = all."""
+    target_frame_BR: Tensor | None = None
+    """Frames whose poses are asked for (pose estimation); None = the centre frame."""
+
+
+class UPS(nn.Module):
+    """The unified pose sequence model: one set of weights, four tasks, all answers as token sequences."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary: Vocabulary,
+        quantiser: Quantiser | None,
+        text_VE: Tensor,
+        max_frames: int,
+        pose_joints: int = 17,
+        seed: int = 0,
+    ) -> None:
+        """Build and initialise.
+
+        Args:
+            text_VE: frozen features of `vocabulary.prompts`, as `text_features` gives them.
+            max_frames: longest clip or window.
+            pose_joints: joints of a predicted pose; its target sequence has 3 * pose_joints + 1 tokens.
+            seed: of the initial weights; parameters that two configurations share start equal.
+
+        Raises:
+            ValueError: text features that do not fit the vocabulary, or bins that differ from the configuration's.
+        """
+        super().__init__()
+        if text_VE.shape[0] != vocabulary.size:
+            raise ValueError(f"text features must have one row a token, got {text_VE.shape[0]} for {vocabulary.size}")
+        if vocabulary.n_bins != config.n_bins:
+            raise ValueError(f"vocabulary and model must agree in n_bins, got {vocabulary.n_bins} and {config.n_bins}")
+        self.config, self.vocabulary, self.quantiser = config, vocabulary, quantiser
+        self.pose_joints, self.max_frames = pose_joints, max_frames
+        width, decoder_width = config.token_width, config.decoder_width
+        features = 3 * len(config.input_features)
+        self.register_buffer("input_mean_TC", torch.zeros(len(TASKS), features))
+        self.register_buffer("input_scale_TC", torch.ones(len(TASKS), features))
+        self.tokenizer = JointTokenizer(features, width, config.tokenizer_layers, config.normalisation)
+        self.slot_SD = drawn(SLOTS, width, std=0.02)
+        self.frame_ND = drawn(max_frames, width, std=0.02)
+        self.dropout = nn.Dropout(config.dropout)
+        self.encoder = Encoder(config)
+        self.memory_norm = nn.LayerNorm(width)
+        if config.decoder_memory != "joints":
+            self.frame_memory = SlotsToToken(width, decoder_width)
+        if config.decoder_memory != "frames":
+            self.joint_memory = linear(width, decoder_width)
+            self.joint_memory_SW = drawn(SLOTS, decoder_width, std=0.02)
+        self.person_PW = drawn(MAX_PERSONS, decoder_width, std=0.02)
+        self.start = linear(config.router_width, decoder_width)
+        self.decoder = Decoder(config, POSE_AXES * SLOTS + 1, max_frames)
+        text_VE = whiten(text_VE) if config.vocabulary_whitening else text_VE.float()
+        self.register_buffer("text_VE", text_VE)
+        self.project_text = linear(text_VE.shape[1], decoder_width, bias=False)
+        if config.vocabulary_residual:
+            self.residual_VW = drawn(vocabulary.size, decoder_width, std=0.02)
+        self.logit_scale = nn.Parameter(torch.tensor(decoder_width**-0.5))
+        self.register_buffer("parents_S", torch.as_tensor(SLOT_PARENTS).clamp(min=0), persistent=False)
+        initialise(self, seed)
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def vocabulary_VW(self) -> Tensor:
+        """The vocabulary as decoder tokens: projected frozen text features, and the learned residual if there is one."""
+        tokens_VW = self.project_text(self.text_VE)
+        return tokens_VW + self.residual_VW if self.config.vocabulary_residual else tokens_VW
+
+    def features(self, pose_BNSC: Tensor) -> Tensor:
+        """[B, N, 25, C'] input features of each joint: position, velocity (a frame's difference), bone (from parent)."""
+        parts = {
+            "position": lambda: pose_BNSC,
+            "velocity": lambda: F.pad(pose_BNSC[:, 1:] - pose_BNSC[:, :-1], (0, 0, 0, 0, 1, 0)),
+            "bone": lambda: pose_BNSC - pose_BNSC[:, :, self.parents_S],
+        }
+        return torch.cat([parts[name]() for name in self.config.input_features], dim=-1)
+
+    @torch.no_grad()
+    def set_input_statistics(self, inputs: Inputs) -> None:
+        """Take mean and scale of the task's input features from a batch of training clips."""
+        there_BP = self._present(inputs)
+        features_BNSC = self.features(inputs.pose_BPNSC[there_BP])[:, :, inputs.slot_mask_S]
+        if inputs.frame_mask_BN is not None:
+            person_frames_BPN = inputs.frame_mask_BN[:, None].expand(-1, there_BP.shape[1], -1)
+            features_BNSC = features_BNSC[person_frames_BPN[there_BP]]
+        flat = features_BNSC.reshape(-1, features_BNSC.shape[-1]).double()
+        row = TASK_INDEX[inputs.task]
+        self.input_mean_TC[row] = flat.mean(dim=0)
+        self.input_scale_TC[row] = flat.std(dim=0).clamp(min=1e-6).where(flat.std(dim=0) > 1e-6, 1.0)
+
+    def encode(
+        self, inputs: Inputs, noise_LH: Tensor | None = None, temperature: float = 1.0
+    ) -> tuple[Memory, Tensor, Scene]:
+        """Pose sequences to the decoder's memory; also the encoded tokens [B*P, N, J, D] and their scene.
+
+        Raises:
+            ValueError: wrong shapes, or coordinates that are not finite.
+        """
+        check_inputs(inputs, self.max_frames)
+        batch, persons, frames = inputs.pose_BPNSC.shape[:3]
+        there_BP = self._present(inputs)
+        all_there = inputs.person_mask_BP is None or bool(there_BP.all())
+        pose_XNSC = inputs.pose_BPNSC.flatten(0, 1) if all_there else inputs.pose_BPNSC[there_BP]
+        frame_mask = inputs.frame_mask_BN
+        if frame_mask is not None and bool(frame_mask.all()):
+            frame_mask = None
+        mask_XN = None
+        if frame_mask is not None:
+            mask_XN = frame_mask[:, None].expand(-1, persons, -1)[there_BP]
+            # A padded frame repeats nothing: zero it before differences between frames are taken.
+            pose_XNSC = pose_XNSC * mask_XN[:, :, None, None]
+        scene = Scene(TASK_INDEX[inputs.task], inputs.slot_mask_S.nonzero()[:, 0], mask_XN)
+        row = scene.task
+        features_XNJC = self.features(pose_XNSC)[:, :, scene.slots]
+        features_XNJC = (features_XNJC - self.input_mean_TC[row]) / self.input_scale_TC[row]
+        x_XNJD = self.tokenizer(features_XNJC, scene)
+        x_XNJD = self.dropout(x_XNJD + self.slot_SD[scene.slots] + self.frame_ND[:frames, None])
+        x_XNJD = self.encoder(x_XNJD, scene, noise_LH, temperature)
+        memory = self._memory(inputs, self.memory_norm(x_XNJD), scene, there_BP, all_there)
+        return memory, x_XNJD, scene
+
+    def _present(self, inputs: Inputs) -> Tensor:
+        if inputs.person_mask_BP is not None:
+            return inputs.person_mask_BP
+        return torch.ones(inputs.pose_BPNSC.shape[:2], dtype=torch.bool, device=inputs.pose_BPNSC.device)
+
+    def _memory(self, inputs: Inputs, x_XNJD: Tensor, scene: Scene, there_BP: Tensor, all_there: bool) -> Memory:
+        batch, persons, frames = inputs.pose_BPNSC.shape[:3]
+        joints = len(scene.slots)
+        device = x_XNJD.device
+        target_BR = inputs.target_frame_BR
+        if target_BR is None:
+            target_BR = torch.full((batch, 1), (frames - 1) // 2, device=device)
+        target_X = target_BR.flatten()
+        frame_N = torch.arange(frames, device=device)
+        window, per_target = [], None
+        kind = self.config.decoder_memory
+        if kind == "joints":
+            tokens = self.joint_memory(x_XNJD) + self.joint_memory_SW[scene.slots]
+            window, frame_M = tokens.flatten(1, 2), frame_N.repeat_interleave(joints)
+        else:
+            window, frame_M = self.frame_memory(x_XNJD, scene), frame_N
+        if kind == "frames+joints":
+            if TASKS[inputs.task].kind == "pose":
+                rows = torch.arange(batch, device=device).repeat_interleave(target_BR.shape[1])
+                own_XJD = x_XNJD[rows, target_X]
+            else:
+                own_XJD = time_mean(x_XNJD, scene.frame_mask_BN)
+            per_target = self.joint_memory(own_XJD) + self.joint_memory_SW[scene.slots]
+        mask_BM = None
+        if scene.frame_mask_BN is not None:
+            mask_BM = scene.frame_mask_BN[:, frame_M]
+        if persons > 1 or not all_there:
+            # Encoded one by one, attended to together: persons' tokens stand side by side, absent ones masked.
+            present = mask_BM if mask_BM is not None else torch.ones(window.shape[:2], dtype=torch.bool, device=device)
+            extra = [] if per_target is None else [per_target]
+            tokens = torch.cat([window, *extra], dim=1)
+            present = F.pad(present, (0, tokens.shape[1] - present.shape[1]), value=True)
+            full = tokens.new_zeros(batch, persons, *tokens.shape[1:])
+            full[there_BP] = tokens
+            full = full + self.person_PW[:persons, None]
+            mask = torch.zeros(full.shape[:3], dtype=torch.bool, device=device)
+            mask[there_BP] = present
+            shared = window.shape[1]
+            window, mask_BM = full.flatten(1, 2), mask.flatten(1, 2)
+            frame_M = F.pad(frame_M, (0, full.shape[2] - shared), value=(frames - 1) // 2).repeat(persons)
+            per_target = None
+        offset_XM = frame_M[None] - target_X[:, None] + self.max_frames - 1
+        return Memory(window, mask_BM, offset_XM, per_target)
+
+    def embed_prefix(self, task: str, tokens_BK: Tensor, mask_BK: Tensor | None, vocabulary_VW: Tensor) -> Tensor:
+        """[B, K + 1, W] decoder input: the task's start token, then the given tokens (mask token where `mask_BK`)."""
+        start_W = self.start(self.encoder.router.task_TQ[TASK_INDEX[task]])
+        given_BKW = F.embedding(tokens_BK, vocabulary_VW)
+        if mask_BK is not None:
+            given_BKW = torch.where(mask_BK[..., None], self.decoder.mask_W, given_BKW)
+        return torch.cat([start_W.expand(len(tokens_BK), 1, -1).to(given_BKW.dtype), given_BKW], dim=1)
+
+    def logits(self, output_BKW: Tensor, vocabulary_VW: Tensor) -> Tensor:
+        """Match output tokens with the vocabulary: [B, K, V]."""
+        return (output_BKW @ vocabulary_VW.T) * self.logit_scale
+
+    def forward(
+        self,
+        inputs: Inputs,
+        target_BK: Tensor,
+        mask_BK: Tensor | None = None,
+        noise_LH: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Teacher-forced logits [B*R, K, V] of the target sequences, one step ahead each (Eq. 3).
+
+        Args:
+            target_BK: [B*R, K] token ids; the last one is never an input.
+            mask_BK: [B*R, K-1] True where an input token is replaced by the mask token.
+            noise_LH: Gumbel noise of a training step; None takes the best route.
+        """
+        memory, _, _ = self.encode(inputs, noise_LH, temperature)
+        vocabulary_VW = self.vocabulary_VW()
+        prefix_BKW = self.embed_prefix(inputs.task, target_BK[:, :-1], mask_BK, vocabulary_VW)
+        return self.logits(self.decoder(prefix_BKW, self.decoder.start(memory)), vocabulary_VW)
+
+    def routes(self) -> dict[str, list[int]]:
+        """The block that each task takes in each layer (the paper's Figure 4); empty without routing."""
+        if not self.config.routing:
+            return {}
+        return {task: self.encoder.router.routes(index) for task, index in TASK_INDEX.items()}
+
+    def new_cache(self, memory: Memory) -> DecoderCache:
+        """A decoding cache for `memory`."""
+        return self.decoder.start(memory)
+
+
+def whiten(text_VE: Tensor) -> Tensor:
+    """Centre and whiten features, [V, E] -> [V, rank]: orthogonal columns of unit variance.
+
+    Features of prompts that differ in one number have cosines above 0.9; a learned projection of them is badly
+    conditioned. Whitening keeps what the frozen text distinguishes and gives every direction the same scale.
+    Directions below 1e-3 of the largest singular value are noise of the language model's arithmetic and are dropped.
+    """
+    centred = text_VE.double() - text_VE.double().mean(dim=0)
+    left, scale, _ = torch.linalg.svd(centred, full_matrices=False)
+    kept = scale > 1e-3 * scale[0]
+    left = left[:, kept]
+    sign = left.gather(0, left.abs().argmax(dim=0, keepdim=True)).sign()  # A singular vector's sign is arbitrary.
+    return (left * sign * len(text_VE) ** 0.5).float()
+
+
+def check_inputs(inputs: Inputs, max_frames: int) -> None:
+    """Raise ValueError for shapes or values that no batch of ours has."""
+    shape = tuple(inputs.pose_BPNSC.shape)
+    if len(shape) != 5 or shape[3] != SLOTS or shape[4] != 3:
+        raise ValueError(f"poses must be [clips, persons, frames, {SLOTS}, 3], got {shape}; map them with to_slots")
+    if inputs.task not in TASK_INDEX:
+        raise ValueError(f"task must be one of {', '.join(TASK_INDEX)}, got {inputs.task!r}")
+    if shape[1] > MAX_PERSONS:
+        raise ValueError(f"a clip holds at most {MAX_PERSONS} persons, got {shape[1]}; keep those that move most")
+    if not 1 <= shape[2] <= max_frames:
+        raise ValueError(f"clips must have 1 to {max_frames} frames, got {shape[2]}; resize or cut them")
+    if inputs.target_frame_BR is not None and shape[1] != 1:
+        raise ValueError(f"pose estimation takes one person a clip, got {shape[1]}")
+    if not torch.isfinite(inputs.pose_BPNSC).all():
+        bad = int((~torch.isfinite(inputs.pose_BPNSC)).flatten(1).any(dim=1).nonzero()[0])
+        raise ValueError(f"coordinates must be finite, got NaN or infinity in clip {bad} of the batch; clean the data")
