@@ -1,0 +1,43 @@
+# make test | lint | train. The first call makes .venv; later calls reuse it until pyproject.toml or constraints.txt change.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+EXTRAS := dev
+WORKERS ?= 2
+
+.PHONY: test lint format train setup
+.DEFAULT_GOAL := test
+
+test: setup
+	@# One thread per process: the workers share the processors, and float sums come in one order.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train: setup
+	$(BIN)/python -m ups_model.train --preset tiny
+
+setup: $(INSTALLED)
+
+# The stamp is written last, so an interrupted installation is taken up again by the next call.
+$(INSTALLED): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  for python in $(PYTHON) python3.11 python3; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	      echo "making $(VENV) with $$($$python --version)"; $$python -m venv $(VENV) && break || exit 1; \
+	    fi; \
+	  done; \
+	fi
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  echo "error: Python 3.11 or newer is needed, found $$(python3 --version 2>&1 || echo none);" \
+	    "install it, or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@

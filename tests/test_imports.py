@@ -1,0 +1,125 @@
+"""Which package may import which: ups_model <- search_spaces <- orchestrator, read from the sources."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCHEDULERS = ("ray", "mlflow", "optuna")
+
+FORBIDDEN = {
+    "ups_model": ("search_spaces", "orchestrator", "benchmarks", "tests", *SCHEDULERS),
+    "search_spaces": ("orchestrator", "benchmarks", "tests", *SCHEDULERS),
+    "orchestrator": ("benchmarks", "tests"),
+}
+
+
+def imported_names(source, package=""):
+    """(line, absolute dotted name) of every import in a source text, at any depth; `package` resolves relative ones."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                parents = package.split(".")
+                base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [node.module])])
+            else:
+                base = node.module
+            for alias in node.names:
+                yield node.lineno, f"{base}.{alias.name}"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "import_module",
+            "importlib.import_module",
+            "__import__",
+        ):
+            argument = node.args[0] if node.args else None
+            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                yield node.lineno, argument.value
+
+
+def wrong_arrows(source, package, file="<source>"):
+    """Imports that the package of a source may not make, as "file:line imports name"."""
+    forbidden = FORBIDDEN[package.split(".")[0]]
+    return [
+        f"{file}:{line} imports {name}"
+        for line, name in imported_names(source, package)
+        if name.split(".")[0] in forbidden
+    ]
+
+
+def sources(root, package):
+    return sorted((root / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_no_import_goes_against_the_arrows(repo_root, package):
+    files = sources(repo_root, package)
+    if not files:
+        pytest.skip(f"{package} has no source file yet")
+    faults = []
+    for file in files:
+        inside = ".".join(file.relative_to(repo_root).parent.parts)
+        faults += wrong_arrows(file.read_text(), inside, file.relative_to(repo_root))
+    assert not faults, "\n".join(faults)
+
+
+def test_the_sources_that_are_read_include_those_of_the_model(repo_root):
+    names = {file.name for file in sources(repo_root, "ups_model")}
+    assert {"__init__.py", "config.py", "vocabulary.py", "metrics.py"} <= names
+
+
+@pytest.mark.parametrize(
+    ("package", "source", "found"),
+    [
+        ("ups_model", "import ray", "<source>:1 imports ray"),
+        ("ups_model", "x = 1\nimport ray.tune as tune", "<source>:2 imports ray.tune"),
+        ("ups_model", "from mlflow import log_metric", "<source>:1 imports mlflow.log_metric"),
+        ("ups_model", "def f():\n    if 1:\n        import optuna", "<source>:3 imports optuna"),
+        ("ups_model.data", "from orchestrator.plan import plan", "<source>:1 imports orchestrator.plan.plan"),
+        (
+            "ups_model",
+            "import importlib\nimportlib.import_module('search_spaces.a')",
+            "<source>:2 imports search_spaces.a",
+        ),
+        ("ups_model", "__import__('ray')", "<source>:1 imports ray"),
+        ("search_spaces", "from orchestrator import plan", "<source>:1 imports orchestrator.plan"),
+        ("search_spaces", "import ray", "<source>:1 imports ray"),
+        ("orchestrator", "import tests.conftest", "<source>:1 imports tests.conftest"),
+    ],
+)
+def test_the_checker_finds_a_wrong_arrow(package, source, found):
+    assert wrong_arrows(source, package) == [found]
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("ups_model", "import torch, numpy, transformers"),
+        ("ups_model", "import rayleigh\nfrom .metrics import mpjpe_mm\nfrom ups_model.config import Config"),
+        ("ups_model", "name = 'import ray'  # import ray"),
+        ("ups_model.data", "from .. import config\nfrom ..skeletons import H36M17"),
+        ("search_spaces", "from ups_model.config import Config"),
+        ("orchestrator", "import ray, mlflow, optuna\nfrom search_spaces import paper\nimport ups_model"),
+    ],
+)
+def test_the_checker_admits_what_is_allowed(package, source):
+    assert wrong_arrows(source, package) == []
+
+
+@pytest.mark.parametrize("module", ["ups_model.config", "ups_model.tasks", "ups_model.vocabulary"])
+def test_planning_needs_no_torch(repo_root, module):
+    """Planning and --help must answer at once; torch takes seconds to import."""
+    if not (repo_root / Path(*module.split("."))).with_suffix(".py").exists():
+        pytest.skip(f"{module} does not exist yet")
+    program = f"import sys, {module}; print(*sorted({{'torch', 'transformers', *{SCHEDULERS}}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=repo_root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_check_for_torch_can_fail(repo_root):
+    program = "import sys, ups_model.metrics; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=repo_root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
