@@ -347,6 +347,12 @@ def test_a_model_is_known_by_its_content_not_its_place(tiny_model, tmp_path, com
     assert not torch.equal(text_features(["a"], str(copy), tmp_path), before)
 
 
+def test_a_cache_folder_may_start_at_home(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text_features(["a"], str(tiny_model), "~/cache")
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+
+
 def test_identities_of_the_named_models_hold_content_and_pooling_but_no_path():
     assert text_identity("roberta-base").startswith("roberta-base@e2da8e2f")  # known without its files
     identity = text_identity("minilm")

@@ -78,7 +78,7 @@ def text_features(prompts: Sequence[str], model: str, cache_dir: str | Path) -> 
         got = f"empty text at {blank[0]}" if blank else "none"
         raise ValueError(f"prompts must be texts, got {got}; Vocabulary.prompts makes them")
     identity = text_identity(model)
-    file = Path(cache_dir) / f"text-{_fingerprint(identity, prompts)}.safetensors"
+    file = Path(cache_dir).expanduser() / f"text-{_fingerprint(identity, prompts)}.safetensors"
     # Reading needs no lock: a file appears whole, by rename.
     features_VD = _read_cache(file, identity, len(prompts))
     if features_VD is not None:
