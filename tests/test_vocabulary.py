@@ -92,6 +92,8 @@ def test_names_that_stand_in_two_data_sets_have_distinct_prompts():
 
 @pytest.mark.open_data
 def test_every_prompt_of_ntu120_and_kinetics_together_is_distinct(open_data):
+    if not (open_data / "published").is_dir():
+        pytest.skip(f"no published class names in {open_data}")
     names = {
         dataset: tuple((open_data / "published" / f"{stem}_classes.txt").read_text().split("\n"))
         for dataset, stem in (("NTU120", "ntu120"), ("Kinetics", "kinetics400"))
