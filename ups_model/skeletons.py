@@ -80,7 +80,7 @@ _NTU_INWARD_EDGES = (
 )
 
 SLOT_EDGES: tuple[tuple[int, int], ...] = tuple((child - 1, parent - 1) for child, parent in _NTU_INWARD_EDGES)
-"""The 24 bones as (child, parent), 0-based, directed inward to slot 20 (spine at the shoulders), as in ST-GCN and CTR-GCN."""
+"""The 24 bones as (child, parent), 0-based, directed to slot 20 (spine at the shoulders), as in CTR-GCN."""
 
 SLOT_PARENTS: tuple[int, ...] = tuple(dict(SLOT_EDGES).get(slot, -1) for slot in range(SLOTS))
 """Parent of each slot along SLOT_EDGES; -1 for slot 20, where the edges meet."""

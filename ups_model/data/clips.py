@@ -77,7 +77,7 @@ class ClipSetInfo:
     description: str
     """One sentence for captions."""
     origin: str = ""
-    """Qualifies clip ids: sets of one origin share clips (NTU60 and NTU120). Default: the name."""
+    """Qualifies clip ids: sets of one origin share clips (NTU60 and NTU120). Empty: the name."""
     camera_groups: tuple[tuple[Camera, ...], ...] = ()
     """Groups of cameras that saw the same clips; a clip's `camera_group` indexes them."""
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -86,7 +86,6 @@ class ClipSetInfo:
     """What the set was prepared from. Equal recipes need no second preparation. Provenance, as above."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "origin", self.origin or self.name)
         object.__setattr__(self, "classes", tuple(self.classes))
         faults = []
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -138,7 +137,7 @@ _PLAIN_KEYS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ClipSet:
     """An opened clip set: its manifest and its arrays, memory mapped and read-only.
 
@@ -203,6 +202,9 @@ class ClipSet:
     def __len__(self) -> int:
         return len(self.clip_id)
 
+    def __repr__(self) -> str:
+        return f"ClipSet({self.name!r}, {len(self)} clips, fingerprint {self.fingerprint[:16]}, at {self.path})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return ClipSet.open, (self.path,)
 
@@ -212,7 +214,8 @@ class ClipSet:
 
     @property
     def origin(self) -> str:
-        return self.info.origin
+        """What qualifies the clip ids: sets of one origin share clips."""
+        return self.info.origin or self.info.name
 
     @property
     def skeleton(self) -> Skeleton:

@@ -1,8 +1,9 @@
 """The actions of the synthetic sets: what joints of a body do over time, in the style of a person.
 
 An action is a few key poses between which joint angles move smoothly, and some oscillations. Several actions begin
-alike (wave, throw, drink, arm raise and punch all lift the hand; clap and punch lift both; squat and bow bend the hips; kick
-and lunge lift a knee) and two differ mostly in pace (walk, jog), so that early prediction is harder the less is seen.
+alike (wave, throw, drink, arm raise and punch all lift the hand; clap and punch lift both; squat and bow bend the hips;
+kick and lunge lift a knee) and two differ mostly in pace (walk, jog), so that early prediction is harder the less is
+seen.
 
 Angles are in degrees. `d.` is the person's dominant side and `o.` the other one. Shape suffixes: N frames, A angles.
 """
@@ -21,6 +22,7 @@ LIMB = ("flex", "abd", "rot", "elbow", "hip", "splay", "knee")
 """flex, abd, rot, elbow: arm forward, arm sideways, upper arm inward, elbow. hip, splay, knee: the leg likewise."""
 
 ANGLES = (*TRUNK, *(f"{side}.{limb}" for side in "do" for limb in LIMB))
+_ARM = LIMB[:4]
 _COLUMN = {name: index for index, name in enumerate(ANGLES)}
 _SIGNED = [_COLUMN[name] for name in ("turn", "sway", "twist", "side", "look")]
 
@@ -168,7 +170,9 @@ class Style:
     def draw(cls, rng: np.random.Generator) -> Style:
         """A person's style."""
         # One gain for the person and one for each angle: people differ in vigour as well as in how they do a thing.
-        gain = np.exp(rng.normal(0, 0.15) + rng.normal(0, 0.25, len(ANGLES)))
+        # Legs and trunk carry the body and vary less than arms.
+        spread = np.array([0.25 if name[2:] in _ARM else 0.1 for name in ANGLES])
+        gain = np.exp(rng.normal(0, 0.15) + rng.normal(0, 1, len(ANGLES)) * spread)
         posture = rng.normal(0, 6.0, len(ANGLES))
         return cls(gain, posture, float(np.exp(rng.normal(0, 0.15))), bool(rng.random() < 0.8))
 

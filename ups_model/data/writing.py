@@ -72,7 +72,8 @@ def write_clip_set(path: str | Path, info: ClipSetInfo, clips: Iterable[Clip], d
         dtype: of positions, "float16" (about 0.5 mm at 1 m) or "float32".
 
     Raises:
-        ValueError: the clips break a rule of the format; lists all faults, and leaves nothing behind.
+        ValueError: the clips break a rule of the format (all faults are listed), or `path` holds something else.
+            Nothing is left behind.
     """
     path = Path(path).expanduser().absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
