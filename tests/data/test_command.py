@@ -40,6 +40,13 @@ def test_seeds_do_not_replace_each_other(cache):
     assert ClipSet.open(path).fingerprint != ClipSet.open(cache / "synthetic_h36m17").fingerprint
 
 
+def test_a_mistyped_name_and_a_group_are_refused_by_the_function(tmp_path):
+    with pytest.raises(ValueError, match="unknown data 'synthetic_ntu52'; try synthetic_ntu25"):
+        prepare("synthetic_ntu52", out=tmp_path)
+    with pytest.raises(ValueError, match="one set at a time, got the group 'open'; it is uiprmd, utd_mhad, jhmdb"):
+        prepare("open", out=tmp_path)
+
+
 def test_list_shows_known_sources_and_prepared_sets(cache, capsys):
     assert main(["list", str(cache)]) == 0
     printed = capsys.readouterr().out

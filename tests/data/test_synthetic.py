@@ -145,7 +145,7 @@ def test_kinect_set_has_the_handedness_of_a_real_kinect(sets):
     across = (clips.positions[:, names.index("l_shoulder")] - clips.positions[:, names.index("r_shoulder")]).mean(0)
     assert abs(across[0] + 0.3) < 0.1 and abs(across[1]) < 0.1
     assert (clips.positions[:, names.index("head"), 1] > clips.positions[:, names.index("l_foot"), 1]).mean() > 0.95
-    assert 1.5 < clips.positions[..., 2].min() and clips.positions[..., 2].max() < 5
+    assert clips.positions[..., 2].min() > 1.5 and clips.positions[..., 2].max() < 5
 
 
 def _features(clips: ClipSet, rows: np.ndarray, ratio: float) -> np.ndarray:

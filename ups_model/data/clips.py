@@ -197,6 +197,9 @@ class ClipSet:
         clips = cls(path, info, fingerprint, described, extra=extra, **named)
         if faults := shape_faults(info, arrays):
             raise ValueError(f"{path}: " + "; ".join(faults))
+        if read_manifest(path).get("fingerprint") != fingerprint:
+            # Another process replaced the set in between, so that some arrays may be the new ones.
+            return cls.open(path)
         return clips
 
     def __len__(self) -> int:

@@ -103,9 +103,9 @@ def prepare(
     Raises:
         ValueError: an unknown name, a missing or damaged source.
     """
-    (name,) = expand([name]) if name not in GROUPS else (None,)
-    if name is None:
-        raise ValueError(f"prepare takes one set at a time; the groups {', '.join(GROUPS)} are for the command")
+    if name in GROUPS:
+        raise ValueError(f"prepare takes one set at a time, got the group {name!r}; it is {', '.join(GROUPS[name])}")
+    expand([name])
     path = target(name, out, seed)
     source = None if source is None else Path(source).expanduser()
     recipe = dict(SOURCES[name].recipe(source, seed))
