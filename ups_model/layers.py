@@ -110,9 +110,9 @@ class SlotsToToken(nn.Module):
 class TokenToSlots(nn.Module):
     """Linear map of a frame token back to the J*D values of the slots present."""
 
-    def __init__(self, width: int, token_width: int, std: float | None = None) -> None:
+    def __init__(self, width: int, token_width: int) -> None:
         super().__init__()
-        self.weight = drawn(SLOTS, token_width, width, std=1 / math.sqrt(width) if std is None else std)
+        self.weight = drawn(SLOTS, token_width, width, std=1 / math.sqrt(width))
         self.bias = nn.Parameter(torch.zeros(SLOTS, token_width))
 
     def forward(self, x_XW: Tensor, scene: Scene) -> Tensor:
@@ -135,12 +135,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear; the second layer starts small so that a residual branch starts near the identity."""
+    """Linear, GELU, linear: the MLP of a transformer block."""
 
-    def __init__(self, width: int, hidden: int, dropout: float, out_std: float | None = None) -> None:
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.inner = linear(width, hidden)
-        self.outer = linear(hidden, width, std=out_std)
+        self.outer = linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
