@@ -52,7 +52,7 @@ def augment_clips(pose_BPNSC: Tensor, data: TaskData, dims: int, generator: torc
     if data.flip:
         out = torch.where(flip_B.to(device)[:, None, None, None, None], mirror_slots(out), out)
     if data.joint_drop:
-        parents = torch.as_tensor(SLOT_PARENTS, device=device).clamp(min=0)
+        parents = torch.tensor(SLOT_PARENTS, device=device).clamp(min=0)
         out = torch.where(drop_BS.to(device)[:, None, None, :, None], out[:, :, :, parents], out)
     if data.jitter:
         # One displacement a joint and clip: a miscalibrated body, which no temporal filter averages away.
@@ -64,7 +64,7 @@ def augment_clips(pose_BPNSC: Tensor, data: TaskData, dims: int, generator: torc
 
 def mirror_slots(pose_XSC: Tensor) -> Tensor:
     """Mirror about the plane x = 0, left and right slots swapped."""
-    flip = torch.as_tensor(SLOT_FLIP, device=pose_XSC.device)
+    flip = torch.tensor(SLOT_FLIP, device=pose_XSC.device)
     sign = torch.tensor([-1.0, 1.0, 1.0], device=pose_XSC.device)
     return pose_XSC[..., flip, :] * sign
 
@@ -85,7 +85,7 @@ def augment_bodies(
     flip_B = torch.rand(batch, generator=generator) < 0.5
     bone_BJ = 1 + data.bone_scale * (2 * torch.rand(batch, len(skeleton.parents), generator=generator) - 1)
     device = world_BNJ3.device
-    flip = torch.as_tensor(skeleton.flip)
+    flip = torch.tensor(skeleton.flip)
     pair = torch.minimum(torch.arange(len(flip)), flip)
     bone_BJ = bone_BJ[:, pair].to(device)
     root = skeleton.parents.index(-1)

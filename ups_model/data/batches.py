@@ -6,6 +6,7 @@ Shape suffixes: B clips or windows, P persons, N frames, S 25 slots, J native jo
 F all frames of a set, A cameras.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ from ups_model.layers import seed_for
 from ups_model.model import MAX_PERSONS, Inputs
 from ups_model.skeletons import ROOT_SLOT, SLOTS
 from ups_model.tasks import TASKS
+
+STATISTICS_CLIPS = 512
+"""Clips from which a task's input statistics are taken."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class Source:
         self.device = device
         self.slot_mask_S = torch.zeros(SLOTS, dtype=torch.bool, device=device)
         self.slot_mask_S[list(self.skeleton.slots_present)] = True
-        self.slot_matrix_SJ = torch.as_tensor(self.skeleton.slot_matrix, device=device)
-        self.positions_FJC = torch.as_tensor(np.ascontiguousarray(clips.positions), device=device)
+        self.slot_matrix_SJ = torch.tensor(self.skeleton.slot_matrix, device=device)
+        self.positions_FJC = torch.tensor(np.asarray(clips.positions), device=device)
         self.label = torch.as_tensor(clips.label.astype(np.int64), device=device)
         self.length = torch.as_tensor(clips.clip_length.astype(np.int64), device=device)
         start, length, offset, persons = _person_table(clips)
@@ -103,7 +107,9 @@ class Feed:
         for source in self.sources:
             if task.kind == "pose":
                 if source.dims != 3 or not source.clips.info.camera_groups:
-                    raise ValueError(f"{self.task} needs 3D clips with cameras, {source.name!r} has none; use another clip set")
+                    raise ValueError(
+                        f"{self.task} needs 3D clips with cameras, {source.name!r} has none; use another clip set"
+                    )
                 geometric = [
                     name
                     for name in ("rotation_deg", "scale", "bone_scale", "translation_m")
@@ -111,7 +117,9 @@ class Feed:
                 ]
                 if self.data.detections == "stored":
                     if source.clips.keypoints is None:
-                        raise ValueError(f"detections='stored' needs stored keypoints, {source.name!r} has none; use 'project'")
+                        raise ValueError(
+                            f"detections='stored' needs stored keypoints, {source.name!r} has none; use 'project'"
+                        )
                     if geometric:
                         raise ValueError(
                             f"stored detections cannot be turned or resized, got {', '.join(geometric)} above 0; set them to 0"
@@ -158,8 +166,28 @@ class Feed:
         if TASKS[self.task].kind == "pose":
             batch = self._pose_train(source, self._windows[source.name][items], generator)
         else:
-            batch = self._class_train(source, torch.as_tensor(source.rows("train"))[items], generator)
+            batch = self._class_train(source, torch.tensor(source.rows("train"))[items], generator)
         return _share(batch, *share)
+
+    def statistics_batch(self) -> Batch:
+        """A large batch of training clips, from which the scale of input features is taken: the same in every seed."""
+        clone = Feed(self.task, dataclasses.replace(self.data, batch_size=STATISTICS_CLIPS), self.sources[:1], 0)
+        return clone.train(0)
+
+    def only(self, source: Source) -> "Feed":
+        """The same feed with one of its sources."""
+        return self if len(self.sources) == 1 else Feed(self.task, self.data, [source], self.seed)
+
+    def training_poses(self, source: Source) -> Iterator[Tensor]:
+        """[frames, J, 3] root-relative training poses in each camera, metres, clip by clip (pose estimation)."""
+        for row in source.rows("train"):
+            length = int(source.clips.clip_length[row])
+            frame_R = torch.arange(length)
+            for camera in range(len(source.clips.cameras(int(row)))):
+                batch = self._pose_batch(
+                    source, torch.tensor([int(row)]), torch.tensor([camera]), frame_R[None], frame_R[None], None
+                )
+                yield batch.pose_BRJ3[0]
 
     # -- class tasks ----------------------------------------------------------------------------------------------
 
@@ -206,7 +234,7 @@ class Feed:
             if TASKS[self.task].kind == "pose":
                 yield from self._pose_evaluate(source, part, batch_size)
                 continue
-            for row_B in torch.as_tensor(source.rows(part)).split(batch_size):
+            for row_B in torch.tensor(source.rows(part)).split(batch_size):
                 share = torch.full((len(row_B),), ratio)
                 yield self._class_batch(source, row_B, share, torch.zeros(len(row_B)))
 
@@ -382,9 +410,7 @@ def _share(batch: Batch, rank: int, processes: int) -> Batch:
     )
 
 
-def build_feeds(
-    config: Config, sets: dict[str, tuple[ClipSet, Split]], device: torch.device
-) -> dict[TaskName, Feed]:
+def build_feeds(config: Config, sets: dict[str, tuple[ClipSet, Split]], device: torch.device) -> dict[TaskName, Feed]:
     """A feed for each trained task; a clip set that serves several tasks is put on the device once."""
     sources: dict[str, Source] = {}
     feeds: dict[TaskName, Feed] = {}
