@@ -235,7 +235,8 @@ class Feed:
                 yield from self._pose_evaluate(source, part, batch_size)
                 continue
             for row_B in torch.tensor(source.rows(part)).split(batch_size):
-                share = torch.full((len(row_B),), ratio)
+                # In float32 0.6 is above 0.6, and of 5 frames 4 would be shown.
+                share = torch.full((len(row_B),), ratio, dtype=torch.float64)
                 yield self._class_batch(source, row_B, share, torch.zeros(len(row_B)))
 
     # -- pose estimation ------------------------------------------------------------------------------------------
