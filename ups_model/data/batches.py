@@ -218,12 +218,13 @@ class Feed:
         last_B = (first_B + kept - 1).long()
         high_BPN = (low_BPN + 1).minimum(last_B[:, None, None])
         native = torch.lerp(source.gather(row_B, low_BPN), source.gather(row_B, high_BPN), weight_BN)
-        seen_BP = (source.length_MP[row_B, : source.persons] > 0) & (
-            source.offset_MP[row_B, : source.persons] <= last_B[:, None]
-        )
-        seen_BP[:, 0] |= ~seen_BP.any(dim=1)
+        length_BP, offset_BP = source.length_MP[row_B, : source.persons], source.offset_MP[row_B, : source.persons]
+        seen_BP = (length_BP > 0) & (offset_BP <= last_B[:, None]) & (offset_BP + length_BP > first_B[:, None])
         pose = torch.einsum("sj,bpnjc->bpnsc", source.slot_matrix_SJ, native)
         pose = normalise_clips(pose, seen_BP, source)
+        # Where nobody is in view the model still needs a person to look at: one of zeros, for the poses of frames
+        # outside the cut were not seen.
+        seen_BP[:, 0] |= ~seen_BP.any(dim=1)
         inputs = Inputs(self.task, pose, source.slot_mask_S, None, None if source.persons == 1 else seen_BP)
         return Batch(inputs, source.name, row_B, source.label[row_B])
 
