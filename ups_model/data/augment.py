@@ -69,6 +69,13 @@ def mirror_slots(pose_XSC: Tensor) -> Tensor:
     return pose_XSC[..., flip, :] * sign
 
 
+def mirror_joints(pose_XJC: Tensor, skeleton: Skeleton) -> Tensor:
+    """Mirror native joints about the plane (2D: line) x = 0, left and right swapped."""
+    sign = torch.ones(pose_XJC.shape[-1], device=pose_XJC.device)
+    sign[0] = -1
+    return pose_XJC[..., torch.tensor(skeleton.flip, device=pose_XJC.device), :] * sign
+
+
 def augment_bodies(
     world_BNJ3: Tensor, root_frame_B: Tensor, skeleton: Skeleton, data: TaskData, generator: torch.Generator
 ) -> Tensor:
@@ -106,8 +113,7 @@ def augment_bodies(
     ground_B3[:, 2] = 0
     out = out - ground_B3[:, None, None]
     if data.flip:
-        mirrored = out[:, :, flip.to(device)] * torch.tensor([-1.0, 1.0, 1.0], device=device)
-        out = torch.where(flip_B.to(device)[:, None, None, None], mirrored, out)
+        out = torch.where(flip_B.to(device)[:, None, None, None], mirror_joints(out, skeleton), out)
     zero = torch.zeros(batch)
     matrix_B33 = (rotation_matrices(zero, zero, angle_B) * scale_B[:, None, None]).to(device)
     out = torch.einsum("bnjc,bdc->bnjd", out, matrix_B33)

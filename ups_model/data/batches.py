@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ups_model.config import TASK_NAMES, Config, TaskData, TaskName
-from ups_model.data.augment import augment_bodies, augment_clips, uniform
+from ups_model.data.augment import augment_bodies, augment_clips, mirror_joints, uniform
 from ups_model.data.clips import ClipSet, Split
 from ups_model.layers import seed_for
 from ups_model.model import MAX_PERSONS, Inputs
@@ -67,13 +67,16 @@ class Source:
         """Clips of "train", "validation" or "test"."""
         return {"train": self.split.train, "validation": self.split.validation, "test": self.split.test}[part]
 
-    def gather(self, row_BP: Tensor, frame_BPN: Tensor) -> Tensor:
+    def gather(self, row_B: Tensor, frame_BPN: Tensor) -> Tensor:
         """[B, P, N, J, C] float32 poses of persons' tracks at whole frames of their clips, held beyond a track's ends."""
-        start, length, offset = (table[row_BP] for table in (self.start_MP, self.length_MP, self.offset_MP))
-        persons = torch.arange(frame_BPN.shape[1], device=self.device)
-        start, length, offset = (table[:, persons] for table in (start, length, offset))
+        return self.positions_FJC[self.flat(row_B, frame_BPN)].float()
+
+    def flat(self, row_B: Tensor, frame_BPN: Tensor) -> Tensor:
+        """[B, P, N] rows of `positions` and `keypoints` that hold those frames of the clips' first P persons."""
+        persons = slice(frame_BPN.shape[1])
+        start, length, offset = (table[row_B, persons] for table in (self.start_MP, self.length_MP, self.offset_MP))
         local = (frame_BPN - offset[..., None]).minimum((length - 1).clamp(min=0)[..., None]).clamp(min=0)
-        return self.positions_FJC[start[..., None] + local].float()
+        return start[..., None] + local
 
 
 def _person_table(clips: ClipSet) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
@@ -271,21 +274,27 @@ class Feed:
         row_B, camera_B, frame_BN, target_BR = (x.to(device) for x in (row_B, camera_B, frame_BN, target_BR))
         frame_BN = frame_BN.clamp(min=0).minimum(source.length[row_B, None] - 1)
         world_BNJ3 = source.gather(row_B, frame_BN[:, None])[:, 0]
-        if generator is not None:
+        stored = self.data.detections == "stored"
+        if generator is not None and not stored:
             middle_B = target_BR[:, target_BR.shape[1] // 2]
             world_BNJ3 = augment_bodies(world_BNJ3, middle_B, source.skeleton, self.data, generator)
         cameras = _camera_table(source)
         group_B = torch.as_tensor(source.clips.camera_group.astype(np.int64), device=device)[row_B]
         rotation, centre, focal, principal, size = (table[group_B, camera_B] for table in cameras)
         camera_BNJ3 = torch.einsum("bdc,bnjc->bnjd", rotation, world_BNJ3 - centre[:, None, None])
-        if self.data.detections == "project":
+        if not stored:
             depth = camera_BNJ3[..., 2:].clamp(min=0.1)  # A person behind the camera exists only in augmentation.
             pixel_BNJ2 = camera_BNJ3[..., :2] / depth * focal[:, None, None] + principal[:, None, None]
         else:
-            flat_BN = source.start_MP[row_B, 0, None] + frame_BN
-            stored = torch.as_tensor(source.clips.keypoints[flat_BN.cpu().numpy(), camera_B.cpu().numpy()[:, None]])
-            pixel_BNJ2 = stored.float().to(device)
+            flat_BN = source.flat(row_B, frame_BN[:, None])[:, 0]
+            keypoints = source.clips.keypoints[flat_BN.cpu().numpy(), camera_B.cpu().numpy()[:, None]]
+            pixel_BNJ2 = torch.as_tensor(keypoints).float().to(device)
         screen_BNJ2 = normalise_screen(pixel_BNJ2, size)
+        if generator is not None and stored and self.data.flip:
+            # Detections exist in the image alone, so their mirror is the camera's x = 0 for input and target alike.
+            flip_B111 = (torch.rand(len(row_B), generator=generator) < 0.5).to(device)[:, None, None, None]
+            screen_BNJ2 = torch.where(flip_B111, mirror_joints(screen_BNJ2, source.skeleton), screen_BNJ2)
+            camera_BNJ3 = torch.where(flip_B111, mirror_joints(camera_BNJ3, source.skeleton), camera_BNJ3)
         if generator is not None and self.data.jitter:
             noise = torch.randn(screen_BNJ2.shape, generator=generator) * self.data.jitter
             screen_BNJ2 = screen_BNJ2 + noise.to(device)
