@@ -317,7 +317,7 @@ def normalise_clips(pose_BPNSC: Tensor, seen_BP: Tensor, source: Source) -> Tens
         pose_BPNSC = torch.stack([x, z, -y], dim=-1)
     elif up == "-y":
         sign = torch.ones(pose_BPNSC.shape[-1], device=pose_BPNSC.device)
-        sign[1] = -1
+        sign[1:] = -1  # In 3D a half turn about x: to negate y alone would swap left and right.
         pose_BPNSC = pose_BPNSC * sign
     elif up != "y":
         raise ValueError(f"up_axis must be y, z or -y, got {up!r} in clip set {source.name!r}")
