@@ -118,6 +118,17 @@ class Feed:
                     for name in ("rotation_deg", "scale", "bone_scale", "translation_m")
                     if getattr(self.data, name) > 0
                 ]
+                blind = [row for row in range(len(source.clips)) if not source.clips.cameras(row)]
+                if blind:
+                    raise ValueError(
+                        f"{self.task} needs cameras for each clip, got none for "
+                        f"{str(source.clips.clip_id[blind[0]])!r} of {source.name!r}; leave such clips out when preparing the set"
+                    )
+                if geometric and source.clips.info.up_axis != "z":
+                    raise ValueError(
+                        f"bodies are turned and resized in worlds with z up, {source.name!r} has "
+                        f"{source.clips.info.up_axis} up; set {', '.join(geometric)} to 0"
+                    )
                 if self.data.detections == "stored":
                     if source.clips.keypoints is None:
                         raise ValueError(
@@ -342,7 +353,9 @@ def normalise_screen(pixel_BNJ2: Tensor, size_B2: Tensor) -> Tensor:
 
 def _camera_table(source: Source) -> tuple[Tensor, ...]:
     """Rotation, centre, focal length, principal point and image size of [camera group, camera]."""
-    groups = source.clips.info.camera_groups
+    widest = max(source.clips.info.camera_groups, key=len)
+    # Groups may differ in size: a row is filled up with cameras that no clip of the group asks for.
+    groups = [[*group, *widest[len(group) :]] for group in source.clips.info.camera_groups]
     return tuple(
         torch.as_tensor(
             np.array([[np.asarray(getattr(camera, name)) for camera in group] for group in groups]),
