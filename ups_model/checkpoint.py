@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,16 @@ _STATE_HASH = "state_sha256"
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> Path:
-    """Write `folder/step-...` with one safetensors file a group of tensors, atomically; an existing one is replaced."""
+    """Write `folder/step-...` with one safetensors file a group of tensors, atomically; an existing one is replaced.
+
+    Checkpoints of later steps are deleted. This run did not come from them, so they could not be read, or are of a run
+    that was killed and went another way; kept, they would pass for the newest ones and be spared in place of this one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{_PREFIX}{step:08d}"
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=folder))
+    # Not tempfile: its folders are closed to others, and checkpoints on a shared mount are for others too.
+    temporary = folder / f".{final.name}-{uuid.uuid4().hex}"
+    temporary.mkdir()
     try:
         hashes = {}
         for group, values in tensors.items():
@@ -46,12 +52,16 @@ def save_checkpoint(
         (temporary / STATE).write_text(text, "utf-8")
         _sync(temporary / STATE)
         if final.exists():
-            shutil.rmtree(final)
+            # Moved away in one step: a half-deleted folder must not keep the name of a whole one.
+            os.replace(final, folder / f".{final.name}-{uuid.uuid4().hex}")
         os.replace(temporary, final)
         _sync(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    for path in folder.glob(f"{_PREFIX}*"):
+        if path.name > final.name:
+            shutil.rmtree(path, ignore_errors=True)
     return final
 
 
@@ -96,6 +106,8 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, dict[str, Tensor]],
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and temporary folders that a killed process left."""
+    if keep < 1:
+        raise ValueError(f"at least 1 checkpoint must be kept, got keep={keep}")
     for path in sorted(folder.glob(f"{_PREFIX}*"))[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(f".{_PREFIX}*"):
