@@ -62,6 +62,9 @@ class ModelConfig(_Section):
     """Gumbel-Softmax temperature at the first step."""
     gumbel_end: float = 0.5
     """Gumbel-Softmax temperature at the last step (geometric decay)."""
+    routing_explore_share: float = 0.5
+    """Share of training over which the Gumbel noise fades to 0. Temperature shapes gradients, not choices: with full noise
+    to the end a task would still be trained on routes that inference never takes."""
     tem_width: int = 0
     """Width of the frame tokens inside a TEM; 0 is the paper's J*d without a bottleneck."""
     tem_heads: int = 8
@@ -120,6 +123,7 @@ class ModelConfig(_Section):
         for name in ("gumbel_start", "gumbel_end"):
             found += _above(self, name, 0)
         found += _between(self, "dropout", 0, 0.99)
+        found += _between(self, "routing_explore_share", 0, 1)
         if "position" not in self.input_features or len(set(self.input_features)) < len(self.input_features):
             found.append(f"input_features must hold 'position' and no feature twice, got {self.input_features}")
         return found
@@ -168,7 +172,14 @@ class TaskData(_Section):
 
     def faults(self) -> list[str]:
         found = []
-        for name in ("frames", "frame_stride", "batch_size", "targets_per_window", "evaluate_targets", "evaluate_stride"):
+        for name in (
+            "frames",
+            "frame_stride",
+            "batch_size",
+            "targets_per_window",
+            "evaluate_targets",
+            "evaluate_stride",
+        ):
             found += _at_least(self, name, 1)
         for name in ("targets_per_window", "evaluate_targets"):
             if getattr(self, name) > self.frames:
@@ -186,7 +197,13 @@ class TaskData(_Section):
                 f"{self.evaluate_targets} and {jump}; try {_next_multiple(self.evaluate_targets, jump)}"
             )
         found += _between(self, "crop_min", 0.01, 1)
-        for name, high in (("rotation_deg", 180), ("tilt_deg", 180), ("scale", 0.9), ("bone_scale", 0.9), ("joint_drop", 0.9)):
+        for name, high in (
+            ("rotation_deg", 180),
+            ("tilt_deg", 180),
+            ("scale", 0.9),
+            ("bone_scale", 0.9),
+            ("joint_drop", 0.9),
+        ):
             found += _between(self, name, 0, high)
         found += _between(self, "jitter", 0, 1)
         found += _between(self, "translation_m", 0, 10)
@@ -306,7 +323,9 @@ class Config(_Section):
         found = _at_least(self, "seed", 0)
         for task in self.optim.tasks:
             if not getattr(self.data, task).sources:
-                found.append(f"data.{task}.sources must name a clip set, got (); set it or leave {task} out of optim.cycle")
+                found.append(
+                    f"data.{task}.sources must name a clip set, got (); set it or leave {task} out of optim.cycle"
+                )
         if self.evaluation.decoding == "parallel" and not self.optim.mask_inputs:
             found.append("evaluation.decoding='parallel' needs optim.mask_inputs=True, got False")
         return found
@@ -327,7 +346,9 @@ class Config(_Section):
                 matches = [name]
             if not matches:
                 near = difflib.get_close_matches(name, [*known, *(path.rsplit(".", 1)[-1] for path in known)], n=3)
-                raise ValueError(f"unknown field {name!r}" + (f"; near: {', '.join(dict.fromkeys(near))}" if near else ""))
+                raise ValueError(
+                    f"unknown field {name!r}" + (f"; near: {', '.join(dict.fromkeys(near))}" if near else "")
+                )
             if len(matches) > 1:
                 raise ValueError(f"field {name!r} is ambiguous: write one of {', '.join(matches)}")
             resolved[matches[0]] = _parse(matches[0], known[matches[0]], value)
@@ -375,7 +396,9 @@ def canonical(value: Any) -> Any:
         raise ValueError(f"canonical form needs finite numbers, got {value}")
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise ValueError(f"{type(value).__name__} has no canonical form: {value!r}; use numbers, text, lists or dataclasses")
+    raise ValueError(
+        f"{type(value).__name__} has no canonical form: {value!r}; use numbers, text, lists or dataclasses"
+    )
 
 
 def digest(plain: Any) -> str:
@@ -397,7 +420,8 @@ def _leaf_fields(cls: type, prefix: str = "") -> dict[str, Any]:
 
 def _apply(section: Any, tree: Mapping[str, Any]) -> Any:
     changes = {
-        name: _apply(getattr(section, name), value) if isinstance(value, dict) else value for name, value in tree.items()
+        name: _apply(getattr(section, name), value) if isinstance(value, dict) else value
+        for name, value in tree.items()
     }
     return section.replace(**changes)
 

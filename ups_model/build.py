@@ -1,0 +1,162 @@
+"""From a configuration and prepared clip sets to the parts of a run: splits, feeds, vocabulary, quantiser, model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ups_model.checkpoint import load_checkpoint, load_weights
+from ups_model.config import TASK_NAMES, Config, TaskData, TaskName, digest
+from ups_model.data.batches import Feed, build_feeds
+from ups_model.data.clips import ClipSet, Split
+from ups_model.data.splits import check_no_leak
+from ups_model.model import UPS, whiten
+from ups_model.tasks import TASKS
+from ups_model.text_features import text_features
+from ups_model.vocabulary import Quantiser, Vocabulary
+
+
+@dataclass
+class Parts:
+    """Everything that a run is made of."""
+
+    config: Config
+    sets: dict[str, tuple[ClipSet, Split]]
+    feeds: dict[TaskName, Feed]
+    model: UPS
+    device: torch.device
+
+
+def configured_tasks(config: Config) -> tuple[TaskName, ...]:
+    """Tasks that have clip sets, trained in this run or not: they fix the vocabulary and the sizes of shared weights,
+    so that a joint run, its fine-tuning and runs of one task alone have the same model."""
+    return tuple(task for task in TASK_NAMES if getattr(config.data, task).sources)
+
+
+def configured_sources(config: Config) -> tuple[str, ...]:
+    """Names of the clip sets of all configured tasks."""
+    return tuple(
+        dict.fromkeys(name for task in configured_tasks(config) for name in getattr(config.data, task).sources)
+    )
+
+
+def open_sets(config: Config, paths: Mapping[str, Path]) -> dict[str, tuple[ClipSet, Split]]:
+    """Open and split each clip set that the configuration names.
+
+    Raises:
+        ValueError: a set without a path, an unreadable set, an empty split, or a clip that is trained on in one task and
+            evaluated in another.
+    """
+    names = configured_sources(config)
+    missing = [name for name in names if name not in paths]
+    if missing:
+        raise ValueError(f"no folder given for clip set {', '.join(missing)}; pass --data {missing[0]}=PATH")
+    sets = {}
+    for name in names:
+        clips = ClipSet.open(paths[name])
+        if clips.name != name:
+            raise ValueError(f"{paths[name]}: expected clip set {name!r}, got {clips.name!r}; check --data")
+        sets[name] = (clips, clips.split(config.data.validation_subjects, config.data.split_seed))
+    check_no_leak(list(sets.values()))
+    return sets
+
+
+def data_identity(sets: Mapping[str, tuple[ClipSet, Split]]) -> dict[str, str]:
+    """Content fingerprint of each clip set: what it holds, not where it lies."""
+    return {name: clips.fingerprint for name, (clips, _) in sorted(sets.items())}
+
+
+def run_key(config: Config, sets: Mapping[str, tuple[ClipSet, Split]], text_identity: str, parent: str = "") -> str:
+    """16 hexadecimal digits that name a run: configuration, data content, vocabulary's language model, parent run."""
+    return digest({"config": config.canonical(), "data": data_identity(sets), "text": text_identity, "parent": parent})
+
+
+def build_vocabulary(config: Config, sets: Mapping[str, tuple[ClipSet, Split]]) -> Vocabulary:
+    """Classes of each class task's clip sets, in the paper's order of tasks, and the coordinate bins."""
+    names = dict.fromkeys(
+        name
+        for task in configured_tasks(config)
+        if TASKS[task].kind == "class"
+        for name in getattr(config.data, task).sources
+    )
+    return Vocabulary(tuple((name, tuple(sets[name][0].info.classes)) for name in names), config.model.n_bins)
+
+
+def fit_quantiser(feed: Feed, n_bins: int) -> Quantiser:
+    """Bins over the range of the training poses in all cameras, 5 % wider on each side."""
+    lows, highs = [], []
+    for source in feed.sources:
+        for pose_BJ3 in feed.training_poses(source):
+            lows.append(pose_BJ3.flatten(0, 1).amin(dim=0))
+            highs.append(pose_BJ3.flatten(0, 1).amax(dim=0))
+    return Quantiser.fit(torch.stack(lows + highs), n_bins)
+
+
+def mean_pose_error_mm(feed: Feed) -> float:
+    """MPJPE, in millimetres, of the mean training pose on the training poses: what knowing nothing costs."""
+    poses = [pose for source in feed.sources for pose in feed.training_poses(source)]
+    pose_BJ3 = torch.cat(poses)
+    return 1000 * float((pose_BJ3 - pose_BJ3.mean(dim=0)).norm(dim=-1).mean())
+
+
+def build(
+    config: Config, paths: Mapping[str, Path], device: torch.device, cache: Path, model: UPS | None = None
+) -> Parts:
+    """All parts of a run on `device`, the model freshly initialised (or given); text features come from `cache`."""
+    sets = open_sets(config, paths)
+    feeds = build_feeds(config, sets, device)
+    if model is None:
+        vocabulary = build_vocabulary(config, sets)
+        quantiser = fit_quantiser(feeds["pe"], config.model.n_bins) if "pe" in feeds else None
+        pose_sets = config.data.pe.sources
+        text_VE = text_features(vocabulary.prompts, config.model.text_model, cache)
+        model = UPS(
+            config.model,
+            vocabulary,
+            quantiser,
+            whiten(text_VE) if config.model.vocabulary_whitening else text_VE,
+            max_frames=max(task.frames for task in _configured(config)),
+            pose_joints=len(sets[pose_sets[0]][0].skeleton.joint_names) if pose_sets else 17,
+            seed=config.seed,
+        )
+        for feed in feeds.values():
+            model.set_input_statistics(feed.statistics_batch().inputs)
+    return Parts(config, sets, feeds, model.to(device), device)
+
+
+def load_model(checkpoint: Path, device: torch.device) -> tuple[UPS, Config, dict[str, Any]]:
+    """The model of a checkpoint folder of weights, its configuration and the checkpoint's state.
+
+    Needs neither data nor language model: vocabulary, text features and coordinate range are in the checkpoint.
+
+    Raises:
+        ValueError: not a checkpoint of weights, a corrupted one, or one of another recipe.
+    """
+    tensors, state = load_checkpoint(checkpoint)
+    missing = [name for name in ("config", "classes", "quantiser", "max_frames", "pose_joints") if name not in state]
+    if missing:
+        raise ValueError(
+            f"{checkpoint}: not a checkpoint of chosen weights (no {missing[0]}); give one from the folder best/"
+        )
+    config = Config.from_canonical(state["config"])
+    classes = tuple((name, tuple(names)) for name, names in state["classes"])
+    quantiser = None
+    if state["quantiser"]:
+        low, high = state["quantiser"]
+        quantiser = Quantiser(tuple(low), tuple(high), config.model.n_bins)
+    model = UPS(
+        config.model,
+        Vocabulary(classes, config.model.n_bins),
+        quantiser,
+        tensors["model"]["text_VE"],
+        state["max_frames"],
+        state["pose_joints"],
+    )
+    load_weights(model, tensors["model"], checkpoint)
+    return model.to(device), config, state
+
+
+def _configured(config: Config) -> list[TaskData]:
+    return [getattr(config.data, task) for task in configured_tasks(config)]

@@ -1,0 +1,164 @@
+"""Measures of a model on a validation or test split: one function a kind of task, plain numbers out.
+
+Keys are `task/metric`, and `task/clip set/metric` where a task has several clip sets; the first set gives the plain key.
+
+Shape suffixes: B clips, R target frames, J native joints.
+"""
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ups_model.config import EvalConfig, TaskName
+from ups_model.data.augment import mirror_slots
+from ups_model.data.batches import Batch, Feed
+from ups_model.decoding import classify, estimate_poses
+from ups_model.metrics import mpjpe_mm, mpjve_mm, n_mpjpe_mm, p_mpjpe_mm, per_action_mean, topk_accuracy
+from ups_model.model import UPS, Inputs
+from ups_model.skeletons import Skeleton
+from ups_model.tasks import TASKS
+
+logger = logging.getLogger(__name__)
+
+MM = 1000.0
+"""Millimetres in a metre: poses are metres inside the model, millimetres in every metric."""
+
+
+def measure(model: UPS, feeds: Mapping[TaskName, Feed], part: str, config: EvalConfig) -> dict[str, float]:
+    """All metrics of all tasks in `feeds` on "validation" or "test"; the model is left in the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        found: dict[str, float] = {}
+        for task, feed in feeds.items():
+            for index, source in enumerate(feed.sources):
+                alone = feed.only(source)
+                values = (
+                    measure_poses(model, alone, part, config)
+                    if TASKS[task].kind == "pose"
+                    else measure_classes(model, alone, part, config)
+                )
+                if len(feed.sources) > 1:
+                    found |= {f"{task}/{source.name}/{name}": value for name, value in values.items()}
+                if index == 0:
+                    found |= {f"{task}/{name}": value for name, value in values.items()}
+        return found
+    finally:
+        model.train(training)
+
+
+def measure_classes(model: UPS, feed: Feed, part: str, config: EvalConfig) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent; for early prediction at each observation ratio.
+
+    `free_top1` counts a clip only if the right class is also the best token of the whole vocabulary, unconstrained by
+    the grammar; `ended` is the share of clips after whose class the best token is the task's end.
+    """
+    source = feed.sources[0]
+    found = {}
+    for ratio in config.ratios if feed.task == "eap" else (1.0,):
+        logits, labels, free, ended = [], [], [], []
+        for batch in feed.evaluate(part, ratio):
+            answer = classify(model, batch.inputs, source.name)
+            logits.append(answer.logits_BK)
+            labels.append(batch.label_B)
+            free.append(answer.free_token_B - model.vocabulary.class_ids(source.name).start == batch.label_B)
+            ended.append(answer.ended_B)
+        if not labels:
+            raise ValueError(f"{part} split must have clips, got none in {source.name!r} for {feed.task}")
+        logits_BK, label_B = torch.cat(logits), torch.cat(labels)
+        at = f"@{ratio:g}" if feed.task == "eap" else ""
+        found[f"top1{at}"] = 100 * float(topk_accuracy(logits_BK, label_B, 1))
+        if logits_BK.shape[1] >= 5:
+            found[f"top5{at}"] = 100 * float(topk_accuracy(logits_BK, label_B, 5))
+        found[f"free_top1{at}"] = 100 * float(torch.cat(free).double().mean())
+        found[f"ended{at}"] = 100 * float(torch.cat(ended).double().mean())
+        found["clips"] = float(len(label_B))
+    if feed.task == "eap":
+        found["top1"] = sum(found[f"top1@{ratio:g}"] for ratio in config.ratios) / len(config.ratios)
+    return found
+
+
+def measure_poses(model: UPS, feed: Feed, part: str, config: EvalConfig) -> dict[str, float]:
+    """MPJPE, P-MPJPE, N-MPJPE in millimetres (mean over actions and over frames), MPJVE where every frame is predicted,
+    clip rate in percent and quantisation floor in millimetres.
+
+    `mpjpe_mm` is the unweighted mean over actions where clips have classes, as on Human3.6M; `frames_mpjpe_mm` the mean
+    over frames. The root is at 0 and counts as one of the joints.
+    """
+    source = feed.sources[0]
+    predicted, truth, actions, sequence, in_grammar = [], [], [], [], []
+    for batch in feed.evaluate(part):
+        pose_BJ3, admitted_B = _predict(model, batch, source.skeleton, config)
+        kept_B = batch.frame_BR.flatten() >= 0
+        repeats = batch.frame_BR.shape[1]
+        predicted.append(pose_BJ3[kept_B])
+        truth.append(batch.pose_BRJ3.flatten(0, 1)[kept_B])
+        in_grammar.append(admitted_B[kept_B])
+        actions.append(batch.label_B.repeat_interleave(repeats)[kept_B])
+        cameras = 1 + int(batch.camera_B.max())
+        clip_camera_B = batch.clip_B * max(cameras, 64) + batch.camera_B
+        sequence.append(
+            torch.stack([clip_camera_B.repeat_interleave(repeats), batch.frame_BR.flatten()], dim=1)[kept_B]
+        )
+    if not truth:
+        raise ValueError(f"{part} split must have clips, got none in {source.name!r} for {feed.task}")
+    pred_BJ3, true_BJ3 = MM * torch.cat(predicted).cpu(), MM * torch.cat(truth).cpu()
+    label_B, sequence_B2 = torch.cat(actions).cpu(), torch.cat(sequence).cpu()
+    names = source.clips.info.classes
+    found = {}
+    for name, metric in (("mpjpe_mm", mpjpe_mm), ("p_mpjpe_mm", p_mpjpe_mm), ("n_mpjpe_mm", n_mpjpe_mm)):
+        error_B = metric(pred_BJ3, true_BJ3, reduction="none")
+        found[f"frames_{name}"] = float(error_B.mean())
+        found[name] = found[f"frames_{name}"]
+        if names and int(label_B.min()) >= 0:
+            by_action, found[name] = per_action_mean(error_B, [names[label] for label in label_B.tolist()])
+            if name == "mpjpe_mm":
+                found |= {f"{name}/{action}": value for action, value in by_action.items()}
+    if feed.data.evaluate_stride == 1:
+        order = torch.argsort(sequence_B2[:, 0] * 10**7 + sequence_B2[:, 1])
+        lengths = torch.unique_consecutive(sequence_B2[order, 0], return_counts=True)[1].tolist()
+        found["mpjve_mm_per_frame"] = float(mpjve_mm(pred_BJ3[order], true_BJ3[order], lengths=lengths))
+    found["clip_rate"] = 100 * model.quantiser.clip_rate(true_BJ3 / MM)
+    found["floor_mm"] = model.quantiser.floor_mm(true_BJ3 / MM, mm_per_unit=MM)
+    found["in_grammar"] = 100 * float(torch.cat(in_grammar).mean())
+    found["poses"] = float(len(true_BJ3))
+    return found
+
+
+def _predict(model: UPS, batch: Batch, skeleton: Skeleton, config: EvalConfig) -> tuple[Tensor, Tensor]:
+    answer = estimate_poses(model, batch.inputs, config.coordinates, config.decoding)
+    if not config.flip:
+        return answer.pose_BJ3, answer.in_grammar_B
+    mirrored = estimate_poses(model, mirror_inputs(batch.inputs), config.coordinates, config.decoding)
+    flip = torch.tensor(skeleton.flip, device=answer.pose_BJ3.device)
+    back_BJ3 = mirrored.pose_BJ3[:, flip] * torch.tensor([-1.0, 1.0, 1.0], device=flip.device)
+    return (answer.pose_BJ3 + back_BJ3) / 2, (answer.in_grammar_B + mirrored.in_grammar_B) / 2
+
+
+def mirror_inputs(inputs: Inputs) -> Inputs:
+    """The same windows seen in a mirror: x negated, left and right slots swapped."""
+    return Inputs(**{**vars(inputs), "pose_BPNSC": mirror_slots(inputs.pose_BPNSC)})
+
+
+def score(metrics: Mapping[str, float], tasks: tuple[TaskName, ...], mean_pose_mm: float) -> float:
+    """One number to choose a checkpoint by, higher is better: the mean over tasks of the share solved, in percent.
+
+    For class tasks that is top-1 accuracy (early prediction: its mean over ratios); for pose estimation the share of the
+    mean training pose's error that is gone.
+    """
+    parts = []
+    for task in tasks:
+        if TASKS[task].kind == "class":
+            parts.append(metrics[f"{task}/top1"])
+        else:
+            parts.append(100 * (1 - metrics[f"{task}/mpjpe_mm"] / mean_pose_mm))
+    return sum(parts) / len(parts)
+
+
+def is_headline(name: str) -> bool:
+    """Whether a metric belongs in a progress line: not the values of single actions, counts and diagnostics."""
+    parts = name.split("/")
+    quiet = ("frames_", "free_", "ended", "clips", "poses", "in_grammar", "clip_rate", "n_mpjpe")
+    return len(parts) <= 2 and not any(parts[-1].startswith(word) for word in quiet)

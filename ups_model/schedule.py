@@ -1,0 +1,60 @@
+"""What a step depends on besides its batch: rate, temperature, noise, masks; each a function of (configuration, step).
+
+Shape suffixes: B target sequences, K target steps, L encoder layers, H blocks.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ups_model.config import Config, TaskName
+from ups_model.layers import seed_for
+from ups_model.tasks import TASKS
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Linear warm-up, then half a cosine to 0 at the last step."""
+    optim = config.optim
+    warm = max(1, round(optim.warmup_share * optim.steps))
+    if step < warm:
+        return optim.learning_rate * step / warm
+    return optim.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, optim.steps - warm)))
+
+
+def temperature(config: Config, step: int) -> float:
+    """Gumbel-Softmax temperature, geometric from start to end."""
+    model = config.model
+    return model.gumbel_start * (model.gumbel_end / model.gumbel_start) ** (step / config.optim.steps)
+
+
+def gumbel_noise(config: Config, step: int) -> Tensor:
+    """[L, H] Gumbel(0, 1) noise of a step, fading to 0 over the exploring share of the run; the same in every process."""
+    generator = torch.Generator().manual_seed(seed_for(config.seed, "gumbel", step))
+    uniform = torch.rand(config.model.encoder_layers, config.model.blocks_per_layer, generator=generator)
+    exploring = config.model.routing_explore_share * config.optim.steps
+    strength = max(0.0, 1 - step / exploring) if exploring else 0.0
+    return -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7))) * strength
+
+
+def input_mask(
+    config: Config, task: TaskName, turn: int, target_BK: Tensor, share: tuple[int, int] = (0, 1)
+) -> Tensor | None:
+    """[B, K-1] True where a decoder input of a pose sequence is masked: a share u ~ U(0, 1) of each sequence."""
+    if not config.optim.mask_inputs or TASKS[task].kind != "pose":
+        return None
+    rank, processes = share
+    data = config.data.pe
+    targets = len(target_BK) * processes // data.batch_size
+    generator = torch.Generator().manual_seed(seed_for(config.seed, "mask", task, turn))
+    shape = (data.batch_size, targets, target_BK.shape[1] - 1)
+    ratio = torch.rand(shape[:2], generator=generator)
+    mask = torch.rand(shape, generator=generator) < ratio[..., None]
+    return mask[rank::processes].flatten(0, 1).to(target_BK.device)
+
+
+def turns_before(config: Config, step: int) -> dict[TaskName, int]:
+    """How often each task had its iteration before `step`."""
+    cycle = config.optim.cycle
+    rounds, rest = divmod(step, len(cycle))
+    return {task: rounds * cycle.count(task) + cycle[:rest].count(task) for task in config.optim.tasks}

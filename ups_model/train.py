@@ -1,0 +1,441 @@
+"""Training of one run: joint, one task alone, or fine-tuning. One flat loop; every step depends on (seed, step) alone.
+
+    python -m ups_model.train --preset tiny
+    python -m ups_model.train --preset small --data uiprmd=PATH --data utd_mhad=PATH --data jhmdb=PATH --out runs/joint
+    torchrun --nproc-per-node 8 -m ups_model.train --preset paper ...
+
+A run that is killed at any moment goes on from its newest whole checkpoint when the same command is given again, and
+ends with the same bits as one that was not killed (CPU).
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ups_model.build import Parts, build, configured_sources, data_identity, mean_pose_error_mm, run_key
+from ups_model.checkpoint import (
+    load_checkpoint,
+    load_weights,
+    newest_checkpoint,
+    optimizer_tensors,
+    prune_checkpoints,
+    restore_optimizer,
+    save_checkpoint,
+)
+from ups_model.command import (
+    PRESETS,
+    StopOnSignal,
+    add_data_arguments,
+    add_device_arguments,
+    data_paths,
+    read_config,
+    report,
+    start_logging,
+)
+from ups_model.config import TASK_NAMES, Config
+from ups_model.data.sources import default_cache
+from ups_model.device import Precision, autocast_dtype, pick_device, pick_precision
+from ups_model.layers import seed_for
+from ups_model.losses import sequence_loss, target_tokens
+from ups_model.measure import is_headline, measure, score
+from ups_model.model import UPS
+from ups_model.schedule import gumbel_noise, input_mask, learning_rate, temperature, turns_before
+from ups_model.text_features import text_identity
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = """examples:
+  python -m ups_model.train --preset tiny
+  python -m ups_model.train --preset small --data uiprmd=PATH --data utd_mhad=PATH --data jhmdb=PATH
+  python -m ups_model.train --preset small --task ar3d --set encoder_layers=2 --seed 1 --out runs/ar3d-depth2
+  python -m ups_model.train --preset small --task pe --parent runs/small/best/step-00020000 --out runs/small-pe
+  torchrun --nproc-per-node 8 -m ups_model.train --preset paper --data h36m=PATH ...
+
+--data may be left out for a set that `python -m ups_model.data prepare` has put in its usual place.
+exit status: 0 done, 1 stopped or not finite, 2 usage or configuration, before anything starts"""
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the message names the step and what to try."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how a run is carried out; nothing here is part of its identity."""
+
+    out: Path
+    """Folder of checkpoints, `progress.jsonl` and `result.json`."""
+    device: str = "auto"
+    precision: Precision = "auto"
+    """auto: bf16 from compute capability 8.0, fp16 with a loss scaler on older GPUs (V100), fp32 on the CPU."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; a kill loses at most so many."""
+    keep: int = 2
+    """Checkpoints kept to resume from."""
+    log_every: int = 50
+    """Steps between progress lines."""
+    cache: Path = field(default_factory=default_cache)
+    """Folder of clip sets and, under `text`, of text features."""
+    test: bool = True
+    """Measure the test split at the end."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves, also written to `result.json`."""
+
+    status: Literal["finished", "stopped"]
+    key: str
+    step: int
+    metrics: dict[str, float]
+    """`test/...` and, where subjects are held out, `validation/...` of the chosen checkpoint."""
+    routes: dict[str, list[int]]
+    """The block that each task takes in each encoder layer (Figure 4)."""
+    checkpoint: str
+    """Folder of the chosen weights."""
+    about: dict[str, Any]
+    """Configuration, data fingerprints, parameters, times: what a table's caption needs."""
+
+
+def train(
+    config: Config,
+    paths: Mapping[str, Path],
+    options: RunOptions,
+    parent: Path | None = None,
+    on_metrics: Callable[[int, dict[str, float]], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Result:
+    """Train, resume or just report a run.
+
+    Args:
+        config: everything that can change the result.
+        paths: folder of each clip set.
+        parent: checkpoint folder whose weights are the start (fine-tuning).
+        on_metrics: called with (step, metrics) at every progress line and validation.
+        should_stop: asked after each step; True saves a checkpoint and returns a result with status "stopped".
+
+    Raises:
+        ValueError: a configuration, data set or checkpoint that cannot be used; nothing was started.
+        NonFiniteLoss: the loss was not finite.
+    """
+    rank, processes = _start_processes()
+    device = pick_device(options.device, rank)
+    precision = pick_precision(options.precision, device)
+    parts = build(config, paths, device, options.cache / "text")
+    model, feeds, optim = parts.model, parts.feeds, config.optim
+    parent_key = ""
+    if parent is not None:
+        tensors, parent_state = load_checkpoint(parent)
+        load_weights(model, tensors["model"], parent)
+        parent_key = parent_state["key"]
+    if config.freeze_routes:
+        model.encoder.router.freeze()
+    key = run_key(config, parts.sets, text_identity(config.model.text_model), parent_key)
+    _check_shares(config, processes)
+    optimizer = make_optimizer(model, config)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema)) if optim.ema else None
+    parallel = DistributedDataParallel(model, find_unused_parameters=True) if processes > 1 else model
+    mean_pose_mm = mean_pose_error_mm(feeds["pe"]) if "pe" in feeds else 0.0
+    step, best, seconds = 0, None, 0.0
+    saved = newest_checkpoint(options.out / "checkpoints")
+    if saved is not None:
+        path, tensors, state = saved
+        if state["key"] != key:
+            raise ValueError(
+                f"{options.out} holds another run ({state['key']}, this one is {key}); give another --out or delete it"
+            )
+        load_weights(model, tensors["model"], path)
+        restore_optimizer(optimizer, tensors["optimizer"])
+        if average is not None:
+            average.load_state_dict(tensors["ema"])
+        scaler.load_state_dict(state["scaler"])
+        step, best, seconds = state["step"], state["best"], state["seconds"]
+        logger.info("resuming at step %d of %d from %s", step, optim.steps, path)
+    elif rank == 0:
+        logger.info(
+            "training %s on %s (%s), %.2f M parameters, run %s",
+            "+".join(optim.tasks), device, precision, sum(p.numel() for p in model.parameters()) / 1e6, key,
+        )  # fmt: skip
+
+    turns = turns_before(config, step)
+    recent: dict[str, list[Tensor]] = {}
+    started = last_logged = time.monotonic()
+    first_step, stopped = step, False
+    model.train()
+    while step < optim.steps and not stopped:
+        task = optim.cycle[step % len(optim.cycle)]
+        batch = feeds[task].train(turns[task], (rank, processes))
+        # Dropout draws from the global generator: seeding it by step makes a step independent of what ran before it.
+        torch.manual_seed(seed_for(config.seed, "dropout", step, rank))
+        target_BK = target_tokens(model, batch)
+        with torch.autocast(device.type, dtype=autocast_dtype(precision), enabled=precision != "fp32"):
+            logits_BKV = parallel(
+                batch.inputs,
+                target_BK,
+                input_mask(config, task, turns[task], target_BK, (rank, processes)),
+                gumbel_noise(config, step).to(device),
+                temperature(config, step),
+            )
+        loss = sequence_loss(model, batch, logits_BKV, target_BK, optim)
+        accumulated = len(optim.cycle) if optim.update == "cycle" else 1
+        scaler.scale(loss / accumulated).backward()
+        recent.setdefault(task, []).append(loss.detach())
+        turns[task] += 1
+        step += 1
+
+        if step % accumulated == 0:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
+            if precision != "fp16" and not torch.isfinite(norm):
+                _raise_non_finite(step, task, float(loss), config)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            if average is not None:
+                average.update_parameters(model)
+
+        if not math.isfinite(loss_now := float(loss.detach())):
+            _raise_non_finite(step, task, loss_now, config)
+
+        if rank == 0 and (step % options.log_every == 0 or step == optim.steps):
+            now = time.monotonic()
+            line = {f"train/{name}_loss": float(torch.stack(values).mean()) for name, values in sorted(recent.items())}
+            line |= {"learning_rate": learning_rate(config, step)}
+            line |= {"steps_per_second": min(options.log_every, step - first_step) / max(now - last_logged, 1e-9)}
+            recent, last_logged = {}, now
+            left = (optim.steps - step) * (now - started) / max(step - first_step, 1)
+            logger.info("step %d/%d  %s  %s left", step, optim.steps, _short(line), _duration(left))
+            _append(options.out / "progress.jsonl", {"step": step, **line})
+            if on_metrics is not None:
+                on_metrics(step, line)
+
+        validate = optim.evaluate_every and step % optim.evaluate_every == 0
+        if (validate or step == optim.steps) and config.data.validation_subjects:
+            if rank == 0:
+                seconds_before = time.monotonic()
+                found = measure(_evaluated(model, average), feeds, "validation", config.evaluation)
+                value = score(found, optim.tasks, mean_pose_mm)
+                found = {f"validation/{name}": number for name, number in found.items()} | {"validation/score": value}
+                if best is None or value > best["score"]:
+                    best = {"step": step, "score": value, "metrics": found}
+                    _save_weights(options.out / "best", step, _evaluated(model, average), parts, key, found)
+                logger.info("step %d  %s  (%.0f s)", step, _short(found), time.monotonic() - seconds_before)
+                _append(options.out / "progress.jsonl", {"step": step, **found})
+                if on_metrics is not None:
+                    on_metrics(step, found)
+            _wait(processes)
+
+        stopped = should_stop is not None and should_stop()
+        if rank == 0 and (step % options.checkpoint_every == 0 or step == optim.steps or stopped):
+            groups = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+            if average is not None:
+                groups["ema"] = average.state_dict()
+            state = {
+                "key": key,
+                "best": best,
+                "scaler": scaler.state_dict(),
+                "seconds": seconds + time.monotonic() - started,
+            }
+            save_checkpoint(options.out / "checkpoints", step, groups, state)
+            prune_checkpoints(options.out / "checkpoints", options.keep)
+
+    seconds += time.monotonic() - started
+    _wait(processes)
+    result = None
+    if rank == 0:
+        result = _finish(parts, options, average, best, step, key, seconds, stopped, precision, mean_pose_mm)
+    if processes > 1:
+        shared = [result]
+        dist.broadcast_object_list(shared)
+        result = shared[0]
+    return result
+
+
+def _finish(
+    parts: Parts,
+    options: RunOptions,
+    average: nn.Module | None,
+    best: dict[str, Any] | None,
+    step: int,
+    key: str,
+    seconds: float,
+    stopped: bool,
+    precision: str,
+    mean_pose_mm: float,
+) -> Result:
+    """Choose the weights, measure them once on the test split, write `result.json`."""
+    config, model = parts.config, _evaluated(parts.model, average)
+    metrics: dict[str, float] = {}
+    checkpoint = None
+    if not stopped:
+        if best is not None:
+            checkpoint = options.out / "best" / f"step-{best['step']:08d}"
+            tensors, _ = load_checkpoint(checkpoint)
+            load_weights(model, tensors["model"], checkpoint)
+            metrics |= best["metrics"]
+        else:
+            checkpoint = _save_weights(options.out / "best", step, model, parts, key, {})
+        if options.test:
+            found = measure(model, parts.feeds, "test", config.evaluation)
+            metrics |= {f"test/{name}": value for name, value in found.items()}
+            metrics["test/score"] = score(found, config.optim.tasks, mean_pose_mm)
+    about = {
+        "config": config.canonical(),
+        "data": data_identity(parts.sets),
+        "synthetic": sorted(name for name, (clips, _) in parts.sets.items() if clips.info.synthetic),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "chosen_step": best["step"] if best else step,
+        "chosen_by": "validation subjects" if config.data.validation_subjects else "last step",
+        "device": torch.cuda.get_device_name(parts.device) if parts.device.type == "cuda" else "cpu",
+        "precision": precision,
+        "train_seconds": round(seconds, 1),
+        "torch": torch.__version__,
+        "mean_pose_mm": mean_pose_mm,
+    }
+    result = Result(
+        "stopped" if stopped else "finished", key, step, metrics, model.routes(), str(checkpoint or ""), about
+    )
+    text = json.dumps(vars(result), indent=1, allow_nan=False)
+    temporary = options.out / ".result.json"
+    temporary.write_text(text, "utf-8")
+    os.replace(temporary, options.out / "result.json")
+    return result
+
+
+def make_optimizer(model: UPS, config: Config) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices alone."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, config.optim.beta2))
+
+
+def _evaluated(model: UPS, average: nn.Module | None) -> UPS:
+    return model if average is None else average.module
+
+
+def _save_weights(folder: Path, step: int, model: UPS, parts: Parts, key: str, metrics: dict[str, float]) -> Path:
+    quantiser = model.quantiser
+    state = {
+        "key": key,
+        "config": parts.config.canonical(),
+        "classes": [[name, list(classes)] for name, classes in model.vocabulary.classes],
+        "quantiser": None if quantiser is None else [list(quantiser.low), list(quantiser.high)],
+        "max_frames": model.max_frames,
+        "pose_joints": model.pose_joints,
+        "routes": model.routes(),
+        "metrics": metrics,
+    }
+    path = save_checkpoint(folder, step, {"model": model.state_dict()}, state)
+    prune_checkpoints(folder, 1)
+    return path
+
+
+def _start_processes() -> tuple[int, int]:
+    """Rank and number of processes; joins the group that torchrun describes in the environment."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _check_shares(config: Config, processes: int) -> None:
+    for task in config.optim.tasks:
+        size = getattr(config.data, task).batch_size
+        if size % processes:
+            raise ValueError(f"data.{task}.batch_size must be divisible by the processes, got {size} and {processes}")
+    if processes > 1 and config.model.normalisation == "task_batch":
+        raise ValueError("normalisation='task_batch' keeps statistics of one process; use 'layer' with several")
+
+
+def _wait(processes: int) -> None:
+    if processes > 1:
+        dist.barrier()
+
+
+def _raise_non_finite(step: int, task: str, loss: float, config: Config) -> None:
+    raise NonFiniteLoss(
+        f"loss or gradient of {task} is not finite at step {step} (loss {loss}); the newest checkpoint is kept. "
+        f"Try a learning_rate below {config.optim.learning_rate}, a longer warmup_share, a smaller clip_norm, or "
+        "--precision fp32"
+    )
+
+
+def _append(file: Path, row: Mapping[str, float]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+def _short(metrics: Mapping[str, float]) -> str:
+    shown = {name.removeprefix("train/").removeprefix("validation/"): value for name, value in metrics.items()}
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items() if is_headline(name))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ups_model.train",
+        description="Train one UPS model. The same command again resumes it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="tiny: synthetic data, a minute; small: open data; paper")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a configuration as written to config.json")
+    parser.add_argument("--task", choices=TASK_NAMES, help="train one task alone instead of all")
+    parser.add_argument("--parent", type=Path, metavar="CHECKPOINT", help="fine-tune from these weights, routes kept")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field (repeatable)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    add_data_arguments(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="(runs/PRESET)")
+    add_device_arguments(parser)
+    parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS", help="(500)")
+    given = parser.parse_args(arguments)
+    start_logging()
+    try:
+        config = read_config(given)
+        paths = data_paths(given.data, configured_sources(config))
+        out = given.out or Path("runs") / (given.preset or given.config.stem)
+        if given.checkpoint_every < 1:
+            raise ValueError(f"--checkpoint-every must be at least 1, got {given.checkpoint_every}")
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.json").write_text(json.dumps(config.canonical(), indent=1), "utf-8")
+        options = RunOptions(out, given.device, given.precision, given.checkpoint_every)
+        stop = StopOnSignal()
+        result = train(config, paths, options, given.parent, should_stop=stop)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except NonFiniteLoss as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(report(result))
+    return 0 if result.status == "finished" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
