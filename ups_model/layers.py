@@ -43,7 +43,7 @@ def drawn(*shape: int, std: float) -> nn.Parameter:
 def linear(inputs: int, outputs: int, bias: bool = True, std: float | None = None) -> nn.Linear:
     """A linear layer with zero bias whose weight `initialise` draws with variance 1/inputs."""
     # nn.Linear alone would draw its first weight from the global generator, which is the caller's.
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=torch.get_default_device())
     nn.init.zeros_(layer.weight)
     layer.weight.init_std = 1 / math.sqrt(inputs) if std is None else std
     if bias:
