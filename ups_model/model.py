@@ -32,11 +32,11 @@ class Inputs:
     slot_mask_S: Tensor
     """True for slots that the batch's skeletons fill."""
     frame_mask_BN: Tensor | None = None
-    """True for frames that are there; None = all."""
+    """True for frames that are there, the first ones of a clip; None = all."""
     person_mask_BP: Tensor | None = None
     """True for persons that are there; None = all."""
     target_frame_BR: Tensor | None = None
-    """Frames whose poses are asked for (pose estimation); None = the centre frame."""
+    """Frames whose poses are asked for (pose estimation); None = the centre of the frames that are there."""
 
 
 class UPS(nn.Module):
@@ -100,12 +100,12 @@ class UPS(nn.Module):
     # -- parts ---------------------------------------------------------------------------------------------------
 
     def vocabulary_VW(self) -> Tensor:
-        """The vocabulary as decoder tokens: projected frozen text features, and the learned residual if there is one."""
+        """The vocabulary as decoder tokens: projected frozen text features, and the learned residual if any."""
         tokens_VW = self.project_text(self.text_VE)
         return tokens_VW + self.residual_VW if self.config.vocabulary_residual else tokens_VW
 
     def features(self, pose_BNSC: Tensor) -> Tensor:
-        """[B, N, 25, C'] input features of each joint: position, velocity (a frame's difference), bone (from parent)."""
+        """[B, N, 25, C'] input features of each joint: position, velocity (from last frame), bone (from parent)."""
         parts = {
             "position": lambda: pose_BNSC,
             "velocity": lambda: F.pad(pose_BNSC[:, 1:] - pose_BNSC[:, :-1], (0, 0, 0, 0, 1, 0)),
@@ -117,7 +117,8 @@ class UPS(nn.Module):
     def set_input_statistics(self, inputs: Inputs) -> None:
         """Take mean and scale of the task's input features from a batch of training clips."""
         there_BP = self._present(inputs)
-        features_BNSC = self.features(inputs.pose_BPNSC[there_BP])[:, :, inputs.slot_mask_S]
+        features_BNSC = self.features(inputs.pose_BPNSC[there_BP] * inputs.slot_mask_S[:, None])
+        features_BNSC = features_BNSC[:, :, inputs.slot_mask_S]
         if inputs.frame_mask_BN is not None:
             person_frames_BPN = inputs.frame_mask_BN[:, None].expand(-1, there_BP.shape[1], -1)
             features_BNSC = features_BNSC[person_frames_BPN[there_BP]]
@@ -147,6 +148,7 @@ class UPS(nn.Module):
             mask_XN = frame_mask[:, None].expand(-1, persons, -1)[there_BP]
             # A padded frame repeats nothing: zero it before differences between frames are taken.
             pose_XNSC = pose_XNSC * mask_XN[:, :, None, None]
+        pose_XNSC = pose_XNSC * inputs.slot_mask_S[:, None]  # A bone may start at an absent slot.
         scene = Scene(TASK_INDEX[inputs.task], inputs.slot_mask_S.nonzero()[:, 0], mask_XN)
         row = scene.task
         features_XNJC = self.features(pose_XNSC)[:, :, scene.slots]
@@ -168,7 +170,11 @@ class UPS(nn.Module):
         device = x_XNJD.device
         target_BR = inputs.target_frame_BR
         if target_BR is None:
-            target_BR = torch.full((batch, 1), (frames - 1) // 2, device=device)
+            # Counted over the frames that are there, so that padding a clip does not move its centre.
+            mask_BN = inputs.frame_mask_BN
+            whole_B1 = torch.full((batch, 1), frames, device=device)
+            count_B1 = whole_B1 if mask_BN is None else mask_BN.sum(dim=1, keepdim=True)
+            target_BR = (count_B1 - 1) // 2
         target_X = target_BR.flatten()
         frame_N = torch.arange(frames, device=device)
         window, per_target = [], None
@@ -185,6 +191,7 @@ class UPS(nn.Module):
             else:
                 own_XJD = time_mean(x_XNJD, scene.frame_mask_BN)
             per_target = self.joint_memory(own_XJD) + self.joint_memory_SW[scene.slots]
+        offset_XM = frame_M[None] - target_X[:, None] + self.max_frames - 1
         mask_BM = None
         if scene.frame_mask_BN is not None:
             mask_BM = scene.frame_mask_BN[:, frame_M]
@@ -199,11 +206,10 @@ class UPS(nn.Module):
             full = full + self.person_PW[:persons, None]
             mask = torch.zeros(full.shape[:3], dtype=torch.bool, device=device)
             mask[there_BP] = present
-            shared = window.shape[1]
-            window, mask_BM = full.flatten(1, 2), mask.flatten(1, 2)
-            frame_M = F.pad(frame_M, (0, full.shape[2] - shared), value=(frames - 1) // 2).repeat(persons)
-            per_target = None
-        offset_XM = frame_M[None] - target_X[:, None] + self.max_frames - 1
+            # Tokens of the target's own stand at the target frame: offset 0.
+            offset_XM = F.pad(offset_XM, (0, full.shape[2] - offset_XM.shape[1]), value=self.max_frames - 1)
+            offset_XM = offset_XM.repeat(1, persons)
+            window, mask_BM, per_target = full.flatten(1, 2), mask.flatten(1, 2), None
         return Memory(window, mask_BM, offset_XM, per_target)
 
     def embed_prefix(self, task: str, tokens_BK: Tensor, mask_BK: Tensor | None, vocabulary_VW: Tensor) -> Tensor:
@@ -275,8 +281,42 @@ def check_inputs(inputs: Inputs, max_frames: int) -> None:
         raise ValueError(f"a clip holds at most {MAX_PERSONS} persons, got {shape[1]}; keep those that move most")
     if not 1 <= shape[2] <= max_frames:
         raise ValueError(f"clips must have 1 to {max_frames} frames, got {shape[2]}; resize or cut them")
-    if inputs.target_frame_BR is not None and shape[1] != 1:
-        raise ValueError(f"pose estimation takes one person a clip, got {shape[1]}")
+    _check_masks(inputs)
     if not torch.isfinite(inputs.pose_BPNSC).all():
         bad = int((~torch.isfinite(inputs.pose_BPNSC)).flatten(1).any(dim=1).nonzero()[0])
         raise ValueError(f"coordinates must be finite, got NaN or infinity in clip {bad} of the batch; clean the data")
+
+
+def _check_masks(inputs: Inputs) -> None:
+    """Raise ValueError for masks or target frames that do not fit the poses."""
+    clips, persons, frames = inputs.pose_BPNSC.shape[:3]
+    for name, mask, wanted in (
+        ("slot_mask", inputs.slot_mask_S, (SLOTS,)),
+        ("frame_mask", inputs.frame_mask_BN, (clips, frames)),
+        ("person_mask", inputs.person_mask_BP, (clips, persons)),
+    ):
+        if mask is None:
+            continue
+        if mask.dtype != torch.bool or tuple(mask.shape) != wanted:
+            got = f"{mask.dtype} {list(mask.shape)}"
+            raise ValueError(f"{name} must be boolean {list(wanted)} for these poses, got {got}")
+        if not mask.any(dim=-1).all():
+            # Attention over nothing has no value.
+            raise ValueError(f"{name} must be True somewhere in every clip, got one that is all False; drop the clip")
+    mask_BN = inputs.frame_mask_BN
+    if mask_BN is not None and (mask_BN[:, 1:] & ~mask_BN[:, :-1]).any():
+        raise ValueError("frame_mask must be True for first frames, then False, got a gap; pad clips at the end")
+    pose_task = TASKS[inputs.task].kind == "pose"
+    if pose_task and (persons != 1 or (inputs.person_mask_BP is not None and not inputs.person_mask_BP.all())):
+        raise ValueError(f"task {inputs.task!r} takes one person a clip, got {persons} or none; split the clip")
+    target_BR = inputs.target_frame_BR
+    if target_BR is None:
+        return
+    if not pose_task:
+        raise ValueError(f"target frames are asked for in pose estimation alone, got some with task {inputs.task!r}")
+    if target_BR.ndim != 2 or len(target_BR) != clips or target_BR.is_floating_point():
+        got = f"{target_BR.dtype} {list(target_BR.shape)}"
+        raise ValueError(f"target frames must be whole numbers [{clips}, targets] for these poses, got {got}")
+    there_B1 = frames if mask_BN is None else mask_BN.sum(dim=1, keepdim=True)
+    if target_BR.numel() == 0 or (target_BR < 0).any() or (target_BR >= there_B1).any():
+        raise ValueError(f"target frames must be there, among 0..{frames - 1}, got {target_BR.tolist()[:4]}")
