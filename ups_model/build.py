@@ -46,8 +46,8 @@ def open_sets(config: Config, paths: Mapping[str, Path]) -> dict[str, tuple[Clip
     """Open and split each clip set that the configuration names.
 
     Raises:
-        ValueError: a set without a path, an unreadable set, an empty split, or a clip that is trained on in one task and
-            evaluated in another.
+        ValueError: a set without a path, an unreadable set, an empty split, or a clip that is trained on in one task
+            and evaluated in another.
     """
     names = configured_sources(config)
     missing = [name for name in names if name not in paths]

@@ -134,8 +134,8 @@ def report(result: "Result") -> str:
         lines.append(f"routes (block per layer): {routes}")
     chosen = f", chosen by {about['chosen_by']}" if result.checkpoint else ""
     lines.append(
-        f"{result.status} at step {result.step}, {about['train_seconds']:.0f} s on {about['device']} ({about['precision']}), "
-        f"{about['parameters'] / 1e6:.2f} M parameters, run {result.key}"
+        f"{result.status} at step {result.step}, {about['train_seconds']:.0f} s on {about['device']} "
+        f"({about['precision']}), {about['parameters'] / 1e6:.2f} M parameters, run {result.key}"
     )
     if result.checkpoint:
         lines.append(f"weights: {result.checkpoint} (step {about['chosen_step']}{chosen})")

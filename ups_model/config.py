@@ -63,8 +63,8 @@ class ModelConfig(_Section):
     gumbel_end: float = 0.5
     """Gumbel-Softmax temperature at the last step (geometric decay)."""
     routing_explore_share: float = 0.5
-    """Share of training over which the Gumbel noise fades to 0. Temperature shapes gradients, not choices: with full noise
-    to the end a task would still be trained on routes that inference never takes."""
+    """Share of training over which the Gumbel noise fades to 0. Temperature shapes gradients, not choices: with full
+    noise to the end a task would still be trained on routes that inference never takes."""
     tem_width: int = 0
     """Width of the frame tokens inside a TEM; 0 is the paper's J*d without a bottleneck."""
     tem_heads: int = 8
@@ -80,8 +80,8 @@ class ModelConfig(_Section):
     decoder_mlp_ratio: int = 2
     """Hidden width of the decoder's MLP over its token width."""
     decoder_memory: Literal["joints", "frames", "frames+joints"] = "joints"
-    """What the decoder attends to: all N*J tokens; N frame tokens; or N frame tokens and J joint tokens, the latter taken
-    at the target frame (pose estimation) or averaged over time (class tasks)."""
+    """What the decoder attends to: all N*J tokens; N frame tokens; or N frame tokens and J joint tokens, the latter
+    taken at the target frame (pose estimation) or averaged over time (class tasks)."""
     input_features: tuple[Literal["position", "velocity", "bone"], ...] = ("position",)
     """What a joint's input vector holds; the paper gives positions alone."""
     normalisation: Literal["layer", "task_batch"] = "layer"
@@ -91,11 +91,13 @@ class ModelConfig(_Section):
     text_model: str = "roberta-base"
     """Frozen language model of the vocabulary: roberta-base (paper), minilm (packaged) or a local folder."""
     vocabulary_whitening: bool = True
-    """Whiten the frozen text features before their learned projection: prompts that differ in one number are nearly parallel."""
+    """Whiten the frozen text features before their projection: prompts that differ in one number are nearly parallel."""
     vocabulary_residual: bool = False
     """Add a learned vector to each token's projected text feature; the paper's vocabulary is the frozen text alone."""
     dropout: float = 0.1
-    """Dropout in TEM, decoder and after the tokenizer."""
+    """Dropout in the TEM and after the tokenizer."""
+    decoder_dropout: float = 0.1
+    """Dropout in the decoder."""
 
     def faults(self) -> list[str]:
         found = []
@@ -123,6 +125,7 @@ class ModelConfig(_Section):
         for name in ("gumbel_start", "gumbel_end"):
             found += _above(self, name, 0)
         found += _between(self, "dropout", 0, 0.99)
+        found += _between(self, "decoder_dropout", 0, 0.99)
         found += _between(self, "routing_explore_share", 0, 1)
         if "position" not in self.input_features or len(set(self.input_features)) < len(self.input_features):
             found.append(f"input_features must hold 'position' and no feature twice, got {self.input_features}")
@@ -134,8 +137,8 @@ class TaskData(_Section):
     """What one task is fed: its clip sets, the shape of a clip, and the augmentation of training clips."""
 
     sources: tuple[str, ...] = ()
-    """Names of prepared clip sets. A batch comes from one of them, drawn in proportion to their sizes; metrics without a
-    set's name are those of the first."""
+    """Names of prepared clip sets. A batch comes from one of them, drawn in proportion to their sizes; metrics without
+    a set's name are those of the first."""
     frames: int = 64
     """N, frames a clip is resized to (class tasks) or window length (pose estimation)."""
     frame_stride: int = 1
@@ -258,7 +261,7 @@ class OptimConfig(_Section):
     bin_sigma: float = 0.0
     """Standard deviation, in bins, of the soft target around a coordinate's bin; 0 = one-hot (paper)."""
     expectation_weight: float = 0.0
-    """Weight of the mean distance, in metres, of the expected coordinate to the true one, beside the likelihood; 0 (paper)."""
+    """Weight of the mean distance, in metres, of the expected to the true joint, beside the likelihood; 0 (paper)."""
     mask_inputs: bool = False
     """Replace each decoder input of a training sequence by a mask token at a ratio drawn from U(0, 1) (pix2seq)."""
     evaluate_every: int = 0
@@ -331,7 +334,7 @@ class Config(_Section):
         return found
 
     def with_fields(self, changes: Mapping[str, Any]) -> Self:
-        """A copy with dotted or unambiguous short field names changed, e.g. {"encoder_layers": 2, "data.pe.frames": 27}.
+        """A copy with dotted or unambiguous short field names changed, e.g. {"seed": 2, "data.pe.frames": 27}.
 
         Values may be strings, as on a command line: they are read as JSON where the field is not a string.
 

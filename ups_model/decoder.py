@@ -65,8 +65,8 @@ class DecoderLayer(nn.Module):
         self.cross_key_value = linear(width, 2 * width)
         self.cross_merge = linear(width, width)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = Mlp(width, config.decoder_mlp_ratio * width, config.dropout)
-        self.dropout = nn.Dropout(config.dropout)
+        self.mlp = Mlp(width, config.decoder_mlp_ratio * width, config.decoder_dropout)
+        self.dropout = nn.Dropout(config.decoder_dropout)
 
     def memory_cache(self, memory: Memory, offsets_OW: Tensor) -> LayerCache:
         """Keys and values of the memory. A window's are computed once and shared by all its targets: the projection is
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         self.mask_W = drawn(width, std=0.02)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.decoder_dropout)
 
     def start(self, memory: Memory) -> DecoderCache:
         """The cache of a memory before the first step."""

@@ -1,6 +1,6 @@
 """Measures of a model on a validation or test split: one function a kind of task, plain numbers out.
 
-Keys are `task/metric`, and `task/clip set/metric` where a task has several clip sets; the first set gives the plain key.
+Keys are `task/metric`, and `task/clip set/metric` where a task has several clip sets; the plain key is the first set's.
 
 Shape suffixes: B clips, R target frames, J native joints.
 """
@@ -145,8 +145,8 @@ def mirror_inputs(inputs: Inputs) -> Inputs:
 def score(metrics: Mapping[str, float], tasks: tuple[TaskName, ...], mean_pose_mm: float) -> float:
     """One number to choose a checkpoint by, higher is better: the mean over tasks of the share solved, in percent.
 
-    For class tasks that is top-1 accuracy (early prediction: its mean over ratios); for pose estimation the share of the
-    mean training pose's error that is gone.
+    For class tasks that is top-1 accuracy (early prediction: its mean over ratios); for pose estimation the share of
+    the mean training pose's error that is gone.
     """
     parts = []
     for task in tasks:

@@ -55,7 +55,8 @@ class UPS(nn.Module):
         """Build and initialise.
 
         Args:
-            text_VE: frozen features of `vocabulary.prompts`, as `text_features` gives them.
+            text_VE: frozen features of `vocabulary.prompts`: of `text_features`, put through `whiten` where the
+                configuration asks for it, or those kept with a checkpoint.
             max_frames: longest clip or window.
             pose_joints: joints of a predicted pose; its target sequence has 3 * pose_joints + 1 tokens.
             seed: of the initial weights; parameters that two configurations share start equal.
@@ -88,13 +89,12 @@ class UPS(nn.Module):
         self.person_PW = drawn(MAX_PERSONS, decoder_width, std=0.02)
         self.start = linear(config.router_width, decoder_width)
         self.decoder = Decoder(config, POSE_AXES * SLOTS + 1, max_frames)
-        text_VE = whiten(text_VE) if config.vocabulary_whitening else text_VE.float()
-        self.register_buffer("text_VE", text_VE)
+        self.register_buffer("text_VE", text_VE.float())
         self.project_text = linear(text_VE.shape[1], decoder_width, bias=False)
         if config.vocabulary_residual:
             self.residual_VW = drawn(vocabulary.size, decoder_width, std=0.02)
         self.logit_scale = nn.Parameter(torch.tensor(decoder_width**-0.5))
-        self.register_buffer("parents_S", torch.as_tensor(SLOT_PARENTS).clamp(min=0), persistent=False)
+        self.register_buffer("parents_S", torch.tensor(SLOT_PARENTS).clamp(min=0), persistent=False)
         initialise(self, seed)
 
     # -- parts ---------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class UPS(nn.Module):
             ValueError: wrong shapes, or coordinates that are not finite.
         """
         check_inputs(inputs, self.max_frames)
-        batch, persons, frames = inputs.pose_BPNSC.shape[:3]
+        persons, frames = inputs.pose_BPNSC.shape[1:3]
         there_BP = self._present(inputs)
         all_there = inputs.person_mask_BP is None or bool(there_BP.all())
         pose_XNSC = inputs.pose_BPNSC.flatten(0, 1) if all_there else inputs.pose_BPNSC[there_BP]

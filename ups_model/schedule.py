@@ -29,7 +29,7 @@ def temperature(config: Config, step: int) -> float:
 
 
 def gumbel_noise(config: Config, step: int) -> Tensor:
-    """[L, H] Gumbel(0, 1) noise of a step, fading to 0 over the exploring share of the run; the same in every process."""
+    """[L, H] Gumbel noise of a step, fading to 0 over the exploring share of the run; the same in every process."""
     generator = torch.Generator().manual_seed(seed_for(config.seed, "gumbel", step))
     uniform = torch.rand(config.model.encoder_layers, config.model.blocks_per_layer, generator=generator)
     exploring = config.model.routing_explore_share * config.optim.steps
