@@ -1,0 +1,107 @@
+"""Measure a trained model: python -m ups_model.evaluate CHECKPOINT.
+
+The checkpoint brings configuration, vocabulary and coordinate range; the clip sets are those it was trained with, or
+others of the same name and content.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ups_model.build import build, configured_sources, data_identity, load_model
+from ups_model.command import (
+    add_data_arguments,
+    assignments,
+    data_paths,
+    metric_table,
+    start_logging,
+)
+from ups_model.config import Config
+from ups_model.data.sources import default_cache
+from ups_model.device import pick_device
+from ups_model.measure import measure
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = """examples:
+  python -m ups_model.evaluate runs/tiny/best/step-00000800
+  python -m ups_model.evaluate runs/small/best/step-00010000 --set evaluation.flip=true --set pe.evaluate_stride=2
+  python -m ups_model.evaluate runs/small/best/step-00010000 --part validation --out scores.json
+
+exit status: 0 done, 2 usage or configuration"""
+
+
+def evaluate(
+    checkpoint: Path,
+    paths: dict[str, Path],
+    part: str = "test",
+    device: str = "auto",
+    changes: dict[str, object] | None = None,
+    cache: Path | None = None,
+) -> tuple[dict[str, float], Config, dict[str, str]]:
+    """Metrics of a checkpoint's trained tasks on a split, the configuration used and the clip sets' fingerprints.
+
+    Args:
+        checkpoint: a folder under `best/`.
+        paths: folder of each clip set of the configuration.
+        part: "test" or "validation".
+        changes: fields of the sections `evaluation` and `data` to change, e.g. {"evaluation.flip": True}.
+        cache: folder of text features; unused when the checkpoint holds them, as all of ours do.
+
+    Raises:
+        ValueError: an unusable checkpoint, clip set or change.
+    """
+    place = pick_device(device)
+    model, config, _ = load_model(checkpoint, place)
+    changed = config.with_fields(changes or {})
+    if (changed.model, changed.optim, changed.seed) != (config.model, config.optim, config.seed):
+        given = ", ".join(changes or {})
+        raise ValueError(f"only evaluation and data fields can be changed after training, got {given}")
+    if changed.data.split_seed != config.data.split_seed:
+        raise ValueError("split_seed cannot be changed after training: training clips would be evaluated")
+    if changed.data.validation_subjects != config.data.validation_subjects:
+        raise ValueError("validation_subjects cannot be changed after training: training clips would be evaluated")
+    parts = build(changed, paths, place, cache or default_cache() / "text", model)
+    known = {name: classes for name, classes in model.vocabulary.classes}
+    for name, (clips, _) in parts.sets.items():
+        if name in known and tuple(clips.info.classes) != known[name]:
+            raise ValueError(f"{paths[name]}: its classes are not those trained on; use the training run's clip set")
+    return measure(model, parts.feeds, part, changed.evaluation), changed, data_identity(parts.sets)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ups_model.evaluate",
+        description="Measure a trained UPS model on the test or validation split.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, help="folder of chosen weights, e.g. runs/tiny/best/step-00000800")
+    parser.add_argument("--part", choices=("test", "validation"), default="test", help="(test)")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change how it is measured")
+    add_data_arguments(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the metrics as JSON")
+    given = parser.parse_args(arguments)
+    start_logging()
+    try:
+        _, config, _ = load_model(given.checkpoint, pick_device("cpu"))
+        paths = data_paths(given.data, configured_sources(config))
+        changes = assignments(given.set, "--set", "FIELD=VALUE")
+        metrics, config, data = evaluate(given.checkpoint, paths, given.part, given.device, changes)
+        if given.out is not None:
+            content = {"part": given.part, "metrics": metrics, "data": data, "config": config.canonical()}
+            given.out.write_text(json.dumps(content, indent=1, allow_nan=False), "utf-8")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(metric_table({f"{given.part}/{name}": value for name, value in metrics.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
