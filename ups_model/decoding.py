@@ -45,7 +45,13 @@ class PoseAnswer:
 
 @torch.no_grad()
 def classify(model: UPS, inputs: Inputs, dataset: str) -> ClassAnswer:
-    """Class scores of clips over the classes of `dataset`."""
+    """Class scores of clips over the classes of `dataset`.
+
+    Raises:
+        ValueError: clips of pose estimation, or a data set that the vocabulary does not hold.
+    """
+    if TASKS[inputs.task].kind != "class":
+        raise ValueError(f"classify answers class tasks, got {inputs.task!r}; use estimate_poses")
     memory, _, _ = model.encode(inputs)
     cache = model.new_cache(memory)
     vocabulary_VW = model.vocabulary_VW()
@@ -74,8 +80,10 @@ def estimate_poses(
     exists to be measured against.
 
     Raises:
-        ValueError: a model without coordinate bins fitted (it was never trained on poses).
+        ValueError: clips of a class task, or a model without coordinate bins fitted (it was never trained on poses).
     """
+    if TASKS[inputs.task].kind != "pose":
+        raise ValueError(f"estimate_poses answers pose estimation, got task {inputs.task!r}; use classify")
     if model.quantiser is None:
         raise ValueError("pose estimation needs a model trained on poses, this one has no coordinate range")
     memory, _, _ = model.encode(inputs)
