@@ -62,9 +62,14 @@ class UPS(nn.Module):
             seed: of the initial weights; parameters that two configurations share start equal.
 
         Raises:
-            ValueError: text features that do not fit the vocabulary, or bins that differ from the configuration's.
+            ValueError: text features that do not fit the vocabulary, bins that differ from the configuration's, or
+                sizes out of range.
         """
         super().__init__()
+        if not 1 <= pose_joints <= SLOTS:
+            raise ValueError(f"pose_joints must lie in 1..{SLOTS}, got {pose_joints}")
+        if max_frames < 1:
+            raise ValueError(f"max_frames must be at least 1, got {max_frames}")
         if text_VE.shape[0] != vocabulary.size:
             raise ValueError(f"text features must have one row a token, got {text_VE.shape[0]} for {vocabulary.size}")
         if vocabulary.n_bins != config.n_bins:
@@ -222,7 +227,7 @@ class UPS(nn.Module):
 
     def logits(self, output_BKW: Tensor, vocabulary_VW: Tensor) -> Tensor:
         """Match output tokens with the vocabulary: [B, K, V]."""
-        return (output_BKW @ vocabulary_VW.T) * self.logit_scale
+        return (output_BKW * self.logit_scale) @ vocabulary_VW.T
 
     def forward(
         self,
