@@ -1,0 +1,379 @@
+"""The whole network: what is absent changes nothing, persons are a set, bad input is named, text is whitened."""
+
+import dataclasses
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_models import clips, generator, small_config, small_model, some_slots
+
+from ups_model.model import UPS, Inputs, check_inputs, whiten
+from ups_model.skeletons import SLOT_PARENTS, get_skeleton
+from ups_model.tasks import TASKS
+
+MEMORIES = ("joints", "frames", "frames+joints")
+TEMS = (0, 16)
+PERSON_PRESENT = torch.tensor([[True, True], [True, False], [False, True]])
+
+
+def model_of(memory="joints", tem_width=16, **changes):
+    small = {
+        "token_width": 4,
+        "tokenizer_layers": 2,
+        "encoder_layers": 1,
+        "input_features": ("position", "velocity", "bone"),
+    }
+    return small_model(small_config(decoder_memory=memory, tem_width=tem_width, **{**small, **changes}))
+
+
+@torch.no_grad()
+def answers(model, inputs):
+    """Logits of a fixed target sequence: all that a clip's answer is made of."""
+    targets = 1 if inputs.target_frame_BR is None else inputs.target_frame_BR.shape[1]
+    length = TASKS[inputs.task].target_length(model.pose_joints)
+    row = torch.randint(model.vocabulary.size, (length,), generator=generator(7))
+    return model(inputs, row.expand(len(inputs.pose_BPNSC) * targets, -1))
+
+
+def changed(inputs, **what):
+    return dataclasses.replace(inputs, **what)
+
+
+def with_garbage(inputs, where):
+    """`inputs` with other numbers at `where` (a mask that broadcasts over poses)."""
+    noise = 9 * torch.randn(inputs.pose_BPNSC.shape, generator=generator(99), dtype=torch.float64)
+    return changed(inputs, pose_BPNSC=torch.where(where, noise, inputs.pose_BPNSC))
+
+
+def assert_same(one, two):
+    torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+
+
+every_model = pytest.mark.parametrize("normalisation", ["layer", "task_batch"])
+every_memory = pytest.mark.parametrize("memory", MEMORIES)
+every_tem = pytest.mark.parametrize("tem_width", TEMS, ids=["full", "bottleneck"])
+
+
+# --- absent slots
+
+
+@every_tem
+@every_memory
+@every_model
+def test_coordinates_of_an_absent_slot_change_no_answer(memory, tem_width, normalisation):
+    model = model_of(memory, tem_width, normalisation=normalisation)
+    slots_S = torch.zeros(25, dtype=torch.bool)
+    slots_S[list(get_skeleton("h36m17").slots_present)] = True
+    for task in ("pe", "ar3d"):
+        inputs = clips(task, slot_mask_S=slots_S)
+        other = with_garbage(inputs, ~slots_S[:, None])
+        assert not torch.equal(other.pose_BPNSC, inputs.pose_BPNSC)
+        assert_same(answers(model, other), answers(model, inputs))
+
+
+def test_a_bone_that_starts_at_an_absent_slot_does_not_see_what_is_stored_there():
+    model = model_of()
+    elbow, shoulder = 5, SLOT_PARENTS[5]
+    slots_S = some_slots(shoulder)
+    assert slots_S[elbow]
+    inputs = clips(slot_mask_S=slots_S)
+    other = with_garbage(inputs, ~slots_S[:, None])
+    assert_same(answers(model, other), answers(model, inputs))
+    statistics = []
+    for one in (inputs, other):
+        model.set_input_statistics(one)
+        statistics.append(torch.stack([model.input_mean_TC, model.input_scale_TC]))
+    assert torch.equal(*statistics)
+
+
+def test_coordinates_of_a_present_slot_change_the_answer():
+    model, inputs = model_of(), clips(slot_mask_S=some_slots(21, 22, 23, 24))
+    for slot in (0, 11, 20):
+        moved = with_garbage(inputs, ~some_slots(slot)[:, None])
+        assert (answers(model, moved) - answers(model, inputs)).abs().max() > 1e-6
+
+
+# --- padded frames
+
+
+@every_tem
+@every_memory
+@every_model
+def test_a_padded_clip_is_answered_like_the_unpadded_one_whatever_its_batch_mates(memory, tem_width, normalisation):
+    model = model_of(memory, tem_width, normalisation=normalisation)
+    lengths = torch.tensor([7, 3, 1])
+    mask_BN = torch.arange(7) < lengths[:, None]
+    for task in ("ar2d", "ar3d", "pe"):
+        inputs = clips(task, frames=7, frame_mask_BN=mask_BN)
+        together = answers(model, inputs)
+        assert_same(answers(model, with_garbage(inputs, ~mask_BN[:, None, :, None, None])), together)
+        for clip, length in enumerate(lengths.tolist()):
+            alone = Inputs(task, inputs.pose_BPNSC[clip : clip + 1, :, :length], inputs.slot_mask_S)
+            assert_same(answers(model, alone), together[clip : clip + 1])
+
+
+@every_memory
+def test_a_padded_clip_of_two_persons_is_answered_like_the_unpadded_one(memory):
+    model = model_of(memory)
+    mask_BN = torch.arange(7) < torch.tensor([[7], [3], [5]])
+    inputs = clips("ar3d", persons=2, frames=7, frame_mask_BN=mask_BN, person_mask_BP=PERSON_PRESENT)
+    together = answers(model, inputs)
+    assert_same(answers(model, with_garbage(inputs, ~mask_BN[:, None, :, None, None])), together)
+    for clip, length in enumerate((7, 3, 5)):
+        own = slice(clip, clip + 1)
+        alone = Inputs("ar3d", inputs.pose_BPNSC[own, :, :length], inputs.slot_mask_S, None, PERSON_PRESENT[own])
+        assert_same(answers(model, alone), together[own])
+
+
+@every_memory
+def test_a_mask_that_leaves_nothing_out_is_no_mask(memory):
+    model, inputs = model_of(memory), clips("ar3d", persons=2)
+    full = changed(
+        inputs, frame_mask_BN=torch.ones(3, 6, dtype=torch.bool), person_mask_BP=torch.ones(3, 2, dtype=torch.bool)
+    )
+    assert torch.equal(answers(model, full), answers(model, inputs))
+
+
+@every_model
+def test_batch_mates_change_no_answer_in_evaluation(normalisation):
+    model = model_of(normalisation=normalisation)
+    inputs = clips("ar3d")
+    alone = [answers(model, changed(inputs, pose_BPNSC=pose)) for pose in inputs.pose_BPNSC.split(1)]
+    assert_same(torch.cat(alone), answers(model, inputs))
+
+
+@every_memory
+def test_the_target_frame_left_out_is_the_centre_frame(memory):
+    model, inputs = model_of(memory), clips("pe", frames=7)
+    centre = changed(inputs, target_frame_BR=torch.full((3, 1), 3))
+    beside = changed(inputs, target_frame_BR=torch.full((3, 1), 4))
+    assert torch.equal(answers(model, inputs), answers(model, centre))
+    assert (answers(model, inputs) - answers(model, beside)).abs().max() > 1e-6
+
+
+# --- persons
+
+
+@every_tem
+@every_memory
+@every_model
+def test_coordinates_of_an_absent_person_change_no_answer(memory, tem_width, normalisation):
+    model = model_of(memory, tem_width, normalisation=normalisation)
+    inputs = clips("ar3d", persons=2, person_mask_BP=PERSON_PRESENT)
+    other = with_garbage(inputs, ~PERSON_PRESENT[:, :, None, None, None])
+    assert_same(answers(model, other), answers(model, inputs))
+    first = with_garbage(inputs, PERSON_PRESENT[:, :, None, None, None])
+    assert (answers(model, first) - answers(model, inputs)).abs().flatten(1).amax(dim=1).min() > 1e-6
+
+
+@every_memory
+def test_person_order_matters_through_the_person_embedding_alone(memory):
+    model = model_of(memory)
+    inputs = clips("ar3d", persons=2, person_mask_BP=PERSON_PRESENT)
+    swapped = changed(inputs, pose_BPNSC=inputs.pose_BPNSC.flip(1), person_mask_BP=PERSON_PRESENT.flip(1))
+    assert (answers(model, swapped) - answers(model, inputs)).abs().max() > 1e-6
+    with torch.no_grad():
+        model.person_PW[1] = model.person_PW[0]
+    assert_same(answers(model, swapped), answers(model, inputs))
+
+
+@pytest.mark.parametrize("memory", ["joints", "frames"])
+def test_room_for_a_second_person_adds_the_embedding_of_the_first_and_nothing_else(memory):
+    model = model_of(memory)
+    inputs = clips("ar3d", persons=2, person_mask_BP=torch.tensor([[True, False]] * 3))
+    alone = Inputs("ar3d", inputs.pose_BPNSC[:, :1], inputs.slot_mask_S)
+    with torch.no_grad():
+        model.person_PW.zero_()
+    assert_same(answers(model, inputs), answers(model, alone))
+
+
+@torch.no_grad()
+def test_persons_are_encoded_one_by_one():
+    model = model_of()
+    inputs = clips("ar3d", persons=2)
+    both = model.encode(inputs)[1]
+    one = model.encode(Inputs("ar3d", inputs.pose_BPNSC.flatten(0, 1)[:, None], inputs.slot_mask_S))[1]
+    assert_same(both, one)
+
+
+# --- features and their scale
+
+
+@torch.no_grad()
+def test_features_are_position_difference_to_the_last_frame_and_bone_from_the_parent():
+    model, pose = model_of(), clips().pose_BPNSC[:, 0]
+    found = model.features(pose)
+    assert found.shape == (3, 6, 25, 9)
+    assert torch.equal(found[..., :3], pose)
+    assert not found[:, 0, :, 3:6].any()
+    assert torch.equal(found[:, 4, 7, 3:6], pose[:, 4, 7] - pose[:, 3, 7])
+    assert torch.equal(found[:, 2, 7, 6:], pose[:, 2, 7] - pose[:, 2, 6])  # The left hand hangs on the left wrist.
+
+
+def test_after_their_statistics_are_taken_input_features_of_the_task_have_mean_0_and_deviation_1():
+    model = small_model(small_config(input_features=("position", "velocity")), stirred=False)
+    mask_BN = torch.arange(6) < torch.tensor([[6], [4], [2]])
+    slots_S = some_slots(21, 23)
+    inputs = clips("ar2d", persons=2, frame_mask_BN=mask_BN, person_mask_BP=PERSON_PRESENT, slot_mask_S=slots_S)
+    inputs = changed(inputs, pose_BPNSC=5 + 3 * inputs.pose_BPNSC * torch.tensor([1.0, 1.0, 0.0]))
+    model.set_input_statistics(inputs)
+    values = []
+    for b in range(3):
+        for p in range(2):
+            if PERSON_PRESENT[b, p]:
+                pose = inputs.pose_BPNSC[b, p, : int(mask_BN[b].sum())][:, slots_S]
+                velocity = torch.cat([torch.zeros_like(pose[:1]), pose[1:] - pose[:-1]])
+                values.append(torch.cat([pose, velocity], dim=-1).flatten(0, 1))
+    values = torch.cat(values)
+    assert_same(model.input_mean_TC[1], values.mean(dim=0))
+    expected = values.std(dim=0)
+    expected[[2, 5]] = 1  # Constant in 2D: nothing to scale.
+    assert_same(model.input_scale_TC[1], expected)
+    assert (model.input_scale_TC[[0, 2, 3]] == 1).all() and not model.input_mean_TC[[0, 2, 3]].any()
+
+
+# --- text features
+
+
+def nearly_parallel(count=40, width=24):
+    """Features like those of prompts that differ in one number: a common direction and small differences."""
+    common = torch.randn(1, width, generator=generator(0), dtype=torch.float64)
+    return 10 * common + 0.5 * torch.randn(count, width, generator=generator(1), dtype=torch.float64)
+
+
+def test_whitened_columns_have_mean_0_variance_1_and_are_orthogonal():
+    text_VE = nearly_parallel()
+    white = whiten(text_VE).double()
+    assert white.shape == (40, 24)
+    torch.testing.assert_close(white.mean(dim=0), torch.zeros(24, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(white.T @ white / 40, torch.eye(24, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+def test_whitening_parts_prompts_that_were_nearly_parallel():
+    def cosines(x_VE):
+        unit = F.normalize(x_VE, dim=1)
+        return (unit @ unit.T)[~torch.eye(len(x_VE), dtype=torch.bool)]
+
+    text_VE = nearly_parallel()
+    assert cosines(text_VE).min() > 0.9
+    white = cosines(whiten(text_VE).double())
+    assert white.max() < 0.8 and abs(float(white.mean())) < 0.1
+
+
+def test_whitening_drops_directions_that_hold_only_rounding():
+    text_VE = torch.randn(30, 5, generator=generator(0), dtype=torch.float64) @ torch.randn(
+        5, 12, generator=generator(1), dtype=torch.float64
+    )
+    noisy = text_VE + 1e-6 * torch.randn(30, 12, generator=generator(2), dtype=torch.float64)
+    assert whiten(noisy).shape == (30, 5)
+
+
+def test_whitening_gives_the_same_signs_for_features_with_a_little_rounding_noise():
+    text_VE = nearly_parallel(width=6)
+    noise = 1e-9 * torch.randn(text_VE.shape, generator=generator(3), dtype=torch.float64)
+    torch.testing.assert_close(whiten(text_VE + noise), whiten(text_VE), rtol=0, atol=1e-4)
+
+
+# --- building
+
+
+def build_with(**changes):
+    small = small_model()
+    given = {
+        "config": small.config,
+        "vocabulary": small.vocabulary,
+        "quantiser": small.quantiser,
+        "text_VE": small.text_VE,
+    }
+    return UPS(**{**given, "max_frames": 8, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_VE": torch.zeros(7, 12)}, "one row a token, got 7 for 30"),
+        ({"config": small_config(n_bins=7)}, "agree in n_bins, got 6 and 7"),
+        ({"pose_joints": 26}, "pose_joints must lie in 1..25, got 26"),
+        ({"pose_joints": 0}, "pose_joints must lie in 1..25, got 0"),
+        ({"max_frames": 0}, "max_frames must be at least 1, got 0"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value,
+)
+def test_parts_that_do_not_fit_are_refused_in_one_line(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        build_with(**changes)
+    assert "\n" not in str(caught.value)
+
+
+# --- input
+
+
+def poses(*shape):
+    return torch.zeros(*shape, dtype=torch.float64)
+
+
+NAN = poses(3, 1, 6, 25, 3)
+NAN[1, 0, 2, 7, 1] = math.nan
+INFINITE = poses(3, 1, 6, 25, 3)
+INFINITE[2, 0, 0, 0, 0] = math.inf
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (
+            {"pose_BPNSC": poses(3, 1, 6, 17, 3)},
+            "poses must be [clips, persons, frames, 25, 3], got (3, 1, 6, 17, 3); map",
+        ),
+        ({"pose_BPNSC": poses(3, 1, 6, 25, 2)}, "poses must be [clips, persons, frames, 25, 3], got (3, 1, 6, 25, 2)"),
+        ({"pose_BPNSC": poses(3, 6, 25, 3)}, "poses must be [clips, persons, frames, 25, 3], got (3, 6, 25, 3)"),
+        ({"pose_BPNSC": poses(3, 1, 9, 25, 3)}, "clips must have 1 to 8 frames, got 9; resize or cut them"),
+        ({"pose_BPNSC": poses(3, 1, 0, 25, 3)}, "clips must have 1 to 8 frames, got 0"),
+        ({"pose_BPNSC": poses(3, 3, 6, 25, 3)}, "at most 2 persons, got 3"),
+        ({"pose_BPNSC": NAN}, "coordinates must be finite, got NaN or infinity in clip 1 of the batch"),
+        ({"pose_BPNSC": INFINITE}, "in clip 2 of the batch"),
+        ({"task": "pose"}, "task must be one of pe, ar2d, eap, ar3d, got 'pose'"),
+        ({"slot_mask_S": torch.ones(17, dtype=torch.bool)}, "slot_mask must be boolean [25] for these poses, got"),
+        ({"slot_mask_S": torch.ones(25)}, "slot_mask must be boolean [25] for these poses, got torch.float32 [25]"),
+        ({"slot_mask_S": torch.zeros(25, dtype=torch.bool)}, "slot_mask must be True somewhere in every clip"),
+        ({"frame_mask_BN": torch.ones(3, 7, dtype=torch.bool)}, "frame_mask must be boolean [3, 6] for these poses"),
+        (
+            {"frame_mask_BN": torch.eye(3, 6) > 1},
+            "frame_mask must be True somewhere in every clip, got one that is all False",
+        ),
+        ({"frame_mask_BN": torch.eye(3, 6) > 0}, "True for first frames, then False, got a gap; pad clips at the end"),
+        ({"person_mask_BP": torch.ones(3, 2, dtype=torch.bool)}, "person_mask must be boolean [3, 1] for these poses"),
+        (
+            {"person_mask_BP": torch.tensor([[True], [False], [True]])},
+            "person_mask must be True somewhere in every clip",
+        ),
+        ({"target_frame_BR": torch.zeros(3, 1).long()}, "pose estimation alone, got some with task 'ar3d'"),
+        ({"task": "pe", "pose_BPNSC": poses(3, 2, 6, 25, 3)}, "task 'pe' takes one person a clip, got 2"),
+        (
+            {"task": "pe", "target_frame_BR": torch.tensor([[0], [6], [2]])},
+            "must be there, among 0..5, got [[0], [6], [2]]",
+        ),
+        ({"task": "pe", "target_frame_BR": torch.tensor([[0], [-1], [2]])}, "must be there, among 0..5"),
+        (
+            {"task": "pe", "target_frame_BR": torch.zeros(2, 1).long()},
+            "target frames must be whole numbers [3, targets]",
+        ),
+        ({"task": "pe", "target_frame_BR": torch.zeros(3, 1)}, "target frames must be whole numbers [3, targets]"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value[:50],
+)
+def test_bad_input_is_refused_in_one_line_that_names_rule_and_value(what, message):
+    model, inputs = small_model(), clips("ar3d")
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        answers(model, changed(inputs, **what)) if what.get("task") != "pose" else model.encode(changed(inputs, **what))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_target_in_a_padded_frame_is_refused():
+    mask_BN = torch.arange(6) < torch.tensor([[6], [4], [2]])
+    targets = torch.tensor([[5], [3], [2]])
+    with pytest.raises(ValueError, match="target frames must be there"):
+        check_inputs(clips("pe", frame_mask_BN=mask_BN, target_frame_BR=targets), 8)
+    check_inputs(clips("pe", frame_mask_BN=mask_BN, target_frame_BR=targets.clamp(max=1)), 8)
