@@ -132,8 +132,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
     """Copy weights into a model of the same shape; ValueError names the first tensors that do not fit."""
     own = model.state_dict()
-    wrong = sorted(own.keys() ^ tensors.keys())
-    wrong += [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+    shapes = [{name: value.shape for name, value in group.items()} for group in (own, tensors)]
+    wrong = sorted(name for name in own.keys() | tensors.keys() if shapes[0].get(name) != shapes[1].get(name))
     if wrong:
         raise ValueError(f"{where}: weights do not fit this configuration, first of {len(wrong)}: {wrong[0]}")
     model.load_state_dict(tensors)
