@@ -68,7 +68,7 @@ class Source:
         return {"train": self.split.train, "validation": self.split.validation, "test": self.split.test}[part]
 
     def gather(self, row_B: Tensor, frame_BPN: Tensor) -> Tensor:
-        """[B, P, N, J, C] float32 poses of persons' tracks at whole frames of their clips, held beyond a track's ends."""
+        """[B, P, N, J, C] float32 poses of persons at whole frames of their clips, held beyond their tracks' ends."""
         return self.positions_FJC[self.flat(row_B, frame_BPN)].float()
 
     def flat(self, row_B: Tensor, frame_BPN: Tensor) -> Tensor:
@@ -120,9 +120,10 @@ class Feed:
                 ]
                 blind = [row for row in range(len(source.clips)) if not source.clips.cameras(row)]
                 if blind:
+                    first = str(source.clips.clip_id[blind[0]])
                     raise ValueError(
-                        f"{self.task} needs cameras for each clip, got none for "
-                        f"{str(source.clips.clip_id[blind[0]])!r} of {source.name!r}; leave such clips out when preparing the set"
+                        f"{self.task} needs cameras for each clip, got none for {first!r} of {source.name!r}; "
+                        "leave such clips out when preparing the set"
                     )
                 if geometric and source.clips.info.up_axis != "z":
                     raise ValueError(
@@ -136,7 +137,8 @@ class Feed:
                         )
                     if geometric:
                         raise ValueError(
-                            f"stored detections cannot be turned or resized, got {', '.join(geometric)} above 0; set them to 0"
+                            f"stored detections cannot be turned or resized, got {', '.join(geometric)} above 0; "
+                            "set them to 0"
                         )
             elif source.dims != task.input_dims:
                 raise ValueError(f"{self.task} needs {task.input_dims}D clips, {source.name!r} has {source.dims}D")
@@ -218,7 +220,7 @@ class Feed:
         return Batch(inputs, source.name, batch.clip_B, batch.label_B)
 
     def _class_batch(self, source: Source, row_B: Tensor, kept_B: Tensor, place_B: Tensor) -> Batch:
-        """Clips cut to the share `kept_B` of their frames (at least one, rounded up), resized to N frames, normalised."""
+        """Clips cut to the share `kept_B` of their frames (rounded up, at least one), resized to N, normalised."""
         device, row_B = source.device, row_B.to(source.device)
         length_B = source.length[row_B]
         kept = torch.ceil(kept_B.to(device).double() * length_B - 1e-9).clamp(min=1).minimum(length_B.double())
@@ -249,6 +251,8 @@ class Feed:
             if TASKS[self.task].kind == "pose":
                 yield from self._pose_evaluate(source, part, batch_size)
                 continue
+            if not len(source.rows(part)):
+                continue  # `split` would give one batch of no clips.
             for row_B in torch.tensor(source.rows(part)).split(batch_size):
                 # In float32 0.6 is above 0.6, and of 5 frames 4 would be shown.
                 share = torch.full((len(row_B),), ratio, dtype=torch.float64)
