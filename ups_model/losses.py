@@ -33,9 +33,10 @@ def sequence_loss(model: UPS, batch: Batch, logits_BKV: Tensor, target_BK: Tenso
     normal density over neighbouring bins (bins are ordered, classes are not); `expectation_weight` adds the distance in
     metres between expected and true joint, so that the likelihood's tails do not pull the expectation away.
     """
-    log_BKV = F.log_softmax(logits_BKV.float(), dim=-1)
-    nll_BK = -log_BKV.gather(2, target_BK[..., None])[..., 0]
+    logits_BKV = logits_BKV.float()
     if TASKS[batch.inputs.task].kind == "class":
+        log_BKV = F.log_softmax(logits_BKV, dim=-1)
+        nll_BK = -log_BKV.gather(2, target_BK[..., None])[..., 0]
         if optim.label_smoothing:
             ids = model.vocabulary.class_ids(batch.source)
             spread_B = -log_BKV[:, 0, ids.start : ids.stop].mean(dim=1)
@@ -43,24 +44,30 @@ def sequence_loss(model: UPS, batch: Batch, logits_BKV: Tensor, target_BK: Tenso
             return torch.stack([first_B, nll_BK[:, 1]], dim=1).mean()
         return nll_BK.mean()
     if not optim.bin_sigma and not optim.expectation_weight:
-        return nll_BK.mean()
-    true_BJ3 = batch.pose_BRJ3.flatten(0, 1)
-    total, expected = nll_BK[:, -1].sum(), []
-    for axis in range(POSE_AXES):
-        ids = model.vocabulary.coordinate_ids(axis)
-        log_BJQ = log_BKV[:, axis:-1:POSE_AXES, ids.start : ids.stop]
-        centres_Q = model.quantiser.centres(axis, device=log_BJQ.device)
-        if optim.bin_sigma:
-            sigma = optim.bin_sigma * (centres_Q[1] - centres_Q[0])
-            nearest_BJ = true_BJ3[..., axis].clamp(centres_Q[0], centres_Q[-1])
-            soft_BJQ = F.softmax(-0.5 * ((centres_Q - nearest_BJ[..., None]) / sigma) ** 2, dim=-1)
-            total = total - (soft_BJQ * log_BJQ).sum()
-        else:
-            total = total + nll_BK[:, axis:-1:POSE_AXES].sum()
-        if optim.expectation_weight:
-            expected.append(F.softmax(log_BJQ, dim=-1) @ centres_Q)
-    loss = total / nll_BK.numel()
+        return F.cross_entropy(logits_BKV.flatten(0, 1), target_BK.flatten())
+    return _pose_loss(model, batch.pose_BRJ3.flatten(0, 1), logits_BKV, target_BK, optim)
+
+
+def _pose_loss(model: UPS, true_BJ3: Tensor, logits_BKV: Tensor, target_BK: Tensor, optim: OptimConfig) -> Tensor:
+    first, bins = model.vocabulary.coordinate_ids(0).start, model.config.n_bins
+    partition_BK = logits_BKV.logsumexp(dim=-1)
+    # Step t of joint j has logits of all three axes' bins; the diagonal keeps those of its own axis.
+    coordinate_BJAV = logits_BKV[:, :-1, first : first + POSE_AXES * bins].unflatten(1, (-1, POSE_AXES))
+    own_BJQA = coordinate_BJAV.unflatten(-1, (POSE_AXES, bins)).diagonal(dim1=2, dim2=3)
+    centres_QA = torch.stack([model.quantiser.centres(axis, device=true_BJ3.device) for axis in range(POSE_AXES)], dim=1)
+    if optim.bin_sigma:
+        nearest_BJA = true_BJ3.maximum(centres_QA[0]).minimum(centres_QA[-1])
+        sigma_A = optim.bin_sigma * (centres_QA[1] - centres_QA[0])
+        distance_BJQA = (centres_QA - nearest_BJA[:, :, None]) / sigma_A
+        soft_BJQA = F.softmax(-0.5 * distance_BJQA.square(), dim=2)
+        said_BJA = (soft_BJQA * own_BJQA).sum(dim=2)
+    else:
+        bins_BJA = model.quantiser.encode(true_BJ3)
+        said_BJA = own_BJQA.gather(2, bins_BJA[:, :, None])[:, :, 0]
+    end_B = logits_BKV[:, -1].gather(1, target_BK[:, -1:])
+    loss = (partition_BK.sum() - said_BJA.sum() - end_B.sum()) / partition_BK.numel()
     if optim.expectation_weight:
-        distance_BJ = (torch.stack(expected, dim=-1) - true_BJ3).square().sum(dim=-1).add(1e-8).sqrt()
+        expected_BJA = (F.softmax(own_BJQA, dim=2) * centres_QA).sum(dim=2)
+        distance_BJ = (expected_BJA - true_BJ3).square().sum(dim=-1).add(1e-8).sqrt()
         loss = loss + optim.expectation_weight * distance_BJ.mean()
     return loss
