@@ -151,7 +151,7 @@ class UPS(nn.Module):
         mask_XN = None
         if frame_mask is not None:
             mask_XN = frame_mask[:, None].expand(-1, persons, -1)[there_BP]
-            # A padded frame repeats nothing: zero it before differences between frames are taken.
+            # What is stored in a padded frame may be huge: it would overflow, and NaN times a mask of 0 is NaN.
             pose_XNSC = pose_XNSC * mask_XN[:, :, None, None]
         pose_XNSC = pose_XNSC * inputs.slot_mask_S[:, None]  # A bone may start at an absent slot.
         scene = Scene(TASK_INDEX[inputs.task], inputs.slot_mask_S.nonzero()[:, 0], mask_XN)
