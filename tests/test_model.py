@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import clips, generator, small_config, small_model, some_slots
+from small_models import clips, generator, small_config, small_model, some_slots, stir
 
 from ups_model.model import UPS, Inputs, check_inputs, whiten
 from ups_model.skeletons import SLOT_PARENTS, get_skeleton
@@ -112,6 +112,15 @@ def test_a_padded_clip_is_answered_like_the_unpadded_one_whatever_its_batch_mate
         for clip, length in enumerate(lengths.tolist()):
             alone = Inputs(task, inputs.pose_BPNSC[clip : clip + 1, :, :length], inputs.slot_mask_S)
             assert_same(answers(model, alone), together[clip : clip + 1])
+
+
+def test_numbers_in_padded_frames_may_be_as_large_as_they_like():
+    model = model_of().float()
+    mask_BN = torch.arange(6) < torch.tensor([[6], [3], [1]])
+    inputs = clips("ar3d", frame_mask_BN=mask_BN)
+    inputs = changed(inputs, pose_BPNSC=inputs.pose_BPNSC.float())
+    huge = torch.where(mask_BN[:, None, :, None, None], inputs.pose_BPNSC, 3e37)
+    assert torch.equal(answers(model, changed(inputs, pose_BPNSC=huge)), answers(model, inputs))
 
 
 @every_memory
@@ -219,6 +228,37 @@ def test_persons_are_encoded_one_by_one():
     both = model.encode(inputs)[1]
     one = model.encode(Inputs("ar3d", inputs.pose_BPNSC.flatten(0, 1)[:, None], inputs.slot_mask_S))[1]
     assert_same(both, one)
+
+
+# --- precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@every_tem
+@every_memory
+@every_model
+def test_gradients_in_half_precision_point_where_those_of_single_precision_do(memory, tem_width, normalisation, dtype):
+    execution = "dense" if dtype == torch.float16 else "sparse"
+    how = {"normalisation": normalisation, "routing_execution": execution, "dropout": 0.0, "decoder_dropout": 0.0}
+    config = small_config(decoder_memory=memory, tem_width=tem_width, encoder_layers=1, **how)
+    # Stirred little: a badly scaled network magnifies any rounding.
+    model = stir(small_model(config, stirred=False), scale=0.05).float().train()
+    mask_BN = torch.arange(6) < torch.tensor([[6], [4], [3]])
+    inputs = clips("ar3d", persons=2, frame_mask_BN=mask_BN, person_mask_BP=PERSON_PRESENT)
+    inputs = changed(inputs, pose_BPNSC=inputs.pose_BPNSC.float())
+    target_BK, noise_LH = torch.tensor([[3, 27]] * 3), torch.tensor([[0.5, -0.5]])
+    losses, slopes = [], []
+    for half in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=dtype, enabled=half):
+            logits_BKV = model(inputs, target_BK, None, noise_LH, 0.7)
+        loss = F.cross_entropy(logits_BKV.float().flatten(0, 1), target_BK.flatten())
+        loss.backward()
+        losses.append(loss.detach())
+        slopes.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.1, atol=0.1)
+    assert torch.isfinite(slopes[1]).all()
+    assert float(F.cosine_similarity(slopes[0], slopes[1], dim=0)) > 0.99
 
 
 # --- features and their scale
