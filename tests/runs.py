@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +13,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+import ups_model.train
 from ups_model.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TaskData
 from ups_model.data.batches import Feed, Source
 from ups_model.data.cameras import Camera, project
 from ups_model.data.clips import ClipSet, ClipSetInfo
 from ups_model.data.writing import Clip, Track, write_clip_set
 from ups_model.skeletons import get_skeleton
+from ups_model.train import RunOptions, train
 
 # Five metres from the origin, level: one looks along +y, the other along -x.
 FRONT = Camera([[1, 0, 0], [0, 0, -1], [0, 1, 0]], center=[0, -5, 1], f=[1000, 900], c=[510, 390], wh=[1000, 800])
@@ -129,8 +135,6 @@ def assert_same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Two run folders hold the same end: all tensors of the newest checkpoint to the last bit, the same metrics."""
-    import json
-
     assert newest(one).name == newest(other).name
     files = sorted(file.name for file in newest(one).glob("*.safetensors"))
     assert files == sorted(file.name for file in newest(other).glob("*.safetensors"))
@@ -140,3 +144,54 @@ def assert_same_run(one: Path, other: Path) -> None:
     for name in ("status", "key", "step", "metrics", "routes"):
         assert results[0][name] == results[1][name], name
     assert_same_tensors(weights(results[0]["checkpoint"]), weights(results[1]["checkpoint"]))
+
+
+def session_folder(tmp_path_factory: Any, name: str) -> Path:
+    """A folder that all tests of a session share, those in other worker processes too."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def options(out: Path, cache: Path, **changes: Any) -> RunOptions:
+    """Run options on the CPU; checkpoints at the end alone unless asked for."""
+    return RunOptions(out, device="cpu", cache=cache, **({"checkpoint_every": 1000} | changes))
+
+
+def stop_at(step: int) -> Callable[[], bool]:
+    """A `should_stop` that says yes after so many steps of this process."""
+    asked = itertools.count(1)
+    return lambda: next(asked) == step
+
+
+def train_alone(config: Config, paths: dict[str, Path], run_options: RunOptions) -> None:
+    """What a process that is going to be killed does."""
+    torch.set_num_threads(1)
+    train(config, paths, run_options)
+
+
+def train_as_rank(
+    rank: int, processes: int, port: int, config: Config, paths: dict[str, Path], run_options: RunOptions
+) -> None:
+    """One process of several, as torchrun starts them; writes its losses and its result, or its error."""
+    os.environ |= {"WORLD_SIZE": str(processes), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    losses: list[torch.Tensor] = []
+    plain = ups_model.train.sequence_loss
+
+    def recorded(*given: Any) -> torch.Tensor:
+        losses.append(plain(*given))
+        return losses[-1]
+
+    ups_model.train.sequence_loss = recorded
+    try:
+        found = {"result": vars(train(config, paths, run_options))}
+    except ValueError as error:
+        found = {"error": f"ValueError: {error}"}
+    run_options.out.mkdir(parents=True, exist_ok=True)
+    found["losses"] = [loss.item() for loss in losses]
+    (run_options.out / f"rank{rank}.json").write_text(json.dumps(found))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
