@@ -40,12 +40,12 @@ def drawn(*shape: int, std: float) -> nn.Parameter:
     return parameter
 
 
-def linear(inputs: int, outputs: int, bias: bool = True, std: float | None = None) -> nn.Linear:
+def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     """A linear layer with zero bias whose weight `initialise` draws with variance 1/inputs."""
     # nn.Linear alone would draw its first weight from the global generator, which is the caller's.
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=torch.get_default_device())
     nn.init.zeros_(layer.weight)
-    layer.weight.init_std = 1 / math.sqrt(inputs) if std is None else std
+    layer.weight.init_std = 1 / math.sqrt(inputs)
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
@@ -67,7 +67,7 @@ def initialise(model: nn.Module, seed: int) -> None:
 class TokenNorm(nn.Module):
     """LayerNorm over D, or BatchNorm over all present tokens with running statistics for each task.
 
-    Task cycling would mix data sets in shared BatchNorm statistics, so each task has its own; weight and bias are shared.
+    Task cycling would mix data sets in shared BatchNorm statistics, so each task has its own; weight, bias are shared.
     """
 
     def __init__(self, width: int, kind: str, weight: float = 1.0) -> None:
