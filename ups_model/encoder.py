@@ -81,8 +81,8 @@ class SemTemBlock(nn.Module):
 class Router(nn.Module):
     """Block selection (Eq. 1 and 2): s_{l,h} = B_{l,h} . tau / sqrt(q), and a Gumbel-Softmax over h.
 
-    The paper has no 1/sqrt(q); without it the scores of two N(0, 1) vectors of width 256 have standard deviation 16 against
-    Gumbel noise of 1.28, and routes would be frozen from the first step.
+    The paper has no 1/sqrt(q); without it the scores of two N(0, 1) vectors of width 256 have deviation 16 against Gumbel
+    noise of 1.28, and routes would be frozen from the first step.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -1,4 +1,4 @@
-"""The joint tokenizer: three TCN-GCN layers with channel-wise topology refinement (paper section 3.3; CTR-GCN, ICCV 2021).
+"""The joint tokenizer: TCN-GCN layers with channel-wise topology refinement (paper section 3.3; CTR-GCN, ICCV 2021).
 
 Shape suffixes: B clips (persons folded in), N frames, J joint slots present, C input features, D token width,
 K graph partitions, R relation channels, U and V joints.
@@ -67,7 +67,8 @@ class GcnUnit(nn.Module):
         b_BVKR = self.key(mean_BJC).unflatten(-1, (PARTITIONS, -1))
         relation_BVUKR = torch.tanh(a_BUKR[:, None] - b_BVKR[:, :, None])
         relation_KRX = relation_BVUKR.permute(3, 4, 0, 1, 2).flatten(2)
-        refined_KDX = torch.baddbmm(self.refine_bias_KD[..., None].to(relation_KRX.dtype), self.refine_KDR, relation_KRX)
+        bias_KD1 = self.refine_bias_KD[..., None].to(relation_KRX.dtype)
+        refined_KDX = torch.baddbmm(bias_KD1, self.refine_KDR, relation_KRX)
         refined_BDKVU = refined_KDX.view(PARTITIONS, self.width, batch, joints, joints).permute(2, 1, 0, 3, 4)
         adjacency_KVU = self.adjacency_KUV[:, scene.slots][:, :, scene.slots].transpose(1, 2)
         return (adjacency_KVU + self.alpha * refined_BDKVU).flatten(2, 3)
