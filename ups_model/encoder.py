@@ -81,7 +81,7 @@ class SemTemBlock(nn.Module):
 class Router(nn.Module):
     """Block selection (Eq. 1 and 2): s_{l,h} = B_{l,h} . tau / sqrt(q), and a Gumbel-Softmax over h.
 
-    The paper has no 1/sqrt(q); without it the scores of two N(0, 1) vectors of width 256 have deviation 16 against Gumbel
+    The paper has no 1/sqrt(q); without it the scores of two N(0, 1) vectors of width 256 deviate by 16 against Gumbel
     noise of 1.28, and routes would be frozen from the first step.
     """
 
@@ -124,9 +124,7 @@ class Encoder(nn.Module):
             for _ in range(config.encoder_layers)
         )
 
-    def forward(
-        self, x_BNJD: Tensor, scene: Scene, noise_LH: Tensor | None = None, temperature: float = 1.0
-    ) -> Tensor:
+    def forward(self, x_BNJD: Tensor, scene: Scene, noise_LH: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """Encode; `noise_LH` is the Gumbel noise of a training step, None in evaluation.
 
         sparse: the chosen block alone, times its straight-through weight (1, with the gradient of the soft weight).
