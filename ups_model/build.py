@@ -120,6 +120,7 @@ def build(
             max_frames=max(task.frames for task in _configured(config)),
             pose_joints=len(sets[pose_sets[0]][0].skeleton.joint_names) if pose_sets else 17,
             seed=config.seed,
+            pose_slots=sets[pose_sets[0]][0].skeleton.native_slot if pose_sets else (),
         )
         for feed in feeds.values():
             model.set_input_statistics(feed.statistics_batch().inputs)
@@ -135,7 +136,7 @@ def load_model(checkpoint: Path, device: torch.device) -> tuple[UPS, Config, dic
         ValueError: not a checkpoint of weights, a corrupted one, or one of another recipe.
     """
     tensors, state = load_checkpoint(checkpoint)
-    missing = [name for name in ("config", "classes", "quantiser", "max_frames", "pose_joints") if name not in state]
+    missing = [name for name in ("config", "classes", "quantiser", "max_frames", "pose_slots") if name not in state]
     if missing:
         raise ValueError(
             f"{checkpoint}: not a checkpoint of chosen weights (no {missing[0]}); give one from the folder best/"
@@ -153,6 +154,7 @@ def load_model(checkpoint: Path, device: torch.device) -> tuple[UPS, Config, dic
         tensors["model"]["text_VE"],
         state["max_frames"],
         state["pose_joints"],
+        pose_slots=state["pose_slots"],
     )
     load_weights(model, tensors["model"], checkpoint)
     return model.to(device), config, state

@@ -82,6 +82,9 @@ class ModelConfig(_Section):
     decoder_memory: Literal["joints", "frames", "frames+joints"] = "joints"
     """What the decoder attends to: all N*J tokens; N frame tokens; or N frame tokens and J joint tokens, the latter
     taken at the target frame (pose estimation) or averaged over time (class tasks)."""
+    decoder_alignment: bool = False
+    """Pose estimation: add the encoded token of a step's own joint at the target frame to the decoder's input of that
+    step, beside attention to the memory; the paper has attention alone."""
     input_features: tuple[Literal["position", "velocity", "bone"], ...] = ("position",)
     """What a joint's input vector holds; the paper gives positions alone."""
     normalisation: Literal["layer", "task_batch"] = "layer"

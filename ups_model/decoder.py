@@ -25,6 +25,8 @@ class Memory:
     """Frame of each window token relative to the target frame, as a row of the offset table."""
     target_BMW: Tensor | None
     """Joint tokens at the target frame (or averaged over time), if the memory has any."""
+    aligned_BKW: Tensor | None = None
+    """What each step reads beside its input token: the encoded token of the joint it predicts."""
 
     @property
     def repeats(self) -> int:
@@ -47,6 +49,7 @@ class DecoderCache:
     """All that a decoder keeps between steps, so that a step costs one token and not the whole prefix."""
 
     mask: Tensor | None
+    aligned_BKW: Tensor | None = None
     layers: list[LayerCache] = field(default_factory=list)
 
 
@@ -118,11 +121,15 @@ class Decoder(nn.Module):
                 there = mask.new_ones(mask.shape[0], memory.target_BMW.shape[1])
                 mask = torch.cat([mask, there], dim=1)
             mask = mask[:, None, None, :]
-        return DecoderCache(mask, [layer.memory_cache(memory, self.offset_OW) for layer in self.layers])
+        return DecoderCache(mask, memory.aligned_BKW, [layer.memory_cache(memory, self.offset_OW) for layer in self.layers])
 
     def forward(self, tokens_BKW: Tensor, cache: DecoderCache, first: int = 0, keep: bool = False) -> Tensor:
         """Output tokens for embedded input tokens of steps first .. first + K - 1."""
-        x_BKW = self.dropout(tokens_BKW + self.position_KW[first : first + tokens_BKW.shape[1]])
+        steps = slice(first, first + tokens_BKW.shape[1])
+        x_BKW = tokens_BKW + self.position_KW[steps]
+        if cache.aligned_BKW is not None:
+            x_BKW = x_BKW + cache.aligned_BKW[:, steps]
+        x_BKW = self.dropout(x_BKW)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
             x_BKW = layer(x_BKW, layer_cache, cache.mask, keep)
         return self.norm(x_BKW)

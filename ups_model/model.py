@@ -4,6 +4,7 @@ Shape suffixes: B clips, P persons, N frames, J joint slots present, S all 25 sl
 width, R target frames of a window, K target steps, W decoder width, V vocabulary, E text-feature width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,7 @@ class UPS(nn.Module):
         max_frames: int,
         pose_joints: int = 17,
         seed: int = 0,
+        pose_slots: Sequence[int] = (),
     ) -> None:
         """Build and initialise.
 
@@ -60,6 +62,7 @@ class UPS(nn.Module):
             max_frames: longest clip or window.
             pose_joints: joints of a predicted pose; its target sequence has 3 * pose_joints + 1 tokens.
             seed: of the initial weights; parameters that two configurations share start equal.
+            pose_slots: slot of each joint of a predicted pose, which `decoder_alignment` needs.
 
         Raises:
             ValueError: text features that do not fit the vocabulary, bins that differ from the configuration's, or
@@ -92,6 +95,13 @@ class UPS(nn.Module):
             self.joint_memory = linear(width, decoder_width)
             self.joint_memory_SW = drawn(SLOTS, decoder_width, std=0.02)
         self.person_PW = drawn(MAX_PERSONS, decoder_width, std=0.02)
+        self.pose_slots = tuple(map(int, pose_slots))
+        if config.decoder_alignment:
+            if len(self.pose_slots) != pose_joints or min(self.pose_slots) < 0:
+                raise ValueError(
+                    f"decoder_alignment needs the slot of each of the {pose_joints} predicted joints, got {pose_slots}"
+                )
+            self.align = linear(width, decoder_width)
         self.start = linear(config.router_width, decoder_width)
         self.decoder = Decoder(config, POSE_AXES * SLOTS + 1, max_frames)
         self.register_buffer("text_VE", text_VE.float())
@@ -183,6 +193,7 @@ class UPS(nn.Module):
         target_X = target_BR.flatten()
         frame_N = torch.arange(frames, device=device)
         window, per_target = [], None
+        pose = TASKS[inputs.task].kind == "pose"
         kind = self.config.decoder_memory
         if kind == "joints":
             tokens = self.joint_memory(x_XNJD) + self.joint_memory_SW[scene.slots]
@@ -190,7 +201,7 @@ class UPS(nn.Module):
         else:
             window, frame_M = self.frame_memory(x_XNJD, scene), frame_N
         if kind == "frames+joints":
-            if TASKS[inputs.task].kind == "pose":
+            if pose:
                 rows = torch.arange(batch, device=device).repeat_interleave(target_BR.shape[1])
                 own_XJD = x_XNJD[rows, target_X]
             else:
@@ -215,7 +226,17 @@ class UPS(nn.Module):
             offset_XM = F.pad(offset_XM, (0, full.shape[2] - offset_XM.shape[1]), value=self.max_frames - 1)
             offset_XM = offset_XM.repeat(1, persons)
             window, mask_BM, per_target = full.flatten(1, 2), mask.flatten(1, 2), None
-        return Memory(window, mask_BM, offset_XM, per_target)
+        aligned = self._aligned(x_XNJD, scene, target_BR) if pose and self.config.decoder_alignment else None
+        return Memory(window, mask_BM, offset_XM, per_target, aligned)
+
+    def _aligned(self, x_XNJD: Tensor, scene: Scene, target_BR: Tensor) -> Tensor:
+        """[B*R, 3J + 1, W] for each step the token of its joint at the target frame; nothing for the closing step."""
+        place_S = torch.full((SLOTS,), -1, device=x_XNJD.device)
+        place_S[scene.slots] = torch.arange(len(scene.slots), device=x_XNJD.device)
+        rows = torch.arange(len(target_BR), device=x_XNJD.device).repeat_interleave(target_BR.shape[1])
+        joints_XJD = x_XNJD[rows, target_BR.flatten()][:, place_S[list(self.pose_slots)]]
+        steps_XKW = self.align(joints_XJD).repeat_interleave(POSE_AXES, dim=1)
+        return F.pad(steps_XKW, (0, 0, 0, 1))
 
     def embed_prefix(self, task: str, tokens_BK: Tensor, mask_BK: Tensor | None, vocabulary_VW: Tensor) -> Tensor:
         """[B, K + 1, W] decoder input: the task's start token, then the given tokens (mask token where `mask_BK`)."""

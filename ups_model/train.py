@@ -163,6 +163,9 @@ def train(
         restore_optimizer(optimizer, tensors["optimizer"])
         if average is not None:
             average.load_state_dict(tensors["ema"])
+        for name, parameter in model.named_parameters():
+            if name in tensors.get("gradients", {}):
+                parameter.grad = tensors["gradients"][name].to(device)
         scaler.load_state_dict(state["scaler"])
         step, best, seconds = state["step"], state["best"], state["seconds"]
         logger.info("resuming at step %d of %d from %s", step, optim.steps, path)
@@ -204,7 +207,7 @@ def train(
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
             if precision != "fp16" and not torch.isfinite(norm):
-                _raise_non_finite(step, task, float(loss), config)
+                _raise_non_finite(step, task, loss.item(), config)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -247,6 +250,9 @@ def train(
             groups = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
             if average is not None:
                 groups["ema"] = average.state_dict()
+            if step % accumulated:  # In the middle of a cycle: what its tasks so far have added up.
+                pairs = model.named_parameters()
+                groups["gradients"] = {name: value.grad for name, value in pairs if value.grad is not None}
             state = {
                 "key": key,
                 "best": best,
@@ -340,6 +346,7 @@ def _save_weights(folder: Path, step: int, model: UPS, parts: Parts, key: str, m
         "quantiser": None if quantiser is None else [list(quantiser.low), list(quantiser.high)],
         "max_frames": model.max_frames,
         "pose_joints": model.pose_joints,
+        "pose_slots": list(model.pose_slots),
         "routes": model.routes(),
         "metrics": metrics,
     }
