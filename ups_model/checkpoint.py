@@ -114,6 +114,26 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def keep_steps(folder: Path, steps: set[int]) -> None:
+    """Delete all checkpoints but those of `steps`, and temporary folders that a killed process left."""
+    names = {f"{_PREFIX}{step:08d}" for step in steps}
+    for path in folder.glob(f"{_PREFIX}*"):
+        if path.name not in names:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f".{_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def named_best_steps(folder: Path) -> set[int]:
+    """Steps of the best weights that the checkpoints in `folder` name."""
+    found = set()
+    for file in folder.glob(f"{_PREFIX}*/{STATE}"):
+        best = json.loads(file.read_text("utf-8")).get("best")
+        if best is not None:
+            found.add(int(best["step"]))
+    return found
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimizer's state as named tensors: `<parameter number>.<entry>`."""
     state = optimizer.state_dict()["state"]

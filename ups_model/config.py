@@ -85,7 +85,7 @@ class ModelConfig(_Section):
     decoder_alignment: bool = False
     """Pose estimation: add the encoded token of a step's own joint at the target frame to the decoder's input of that
     step, beside attention to the memory; the paper has attention alone."""
-    input_features: tuple[Literal["position", "velocity", "bone"], ...] = ("position",)
+    input_features: tuple[Literal["position", "relative", "velocity", "bone"], ...] = ("position",)
     """What a joint's input vector holds; the paper gives positions alone."""
     normalisation: Literal["layer", "task_batch"] = "layer"
     """Inside GCN and TCN-GCN units: LayerNorm, or BatchNorm with running statistics of each task's own."""
@@ -94,9 +94,12 @@ class ModelConfig(_Section):
     text_model: str = "roberta-base"
     """Frozen language model of the vocabulary: roberta-base (paper), minilm (packaged) or a local folder."""
     vocabulary_whitening: bool = True
-    """Whiten the frozen text features before their projection: prompts that differ in one number are nearly parallel."""
+    """Whiten the frozen text features before projecting them: prompts that differ in one number are nearly parallel."""
     vocabulary_residual: bool = False
     """Add a learned vector to each token's projected text feature; the paper's vocabulary is the frozen text alone."""
+    vocabulary_ordinal: bool = False
+    """Add to each coordinate token a learned smooth function of its bin's place on the axis. Text features of bins know
+    next to nothing of their order, so that each bin would have to be learned by itself."""
     dropout: float = 0.1
     """Dropout in the TEM and after the tokenizer."""
     decoder_dropout: float = 0.1
@@ -187,9 +190,15 @@ class TaskData(_Section):
             "evaluate_stride",
         ):
             found += _at_least(self, name, 1)
-        for name in ("targets_per_window", "evaluate_targets"):
-            if getattr(self, name) > self.frames:
-                found.append(f"{name} must be at most frames, got {getattr(self, name)} and {self.frames}")
+        if self.evaluate_targets > self.frames:
+            found.append(f"evaluate_targets must be at most frames, got {self.evaluate_targets} and {self.frames}")
+        if self.targets_per_window > self.evaluate_targets:
+            found.append(
+                "targets_per_window must be at most evaluate_targets, whose frames they are drawn from, got "
+                f"{self.targets_per_window} and {self.evaluate_targets}"
+            )
+        if len(set(self.sources)) < len(self.sources):
+            found.append(f"sources must be named once each, got {', '.join(self.sources)}")
         long, short = max(self.evaluate_stride, self.frame_stride), max(1, min(self.evaluate_stride, self.frame_stride))
         jump = max(1, self.evaluate_stride // max(1, self.frame_stride))
         if long % short:
@@ -310,7 +319,9 @@ class EvalConfig(_Section):
 
     def faults(self) -> list[str]:
         bad = [ratio for ratio in self.ratios if not 0 < ratio <= 1]
-        return [f"ratios must lie in (0, 1], got {self.ratios}"] if bad or not self.ratios else []
+        if bad or not self.ratios or len(set(self.ratios)) < len(self.ratios):
+            return [f"ratios must lie in (0, 1], each once, got {self.ratios}"]
+        return []
 
 
 @dataclass(frozen=True)
@@ -357,6 +368,8 @@ class Config(_Section):
                 )
             if len(matches) > 1:
                 raise ValueError(f"field {name!r} is ambiguous: write one of {', '.join(matches)}")
+            if matches[0] in resolved:
+                raise ValueError(f"field {matches[0]} is given twice; keep one")
             resolved[matches[0]] = _parse(matches[0], known[matches[0]], value)
         tree: dict[str, Any] = {}
         for path, value in resolved.items():
@@ -391,7 +404,7 @@ def canonical(value: Any) -> Any:
         hints = typing.get_type_hints(type(value))
         plain = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
         # 1 and 1.0 are equal configurations but different JSON.
-        return {name: canonical(float(item) if hints[name] is float else item) for name, item in plain.items()}
+        return {name: canonical(_as_hinted(item, hints[name])) for name, item in plain.items()}
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise ValueError(f"canonical form needs text keys, got {sorted(map(repr, value))}")
@@ -405,6 +418,14 @@ def canonical(value: Any) -> Any:
     raise ValueError(
         f"{type(value).__name__} has no canonical form: {value!r}; use numbers, text, lists or dataclasses"
     )
+
+
+def _as_hinted(value: Any, hint: Any) -> Any:
+    if hint is float:
+        return float(value) + 0.0  # -0.0 equals 0.0
+    if typing.get_origin(hint) is tuple:
+        return [_as_hinted(item, typing.get_args(hint)[0]) for item in value]
+    return value
 
 
 def digest(plain: Any) -> str:
@@ -456,11 +477,16 @@ def _require_fields(cls: type, names: Mapping[str, Any]) -> None:
 
 def _parse(name: str, hint: Any, value: Any) -> Any:
     if isinstance(value, str) and hint is not str:
+        texts = typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is not float
         try:
+            if texts and not value.lstrip().startswith("["):
+                raise json.JSONDecodeError("names, not JSON", value, 0)
             value = json.loads(value)
         except json.JSONDecodeError:
-            if typing.get_origin(hint) is tuple:
-                value = [part for part in value.split(",") if part]
+            if texts:
+                value = [part.strip() for part in value.split(",") if part.strip()]
+            elif typing.get_origin(hint) is tuple:
+                value = [_number(part) for part in value.split(",") if part.strip()]
         if value in ("on", "off", "True", "False") and hint is bool:
             value = value in ("on", "True")
     if typing.get_origin(hint) is tuple:
@@ -470,6 +496,13 @@ def _parse(name: str, hint: Any, value: Any) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     return value
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _type_faults(section: Any) -> list[str]:

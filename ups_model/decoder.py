@@ -121,7 +121,8 @@ class Decoder(nn.Module):
                 there = mask.new_ones(mask.shape[0], memory.target_BMW.shape[1])
                 mask = torch.cat([mask, there], dim=1)
             mask = mask[:, None, None, :]
-        return DecoderCache(mask, memory.aligned_BKW, [layer.memory_cache(memory, self.offset_OW) for layer in self.layers])
+        caches = [layer.memory_cache(memory, self.offset_OW) for layer in self.layers]
+        return DecoderCache(mask, memory.aligned_BKW, caches)
 
     def forward(self, tokens_BKW: Tensor, cache: DecoderCache, first: int = 0, keep: bool = False) -> Tensor:
         """Output tokens for embedded input tokens of steps first .. first + K - 1."""

@@ -75,9 +75,9 @@ def estimate_poses(
 ) -> PoseAnswer:
     """Poses of the target frames.
 
-    A coordinate is the expectation over its axis' bins (soft-argmax) or the centre of the best bin; the bin that holds it
-    is what the decoder reads next. `cached=False` runs the whole prefix anew at each step and gives the same answer; it
-    exists to be measured against.
+    A coordinate is the expectation over its axis' bins (soft-argmax) or the centre of the best bin; the bin that holds
+    it is what the decoder reads next. `cached=False` runs the whole prefix anew at each step and gives the same answer;
+    it exists to be measured against.
 
     Raises:
         ValueError: clips of a class task, or a model without coordinate bins fitted (it was never trained on poses).

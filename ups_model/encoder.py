@@ -107,6 +107,10 @@ class Router(nn.Module):
         for task in range(len(TASKS)):
             self.frozen_TL[task] = torch.tensor(self.routes(task))
 
+    def unfreeze(self) -> None:
+        """Let the embeddings choose the routes again."""
+        self.frozen_TL.fill_(-1)
+
     def sample(self, task: int, noise_LH: Tensor, temperature: float) -> Tensor:
         """[L, H] soft Gumbel-Softmax weights for Gumbel `noise_LH`."""
         return F.softmax((self.scores(task) + noise_LH) / temperature, dim=1)

@@ -112,7 +112,8 @@ class TokenToSlots(nn.Module):
 
     def __init__(self, width: int, token_width: int) -> None:
         super().__init__()
-        self.weight = drawn(SLOTS, token_width, width, std=1 / math.sqrt(width))
+        # Small, so that a residual branch through it starts near the identity and drowns no joint's own token.
+        self.weight = drawn(SLOTS, token_width, width, std=0.1 / math.sqrt(width))
         self.bias = nn.Parameter(torch.zeros(SLOTS, token_width))
 
     def forward(self, x_XW: Tensor, scene: Scene) -> Tensor:

@@ -54,7 +54,8 @@ def _pose_loss(model: UPS, true_BJ3: Tensor, logits_BKV: Tensor, target_BK: Tens
     # Step t of joint j has logits of all three axes' bins; the diagonal keeps those of its own axis.
     coordinate_BJAV = logits_BKV[:, :-1, first : first + POSE_AXES * bins].unflatten(1, (-1, POSE_AXES))
     own_BJQA = coordinate_BJAV.unflatten(-1, (POSE_AXES, bins)).diagonal(dim1=2, dim2=3)
-    centres_QA = torch.stack([model.quantiser.centres(axis, device=true_BJ3.device) for axis in range(POSE_AXES)], dim=1)
+    centres = [model.quantiser.centres(axis, device=true_BJ3.device) for axis in range(POSE_AXES)]
+    centres_QA = torch.stack(centres, dim=1)
     if optim.bin_sigma:
         nearest_BJA = true_BJ3.maximum(centres_QA[0]).minimum(centres_QA[-1])
         sigma_A = optim.bin_sigma * (centres_QA[1] - centres_QA[0])

@@ -4,6 +4,7 @@ Shape suffixes: B clips, P persons, N frames, J joint slots present, S all 25 sl
 width, R target frames of a window, K target steps, W decoder width, V vocabulary, E text-feature width.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from ups_model.config import ModelConfig
 from ups_model.decoder import Decoder, DecoderCache, Memory
 from ups_model.encoder import Encoder
 from ups_model.layers import Scene, SlotsToToken, drawn, initialise, linear
-from ups_model.skeletons import SLOT_PARENTS, SLOTS
+from ups_model.skeletons import ROOT_SLOT, SLOT_PARENTS, SLOTS
 from ups_model.tasks import POSE_AXES, TASK_INDEX, TASKS
 from ups_model.tokenizer import JointTokenizer, time_mean
 from ups_model.vocabulary import Quantiser, Vocabulary
@@ -108,6 +109,10 @@ class UPS(nn.Module):
         self.project_text = linear(text_VE.shape[1], decoder_width, bias=False)
         if config.vocabulary_residual:
             self.residual_VW = drawn(vocabulary.size, decoder_width, std=0.02)
+        if config.vocabulary_ordinal:
+            waves_QF = bin_waves(config.n_bins)
+            self.register_buffer("waves_QF", waves_QF, persistent=False)
+            self.ordinal_AFW = drawn(POSE_AXES, waves_QF.shape[1], decoder_width, std=waves_QF.shape[1] ** -0.5)
         self.logit_scale = nn.Parameter(torch.tensor(decoder_width**-0.5))
         self.register_buffer("parents_S", torch.tensor(SLOT_PARENTS).clamp(min=0), persistent=False)
         initialise(self, seed)
@@ -117,12 +122,21 @@ class UPS(nn.Module):
     def vocabulary_VW(self) -> Tensor:
         """The vocabulary as decoder tokens: projected frozen text features, and the learned residual if any."""
         tokens_VW = self.project_text(self.text_VE)
-        return tokens_VW + self.residual_VW if self.config.vocabulary_residual else tokens_VW
+        if self.config.vocabulary_residual:
+            tokens_VW = tokens_VW + self.residual_VW
+        if self.config.vocabulary_ordinal:
+            classes = self.vocabulary.n_classes
+            places_VW = (self.waves_QF @ self.ordinal_AFW).flatten(0, 1)
+            ends = len(tokens_VW) - classes - len(places_VW)
+            tokens_VW = tokens_VW + F.pad(places_VW, (0, 0, classes, ends))
+        return tokens_VW
 
     def features(self, pose_BNSC: Tensor) -> Tensor:
-        """[B, N, 25, C'] input features of each joint: position, velocity (from last frame), bone (from parent)."""
+        """[B, N, 25, C'] input features of each joint: position, the same relative to the root, velocity (from
+        last frame), bone (from parent)."""
         parts = {
             "position": lambda: pose_BNSC,
+            "relative": lambda: pose_BNSC - pose_BNSC[:, :, ROOT_SLOT : ROOT_SLOT + 1],
             "velocity": lambda: F.pad(pose_BNSC[:, 1:] - pose_BNSC[:, :-1], (0, 0, 0, 0, 1, 0)),
             "bone": lambda: pose_BNSC - pose_BNSC[:, :, self.parents_S],
         }
@@ -294,6 +308,17 @@ def whiten(text_VE: Tensor) -> Tensor:
     left = left[:, kept]
     sign = left.gather(0, left.abs().argmax(dim=0, keepdim=True)).sign()  # A singular vector's sign is arbitrary.
     return (left * sign * len(text_VE) ** 0.5).float()
+
+
+def bin_waves(n_bins: int) -> Tensor:
+    """[Q, F] smooth functions of a bin's place p in [-1, 1]: p, p^2, and sines and cosines of 1 to 32 half turns.
+
+    With p and p^2 alone a normal density over the bins is a linear function of its mean: log-density = a p + b p^2.
+    """
+    place_Q = torch.linspace(-1, 1, n_bins)
+    turns_QH = place_Q[:, None] * math.pi * 2.0 ** torch.arange(6)
+    waves_QF = torch.cat([place_Q[:, None], place_Q[:, None].square(), turns_QH.sin(), turns_QH.cos()], dim=1)
+    return (waves_QF - waves_QF.mean(dim=0)) / waves_QF.std(dim=0).clamp(min=1e-3)
 
 
 def check_inputs(inputs: Inputs, max_frames: int) -> None:

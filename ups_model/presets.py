@@ -24,8 +24,12 @@ def _compact(**changes: object) -> ModelConfig:
         decoder_width=128,
         decoder_heads=4,
         decoder_memory="frames+joints",
-        input_features=("position", "velocity", "bone"),
+        decoder_dropout=0.0,
+        decoder_alignment=True,
+        input_features=("position", "relative", "velocity", "bone"),
         n_bins=200,
+        vocabulary_ordinal=True,
+        routing_explore_share=0.1,
         text_model="minilm",
     )
     return base.replace(**changes)
@@ -53,7 +57,14 @@ def tiny() -> Config:
             eap=clips.replace(crop_min=0.15),
             ar3d=clips,
         ),
-        optim=OptimConfig(steps=800, learning_rate=2e-3, mask_inputs=True, bin_sigma=1.0, label_smoothing=0.1),
+        optim=OptimConfig(
+            steps=800,
+            learning_rate=2e-3,
+            mask_inputs=True,
+            bin_sigma=1.0,
+            expectation_weight=10.0,
+            label_smoothing=0.1,
+        ),
     )
 
 
@@ -69,8 +80,8 @@ def small() -> Config:
                 ("uiprmd",),
                 frames=27,
                 frame_stride=2,
-                batch_size=32,
-                targets_per_window=4,
+                batch_size=48,
+                targets_per_window=2,
                 evaluate_targets=8,
                 evaluate_stride=16,
                 rotation_deg=180,
@@ -86,7 +97,14 @@ def small() -> Config:
             ar3d=clips,
             validation_subjects=0,
         ),
-        optim=OptimConfig(steps=10_000, learning_rate=1e-3, mask_inputs=True, bin_sigma=1.0, label_smoothing=0.1),
+        optim=OptimConfig(
+            steps=10_000,
+            learning_rate=1.5e-3,
+            mask_inputs=True,
+            bin_sigma=1.0,
+            expectation_weight=10.0,
+            label_smoothing=0.1,
+        ),
     )
 
 

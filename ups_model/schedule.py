@@ -14,11 +14,12 @@ from ups_model.tasks import TASKS
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Linear warm-up, then half a cosine to 0 at the last step."""
+    """Rate of the update after `step` steps: linear warm-up, then half a cosine that would reach 0 one step after the
+    last."""
     optim = config.optim
     warm = max(1, round(optim.warmup_share * optim.steps))
     if step < warm:
-        return optim.learning_rate * step / warm
+        return optim.learning_rate * (step + 1) / warm
     return optim.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, optim.steps - warm)))
 
 

@@ -88,7 +88,7 @@ class TcnGcnLayer(nn.Module):
         self.branch_norm = TokenNorm(3 * quarter, normalisation)
         self.near = linear(5 * quarter, quarter)
         self.far = linear(5 * quarter, quarter)
-        self.norm = TokenNorm(width, normalisation)
+        self.norm = TokenNorm(width, normalisation, weight=0.2)
         self.residual = nn.Identity() if inputs == width else linear(inputs, width)
 
     def forward(self, x_BNJC: Tensor, scene: Scene) -> Tensor:

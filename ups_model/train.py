@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,8 +29,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ups_model.build import Parts, build, configured_sources, data_identity, mean_pose_error_mm, run_key
 from ups_model.checkpoint import (
+    keep_steps,
     load_checkpoint,
     load_weights,
+    named_best_steps,
     newest_checkpoint,
     optimizer_tensors,
     prune_checkpoints,
@@ -132,18 +135,14 @@ def train(
         ValueError: a configuration, data set or checkpoint that cannot be used; nothing was started.
         NonFiniteLoss: the loss was not finite.
     """
+    # Second moments of small gradients are denormal numbers, with which a CPU computes many times slower.
+    torch.set_flush_denormal(True)
     rank, processes = _start_processes()
     device = pick_device(options.device, rank)
     precision = pick_precision(options.precision, device)
     parts = build(config, paths, device, options.cache / "text")
     model, feeds, optim = parts.model, parts.feeds, config.optim
-    parent_key = ""
-    if parent is not None:
-        tensors, parent_state = load_checkpoint(parent)
-        load_weights(model, tensors["model"], parent)
-        parent_key = parent_state["key"]
-    if config.freeze_routes:
-        model.encoder.router.freeze()
+    parent_key = start_from_parent(model, config, parent)
     key = run_key(config, parts.sets, text_identity(config.model.text_model), parent_key)
     _check_shares(config, processes)
     optimizer = make_optimizer(model, config)
@@ -168,6 +167,12 @@ def train(
                 parameter.grad = tensors["gradients"][name].to(device)
         scaler.load_state_dict(state["scaler"])
         step, best, seconds = state["step"], state["best"], state["seconds"]
+        done = _finished_result(options.out, key)
+        if done is not None:
+            logger.info("run %s is finished; nothing to train", key)
+            return done
+        if rank == 0:
+            _forget_after(options.out / "progress.jsonl", step)
         logger.info("resuming at step %d of %d from %s", step, optim.steps, path)
     elif rank == 0:
         logger.info(
@@ -203,7 +208,7 @@ def train(
 
         if step % accumulated == 0:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
+                group["lr"] = learning_rate(config, step - 1)
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
             if precision != "fp16" and not torch.isfinite(norm):
@@ -217,17 +222,19 @@ def train(
         if not math.isfinite(loss_now := float(loss.detach())):
             _raise_non_finite(step, task, loss_now, config)
 
-        if rank == 0 and (step % options.log_every == 0 or step == optim.steps):
+        if step % options.log_every == 0 or step == optim.steps:
             now = time.monotonic()
-            line = {f"train/{name}_loss": float(torch.stack(values).mean()) for name, values in sorted(recent.items())}
-            line |= {"learning_rate": learning_rate(config, step)}
+            means = {name: _over_processes(torch.stack(recent[name]).mean(), processes) for name in sorted(recent)}
+            line = {f"train/{name}_loss": value for name, value in means.items()}
+            line |= {"learning_rate": learning_rate(config, step - 1)}
             line |= {"steps_per_second": min(options.log_every, step - first_step) / max(now - last_logged, 1e-9)}
             recent, last_logged = {}, now
             left = (optim.steps - step) * (now - started) / max(step - first_step, 1)
-            logger.info("step %d/%d  %s  %s left", step, optim.steps, _short(line), _duration(left))
-            _append(options.out / "progress.jsonl", {"step": step, **line})
-            if on_metrics is not None:
-                on_metrics(step, line)
+            if rank == 0:
+                logger.info("step %d/%d  %s  %s left", step, optim.steps, _short(line), _duration(left))
+                _append(options.out / "progress.jsonl", {"step": step, **line})
+                if on_metrics is not None:
+                    on_metrics(step, line)
 
         validate = optim.evaluate_every and step % optim.evaluate_every == 0
         if (validate or step == optim.steps) and config.data.validation_subjects:
@@ -245,7 +252,9 @@ def train(
                     on_metrics(step, found)
             _wait(processes)
 
-        stopped = should_stop is not None and should_stop()
+        asked = should_stop is not None and should_stop() and step < optim.steps
+        # All processes end at the same step, whichever of them was told.
+        stopped = _over_processes(torch.tensor(float(asked), device=device), processes) > 0
         if rank == 0 and (step % options.checkpoint_every == 0 or step == optim.steps or stopped):
             groups = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
             if average is not None:
@@ -261,6 +270,8 @@ def train(
             }
             save_checkpoint(options.out / "checkpoints", step, groups, state)
             prune_checkpoints(options.out / "checkpoints", options.keep)
+            # A best that a kept checkpoint names must outlive a later best, or resuming from it would find nothing.
+            keep_steps(options.out / "best", named_best_steps(options.out / "checkpoints"))
 
     seconds += time.monotonic() - started
     _wait(processes)
@@ -338,21 +349,17 @@ def _evaluated(model: UPS, average: nn.Module | None) -> UPS:
 
 
 def _save_weights(folder: Path, step: int, model: UPS, parts: Parts, key: str, metrics: dict[str, float]) -> Path:
-    quantiser = model.quantiser
     state = {
         "key": key,
         "config": parts.config.canonical(),
-        "classes": [[name, list(classes)] for name, classes in model.vocabulary.classes],
-        "quantiser": None if quantiser is None else [list(quantiser.low), list(quantiser.high)],
+        **_vocabulary_state(model),
         "max_frames": model.max_frames,
         "pose_joints": model.pose_joints,
         "pose_slots": list(model.pose_slots),
         "routes": model.routes(),
         "metrics": metrics,
     }
-    path = save_checkpoint(folder, step, {"model": model.state_dict()}, state)
-    prune_checkpoints(folder, 1)
-    return path
+    return save_checkpoint(folder, step, {"model": model.state_dict()}, state)
 
 
 def _start_processes() -> tuple[int, int]:
@@ -360,7 +367,9 @@ def _start_processes() -> tuple[int, int]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0, 1
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # The others wait while the first process measures; that may take long on large test sets.
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=6))
     return dist.get_rank(), dist.get_world_size()
 
 
@@ -371,6 +380,61 @@ def _check_shares(config: Config, processes: int) -> None:
             raise ValueError(f"data.{task}.batch_size must be divisible by the processes, got {size} and {processes}")
     if processes > 1 and config.model.normalisation == "task_batch":
         raise ValueError("normalisation='task_batch' keeps statistics of one process; use 'layer' with several")
+
+
+def start_from_parent(model: UPS, config: Config, parent: Path | None) -> str:
+    """Take the weights, and if `freeze_routes` the routes, of a parent checkpoint; returns the parent's run key.
+
+    Raises:
+        ValueError: a parent of another vocabulary, coordinate range or shape; frozen routes without a parent.
+    """
+    if parent is None:
+        if config.freeze_routes:
+            raise ValueError("freeze_routes needs a parent whose routes to keep; give --parent or set it to false")
+        return ""
+    tensors, state = load_checkpoint(parent)
+    own = _vocabulary_state(model)
+    for name in ("classes", "quantiser"):
+        if state.get(name) is not None and own[name] is not None and state[name] != own[name]:
+            raise ValueError(f"{parent}: its {name} are not this run's; fine-tune on the clip sets of the parent")
+    load_weights(model, tensors["model"], parent)
+    model.encoder.router.unfreeze()
+    if config.freeze_routes:
+        model.encoder.router.freeze()
+    return state["key"]
+
+
+def _vocabulary_state(model: UPS) -> dict[str, Any]:
+    quantiser = model.quantiser
+    return {
+        "classes": [[name, list(classes)] for name, classes in model.vocabulary.classes],
+        "quantiser": None if quantiser is None else [list(quantiser.low), list(quantiser.high)],
+    }
+
+
+def _finished_result(out: Path, key: str) -> Result | None:
+    """The result that a finished run of this key left, so that its test split is not measured twice."""
+    try:
+        content = json.loads((out / "result.json").read_text("utf-8"))
+        result = Result(**content)
+    except (OSError, ValueError, TypeError):
+        return None
+    return result if result.key == key and result.status == "finished" else None
+
+
+def _forget_after(file: Path, step: int) -> None:
+    """Drop the progress lines of steps that will be run again."""
+    if file.exists():
+        lines = [line for line in file.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step]
+        file.write_text("".join(line + "\n" for line in lines), "utf-8")
+
+
+def _over_processes(value: Tensor, processes: int) -> float:
+    """Mean of a number over all processes."""
+    if processes > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return float(value) / processes
 
 
 def _wait(processes: int) -> None:
