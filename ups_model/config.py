@@ -4,44 +4,46 @@ A configuration has one canonical form (plain JSON) and one fingerprint. Paths, 
 logging or saving are run options (`ups_model.train.RunOptions`) and never stand here. This module imports no torch.
 """
 
-import dataclasses
 import difflib
-import hashlib
-import json
-import math
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from ups_model import RECIPE
+from ups_model.fields import (
+    Section,
+    above,
+    apply,
+    at_least,
+    between,
+    build,
+    canonical,
+    digest,
+    leaf_fields,
+    next_multiple,
+    parse,
+)
+
+__all__ = [
+    "TASK_NAMES",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "TaskData",
+    "TaskName",
+    "canonical",
+    "digest",
+]
 
 TaskName = Literal["pe", "ar2d", "eap", "ar3d"]
 TASK_NAMES: tuple[TaskName, ...] = ("pe", "ar2d", "eap", "ar3d")
 """Pose estimation, 2D action recognition, early action prediction, 3D action recognition: the paper's rotation."""
 
 
-class _Section:
-    """A frozen group of fields that checks itself when built and knows its canonical form."""
-
-    def __post_init__(self) -> None:
-        faults = [f"{type(self).__name__}: {fault}" for fault in [*_type_faults(self), *self.faults()]]
-        if faults:
-            raise ValueError("; ".join(faults))
-
-    def faults(self) -> list[str]:
-        """The rules that this section breaks, each with the value and the way out."""
-        return []
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with `changes`; an unknown field is an error that names near ones."""
-        _require_fields(type(self), changes)
-        return replace(self, **changes)
-
-
 @dataclass(frozen=True)
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The network (paper section 3.3 and 3.4; what the paper leaves open is in docs/paper-differences.md)."""
 
     token_width: int = 64
@@ -108,14 +110,14 @@ class ModelConfig(_Section):
     def faults(self) -> list[str]:
         found = []
         for name in ("token_width", "encoder_layers", "blocks_per_layer", "decoder_layers", "tokenizer_layers"):
-            found += _at_least(self, name, 1)
-        found += _at_least(self, "router_width", 1)
+            found += at_least(self, name, 1)
+        found += at_least(self, "router_width", 1)
         if self.n_bins < 2:
             found.append(f"n_bins must be at least 2, got {self.n_bins}; the paper's order is 500")
         if self.token_width >= 1 and self.token_width % 4:
             found.append(
                 f"token_width must be divisible by the 4 branches of a temporal convolution, got {self.token_width}; "
-                f"try {_next_multiple(self.token_width, 4)}"
+                f"try {next_multiple(self.token_width, 4)}"
             )
         tem_width = self.tem_width or 25 * self.token_width
         for width_name, width, heads_name in (
@@ -124,22 +126,22 @@ class ModelConfig(_Section):
         ):
             heads = getattr(self, heads_name)
             if heads < 1 or width < 1 or width % heads:
-                hint = f"; try {_next_multiple(max(width, 1), heads)}" if heads >= 1 else ""
+                hint = f"; try {next_multiple(max(width, 1), heads)}" if heads >= 1 else ""
                 found.append(f"{width_name} must be divisible by {heads_name}, got {width} and {heads}{hint}")
         for name in ("tem_mlp_ratio", "decoder_mlp_ratio"):
-            found += _at_least(self, name, 1)
+            found += at_least(self, name, 1)
         for name in ("gumbel_start", "gumbel_end"):
-            found += _above(self, name, 0)
-        found += _between(self, "dropout", 0, 0.99)
-        found += _between(self, "decoder_dropout", 0, 0.99)
-        found += _between(self, "routing_explore_share", 0, 1)
+            found += above(self, name, 0)
+        found += between(self, "dropout", 0, 0.99)
+        found += between(self, "decoder_dropout", 0, 0.99)
+        found += between(self, "routing_explore_share", 0, 1)
         if "position" not in self.input_features or len(set(self.input_features)) < len(self.input_features):
             found.append(f"input_features must hold 'position' and no feature twice, got {self.input_features}")
         return found
 
 
 @dataclass(frozen=True)
-class TaskData(_Section):
+class TaskData(Section):
     """What one task is fed: its clip sets, the shape of a clip, and the augmentation of training clips."""
 
     sources: tuple[str, ...] = ()
@@ -189,7 +191,7 @@ class TaskData(_Section):
             "evaluate_targets",
             "evaluate_stride",
         ):
-            found += _at_least(self, name, 1)
+            found += at_least(self, name, 1)
         if self.evaluate_targets > self.frames:
             found.append(f"evaluate_targets must be at most frames, got {self.evaluate_targets} and {self.frames}")
         if self.targets_per_window > self.evaluate_targets:
@@ -209,9 +211,9 @@ class TaskData(_Section):
         elif self.evaluate_targets % jump:
             found.append(
                 "evaluate_targets must be a multiple of evaluate_stride / frame_stride, got "
-                f"{self.evaluate_targets} and {jump}; try {_next_multiple(self.evaluate_targets, jump)}"
+                f"{self.evaluate_targets} and {jump}; try {next_multiple(self.evaluate_targets, jump)}"
             )
-        found += _between(self, "crop_min", 0.01, 1)
+        found += between(self, "crop_min", 0.01, 1)
         for name, high in (
             ("rotation_deg", 180),
             ("tilt_deg", 180),
@@ -219,14 +221,14 @@ class TaskData(_Section):
             ("bone_scale", 0.9),
             ("joint_drop", 0.9),
         ):
-            found += _between(self, name, 0, high)
-        found += _between(self, "jitter", 0, 1)
-        found += _between(self, "translation_m", 0, 10)
+            found += between(self, name, 0, high)
+        found += between(self, "jitter", 0, 1)
+        found += between(self, "translation_m", 0, 10)
         return found
 
 
 @dataclass(frozen=True)
-class DataConfig(_Section):
+class DataConfig(Section):
     """The clips of each task, and which training subjects are held out."""
 
     pe: TaskData = field(default_factory=TaskData)
@@ -243,11 +245,11 @@ class DataConfig(_Section):
     """Which training subjects are held out; the same in every seed of a study, so that arms stay comparable."""
 
     def faults(self) -> list[str]:
-        return _at_least(self, "validation_subjects", 0)
+        return at_least(self, "validation_subjects", 0)
 
 
 @dataclass(frozen=True)
-class OptimConfig(_Section):
+class OptimConfig(Section):
     """The trainer (paper section 4)."""
 
     cycle: tuple[TaskName, ...] = TASK_NAMES
@@ -283,18 +285,18 @@ class OptimConfig(_Section):
         found = []
         if not self.cycle:
             found.append("cycle must name at least one task, got ()")
-        found += _at_least(self, "steps", 1)
-        found += _at_least(self, "evaluate_every", 0)
+        found += at_least(self, "steps", 1)
+        found += at_least(self, "evaluate_every", 0)
         for name in ("learning_rate", "clip_norm"):
-            found += _above(self, name, 0)
+            found += above(self, name, 0)
         for name, high in (("warmup_share", 1), ("ema", 0.99999), ("label_smoothing", 0.9), ("beta2", 0.99999)):
-            found += _between(self, name, 0, high)
+            found += between(self, name, 0, high)
         for name in ("weight_decay", "bin_sigma", "expectation_weight"):
-            found += _at_least(self, name, 0)
+            found += at_least(self, name, 0)
         if self.update == "cycle" and self.cycle and self.steps % len(self.cycle):
             found.append(
                 f"steps must be whole cycles when update='cycle', got {self.steps} steps of {len(self.cycle)}; "
-                f"try {_next_multiple(self.steps, len(self.cycle))}"
+                f"try {next_multiple(self.steps, len(self.cycle))}"
             )
         return found
 
@@ -305,7 +307,7 @@ class OptimConfig(_Section):
 
 
 @dataclass(frozen=True)
-class EvalConfig(_Section):
+class EvalConfig(Section):
     """How a trained model is measured."""
 
     ratios: tuple[float, ...] = (0.2, 0.4, 0.6)
@@ -320,12 +322,12 @@ class EvalConfig(_Section):
     def faults(self) -> list[str]:
         bad = [ratio for ratio in self.ratios if not 0 < ratio <= 1]
         if bad or not self.ratios or len(set(self.ratios)) < len(self.ratios):
-            return [f"ratios must lie in (0, 1], each once, got {self.ratios}"]
+            return [f"ratios must lie in (0, 1], got {self.ratios}; name each once"]
         return []
 
 
 @dataclass(frozen=True)
-class Config(_Section):
+class Config(Section):
     """One training run: everything that can change its result except the data's content and its parent."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -337,7 +339,7 @@ class Config(_Section):
     seed: int = 0
 
     def faults(self) -> list[str]:
-        found = _at_least(self, "seed", 0)
+        found = at_least(self, "seed", 0)
         for task in self.optim.tasks:
             if not getattr(self.data, task).sources:
                 found.append(
@@ -355,7 +357,7 @@ class Config(_Section):
         Raises:
             ValueError: a name that no field has (near names are listed) or several have, or a value out of range.
         """
-        known = _leaf_fields(type(self))
+        known = leaf_fields(type(self))
         resolved = {}
         for name, value in changes.items():
             matches = [path for path in known if path == name or path.endswith("." + name)]
@@ -370,7 +372,7 @@ class Config(_Section):
                 raise ValueError(f"field {name!r} is ambiguous: write one of {', '.join(matches)}")
             if matches[0] in resolved:
                 raise ValueError(f"field {matches[0]} is given twice; keep one")
-            resolved[matches[0]] = _parse(matches[0], known[matches[0]], value)
+            resolved[matches[0]] = parse(matches[0], known[matches[0]], value)
         tree: dict[str, Any] = {}
         for path, value in resolved.items():
             node = tree
@@ -378,7 +380,7 @@ class Config(_Section):
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[leaf] = value
-        return _apply(self, tree)
+        return apply(self, tree)
 
     def canonical(self) -> dict[str, Any]:
         """Plain JSON data that equal configurations share; raises ValueError where a value has no canonical form."""
@@ -395,168 +397,4 @@ class Config(_Section):
         recipe = data.pop("recipe", None)
         if recipe != RECIPE:
             raise ValueError(f"configuration was made with recipe {recipe}, this code trains recipe {RECIPE}; retrain")
-        return _build(cls, data)
-
-
-def canonical(value: Any) -> Any:
-    """`value` as plain JSON data with one form for equal values; ValueError for what has none (NaN, objects)."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hints = typing.get_type_hints(type(value))
-        plain = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
-        # 1 and 1.0 are equal configurations but different JSON.
-        return {name: canonical(_as_hinted(item, hints[name])) for name, item in plain.items()}
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise ValueError(f"canonical form needs text keys, got {sorted(map(repr, value))}")
-        return {key: canonical(value[key]) for key in sorted(value)}
-    if isinstance(value, tuple | list):
-        return [canonical(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"canonical form needs finite numbers, got {value}")
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise ValueError(
-        f"{type(value).__name__} has no canonical form: {value!r}; use numbers, text, lists or dataclasses"
-    )
-
-
-def _as_hinted(value: Any, hint: Any) -> Any:
-    if hint is float:
-        return float(value) + 0.0  # -0.0 equals 0.0
-    if typing.get_origin(hint) is tuple:
-        return [_as_hinted(item, typing.get_args(hint)[0]) for item in value]
-    return value
-
-
-def digest(plain: Any) -> str:
-    """16 hexadecimal digits of the SHA-256 of plain JSON data."""
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _leaf_fields(cls: type, prefix: str = "") -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    found: dict[str, Any] = {}
-    for item in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[item.name]):
-            found |= _leaf_fields(hints[item.name], f"{prefix}{item.name}.")
-        else:
-            found[prefix + item.name] = hints[item.name]
-    return found
-
-
-def _apply(section: Any, tree: Mapping[str, Any]) -> Any:
-    changes = {
-        name: _apply(getattr(section, name), value) if isinstance(value, dict) else value
-        for name, value in tree.items()
-    }
-    return section.replace(**changes)
-
-
-def _build(cls: type, data: Mapping[str, Any]) -> Any:
-    _require_fields(cls, data)
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for name, value in data.items():
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{cls.__name__}.{name} must be a group of fields, got {value!r}")
-            values[name] = _build(hints[name], value)
-        else:
-            values[name] = _parse(name, hints[name], value)
-    return cls(**values)
-
-
-def _require_fields(cls: type, names: Mapping[str, Any]) -> None:
-    known = [item.name for item in dataclasses.fields(cls)]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=3) or known
-        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; near: {', '.join(near)}")
-
-
-def _parse(name: str, hint: Any, value: Any) -> Any:
-    if isinstance(value, str) and hint is not str:
-        texts = typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is not float
-        try:
-            if texts and not value.lstrip().startswith("["):
-                raise json.JSONDecodeError("names, not JSON", value, 0)
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            if texts:
-                value = [part.strip() for part in value.split(",") if part.strip()]
-            elif typing.get_origin(hint) is tuple:
-                value = [_number(part) for part in value.split(",") if part.strip()]
-        if value in ("on", "off", "True", "False") and hint is bool:
-            value = value in ("on", "True")
-    if typing.get_origin(hint) is tuple:
-        value = tuple(value) if isinstance(value, list | tuple) else (value,)
-        inner = typing.get_args(hint)[0]
-        return tuple(float(item) if inner is float and type(item) is int else item for item in value)
-    if hint is float and type(value) is int:
-        return float(value)
-    return value
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _type_faults(section: Any) -> list[str]:
-    hints = typing.get_type_hints(type(section))
-    found = []
-    for item in dataclasses.fields(section):
-        value = getattr(section, item.name)
-        if not _fits(value, hints[item.name]):
-            found.append(f"{item.name} must be {_describe(hints[item.name])}, got {value!r}")
-        elif isinstance(value, float) and not math.isfinite(value):
-            found.append(f"{item.name} must be finite, got {value}")
-    if found:  # Range checks would fail on values of a wrong type.
-        raise ValueError("; ".join(f"{type(section).__name__}: {fault}" for fault in found))
-    return found
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        return value in typing.get_args(hint) and isinstance(value, str)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
-    if origin is types.UnionType:
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if hint is float:
-        return type(value) in (int, float)
-    if hint in (int, str, bool):
-        return type(value) is hint
-    return isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    if origin is tuple:
-        return f"a list of {_describe(typing.get_args(hint)[0])}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
-
-
-def _at_least(section: Any, name: str, low: float) -> list[str]:
-    value = getattr(section, name)
-    return [] if value >= low else [f"{name} must be at least {low}, got {value}"]
-
-
-def _above(section: Any, name: str, low: float) -> list[str]:
-    value = getattr(section, name)
-    return [] if value > low else [f"{name} must be above {low}, got {value}"]
-
-
-def _between(section: Any, name: str, low: float, high: float) -> list[str]:
-    value = getattr(section, name)
-    return [] if low <= value <= high else [f"{name} must lie in [{low}, {high}], got {value}"]
-
-
-def _next_multiple(value: int, of: int) -> int:
-    return -(-value // of) * of
+        return build(cls, data)

@@ -17,9 +17,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,8 +53,11 @@ from ups_model.data.sources import default_cache
 from ups_model.device import Precision, autocast_dtype, pick_device, pick_precision
 from ups_model.layers import seed_for
 from ups_model.losses import sequence_loss, target_tokens
-from ups_model.measure import is_headline, measure, score
+from ups_model.measure import measure, score
 from ups_model.model import UPS
+from ups_model.processes import check_shares, mean_over_processes, start_processes, wait_for_all
+from ups_model.progress import append_row, duration, forget_after, short_line
+from ups_model.result import Result, finished_result, save_weights, start_from_parent
 from ups_model.schedule import gumbel_noise, input_mask, learning_rate, temperature, turns_before
 from ups_model.text_features import text_identity
 
@@ -97,23 +99,6 @@ class RunOptions:
     """Measure the test split at the end."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run leaves, also written to `result.json`."""
-
-    status: Literal["finished", "stopped"]
-    key: str
-    step: int
-    metrics: dict[str, float]
-    """`test/...` and, where subjects are held out, `validation/...` of the chosen checkpoint."""
-    routes: dict[str, list[int]]
-    """The block that each task takes in each encoder layer (Figure 4)."""
-    checkpoint: str
-    """Folder of the chosen weights."""
-    about: dict[str, Any]
-    """Configuration, data fingerprints, parameters, times: what a table's caption needs."""
-
-
 def train(
     config: Config,
     paths: Mapping[str, Path],
@@ -137,14 +122,28 @@ def train(
     """
     # Second moments of small gradients are denormal numbers, with which a CPU computes many times slower.
     torch.set_flush_denormal(True)
-    rank, processes = _start_processes()
+    try:
+        return _train(config, paths, options, parent, on_metrics, should_stop)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _train(
+    config: Config,
+    paths: Mapping[str, Path],
+    options: RunOptions,
+    parent: Path | None,
+    on_metrics: Callable[[int, dict[str, float]], None] | None,
+    should_stop: Callable[[], bool] | None,
+) -> Result:
+    rank, processes = start_processes()
     device = pick_device(options.device, rank)
     precision = pick_precision(options.precision, device)
     parts = build(config, paths, device, options.cache / "text")
     model, feeds, optim = parts.model, parts.feeds, config.optim
     parent_key = start_from_parent(model, config, parent)
     key = run_key(config, parts.sets, text_identity(config.model.text_model), parent_key)
-    _check_shares(config, processes)
+    check_shares(config, processes)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema)) if optim.ema else None
@@ -167,12 +166,12 @@ def train(
                 parameter.grad = tensors["gradients"][name].to(device)
         scaler.load_state_dict(state["scaler"])
         step, best, seconds = state["step"], state["best"], state["seconds"]
-        done = _finished_result(options.out, key)
+        done = finished_result(options.out, key)
         if done is not None:
             logger.info("run %s is finished; nothing to train", key)
             return done
         if rank == 0:
-            _forget_after(options.out / "progress.jsonl", step)
+            forget_after(options.out / "progress.jsonl", step)
         logger.info("resuming at step %d of %d from %s", step, optim.steps, path)
     elif rank == 0:
         logger.info(
@@ -224,15 +223,15 @@ def train(
 
         if step % options.log_every == 0 or step == optim.steps:
             now = time.monotonic()
-            means = {name: _over_processes(torch.stack(recent[name]).mean(), processes) for name in sorted(recent)}
+            means = {name: mean_over_processes(torch.stack(recent[name]).mean(), processes) for name in sorted(recent)}
             line = {f"train/{name}_loss": value for name, value in means.items()}
             line |= {"learning_rate": learning_rate(config, step - 1)}
             line |= {"steps_per_second": min(options.log_every, step - first_step) / max(now - last_logged, 1e-9)}
             recent, last_logged = {}, now
             left = (optim.steps - step) * (now - started) / max(step - first_step, 1)
             if rank == 0:
-                logger.info("step %d/%d  %s  %s left", step, optim.steps, _short(line), _duration(left))
-                _append(options.out / "progress.jsonl", {"step": step, **line})
+                logger.info("step %d/%d  %s  %s left", step, optim.steps, short_line(line), duration(left))
+                append_row(options.out / "progress.jsonl", {"step": step, **line})
                 if on_metrics is not None:
                     on_metrics(step, line)
 
@@ -245,16 +244,16 @@ def train(
                 found = {f"validation/{name}": number for name, number in found.items()} | {"validation/score": value}
                 if best is None or value > best["score"]:
                     best = {"step": step, "score": value, "metrics": found}
-                    _save_weights(options.out / "best", step, _evaluated(model, average), parts, key, found)
-                logger.info("step %d  %s  (%.0f s)", step, _short(found), time.monotonic() - seconds_before)
-                _append(options.out / "progress.jsonl", {"step": step, **found})
+                    save_weights(options.out / "best", step, _evaluated(model, average), parts, key, found)
+                logger.info("step %d  %s  (%.0f s)", step, short_line(found), time.monotonic() - seconds_before)
+                append_row(options.out / "progress.jsonl", {"step": step, **found})
                 if on_metrics is not None:
                     on_metrics(step, found)
-            _wait(processes)
+            wait_for_all(processes)
 
         asked = should_stop is not None and should_stop() and step < optim.steps
         # All processes end at the same step, whichever of them was told.
-        stopped = _over_processes(torch.tensor(float(asked), device=device), processes) > 0
+        stopped = mean_over_processes(torch.tensor(float(asked), device=device), processes) > 0
         if rank == 0 and (step % options.checkpoint_every == 0 or step == optim.steps or stopped):
             groups = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
             if average is not None:
@@ -274,7 +273,7 @@ def train(
             keep_steps(options.out / "best", named_best_steps(options.out / "checkpoints"))
 
     seconds += time.monotonic() - started
-    _wait(processes)
+    wait_for_all(processes)
     result = None
     if rank == 0:
         result = _finish(parts, options, average, best, step, key, seconds, stopped, precision, mean_pose_mm)
@@ -308,7 +307,7 @@ def _finish(
             load_weights(model, tensors["model"], checkpoint)
             metrics |= best["metrics"]
         else:
-            checkpoint = _save_weights(options.out / "best", step, model, parts, key, {})
+            checkpoint = save_weights(options.out / "best", step, model, parts, key, {})
         if options.test:
             found = measure(model, parts.feeds, "test", config.evaluation)
             metrics |= {f"test/{name}": value for name, value in found.items()}
@@ -333,6 +332,8 @@ def _finish(
     temporary = options.out / ".result.json"
     temporary.write_text(text, "utf-8")
     os.replace(temporary, options.out / "result.json")
+    if checkpoint is not None:
+        keep_steps(options.out / "best", {about["chosen_step"]})
     return result
 
 
@@ -348,123 +349,12 @@ def _evaluated(model: UPS, average: nn.Module | None) -> UPS:
     return model if average is None else average.module
 
 
-def _save_weights(folder: Path, step: int, model: UPS, parts: Parts, key: str, metrics: dict[str, float]) -> Path:
-    state = {
-        "key": key,
-        "config": parts.config.canonical(),
-        **_vocabulary_state(model),
-        "max_frames": model.max_frames,
-        "pose_joints": model.pose_joints,
-        "pose_slots": list(model.pose_slots),
-        "routes": model.routes(),
-        "metrics": metrics,
-    }
-    return save_checkpoint(folder, step, {"model": model.state_dict()}, state)
-
-
-def _start_processes() -> tuple[int, int]:
-    """Rank and number of processes; joins the group that torchrun describes in the environment."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1
-    if not dist.is_initialized():
-        # The others wait while the first process measures; that may take long on large test sets.
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(hours=6))
-    return dist.get_rank(), dist.get_world_size()
-
-
-def _check_shares(config: Config, processes: int) -> None:
-    for task in config.optim.tasks:
-        size = getattr(config.data, task).batch_size
-        if size % processes:
-            raise ValueError(f"data.{task}.batch_size must be divisible by the processes, got {size} and {processes}")
-    if processes > 1 and config.model.normalisation == "task_batch":
-        raise ValueError("normalisation='task_batch' keeps statistics of one process; use 'layer' with several")
-
-
-def start_from_parent(model: UPS, config: Config, parent: Path | None) -> str:
-    """Take the weights, and if `freeze_routes` the routes, of a parent checkpoint; returns the parent's run key.
-
-    Raises:
-        ValueError: a parent of another vocabulary, coordinate range or shape; frozen routes without a parent.
-    """
-    if parent is None:
-        if config.freeze_routes:
-            raise ValueError("freeze_routes needs a parent whose routes to keep; give --parent or set it to false")
-        return ""
-    tensors, state = load_checkpoint(parent)
-    own = _vocabulary_state(model)
-    for name in ("classes", "quantiser"):
-        if state.get(name) is not None and own[name] is not None and state[name] != own[name]:
-            raise ValueError(f"{parent}: its {name} are not this run's; fine-tune on the clip sets of the parent")
-    load_weights(model, tensors["model"], parent)
-    model.encoder.router.unfreeze()
-    if config.freeze_routes:
-        model.encoder.router.freeze()
-    return state["key"]
-
-
-def _vocabulary_state(model: UPS) -> dict[str, Any]:
-    quantiser = model.quantiser
-    return {
-        "classes": [[name, list(classes)] for name, classes in model.vocabulary.classes],
-        "quantiser": None if quantiser is None else [list(quantiser.low), list(quantiser.high)],
-    }
-
-
-def _finished_result(out: Path, key: str) -> Result | None:
-    """The result that a finished run of this key left, so that its test split is not measured twice."""
-    try:
-        content = json.loads((out / "result.json").read_text("utf-8"))
-        result = Result(**content)
-    except (OSError, ValueError, TypeError):
-        return None
-    return result if result.key == key and result.status == "finished" else None
-
-
-def _forget_after(file: Path, step: int) -> None:
-    """Drop the progress lines of steps that will be run again."""
-    if file.exists():
-        lines = [line for line in file.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step]
-        file.write_text("".join(line + "\n" for line in lines), "utf-8")
-
-
-def _over_processes(value: Tensor, processes: int) -> float:
-    """Mean of a number over all processes."""
-    if processes > 1:
-        value = value.clone()
-        dist.all_reduce(value)
-    return float(value) / processes
-
-
-def _wait(processes: int) -> None:
-    if processes > 1:
-        dist.barrier()
-
-
 def _raise_non_finite(step: int, task: str, loss: float, config: Config) -> None:
     raise NonFiniteLoss(
         f"loss or gradient of {task} is not finite at step {step} (loss {loss}); the newest checkpoint is kept. "
         f"Try a learning_rate below {config.optim.learning_rate}, a longer warmup_share, a smaller clip_norm, or "
         "--precision fp32"
     )
-
-
-def _append(file: Path, row: Mapping[str, float]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
-
-
-def _short(metrics: Mapping[str, float]) -> str:
-    shown = {name.removeprefix("train/").removeprefix("validation/"): value for name, value in metrics.items()}
-    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items() if is_headline(name))
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,193 @@
+"""Frozen groups of typed fields, checked when built, with one canonical form and values read from text."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, Self
+
+
+class Section:
+    """A frozen group of fields that checks itself when built and knows its canonical form."""
+
+    def __post_init__(self) -> None:
+        faults = [f"{type(self).__name__}: {fault}" for fault in [*type_faults(self), *self.faults()]]
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    def faults(self) -> list[str]:
+        """The rules that this section breaks, each with the value and the way out."""
+        return []
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with `changes`; an unknown field is an error that names near ones."""
+        require_fields(type(self), changes)
+        return replace(self, **changes)
+
+
+def canonical(value: Any) -> Any:
+    """`value` as plain JSON data with one form for equal values; ValueError for what has none (NaN, objects)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = typing.get_type_hints(type(value))
+        plain = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+        # 1 and 1.0 are equal configurations but different JSON.
+        return {name: canonical(_as_hinted(item, hints[name])) for name, item in plain.items()}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError(f"canonical form needs text keys, got {sorted(map(repr, value))}")
+        return {key: canonical(value[key]) for key in sorted(value)}
+    if isinstance(value, tuple | list):
+        return [canonical(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"canonical form needs finite numbers, got {value}")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(
+        f"{type(value).__name__} has no canonical form: {value!r}; use numbers, text, lists or dataclasses"
+    )
+
+
+def _as_hinted(value: Any, hint: Any) -> Any:
+    if hint is float:
+        return float(value) + 0.0  # -0.0 equals 0.0
+    if typing.get_origin(hint) is tuple:
+        return [_as_hinted(item, typing.get_args(hint)[0]) for item in value]
+    return value
+
+
+def digest(plain: Any) -> str:
+    """16 hexadecimal digits of the SHA-256 of plain JSON data."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def leaf_fields(cls: type, prefix: str = "") -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[item.name]):
+            found |= leaf_fields(hints[item.name], f"{prefix}{item.name}.")
+        else:
+            found[prefix + item.name] = hints[item.name]
+    return found
+
+
+def apply(section: Any, tree: Mapping[str, Any]) -> Any:
+    changes = {
+        name: apply(getattr(section, name), value) if isinstance(value, dict) else value for name, value in tree.items()
+    }
+    return section.replace(**changes)
+
+
+def build(cls: type, data: Mapping[str, Any]) -> Any:
+    require_fields(cls, data)
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, value in data.items():
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{cls.__name__}.{name} must be a group of fields, got {value!r}")
+            values[name] = build(hints[name], value)
+        else:
+            values[name] = parse(name, hints[name], value)
+    return cls(**values)
+
+
+def require_fields(cls: type, names: Mapping[str, Any]) -> None:
+    known = [item.name for item in dataclasses.fields(cls)]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=3) or known
+        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; near: {', '.join(near)}")
+
+
+def parse(name: str, hint: Any, value: Any) -> Any:
+    if isinstance(value, str) and hint is not str:
+        texts = typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is not float
+        try:
+            if texts and not value.lstrip().startswith("["):
+                raise json.JSONDecodeError("names, not JSON", value, 0)
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            if texts:
+                value = [part.strip() for part in value.split(",") if part.strip()]
+            elif typing.get_origin(hint) is tuple:
+                value = [_number(part) for part in value.split(",") if part.strip()]
+        if value in ("on", "off", "True", "False") and hint is bool:
+            value = value in ("on", "True")
+    if typing.get_origin(hint) is tuple:
+        value = tuple(value) if isinstance(value, list | tuple) else (value,)
+        inner = typing.get_args(hint)[0]
+        return tuple(float(item) if inner is float and type(item) is int else item for item in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    return value
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def type_faults(section: Any) -> list[str]:
+    hints = typing.get_type_hints(type(section))
+    found = []
+    for item in dataclasses.fields(section):
+        value = getattr(section, item.name)
+        if not _fits(value, hints[item.name]):
+            found.append(f"{item.name} must be {_describe(hints[item.name])}, got {value!r}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            found.append(f"{item.name} must be finite, got {value}")
+    if found:  # Range checks would fail on values of a wrong type.
+        raise ValueError("; ".join(f"{type(section).__name__}: {fault}" for fault in found))
+    return found
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint) and isinstance(value, str)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
+    if origin is types.UnionType:
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if hint is float:
+        return type(value) in (int, float)
+    if hint in (int, str, bool):
+        return type(value) is hint
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if origin is tuple:
+        return f"a list of {_describe(typing.get_args(hint)[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+
+
+def at_least(section: Any, name: str, low: float) -> list[str]:
+    value = getattr(section, name)
+    return [] if value >= low else [f"{name} must be at least {low}, got {value}"]
+
+
+def above(section: Any, name: str, low: float) -> list[str]:
+    value = getattr(section, name)
+    return [] if value > low else [f"{name} must be above {low}, got {value}"]
+
+
+def between(section: Any, name: str, low: float, high: float) -> list[str]:
+    value = getattr(section, name)
+    return [] if low <= value <= high else [f"{name} must lie in [{low}, {high}], got {value}"]
+
+
+def next_multiple(value: int, of: int) -> int:
+    return -(-value // of) * of

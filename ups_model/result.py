@@ -1,0 +1,87 @@
+"""What a run leaves and what it starts from: results, chosen weights, parents."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ups_model.build import Parts
+from ups_model.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from ups_model.config import Config
+from ups_model.model import UPS
+from ups_model.vocabulary import Quantiser
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves, also written to `result.json`."""
+
+    status: Literal["finished", "stopped"]
+    key: str
+    step: int
+    metrics: dict[str, float]
+    """`test/...` and, where subjects are held out, `validation/...` of the chosen checkpoint."""
+    routes: dict[str, list[int]]
+    """The block that each task takes in each encoder layer (Figure 4)."""
+    checkpoint: str
+    """Folder of the chosen weights."""
+    about: dict[str, Any]
+    """Configuration, data fingerprints, parameters, times: what a table's caption needs."""
+
+
+def save_weights(folder: Path, step: int, model: UPS, parts: Parts, key: str, metrics: dict[str, float]) -> Path:
+    """Write a checkpoint from which `ups_model.build.load_model` makes the model, without data or language model."""
+    state = {
+        "key": key,
+        "config": parts.config.canonical(),
+        **vocabulary_state(model),
+        "max_frames": model.max_frames,
+        "pose_joints": model.pose_joints,
+        "pose_slots": list(model.pose_slots),
+        "routes": model.routes(),
+        "metrics": metrics,
+    }
+    return save_checkpoint(folder, step, {"model": model.state_dict()}, state)
+
+
+def vocabulary_state(model: UPS) -> dict[str, Any]:
+    """Classes and coordinate range, as a checkpoint's state holds them."""
+    quantiser = model.quantiser
+    return {
+        "classes": [[name, list(classes)] for name, classes in model.vocabulary.classes],
+        "quantiser": None if quantiser is None else [list(quantiser.low), list(quantiser.high)],
+    }
+
+
+def start_from_parent(model: UPS, config: Config, parent: Path | None) -> str:
+    """Take the weights, and if `freeze_routes` the routes, of a parent checkpoint; returns the parent's run key.
+
+    Raises:
+        ValueError: a parent of another vocabulary, coordinate range or shape; frozen routes without a parent.
+    """
+    if parent is None:
+        if config.freeze_routes:
+            raise ValueError("freeze_routes needs a parent whose routes to keep; give --parent or set it to false")
+        return ""
+    tensors, state = load_checkpoint(parent)
+    own = vocabulary_state(model)
+    for name in ("classes", "quantiser"):
+        if state.get(name) is not None and own[name] is not None and state[name] != own[name]:
+            raise ValueError(f"{parent}: its {name} are not this run's; fine-tune on the clip sets of the parent")
+    load_weights(model, tensors["model"], parent)
+    if model.quantiser is None and state.get("quantiser"):
+        model.quantiser = Quantiser(*map(tuple, state["quantiser"]), model.config.n_bins)
+    model.encoder.router.unfreeze()
+    if config.freeze_routes:
+        model.encoder.router.freeze()
+    return state["key"]
+
+
+def finished_result(out: Path, key: str) -> Result | None:
+    """The result that a finished run of this key left, so that its test split is not measured twice."""
+    try:
+        content = json.loads((out / "result.json").read_text("utf-8"))
+        result = Result(**content)
+    except (OSError, ValueError, TypeError):
+        return None
+    return result if result.key == key and result.status == "finished" else None
