@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ups_model.decoder import DecoderCache
+from ups_model.decoder import DecoderCache, Memory
 from ups_model.model import UPS, Inputs
 from ups_model.tasks import POSE_AXES, TASKS
 
@@ -75,10 +75,6 @@ def estimate_poses(
 ) -> PoseAnswer:
     """Poses of the target frames.
 
-    A coordinate is the expectation over its axis' bins (soft-argmax) or the centre of the best bin; the bin that holds
-    it is what the decoder reads next. `cached=False` runs the whole prefix anew at each step and gives the same answer;
-    it exists to be measured against.
-
     Raises:
         ValueError: clips of a class task, or a model without coordinate bins fitted (it was never trained on poses).
     """
@@ -87,7 +83,25 @@ def estimate_poses(
     if model.quantiser is None:
         raise ValueError("pose estimation needs a model trained on poses, this one has no coordinate range")
     memory, _, _ = model.encode(inputs)
+    return decode_poses(model, memory, coordinates, decoding, cached)
+
+
+@torch.no_grad()
+def decode_poses(
+    model: UPS,
+    memory: Memory,
+    coordinates: Literal["expectation", "argmax"] = "expectation",
+    decoding: Literal["autoregressive", "parallel"] = "autoregressive",
+    cached: bool = True,
+) -> PoseAnswer:
+    """Poses of the targets of encoded windows.
+
+    A coordinate is the expectation over its axis' bins (soft-argmax) or the centre of the best bin; the bin that holds
+    it is what the decoder reads next. `cached=False` runs the whole prefix anew at each step and gives the same answer;
+    it exists to be measured against.
+    """
     vocabulary_VW = model.vocabulary_VW()
+    task = "pe"
     steps = POSE_AXES * model.pose_joints
     axes = [model.vocabulary.coordinate_ids(axis) for axis in range(POSE_AXES)]
     centres_3Q = [model.quantiser.centres(axis, device=vocabulary_VW.device) for axis in range(POSE_AXES)]
@@ -98,16 +112,16 @@ def estimate_poses(
     cache = model.new_cache(memory)
     if decoding == "parallel":
         masked = torch.ones(batch, steps - 1, dtype=torch.bool, device=vocabulary_VW.device)
-        prefix = model.embed_prefix(inputs.task, tokens_BK[:, :-1], masked, vocabulary_VW)
+        prefix = model.embed_prefix(task, tokens_BK[:, :-1], masked, vocabulary_VW)
         all_logits_BKV = model.logits(model.decoder(prefix, cache), vocabulary_VW)
     for step in range(steps):
         ids, centres_Q = axes[step % POSE_AXES], centres_3Q[step % POSE_AXES]
         if decoding == "parallel":
             logits_BV = all_logits_BKV[:, step]
         elif cached:
-            logits_BV = _next_logits(model, inputs.task, tokens_BK[:, :step], cache, vocabulary_VW)
+            logits_BV = _next_logits(model, task, tokens_BK[:, :step], cache, vocabulary_VW)
         else:
-            prefix = model.embed_prefix(inputs.task, tokens_BK[:, :step], None, vocabulary_VW)
+            prefix = model.embed_prefix(task, tokens_BK[:, :step], None, vocabulary_VW)
             logits_BV = model.logits(model.decoder(prefix, model.new_cache(memory))[:, -1:], vocabulary_VW)[:, 0]
         axis_BQ = logits_BV[:, ids.start : ids.stop].float()
         if coordinates == "expectation":

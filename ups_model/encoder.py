@@ -116,6 +116,22 @@ class Router(nn.Module):
         return F.softmax((self.scores(task) + noise_LH) / temperature, dim=1)
 
 
+class StraightThroughGate(torch.autograd.Function):
+    """x times a weight that is 1 forward and has the soft weight's gradient: x * (1 + w - w.detach()), without two
+    products of whole tensors with 1."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight_dtype = weight.dtype
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (x,) = ctx.saved_tensors
+        return gradient, (gradient * x).sum(dtype=torch.float32).to(ctx.weight_dtype)
+
+
 class Encoder(nn.Module):
     """Joint tokens to encoded tokens, [B, N, J, D] -> [B, N, J, D], by the route of the batch's task."""
 
@@ -147,7 +163,9 @@ class Encoder(nn.Module):
         for blocks, soft_H in zip(self.layers, soft_LH, strict=True):
             chosen = int(soft_H.argmax())
             if self.execution == "sparse":
-                x_BNJD = blocks[chosen](x_BNJD, scene) * (1 + soft_H[chosen] - soft_H[chosen].detach())
+                x_BNJD = blocks[chosen](x_BNJD, scene)
+                if len(blocks) > 1:
+                    x_BNJD = StraightThroughGate.apply(x_BNJD, soft_H[chosen])
             else:
                 weight_H = F.one_hot(soft_H.argmax(), len(blocks)) + soft_H - soft_H.detach()
                 x_BNJD = sum(weight * block(x_BNJD, scene) for weight, block in zip(weight_H, blocks, strict=True))
