@@ -17,9 +17,10 @@ from torch import Tensor
 from ups_model.config import TASK_NAMES, Config, TaskData, TaskName
 from ups_model.data.augment import augment_bodies, augment_clips, mirror_joints, uniform
 from ups_model.data.clips import ClipSet, Split
+from ups_model.data.store import Source
+from ups_model.data.windows import camera_table, evaluation_windows, normalise_clips, normalise_screen, pose_items
 from ups_model.layers import seed_for
-from ups_model.model import MAX_PERSONS, Inputs
-from ups_model.skeletons import ROOT_SLOT, SLOTS
+from ups_model.model import Inputs
 from ups_model.tasks import TASKS
 
 STATISTICS_CLIPS = 512
@@ -44,54 +45,6 @@ class Batch:
     """Camera of each window (pose estimation)."""
 
 
-class Source:
-    """One clip set on the model's device, with its split."""
-
-    def __init__(self, clips: ClipSet, split: Split, device: torch.device) -> None:
-        self.clips, self.split, self.name = clips, split, clips.name
-        self.skeleton, self.dims = clips.skeleton, clips.info.dims
-        self.device = device
-        self.slot_mask_S = torch.zeros(SLOTS, dtype=torch.bool, device=device)
-        self.slot_mask_S[list(self.skeleton.slots_present)] = True
-        self.slot_matrix_SJ = torch.tensor(self.skeleton.slot_matrix, device=device)
-        self.positions_FJC = torch.tensor(np.asarray(clips.positions), device=device)
-        self.label = torch.as_tensor(clips.label.astype(np.int64), device=device)
-        self.length = torch.as_tensor(clips.clip_length.astype(np.int64), device=device)
-        start, length, offset, persons = _person_table(clips)
-        self.start_MP = torch.as_tensor(start, device=device)
-        self.length_MP = torch.as_tensor(length, device=device)
-        self.offset_MP = torch.as_tensor(offset, device=device)
-        self.persons = persons
-
-    def rows(self, part: str) -> np.ndarray:
-        """Clips of "train", "validation" or "test"."""
-        return {"train": self.split.train, "validation": self.split.validation, "test": self.split.test}[part]
-
-    def gather(self, row_B: Tensor, frame_BPN: Tensor) -> Tensor:
-        """[B, P, N, J, C] float32 poses of persons at whole frames of their clips, held beyond their tracks' ends."""
-        return self.positions_FJC[self.flat(row_B, frame_BPN)].float()
-
-    def flat(self, row_B: Tensor, frame_BPN: Tensor) -> Tensor:
-        """[B, P, N] rows of `positions` and `keypoints` that hold those frames of the clips' first P persons."""
-        persons = slice(frame_BPN.shape[1])
-        start, length, offset = (table[row_B, persons] for table in (self.start_MP, self.length_MP, self.offset_MP))
-        local = (frame_BPN - offset[..., None]).minimum((length - 1).clamp(min=0)[..., None]).clamp(min=0)
-        return start[..., None] + local
-
-
-def _person_table(clips: ClipSet) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Start, length and offset [clips, MAX_PERSONS] of each clip's longest tracks; length 0 where nobody is."""
-    count = len(clips)
-    start, length, offset = (np.zeros((count, MAX_PERSONS), dtype=np.int64) for _ in range(3))
-    order = np.lexsort((np.arange(len(clips.track_clip)), -clips.track_length.astype(np.int64), clips.track_clip))
-    owner = clips.track_clip[order]
-    rank = np.arange(len(order)) - np.searchsorted(owner, owner, side="left")
-    kept = rank < MAX_PERSONS
-    for table, column in ((start, clips.track_start), (length, clips.track_length), (offset, clips.track_offset)):
-        table[owner[kept], rank[kept]] = column[order][kept]
-    return start, length, offset, int(rank[kept].max(initial=0)) + 1
-
-
 class Feed:
     """Batches of one task: `train(step)` for any step in any order, `evaluate(part)` once through."""
 
@@ -100,7 +53,7 @@ class Feed:
         self._orders: dict[tuple[str, int], Tensor] = {}
         self._check()
         if TASKS[task].kind == "pose":
-            self._windows = {source.name: _pose_items(source, "train") for source in sources}
+            self._windows = {source.name: pose_items(source, "train") for source in sources}
         for source in sources:
             if self._train_size(source) == 0:
                 raise ValueError(f"training split must have clips, got none in {source.name!r} for {task}")
@@ -270,7 +223,7 @@ class Feed:
         return self._pose_batch(source, item_B[:, 0], item_B[:, 1], frame_BN, target_BR, generator)
 
     def _pose_evaluate(self, source: Source, part: str, batch_size: int) -> Iterator[Batch]:
-        item, frame, target, wanted = _evaluation_windows(source, part, self.data)
+        item, frame, target, wanted = evaluation_windows(source, part, self.data)
         for index in range(0, len(item), batch_size):
             chosen = slice(index, index + batch_size)
             batch = self._pose_batch(source, item[chosen, 0], item[chosen, 1], frame[chosen], target[chosen], None)
@@ -293,7 +246,7 @@ class Feed:
         if generator is not None and not stored:
             middle_B = target_BR[:, target_BR.shape[1] // 2]
             world_BNJ3 = augment_bodies(world_BNJ3, middle_B, source.skeleton, self.data, generator)
-        cameras = _camera_table(source)
+        cameras = camera_table(source)
         group_B = torch.as_tensor(source.clips.camera_group.astype(np.int64), device=device)[row_B]
         rotation, centre, focal, principal, size = (table[group_B, camera_B] for table in cameras)
         camera_BNJ3 = torch.einsum("bdc,bnjc->bnjd", rotation, world_BNJ3 - centre[:, None, None])
@@ -322,91 +275,6 @@ class Feed:
         inputs = Inputs(self.task, pose_BPNSC, source.slot_mask_S, target_frame_BR=target_BR)
         label = source.label[row_B]
         return Batch(inputs, source.name, row_B, label, target_BRJ3, frame_BN[rows, target_BR], camera_B)
-
-
-def normalise_clips(pose_BPNSC: Tensor, seen_BP: Tensor, source: Source) -> Tensor:
-    """Class tasks: y up, centred on the first person's mean root; 2D clips also scaled to unit joint spread, z = 0."""
-    up = source.clips.info.up_axis
-    if up == "z":
-        x, y, z = pose_BPNSC.unbind(dim=-1)
-        pose_BPNSC = torch.stack([x, z, -y], dim=-1)
-    elif up == "-y":
-        sign = torch.ones(pose_BPNSC.shape[-1], device=pose_BPNSC.device)
-        sign[1:] = -1  # In 3D a half turn about x: to negate y alone would swap left and right.
-        pose_BPNSC = pose_BPNSC * sign
-    elif up != "y":
-        raise ValueError(f"up_axis must be y, z or -y, got {up!r} in clip set {source.name!r}")
-    first_B = seen_BP.float().argmax(dim=1)
-    rows = torch.arange(len(pose_BPNSC), device=pose_BPNSC.device)
-    root_BC = pose_BPNSC[rows, first_B, :, ROOT_SLOT].mean(dim=1)
-    pose_BPNSC = pose_BPNSC - root_BC[:, None, None, None]
-    mask_S = source.slot_mask_S.float()
-    if source.dims == 2:
-        spread_B = (pose_BPNSC[rows, first_B] * mask_S[:, None]).square().sum(dim=-1).sum(dim=(1, 2))
-        spread_B = (spread_B / (mask_S.sum() * pose_BPNSC.shape[2])).sqrt().clamp(min=1e-6)
-        pose_BPNSC = torch.nn.functional.pad(pose_BPNSC / spread_B[:, None, None, None, None], (0, 1))
-    return pose_BPNSC * mask_S[:, None] * seen_BP[:, :, None, None, None]
-
-
-def normalise_screen(pixel_BNJ2: Tensor, size_B2: Tensor) -> Tensor:
-    """Screen coordinates X / w * 2 - [1, h / w], so that x spans [-1, 1] and the aspect ratio is kept (VideoPose3D)."""
-    width_B, height_B = size_B2.unbind(dim=-1)
-    shift_B2 = torch.stack([torch.ones_like(width_B), height_B / width_B], dim=-1)
-    return pixel_BNJ2 / width_B[:, None, None, None] * 2 - shift_B2[:, None, None]
-
-
-def _camera_table(source: Source) -> tuple[Tensor, ...]:
-    """Rotation, centre, focal length, principal point and image size of [camera group, camera]."""
-    widest = max(source.clips.info.camera_groups, key=len)
-    # Groups may differ in size: a row is filled up with cameras that no clip of the group asks for.
-    groups = [[*group, *widest[len(group) :]] for group in source.clips.info.camera_groups]
-    return tuple(
-        torch.as_tensor(
-            np.array([[np.asarray(getattr(camera, name)) for camera in group] for group in groups]),
-            dtype=torch.float32,
-            device=source.device,
-        )
-        for name in ("R", "center", "f", "c", "wh")
-    )
-
-
-def _pose_items(source: Source, part: str) -> Tensor:
-    """[items, 3] (clip, camera, centre frame): every frame of every clip in every camera."""
-    pieces = []
-    for row in source.rows(part):
-        cameras, length = len(source.clips.cameras(int(row))), int(source.clips.clip_length[row])
-        grid = torch.cartesian_prod(torch.tensor([int(row)]), torch.arange(cameras), torch.arange(length))
-        pieces.append(grid)
-    return torch.cat(pieces) if pieces else torch.empty(0, 3, dtype=torch.int64)
-
-
-def _evaluation_windows(source: Source, part: str, data: TaskData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Windows that cover every `evaluate_stride`-th frame once.
-
-    Returns (clip, camera) [W, 2]; frames [W, N]; target positions [W, R]; target frames [W, R], -1 past a clip's end.
-    """
-    jump = max(1, data.evaluate_stride // data.frame_stride)
-    phases = range(0, data.frame_stride, data.evaluate_stride)
-    first = (data.frames - data.evaluate_targets) // 2 if data.evaluate_targets > 1 else (data.frames - 1) // 2
-    local_R = first + torch.arange(0, data.evaluate_targets, jump)
-    items, frames, wanted = [], [], []
-    for row in source.rows(part):
-        length = int(source.clips.clip_length[row])
-        for phase in phases:
-            groups = -(-(max(length - phase, 0)) // (data.frame_stride * data.evaluate_targets))
-            begin = torch.arange(groups)[:, None] * data.evaluate_targets - first
-            frame_GN = phase + data.frame_stride * (begin + torch.arange(data.frames))
-            wanted_GR = frame_GN[:, local_R]
-            wanted_GR = torch.where(wanted_GR < length, wanted_GR, -1)
-            for camera in range(len(source.clips.cameras(int(row)))):
-                items.append(torch.tensor([[int(row), camera]]).expand(groups, -1))
-                frames.append(frame_GN)
-                wanted.append(wanted_GR)
-    if not items:
-        none = torch.empty(0, data.frames, dtype=torch.int64)
-        return none[:, :2], none, none[:, :1], none[:, :1]
-    frame_WN = torch.cat(frames)
-    return torch.cat(items), frame_WN, local_R.expand(len(frame_WN), -1), torch.cat(wanted)
 
 
 def _share(batch: Batch, rank: int, processes: int) -> Batch:
