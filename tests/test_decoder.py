@@ -1,14 +1,16 @@
 """The decoder against torch's own transformer layer; decoding, cached and not, against teacher forcing."""
 
+import dataclasses
+
 import pytest
 import torch
-from small_models import CLASSES, clips, generator, small_config, small_model
+from small_models import CLASSES, clips, generator, small_config, small_model, some_slots, stir
 from torch import nn
 
 from ups_model.decoder import Decoder, Memory
 from ups_model.decoding import classify, estimate_poses
 from ups_model.layers import initialise
-from ups_model.model import UPS, Inputs
+from ups_model.model import UPS, Inputs, bin_waves
 from ups_model.tasks import TASKS
 
 MEMORIES = ("joints", "frames", "frames+joints")
@@ -246,6 +248,186 @@ def test_a_vocabulary_residual_is_added_to_tokens_going_in_and_coming_out():
     expected = model.text_VE @ model.project_text.weight.T + model.residual_VW
     torch.testing.assert_close(model.vocabulary_VW(), expected)
     assert small_model().vocabulary_VW().shape == expected.shape
+
+
+# --- tokens aligned with the predicted joints
+
+
+POSE_SLOTS = (3, 20, 0, 7)
+"""Slots of the four predicted joints, in no order that a range would have."""
+
+
+def aligned_model(memory="frames+joints", **changes):
+    """As `pose_model`, with `decoder_alignment`."""
+    config = small_config(decoder_memory=memory, decoder_alignment=True, **changes)
+    plain = pose_model(memory)
+    model = UPS(config, plain.vocabulary, plain.quantiser, plain.text_VE, 8, JOINTS, 0, POSE_SLOTS)
+    return stir(model.double().eval())
+
+
+@torch.no_grad()
+def test_each_step_reads_the_encoded_token_of_its_own_joint_at_the_target_frame():
+    model = aligned_model()
+    inputs = clips("pe", target_frame_BR=TARGETS, slot_mask_S=some_slots(1, 2, 19))
+    memory, encoded_BNJD, scene = model.encode(inputs)
+    normed_BNJD = model.memory_norm(encoded_BNJD)  # As all tokens that the decoder sees.
+    slots = scene.slots.tolist()
+    assert len(slots) == 22 and memory.aligned_BKW.shape == (9, 3 * JOINTS + 1, 16)
+    row = 0
+    for clip in range(3):
+        for frame in TARGETS[clip].tolist():
+            for step in range(3 * JOINTS):
+                token_D = normed_BNJD[clip, frame, slots.index(POSE_SLOTS[step // 3])]
+                expected_W = model.align.weight @ token_D + model.align.bias
+                torch.testing.assert_close(memory.aligned_BKW[row, step], expected_W)
+            assert not memory.aligned_BKW[row, -1].any()  # The closing step predicts no joint.
+            row += 1
+
+
+@torch.no_grad()
+def test_aligned_tokens_are_added_to_the_decoders_input_of_their_step():
+    model = aligned_model()
+    memory, _, _ = model.encode(clips("pe", target_frame_BR=TARGETS))
+    tokens_BKW = random(9, 3 * JOINTS + 1, 16)
+    found = model.decoder(tokens_BKW, model.new_cache(memory))
+    bare = dataclasses.replace(memory, aligned_BKW=None)
+    expected = model.decoder(tokens_BKW + memory.aligned_BKW, model.new_cache(bare))
+    torch.testing.assert_close(found, expected)
+    assert (found - model.decoder(tokens_BKW, model.new_cache(bare))).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_alignment_is_causal():
+    model = aligned_model()
+    memory, _, _ = model.encode(clips("pe", target_frame_BR=TARGETS))
+    tokens_BKW = random(9, 3 * JOINTS + 1, 16)
+    before = model.decoder(tokens_BKW, model.new_cache(memory))
+    for step in range(3 * JOINTS + 1):
+        aligned_BKW = memory.aligned_BKW.clone()
+        aligned_BKW[:, step] += random(9, 16, seed=1)
+        after = model.decoder(tokens_BKW, model.new_cache(dataclasses.replace(memory, aligned_BKW=aligned_BKW)))
+        assert torch.equal(after[:, :step], before[:, :step]), step
+        assert (after[:, step:] - before[:, step:]).abs().amin(dim=1).amax() > 1e-6
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("coordinates", ["expectation", "argmax"])
+@torch.no_grad()
+def test_cached_decoding_with_alignment_equals_the_whole_prefix_and_teacher_forcing(memory, coordinates):
+    model = aligned_model(memory)
+    inputs = clips("pe", target_frame_BR=TARGETS)
+    fast, slow = (estimate_poses(model, inputs, coordinates, cached=cached) for cached in (True, False))
+    assert torch.equal(fast.bins_BK, slow.bins_BK)
+    torch.testing.assert_close(fast.pose_BJ3, slow.pose_BJ3)
+    logits_BKV = model(inputs, tokens_of(model, fast.bins_BK))
+    for step in range(3 * JOINTS):
+        ids = model.vocabulary.coordinate_ids(step % 3)
+        axis_BQ = logits_BKV[:, step, ids.start : ids.stop]
+        if coordinates == "argmax":
+            assert torch.equal(fast.bins_BK[:, step], axis_BQ.argmax(dim=1)), step
+        else:
+            value_B = axis_BQ.softmax(dim=1) @ model.quantiser.centres(step % 3, dtype=torch.float64)
+            torch.testing.assert_close(fast.pose_BJ3[:, step // 3, step % 3].double(), value_B, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_alignment_of_several_targets_equals_that_of_each_alone(memory):
+    model = aligned_model(memory)
+    together = estimate_poses(model, clips("pe", target_frame_BR=TARGETS))
+    apart = [estimate_poses(model, clips("pe", target_frame_BR=TARGETS[:, r : r + 1])) for r in range(3)]
+    poses = torch.stack([one.pose_BJ3 for one in apart], dim=1)
+    torch.testing.assert_close(together.pose_BJ3, poses.flatten(0, 1))
+    assert (poses[:, 0] - poses[:, 1]).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_class_tasks_have_no_aligned_tokens():
+    memory, _, _ = aligned_model().encode(clips("ar3d"))
+    assert memory.aligned_BKW is None
+
+
+def test_a_predicted_joint_that_the_input_lacks_is_an_error_that_names_its_slot():
+    model = aligned_model()
+    with pytest.raises(ValueError, match=r"decoder_alignment needs every predicted joint .* none in slots \[7, 20\];"):
+        model.encode(clips("pe", slot_mask_S=some_slots(20, 7, 1)))
+
+
+@pytest.mark.parametrize("slots", [(), (1, 2, 3), (1, 2, 3, -1)])
+def test_alignment_without_the_slot_of_every_joint_is_refused_when_the_model_is_built(slots):
+    plain = pose_model()
+    with pytest.raises(ValueError, match="decoder_alignment needs the slot of each of the 4 predicted joints"):
+        UPS(small_config(decoder_alignment=True), plain.vocabulary, None, plain.text_VE, 8, JOINTS, 0, slots)
+
+
+# --- an ordered vocabulary
+
+
+def ordinal_pair(n_bins=64):
+    """Unstirred models of one seed without and with `vocabulary_ordinal`."""
+    return [small_model(small_config(n_bins=n_bins, vocabulary_ordinal=on), stirred=False) for on in (False, True)]
+
+
+@torch.no_grad()
+def test_ordinal_places_change_coordinate_tokens_alone():
+    plain, ordered = ordinal_pair()
+    before, after = plain.vocabulary_VW(), ordered.vocabulary_VW()
+    classes, coordinates = plain.vocabulary.n_classes, 3 * 64
+    assert torch.equal(before[:classes], after[:classes])
+    assert torch.equal(before[classes + coordinates :], after[classes + coordinates :])
+    assert (before - after)[classes : classes + coordinates].abs().amax(dim=1).min() > 0.01
+
+
+@torch.no_grad()
+def test_each_coordinate_token_gains_its_axis_function_of_its_bins_place():
+    plain, ordered = ordinal_pair()
+    added = ordered.vocabulary_VW() - plain.vocabulary_VW()
+    waves_QF = bin_waves(64)
+    for axis in range(3):
+        ids = ordered.vocabulary.coordinate_ids(axis)
+        expected_QW = waves_QF.double() @ ordered.ordinal_AFW[axis]
+        torch.testing.assert_close(added[ids.start : ids.stop], expected_QW, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_tokens_of_neighbouring_bins_are_more_alike_than_those_of_distant_ones():
+    _, ordered = ordinal_pair(256)
+    tokens_VW = ordered.vocabulary_VW()
+    for axis in range(3):
+        ids = ordered.vocabulary.coordinate_ids(axis)
+        bins_QW = torch.nn.functional.normalize(tokens_VW[ids.start : ids.stop], dim=1)
+        alike_QQ = bins_QW @ bins_QW.T
+        next_one, far = alike_QQ.diagonal(1).mean(), alike_QQ.triu(64)[alike_QQ.triu(64) != 0].mean()
+        assert next_one > far + 0.2, (axis, next_one, far)
+
+
+@pytest.mark.parametrize("n_bins", [64, 200, 500, 1000])
+def test_bin_waves_are_standardised_columns_of_the_bins_place(n_bins):
+    waves_QF = bin_waves(n_bins).double()
+    assert waves_QF.shape == (n_bins, 14)
+    torch.testing.assert_close(waves_QF.mean(dim=0), torch.zeros(14, dtype=torch.float64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(waves_QF.std(dim=0), torch.ones(14, dtype=torch.float64), rtol=1e-4, atol=0)
+    # The first column is the place itself: evenly spaced, lowest bin first.
+    steps = waves_QF[1:, 0] - waves_QF[:-1, 0]
+    assert steps.min() > 0
+    torch.testing.assert_close(steps, steps[:1].expand(n_bins - 1), rtol=1e-3, atol=0)
+    # The second is its square: the same from both ends, least in the middle.
+    torch.testing.assert_close(waves_QF[:, 1], waves_QF[:, 1].flip(0), rtol=0, atol=1e-4)
+    assert int(waves_QF[:, 1].argmin()) in (n_bins // 2 - 1, n_bins // 2)
+
+
+# --- positions relative to the root
+
+
+def test_relative_features_are_0_at_the_root_and_do_not_see_where_the_body_is():
+    model = small_model(small_config(input_features=("position", "relative")))
+    pose_BNSC = random(2, 5, 25, 3)
+    features = model.features(pose_BNSC)
+    assert features.shape == (2, 5, 25, 6) and torch.equal(features[..., :3], pose_BNSC)
+    assert not features[:, :, 0, 3:].any()
+    # A walk: another displacement at every frame.
+    moved = model.features(pose_BNSC + random(2, 5, 1, 3, seed=1))
+    torch.testing.assert_close(moved[..., 3:], features[..., 3:])
+    torch.testing.assert_close(features[0, 2, 7, 3:], pose_BNSC[0, 2, 7] - pose_BNSC[0, 2, 0])
 
 
 # --- refusals

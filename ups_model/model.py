@@ -247,11 +247,11 @@ class UPS(nn.Module):
         """[B*R, 3J + 1, W] for each step the token of its joint at the target frame; nothing for the closing step."""
         place_S = torch.full((SLOTS,), -1, device=x_XNJD.device)
         place_S[scene.slots] = torch.arange(len(scene.slots), device=x_XNJD.device)
-        absent = [slot for slot in self.pose_slots if int(place_S[slot]) < 0]
+        absent = sorted(set(self.pose_slots) - set(scene.slots.tolist()))
         if absent:
             raise ValueError(
-                f"decoder_alignment needs the slot of every predicted joint in the input, got none for {absent}; "
-                "give a set of the predicted skeleton or set decoder_alignment=false"
+                f"decoder_alignment needs every predicted joint in the input, got none in slots {absent}; give "
+                "clips of the predicted skeleton, or train with decoder_alignment=false"
             )
         rows = torch.arange(len(target_BR), device=x_XNJD.device).repeat_interleave(target_BR.shape[1])
         joints_XJD = x_XNJD[rows, target_BR.flatten()][:, place_S[list(self.pose_slots)]]
