@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ups_model.config import Config
 from ups_model.data.sources import GROUPS, SOURCES, default_cache, prepare
+from ups_model.measure import is_headline
 from ups_model.presets import PRESETS, preset
 
 if TYPE_CHECKING:
@@ -124,13 +125,15 @@ def data_paths(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
 
 
 def report(result: "Result") -> str:
-    """What a finished run did, for people: metrics, routes, time, where the weights are."""
+    """What a finished run did, for people: headline metrics, routes, time, where the weights are."""
     about = result.about
-    lines = [metric_table(result.metrics)] if result.metrics else []
+    shown = {name: value for name, value in result.metrics.items() if is_headline(name.split("/", 1)[1])}
+    lines = [metric_table(shown), "all metrics: result.json in the run's folder"] if shown else []
     if about["synthetic"]:
         lines.append(f"Synthetic data ({', '.join(about['synthetic'])}): these numbers say nothing about real motion.")
-    if result.routes:
-        routes = ", ".join(f"{task} {'-'.join(map(str, route))}" for task, route in result.routes.items())
+    trained = {task: route for task, route in result.routes.items() if task in about["config"]["optim"]["cycle"]}
+    if trained:
+        routes = ", ".join(f"{task} {'-'.join(map(str, route))}" for task, route in trained.items())
         lines.append(f"routes (block per layer): {routes}")
     chosen = f", chosen by {about['chosen_by']}" if result.checkpoint else ""
     lines.append(

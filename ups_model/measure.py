@@ -160,5 +160,5 @@ def score(metrics: Mapping[str, float], tasks: tuple[TaskName, ...], mean_pose_m
 def is_headline(name: str) -> bool:
     """Whether a metric belongs in a progress line: not the values of single actions, counts and diagnostics."""
     parts = name.split("/")
-    quiet = ("frames_", "free_", "ended", "clips", "poses", "in_grammar", "clip_rate", "n_mpjpe")
+    quiet = ("frames_", "free_", "ended", "clips", "poses", "in_grammar", "n_mpjpe")
     return len(parts) <= 2 and not any(parts[-1].startswith(word) for word in quiet)

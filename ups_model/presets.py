@@ -58,7 +58,7 @@ def tiny() -> Config:
             ar3d=clips,
         ),
         optim=OptimConfig(
-            steps=800,
+            steps=480,
             learning_rate=2e-3,
             mask_inputs=True,
             bin_sigma=1.0,
