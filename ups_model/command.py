@@ -74,7 +74,7 @@ def read_config(given: argparse.Namespace) -> Config:
     if given.config is not None:
         try:
             config = Config.from_canonical(json.loads(given.config.read_text("utf-8")))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{given.config}: not a configuration ({error})") from error
     else:
         config = preset(given.preset)
