@@ -119,8 +119,10 @@ def data_paths(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
         elif (default_cache() / name).is_dir():
             paths[name] = default_cache() / name
         else:
-            known = f"python -m ups_model.data prepare {name} --source DIR" if name in SOURCES else "--data"
-            raise ValueError(f"clip set {name!r} is not prepared: give --data {name}=PATH or run {known}")
+            way = f"or run python -m ups_model.data prepare {name} --source DIR"
+            if name not in SOURCES:
+                way = "of a clip set in the format of docs/data.md; no reader makes it from the original files yet"
+            raise ValueError(f"clip set {name!r} is not prepared: give --data {name}=PATH {way}")
     return paths
 
 
