@@ -89,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     start_logging()
     try:
+        if given.out is not None and not given.out.absolute().parent.is_dir():
+            raise ValueError(f"--out {given.out}: no such folder to write to; make {given.out.parent} first")
         _, config, _ = load_model(given.checkpoint, pick_device("cpu"))
         paths = data_paths(given.data, configured_sources(config))
         changes = assignments(given.set, "--set", "FIELD=VALUE")
