@@ -57,7 +57,8 @@ def start_from_parent(model: UPS, config: Config, parent: Path | None) -> str:
     """Take the weights, and if `freeze_routes` the routes, of a parent checkpoint; returns the parent's run key.
 
     Raises:
-        ValueError: a parent of another vocabulary, coordinate range or shape; frozen routes without a parent.
+        ValueError: a parent that is no checkpoint of chosen weights, or is of another vocabulary, coordinate range or
+            shape; frozen routes without a parent.
     """
     if parent is None:
         if config.freeze_routes:
@@ -65,11 +66,14 @@ def start_from_parent(model: UPS, config: Config, parent: Path | None) -> str:
         return ""
     tensors, state = load_checkpoint(parent)
     own = vocabulary_state(model)
+    if not own.keys() <= state.keys():
+        # Without them a parent of other classes or another coordinate range would pass, if its shapes agree.
+        raise ValueError(f"{parent}: not a checkpoint of chosen weights; give one from the folder best/ of the parent")
     for name in ("classes", "quantiser"):
-        if state.get(name) is not None and own[name] is not None and state[name] != own[name]:
+        if state[name] is not None and own[name] is not None and state[name] != own[name]:
             raise ValueError(f"{parent}: its {name} are not this run's; fine-tune on the clip sets of the parent")
     load_weights(model, tensors["model"], parent)
-    if model.quantiser is None and state.get("quantiser"):
+    if model.quantiser is None and state["quantiser"]:
         model.quantiser = Quantiser(*map(tuple, state["quantiser"]), model.config.n_bins)
     model.encoder.router.unfreeze()
     if config.freeze_routes:
