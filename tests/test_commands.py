@@ -210,12 +210,6 @@ def test_bad_data_parents_and_devices_are_one_line_and_status_2(case, damaged, c
     assert not [path for path in tmp_path.rglob("*") if path.name in ("checkpoints", "best", "result.json")]
 
 
-writes_config_first = pytest.mark.xfail(
-    strict=True, reason="train.main writes config.json before clip sets, parent, device and folder are checked"
-)
-
-
-@writes_config_first
 @pytest.mark.parametrize("case", LATE)
 def test_refused_data_parents_and_devices_create_nothing(case, damaged, tmp_path):
     before = tree(tmp_path)
@@ -231,7 +225,6 @@ def test_a_folder_that_holds_another_run_is_refused(joint, capsys, tmp_path):
     assert kept and all(tree(out)[out / path.relative_to(joint)] == tree(joint)[path] for path in kept)
 
 
-@writes_config_first
 def test_a_refused_run_leaves_the_other_runs_configuration_as_it_is(joint, tmp_path):
     out = shutil.copytree(joint, tmp_path / "joint")
     assert ups_model.train.main(tiny(out, task=None, steps=8)) == 2

@@ -13,6 +13,7 @@ from ups_model.config import Config
 from ups_model.data.sources import GROUPS, SOURCES, default_cache, prepare
 from ups_model.measure import is_headline
 from ups_model.presets import PRESETS, preset
+from ups_model.processes import first_process
 
 if TYPE_CHECKING:
     from ups_model.train import Result
@@ -50,8 +51,9 @@ class StopOnSignal:
 
 
 def start_logging() -> None:
-    """Log lines with the time, to standard error."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    """Log lines with the time, to standard error; of several processes the first alone tells its progress."""
+    level = logging.INFO if first_process() else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:

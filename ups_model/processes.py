@@ -10,6 +10,11 @@ from torch import Tensor
 from ups_model.config import Config
 
 
+def first_process() -> bool:
+    """Whether this is the process that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def start_processes() -> tuple[int, int]:
     """Rank and number of processes; joins the group that torchrun describes in the environment."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

@@ -55,7 +55,7 @@ from ups_model.layers import seed_for
 from ups_model.losses import sequence_loss, target_tokens
 from ups_model.measure import measure, score
 from ups_model.model import UPS
-from ups_model.processes import check_shares, mean_over_processes, start_processes, wait_for_all
+from ups_model.processes import check_shares, first_process, mean_over_processes, start_processes, wait_for_all
 from ups_model.progress import append_row, duration, forget_after, short_line
 from ups_model.result import Result, finished_result, save_weights, start_from_parent
 from ups_model.schedule import gumbel_noise, input_mask, learning_rate, temperature, turns_before
@@ -83,7 +83,7 @@ class RunOptions:
     """Where and how a run is carried out; nothing here is part of its identity."""
 
     out: Path
-    """Folder of checkpoints, `progress.jsonl` and `result.json`."""
+    """Folder of `config.json`, checkpoints, `progress.jsonl` and `result.json`."""
     device: str = "auto"
     precision: Precision = "auto"
     """auto: bf16 from compute capability 8.0, fp16 with a loss scaler on older GPUs (V100), fp32 on the CPU."""
@@ -179,6 +179,9 @@ def _train(
             "+".join(optim.tasks), device, precision, sum(p.numel() for p in model.parameters()) / 1e6, key,
         )  # fmt: skip
 
+    if rank == 0:  # Everything that could be refused has been: from here on there is something to keep.
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "config.json").write_text(json.dumps(config.canonical(), indent=1), "utf-8")
     turns = turns_before(config, step)
     recent: dict[str, list[Tensor]] = {}
     started = last_logged = time.monotonic()
@@ -383,8 +386,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = given.out or Path("runs") / (given.preset or given.config.stem)
         if given.checkpoint_every < 1:
             raise ValueError(f"--checkpoint-every must be at least 1, got {given.checkpoint_every}")
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.json").write_text(json.dumps(config.canonical(), indent=1), "utf-8")
         options = RunOptions(out, given.device, given.precision, given.checkpoint_every)
         stop = StopOnSignal()
         result = train(config, paths, options, given.parent, should_stop=stop)
@@ -394,7 +395,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NonFiniteLoss as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(report(result))
+    if first_process():
+        print(report(result))
     return 0 if result.status == "finished" else 1
 
 
