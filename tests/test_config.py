@@ -210,7 +210,10 @@ def test_numbers_that_are_not_finite_are_refused(name, value):
         ({"dropout": True}, "dropout must be a number, got True"),
         ({"text_model": 3}, "text_model must be text, got 3"),
         ({"decoder_memory": "joint"}, "decoder_memory must be one of joints, frames, frames+joints, got 'joint'"),
-        ({"input_features": ["position"]}, "input_features must be a list of one of position, relative, velocity, bone, got"),
+        (
+            {"input_features": ["position"]},
+            "input_features must be a list of one of position, relative, velocity, bone, got",
+        ),
         (
             {"input_features": ("position", "speed")},
             "input_features must be a list of one of position, relative, velocity, bone, got ('position', 'speed')",
