@@ -321,8 +321,9 @@ def bin_waves(n_bins: int) -> Tensor:
 
     With p and p^2 alone a normal density over the bins is a linear function of its mean: log-density = a p + b p^2.
     """
-    place_Q = torch.linspace(-1, 1, n_bins)
-    turns_QH = place_Q[:, None] * math.pi * torch.tensor([2.0**doubled for doubled in range(6)])
+    # On the CPU whatever the default device: under `meta` these two were seen to end up on different devices.
+    place_Q = torch.linspace(-1, 1, n_bins, device="cpu")
+    turns_QH = place_Q[:, None] * math.pi * torch.tensor([2.0**doubled for doubled in range(6)], device="cpu")
     waves_QF = torch.cat([place_Q[:, None], place_Q[:, None].square(), turns_QH.sin(), turns_QH.cos()], dim=1)
     return (waves_QF - waves_QF.mean(dim=0)) / waves_QF.std(dim=0).clamp(min=1e-3)
 
