@@ -356,3 +356,11 @@ def test_a_small_model_learns_eight_poses_by_heart(cache, tmp_path):
     # The best that arg-max decoding can do is the centre of the right bin.
     assert found["poses"] == 8 and found["mpjpe_mm"] < 2 * found["floor_mm"]
     assert result.about["mean_pose_mm"] > 4 * found["floor_mm"] and found["in_grammar"] > 99
+
+
+def test_a_loss_scaler_that_never_scaled_does_not_stop_a_run_from_going_on_in_fp16(paths, cache, tmp_path):
+    # On the CPU autocast takes fp16 too; the scaler of an fp32 run has an empty state, which a scaler refuses to load.
+    config = toy_config()
+    train(config, paths, options(tmp_path, cache), should_stop=stop_at(config.optim.steps // 2))
+    result = train(config, paths, options(tmp_path, cache, precision="fp16"))
+    assert result.status == "finished" and result.step == config.optim.steps

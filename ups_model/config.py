@@ -63,7 +63,7 @@ class ModelConfig(Section):
     gumbel_start: float = 5.0
     """Gumbel-Softmax temperature at the first step."""
     gumbel_end: float = 0.5
-    """Gumbel-Softmax temperature at the last step (geometric decay)."""
+    """Gumbel-Softmax temperature that the run ends at (geometric decay)."""
     routing_explore_share: float = 0.5
     """Share of training over which the Gumbel noise fades to 0. Temperature shapes gradients, not choices: with full
     noise to the end a task would still be trained on routes that inference never takes."""

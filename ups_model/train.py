@@ -164,7 +164,8 @@ def _train(
         for name, parameter in model.named_parameters():
             if name in tensors.get("gradients", {}):
                 parameter.grad = tensors["gradients"][name].to(device)
-        scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # Empty where the run so far was not in fp16; the scale then starts anew.
+            scaler.load_state_dict(state["scaler"])
         step, best, seconds = state["step"], state["best"], state["seconds"]
         done = finished_result(options.out, key)
         if done is not None:
