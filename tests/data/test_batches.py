@@ -90,6 +90,17 @@ def test_the_batch_of_a_turn_does_not_depend_on_what_was_asked_before(sets, task
 
 
 @pytest.mark.parametrize("task", EVERYTHING)
+def test_a_set_too_large_for_the_device_is_read_from_disk_and_gives_the_same_batches(sets, task, monkeypatch):
+    name, data = EVERYTHING[task]
+    loaded = make_feed(sets[name], task, data)
+    monkeypatch.setattr("ups_model.data.store.room_bytes", lambda device: 0)
+    mapped = make_feed(sets[name], task, data)
+    assert isinstance(mapped.sources[0].positions_FJC, np.ndarray)
+    for turn in range(3):
+        assert same(mapped.train(turn), loaded.train(turn))
+
+
+@pytest.mark.parametrize("task", EVERYTHING)
 def test_the_shares_of_all_processes_interleaved_are_the_whole_batch(sets, task):
     name, data = EVERYTHING[task]
     feed = make_feed(sets[name], task, data)

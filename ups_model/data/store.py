@@ -26,7 +26,9 @@ class Source:
         positions = np.asarray(clips.positions)
         if clips.confidence is not None:
             positions = fill_undetected(positions, clips.confidence, clips.track_start, clips.track_length)
-        self.positions_FJC = torch.tensor(positions, device=device)
+        # A set that does not fit stays on disk, memory-mapped, and only the frames of a batch are read.
+        fits = positions.nbytes <= room_bytes(device)
+        self.positions_FJC = torch.tensor(positions, device=device) if fits else positions
         self.label = torch.as_tensor(clips.label.astype(np.int64), device=device)
         self.length = torch.as_tensor(clips.clip_length.astype(np.int64), device=device)
         start, length, offset, persons = _person_table(clips)
@@ -41,7 +43,10 @@ class Source:
 
     def gather(self, row_B: Tensor, frame_BPN: Tensor) -> Tensor:
         """[B, P, N, J, C] float32 poses of persons at whole frames of their clips, held beyond their tracks' ends."""
-        return self.positions_FJC[self.flat(row_B, frame_BPN)].float()
+        rows_BPN = self.flat(row_B, frame_BPN)
+        if isinstance(self.positions_FJC, Tensor):
+            return self.positions_FJC[rows_BPN].float()
+        return torch.as_tensor(self.positions_FJC[rows_BPN.cpu().numpy()]).to(self.device).float()
 
     def flat(self, row_B: Tensor, frame_BPN: Tensor) -> Tensor:
         """[B, P, N] rows of `positions` and `keypoints` that hold those frames of the clips' first P persons."""
@@ -49,6 +54,12 @@ class Source:
         start, length, offset = (table[row_B, persons] for table in (self.start_MP, self.length_MP, self.offset_MP))
         local = (frame_BPN - offset[..., None]).minimum((length - 1).clamp(min=0)[..., None]).clamp(min=0)
         return start[..., None] + local
+
+
+def room_bytes(device: torch.device) -> float:
+    """Bytes that one clip set may take on the device: half of what a GPU has free, and 4 GiB of a host's memory, which
+    many runs may share."""
+    return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 4 * 2**30
 
 
 def _person_table(clips: ClipSet) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
