@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Preset small on open data, each task alone, one thread each: the runs behind results/open_data.
+# Preset small on open data, one thread each: each task alone, and a short joint run; behind results/open_data.
 # usage: bash benchmarks/open_data.sh SOURCE OUT     SOURCE holds the packed open sets, OUT gets runs and logs
 set -euo pipefail
 source=$1 out=$2
@@ -16,8 +16,8 @@ run pe --task pe --set steps=3000 &
 run eap --task eap --set steps=1500
 run ar3d --task ar3d --set steps=1000
 run ar2d --task ar2d --set steps=1000
+run joint --set steps=1400
 wait
-for decoding in autoregressive parallel; do
-  $python -m ups_model.evaluate "$out"/pe/best/step-00003000 --set evaluation.decoding=$decoding \
-    --set evaluation.flip=true 2>&1 | tee "$out/pe-$decoding-flip.txt"
+for setting in decoding=parallel flip=true; do
+  $python -m ups_model.evaluate "$out"/pe/best/step-00003000 --set "evaluation.$setting" 2>&1 | tee "$out/pe-${setting%=*}.txt"
 done
