@@ -18,6 +18,8 @@ run ar3d --task ar3d --set steps=1000
 run ar2d --task ar2d --set steps=1000
 run joint --set steps=1400
 wait
-for setting in decoding=parallel flip=true; do
-  $python -m ups_model.evaluate "$out"/pe/best/step-00003000 --set "evaluation.$setting" 2>&1 | tee "$out/pe-${setting%=*}.txt"
-done
+measure() { # name of the output, then a setting
+  $python -m ups_model.evaluate "$out"/pe/best/step-00003000 --set "$2" 2>&1 | tee "$out/$1.txt"
+}
+measure pe-parallel evaluation.decoding=parallel
+measure pe-flip evaluation.flip=true
