@@ -4,7 +4,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := dev
+EXTRAS := dev,orchestrator
 WORKERS ?= 2
 
 .PHONY: test lint format train setup

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.runs import toy_config
-from ups_model.schedule import gumbel_noise, input_mask, learning_rate, temperature, turns_before
+from ups_model.schedule import gumbel_noise, input_mask, learning_rate, temperature
 
 
 def rates(**changes):
@@ -87,7 +87,7 @@ def test_turns_before_a_step_equal_counting(cycle):
     config = toy_config(**{"optim.cycle": cycle})
     count = dict.fromkeys(config.optim.tasks, 0)
     for step in range(3 * len(cycle) + 2):
-        assert turns_before(config, step) == count, step
+        assert config.optim.turns_before(step) == count, step
         count[cycle[step % len(cycle)]] += 1
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from ups_model.checkpoint import load_checkpoint, load_weights
-from ups_model.config import TASK_NAMES, Config, TaskData, TaskName, digest
+from ups_model.config import Config, TaskData, TaskName
 from ups_model.data.batches import Feed, build_feeds
 from ups_model.data.clips import ClipSet, Split
 from ups_model.data.splits import check_no_leak
+from ups_model.identity import configured_sources, configured_tasks
 from ups_model.model import UPS, whiten
 from ups_model.tasks import TASKS
 from ups_model.text_features import text_features
@@ -27,19 +28,6 @@ class Parts:
     feeds: dict[TaskName, Feed]
     model: UPS
     device: torch.device
-
-
-def configured_tasks(config: Config) -> tuple[TaskName, ...]:
-    """Tasks that have clip sets, trained in this run or not: they fix the vocabulary and the sizes of shared weights,
-    so that a joint run, its fine-tuning and runs of one task alone have the same model."""
-    return tuple(task for task in TASK_NAMES if getattr(config.data, task).sources)
-
-
-def configured_sources(config: Config) -> tuple[str, ...]:
-    """Names of the clip sets of all configured tasks."""
-    return tuple(
-        dict.fromkeys(name for task in configured_tasks(config) for name in getattr(config.data, task).sources)
-    )
 
 
 def open_sets(config: Config, paths: Mapping[str, Path]) -> dict[str, tuple[ClipSet, Split]]:
@@ -66,11 +54,6 @@ def open_sets(config: Config, paths: Mapping[str, Path]) -> dict[str, tuple[Clip
 def data_identity(sets: Mapping[str, tuple[ClipSet, Split]]) -> dict[str, str]:
     """Content fingerprint of each clip set: what it holds, not where it lies."""
     return {name: clips.fingerprint for name, (clips, _) in sorted(sets.items())}
-
-
-def run_key(config: Config, sets: Mapping[str, tuple[ClipSet, Split]], text_identity: str, parent: str = "") -> str:
-    """16 hexadecimal digits that name a run: configuration, data content, vocabulary's language model, parent run."""
-    return digest({"config": config.canonical(), "data": data_identity(sets), "text": text_identity, "parent": parent})
 
 
 def build_vocabulary(config: Config, sets: Mapping[str, tuple[ClipSet, Split]]) -> Vocabulary:

@@ -305,6 +305,11 @@ class OptimConfig(Section):
         """The tasks trained, once each, in the paper's order."""
         return tuple(task for task in TASK_NAMES if task in self.cycle)
 
+    def turns_before(self, step: int) -> dict[TaskName, int]:
+        """How often each task has its iteration before `step`."""
+        rounds, rest = divmod(step, len(self.cycle))
+        return {task: rounds * self.cycle.count(task) + self.cycle[:rest].count(task) for task in self.tasks}
+
 
 @dataclass(frozen=True)
 class EvalConfig(Section):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ups_model.build import build, configured_sources, data_identity, load_model
+from ups_model.build import build, data_identity, load_model
 from ups_model.command import (
     add_data_arguments,
     assignments,
@@ -22,6 +22,7 @@ from ups_model.command import (
 from ups_model.config import Config
 from ups_model.data.sources import default_cache
 from ups_model.device import pick_device
+from ups_model.identity import configured_sources
 from ups_model.measure import measure
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,8 @@
 """The progress file of a run, one JSON object a line, and how progress reads in a log."""
 
 import json
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,17 +10,32 @@ from ups_model.measure import is_headline
 
 
 def append_row(file: Path, row: Mapping[str, float]) -> None:
-    """Add a line."""
+    """Add a line, with the time of day in seconds since 1970."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
+        stream.write(json.dumps({**row, "time": round(time.time(), 3)}) + "\n")
+
+
+def read_rows(file: Path) -> list[dict[str, float]]:
+    """All whole lines; one that a killed process or a full disk cut short is passed over."""
+    rows = []
+    for line in file.read_text("utf-8").splitlines() if file.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+    return rows
 
 
 def forget_after(file: Path, step: int) -> None:
     """Drop the progress lines of steps that will be run again."""
     if file.exists():
-        lines = [line for line in file.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step]
-        file.write_text("".join(line + "\n" for line in lines), "utf-8")
+        kept = [row for row in read_rows(file) if row["step"] <= step]
+        temporary = file.with_name(f".{file.name}")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+        os.replace(temporary, file)
 
 
 def short_line(metrics: Mapping[str, float]) -> str:

@@ -52,10 +52,3 @@ def input_mask(
     ratio = torch.rand(shape[:2], generator=generator)
     mask = torch.rand(shape, generator=generator) < ratio[..., None]
     return mask[rank::processes].flatten(0, 1).to(target_BK.device)
-
-
-def turns_before(config: Config, step: int) -> dict[TaskName, int]:
-    """How often each task had its iteration before `step`."""
-    cycle = config.optim.cycle
-    rounds, rest = divmod(step, len(cycle))
-    return {task: rounds * cycle.count(task) + cycle[:rest].count(task) for task in config.optim.tasks}

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ups_model.build import Parts, build, configured_sources, data_identity, mean_pose_error_mm, run_key
+from ups_model.build import Parts, build, data_identity, mean_pose_error_mm
 from ups_model.checkpoint import (
     keep_steps,
     load_checkpoint,
@@ -51,6 +51,7 @@ from ups_model.command import (
 from ups_model.config import TASK_NAMES, Config
 from ups_model.data.sources import default_cache
 from ups_model.device import Precision, autocast_dtype, pick_device, pick_precision
+from ups_model.identity import configured_sources, run_key
 from ups_model.layers import seed_for
 from ups_model.losses import sequence_loss, target_tokens
 from ups_model.measure import measure, score
@@ -58,7 +59,7 @@ from ups_model.model import UPS
 from ups_model.processes import check_shares, first_process, mean_over_processes, start_processes, wait_for_all
 from ups_model.progress import append_row, duration, forget_after, short_line
 from ups_model.result import Result, finished_result, save_weights, start_from_parent
-from ups_model.schedule import gumbel_noise, input_mask, learning_rate, temperature, turns_before
+from ups_model.schedule import gumbel_noise, input_mask, learning_rate, temperature
 from ups_model.text_features import text_identity
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def _train(
     parts = build(config, paths, device, options.cache / "text")
     model, feeds, optim = parts.model, parts.feeds, config.optim
     parent_key = start_from_parent(model, config, parent)
-    key = run_key(config, parts.sets, text_identity(config.model.text_model), parent_key)
+    key = run_key(config, data_identity(parts.sets), text_identity(config.model.text_model), parent_key)
     check_shares(config, processes)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -183,7 +184,7 @@ def _train(
     if rank == 0:  # Everything that could be refused has been: from here on there is something to keep.
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "config.json").write_text(json.dumps(config.canonical(), indent=1), "utf-8")
-    turns = turns_before(config, step)
+    turns = optim.turns_before(step)
     recent: dict[str, list[Tensor]] = {}
     started = last_logged = time.monotonic()
     first_step, stopped = step, False

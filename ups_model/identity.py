@@ -1,0 +1,31 @@
+"""Which tasks and clip sets a run has, and the key that names it. Imports no torch."""
+
+from collections.abc import Mapping
+
+from ups_model.config import TASK_NAMES, Config, TaskName, digest
+
+
+def configured_tasks(config: Config) -> tuple[TaskName, ...]:
+    """Tasks that have clip sets, trained in this run or not: they fix the vocabulary and the sizes of shared weights,
+    so that a joint run, its fine-tuning and runs of one task alone have the same model."""
+    return tuple(task for task in TASK_NAMES if getattr(config.data, task).sources)
+
+
+def configured_sources(config: Config) -> tuple[str, ...]:
+    """Names of the clip sets of all configured tasks."""
+    return tuple(
+        dict.fromkeys(name for task in configured_tasks(config) for name in getattr(config.data, task).sources)
+    )
+
+
+def run_key(config: Config, data: Mapping[str, str], text_identity: str, parent: str = "") -> str:
+    """16 hexadecimal digits that name a run.
+
+    Args:
+        config: its configuration.
+        data: content fingerprint of each clip set, by name.
+        text_identity: of the vocabulary's language model.
+        parent: key of the run whose weights it starts from; empty for none.
+    """
+    data = dict(sorted(data.items()))
+    return digest({"config": config.canonical(), "data": data, "text": text_identity, "parent": parent})
