@@ -354,6 +354,24 @@ class Config(Section):
             found.append("evaluation.decoding='parallel' needs optim.mask_inputs=True, got False")
         return found
 
+    @classmethod
+    def field_path(cls, name: str) -> str:
+        """The dotted name of a field given by it or by an unambiguous end of it: "steps" is "optim.steps".
+
+        Raises:
+            ValueError: no field has the name (near names are listed), or several have.
+        """
+        known = leaf_fields(cls)
+        if name in known:
+            return name
+        matches = [path for path in known if path.endswith("." + name)]
+        if not matches:
+            near = difflib.get_close_matches(name, [*known, *(path.rsplit(".", 1)[-1] for path in known)], n=3)
+            raise ValueError(f"unknown field {name!r}" + (f"; near: {', '.join(dict.fromkeys(near))}" if near else ""))
+        if len(matches) > 1:
+            raise ValueError(f"field {name!r} is ambiguous: write one of {', '.join(matches)}")
+        return matches[0]
+
     def with_fields(self, changes: Mapping[str, Any]) -> Self:
         """A copy with dotted or unambiguous short field names changed, e.g. {"seed": 2, "data.pe.frames": 27}.
 
@@ -365,19 +383,10 @@ class Config(Section):
         known = leaf_fields(type(self))
         resolved = {}
         for name, value in changes.items():
-            matches = [path for path in known if path == name or path.endswith("." + name)]
-            if len(matches) > 1 and name in matches:
-                matches = [name]
-            if not matches:
-                near = difflib.get_close_matches(name, [*known, *(path.rsplit(".", 1)[-1] for path in known)], n=3)
-                raise ValueError(
-                    f"unknown field {name!r}" + (f"; near: {', '.join(dict.fromkeys(near))}" if near else "")
-                )
-            if len(matches) > 1:
-                raise ValueError(f"field {name!r} is ambiguous: write one of {', '.join(matches)}")
-            if matches[0] in resolved:
-                raise ValueError(f"field {matches[0]} is given twice; keep one")
-            resolved[matches[0]] = parse(matches[0], known[matches[0]], value)
+            path = self.field_path(name)
+            if path in resolved:
+                raise ValueError(f"field {path} is given twice; keep one")
+            resolved[path] = parse(path, known[path], value)
         tree: dict[str, Any] = {}
         for path, value in resolved.items():
             node = tree

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -33,7 +34,7 @@ class Section:
 def canonical(value: Any) -> Any:
     """`value` as plain JSON data with one form for equal values; ValueError for what has none (NaN, objects)."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hints = typing.get_type_hints(type(value))
+        hints = hints_of(type(value))
         plain = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
         # 1 and 1.0 are equal configurations but different JSON.
         return {name: canonical(_as_hinted(item, hints[name])) for name, item in plain.items()}
@@ -66,8 +67,15 @@ def digest(plain: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def leaf_fields(cls: type, prefix: str = "") -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
+@functools.cache
+def hints_of(cls: type) -> Mapping[str, Any]:
+    """Types of a class's fields; resolving them takes longer than all else that is done with a field."""
+    return types.MappingProxyType(typing.get_type_hints(cls))
+
+
+@functools.cache
+def leaf_fields(cls: type, prefix: str = "") -> Mapping[str, Any]:
+    hints = hints_of(cls)
     found: dict[str, Any] = {}
     for item in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[item.name]):
@@ -86,7 +94,7 @@ def apply(section: Any, tree: Mapping[str, Any]) -> Any:
 
 def build(cls: type, data: Mapping[str, Any]) -> Any:
     require_fields(cls, data)
-    hints = typing.get_type_hints(cls)
+    hints = hints_of(cls)
     values = {}
     for name, value in data.items():
         if dataclasses.is_dataclass(hints[name]):
@@ -137,7 +145,7 @@ def _number(text: str) -> float | str:
 
 
 def type_faults(section: Any) -> list[str]:
-    hints = typing.get_type_hints(type(section))
+    hints = hints_of(type(section))
     found = []
     for item in dataclasses.fields(section):
         value = getattr(section, item.name)

@@ -1,0 +1,1 @@
+"""Plans, runs, records and reports ablation studies: Ray Tune schedules, MLflow mirrors, the ledger decides."""

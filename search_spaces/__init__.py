@@ -1,0 +1,67 @@
+"""Studies and search spaces as plain data. Importing runs nothing."""
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from search_spaces.study import Study
+
+_NOT_STUDIES = ("study", "columns", "space")
+
+
+def study_names() -> list[str]:
+    """Names of the studies in this folder."""
+    return [
+        name for _, name, _ in pkgutil.iter_modules(__path__) if name not in _NOT_STUDIES and _defines(name, "STUDY")
+    ]
+
+
+def find_study(name: str) -> Study:
+    """A study of this folder by name, of a Python file by path, or `module:name` from an importable module.
+
+    Raises:
+        ValueError: there is no such study (near names are listed), or what is there isn't a study.
+    """
+    return _find(name, "STUDY", Study, study_names())
+
+
+def _find(name: str, attribute: str, kind: type, known: list[str]) -> object:
+    if name in known:
+        module = importlib.import_module(f"search_spaces.{name}")
+    elif name.endswith(".py") or "/" in name:
+        module = _load_file(Path(name).expanduser())
+    elif ":" in name:
+        module_name, attribute = name.split(":", 1)
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise ValueError(f"cannot import {module_name!r} for {name!r} ({error}); give a file's path") from error
+    else:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
+        what = kind.__name__.lower()
+        raise ValueError(f"unknown {what} {name!r}; near: {', '.join(near)}; or give a file's path or module:name")
+    found = getattr(module, attribute, None)
+    if not isinstance(found, kind):
+        raise ValueError(f"{name}: {attribute} must be a {kind.__name__}, got {found!r}")
+    return found
+
+
+def _load_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"study_file_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ValueError(f"{path}: no such Python file; give the path of a file that defines STUDY")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # The user's file may fail in any way; the way out is in that file.
+        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    return module
+
+
+def _defines(name: str, attribute: str) -> bool:
+    return hasattr(importlib.import_module(f"search_spaces.{name}"), attribute)

@@ -1,0 +1,140 @@
+"""What a study is: tables whose rows are changes to one base configuration, as plain data that checks itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from ups_model.config import TASK_NAMES
+
+Training = Literal["fine-tuned", "joint", "separate"]
+TRAININGS: tuple[Training, ...] = ("fine-tuned", "joint", "separate")
+"""fine-tuned: all tasks jointly, then each task from there (the paper's "UPS"); joint: without the second stage;
+separate: each task alone from scratch (the paper's "UPS_separate")."""
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measure of one task."""
+
+    metric: str
+    """Key as `ups_model.measure` names it, e.g. "eap/top1@0.2"."""
+    title: str
+    unit: Literal["%", "mm"]
+    higher_is_better: bool
+
+    def __post_init__(self) -> None:
+        if self.task not in TASK_NAMES:
+            raise ValueError(
+                f"column {self.title!r}: metric must begin with a task ({', '.join(TASK_NAMES)}), got {self.metric!r}"
+            )
+
+    @property
+    def task(self) -> str:
+        """The task that is measured."""
+        return self.metric.split("/", 1)[0]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting of what a table varies."""
+
+    label: str
+    changes: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+    """Fields of the configuration by dotted or unambiguous short name, and their values in this row."""
+    training: Training = "fine-tuned"
+    published: tuple[float | None, ...] = ()
+    """The paper's value for each column; empty where the paper has none at all."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published line beside which nothing of ours is trained."""
+
+    label: str
+    published: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows by columns."""
+
+    name: str
+    """For file names and addresses, e.g. "table_7"."""
+    title: str
+    varies: str
+    """Heading of the first column."""
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    baseline: str
+    """Label of the row that differences are taken to."""
+    notes: tuple[str, ...] = ()
+    """Footnotes: what a reader must know before comparing with the published values."""
+    references: tuple[Reference, ...] = ()
+
+    def __post_init__(self) -> None:
+        faults = []
+        labels = [row.label for row in self.rows]
+        if not self.rows or not self.columns:
+            faults.append("a table needs at least one row and one column")
+        for kind, names in (("row", labels), ("column", [column.metric for column in self.columns])):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                faults.append(f"{kind} {twice[0]!r} is there twice; name each once")
+        if self.baseline not in labels:
+            faults.append(f"baseline must be the label of a row, got {self.baseline!r}; rows are {', '.join(labels)}")
+        for line in (*self.rows, *self.references):
+            if line.published and len(line.published) != len(self.columns):
+                faults.append(
+                    f"row {line.label!r} must have one published value for each of {len(self.columns)} columns "
+                    f"(None for no value), got {len(line.published)}"
+                )
+        for row in self.rows:
+            if row.training not in TRAININGS:
+                faults.append(
+                    f"row {row.label!r}: training must be one of {', '.join(TRAININGS)}, got {row.training!r}"
+                )
+        if faults:
+            raise ValueError(f"table {self.name!r}: " + "; ".join(faults))
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """The second stage of "joint, then fine-tuned"; the paper gives no figures for it."""
+
+    share: float = 0.25
+    """Share of a task's iterations that are spent in fine-tuning. A row's samples per task are the same in every kind
+    of training: what fine-tuning takes, joint training has less."""
+    rate: float = 0.3
+    """Peak learning rate, as a share of the configuration's."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1 or not 0 < self.rate <= 1:
+            raise ValueError(f"fine-tuning needs 0 < share < 1 and 0 < rate <= 1, got {self.share} and {self.rate}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, and the tables that answer it."""
+
+    name: str
+    question: str
+    expectation: str
+    """What the paper, or whoever wrote the study, expects to see; the report states it beside the outcome."""
+    tables: tuple[Table, ...]
+    base: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+    """Changes to the preset that hold in every row."""
+    seeds: int = 3
+    """Repetitions: seeds 0 .. seeds-1 in every row."""
+    fine_tuning: FineTuning = field(default_factory=FineTuning)
+
+    def __post_init__(self) -> None:
+        names = [table.name for table in self.tables]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"study {self.name!r} needs tables of different names, got {names}")
+        if not self.name.isidentifier():
+            raise ValueError(f"study's name must be letters, digits and underscores, got {self.name!r}")
+        if self.seeds < 1:
+            raise ValueError(f"study {self.name!r} needs at least 1 seed, got {self.seeds}")
