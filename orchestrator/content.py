@@ -1,4 +1,4 @@
-"""What is kept of a plan beside its records: all that the report needs, as JSON data, on storage and in MLflow alike."""
+"""What is kept of a plan beside its records: all that the report needs, as JSON data, on storage and in MLflow."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

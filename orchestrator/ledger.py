@@ -3,9 +3,9 @@
     <storage>/units/<slug>-<key>/   checkpoints/ best/ progress.jsonl log.txt result.json, and at the end record.json
     <storage>/studies/<name>/       plan.json, and the report
 
-A record is written under another name and renamed, so it is there whole or not at all. A unit is trained under a lock of
-the operating system, which ends with the process that holds it: nobody waits for the dead, and two drivers on one storage
-don't train one unit at a time.
+A record is written under another name and renamed, so it is there whole or not at all. A unit is trained under a lock
+of the operating system, which ends with the process that holds it: nobody waits for the dead, and two drivers on one
+storage don't train one unit at a time.
 """
 
 import json
@@ -101,8 +101,12 @@ class Ledger:
 
     def record(self, unit: Unit) -> Record | None:
         """The finished record of a unit, else that of its last failure, else None."""
+        return self.read(unit.folder, unit.key)
+
+    def read(self, folder: str, key: str) -> Record | None:
+        """`record`, by the unit's folder and key."""
         for name in (RECORD, FAILURE):
-            file = self.folder(unit) / name
+            file = self.root / "units" / folder / name
             try:
                 record = Record.from_json(file.read_text("utf-8"))
             except FileNotFoundError:
@@ -110,7 +114,7 @@ class Ledger:
             except (OSError, ValueError) as error:
                 logger.warning("%s can't be read (%s): the unit counts as not done", file, error)
                 continue
-            if record.key == unit.key:
+            if record.key == key:
                 return record
             logger.warning("%s is the record of another unit (%s); it is ignored", file, record.key)
         return None
@@ -141,7 +145,7 @@ class Ledger:
 
     @contextmanager
     def claim(self, unit: Unit) -> Iterator[bool]:
-        """Hold a unit for this process, without waiting: yields whether it is held. Ends with the process at the latest."""
+        """Hold a unit for this process, without waiting; yields whether it is held. Ends with the process at the latest."""
         folder = self.folder(unit)
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / CLAIM)
@@ -226,7 +230,5 @@ def _local_path(storage: str) -> Path:
     if parts.scheme == "file":
         return Path(parts.path)
     if parts.scheme and "://" in storage:
-        raise ValueError(
-            f"--storage {storage}: {parts.scheme}:// is not supported yet; give a folder or a shared mount"
-        )
+        raise ValueError(f"--storage {storage}: {parts.scheme}:// is not supported; give a folder or a shared mount")
     return Path(storage).expanduser().absolute()
