@@ -145,7 +145,7 @@ class Ledger:
 
     @contextmanager
     def claim(self, unit: Unit) -> Iterator[bool]:
-        """Hold a unit for this process, without waiting; yields whether it is held. Ends with the process at the latest."""
+        """Hold a unit without waiting; yields whether it is held. Ends with the process at the latest."""
         folder = self.folder(unit)
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / CLAIM)

@@ -1,5 +1,9 @@
 """The device a run uses and the number format its network computes in."""
 
+import os
+import resource
+import sys
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -28,6 +32,17 @@ def pick_precision(name: Precision, device: torch.device) -> str:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+
+
+def memory_mb(device: torch.device) -> float:
+    """MiB that the run takes: the most on its GPU so far, or what the process holds of the host's memory now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except OSError:  # Not Linux: the most so far.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def autocast_dtype(precision: str) -> torch.dtype:

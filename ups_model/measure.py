@@ -89,6 +89,8 @@ def measure_poses(model: UPS, feed: Feed, part: str, config: EvalConfig) -> dict
     """
     source = feed.sources[0]
     predicted, truth, actions, sequence, in_grammar = [], [], [], [], []
+    groups = source.clips.info.camera_groups
+    cameras_apart = max(64, *(len(group) for group in groups)) if groups else 64
     for batch in feed.evaluate(part):
         pose_BJ3, admitted_B = _predict(model, batch, source.skeleton, config)
         kept_B = batch.frame_BR.flatten() >= 0
@@ -97,8 +99,7 @@ def measure_poses(model: UPS, feed: Feed, part: str, config: EvalConfig) -> dict
         truth.append(batch.pose_BRJ3.flatten(0, 1)[kept_B])
         in_grammar.append(admitted_B[kept_B])
         actions.append(batch.label_B.repeat_interleave(repeats)[kept_B])
-        cameras = 1 + int(batch.camera_B.max())
-        clip_camera_B = batch.clip_B * max(cameras, 64) + batch.camera_B
+        clip_camera_B = batch.clip_B * cameras_apart + batch.camera_B
         sequence.append(
             torch.stack([clip_camera_B.repeat_interleave(repeats), batch.frame_BR.flatten()], dim=1)[kept_B]
         )
@@ -112,6 +113,8 @@ def measure_poses(model: UPS, feed: Feed, part: str, config: EvalConfig) -> dict
         error_B = metric(pred_BJ3, true_BJ3, reduction="none")
         found[f"frames_{name}"] = float(error_B.mean())
         found[name] = found[f"frames_{name}"]
+        if name != "n_mpjpe_mm":
+            found[f"{name}_se"] = standard_error_over(error_B, sequence_B2[:, 0] // cameras_apart)
         if names and int(label_B.min()) >= 0:
             by_action, found[name] = per_action_mean(error_B, [names[label] for label in label_B.tolist()])
             if name == "mpjpe_mm":
@@ -125,6 +128,16 @@ def measure_poses(model: UPS, feed: Feed, part: str, config: EvalConfig) -> dict
     found["in_grammar"] = 100 * float(torch.cat(in_grammar).mean())
     found["poses"] = float(len(true_BJ3))
     return found
+
+
+def standard_error_over(error_B: Tensor, clip_B: Tensor) -> float:
+    """Standard error of the mean of an error over clips, each clip one observation: frames of a clip, and its views,
+    are no further witnesses. What another test set of as many clips would change; 0 for a single clip has no meaning
+    and is given as infinity's stand-in, the error itself."""
+    _, clip_B = torch.unique(clip_B, return_inverse=True)
+    total = torch.zeros(int(clip_B.max()) + 1, dtype=torch.float64).index_add_(0, clip_B, error_B.double())
+    means = total / torch.bincount(clip_B)
+    return float(means.std(correction=1) / len(means) ** 0.5) if len(means) > 1 else float(means[0])
 
 
 def _predict(model: UPS, batch: Batch, skeleton: Skeleton, config: EvalConfig) -> tuple[Tensor, Tensor]:
@@ -161,4 +174,4 @@ def is_headline(name: str) -> bool:
     """Whether a metric belongs in a progress line: not the values of single actions, counts and diagnostics."""
     parts = name.split("/")
     quiet = ("frames_", "free_", "ended", "clips", "poses", "in_grammar", "n_mpjpe")
-    return len(parts) <= 2 and not any(parts[-1].startswith(word) for word in quiet)
+    return len(parts) <= 2 and not parts[-1].startswith(quiet) and not parts[-1].endswith("_se")

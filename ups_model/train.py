@@ -50,7 +50,7 @@ from ups_model.command import (
 )
 from ups_model.config import TASK_NAMES, Config
 from ups_model.data.sources import default_cache
-from ups_model.device import Precision, autocast_dtype, pick_device, pick_precision
+from ups_model.device import Precision, autocast_dtype, memory_mb, pick_device, pick_precision
 from ups_model.identity import configured_sources, run_key
 from ups_model.layers import seed_for
 from ups_model.losses import sequence_loss, target_tokens
@@ -232,6 +232,7 @@ def _train(
             line = {f"train/{name}_loss": value for name, value in means.items()}
             line |= {"learning_rate": learning_rate(config, step - 1)}
             line |= {"steps_per_second": min(options.log_every, step - first_step) / max(now - last_logged, 1e-9)}
+            line |= {"memory_mb": memory_mb(device)}
             recent, last_logged = {}, now
             left = (optim.steps - step) * (now - started) / max(step - first_step, 1)
             if rank == 0:

@@ -18,6 +18,7 @@ from ups_model.config import TASK_NAMES, Config, TaskData, TaskName
 from ups_model.data.augment import augment_bodies, augment_clips, mirror_joints, uniform
 from ups_model.data.clips import ClipSet, Split
 from ups_model.data.store import Source
+from ups_model.data.suitable import check_suitable
 from ups_model.data.windows import camera_table, evaluation_windows, normalise_clips, normalise_screen, pose_items
 from ups_model.layers import seed_for
 from ups_model.model import Inputs
@@ -51,52 +52,13 @@ class Feed:
     def __init__(self, task: TaskName, data: TaskData, sources: list[Source], seed: int) -> None:
         self.task, self.data, self.sources, self.seed = task, data, sources, seed
         self._orders: dict[tuple[str, int], Tensor] = {}
-        self._check()
+        for source in sources:
+            check_suitable(task, data, source.clips)
         if TASKS[task].kind == "pose":
             self._windows = {source.name: pose_items(source, "train") for source in sources}
         for source in sources:
             if self._train_size(source) == 0:
                 raise ValueError(f"training split must have clips, got none in {source.name!r} for {task}")
-
-    def _check(self) -> None:
-        task = TASKS[self.task]
-        for source in self.sources:
-            if task.kind == "pose":
-                if source.dims != 3 or not source.clips.info.camera_groups:
-                    raise ValueError(
-                        f"{self.task} needs 3D clips with cameras, {source.name!r} has none; use another clip set"
-                    )
-                geometric = [
-                    name
-                    for name in ("rotation_deg", "scale", "bone_scale", "translation_m")
-                    if getattr(self.data, name) > 0
-                ]
-                blind = [row for row in range(len(source.clips)) if not source.clips.cameras(row)]
-                if blind:
-                    first = str(source.clips.clip_id[blind[0]])
-                    raise ValueError(
-                        f"{self.task} needs cameras for each clip, got none for {first!r} of {source.name!r}; "
-                        "leave such clips out when preparing the set"
-                    )
-                if geometric and source.clips.info.up_axis != "z":
-                    raise ValueError(
-                        f"bodies are turned and resized in worlds with z up, {source.name!r} has "
-                        f"{source.clips.info.up_axis} up; set {', '.join(geometric)} to 0"
-                    )
-                if self.data.detections == "stored":
-                    if source.clips.keypoints is None:
-                        raise ValueError(
-                            f"detections='stored' needs stored keypoints, {source.name!r} has none; use 'project'"
-                        )
-                    if geometric:
-                        raise ValueError(
-                            f"stored detections cannot be turned or resized, got {', '.join(geometric)} above 0; "
-                            "set them to 0"
-                        )
-            elif source.dims != task.input_dims:
-                raise ValueError(f"{self.task} needs {task.input_dims}D clips, {source.name!r} has {source.dims}D")
-            elif not source.clips.info.classes or int(source.clips.label.min()) < 0:
-                raise ValueError(f"{self.task} needs labelled clips, {source.name!r} has clips without a class")
 
     def _train_size(self, source: Source) -> int:
         if TASKS[self.task].kind == "pose":

@@ -1,0 +1,186 @@
+"""What to run next: the state of every unit of a plan, and the order in which they are released. No Ray."""
+
+import heapq
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from enum import StrEnum
+
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan, Unit
+
+logger = logging.getLogger(__name__)
+
+
+class State(StrEnum):
+    """Of a unit."""
+
+    WAITING = "waiting"
+    """For its parent, or for a free slot."""
+    RUNNING = "running"
+    """Released to Ray by this driver."""
+    ELSEWHERE = "elsewhere"
+    """Another driver on this storage runs it."""
+    FINISHED = "finished"
+    FAILED = "failed"
+    BLOCKED = "blocked"
+    """A unit that it starts from has failed."""
+    STOPPED = "stopped"
+    """Asked to stop; goes on from its checkpoint when the study is run again."""
+
+
+SETTLED = (State.FINISHED, State.FAILED, State.BLOCKED, State.STOPPED)
+MAX_REPAIRS = 1
+
+
+class Agenda:
+    """Units by state. Those with the longest way to the end of their chain go first."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, costs: Mapping[str, float] | None = None) -> None:
+        """Read the ledger: finished units are done, failed ones are tried again.
+
+        Args:
+            costs: expected seconds (or any unit of time) of each unit; their steps if not given.
+        """
+        self.plan, self.ledger = plan, ledger
+        self.units = plan.units
+        costs = costs or {key: float(unit.config.optim.steps) for key, unit in self.units.items()}
+        self._children: dict[str, list[str]] = {key: [] for key in self.units}
+        for unit in self.units.values():
+            if unit.parent:
+                self._children[unit.parent].append(unit.key)
+        self._way: dict[str, float] = {}
+        for key in reversed(self.units):  # Children stand after their parents.
+            self._way[key] = costs[key] + max((self._way[child] for child in self._children[key]), default=0.0)
+        self._order = {key: place for place, key in enumerate(self.units)}
+        self._ready: list[tuple[float, int, str]] = []
+        """Heap of units that may run: longest way first, then the plan's order. Entries may be out of date."""
+        self.state: dict[str, State] = {}
+        self._counts: Counter[State] = Counter()
+        self.error: dict[str, str] = {}
+        self.done_before: set[str] = set()
+        self._repairs: Counter[str] = Counter()
+        self.stopping = False
+        for key, unit in self.units.items():
+            done = ledger.finished(unit) is not None
+            self._set(key, State.FINISHED if done else State.WAITING)
+            if done:
+                self.done_before.add(key)
+        for key in self.units:
+            self._remake_lost_weights(key)
+        for key in self.units:
+            self._offer(key)
+
+    def _set(self, key: str, state: State) -> None:
+        if key in self.state:
+            self._counts[self.state[key]] -= 1
+        self.state[key] = state
+        self._counts[state] += 1
+
+    def _offer(self, key: str) -> None:
+        parent = self.units[key].parent
+        if self.state[key] is State.WAITING and (not parent or self.state[parent] is State.FINISHED):
+            heapq.heappush(self._ready, (-self._way[key], self._order[key], key))
+
+    def _remake_lost_weights(self, key: str) -> None:
+        """A finished unit runs again if its weights are gone and somebody needs them."""
+        unit = self.units[key]
+        if self.state[key] is not State.FINISHED or not any(
+            self.state[child] is not State.FINISHED for child in self._children[key]
+        ):
+            return
+        record = self.ledger.finished(unit)
+        if record is not None and not self.ledger.has_weights(unit, record):
+            logger.warning("%s is finished but its weights are gone; making them again", unit.name)
+            self._set(key, State.WAITING)
+            self.done_before.discard(key)
+
+    def next(self) -> Unit | None:
+        """The unit to run now, which counts as running from here on; None where none is ready."""
+        while self._ready and not self.stopping:
+            key = heapq.heappop(self._ready)[-1]
+            parent = self.units[key].parent
+            if self.state[key] is State.WAITING and (not parent or self.state[parent] is State.FINISHED):
+                self._set(key, State.RUNNING)
+                return self.units[key]
+        return None
+
+    def finished(self, key: str) -> None:
+        """A record is on storage."""
+        self._set(key, State.FINISHED)
+        self.error.pop(key, None)
+        for child in self._children[key]:
+            self._offer(child)
+
+    def failed(self, key: str, error: str) -> None:
+        """For good: what starts from it can't run in this call; all else goes on."""
+        self._set(key, State.FAILED)
+        self.error[key] = error
+        for child in self._children[key]:
+            self._block(child, self.units[key].name)
+
+    def _block(self, key: str, by: str) -> None:
+        if self.state[key] in (State.WAITING, State.STOPPED):
+            self._set(key, State.BLOCKED)
+            self.error[key] = f"needs {by}, which failed"
+        for child in self._children[key]:
+            self._block(child, by)
+
+    def stopped(self, key: str) -> None:
+        """It was asked to stop and has saved a checkpoint."""
+        self._set(key, State.STOPPED)
+
+    def busy(self, key: str) -> None:
+        """Another process holds it."""
+        self._set(key, State.ELSEWHERE)
+
+    def parent_unreadable(self, key: str, error: str) -> None:
+        """The weights it starts from are damaged: the parent makes them again, once, and it waits for that."""
+        parent = self.units[key].parent
+        if self._repairs[parent] >= MAX_REPAIRS:
+            self.failed(key, error)
+            return
+        self._again(key)
+        if self.state[parent] is State.FINISHED:
+            logger.warning("%s; %s makes them again", error, self.units[parent].name)
+            self._repairs[parent] += 1
+            self._again(parent)
+
+    def _again(self, key: str) -> None:
+        self._set(key, State.WAITING)
+        self._offer(key)
+
+    def look_elsewhere(self) -> list[str]:
+        """Ask the ledger about units that other processes hold: those done are finished, those let go are waiting.
+
+        Returns the keys that have finished.
+        """
+        done = []
+        for key in [key for key, state in self.state.items() if state is State.ELSEWHERE]:
+            unit = self.units[key]
+            if self.ledger.finished(unit) is not None:
+                self.finished(key)
+                done.append(key)
+            elif not self.ledger.claimed(unit):
+                self._again(key)
+        return done
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is left to release or to wait for."""
+        if self.stopping:
+            return not self._counts[State.RUNNING]
+        return sum(self._counts[state] for state in SETTLED) == len(self.units)
+
+    def counts(self) -> Counter[State]:
+        """Units by state."""
+        return +self._counts
+
+    def time_left(self, seconds: Mapping[str, float], slots: int) -> float:
+        """Seconds until all that isn't settled is done, at best: the work shared by `slots`, or the longest chain."""
+        open_units = [key for key, state in self.state.items() if state not in SETTLED]
+        way: dict[str, float] = {}
+        for key in reversed(self.units):
+            if self.state[key] not in SETTLED:
+                way[key] = seconds[key] + max((way.get(child, 0.0) for child in self._children[key]), default=0.0)
+        return max(sum(seconds[key] for key in open_units) / max(slots, 1), max(way.values(), default=0.0))

@@ -1,0 +1,215 @@
+"""How large a plan is: parameters and operations of its units, and the time they will take, measured where it was."""
+
+import heapq
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from orchestrator.ledger import Record
+from orchestrator.plan import Plan, Unit
+from ups_model.config import Config, ModelConfig, TaskData, TaskName
+from ups_model.data.clips import ClipSet
+from ups_model.identity import configured_sources, configured_tasks
+from ups_model.tasks import TASKS
+
+BACKWARD = 2
+"""Operations of the backward pass for one of the forward pass."""
+GUESSED_RATE = 12e9
+"""Operations a second of a unit on one processor, where nothing has been measured yet: a guess within a factor of two
+on the machines that we have seen."""
+GUESSED_START = 5.0
+"""Seconds that a unit needs before its first step."""
+TEXT_WIDTHS = {"roberta-base": 768, "minilm": 384}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one unit's model."""
+
+    parameters: int
+    flops: Mapping[str, float]
+    """Multiplications and additions of one forward pass, for one sample of each trained task."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plan costs."""
+
+    sizes: Mapping[str, Sizes]
+    """By unit key."""
+    operations: Mapping[str, float]
+    """Of a unit's training, forward and backward."""
+    seconds: Mapping[str, float]
+    measured: int
+    """Units whose own time is known; 0 means that all times are guesses from operations."""
+    total: float
+    """Seconds of all units together."""
+    left: float
+    """Seconds of those that aren't finished."""
+    makespan: float
+    """Seconds from now to the end, on `slots`."""
+    slots: int
+
+
+def estimate(plan: Plan, sets: Mapping[str, ClipSet], records: Mapping[str, Record], slots: int) -> Estimate:
+    """Sizes and times of all units.
+
+    A finished unit's time is its own; of another one with the same training it's that one's; else operations over the
+    median rate of the units that were measured.
+    """
+    sizes = {key: sizes_of(unit.config, sets) for key, unit in plan.units.items()}
+    operations = {
+        key: (1 + BACKWARD) * sum(count * sizes[key].flops[task] for task, count in unit.samples.items())
+        for key, unit in plan.units.items()
+    }
+    own = {key: _seconds(records[key]) for key in plan.units if key in records and _seconds(records[key])}
+    rates = [operations[key] / taken for key, taken in own.items()]
+    alike: dict[tuple[str, str, str], list[float]] = {}
+    for key, taken in own.items():
+        alike.setdefault(_kind(plan.units[key]), []).append(taken)
+    rate, start = (statistics.median(rates), 0.0) if rates else (GUESSED_RATE, GUESSED_START)
+    seconds = {}
+    for key, unit in plan.units.items():
+        twins = alike.get(_kind(unit))
+        seconds[key] = own.get(key) or (statistics.median(twins) if twins else start + operations[key] / rate)
+    open_units = [key for key in plan.units if key not in own]
+    return Estimate(
+        sizes,
+        operations,
+        seconds,
+        len(own),
+        sum(seconds.values()),
+        sum(seconds[key] for key in open_units),
+        makespan(plan, seconds, open_units, slots),
+        slots,
+    )
+
+
+def makespan(plan: Plan, seconds: Mapping[str, float], keys: Sequence[str], slots: int) -> float:
+    """Seconds that `keys` take on `slots`, each after its parent, those with the longest way to the end first."""
+    wanted = set(keys)
+    way: dict[str, float] = {}
+    children: dict[str, list[str]] = {}
+    for key in reversed(plan.units):
+        way[key] = seconds[key] + max((way[child] for child in children.get(key, ())), default=0.0)
+        children.setdefault(plan.units[key].parent, []).append(key)
+    ready = [(-way[key], key) for key in wanted if plan.units[key].parent not in wanted]
+    heapq.heapify(ready)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < slots:
+            key = heapq.heappop(ready)[1]
+            heapq.heappush(running, (now + seconds[key], key))
+        now, key = heapq.heappop(running)
+        for child in children.get(key, ()):
+            if child in wanted:
+                heapq.heappush(ready, (-way[child], child))
+    return now
+
+
+def sizes_of(config: Config, sets: Mapping[str, ClipSet]) -> Sizes:
+    """Parameters, and operations of a forward pass, of the model that this configuration trains."""
+    classes = tuple(
+        (name, len(sets[name].info.classes))
+        for name in dict.fromkeys(
+            name
+            for task in configured_tasks(config)
+            if TASKS[task].kind == "class"
+            for name in getattr(config.data, task).sources
+        )
+    )
+    pose = config.data.pe.sources
+    pose_slots = tuple(map(int, sets[pose[0]].skeleton.native_slot)) if pose else ()
+    most_frames = max(getattr(config.data, task).frames for task in configured_tasks(config))
+    slots_of = {name: sets[name].skeleton.slots_present for name in configured_sources(config)}
+    flops = {}
+    parameters = 0
+    for task in config.optim.tasks:
+        data: TaskData = getattr(config.data, task)
+        joints = tuple(map(int, slots_of[data.sources[0]]))
+        parameters, flops[task] = _count(config.model, classes, pose_slots, most_frames, task, data, joints)
+    return Sizes(parameters, flops)
+
+
+@cache
+def _count(
+    model: ModelConfig,
+    classes: tuple[tuple[str, int], ...],
+    pose_slots: tuple[int, ...],
+    most_frames: int,
+    task: TaskName,
+    data: TaskData,
+    joints: tuple[int, ...],
+) -> tuple[int, float]:
+    parameters = sum(value.numel() for value in _model(model, classes, pose_slots, most_frames).parameters())
+    # A routed layer runs one block in sparse execution. Which one is a question of weights, so one stands for it here.
+    runs = 1 if model.routing and model.routing_execution == "sparse" else model.blocks_per_layer
+    plain = model.replace(routing=False, blocks_per_layer=runs, dropout=0.0, decoder_dropout=0.0)
+    return parameters, _forward_flops(plain, classes, pose_slots, most_frames, task, data, joints)
+
+
+@cache
+def _forward_flops(
+    model: ModelConfig,
+    classes: tuple[tuple[str, int], ...],
+    pose_slots: tuple[int, ...],
+    most_frames: int,
+    task: TaskName,
+    data: TaskData,
+    joints: tuple[int, ...],
+) -> float:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from ups_model.model import Inputs
+    from ups_model.skeletons import SLOTS
+
+    network = _model(model, classes, pose_slots, most_frames).to_empty(device="cpu").eval().requires_grad_(False)
+    for tensor in (*network.parameters(), *network.buffers()):  # Drawing real weights would take longer.
+        tensor.detach().zero_()
+    mask_S = torch.zeros(SLOTS, dtype=torch.bool)
+    mask_S[list(joints)] = True
+    targets = data.targets_per_window if TASKS[task].kind == "pose" else 1
+    frame_BR = torch.zeros(1, targets, dtype=torch.long) if TASKS[task].kind == "pose" else None
+    length = 3 * len(pose_slots) + 1 if TASKS[task].kind == "pose" else 2
+    inputs = Inputs(task, torch.zeros(1, 1, data.frames, SLOTS, 3), mask_S, target_frame_BR=frame_BR)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(inputs, torch.zeros(targets, length, dtype=torch.long))
+    return float(counter.get_total_flops())
+
+
+def _model(
+    model: ModelConfig, classes: tuple[tuple[str, int], ...], pose_slots: tuple[int, ...], most_frames: int
+) -> "torch.nn.Module":  # noqa: F821 - imported where it is needed: planning without estimates needs no torch
+    import torch
+
+    from ups_model.model import UPS
+    from ups_model.vocabulary import Quantiser, Vocabulary
+
+    vocabulary = Vocabulary(
+        tuple((name, tuple(f"class {index}" for index in range(count))) for name, count in classes), model.n_bins
+    )
+    quantiser = Quantiser((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), model.n_bins) if pose_slots else None
+    width = TEXT_WIDTHS.get(model.text_model, 768)
+    with torch.device("meta"):
+        return UPS(
+            model,
+            vocabulary,
+            quantiser,
+            torch.zeros(vocabulary.size, width),
+            most_frames,
+            len(pose_slots) or 17,
+            pose_slots=pose_slots,
+        )
+
+
+def _seconds(record: Record) -> float:
+    about = record.about
+    return about["ended"] - about["started"] if record.status == "finished" and "ended" in about else 0.0
+
+
+def _kind(unit: Unit) -> tuple[str, str, str]:
+    """Units that differ in the seed alone take equal times."""
+    return unit.stage, unit.task, unit.config.replace(seed=0).fingerprint()

@@ -1,0 +1,80 @@
+"""From command-line values to what the planner needs; every fault is found here, before anything starts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.plan import DataFacts, Plan, make_plan
+from search_spaces import find_study
+from ups_model.command import assignments, data_paths
+from ups_model.config import Config
+from ups_model.data.clips import ClipSet
+from ups_model.data.splits import check_no_leak
+from ups_model.data.suitable import check_suitable
+from ups_model.identity import configured_sources
+from ups_model.presets import preset
+from ups_model.text_features import text_identity
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A plan, and the clip sets that it trains on."""
+
+    plan: Plan
+    sets: Mapping[str, ClipSet]
+    paths: Mapping[str, Path]
+    changes: Mapping[str, str]
+
+
+def read_inputs(study: str, preset_name: str, data: Sequence[str], sets: Sequence[str], seeds: int | None) -> Inputs:
+    """Plan a study.
+
+    Args:
+        study: a name, a file's path, or module:name.
+        preset_name: tiny, small or paper.
+        data: NAME=PATH texts.
+        sets: FIELD=VALUE texts.
+        seeds: repetitions; None takes the study's own number.
+
+    Raises:
+        ValueError: an unknown study or field, a row out of range, a clip set that isn't there or can't serve its task,
+            a clip that is trained on in one task and evaluated in another.
+    """
+    found = find_study(study)
+    changes = assignments(sets, "--set", "FIELD=VALUE")
+    base = preset(preset_name)
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {seeds}")
+    configured = base.with_fields(found.base).with_fields(changes)
+    paths = data_paths(data, configured_sources(configured))
+    opened = open_sets(configured, paths)
+    facts = {
+        name: DataFacts(clips.fingerprint, clips.info.synthetic, clips.info.description, len(clips))
+        for name, clips in opened.items()
+    }
+    text = text_identity(configured.model.text_model)
+    plan = make_plan(found, preset_name, base, changes, found.seeds if seeds is None else seeds, facts, text)
+    return Inputs(plan, opened, paths, changes)
+
+
+def open_sets(config: Config, paths: Mapping[str, Path]) -> dict[str, ClipSet]:
+    """Open each clip set and see that it can serve its tasks.
+
+    Raises:
+        ValueError: see `read_inputs`.
+    """
+    opened = {}
+    for name, path in paths.items():
+        clips = ClipSet.open(path)
+        if clips.name != name:
+            raise ValueError(f"{path}: expected clip set {name!r}, got {clips.name!r}; check --data")
+        opened[name] = clips
+    for task in config.optim.tasks:
+        data = getattr(config.data, task)
+        for name in data.sources:
+            check_suitable(task, data, opened[name])
+    split = [
+        (clips, clips.split(config.data.validation_subjects, config.data.split_seed)) for clips in opened.values()
+    ]
+    check_no_leak(split)
+    return opened

@@ -1,0 +1,195 @@
+"""What one unit does, in a process of Ray's: take it, train it or go on with it, leave a record. Imports no Ray."""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from orchestrator.commit import commit
+from orchestrator.ledger import LOG, Ledger, Record
+from orchestrator.plan import Unit
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS_PER_UNIT = 10
+MOST_STEPS_BETWEEN = 500
+"""A kill loses at most a tenth of a unit, and never more than so many steps."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A unit, and how it is carried out here; nothing but the unit can change its result."""
+
+    unit: Unit
+    parent: Unit | None
+    storage: str
+    paths: Mapping[str, str]
+    """Folder of each clip set."""
+    cache: str
+    """Folder of text features."""
+    threads: int = 1
+    device: str = "auto"
+    precision: str = "auto"
+
+    def to_json(self) -> str:
+        """`from_json` is its inverse."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("unit", "parent")}
+        parent = self.parent.to_plain() if self.parent else None
+        return json.dumps(plain | {"paths": dict(self.paths), "unit": self.unit.to_plain(), "parent": parent})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        plain = json.loads(text)
+        parent = Unit.from_plain(plain.pop("parent")) if plain["parent"] else plain.pop("parent")
+        return cls(unit=Unit.from_plain(plain.pop("unit")), parent=parent, **plain)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call to `run_unit` ended, where it didn't raise."""
+
+    status: Literal["finished", "stopped", "busy", "failed", "parent_unreadable"]
+    error: str = ""
+
+    def to_plain(self) -> dict[str, str]:
+        """JSON data."""
+        return asdict(self)
+
+
+def run_unit(job: Job, should_stop: Callable[[], bool]) -> Outcome:
+    """Train a unit to its end, or report that it is done, held by another process, or stopped.
+
+    Raises:
+        Exception: whatever may be gone at another try: a full disk, a lost device. What can't be, such as a loss that
+            isn't finite, is a record and an outcome "failed".
+    """
+    ledger = Ledger(Path(job.storage))
+    unit = job.unit
+    with ledger.claim(unit) as held:
+        if not held:
+            return Outcome("busy", f"{unit.name} is held by {ledger.owner(unit)}")
+        done = ledger.finished(unit)
+        if done is not None and ledger.has_weights(unit, done):
+            return Outcome("finished")
+        with _log_to(ledger.folder(unit) / LOG):
+            try:
+                return _train(job, ledger, done, should_stop)
+            except Exception:
+                logger.exception("%s", unit.name)
+                raise
+
+
+def _train(job: Job, ledger: Ledger, done: Record | None, should_stop: Callable[[], bool]) -> Outcome:
+    # Imported here, after Ray has set the threads that a worker may use; the driver needs none of it.
+    import torch
+
+    from ups_model.checkpoint import load_checkpoint
+    from ups_model.train import NonFiniteLoss, RunOptions, train
+
+    unit, folder, started = job.unit, ledger.folder(job.unit), time.time()
+    torch.set_num_threads(job.threads)
+    parent = None
+    if job.parent is not None:
+        record = ledger.finished(job.parent)
+        try:
+            if record is None:
+                raise ValueError(f"{job.parent.name} has no record")
+            parent = ledger.weights(job.parent, record)
+            load_checkpoint(parent)
+        except ValueError as error:
+            return Outcome("parent_unreadable", str(error))
+    _discard_unreadable_weights(folder)
+    options = RunOptions(
+        out=folder,
+        device=job.device,
+        precision=job.precision,
+        checkpoint_every=max(1, min(MOST_STEPS_BETWEEN, unit.config.optim.steps // CHECKPOINTS_PER_UNIT)),
+        log_every=max(1, min(50, unit.config.optim.steps // 10)),
+        cache=Path(job.cache),
+    )
+    paths = {name: Path(path) for name, path in job.paths.items()}
+    try:
+        result = train(unit.config, paths, options, parent, should_stop=should_stop)
+    except (ValueError, NonFiniteLoss) as error:
+        # The same again at every try: the configuration, the data or the numbers are at fault, not the machine.
+        logger.exception("%s", unit.name)
+        about = _about(job, started)
+        ledger.write(unit, Record(unit.key, "failed", error=traceback.format_exc().strip(), about=about))
+        return Outcome("failed", str(error))
+    if result.status == "stopped":
+        return Outcome("stopped")
+    assert result.key == unit.key, f"{unit.name}: planned as {unit.key}, trained as {result.key}"
+    about = {**result.about, **_about(job, started)}
+    checkpoint = f"best/{Path(result.checkpoint).name}"  # Relative: a storage may be mounted elsewhere tomorrow.
+    ledger.write(unit, Record(unit.key, "finished", result.metrics, result.routes, about, checkpoint))
+    return Outcome("finished")
+
+
+def _discard_unreadable_weights(folder: Path) -> None:
+    """Where a finished run's weights are damaged, forget that it finished, so that it makes them again.
+
+    It does so from its last checkpoint, without training; where the best weights were chosen earlier in the run, and
+    so are in no checkpoint, from the start.
+    """
+    from ups_model.checkpoint import load_checkpoint, named_best_steps
+
+    file = folder / "result.json"
+    if not file.exists():
+        return
+    try:
+        load_checkpoint(folder / "best" / Path(json.loads(file.read_text("utf-8"))["checkpoint"]).name)
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning("making the weights again: %s", error)
+        file.unlink()
+        if named_best_steps(folder / "checkpoints"):
+            shutil.rmtree(folder / "checkpoints")
+        shutil.rmtree(folder / "best", ignore_errors=True)
+
+
+def _about(job: Job, started: float) -> dict[str, Any]:
+    return {
+        "commit": commit(),
+        "versions": _versions(),
+        "host": socket.gethostname(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} processors",
+        "threads": job.threads,
+        "started": round(started, 1),
+        "ended": round(time.time(), 1),
+    }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    names = ("torch", "numpy", "transformers", "ray", "ups-ablate")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+@contextmanager
+def _log_to(file: Path) -> Iterator[None]:
+    """Everything that the unit logs goes to its own file."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        logger.info("%s, process %d on %s", " ".join(sys.argv[:1]), os.getpid(), socket.gethostname())
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()
