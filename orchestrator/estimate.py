@@ -29,7 +29,7 @@ class Sizes:
 
     parameters: int
     flops: Mapping[str, float]
-    """Multiplications and additions of one forward pass, for one sample of each trained task."""
+    """Multiplications and additions of a forward pass of each trained task's batch, divided by its samples."""
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,19 @@ def _forward_flops(
     targets = data.targets_per_window if TASKS[task].kind == "pose" else 1
     frame_BR = torch.zeros(1, targets, dtype=torch.long) if TASKS[task].kind == "pose" else None
     length = 3 * len(pose_slots) + 1 if TASKS[task].kind == "pose" else 2
-    inputs = Inputs(task, torch.zeros(1, 1, data.frames, SLOTS, 3), mask_S, target_frame_BR=frame_BR)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(inputs, torch.zeros(targets, length, dtype=torch.long))
-    return float(counter.get_total_flops())
+    counted = []
+    for clips in (1, 2):
+        pose_BPNSC = torch.zeros(clips, 1, data.frames, SLOTS, 3)
+        frames = None if frame_BR is None else frame_BR.expand(clips, -1)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(
+                Inputs(task, pose_BPNSC, mask_S, target_frame_BR=frames),
+                torch.zeros(clips * targets, length, dtype=torch.long),
+            )
+        counted.append(counter.get_total_flops())
+    each = counted[1] - counted[0]
+    # The vocabulary is projected once a batch, however many samples share it.
+    return each + (counted[0] - each) / data.batch_size
 
 
 def _model(

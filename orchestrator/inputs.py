@@ -73,8 +73,6 @@ def open_sets(config: Config, paths: Mapping[str, Path]) -> dict[str, ClipSet]:
         data = getattr(config.data, task)
         for name in data.sources:
             check_suitable(task, data, opened[name])
-    split = [
-        (clips, clips.split(config.data.validation_subjects, config.data.split_seed)) for clips in opened.values()
-    ]
+    split = [(clips, clips.split(config.data.validation_subjects, config.data.split_seed)) for clips in opened.values()]
     check_no_leak(split)
     return opened
