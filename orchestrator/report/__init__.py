@@ -1,0 +1,62 @@
+"""Rebuilds a study's tables from its plan and its records, wherever they came from: same input, same bytes."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.ledger import write_whole
+from orchestrator.report.captions import summary
+from orchestrator.report.cells import Records, Report, build
+from orchestrator.report.figures import figure
+from orchestrator.report.render import cells_csv, html_page, latex, markdown, views
+
+__all__ = ["Records", "Report", "build", "files", "summary", "write_report"]
+
+
+def write_report(content: Mapping[str, Any], records: Records, out: Path) -> list[Path]:
+    """Write report.md, report.html, tables.tex, cells.csv and tables/*.svg; each is there whole or not at all.
+
+    Args:
+        content: of the plan (`orchestrator.content.plan_content`).
+        records: of its units, by key; None or absent where a unit has none.
+        out: a folder; made if it isn't there. Other files in it stay.
+
+    Returns:
+        The files, report.md first.
+
+    Raises:
+        ValueError: the content is of another format, or the folder can't be written to.
+    """
+    texts = files(build(content, records))
+    written = []
+    try:
+        # What others refer to comes first.
+        for name, text in reversed(texts.items()):
+            file = out / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, text)
+            written.append(file)
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be written to ({error.strerror or error}); give another --out") from error
+    return written[::-1]
+
+
+def files(report: Report) -> dict[str, str]:
+    """All files of a report, by their names relative to its folder. Depends on nothing but the report."""
+    figures = {table.name: svg for table in report.tables if (svg := figure(table)) is not None}
+    names = {name: _file_name(name, index) for index, name in enumerate(figures)}
+    tables = views(report, names)
+    return {
+        "report.md": markdown(report, tables),
+        "report.html": html_page(report, tables, figures),
+        "tables.tex": latex(report, tables),
+        "cells.csv": cells_csv(report),
+        **{f"tables/{names[name]}": svg for name, svg in figures.items()},
+    }
+
+
+def _file_name(table: str, index: int) -> str:
+    """A table's own name if that can be one of a file, else with its number, so that no two are the same."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", table)
+    return f"{plain}.svg" if plain == table else f"{plain}-{index}.svg"

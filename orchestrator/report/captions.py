@@ -1,0 +1,212 @@
+"""What stands around a table: data, provenance, warnings, legend, summary. Plain text, no markup."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from orchestrator.report.cells import PROVENANCE, UNKNOWN, Origin, Report, Source, TableOfCells
+from orchestrator.report.statistics import CONFIDENCE
+from orchestrator.report.wording import DAGGER, DOUBLE_DAGGER, NONE, count, listed, sign_agrees
+from ups_model.progress import duration
+from ups_model.tasks import TASKS
+
+PAPER_DATA = {
+    "pe": ("Human3.6M", re.compile(r"h36m")),
+    "ar2d": ("Kinetics-400", re.compile(r"kinetics")),
+    "eap": ("NTU RGB+D", re.compile(r"ntu(60|120)(_\w+)?")),
+    "ar3d": ("NTU RGB+D", re.compile(r"ntu(60|120)(_\w+)?")),
+}
+"""The data of the published values of each task, and how a clip set of them is named."""
+
+CHOSEN_BY = {
+    "validation subjects": "checkpoint chosen on held-out training subjects, test split measured once",
+    "last step": "weights of the last step, nothing was chosen; test split measured once",
+}
+
+
+def table_caption(report: Report, table: TableOfCells) -> list[str]:
+    """Sentences: what was trained on what, and how to read it beside the paper."""
+    sentences = [
+        f"Data: {data_text(report, table.tasks)}.",
+        *_stand_in(report, table),
+        f"{setup_text(report)}; {CHOSEN_BY.get(report.chosen_by, report.chosen_by)}.",
+        f"Trained with {'; '.join(_origin_text(name, table.origins[name]) for name in PROVENANCE)}.",
+        f"Δ is the difference to row “{table.baseline}”, paired by seed.",
+    ]
+    return sentences
+
+
+def synthetic_text(report: Report, tasks: Iterable[str]) -> str:
+    """What must be said first, where any of the tasks has synthetic clips; else empty."""
+    names = [source.name for task in tasks for source in report.sources[task] if source.synthetic]
+    if not names:
+        return ""
+    return f"SYNTHETIC DATA ({listed(dict.fromkeys(names))}): these numbers say nothing about real motion"
+
+
+def data_text(report: Report, tasks: Sequence[str]) -> str:
+    """Task -> clip set, with size and the first digits of the fingerprint; tasks on one set are named together."""
+    by_sets: dict[tuple[Source, ...], list[str]] = {}
+    for task in tasks:
+        by_sets.setdefault(report.sources[task], []).append(TASKS[task].title)
+    return "; ".join(
+        f"{' and '.join(titles)} on {' + '.join(map(_source_text, sources))}"
+        + (f" (measured on {sources[0].name})" if len(sources) > 1 else "")
+        for sources, titles in by_sets.items()
+    )
+
+
+def _source_text(source: Source) -> str:
+    kind = "SYNTHETIC, " if source.synthetic else ""
+    return f"{source.name} ({kind}{count(source.clips, 'clip')}, {source.fingerprint[:8]})"
+
+
+def setup_text(report: Report) -> str:
+    """Preset, changed fields, seeds."""
+    changed = listed(f"{name}={value}" for name, value in report.changes)
+    return f"Preset {report.preset}" + (f" with {changed}" if changed else "") + f"; {seeds_text(report.seeds)}"
+
+
+def seeds_text(seeds: int) -> str:
+    return f"{'seed' if seeds == 1 else 'seeds'} {listed(map(str, range(seeds)))}"
+
+
+def _stand_in(report: Report, table: TableOfCells) -> list[str]:
+    published = any(cell.published is not None for row in table.rows for cell in row.cells) or table.references
+    if not published:
+        return []
+    others: dict[str, list[str]] = {}
+    for task in table.tasks:
+        title, own = PAPER_DATA[task]
+        if any(source.synthetic or not own.fullmatch(source.name) for source in report.sources[task]):
+            others.setdefault(title, []).append(TASKS[task].title)
+    if not others:
+        return []
+    where = listed(f"{title} ({' and '.join(tasks)})" for title, tasks in others.items())
+    return [
+        f"The published values are on {where}, ours are not: values can't be compared, look at the differences "
+        "between rows."
+    ]
+
+
+def _origin_text(name: str, origins: Sequence[Origin]) -> str:
+    return f"{name} {' / '.join(_shown(name, origin.value) for origin in origins) or UNKNOWN}"
+
+
+def _shown(name: str, value: str) -> str:
+    """Twelve digits of a commit, and whether its working tree was changed."""
+    found = re.fullmatch(r"([0-9a-f]{12})[0-9a-f]*(-dirty)?", value) if name == "commit" else None
+    return found[1] + (found[2] or "") if found else value
+
+
+def table_warnings(table: TableOfCells) -> list[str]:
+    """What makes rows of one table hard to compare."""
+    found = []
+    for name in PROVENANCE:
+        origins = table.origins[name]
+        if len(origins) > 1:
+            where = "; ".join(
+                f"{_shown(name, origin.value)} ({count(origin.units, 'unit')}, in {_rows_text(origin.rows)})"
+                for origin in origins
+            )
+            found.append(f"The runs of this table differ in {name}: {where}.")
+    dirty = [_shown("commit", origin.value) for origin in table.origins["commit"] if origin.value.endswith("-dirty")]
+    if dirty:
+        found.append(f"Trained from a working tree with uncommitted changes: {listed(dirty)}.")
+    if any(origin.value == UNKNOWN for origin in table.origins["commit"]):
+        found.append("The commit of some runs is unknown.")
+    return found
+
+
+def _rows_text(labels: Sequence[str]) -> str:
+    return f"{'row' if len(labels) == 1 else 'rows'} {listed(f'“{label}”' for label in labels)}"
+
+
+def budget_notes(table: TableOfCells) -> list[str]:
+    """One for each row and task whose number of training samples is not the baseline row's."""
+    notes = {}
+    for row in table.rows:
+        for cell in row.cells:
+            if cell.unequal_budget:
+                notes[row.label, cell.column.task] = (
+                    f"{DOUBLE_DAGGER} Unequal budget: row “{row.label}” saw {cell.samples:,} training samples of "
+                    f"{TASKS[cell.column.task].title}, the baseline row “{table.baseline}” {cell.baseline_samples:,}."
+                )
+    return list(notes.values())
+
+
+def legend(report: Report) -> list[str]:
+    """How to read the cells."""
+    cells = [cell for table in report.tables for row in table.rows for cell in row.cells]
+    lines = [
+        "ours: mean ± sample standard deviation over seeds, n of them; a cell says what became of missing seeds.",
+        "Δ: difference to the baseline row, taken seed by seed over the seeds that both rows have: mean ± standard "
+        "deviation of the differences. In the paper's lines, the difference of its published values.",
+        f"*: the {100 * CONFIDENCE:.0f} % t interval of the paired differences excludes 0. It speaks of seeds on this "
+        "test set and is not corrected for the number of comparisons: of those without effect, one in twenty has a *.",
+        f"{NONE}: no value is published; after Δ, no seed has both rows. ↑ higher is better, ↓ lower is better.",
+        "Parameters: of the model that a row's runs train.",
+    ]
+    if any(cell.n == 1 for cell in cells):
+        lines.append(
+            f"{DAGGER}: one seed, so the spread over seeds is unknown. The ± is another thing: the standard error of "
+            "the value because the test set is finite (accuracies: Agresti-Coull; errors in mm: over test clips). "
+            "Clips of one subject are alike, so it is a lower bound."
+        )
+    if any(cell.unequal_budget for cell in cells):
+        lines.append(
+            f"{DOUBLE_DAGGER}: the row saw another number of training samples than the baseline row, so the difference "
+            "is not that of the setting alone."
+        )
+    return lines
+
+
+def summary(report: Report) -> list[str]:
+    """How much there is, what it cost, what it shows at large."""
+    done = report.progress
+    state = f"{done.finished} of {count(done.units, 'unit')} finished, {done.failed} failed, "
+    state += f"{done.not_run + done.parent_failed} not run"
+    if done.parent_failed:
+        state += f" ({done.parent_failed} of them because the parent failed)"
+    time = f"Training time {duration(done.train_seconds)} (h:mm:ss), shared units counted once"
+    if done.untimed:
+        time += f"; unknown for {count(done.untimed, 'finished unit')}"
+    return [f"{state}.", f"{time}.", _comparisons(report)]
+
+
+def _comparisons(report: Report) -> str:
+    cells = [
+        cell
+        for table in report.tables
+        for row in table.rows
+        for cell in row.cells
+        if cell.difference is not None and cell.difference.n > 1
+    ]
+    if not cells:
+        return "No row has two seeds in common with its baseline row: nothing can be told from chance."
+    found = sum(cell.difference.verdict == "distinguishable" for cell in cells)
+    signs = [sign for cell in cells if (sign := sign_agrees(cell)) is not None]
+    text = (
+        f"Of {count(len(cells), 'difference')} to a baseline row over two seeds or more, {found} can be told from 0 "
+        f"({(1 - CONFIDENCE) * len(cells):.1f} would be by chance alone)"
+    )
+    if signs:
+        text += f"; of {len(signs)} that the paper prints too, {sum(signs)} have its sign"
+    return f"{text}."
+
+
+def setup(report: Report) -> list[tuple[str, str]]:
+    """The study's setting, as label and text."""
+    tasks = list(report.sources)
+    stages = report.fine_tuning
+    described = {source.name: source for task in tasks for source in report.sources[task]}
+    return [
+        ("Data", data_text(report, tasks)),
+        *((f"Clip set {name}", source.description) for name, source in described.items() if source.description),
+        ("Setting", setup_text(report)),
+        ("Checkpoint", CHOSEN_BY.get(report.chosen_by, report.chosen_by)),
+        (
+            "Joint, fine-tuned",
+            f"{100 * stages['share']:.0f} % of a task's iterations are fine-tuning, "
+            f"its peak learning rate is {stages['rate']:g} of the other",
+        ),
+    ]

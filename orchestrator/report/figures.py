@@ -1,0 +1,94 @@
+"""One figure a table: the paired differences to the baseline row, ours beside the paper's. Same numbers, same bytes."""
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from orchestrator.report.cells import TableOfCells
+from orchestrator.report.wording import column_text, missing_text
+
+OURS, PAPER, GREY = "#1f5fa8", "#c4572b", "#767676"
+MOST_PANELS = 5
+"""Panels side by side; more are divided among lines."""
+
+STYLE = {
+    "svg.hashsalt": "report",  # Element names are hashed, with a random salt by default.
+    "svg.fonttype": "none",  # Text stays text: searchable, and in the reader's own fonts.
+    "text.parse_math": False,  # A label with two $ is no formula.
+    "font.family": "sans-serif",
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+}
+
+
+def figure(table: TableOfCells) -> str | None:
+    """SVG: a panel a column, a line a row; None for a table without a row besides its baseline.
+
+    Points are single seeds' differences, the bar their 95 % t interval (from two seeds on), the diamond the published
+    difference.
+    """
+    if len(table.rows) < 2:
+        return None
+    down = math.ceil(len(table.columns) / MOST_PANELS)
+    across = math.ceil(len(table.columns) / down)
+    # The user's own matplotlibrc must not show: defaults first.
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        # Text is not drawn but written; the reader's fonts have what this machine's lack.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        drawing = Figure(figsize=(2.2 * across + 0.8, down * (0.34 * (len(table.rows) - 1) + 1.0) + 0.3))
+        panels = drawing.subplots(down, across, squeeze=False, sharey=True)
+        for index, panel in enumerate(panels.flat):
+            if index < len(table.columns):
+                _panel(panel, table, index)
+            else:
+                panel.set_axis_off()
+        _key(drawing, panels.flat[0])
+        drawing.tight_layout(rect=(0, 0, 1, 1 - 0.25 / drawing.get_figheight()), w_pad=1.5)
+        stream = io.StringIO()
+        drawing.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
+
+
+def _panel(panel: Axes, table: TableOfCells, index: int) -> None:
+    rows = [row for row in table.rows if not row.baseline]
+    column = table.columns[index]
+    panel.axvline(0, color=GREY, linewidth=0.8)
+    for line, row in enumerate(rows):
+        cell = row.cells[index]
+        pairs = cell.difference
+        assert pairs is not None, "the baseline row differs from nothing"
+        if cell.published_difference is not None:
+            panel.plot(cell.published_difference, line + 0.2, "D", color=PAPER, markersize=4)
+        if pairs.mean is None:
+            reason = missing_text(cell) or "no common seed"
+            panel.annotate(reason, (0, line), (3, 0), textcoords="offset points", color=GREY, va="center")
+            continue
+        panel.plot(list(pairs.by_seed.values()), [line - 0.12] * pairs.n, "o", color=OURS, markersize=3, alpha=0.6)
+        if pairs.low is not None and pairs.high is not None:
+            panel.plot([pairs.low, pairs.high], [line - 0.12] * 2, "-", color=OURS, linewidth=1.5)
+            panel.plot(pairs.mean, line - 0.12, "|", color=OURS, markersize=9, markeredgewidth=1.8)
+    panel.set_yticks(range(len(rows)), [row.label for row in rows])
+    panel.set_ylim(len(rows) - 0.5, -0.5)
+    panel.tick_params(axis="y", length=0)
+    panel.margins(x=0.1)
+    panel.set_title(column.title, fontsize=8)
+    panel.set_xlabel(f"Δ {column_text(column)}")
+
+
+def _key(drawing: Figure, panel: Axes) -> None:
+    handles: Sequence[object] = [
+        panel.plot([], [], "o", color=OURS, markersize=3, alpha=0.6)[0],
+        panel.plot([], [], "-|", color=OURS, linewidth=1.5, markersize=9, markeredgewidth=1.8)[0],
+        panel.plot([], [], "D", color=PAPER, markersize=4)[0],
+    ]
+    names = ["ours, one seed", "ours, mean and 95 % interval", "paper"]
+    drawing.legend(handles, names, loc="upper center", ncols=3, frameon=False, fontsize=8)

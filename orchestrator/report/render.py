@@ -1,0 +1,305 @@
+"""Tables of cells as Markdown, HTML, LaTeX and CSV. Whatever a template prints is escaped unless it is marked safe."""
+
+import csv
+import html
+import io
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from orchestrator.report import captions, wording
+from orchestrator.report.cells import Cell, Report, RowOfCells, TableOfCells
+from ups_model.tasks import TASKS
+
+
+class Safe(str):
+    """Text that is markup already."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table as it reads; each cell is one or more lines of text."""
+
+    kind: str
+    """ours, paper or reference."""
+    label: str
+    cells: tuple[tuple[str, ...], ...]
+    parameters: str
+
+
+@dataclass(frozen=True)
+class View:
+    """A table as it reads."""
+
+    table: TableOfCells
+    headings: tuple[tuple[str, str], ...]
+    """Title, and unit with direction, of each column."""
+    lines: tuple[Line, ...]
+    synthetic: str
+    caption: str
+    warnings: tuple[str, ...]
+    footnotes: tuple[str, ...]
+    findings: tuple[tuple[str, tuple[str, ...]], ...]
+    """Of each column, what the rows show beside the baseline row."""
+    figure: Safe
+    """Name of its figure's file; empty for none."""
+
+
+def views(report: Report, figures: Mapping[str, str]) -> list[View]:
+    """The tables in words; `figures` has the names of their files by the tables' names."""
+    return [
+        View(
+            table=table,
+            headings=tuple((column.title, wording.column_text(column)) for column in table.columns),
+            lines=tuple(_lines(table)),
+            synthetic=captions.synthetic_text(report, table.tasks),
+            caption=" ".join(captions.table_caption(report, table)),
+            warnings=tuple(captions.table_warnings(table)),
+            footnotes=(*captions.budget_notes(table), *table.notes),
+            findings=tuple(
+                (
+                    column.title,
+                    tuple(
+                        wording.finding(table, index, row.label, row.cells[index])
+                        for row in table.rows
+                        if not row.baseline
+                    ),
+                )
+                for index, column in enumerate(table.columns)
+            )
+            if len(table.rows) > 1
+            else (),
+            figure=Safe(figures.get(table.name, "")),
+        )
+        for table in report.tables
+    ]
+
+
+def _lines(table: TableOfCells) -> list[Line]:
+    lines = []
+    printed = any(cell.published is not None for row in table.rows for cell in row.cells)
+    for row in table.rows:
+        label = row.label + (" (baseline)" if row.baseline else "")
+        ours = tuple(
+            tuple(filter(None, (*wording.value_texts(cell), wording.difference_text(cell)))) for cell in row.cells
+        )
+        lines.append(Line("ours", label, ours, wording.parameters_text(row.parameters)))
+        if printed:
+            paper = tuple(wording.published_texts(table, index, cell) for index, cell in enumerate(row.cells))
+            lines.append(Line("paper", "", paper, wording.NONE))
+    for reference in table.references:
+        values = tuple(
+            (wording.NONE if value is None else wording.number(value, wording.published_digits(table, index)),)
+            for index, value in enumerate(reference.published)
+        )
+        lines.append(Line("reference", reference.label, values, wording.NONE))
+    return lines
+
+
+def markdown(report: Report, tables: list[View]) -> str:
+    """For GitHub; figures are linked relative to it."""
+    return _render("report.md.j2", escape_markdown, report, tables)
+
+
+def html_page(report: Report, tables: list[View], figures: Mapping[str, str]) -> str:
+    """One file without any other; `figures` has the SVG texts by the tables' names."""
+    inline = {name: Safe(_inline_svg(svg, f"figure{index}")) for index, (name, svg) in enumerate(figures.items())}
+    return _render("report.html.j2", escape_html, report, tables, figures=inline)
+
+
+def latex(report: Report, tables: list[View]) -> str:
+    r"""Table environments to \input; the file's head names the packages."""
+    return _render("tables.tex.j2", escape_latex, report, tables)
+
+
+def _render(template: str, escape: Callable[[str], str], report: Report, tables: list[View], **more: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("orchestrator.report"),
+        undefined=StrictUndefined,
+        # Escaping by default: a template can't forget it.
+        finalize=lambda value: value if isinstance(value, Safe) else Safe(escape(str(value))),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        # LaTeX is full of braces and per cents; the same signs serve all formats.
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
+    environment.filters |= {"code": code_markdown, "cell": _cell_joiner(escape, template), "task": _task_title}
+    return environment.get_template(template).render(
+        report=report,
+        tables=tables,
+        summary=captions.summary(report),
+        setup=captions.setup(report),
+        legend=captions.legend(report),
+        synthetic=captions.synthetic_text(report, report.sources),
+        route_tasks=[task for task in TASKS if any(task in route.blocks for route in report.routes)],
+        **more,
+    )
+
+
+def _task_title(name: str) -> str:
+    return TASKS[name].title
+
+
+def _cell_joiner(escape: Callable[[str], str], template: str) -> Callable[[tuple[str, ...]], Safe]:
+    """A cell's lines, escaped, with the format's line break."""
+    if template.endswith(".tex.j2"):
+        return lambda texts: Safe(r"\lines{" + r"\\ ".join(map(escape, texts)) + "}")
+    return lambda texts: Safe("<br>".join(map(escape, texts)))
+
+
+def escape_markdown(text: str) -> str:
+    """Text that GitHub shows as it is, in a table too."""
+    text = " ".join(text.split())
+    return html.escape(re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", text), quote=False)
+
+
+def code_markdown(text: str) -> Safe:
+    """A code span; as HTML where backticks or bars would end it."""
+    text = " ".join(text.split())
+    return Safe(f"`{text}`" if text and not set(text) & set("`|") else f"<code>{escape_markdown(text)}</code>")
+
+
+def escape_html(text: str) -> str:
+    return html.escape(text)
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    # A bracket after \\ would be its argument.
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
+    wording.MINUS: "$-$",
+    "±": r"$\pm$",
+    "Δ": r"$\Delta$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "†": r"\dag{}",
+    "‡": r"\ddag{}",
+    "—": "---",
+    "·": r"\textperiodcentered{}",
+    "…": r"\ldots{}",
+    "“": "``",
+    "”": "''",
+}
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX prints as it is; letters beyond Latin need xelatex or lualatex."""
+    text = " ".join(text.split())
+    # Two hyphens would become a dash, in the command too.
+    return "".join(
+        "-{}" if sign + after == "--" else _LATEX.get(sign, sign)
+        for sign, after in zip_longest(text, text[1:], fillvalue="")
+    )
+
+
+def _inline_svg(svg: str, prefix: str) -> str:
+    """An SVG for use inside HTML: no XML head, and names of its own, as a page may have each name once."""
+    svg = svg[svg.index("<svg") :]
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+
+
+CSV_COLUMNS = (
+    "table",
+    "row",
+    "column",
+    "kind",
+    "training",
+    "baseline",
+    "unit",
+    "higher_is_better",
+    "status",
+    "n",
+    "mean",
+    "sd",
+    "sampling_error",
+    "seeds",
+    "difference",
+    "difference_sd",
+    "difference_low",
+    "difference_high",
+    "difference_pairs",
+    "difference_verdict",
+    "published",
+    "published_difference",
+    "samples",
+    "baseline_samples",
+    "parameters",
+)
+
+
+def cells_csv(report: Report) -> str:
+    """One line a cell, in full precision; empty means that there is no such number."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, CSV_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for table in report.tables:
+        for row in table.rows:
+            for cell in row.cells:
+                writer.writerow({"table": table.name, "row": row.label, **_csv_cell(row, cell)})
+        for reference in table.references:
+            for column, value in zip(table.columns, reference.published, strict=True):
+                writer.writerow(
+                    {
+                        "table": table.name,
+                        "row": reference.label,
+                        "column": column.metric,
+                        "kind": "reference",
+                        "unit": column.unit,
+                        "higher_is_better": column.higher_is_better,
+                        "status": "published alone" if value is not None else "not published",
+                        "published": value,
+                    }
+                )
+    return stream.getvalue()
+
+
+def _csv_cell(row: RowOfCells, cell: Cell) -> dict[str, Any]:
+    missing = wording.missing_text(cell)
+    found = {
+        "column": cell.column.metric,
+        "kind": "ours",
+        "training": row.training,
+        "baseline": row.baseline,
+        "unit": cell.column.unit,
+        "higher_is_better": cell.column.higher_is_better,
+        "status": "finished" if not missing else f"{cell.n} finished, {missing}" if cell.n else missing,
+        "n": cell.n,
+        "mean": cell.mean,
+        "sd": cell.sd,
+        "sampling_error": cell.sampling_error,
+        "seeds": ";".join(f"{seed}={cell.values.get(seed, state)}" for seed, state in cell.states.items()),
+        "published": cell.published,
+        "published_difference": cell.published_difference,
+        "samples": cell.samples,
+        "baseline_samples": cell.baseline_samples,
+        "parameters": ";".join(map(str, row.parameters)),
+    }
+    if (pairs := cell.difference) is not None:
+        found |= {
+            "difference": pairs.mean,
+            "difference_sd": pairs.sd,
+            "difference_low": pairs.low,
+            "difference_high": pairs.high,
+            "difference_pairs": pairs.n,
+            "difference_verdict": pairs.verdict,
+        }
+    return found

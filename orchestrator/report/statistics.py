@@ -1,0 +1,89 @@
+"""The report's statistics as pure functions: spread over seeds, paired differences, error of a finite test set."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal
+
+from scipy.stats import norm, t
+
+CONFIDENCE = 0.95
+Z = float(norm.ppf((1 + CONFIDENCE) / 2))
+
+Verdict = Literal["no pair", "one pair", "no spread", "distinguishable", "not distinguishable"]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences of two rows, taken seed by seed over the seeds that both have."""
+
+    by_seed: Mapping[int, float]
+    """Ours minus the baseline, of each seed in ascending order."""
+    mean: float | None
+    """None without a pair."""
+    sd: float | None
+    """Sample standard deviation (n - 1); None below two pairs."""
+    low: float | None
+    """Ends of the 95 % t interval of the mean difference; None below two pairs."""
+    high: float | None
+
+    @property
+    def n(self) -> int:
+        """Pairs."""
+        return len(self.by_seed)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the differences say, over seeds alone.
+
+        Differences that are the same in every pair have no spread from which to say how far chance reaches: they may be
+        exact (a quantisation floor) or coincide on few test clips, so nothing is claimed of them.
+        """
+        if self.n < 2 or self.low is None or self.high is None:
+            return "one pair" if self.n else "no pair"
+        if math.isclose(self.low, self.high, rel_tol=1e-9, abs_tol=1e-9):
+            return "no spread"
+        return "distinguishable" if self.low > 0 or self.high < 0 else "not distinguishable"
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean, and sample standard deviation (n - 1); None where there are too few values for them."""
+    return (fmean(values) if values else None, stdev(values) if len(values) > 1 else None)
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean by Student's t with n - 1 degrees of freedom: mean +- t * sd / sqrt(n).
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least 2 values, got {len(values)}")
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def paired(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Paired:
+    """Differences over the seeds that both have. Seeds share data order and initial weights, so pairs vary less."""
+    by_seed = {seed: ours[seed] - baseline[seed] for seed in sorted(ours.keys() & baseline.keys())}
+    mean, sd = mean_and_sd(list(by_seed.values()))
+    low, high = t_interval(list(by_seed.values())) if len(by_seed) > 1 else (None, None)
+    return Paired(by_seed, mean, sd, low, high)
+
+
+def proportion_se(percent: float, n: float) -> float:
+    """Standard error, in percentage points, of an accuracy measured on n independent clips.
+
+    Agresti & Coull (1998): z^2 / 2 successes and as many failures are added, z = 1.96, so that 0 % and 100 % on a
+    finite test set keep an error above 0. For the mean of several accuracies on the same clips (early prediction over
+    its ratios) it is an upper bound.
+
+    Raises:
+        ValueError: a percentage outside 0..100, or no clip.
+    """
+    if not 0 <= percent <= 100 + 1e-9 or not n >= 1:
+        raise ValueError(f"an accuracy must lie in 0..100 % of at least 1 clip, got {percent} % of {n}")
+    total = n + Z**2
+    share = (min(percent, 100) / 100 * n + Z**2 / 2) / total
+    return 100 * math.sqrt(share * (1 - share) / total)

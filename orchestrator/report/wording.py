@@ -1,0 +1,143 @@
+"""How numbers and states read: the one place that decides digits, marks and sentences. Plain text, no markup.
+
+Marks: + is never left out of a difference; minus is U+2212; † sampling error; ‡ unequal budget; * distinguishable.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from orchestrator.report.cells import Cell, State, TableOfCells
+from orchestrator.report.statistics import Paired
+from search_spaces.study import Column
+
+DIGITS = {"%": 2, "mm": 1}
+"""Decimals of our values, their spreads and differences."""
+NONE = "—"
+MINUS = "\N{MINUS SIGN}"
+DAGGER, DOUBLE_DAGGER = "†", "‡"
+
+STATES: tuple[State, ...] = ("failed", "parent failed", "not run", "not measured", "not finite")
+"""In the order in which a cell names them."""
+
+
+def number(value: float, digits: int, signed: bool = False) -> str:
+    """Fixed decimals with a real minus sign; what rounds to 0 has no sign."""
+    text = f"{value:{'+' if signed else ''}.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", MINUS)
+
+
+def count(value: int, one: str, many: str = "") -> str:
+    """A count and its noun: "1 clip", "1,907 clips"."""
+    return f"{value:,} {one if value == 1 else many or one + 's'}"
+
+
+def listed(items: Iterable[str]) -> str:
+    return ", ".join(items)
+
+
+def value_texts(cell: Cell) -> tuple[str, ...]:
+    """Our value: mean, spread and number of seeds; then what became of the seeds that are missing."""
+    digits = DIGITS[cell.column.unit]
+    missing = missing_text(cell)
+    mark = DOUBLE_DAGGER if cell.unequal_budget else ""
+    if cell.mean is None:
+        return (missing + mark,)
+    seeds = f"n={cell.n} of {len(cell.states)}" if missing else f"n={cell.n}"
+    if cell.sd is None:
+        error = "unknown" if cell.sampling_error is None else number(cell.sampling_error, digits)
+        text = f"{number(cell.mean, digits)}{mark} {DAGGER}± {error} ({seeds})"
+    else:
+        text = f"{number(cell.mean, digits)}{mark} ± {number(cell.sd, digits)} ({seeds})"
+    return (text, missing) if missing else (text,)
+
+
+def missing_text(cell: Cell) -> str:
+    """Which seeds have no value and why: "1 failed, 1 not run"; of one state alone and no value at all, the state."""
+    states = list(cell.states.values())
+    present = [state for state in STATES if state in states]
+    if len(present) == 1 and not cell.n:
+        return present[0]
+    return listed(f"{states.count(state)} {state}" for state in present)
+
+
+def difference_text(cell: Cell) -> str:
+    """Our paired difference to the baseline row; empty in that row."""
+    pairs = cell.difference
+    if pairs is None:
+        return ""
+    if pairs.mean is None:
+        return f"Δ {NONE}" + (" (no common seed)" if cell.n else "")
+    digits = DIGITS[cell.column.unit]
+    text = f"Δ {number(pairs.mean, digits, signed=True)}"
+    if pairs.sd is not None:
+        text += f" ± {number(pairs.sd, digits)}"
+    if pairs.verdict == "distinguishable":
+        text += "*"
+    return text if pairs.n == cell.n and pairs.n > 1 else f"{text} ({count(pairs.n, 'pair')})"
+
+
+def published_digits(table: TableOfCells, index: int) -> int:
+    """Decimals that the paper prints in a column; JSON has lost the zeros at the end, so the longest decides."""
+    printed = [row.cells[index].published for row in table.rows] + [line.published[index] for line in table.references]
+    decimals = [len(f"{value:.6f}".rstrip("0").split(".")[1]) for value in printed if value is not None]
+    return max(decimals, default=1) or 1
+
+
+def published_texts(table: TableOfCells, index: int, cell: Cell) -> tuple[str, ...]:
+    """The paper's value, and its difference to the paper's baseline row if both are printed."""
+    if cell.published is None:
+        return (NONE,)
+    digits = published_digits(table, index)
+    value = number(cell.published, digits)
+    if cell.published_difference is None:
+        return (value,)
+    return (value, f"Δ {number(cell.published_difference, digits, signed=True)}")
+
+
+def parameters_text(parameters: Sequence[int]) -> str:
+    """Millions of parameters; the range where runs of one row differ."""
+    if not parameters:
+        return "unknown"
+    return " to ".join(f"{value / 1e6:.2f} M" for value in dict.fromkeys((parameters[0], parameters[-1])))
+
+
+def column_text(column: Column) -> str:
+    """Unit and direction."""
+    return f"{column.unit} {'↑' if column.higher_is_better else '↓'}"
+
+
+def sign_agrees(cell: Cell) -> bool | None:
+    """Whether our difference and the paper's have one sign; None where either is 0 or missing."""
+    if cell.difference is None or not cell.difference.mean or not cell.published_difference:
+        return None
+    return (cell.difference.mean > 0) == (cell.published_difference > 0)
+
+
+def finding(table: TableOfCells, index: int, label: str, cell: Cell) -> str:
+    """What one cell shows beside the baseline row's, in words."""
+    pairs = cell.difference
+    assert pairs is not None, "the baseline row differs from nothing"
+    digits = DIGITS[cell.column.unit]
+    text = f"{label}: {_verdict(pairs, digits, cell.column.higher_is_better)}"
+    if cell.published_difference is not None:
+        paper = number(cell.published_difference, published_digits(table, index), signed=True)
+        agrees = sign_agrees(cell)
+        said = "" if agrees is None else ", same sign" if agrees else ", opposite sign"
+        text += f" (paper {paper}{said})"
+    return f"{text} {DOUBLE_DAGGER}" if cell.unequal_budget else text
+
+
+def _verdict(pairs: Paired, digits: int, higher_is_better: bool) -> str:
+    if pairs.mean is None:
+        return "no seed has both rows, no statement"
+    mean = number(pairs.mean, digits, signed=True)
+    if pairs.low is None or pairs.high is None:
+        return f"{mean}, one pair: no statement"
+    if pairs.verdict == "no spread":
+        return f"{mean} in each of {pairs.n} pairs, no spread to judge it by"
+    low, high = (number(end, digits, signed=True) for end in (pairs.low, pairs.high))
+    interval = f"{mean} [{low}, {high}], n={pairs.n}"
+    if pairs.verdict == "not distinguishable":
+        return f"{interval}, not distinguishable from 0"
+    return f"{interval}, {'better' if (pairs.mean > 0) == higher_is_better else 'worse'}"
