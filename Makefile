@@ -1,4 +1,4 @@
-# make test | lint | train. The first call makes .venv; later calls reuse it until pyproject.toml or constraints.txt change.
+# make ablate | test | lint | train. The first call makes .venv; later calls reuse it until pyproject.toml or constraints.txt change.
 
 SHELL := /bin/bash
 VENV := .venv
@@ -7,8 +7,12 @@ INSTALLED := $(VENV)/.installed
 EXTRAS := dev,orchestrator
 WORKERS ?= 2
 
-.PHONY: test lint format train setup
+.PHONY: ablate test lint format train setup
 .DEFAULT_GOAL := test
+
+# ARGS="--preset small --data uiprmd=PATH ..." runs another study, preset or data.
+ablate: setup
+	$(BIN)/python -m orchestrator.ablate $(ARGS)
 
 test: setup
 	@# One thread per process: the workers share the processors, and float sums come in one order.

@@ -1,0 +1,54 @@
+"""Small plans, ledgers and records that the orchestrator's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.ledger import Ledger, Record
+from orchestrator.plan import DataFacts, Plan, Unit, make_plan
+from search_spaces.columns import ABLATION
+from search_spaces.study import Row, Study, Table
+from ups_model.presets import preset
+
+DATA = {
+    name: DataFacts(f"{index:064x}", True, f"synthetic: {name}", 100)
+    for index, name in enumerate(("synthetic_h36m17", "synthetic_openpose18", "synthetic_ntu25"))
+}
+TEXT = "a language model"
+
+
+def small_study(**changes: Any) -> Study:
+    """One table with a baseline and another row; 8 units a seed."""
+    table = Table(
+        "depth",
+        "Depth",
+        "Layers",
+        ABLATION,
+        (Row("1", {"encoder_layers": 1}), Row("2", {"encoder_layers": 2})),
+        baseline="2",
+    )
+    return Study(**({"name": "small", "question": "?", "expectation": "!", "tables": (table,)} | changes))
+
+
+def plan_of(study: Study, seeds: int = 1, changes: Mapping[str, Any] | None = None, name: str = "tiny") -> Plan:
+    """A plan on invented data."""
+    return make_plan(study, name, preset(name), changes or {}, seeds, DATA, TEXT)
+
+
+def finish(ledger: Ledger, unit: Unit, **metrics: float) -> Record:
+    """Leave a finished record, with weights that are there but hold nothing."""
+    record = Record(
+        unit.key, "finished", {f"test/{name}": value for name, value in metrics.items()}, checkpoint="best/step-1"
+    )
+    folder = ledger.folder(unit) / "best" / "step-1"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "state.json").write_text("{}")
+    ledger.write(unit, record)
+    return record
+
+
+def new_ledger(folder: Path) -> Ledger:
+    """An empty one."""
+    return Ledger.open(str(folder / "storage"))

@@ -1,0 +1,171 @@
+"""The agenda: what is released when, and what a failure takes with it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.agenda import SETTLED, Agenda, State
+from orchestrator.estimate import makespan
+from orchestrator.ledger import Record
+from search_spaces import find_study
+from tests.plans import finish, new_ledger, plan_of, small_study
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return new_ledger(tmp_path)
+
+
+def run_all(agenda, slots=1, outcome=lambda unit: "finished"):
+    """Every release and end, as a driver with so many slots makes them; returns the units in order of release."""
+    order, running = [], []
+    while not agenda.complete:
+        while len(running) < slots and (unit := agenda.next()):
+            order.append(unit)
+            running.append(unit)
+        unit = running.pop(0)
+        result = outcome(unit)
+        if result == "finished":
+            agenda.finished(unit.key)
+        elif result == "failed":
+            agenda.failed(unit.key, "it broke")
+    return order
+
+
+def test_every_unit_is_released_once_and_after_its_parent(ledger):
+    plan = plan_of(find_study("paper_tables"), seeds=2)
+    order = run_all(Agenda(plan, ledger), slots=3)
+    keys = [unit.key for unit in order]
+    assert sorted(keys) == sorted(plan.units)
+    for place, unit in enumerate(order):
+        assert not unit.parent or unit.parent in keys[:place]
+
+
+def test_the_longest_chains_go_first(ledger):
+    plan = plan_of(small_study())
+    costs = {unit.key: 10.0 if "=1" in unit.arm else 20.0 for unit in plan.units.values()}
+    agenda = Agenda(plan, ledger, costs)
+    first, second = agenda.next(), agenda.next()
+    assert (first.arm, second.arm) == ("base", "encoder_layers=1")
+    assert agenda.next() is None
+    agenda.finished(second.key)
+    assert agenda.next().parent == second.key
+
+
+def test_finished_units_are_never_released_again(ledger):
+    plan = plan_of(small_study())
+    keys = list(plan.units)
+    for key in keys[:3]:
+        finish(ledger, plan.units[key])
+    agenda = Agenda(plan, ledger)
+    assert agenda.done_before == set(keys[:3])
+    assert {unit.key for unit in run_all(agenda)} == set(keys[3:])
+    for key in keys:
+        finish(ledger, plan.units[key])
+    assert Agenda(plan, ledger).complete
+    assert Agenda(plan, ledger).next() is None
+
+
+def test_a_failed_record_is_tried_again_in_the_next_call(ledger):
+    plan = plan_of(small_study())
+    key = next(iter(plan.units))
+    ledger.write(plan.units[key], Record(key, "failed", error="full disk"))
+    assert Agenda(plan, ledger).state[key] is State.WAITING
+
+
+@given(broken=st.sets(st.integers(0, 45)))
+def test_a_failure_takes_its_descendants_alone(tmp_path_factory, broken):
+    plan = plan_of(find_study("paper_tables"))
+    keys = list(plan.units)
+    bad = {keys[index] for index in broken}
+    agenda = Agenda(plan, new_ledger(tmp_path_factory.mktemp("ledger")))
+    run_all(agenda, 2, lambda unit: "failed" if unit.key in bad else "finished")
+    for key, unit in plan.units.items():
+        expected = State.BLOCKED if unit.parent in bad else State.FAILED if key in bad else State.FINISHED
+        assert agenda.state[key] is expected
+        if expected is State.BLOCKED:
+            assert plan.units[unit.parent].name in agenda.error[key]
+
+
+def test_stopping_releases_nothing_more_and_waits_for_what_runs(ledger):
+    agenda = Agenda(plan_of(small_study()), ledger)
+    unit = agenda.next()
+    agenda.stopping = True
+    assert agenda.next() is None
+    assert not agenda.complete
+    agenda.stopped(unit.key)
+    assert agenda.complete
+
+
+def test_a_unit_held_elsewhere_is_waited_for_and_taken_when_let_go(ledger):
+    agenda = Agenda(plan_of(small_study()), ledger)
+    first, second = agenda.next(), agenda.next()
+    with ledger.claim(first) as held:
+        assert held
+        agenda.busy(first.key)
+        assert agenda.look_elsewhere() == []
+        assert agenda.state[first.key] is State.ELSEWHERE
+    assert agenda.look_elsewhere() == []
+    assert agenda.next() == first  # Let go without a record: its process died.
+    agenda.busy(second.key)
+    finish(ledger, second)
+    assert agenda.look_elsewhere() == [second.key]
+    assert agenda.next().parent == second.key
+
+
+def test_damaged_weights_are_made_again_once_before_what_needs_them(ledger):
+    plan = plan_of(small_study())
+    agenda = Agenda(plan, ledger)
+    parent = agenda.next()
+    agenda.finished(parent.key)
+    child = next(unit for unit in iter(agenda.next, None) if unit.parent == parent.key)
+    agenda.parent_unreadable(child.key, "cut short")
+    assert agenda.state[parent.key] is agenda.state[child.key] is State.WAITING
+    again = next(unit for unit in iter(agenda.next, None))
+    assert again.key == parent.key
+    agenda.finished(parent.key)
+    assert agenda.state[child.key] is State.WAITING
+    while agenda.next() is not None:
+        pass
+    agenda.parent_unreadable(child.key, "cut short")
+    assert agenda.state[child.key] is State.FAILED
+    assert agenda.state[parent.key] is State.FINISHED
+
+
+def test_a_finished_parent_without_weights_runs_again_only_if_a_child_needs_it(ledger):
+    plan = plan_of(small_study())
+    parent = next(iter(plan.units.values()))
+    finish(ledger, parent)
+    (ledger.folder(parent) / "best" / "step-1" / "state.json").unlink()
+    assert Agenda(plan, ledger).state[parent.key] is State.WAITING
+    for key in plan.children(parent.key):
+        finish(ledger, plan.units[key])
+    assert Agenda(plan, ledger).state[parent.key] is State.FINISHED
+
+
+def test_counts_always_add_up(ledger):
+    plan = plan_of(find_study("paper_tables"))
+    agenda = Agenda(plan, ledger)
+    places = iter(range(1000))
+    while not agenda.complete:
+        unit = agenda.next()
+        place = next(places)
+        if place % 7 == 3:
+            agenda.failed(unit.key, "broke")
+        else:
+            agenda.finished(unit.key)
+        counts = agenda.counts()
+        assert sum(counts.values()) == len(plan.units)
+        assert counts == {state: list(agenda.state.values()).count(state) for state in set(agenda.state.values())}
+    assert set(agenda.state.values()) <= set(SETTLED)
+
+
+def test_makespan_by_hand():
+    plan = plan_of(small_study())  # Two arms, each joint training and three fine-tunings.
+    seconds = {key: 10.0 if unit.stage == "joint" else 1.0 for key, unit in plan.units.items()}
+    keys = list(plan.units)
+    assert makespan(plan, seconds, keys, 1) == 26
+    assert makespan(plan, seconds, keys, 2) == 13
+    assert makespan(plan, seconds, keys, 100) == 11
+    assert makespan(plan, seconds, [], 2) == 0
+    assert makespan(plan, seconds, plan.children(keys[0]), 2) == 2
