@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from orchestrator import mirrored
 from orchestrator.ledger import FAILURE, RECORD, Ledger, Record
@@ -26,6 +26,7 @@ LASTING = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", 
 """Error codes of MLflow that another try of the same doesn't mend."""
 
 State = Literal["running", "finished", "failed", "stopped"]
+STATES = get_args(State)
 ENDED = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
@@ -88,7 +89,7 @@ class LedgerMirror:
         self._study_tag = mirrored.study_tag(plan)
         self._open_store = open_store
         self._store: Store | None = None
-        self._noted: dict[str, State] = {}
+        self._noted: dict[str, str] = {}
         self._due = dict.fromkeys(plan.units)
         """Keys to look at, in this order."""
         self._suspects: dict[str, float] = {}
@@ -112,10 +113,16 @@ class LedgerMirror:
         except RuntimeError as error:
             logger.warning("runs are not mirrored to %s (%s)", self.where, error)
 
-    def note(self, key: str, state: State) -> None:
-        """A unit of the plan has come to be running, finished, failed or stopped. Returns at once."""
+    def note(self, key: str, state: str) -> None:
+        """A unit has come to be "running", "finished", "failed" or "stopped". Returns at once.
+
+        Any other state ("waiting", "elsewhere") says that this driver isn't at it any more: the ledger tells the rest.
+        """
         with self._lock:
-            self._noted[key] = state
+            if state in STATES:
+                self._noted[key] = state
+            else:
+                self._noted.pop(key, None)
             self._due[key] = None
             self._settled.discard(key)
         self._wake.set()
@@ -288,8 +295,10 @@ class LedgerMirror:
             store.set_status(run, "RUNNING")
         else:
             self._ended(store, run, unit, noted, record)
+            # Who notes a failure may write its record later, at the latest before `close`.
+            awaited = noted == "failed" and record is None
             with self._lock:
-                if last or self._noted.get(unit.key) == noted:
+                if last or (self._noted.get(unit.key) == noted and not awaited):
                     self._settled.add(unit.key)
                     self._faults.discard(unit.key)
 
@@ -305,7 +314,7 @@ class LedgerMirror:
             return True
         return False
 
-    def _ended(self, store: Store, run: Run, unit: Unit, noted: State | None, record: Record | None) -> None:
+    def _ended(self, store: Store, run: Run, unit: Unit, noted: str | None, record: Record | None) -> None:
         text = record.to_json() if record else ""
         whole = record is None or run.tags.get(mirrored.MIRRORED) == mirrored.digest_of(text)
         if record is not None and record.status == "finished":
