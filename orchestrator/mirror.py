@@ -217,8 +217,9 @@ class LedgerMirror:
     def _put_back(self, store: Store, key: str, error: Exception) -> None:
         """What couldn't be written is due again, after all others; what can't be written at all waits for a note."""
         lasting = _is_lasting(error)
-        if lasting:
-            store.units.pop(key, None)  # It may have been deleted or changed by somebody: look for it again.
+        # Look for it again: somebody may have deleted or changed it, or the call has had its effect and only the answer
+        # was lost.
+        store.units.pop(key, None)
         with self._lock:
             if not lasting or key not in self._faults:
                 self._due[key] = None

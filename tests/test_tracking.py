@@ -143,8 +143,8 @@ class Client:
     """An MLflow client that counts calls, and dies at one of them: before it has its effect, after it, or between the
     points and the tags of one `log_batch`."""
 
-    def __init__(self, client, last=None, when="before"):
-        self.client, self.calls, self.last, self.when = client, [], last, when
+    def __init__(self, client, last=None, when="before", error=SystemExit):
+        self.client, self.calls, self.last, self.when, self.error = client, [], last, when, error
 
     def __getattr__(self, name):
         def call(*arguments, **options):
@@ -155,7 +155,7 @@ class Client:
                 elif self.when == "between":
                     assert name == "log_batch" and arguments[1] and arguments[3]
                     self.client.log_batch(*arguments[:2])
-                raise SystemExit
+                raise self.error
             return getattr(self.client, name)(*arguments, **options)
 
         return call
@@ -297,6 +297,33 @@ def test_a_mirror_killed_at_any_call_leaves_no_duplicate_and_no_gap(ledger, monk
     assert {key: record.to_json() for key, record in records.items()} == {
         unit.key: finished(unit).to_json() for unit in (one, other)
     }
+
+
+@pytest.mark.parametrize("last", [5, 7, 9, 11, 12, 14, 15, 16, 17])
+def test_a_call_whose_answer_is_lost_is_repeated_without_a_trace(ledger, monkeypatch, last):
+    plan, content = plan_of(study(rows=(Row("joint", training="joint"), Row("none", {"routing": False}, "joint"))))
+    for unit in plan.units.values():
+        finish(ledger, unit)
+    connect, clients = tracking._connect, []
+    monkeypatch.setattr(mirror, "PERIOD", 0.01)
+    monkeypatch.setattr(
+        tracking,
+        "_connect",
+        lambda uri: clients.append(Client(connect(uri), last, "after", TimeoutError)) or clients[-1],
+    )
+    uri = tracking.default_uri(ledger)
+    started = tracking.Mirror(ledger, plan, content, uri)
+    started.start()
+    until(lambda: len(started._settled) == 2)
+    assert started.close("finished", None, 60) == 0
+    assert len(clients) == 1 and len(clients[0].calls) > last
+    monkeypatch.undo()
+    units, studies = runs_of(uri)
+    assert sorted(run.data.tags["ups.key"] for run in units) == sorted(plan.units) and len(studies) == 1
+    assert all(steps_of(uri, run) == list(STEPS) for run in units)
+    assert all(steps_of(uri, run, "best/test/ar3d/top1") == [30] for run in units)
+    ((_, records),) = tracking.fetch(uri, None)
+    assert all(records[unit.key].to_json() == ledger.record(unit).to_json() for unit in plan.units.values())
 
 
 def test_progress_arrives_while_a_unit_runs_and_a_line_of_validation_at_a_step_of_training(ledger, monkeypatch):
