@@ -190,7 +190,7 @@ def _comparisons(report: Report) -> str:
         f"({(1 - CONFIDENCE) * len(cells):.1f} would be by chance alone)"
     )
     if signs:
-        text += f"; of {len(signs)} that the paper prints too, {sum(signs)} have its sign"
+        text += f"; of {len(signs)} that the paper prints too, {sum(signs)} with its sign"
     return f"{text}."
 
 

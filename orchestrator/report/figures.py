@@ -70,7 +70,9 @@ def _panel(panel: Axes, table: TableOfCells, index: int) -> None:
             panel.plot(cell.published_difference, line + 0.2, "D", color=PAPER, markersize=4)
         if pairs.mean is None:
             reason = missing_text(cell) or "no common seed"
-            panel.annotate(reason, (0, line), (3, 0), textcoords="offset points", color=GREY, va="center")
+            # In the panel's middle, wherever its axis begins and ends.
+            place = {"transform": panel.get_yaxis_transform(), "ha": "center", "va": "center"}
+            panel.text(0.5, line - 0.12, reason, color=GREY, bbox={"color": "white", "pad": 1}, **place)
             continue
         panel.plot(list(pairs.by_seed.values()), [line - 0.12] * pairs.n, "o", color=OURS, markersize=3, alpha=0.6)
         if pairs.low is not None and pairs.high is not None:

@@ -160,7 +160,9 @@ def _cell_joiner(escape: Callable[[str], str], template: str) -> Callable[[tuple
 def escape_markdown(text: str) -> str:
     """Text that GitHub shows as it is, in a table too."""
     text = " ".join(text.split())
-    return html.escape(re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", text), quote=False)
+    # An underscore inside a word is no emphasis; names stay readable in the file itself.
+    marked = re.sub(r"([\\`*\[\]|~#$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
+    return html.escape(marked, quote=False)
 
 
 def code_markdown(text: str) -> Safe:

@@ -1,0 +1,63 @@
+"""Rebuild a study's tables: python -m orchestrator.report."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.ablate import DEFAULT_STORAGE
+from orchestrator.report import build, summary, write_report
+from orchestrator.report.sources import from_storage, from_tracking
+
+EXAMPLES = """examples:
+  python -m orchestrator.report                                the one study in runs/ablations
+  python -m orchestrator.report tables_7_9                     by its study's name
+  python -m orchestrator.report tables_7_9-small-1a2b3c4d      by its own, where a study was run in several ways
+  python -m orchestrator.report tables_7_9 --storage /mnt/shared/ablations --out tables
+  python -m orchestrator.report tables_7_9 --tracking-uri http://HOST:5000
+
+It reads and trains nothing; the same records give the same bytes, from storage and from MLflow.
+exit status: 0 done, 2 usage, or nothing to report"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    made = argparse.ArgumentParser(
+        prog="python -m orchestrator.report",
+        description="Rebuild a study's tables as Markdown, HTML, LaTeX, CSV and figures.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "study", nargs="?", metavar="STUDY", help="name of a study, or of its plan (the one that is there)"
+    )
+    source = made.add_mutually_exclusive_group()
+    source.add_argument("--storage", metavar="URI", help=f"folder of the ledger ({DEFAULT_STORAGE})")
+    source.add_argument("--tracking-uri", metavar="URI", help="read from MLflow instead")
+    made.add_argument(
+        "--out", type=Path, metavar="DIR", help="(STORAGE/studies/PLAN/report; report-PLAN here, if from MLflow)"
+    )
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    given = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        if given.tracking_uri is not None:
+            (content, records), folder = from_tracking(given.tracking_uri, given.study)
+        else:
+            (content, records), folder = from_storage(given.storage or DEFAULT_STORAGE, given.study)
+        report = build(content, records)
+        written = write_report(content, records, given.out or folder)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join([report.name, *summary(report), *map(str, written)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
