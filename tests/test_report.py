@@ -245,8 +245,8 @@ def test_what_a_table_shows_is_said_in_words():
     texts = [finding(table, index, "thin", cell) for index, cell in enumerate(table.rows[0].cells)]
     # Accuracy: -1, -1.2, -1.1. Error: +1, -1, +4: mean 4/3, sd 2.516611, half width 6.25.
     assert texts == [
-        "thin: −1.10 [−1.35, −0.85], n=3, worse (paper −1.3, same sign)",
-        "thin: +1.3 [−4.9, +7.6], n=3, not distinguishable from 0 (paper +1.2, same sign)",
+        "“thin”: −1.10 [−1.35, −0.85], n=3, worse (paper −1.3, same sign)",
+        "“thin”: +1.3 [−4.9, +7.6], n=3, not distinguishable from 0 (paper +1.2, same sign)",
     ]
     assert difference_text(table.rows[0].cells[0]).endswith("*")
     assert not difference_text(table.rows[0].cells[1]).endswith("*")

@@ -271,11 +271,12 @@ def test_a_figure_is_well_formed_and_shows_labels_as_they_are():
     assert HOSTILE in shown and "failed" in shown
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_bytes_in_another_process_and_style(tmp_path):
     """Element names, dates and the user's own settings of matplotlib could all differ."""
     (tmp_path / "matplotlibrc").write_text("font.size: 30\nsvg.fonttype: path\naxes.grid: True\n")
     program = (
-        "import hashlib, sys; from tests.test_report_formats import plain; from orchestrator.report import build, files\n"
+        "import hashlib; from tests.test_report_formats import plain; from orchestrator.report import build, files\n"
         "print(hashlib.sha256(''.join(files(build(*plain())).values()).encode()).hexdigest())"
     )
     answers = {
@@ -410,6 +411,7 @@ def test_the_command_has_the_arguments_of_the_contract():
     assert "examples:" in command.parser().format_help()
 
 
+@pytest.mark.slow
 def test_mlflow_gives_the_same_bytes_as_storage(tmp_path, monkeypatch, capsys):
     pytest.importorskip("mlflow")
     from orchestrator import tracking

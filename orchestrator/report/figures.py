@@ -3,11 +3,11 @@
 import io
 import math
 import warnings
-from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from orchestrator.report.cells import TableOfCells
 from orchestrator.report.wording import column_text, missing_text
@@ -51,7 +51,8 @@ def figure(table: TableOfCells) -> str | None:
                 _panel(panel, table, index)
             else:
                 panel.set_axis_off()
-        _key(drawing, panels.flat[0])
+        published = any(cell.published_difference is not None for row in table.rows for cell in row.cells)
+        _key(drawing, panels.flat[0], published)
         drawing.tight_layout(rect=(0, 0, 1, 1 - 0.25 / drawing.get_figheight()), w_pad=1.5)
         stream = io.StringIO()
         drawing.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
@@ -82,15 +83,16 @@ def _panel(panel: Axes, table: TableOfCells, index: int) -> None:
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.tick_params(axis="y", length=0)
     panel.margins(x=0.1)
+    panel.xaxis.set_major_locator(MaxNLocator(4))
     panel.set_title(column.title, fontsize=8)
     panel.set_xlabel(f"Δ {column_text(column)}")
 
 
-def _key(drawing: Figure, panel: Axes) -> None:
-    handles: Sequence[object] = [
-        panel.plot([], [], "o", color=OURS, markersize=3, alpha=0.6)[0],
-        panel.plot([], [], "-|", color=OURS, linewidth=1.5, markersize=9, markeredgewidth=1.8)[0],
-        panel.plot([], [], "D", color=PAPER, markersize=4)[0],
-    ]
-    names = ["ours, one seed", "ours, mean and 95 % interval", "paper"]
-    drawing.legend(handles, names, loc="upper center", ncols=3, frameon=False, fontsize=8)
+def _key(drawing: Figure, panel: Axes, published: bool) -> None:
+    entries = {
+        "ours, one seed": panel.plot([], [], "o", color=OURS, markersize=3, alpha=0.6)[0],
+        "ours, mean and 95 % interval": panel.plot([], [], "-|", color=OURS, linewidth=1.5, markersize=9)[0],
+    }
+    if published:
+        entries["paper"] = panel.plot([], [], "D", color=PAPER, markersize=4)[0]
+    drawing.legend(entries.values(), entries.keys(), loc="upper center", ncols=3, frameon=False, fontsize=8)

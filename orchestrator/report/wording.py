@@ -119,7 +119,7 @@ def finding(table: TableOfCells, index: int, label: str, cell: Cell) -> str:
     pairs = cell.difference
     assert pairs is not None, "the baseline row differs from nothing"
     digits = DIGITS[cell.column.unit]
-    text = f"{label}: {_verdict(pairs, digits, cell.column.higher_is_better)}"
+    text = f"“{label}”: {_verdict(pairs, digits, cell.column.higher_is_better)}"
     if cell.published_difference is not None:
         paper = number(cell.published_difference, published_digits(table, index), signed=True)
         agrees = sign_agrees(cell)
