@@ -141,8 +141,9 @@ def legend(report: Report) -> list[str]:
         "ours: mean ± sample standard deviation over seeds, n of them; a cell says what became of missing seeds.",
         "Δ: difference to the baseline row, taken seed by seed over the seeds that both rows have: mean ± standard "
         "deviation of the differences. In the paper's lines, the difference of its published values.",
-        f"*: the {100 * CONFIDENCE:.0f} % t interval of the paired differences (in brackets below a table) excludes 0. It "
-        "speaks of seeds on this test set and is not corrected for the number of comparisons: of those without effect, one in twenty has a *.",
+        f"*: the {100 * CONFIDENCE:.0f} % t interval of the paired differences (in brackets below a table) excludes 0. "
+        "It speaks of seeds on this test set and is not corrected for the number of comparisons: of those without "
+        "effect, one in twenty has a *.",
         f"{NONE}: no value is published; after Δ, no seed has both rows. ↑ higher is better, ↓ lower is better.",
         "Parameters: of the model that a row's runs train.",
     ]
