@@ -39,6 +39,8 @@ class Run:
     tags: dict[str, str]
     params: set[str]
     metrics: dict[str, float]
+    files: str = ""
+    """Address of its artifacts."""
     alone: bool = False
     """Made by this process, so that it has no points that its tags don't tell of."""
 

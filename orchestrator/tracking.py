@@ -151,6 +151,8 @@ def _connect(uri: str) -> Any:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
+    # Where mlflow was imported before, it has not read the setting.
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
     return MlflowClient(tracking_uri=uri)
 
 
@@ -221,7 +223,7 @@ class MlflowStore:
         run = self.client.create_run(
             self.experiment, start_time=started, tags=dict(tags), run_name=tags[mirrored.RUN_NAME]
         )
-        return Run(run.info.run_id, run.info.status, dict(tags), set(), {}, alone=True)
+        return Run(run.info.run_id, run.info.status, dict(tags), set(), {}, run.info.artifact_uri, alone=True)
 
     def write(
         self,
@@ -306,7 +308,14 @@ def index(client: Any, experiment: str, condition: str = "") -> tuple[dict[str, 
         )
         for run in page:
             tags = dict(run.data.tags)
-            found = Run(run.info.run_id, run.info.status, tags, set(run.data.params), dict(run.data.metrics))
+            found = Run(
+                run.info.run_id,
+                run.info.status,
+                tags,
+                set(run.data.params),
+                dict(run.data.metrics),
+                run.info.artifact_uri,
+            )
             if mirrored.KEY in tags:
                 units.setdefault(tags[mirrored.KEY], found)
             elif mirrored.PLAN in tags:
@@ -334,7 +343,7 @@ def fetch(uri: str, study: str | None) -> list[tuple[dict[str, Any], dict[str, R
         raise ValueError(f"--tracking-uri {uri}: there is no such file; run orchestrator.ablate first")
     with _quiet():
         try:
-            return _fetch(_connect(uri), _shown(uri), study)
+            return _fetch(_connect(uri), uri, study)
         except ValueError:
             raise
         except Exception as error:  # MLflow, its server, its database and its artifacts raise all kinds.
@@ -342,7 +351,7 @@ def fetch(uri: str, study: str | None) -> list[tuple[dict[str, Any], dict[str, R
             raise ValueError(f"--tracking-uri {_shown(uri)}: can't be read ({why[:300]})") from error
 
 
-def _fetch(client: Any, shown: str, study: str | None) -> list[tuple[dict[str, Any], dict[str, Record | None]]]:
+def _fetch(client: Any, uri: str, study: str | None) -> list[tuple[dict[str, Any], dict[str, Record | None]]]:
     found, known = [], set()
     for experiment in client.search_experiments():
         units, plans = index(client, experiment.experiment_id)
@@ -351,26 +360,30 @@ def _fetch(client: Any, shown: str, study: str | None) -> list[tuple[dict[str, A
             known |= {run.tags.get(mirrored.STUDY, name)}
             if mirrored.PLAN_DIGEST not in run.tags or study not in (None, name, run.tags.get(mirrored.STUDY)):
                 continue
-            content = json.loads(_artifact(client, run, PLAN_FILE))
+            content = json.loads(_artifact(uri, run, PLAN_FILE))
             for key in content["units"]:
                 if key not in texts:
-                    texts[key] = _record(client, units.get(key))
+                    texts[key] = _record(uri, units.get(key))
             found.append((content, {key: texts[key] for key in content["units"]}))
     if not found:
         has = f"it has {', '.join(sorted(known))}" if known else "nothing has been mirrored there"
-        raise ValueError(f"--tracking-uri {shown}: no study {study or ''}".rstrip() + f"; {has}")
+        raise ValueError(f"--tracking-uri {_shown(uri)}: no study {study or ''}".rstrip() + f"; {has}")
     return sorted(found, key=lambda pair: pair[0]["name"])
 
 
-def _record(client: Any, run: Run | None) -> Record | None:
+def _record(uri: str, run: Run | None) -> Record | None:
     if run is None or mirrored.MIRRORED not in run.tags:
         return None
-    record = Record.from_json(_artifact(client, run, RECORD))
+    record = Record.from_json(_artifact(uri, run, RECORD))
     if record.key != run.tags[mirrored.KEY]:
         raise ValueError(f"run {run.id} has the record of another unit ({record.key})")
     return record
 
 
-def _artifact(client: Any, run: Run, name: str) -> str:
+def _artifact(uri: str, run: Run, name: str) -> str:
+    from mlflow.artifacts import download_artifacts
+
     with tempfile.TemporaryDirectory() as folder:
-        return Path(client.download_artifacts(run.id, name, folder)).read_bytes().decode("utf-8")
+        # By its address: the client's own method reads the whole run twice for each file.
+        file = download_artifacts(artifact_uri=f"{run.files}/{name}", dst_path=folder, tracking_uri=uri)
+        return Path(file).read_bytes().decode("utf-8")

@@ -299,7 +299,7 @@ def test_a_mirror_killed_at_any_call_leaves_no_duplicate_and_no_gap(ledger, monk
     }
 
 
-@pytest.mark.parametrize("last", [5, 7, 9, 11, 12, 14, 15, 16, 17])
+@pytest.mark.parametrize("last", [5, 9, 12, 15, 16])
 def test_a_call_whose_answer_is_lost_is_repeated_without_a_trace(ledger, monkeypatch, last):
     plan, content = plan_of(study(rows=(Row("joint", training="joint"), Row("none", {"routing": False}, "joint"))))
     for unit in plan.units.values():
@@ -520,6 +520,7 @@ def test_what_is_mirrored_already_costs_few_calls(ledger, monkeypatch):
     assert Counter(clients[0].calls) == {"get_experiment_by_name": 1, "search_runs": 1}
 
 
+@pytest.mark.slow
 def test_two_processes_on_a_new_database_make_no_duplicates_and_both_live(tmp_path, repo_root):
     ledger = Ledger.open(str(tmp_path / "storage"))
     plan, _ = plan_of()
@@ -531,7 +532,8 @@ def test_two_processes_on_a_new_database_make_no_duplicates_and_both_live(tmp_pa
         "started = tracking.Mirror(ledger, plan, content, tracking.default_uri(ledger)); started.start()\n"
         "sys.exit(started.close('finished', None, 120))"
     )
-    environment = os.environ | {"PYTHONPATH": str(repo_root), "OMP_NUM_THREADS": "1"}
+    inherited = {name: value for name, value in os.environ.items() if name not in tracking._SETTINGS}
+    environment = inherited | {"PYTHONPATH": str(repo_root), "OMP_NUM_THREADS": "1"}
     both = [
         subprocess.Popen(
             [sys.executable, "-c", program], cwd=repo_root, env=environment, stderr=subprocess.PIPE, text=True
@@ -540,7 +542,7 @@ def test_two_processes_on_a_new_database_make_no_duplicates_and_both_live(tmp_pa
     ]
     errors = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
-    assert errors == ["", ""]
+    assert errors == ["", ""], "MLflow's own messages of making tables are kept back"
     units, studies = runs_of(tracking.default_uri(ledger))
     assert sorted(run.data.tags["ups.key"] for run in units) == sorted(plan.units) and len(studies) == 1
     assert {tuple(steps_of(tracking.default_uri(ledger), run)) for run in units} == {STEPS}
@@ -593,6 +595,7 @@ def server(tmp_path, database):
         found.kill()
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_is_caught_up_with_when_it_is_back_and_at_the_next_run(
     tmp_path, server, caplog, monkeypatch
 ):
