@@ -90,6 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # Before units run; while they run, the driver handles it.
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:

@@ -74,22 +74,19 @@ def connect(address: str) -> ClusterFacts:
         ValueError: no cluster answers at the address.
     """
     if not ray.is_initialized():
-        quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
-        if address == "local":
-            ray.init(address="local", **quiet)
-        elif address == "auto":
-            try:
-                ray.init(address="auto", **_without(quiet, "include_dashboard"))
-            except ConnectionError:
-                ray.init(address="local", **quiet)
-        else:
-            try:
-                ray.init(address=address, **_without(quiet, "include_dashboard"))
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise ValueError(
-                    f"--address {address}: no Ray cluster answers ({reason}); start one with ray up, or use local"
-                ) from error
+        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+        try:
+            if address == "auto":
+                # RAY_ADDRESS or a cluster of `ray start` (so of `ray up`), else one of our own. Ray's own "auto" would
+                # also take what another driver on this machine has started for itself, and end with it.
+                ray.init(**quiet)
+            else:
+                ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"--address {address}: no Ray cluster answers ({reason}); start one with ray up, or use local"
+            ) from error
     found = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return ClusterFacts(found.get("CPU", 0.0), found.get("GPU", 0.0), len(nodes), address == "local" or len(nodes) == 1)
@@ -250,6 +247,9 @@ class _AgendaSearcher(Searcher):
         self._unit_of: dict[str, str] = {}
         self._looked = 0.0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune keeps a copy to restore from, which we never do; ours holds threads and open files.
+
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         return True
 
@@ -302,6 +302,9 @@ class _Ticker(tune.Callback):
     def __init__(self, searcher: _AgendaSearcher) -> None:
         self._searcher = searcher
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # As of the searcher.
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._searcher.tick()
 
@@ -329,7 +332,3 @@ def _stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _without(options: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key != name}
