@@ -1,4 +1,4 @@
-"""Real drivers, workers and disks that fail at bad moments: nothing is trained twice, nothing lost, the tables equal."""
+"""Real drivers, workers and disks that fail at bad moments: nothing trained twice, nothing lost, the same tables."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_a_driver_killed_again_and_again_loses_nothing(bench, storage):
     for done in (0, 1, 6):
         driver = bench.start(storage)
         driver.wait_for("start ")
-        wait_until(lambda done=done: len(records(storage)) >= done + len(seen) or done == 0, 120)
+        wait_until(lambda wanted=done: len(records(storage)) >= wanted, 120)
         driver.kill()
         now = records(storage)
         assert seen.items() <= now.items()
@@ -173,7 +173,7 @@ def test_a_unit_that_fails_for_good_takes_its_descendants_alone(bench, storage):
     assert by_row["without"] == {"parent failed"}
     (failure,) = (storage / "units").glob("*/failure.json")
     assert "NonFiniteLoss" in json.loads(failure.read_text())["error"]
-    assert sorted(sum(mlflow_runs(storage)[0].values(), []))[0] == "FAILED"
+    assert ["FAILED"] in mlflow_runs(storage)[0].values()
 
 
 def test_a_full_disk_fails_no_finished_unit_and_room_heals_the_study(bench, storage):

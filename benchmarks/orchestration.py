@@ -1,0 +1,141 @@
+"""What orchestration costs: units that do nothing, against bare Ray Tune; equal units on two slots; planning.
+
+    python benchmarks/orchestration.py              # all three, about ten minutes
+    python benchmarks/orchestration.py noop|makespan|planning
+
+Ratios are taken in one run, in turns; each turn is a process of its own with its own Ray.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from orchestrator.agenda import Agenda
+from orchestrator.ledger import Ledger
+from orchestrator.plan import DataFacts, Plan, make_plan
+from search_spaces.columns import ABLATION, AR3D
+from search_spaces.study import Row, Study, Table
+from ups_model.presets import preset
+
+UNITS = 40
+ROUNDS = 3
+SLEEP_SECONDS = 20.0
+SLEEPERS = 12
+
+
+def plan_of(rows: int, seeds: int = 1, training: str = "separate", columns=(AR3D,)) -> Plan:
+    """A study of rows that differ in dropout alone."""
+    lines = tuple(Row(str(row), {"dropout": row / (2 * rows)}, training) for row in range(rows))
+    study = Study("benchmark", "How long?", "Not long.", (Table("t", "T", "dropout", columns, lines, "0"),))
+    data = {name: DataFacts("0" * 64, True, "", 1) for name in ("synthetic_ntu25",)}
+    return make_plan(study, "tiny", preset("tiny"), {}, seeds, data, "text")
+
+
+def nothing(job: str, should_stop) -> Mapping[str, str]:
+    """The work of a unit that does nothing."""
+    return {"status": "finished", "error": ""}
+
+
+def sleep(job: str, should_stop) -> Mapping[str, str]:
+    """The work of a unit that takes a known time."""
+    time.sleep(SLEEP_SECONDS)
+    return {"status": "finished", "error": ""}
+
+
+def ours(plan: Plan, work) -> float:
+    """Seconds from a connected Ray to the last unit's end."""
+    from orchestrator import run
+
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger.open(folder)
+        facts = run.connect("local")
+        agenda = Agenda(plan, ledger)
+
+        def job_of(unit):
+            return run.Job(unit, plan.units.get(unit.parent), folder, {}, folder)
+
+        resources = run.Resources(max_concurrent=2)
+        started = time.perf_counter()
+        run.execute(agenda, job_of, resources, facts, run.Hooks(lambda *_: None, lambda: None), work)
+        seconds = time.perf_counter() - started
+        assert agenda.complete and not agenda.error
+        return seconds
+
+
+def bare(units: int) -> float:
+    """Ray Tune with its default settings, as its first example has it."""
+    import ray
+    from ray import tune
+
+    ray.init(address="local", log_to_driver=False)
+
+    def trainable(config):
+        tune.report({"done_nothing": 1})
+
+    with tempfile.TemporaryDirectory() as folder:
+        tuner = tune.Tuner(
+            trainable,
+            param_space={"x": tune.grid_search(list(range(units)))},
+            run_config=tune.RunConfig(storage_path=folder, verbose=0),
+        )
+        started = time.perf_counter()
+        results = tuner.fit()
+        seconds = time.perf_counter() - started
+    assert len(results) == units and not results.errors
+    return seconds
+
+
+def noop() -> None:
+    """Units that do nothing: ours against bare Ray Tune."""
+    ratios = []
+    for round_ in range(ROUNDS):
+        times = {}
+        for kind in ("ours", "bare") if round_ % 2 == 0 else ("bare", "ours"):
+            done = subprocess.run(
+                [sys.executable, __file__, f"one-{kind}"], capture_output=True, text=True, check=True, cwd=Path.cwd()
+            )
+            times[kind] = float(done.stdout.split()[-1])
+        ratios.append(times["bare"] / times["ours"])
+        each = {kind: f"{seconds / UNITS:.3f} s" for kind, seconds in times.items()}
+        print(f"round {round_}: {UNITS} units that do nothing, each: ours {each['ours']}, bare Ray Tune {each['bare']}")
+    print(f"bare / ours: median {statistics.median(ratios):.1f} ({min(ratios):.1f}-{max(ratios):.1f})", flush=True)
+
+
+def makespan() -> None:
+    """Equal units on two slots, against the ideal."""
+    seconds = ours(plan_of(SLEEPERS), sleep)
+    ideal = SLEEPERS / 2 * SLEEP_SECONDS
+    print(
+        f"{SLEEPERS} units of {SLEEP_SECONDS:g} s on 2 slots: {seconds:.1f} s, ideal {ideal:g} s, {seconds / ideal:.3f}"
+    )
+
+
+def planning() -> None:
+    """A plan of 10,000 units."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        plan = plan_of(834, 3, "fine-tuned", ABLATION)
+        times.append(time.perf_counter() - started)
+    each = ", ".join(f"{seconds:.2f}" for seconds in times)
+    print(f"planning {len(plan.units):,} units: median {statistics.median(times):.2f} s of {each}", flush=True)
+
+
+def main() -> None:
+    wanted = sys.argv[1] if len(sys.argv) > 1 else "all"
+    if wanted == "one-ours":
+        print(ours(plan_of(UNITS), nothing))
+    elif wanted == "one-bare":
+        print(bare(UNITS))
+    else:
+        for name, benchmark in (("planning", planning), ("makespan", makespan), ("noop", noop)):
+            if wanted in ("all", name):
+                benchmark()
+
+
+if __name__ == "__main__":
+    main()
