@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 from orchestrator.commit import commit
 from orchestrator.ledger import LOG, Ledger, Record
 from orchestrator.plan import Unit
+from ups_model import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -146,11 +147,14 @@ def _discard_unreadable_weights(folder: Path) -> None:
     from ups_model.checkpoint import load_checkpoint, named_best_steps
 
     file = folder / "result.json"
-    if not file.exists():
-        return
     try:
-        load_checkpoint(folder / "best" / Path(json.loads(file.read_text("utf-8"))["checkpoint"]).name)
-    except (OSError, ValueError, KeyError) as error:
+        result = json.loads(file.read_text("utf-8"))
+        if result["status"] != "finished":  # A stopped run has chosen no weights yet.
+            return
+        load_checkpoint(folder / "best" / Path(result["checkpoint"]).name)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("making the weights again: %s", error)
         file.unlink()
         if named_best_steps(folder / "checkpoints"):
@@ -172,8 +176,9 @@ def _about(job: Job, started: float) -> dict[str, Any]:
 
 @cache
 def _versions() -> dict[str, str]:
-    names = ("torch", "numpy", "transformers", "ray", "ups-ablate")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+    # This package's own from its source: it may run without being installed, on a cluster that was sent the folder.
+    own = {"python": platform.python_version(), "ups-ablate": __version__}
+    return own | {name: importlib.metadata.version(name) for name in ("torch", "numpy", "transformers", "ray")}
 
 
 @contextmanager
