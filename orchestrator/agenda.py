@@ -137,13 +137,14 @@ class Agenda:
     def parent_unreadable(self, key: str, error: str) -> None:
         """The weights it starts from are damaged: the parent makes them again, once, and it waits for that."""
         parent = self.units[key].parent
-        if self._repairs[parent] >= MAX_REPAIRS:
+        if self.state[parent] is not State.FINISHED:  # Another child has said so before; the repair is under way.
+            self._again(key)
+        elif self._repairs[parent] >= MAX_REPAIRS:
             self.failed(key, error)
-            return
-        self._again(key)
-        if self.state[parent] is State.FINISHED:
+        else:
             logger.warning("%s; %s makes them again", error, self.units[parent].name)
             self._repairs[parent] += 1
+            self._again(key)
             self._again(parent)
 
     def _again(self, key: str) -> None:
