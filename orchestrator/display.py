@@ -45,10 +45,13 @@ class Display:
             self._started[key] = now
             self._say("start   %s  (%s)", unit.name, unit.folder)
             return
+        here = key in self._started
         took = now - self._started.pop(key, now)
         if state is State.FINISHED:
-            self._ratios.append(took / max(self._expected[key], 1e-9))
-            self._say("done    %s  in %s  %s", unit.name, duration(took), self._result(key))
+            if here:
+                self._ratios.append(took / max(self._expected[key], 1e-9))
+            where = f"in {duration(took)}" if here else "elsewhere"
+            self._say("done    %s  %s  %s", unit.name, where, self._result(key))
             self._bar.update(1)
         elif state is State.FAILED:
             error = self._agenda.error.get(key, "")

@@ -73,7 +73,7 @@ def estimate(plan: Plan, sets: Mapping[str, ClipSet], records: Mapping[str, Reco
     for key, unit in plan.units.items():
         twins = alike.get(_kind(unit))
         seconds[key] = own.get(key) or (statistics.median(twins) if twins else start + operations[key] / rate)
-    open_units = [key for key in plan.units if key not in own]
+    open_units = [key for key in plan.units if key not in records]
     return Estimate(
         sizes,
         operations,
@@ -215,8 +215,9 @@ def _model(
 
 
 def _seconds(record: Record) -> float:
+    """Of the whole unit, those before an interruption included: the longer of its last call and its training."""
     about = record.about
-    return about["ended"] - about["started"] if record.status == "finished" and "ended" in about else 0.0
+    return max(about["ended"] - about["started"], about["train_seconds"]) if "ended" in about else 0.0
 
 
 def _kind(unit: Unit) -> tuple[str, str, str]:
