@@ -6,8 +6,9 @@ from pathlib import Path
 
 from orchestrator.plan import DataFacts, Plan, make_plan
 from search_spaces import find_study
+from search_spaces.study import Column, Study
 from ups_model.command import assignments, data_paths
-from ups_model.config import Config
+from ups_model.config import TASK_NAMES, Config
 from ups_model.data.clips import ClipSet
 from ups_model.data.splits import check_no_leak
 from ups_model.data.suitable import check_suitable
@@ -48,6 +49,7 @@ def read_inputs(study: str, preset_name: str, data: Sequence[str], sets: Sequenc
     configured = base.with_fields(found.base).with_fields(changes)
     paths = data_paths(data, configured_sources(configured))
     opened = open_sets(configured, paths)
+    check_rows(found, configured, opened)
     facts = {
         name: DataFacts(clips.fingerprint, clips.info.synthetic, clips.info.description, len(clips))
         for name, clips in opened.items()
@@ -69,10 +71,52 @@ def open_sets(config: Config, paths: Mapping[str, Path]) -> dict[str, ClipSet]:
         if clips.name != name:
             raise ValueError(f"{path}: expected clip set {name!r}, got {clips.name!r}; check --data")
         opened[name] = clips
+    check_data(config, opened)
+    return opened
+
+
+def check_data(config: Config, opened: Mapping[str, ClipSet]) -> None:
+    """ValueError where a clip set can't serve its task, or a clip is both trained on and evaluated."""
     for task in config.optim.tasks:
         data = getattr(config.data, task)
         for name in data.sources:
             check_suitable(task, data, opened[name])
     split = [(clips, clips.split(config.data.validation_subjects, config.data.split_seed)) for clips in opened.values()]
     check_no_leak(split)
-    return opened
+
+
+def check_rows(study: Study, base: Config, opened: Mapping[str, ClipSet]) -> None:
+    """ValueError for a row that trains on other clip sets than the base, or in a way they can't serve, or that never
+    measures one of its table's columns; names study, table and row."""
+    for table in study.tables:
+        for row in table.rows:
+            try:
+                config = base.with_fields(row.changes)
+            except ValueError:
+                continue  # The planner refuses it, and says more than could be said here.
+            try:
+                for task in TASK_NAMES:
+                    ours, theirs = (getattr(one.data, task).sources for one in (base, config))
+                    if ours != theirs:
+                        # A table has one caption, which names one clip set for each task.
+                        raise ValueError(
+                            f"rows of one table must have the same clip sets, got {', '.join(theirs) or 'none'} for "
+                            f"{task} beside {', '.join(ours) or 'none'}; make a study of each"
+                        )
+                if config.data != base.data:
+                    check_data(config, opened)
+                for column in table.columns:
+                    check_measured(column, config)
+            except ValueError as error:
+                raise ValueError(f"study {study.name!r}, table {table.name!r}, row {row.label!r}: {error}") from error
+
+
+def check_measured(column: Column, config: Config) -> None:
+    """ValueError for an observation ratio that the configuration doesn't measure at."""
+    ratio = column.metric.partition("@")[2]
+    measured = [f"{one:g}" for one in config.evaluation.ratios]
+    if ratio and ratio not in measured:
+        raise ValueError(
+            f"column {column.metric} needs {ratio} in evaluation.ratios, got {', '.join(measured)}; add it, or leave "
+            "the column out"
+        )
