@@ -36,12 +36,16 @@ MAX_REPAIRS = 1
 class Agenda:
     """Units by state. Those with the longest way to the end of their chain go first."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, costs: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, plan: Plan, ledger: Ledger, costs: Mapping[str, float] | None = None, test: bool = True
+    ) -> None:
         """Read the ledger: finished units are done, failed ones are tried again.
 
         Args:
             costs: expected seconds (or any unit of time) of each unit; their steps if not given.
+            test: a unit is done only when its test split has been measured, which a search leaves to others.
         """
+        self._test = test
         self.plan, self.ledger = plan, ledger
         self.units = plan.units
         costs = costs or {key: float(unit.config.optim.steps) for key, unit in self.units.items()}
@@ -62,7 +66,7 @@ class Agenda:
         self._repairs: Counter[str] = Counter()
         self.stopping = False
         for key, unit in self.units.items():
-            done = ledger.finished(unit) is not None
+            done = self._is_done(unit)
             self._set(key, State.FINISHED if done else State.WAITING)
             if done:
                 self.done_before.add(key)
@@ -70,6 +74,20 @@ class Agenda:
             self._remake_lost_weights(key)
         for key in self.units:
             self._offer(key)
+
+    def add(self, unit: Unit) -> None:
+        """One more unit, which starts from no other."""
+        self.units = {**self.units, unit.key: unit}  # Another thread may be going through the old ones.
+        self._children[unit.key], self._way[unit.key], self._order[unit.key] = [], 0.0, len(self._order)
+        done = self._is_done(unit)
+        self._set(unit.key, State.FINISHED if done else State.WAITING)
+        if done:
+            self.done_before.add(unit.key)
+        self._offer(unit.key)
+
+    def _is_done(self, unit: Unit) -> bool:
+        record = self.ledger.finished(unit)
+        return record is not None and (record.tested or not self._test)
 
     def _set(self, key: str, state: State) -> None:
         if key in self.state:
@@ -159,7 +177,7 @@ class Agenda:
         done = []
         for key in [key for key, state in self.state.items() if state is State.ELSEWHERE]:
             unit = self.units[key]
-            if self.ledger.finished(unit) is not None:
+            if self._is_done(unit):
                 self.finished(key)
                 done.append(key)
             elif not self.ledger.claimed(unit):

@@ -64,6 +64,13 @@ class Display:
         elif state is State.WAITING:
             self._say("waits   %s for %s", unit.name, self._agenda.units[unit.parent].name)
 
+    def expect(self, key: str, seconds: float, done: bool) -> None:
+        """A unit has joined the agenda."""
+        self._expected[key] = seconds
+        self._bar.total = len(self._agenda.units)
+        if done:
+            self._bar.update(1)
+
     def tick(self) -> None:
         """Let the display move; cheap when nothing is due."""
         now = time.monotonic()

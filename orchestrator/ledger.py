@@ -49,6 +49,11 @@ class Record:
     error: str = ""
     """Of a failed unit: what it raised, with the traceback."""
 
+    @property
+    def tested(self) -> bool:
+        """Whether the test split has been measured; a search leaves it alone."""
+        return any(name.startswith("test/") for name in self.metrics)
+
     def to_json(self) -> str:
         """One text for equal records."""
         return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n"

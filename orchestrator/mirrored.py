@@ -19,6 +19,8 @@ MIRRORED = "ups.mirrored"
 SYNCED = "ups.synced_step"
 """Newest step of each kind of progress line that a run has, e.g. "train=400 validation=300"."""
 ERROR = "ups.error"
+SEARCH = "ups.search"
+"""Marks the run of a search among those of studies."""
 PLAN_DIGEST = "ups.plan_digest"
 PARENT_RUN, RUN_NAME, NOTE = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
 
@@ -108,6 +110,8 @@ def plan_tags(plan: Plan, content: Mapping[str, Any]) -> dict[str, str]:
         "ups.command": content["command"],
         NOTE: "\n\n".join(note),
     }
+    if content.get("kind") == "search":
+        found[SEARCH] = "yes"
     return {name: value[:TAG_LENGTH] for name, value in found.items()}
 
 

@@ -357,6 +357,8 @@ def _fetch(client: Any, uri: str, study: str | None) -> list[tuple[dict[str, Any
         units, plans = index(client, experiment.experiment_id)
         texts: dict[str, Record | None] = {}
         for name, run in sorted(plans.items()):
+            if mirrored.SEARCH in run.tags:
+                continue  # Its values chose; a report's are of studies.
             known |= {run.tags.get(mirrored.STUDY, name)}
             if mirrored.PLAN_DIGEST not in run.tags or study not in (None, name, run.tags.get(mirrored.STUDY)):
                 continue

@@ -43,6 +43,8 @@ class Job:
     threads: int = 1
     device: str = "auto"
     precision: str = "auto"
+    test: bool = True
+    """Measure the test split, also of a unit that finished without."""
 
     def to_json(self) -> str:
         """`from_json` is its inverse."""
@@ -82,7 +84,7 @@ def run_unit(job: Job, should_stop: Callable[[], bool]) -> Outcome:
         if not held:
             return Outcome("busy", f"{unit.name} is held by {ledger.owner(unit)}")
         done = ledger.finished(unit)
-        if done is not None and ledger.has_weights(unit, done):
+        if done is not None and ledger.has_weights(unit, done) and (done.tested or not job.test):
             return Outcome("finished")
         with _log_to(ledger.folder(unit) / LOG):
             try:
@@ -112,6 +114,7 @@ def _train(job: Job, ledger: Ledger, done: Record | None, should_stop: Callable[
         except ValueError as error:
             return Outcome("parent_unreadable", str(error))
     _discard_unreadable_weights(folder)
+    trained_before = done is not None and (folder / "result.json").exists()
     options = RunOptions(
         out=folder,
         device=job.device,
@@ -119,6 +122,7 @@ def _train(job: Job, ledger: Ledger, done: Record | None, should_stop: Callable[
         checkpoint_every=max(1, min(MOST_STEPS_BETWEEN, unit.config.optim.steps // CHECKPOINTS_PER_UNIT)),
         log_every=max(1, min(50, unit.config.optim.steps // 10)),
         cache=Path(job.cache),
+        test=job.test,
     )
     paths = {name: Path(path) for name, path in job.paths.items()}
     try:
@@ -133,6 +137,8 @@ def _train(job: Job, ledger: Ledger, done: Record | None, should_stop: Callable[
         return Outcome("stopped")
     assert result.key == unit.key, f"{unit.name}: planned as {unit.key}, trained as {result.key}"
     about = {**result.about, **_about(job, started)}
+    if done is not None and trained_before:
+        about = _tested_later(done.about, about)
     checkpoint = f"best/{Path(result.checkpoint).name}"  # Relative: a storage may be mounted elsewhere tomorrow.
     ledger.write(unit, Record(unit.key, "finished", result.metrics, result.routes, about, checkpoint))
     return Outcome("finished")
@@ -160,6 +166,15 @@ def _discard_unreadable_weights(folder: Path) -> None:
         if named_best_steps(folder / "checkpoints"):
             shutil.rmtree(folder / "checkpoints")
         shutil.rmtree(folder / "best", ignore_errors=True)
+
+
+def _tested_later(trained: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a unit that was trained by one job and measured by a later one: times and places are those of training."""
+    kept = ("commit", "versions", "host", "machine", "device", "precision", "started", "ended")
+    found = {**trained, "tested": {name: measured[name] for name in kept if name in measured}}
+    if measured["commit"] != trained["commit"]:
+        found["commit"] = f"{trained['commit']}, measured at {measured['commit']}"
+    return found
 
 
 def _about(job: Job, started: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from search_spaces.space import Space
 from search_spaces.study import Study
 
 _NOT_STUDIES = ("study", "columns", "space")
@@ -29,11 +30,27 @@ def find_study(name: str) -> Study:
     return _find(name, "STUDY", Study, study_names())
 
 
+def space_names() -> list[str]:
+    """Names of the search spaces in this folder."""
+    return [
+        name for _, name, _ in pkgutil.iter_modules(__path__) if name not in _NOT_STUDIES and _defines(name, "SPACE")
+    ]
+
+
+def find_space(name: str) -> Space:
+    """A search space of this folder by name, of a Python file by path, or `module:name` from an importable module.
+
+    Raises:
+        ValueError: there is no such space (near names are listed), or what is there isn't one.
+    """
+    return _find(name, "SPACE", Space, space_names())
+
+
 def _find(name: str, attribute: str, kind: type, known: list[str]) -> object:
     if name in known:
         module = importlib.import_module(f"search_spaces.{name}")
     elif name.endswith(".py") or "/" in name:
-        module = _load_file(Path(name).expanduser())
+        module = _load_file(Path(name).expanduser(), attribute)
     elif ":" in name:
         module_name, attribute = name.split(":", 1)
         try:
@@ -50,10 +67,10 @@ def _find(name: str, attribute: str, kind: type, known: list[str]) -> object:
     return found
 
 
-def _load_file(path: Path) -> ModuleType:
+def _load_file(path: Path, attribute: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"study_file_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise ValueError(f"{path}: no such Python file; give the path of a file that defines STUDY")
+        raise ValueError(f"{path}: no such Python file; give the path of a file that defines {attribute}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:

@@ -39,9 +39,8 @@ def plan_of(study: Study, seeds: int = 1, changes: Mapping[str, Any] | None = No
 
 def finish(ledger: Ledger, unit: Unit, **metrics: float) -> Record:
     """Leave a finished record, with weights that are there but hold nothing."""
-    record = Record(
-        unit.key, "finished", {f"test/{name}": value for name, value in metrics.items()}, checkpoint="best/step-1"
-    )
+    values = {f"test/{name}": value for name, value in {"score": 0.0, **metrics}.items()}
+    record = Record(unit.key, "finished", values, checkpoint="best/step-1")
     folder = ledger.folder(unit) / "best" / "step-1"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "state.json").write_text("{}")

@@ -28,6 +28,11 @@ class Result:
     about: dict[str, Any]
     """Configuration, data fingerprints, parameters, times: what a table's caption needs."""
 
+    @property
+    def tested(self) -> bool:
+        """Whether the test split has been measured."""
+        return any(name.startswith("test/") for name in self.metrics)
+
 
 def save_weights(folder: Path, step: int, model: UPS, parts: Parts, key: str, metrics: dict[str, float]) -> Path:
     """Write a checkpoint from which `ups_model.build.load_model` makes the model, without data or language model."""

@@ -169,7 +169,7 @@ def _train(
             scaler.load_state_dict(state["scaler"])
         step, best, seconds = state["step"], state["best"], state["seconds"]
         done = finished_result(options.out, key)
-        if done is not None:
+        if done is not None and (done.tested or not options.test):
             logger.info("run %s is finished; nothing to train", key)
             return done
         if rank == 0:
