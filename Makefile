@@ -10,7 +10,8 @@ WORKERS ?= 2
 .PHONY: ablate test lint format train setup
 .DEFAULT_GOAL := test
 
-# ARGS="--preset small --data uiprmd=PATH ..." runs another study, preset or data.
+# Tables 7-9 with two seeds. ARGS="tables_7_9 --preset small --data uiprmd=PATH ..." runs another study, preset or data.
+ablate: ARGS ?= --seeds 2
 ablate: setup
 	$(BIN)/python -m orchestrator.ablate $(ARGS)
 
