@@ -2,16 +2,21 @@
 
 import argparse
 import logging
+import math
+import os
+import re
 import shlex
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestrator.agenda import Agenda, State
 from orchestrator.content import plan_content
 from orchestrator.estimate import Estimate, estimate
 from orchestrator.inputs import Inputs, read_inputs
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, storage_path
 from orchestrator.plan import Plan, Unit
 from orchestrator.worker import Job
 from search_spaces import find_study, study_names
@@ -46,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train what a study's tables need and isn't trained yet, then report.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # `command_line` knows options by their whole names.
     )
     made.add_argument(
         "study",
@@ -104,18 +110,26 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
     from orchestrator.report import write_report
 
     plan = inputs.plan
-    ledger = Ledger.open(given.storage)
-    uri = given.tracking_uri or tracking.default_uri(ledger)
-    tracking.check(uri)
-    agenda = Agenda(plan, ledger)
-    facts = driver.connect(given.address) if not agenda.complete else None
+    root = storage_path(given.storage)
+    out = given.out or Ledger(root).study(plan) / "report"
+    if given.tracking_uri is not None:
+        tracking.check(given.tracking_uri)
+    facts, slots = None, 1
     try:
-        slots = 1
-        if facts is not None:
-            gpus = given.gpus_per_unit if given.gpus_per_unit is not None else float(facts.gpus > 0)
-            resources = driver.Resources(given.cpus_per_unit, gpus, given.max_concurrent)
-            driver.check_room(facts, resources)
-            slots = facts.slots(resources)
+        with unmade_if_refused(root / "units", root / "studies", out):
+            ledger = Ledger.open(given.storage)
+            make_writable(out)
+            uri = given.tracking_uri or tracking.default_uri(ledger)
+            agenda = Agenda(plan, ledger)
+            if not agenda.complete:
+                check_address(given.address)
+                facts = driver.connect(given.address)
+                gpus = given.gpus_per_unit if given.gpus_per_unit is not None else float(facts.gpus > 0)
+                resources = driver.Resources(given.cpus_per_unit, gpus, given.max_concurrent)
+                driver.check_room(facts, resources)
+                if given.device.startswith("cuda") and not gpus:
+                    raise ValueError(f"--device {given.device} needs --gpus-per-unit above 0, got {gpus:g}; try 1")
+                slots = facts.slots(resources)
         content = plan_content(plan, command, inputs.changes)
         ledger.save_plan(plan, content)
         expected = estimates(inputs, ledger, slots)
@@ -123,6 +137,7 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
         mirror = tracking.Mirror(ledger, plan, content, uri)
         mirror.start()
         display = Display(agenda, expected.seconds, slots)
+        measured = plan.measured()
 
         def job_of(unit: Unit) -> Job:
             return Job(
@@ -134,6 +149,7 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
                 max(1, int(given.cpus_per_unit)),
                 given.device,
                 given.precision,
+                unit.key in measured,
             )
 
         if facts is not None:
@@ -148,14 +164,58 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
         if facts is not None:
             driver.disconnect()
     record_failures(agenda)
-    out = given.out or ledger.study(plan) / "report"
     records = {key: ledger.record(unit) for key, unit in plan.units.items()}
-    written = write_report(content, records, out)
-    counts = agenda.counts()
-    outcome = "stopped" if agenda.stopping else "finished" if counts[State.FINISHED] == len(plan.units) else "failed"
+    written = []
+    try:
+        written = write_report(content, records, out)
+    except ValueError as error:  # All that it is made from is on storage.
+        logger.error("no report: %s; make it with python -m orchestrator.report %s", error, plan.name)
+    finished = agenda.counts()[State.FINISHED] == len(plan.units)
+    outcome = "finished" if finished else "stopped" if agenda.stopping else "failed"
     missing = mirror.close(outcome, out, MIRROR_SECONDS)
     print(closing(agenda, written, tracking.ui_command(uri), missing))
-    return 0 if outcome == "finished" else 1
+    return 0 if finished and written else 1
+
+
+@contextmanager
+def unmade_if_refused(*folders: Path) -> Iterator[None]:
+    """What the block refuses leaves none of these folders that it has made; those that hold anything stay."""
+    new = {one for folder in folders for one in (folder, *folder.parents) if not one.exists()}
+    try:
+        yield
+    except (ValueError, OSError):
+        for one in sorted(new, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):
+                one.rmdir()
+        raise
+
+
+def make_writable(out: Path) -> None:
+    """Make the report's folder: hours of training should not end at a folder that can't be written to."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError("no permission")
+    except OSError as error:
+        raise ValueError(
+            f"--out {out}: cannot be written to ({error.strerror or error}); give another folder"
+        ) from error
+
+
+def check_address(address: str) -> None:
+    """ValueError where nothing listens at HOST:PORT; Ray would try for minutes."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ValueError(f"--address must be auto, local or HOST:PORT, got {address!r}; try auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ValueError(
+            f"--address {address}: no Ray cluster answers ({error.strerror or error}); start one with ray up, or use "
+            "local"
+        ) from error
 
 
 def record_failures(agenda: Agenda) -> None:
@@ -173,6 +233,11 @@ def record_failures(agenda: Agenda) -> None:
 
 def check_numbers(given: argparse.Namespace) -> None:
     """ValueError for numbers that no machine could satisfy."""
+    for flag, number in (("--gpus-per-unit", given.gpus_per_unit), ("--cpus-per-unit", given.cpus_per_unit)):
+        if number is not None and not math.isfinite(number):
+            raise ValueError(f"{flag} must be finite, got {number}; try 1")
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", given.device):
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {given.device!r}; try auto")
     if given.max_concurrent is not None and given.max_concurrent < 1:
         raise ValueError(f"--max-concurrent must be at least 1, got {given.max_concurrent}")
     if given.gpus_per_unit is not None and given.gpus_per_unit < 0:
@@ -185,10 +250,8 @@ def check_numbers(given: argparse.Namespace) -> None:
 
 def existing_ledger(storage: str) -> Ledger | None:
     """The ledger if there is one; --plan makes none."""
-    try:
-        return Ledger.open(storage, create=False)
-    except ValueError:
-        return None
+    root = storage_path(storage)
+    return Ledger(root) if (root / "units").is_dir() else None
 
 
 def estimates(inputs: Inputs, ledger: Ledger | None, slots: int) -> Estimate:
@@ -246,6 +309,8 @@ def command_line(arguments: Sequence[str]) -> str:
             kept.append(f"{name}=PATH")
         elif name == "--data" and equals:
             kept.append(f"--data={value.partition('=')[0]}=PATH")
+        elif kept and kept[-1] == "--set" and "/" in value:  # A local language model.
+            kept.append(f"{name}=PATH")
         elif text.endswith(".py"):
             kept.append(Path(text).name)
         else:

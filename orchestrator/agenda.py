@@ -43,9 +43,10 @@ class Agenda:
 
         Args:
             costs: expected seconds (or any unit of time) of each unit; their steps if not given.
-            test: a unit is done only when its test split has been measured, which a search leaves to others.
+            test: a unit that a table measures is done only when its test split has been measured. A search leaves
+                the test split alone.
         """
-        self._test = test
+        self._tested = plan.measured() if test else set()
         self.plan, self.ledger = plan, ledger
         self.units = plan.units
         costs = costs or {key: float(unit.config.optim.steps) for key, unit in self.units.items()}
@@ -87,7 +88,7 @@ class Agenda:
 
     def _is_done(self, unit: Unit) -> bool:
         record = self.ledger.finished(unit)
-        return record is not None and (record.tested or not self._test)
+        return record is not None and (record.tested or unit.key not in self._tested)
 
     def _set(self, key: str, state: State) -> None:
         if key in self.state:

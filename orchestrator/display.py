@@ -120,12 +120,14 @@ class Display:
         record = self._agenda.ledger.finished(self._agenda.units[key])
         if record is None:
             return ""
+        part = "test/" if record.tested else "validation/"
         shown = {
-            name.removeprefix("test/"): value
+            name.removeprefix(part): value
             for name, value in record.metrics.items()
-            if name.startswith("test/") and is_headline(name.removeprefix("test/")) and "top5" not in name
+            if name.startswith(part) and is_headline(name.removeprefix(part)) and "top5" not in name
         }
-        return "  ".join(f"{name} {value:.4g}" for name, value in list(shown.items())[:SHOWN_METRICS])
+        text = "  ".join(f"{name} {value:.4g}" for name, value in list(shown.items())[:SHOWN_METRICS])
+        return f"{part.removesuffix('/')}: {text}" if text else ""
 
     def _say(self, text: str, *values: object, level: int = logging.INFO) -> None:
         if self._bar.disable:

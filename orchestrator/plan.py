@@ -134,6 +134,11 @@ class Plan:
             for line in lines
         )
 
+    def measured(self) -> set[str]:
+        """Keys of units whose test figures stand in a cell. Of others, such as joint training before fine-tuning, the
+        test split is left alone."""
+        return {key for _, lines in self.tables for line in lines for keys in line.units.values() for key in keys}
+
     def with_parents(self, keys: Sequence[str]) -> list[str]:
         """These units and all units that they start from, parents first."""
         found: dict[str, None] = {}

@@ -183,3 +183,13 @@ def test_what_is_kept_of_a_plan_is_plain_and_whole():
     }
     assert keys <= set(content["units"]) == set(plan.units)
     assert content["tables"][0]["rows"][0]["samples"] == {"ar3d": 1920, "pe": 1920, "eap": 1920}
+
+
+def test_joint_training_is_measured_where_a_row_means_it_and_nowhere_else():
+    plan = plan_of(find_study("paper_tables"))
+    measured = plan.measured()
+    by_stage = {stage: [unit.key in measured for unit in plan.units.values() if unit.stage == stage]
+                for stage in ("joint", "finetune", "separate")}  # fmt: skip
+    # Of eleven joint trainings one is a row of its own; the others are where fine-tuning starts.
+    assert sum(by_stage["joint"]) == 1 and len(by_stage["joint"]) == 11
+    assert all(by_stage["finetune"]) and all(by_stage["separate"])
