@@ -282,7 +282,7 @@ def show_plan(inputs: Inputs, ledger: Ledger | None, given: argparse.Namespace) 
 
     plan = inputs.plan
     slots = given.max_concurrent or machine_slots(given.cpus_per_unit)
-    done = {key for key, unit in plan.units.items() if ledger is not None and ledger.finished(unit) is not None}
+    done = Agenda(plan, ledger).done_before if ledger is not None else set()
     return plan_text(plan, estimates(inputs, ledger, slots), done)
 
 

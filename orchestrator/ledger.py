@@ -83,7 +83,7 @@ class Ledger:
         Raises:
             ValueError: the storage can't be reached or written to, or (without `create`) there is none.
         """
-        root = _local_path(storage)
+        root = storage_path(storage)
         if not create:
             if not (root / "units").is_dir():
                 raise ValueError(f"--storage {storage}: no study has been run there; run orchestrator.ablate first")
@@ -230,7 +230,8 @@ def write_whole(file: Path, text: str) -> None:
         os.close(descriptor)
 
 
-def _local_path(storage: str) -> Path:
+def storage_path(storage: str) -> Path:
+    """The folder that a path or file:// address names; ValueError for any other address. Looks at no disk."""
     parts = urlsplit(storage)
     if parts.scheme == "file":
         return Path(parts.path)
