@@ -84,7 +84,7 @@ def run_unit(job: Job, should_stop: Callable[[], bool]) -> Outcome:
         if not held:
             return Outcome("busy", f"{unit.name} is held by {ledger.owner(unit)}")
         done = ledger.finished(unit)
-        if done is not None and ledger.has_weights(unit, done) and (done.tested or not job.test):
+        if done is not None and (done.tested or not job.test) and _readable(ledger.weights(unit, done)):
             return Outcome("finished")
         with _log_to(ledger.folder(unit) / LOG):
             try:
@@ -147,10 +147,10 @@ def _train(job: Job, ledger: Ledger, done: Record | None, should_stop: Callable[
 def _discard_unreadable_weights(folder: Path) -> None:
     """Where a finished run's weights are damaged, forget that it finished, so that it makes them again.
 
-    It does so from its last checkpoint, without training; where the best weights were chosen earlier in the run, and
-    so are in no checkpoint, from the start.
+    It does so from its last checkpoint, without training; where the weights were chosen by validation, from the last
+    checkpoint before that.
     """
-    from ups_model.checkpoint import load_checkpoint, named_best_steps
+    from ups_model.checkpoint import STATE, load_checkpoint
 
     file = folder / "result.json"
     try:
@@ -163,9 +163,25 @@ def _discard_unreadable_weights(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("making the weights again: %s", error)
         file.unlink()
-        if named_best_steps(folder / "checkpoints"):
-            shutil.rmtree(folder / "checkpoints")
+        for state in (folder / "checkpoints").glob(f"step-*/{STATE}"):
+            try:
+                names_best = json.loads(state.read_text("utf-8"))["best"] is not None
+            except (OSError, ValueError, KeyError):
+                continue  # Unreadable ones are passed over in resuming.
+            if names_best:
+                shutil.rmtree(state.parent)
         shutil.rmtree(folder / "best", ignore_errors=True)
+
+
+def _readable(weights: Path) -> bool:
+    """Whether a checkpoint folder can be read whole."""
+    from ups_model.checkpoint import load_checkpoint
+
+    try:
+        load_checkpoint(weights)
+    except ValueError:
+        return False
+    return True
 
 
 def _tested_later(trained: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
