@@ -60,9 +60,9 @@ class Space:
     """A question about training, and where its answer is looked for.
 
     A trial is one configuration, trained jointly on all its tasks, once a seed; its value is the mean of `objective`
-    over the seeds. All trials train on the same samples of each task and hold out the same validation subjects, by which
-    they are judged. The test split stays untouched: no unit of a search measures it, and no test metric can be an
-    objective. What a search finds is measured on it by a study, whose seeds are others.
+    over the seeds. All trials train on equally many samples of each task and hold out the same validation subjects, by
+    which they are judged. The test split stays untouched: no unit of a search measures it, and no test metric can be
+    an objective. What a search finds is measured on it by a study, whose seeds are others.
     """
 
     name: str
@@ -90,8 +90,8 @@ class Space:
             faults.append("dimensions must name at least one field, got none")
         if not self.objective.startswith("validation/"):
             faults.append(
-                f"objective must be a validation metric, got {self.objective!r}: choosing by the test split would spoil "
-                f"it; try {SCORE!r}"
+                f"objective must be a validation metric, got {self.objective!r}: choosing by the test split would "
+                f"spoil it; try {SCORE!r}"
             )
         elif self.direction != (best := "minimize" if "_mm" in self.objective else "maximize"):
             faults.append(f"direction of {self.objective} must be {best!r}, got {self.direction!r}")

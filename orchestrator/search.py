@@ -1,0 +1,383 @@
+"""Look for better fields: python -m orchestrator.search. Optuna suggests, Ray Tune schedules, the ledger keeps.
+
+The same command again resumes or extends. The only file that imports optuna.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from orchestrator.ablate import DEFAULT_STORAGE, MIRROR_SECONDS, check_numbers, command_line, record_failures
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Unit
+from orchestrator.search_inputs import SearchInputs, read_search
+from orchestrator.trial_table import closing, write_trials
+from orchestrator.trials import Params, SearchAgenda, Trial
+from orchestrator.worker import Job
+from search_spaces import find_space, space_names
+from search_spaces.space import Choice, Range, Space
+from ups_model.command import add_data_arguments, add_device_arguments, start_logging
+from ups_model.data.sources import default_cache
+from ups_model.fields import digest
+from ups_model.presets import PRESETS
+
+logger = logging.getLogger(__name__)
+
+JOURNAL = "journal.log"
+STARTUP = 10
+"""Trials drawn at random before Optuna's TPE learns from them."""
+ATTEMPTS = 10
+"""Suggestions that were there before, until one of the rest is drawn."""
+DIGITS = 4
+"""Significant digits of a suggested number: more say nothing, and nobody could type them."""
+FEWEST_FOR_IMPORTANCES = 20
+
+EXAMPLES = """examples:
+  python -m orchestrator.search learning_rate                     24 trials on synthetic data, preset tiny
+  python -m orchestrator.search routed_encoder --preset small --data uiprmd=PATH --data utd_mhad=PATH --data jhmdb=PATH
+  python -m orchestrator.search my_space.py --trials 50 --seeds 2 --storage /mnt/shared/ablations --gpus-per-unit 1
+
+Trials are judged on validation subjects; the test split is not touched. Run again to resume, with more --trials to
+go on.
+exit status: 0 done, 1 some trials failed or were stopped (the rest is reported), 2 usage or configuration, before
+anything starts"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    made = argparse.ArgumentParser(
+        prog="python -m orchestrator.search",
+        description="Search fields of the configuration with Optuna, judged on validation subjects.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("space", nargs="?", metavar="SPACE", help="name, FILE.py or module:name")
+    made.add_argument("--list", action="store_true", help="name the spaces and end")
+    made.add_argument("--trials", type=int, metavar="N", help="trials in all (the space's own number)")
+    add_data_arguments(made)
+    made.add_argument("--preset", choices=PRESETS, default="tiny", help="(tiny: synthetic data)")
+    made.add_argument("--seeds", type=int, metavar="N", help="repetitions of every trial (the space's own number)")
+    made.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field in every trial")
+    made.add_argument(
+        "--storage", default=DEFAULT_STORAGE, metavar="URI", help=f"folder of the ledger ({DEFAULT_STORAGE})"
+    )
+    made.add_argument("--tracking-uri", metavar="URI", help="of MLflow (sqlite in the storage)")
+    made.add_argument("--address", default="auto", help="auto, local or HOST:PORT of a Ray cluster (auto)")
+    made.add_argument("--max-concurrent", type=int, metavar="N", help="units at once (as many as there is room for)")
+    made.add_argument("--gpus-per-unit", type=float, metavar="F", help="a fraction shares a GPU (1 if there are GPUs)")
+    made.add_argument("--cpus-per-unit", type=float, default=1.0, metavar="F", help="also its threads (1)")
+    add_device_arguments(made)
+    made.add_argument("--out", type=Path, metavar="DIR", help="of search.md and trials.csv (in the storage)")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    given = parser().parse_args(arguments)
+    start_logging()
+    try:
+        if given.list:
+            print("\n".join(f"{name:<16}{find_space(name).question}" for name in space_names()))
+            return 0
+        if given.space is None:
+            raise ValueError(f"name a search space: {', '.join(space_names())}, or give a file's path")
+        check_numbers(given)
+        inputs = read_search(given.space, given.preset, given.data, given.set, given.seeds, given.trials)
+        line = command_line(sys.argv[1:] if arguments is None else arguments)
+        return run(inputs, given, line.replace("orchestrator.ablate", "orchestrator.search", 1))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # Before units run; while they run, the driver handles it.
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def run(inputs: SearchInputs, given: argparse.Namespace, command: str) -> int:
+    """Everything after the arguments were found good."""
+    plan = inputs.plan
+    ledger = Ledger.open(given.storage)
+    folder = ledger.root / "searches" / plan.name
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{plan.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(f"another process runs the search {plan.name} on this storage; wait for it to end") from error
+    with lock:
+        return _run(inputs, given, command, ledger, folder)
+
+
+def _run(inputs: SearchInputs, given: argparse.Namespace, command: str, ledger: Ledger, folder: Path) -> int:
+    from orchestrator import run as driver
+    from orchestrator import tracking
+    from orchestrator.display import Display, several
+
+    plan, space = inputs.plan, inputs.plan.study
+    uri = given.tracking_uri or tracking.default_uri(ledger)
+    tracking.check(uri)
+    book = Journal(folder / JOURNAL, plan.name, space, inputs.dimensions, inputs.start)
+    agenda = SearchAgenda(plan, ledger, book, inputs.trials)
+    facts = driver.connect(given.address) if not agenda.complete else None
+    try:
+        if facts is not None:
+            gpus = given.gpus_per_unit if given.gpus_per_unit is not None else float(facts.gpus > 0)
+            resources = driver.Resources(given.cpus_per_unit, gpus, given.max_concurrent)
+            driver.check_room(facts, resources)
+            # More at once than there is room for would be suggested before the results that should guide them.
+            resources = driver.Resources(given.cpus_per_unit, gpus, slots := facts.slots(resources))
+        logger.info(
+            "%s: %d of %d trials there, %d seed%s each, judged by %s",
+            plan.name, len(book.trials), inputs.trials, plan.seeds, "s" * (plan.seeds > 1), space.objective,
+        )  # fmt: skip
+        mirror = tracking.Mirror(ledger, plan, search_content(inputs, command), uri)
+        mirror.start()
+        if facts is not None:
+            expected = inputs.seconds_of_a_unit(slots)
+            display = Display(agenda, dict.fromkeys(agenda.units, expected), slots)
+
+            def joined(unit: Unit, done: bool) -> None:
+                display.expect(unit.key, expected, done)
+                if done:
+                    mirror.note(unit.key, "finished")
+
+            def job_of(unit: Unit) -> Job:
+                paths = {name: str(path.absolute()) for name, path in inputs.paths.items()}
+                threads = max(1, int(given.cpus_per_unit))
+                return Job(
+                    unit, None, str(ledger.root), paths, str(default_cache()), threads, given.device, given.precision,
+                    test=False,
+                )  # fmt: skip
+
+            agenda.joined = joined
+            noted = several(display.changed, lambda key, state: mirror.note(key, str(state)))
+            try:
+                driver.execute(agenda, job_of, resources, facts, driver.Hooks(noted, display.tick))
+            finally:
+                display.close()
+    finally:
+        if facts is not None:
+            driver.disconnect()
+    record_failures(agenda)
+    written = write_trials(inputs, agenda, book.importances(), command, [folder, *filter(None, [given.out])])
+    open_trials = [trial for trial in book.trials if trial.state != "complete"]
+    outcome = "stopped" if agenda.stopping else "failed" if open_trials else "finished"
+    missing = mirror.close(outcome, folder, MIRROR_SECONDS)
+    print(closing(inputs, agenda, written, tracking.ui_command(uri), missing))
+    return 0 if outcome == "finished" else 1
+
+
+def search_content(inputs: SearchInputs, command: str) -> dict[str, Any]:
+    """What MLflow keeps of a search beside its units."""
+    plan, space = inputs.plan, inputs.plan.study
+    return {
+        "kind": "search",
+        "name": plan.name,
+        "study": space.name,
+        "question": space.question,
+        "expectation": f"{space.direction} {space.objective} over {plan.seeds} seed{'s' * (plan.seeds > 1)} a trial",
+        "preset": plan.preset,
+        "changes": dict(inputs.changes),
+        "command": command,
+        "seeds": plan.seeds,
+        "first_seed": space.first_seed,
+        "dimensions": {name: vars(where) for name, where in inputs.dimensions.items()},
+        "data": {name: vars(facts) for name, facts in plan.data.items()},
+        "tables": [],
+        "units": {},
+    }
+
+
+class Journal:
+    """The trials of a search in a file of Optuna's, to which lines are only added. Held by one process at a time.
+
+    Each line is written whole, with a trial's number and all its parameters, or is cut off when the file is next
+    opened. Suggestions are a function of the trials so far and the space's sampler seed, so that a search that was
+    killed suggests what it would have suggested.
+    """
+
+    def __init__(
+        self, file: Path, name: str, space: Space, dimensions: Mapping[str, Range | Choice], start: Params | None
+    ) -> None:
+        """
+        Args:
+            name: of the search.
+            dimensions: by dotted field name; ranges of whole numbers have whole ends.
+            start: parameters of the first trial; None draws them as well.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        import optuna
+        from optuna.storages import JournalStorage
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._optuna, self._space, self._start = optuna, space, start
+        self._where = {path: _distribution(optuna, where) for path, where in dimensions.items()}
+        try:
+            storage = JournalStorage(_file_backend(file))
+            self._study = optuna.create_study(
+                storage=storage, study_name=name, direction=space.direction, load_if_exists=True
+            )
+            self.trials, self._attempt = self._read()
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"{file}: not the trials of this search ({error}); move it away and run again: units are kept"
+            ) from error
+
+    def _read(self) -> tuple[list[Trial], dict[int, int]]:
+        """Trials, and of each the number that Optuna gives to its newest attempt."""
+        state_of = {"COMPLETE": "complete", "FAIL": "failed"}
+        trials: dict[int, Trial] = {}
+        attempt = {}
+        for kept in self._study.get_trials(deepcopy=False):
+            number = kept.user_attrs["trial"]
+            trials[number] = Trial(number, dict(kept.params), state_of.get(kept.state.name, "running"), kept.value)
+            attempt[number] = kept.number
+        return [trials[number] for number in sorted(trials)], attempt
+
+    def suggest(self) -> Params | None:
+        """See `orchestrator.trials.Book`."""
+        number, taken = len(self.trials), [dict(trial.params) for trial in self.trials]
+        if number == 0 and self._start is not None:
+            return self._start
+        samplers = self._optuna.samplers
+        for attempt in range(ATTEMPTS):
+            seed = int(digest([self._space.sampler_seed, number, attempt])[:8], 16)
+            sampler = samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=STARTUP)
+            if (params := self._draw(sampler)) not in taken:
+                return params
+        points = _points(self._where.values())
+        if points is None:
+            return params
+        return self._draw(samplers.BruteForceSampler(seed=seed)) if len(taken) < points else None
+
+    def _draw(self, sampler: Any) -> Params:
+        trial_states = self._optuna.trial.TrialState
+        study = self._optuna.create_study(direction=self._space.direction, sampler=sampler)
+        for trial in self.trials:
+            # One that failed counts as one without a value yet: both are taken for bad, and their neighbours avoided.
+            state = trial_states.COMPLETE if trial.state == "complete" else trial_states.RUNNING
+            study.add_trial(self._frozen(trial, state, trial.value))
+        drawn = study.ask(self._where).params
+        return {path: _rounded(drawn[path], where) for path, where in self._where.items()}
+
+    def _frozen(self, trial: Trial, state: Any, value: float | None = None) -> Any:
+        return self._optuna.trial.create_trial(
+            state=state, value=value, params=dict(trial.params), distributions=self._where,
+            user_attrs={"trial": trial.number},
+        )  # fmt: skip
+
+    def begin(self, params: Params) -> Trial:
+        """See `orchestrator.trials.Book`."""
+        trial = Trial(len(self.trials), dict(params))
+        self._add(trial)
+        self.trials.append(trial)
+        return trial
+
+    def again(self, trial: Trial) -> None:
+        """See `orchestrator.trials.Book`."""
+        self._add(trial)
+        trial.state = "running"
+
+    def _add(self, trial: Trial) -> None:
+        self._study.add_trial(self._frozen(trial, self._optuna.trial.TrialState.RUNNING))
+        self._attempt[trial.number] = self._study.get_trials(deepcopy=False)[-1].number
+
+    def complete(self, trial: Trial, value: float) -> None:
+        """See `orchestrator.trials.Book`."""
+        self._study.tell(self._attempt[trial.number], value)
+        trial.state, trial.value = "complete", value
+
+    def fail(self, trial: Trial) -> None:
+        """See `orchestrator.trials.Book`."""
+        self._study.tell(self._attempt[trial.number], state=self._optuna.trial.TrialState.FAIL)
+        trial.state = "failed"
+
+    def importances(self) -> dict[str, float]:
+        """Share of each searched field in what sets the best trials apart, by Optuna's PED-ANOVA; empty for too few
+        trials."""
+        complete = [trial for trial in self.trials if trial.state == "complete"]
+        if len(complete) < FEWEST_FOR_IMPORTANCES or len({trial.value for trial in complete}) == 1:
+            return {}
+        importance = self._optuna.importance
+        return importance.get_param_importances(self._study, evaluator=importance.PedAnovaImportanceEvaluator())
+
+
+def _distribution(optuna: Any, where: Range | Choice) -> Any:
+    distributions = optuna.distributions
+    if isinstance(where, Choice):
+        return distributions.CategoricalDistribution(where.values)
+    if isinstance(where.low, int):
+        return distributions.IntDistribution(where.low, int(where.high), where.log, int(where.step or 1))
+    return distributions.FloatDistribution(where.low, where.high, where.log, where.step)
+
+
+def _rounded(value: Any, where: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    if where.step is not None:
+        return round(value, 10)
+    return min(max(float(f"{value:.{DIGITS}g}"), where.low), where.high)
+
+
+def _points(where: Any) -> int | None:
+    """How many configurations there are; None where they can't be counted."""
+    found = 1
+    for each in where:
+        if hasattr(each, "choices"):
+            found *= len(each.choices)
+        elif each.step is None:
+            return None
+        else:
+            found *= round((each.high - each.low) // each.step) + 1
+    return found
+
+
+def _file_backend(file: Path) -> Any:
+    from optuna.storages.journal import JournalFileBackend
+
+    class Held:
+        """The search is held by this process: a lock file of Optuna's would outlive a killed one by half a minute."""
+
+        def acquire(self) -> bool:
+            return True
+
+        def release(self) -> None:
+            pass
+
+    class Backend(JournalFileBackend):
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            cut_torn_line(file)  # A full disk may have taken half a line just now.
+            super().append_logs(logs)
+
+    cut_torn_line(file)
+    return Backend(str(file), lock_obj=Held())
+
+
+def cut_torn_line(file: Path) -> None:
+    """Drop a line that a crash or a full disk cut short; what is added behind it would make the file unreadable."""
+    if not file.exists():
+        return
+    with file.open("r+b") as stream:
+        size = stream.seek(0, 2)
+        kept = size
+        while kept:
+            stream.seek(max(0, kept - 65536))
+            chunk = stream.read(kept - stream.tell())
+            if (end := chunk.rfind(b"\n")) >= 0:
+                kept -= len(chunk) - end - 1
+                break
+            kept -= len(chunk)
+        if kept < size:
+            logger.warning("%s: its last line is incomplete and is dropped", file)
+            stream.truncate(kept)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
