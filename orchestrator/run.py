@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 RETRIES = 3
 """How often a unit is tried again, from its newest checkpoint, after its process died or raised what may pass."""
 LOOK_ELSEWHERE_SECONDS = 2.0
-RETRY_PAUSE_SECONDS = 5.0
+RETRY_PAUSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
