@@ -122,7 +122,7 @@ def _train(job: Job, ledger: Ledger, done: Record | None, should_stop: Callable[
         checkpoint_every=max(1, min(MOST_STEPS_BETWEEN, unit.config.optim.steps // CHECKPOINTS_PER_UNIT)),
         log_every=max(1, min(50, unit.config.optim.steps // 10)),
         cache=Path(job.cache),
-        test=job.test,
+        test=job.test or (done is not None and done.tested),  # What has been measured stays so.
     )
     paths = {name: Path(path) for name, path in job.paths.items()}
     try:
