@@ -12,12 +12,21 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from orchestrator.ablate import DEFAULT_STORAGE, MIRROR_SECONDS, check_numbers, command_line, record_failures
-from orchestrator.ledger import Ledger
+from orchestrator.ablate import (
+    DEFAULT_STORAGE,
+    MIRROR_SECONDS,
+    check_address,
+    check_numbers,
+    command_line,
+    make_writable,
+    record_failures,
+    unmade_if_refused,
+)
+from orchestrator.ledger import Ledger, storage_path
 from orchestrator.plan import Unit
-from orchestrator.search_inputs import SearchInputs, read_search
+from orchestrator.search_inputs import SearchInputs, read_search, search_content
 from orchestrator.trial_table import closing, write_trials
-from orchestrator.trials import Params, SearchAgenda, Trial
+from orchestrator.trials import Params, SearchAgenda, Trial, cut_torn_line
 from orchestrator.worker import Job
 from search_spaces import find_space, space_names
 from search_spaces.space import Choice, Range, Space
@@ -55,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         description="Search fields of the configuration with Optuna, judged on validation subjects.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     made.add_argument("space", nargs="?", metavar="SPACE", help="name, FILE.py or module:name")
     made.add_argument("--list", action="store_true", help="name the spaces and end")
@@ -100,44 +110,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(inputs: SearchInputs, given: argparse.Namespace, command: str) -> int:
     """Everything after the arguments were found good."""
-    plan = inputs.plan
-    ledger = Ledger.open(given.storage)
-    folder = ledger.root / "searches" / plan.name
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{plan.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise ValueError(f"another process runs the search {plan.name} on this storage; wait for it to end") from error
-    with lock:
-        return _run(inputs, given, command, ledger, folder)
-
-
-def _run(inputs: SearchInputs, given: argparse.Namespace, command: str, ledger: Ledger, folder: Path) -> int:
     from orchestrator import run as driver
     from orchestrator import tracking
     from orchestrator.display import Display, several
 
     plan, space = inputs.plan, inputs.plan.study
-    uri = given.tracking_uri or tracking.default_uri(ledger)
-    tracking.check(uri)
-    book = Journal(folder / JOURNAL, plan.name, space, inputs.dimensions, inputs.start)
-    agenda = SearchAgenda(plan, ledger, book, inputs.trials)
-    facts = driver.connect(given.address) if not agenda.complete else None
+    root = storage_path(given.storage)
+    folder = root / "searches" / plan.name
+    if given.tracking_uri is not None:
+        tracking.check(given.tracking_uri)
+    lock = FileLock(folder.with_name(f".{plan.name}.lock"))
+    ray = None
     try:
-        if facts is not None:
-            gpus = given.gpus_per_unit if given.gpus_per_unit is not None else float(facts.gpus > 0)
-            resources = driver.Resources(given.cpus_per_unit, gpus, given.max_concurrent)
-            driver.check_room(facts, resources)
-            # More at once than there is room for would be suggested before the results that should guide them.
-            resources = driver.Resources(given.cpus_per_unit, gpus, slots := facts.slots(resources))
+        with unmade_if_refused(root / "units", root / "studies", folder, given.out or folder):
+            ledger = Ledger.open(given.storage)
+            for each in {folder, given.out or folder}:
+                make_writable(each)
+            uri = given.tracking_uri or tracking.default_uri(ledger)
+            if not (folder / JOURNAL).exists():
+                ray = connect(given)  # Before there is anything to leave behind.
+            hold(lock, plan.name)
+            book = Journal(folder / JOURNAL, plan.name, space, inputs.dimensions, inputs.start)
+            agenda = SearchAgenda(plan, ledger, book, inputs.trials)
+            if ray is None and not agenda.complete:
+                ray = connect(given)
         logger.info(
             "%s: %d of %d trials there, %d seed%s each, judged by %s",
             plan.name, len(book.trials), inputs.trials, plan.seeds, "s" * (plan.seeds > 1), space.objective,
         )  # fmt: skip
         mirror = tracking.Mirror(ledger, plan, search_content(inputs, command), uri)
         mirror.start()
-        if facts is not None:
+        if ray is not None:
+            facts, resources = ray
+            slots = facts.slots(resources)
             expected = inputs.seconds_of_a_unit(slots)
             display = Display(agenda, dict.fromkeys(agenda.units, expected), slots)
 
@@ -160,37 +165,52 @@ def _run(inputs: SearchInputs, given: argparse.Namespace, command: str, ledger: 
                 driver.execute(agenda, job_of, resources, facts, driver.Hooks(noted, display.tick))
             finally:
                 display.close()
+        record_failures(agenda)
+        folders = list(dict.fromkeys([folder, given.out or folder]))
+        written = write_trials(inputs, agenda, book.importances(), command, folders)
+        outcome = "finished" if agenda.whole else "stopped" if agenda.stopping else "failed"
+        missing = mirror.close(outcome, folder, MIRROR_SECONDS)
+        print(closing(inputs, agenda, written, tracking.ui_command(uri), missing))
+        return 0 if agenda.whole else 1
     finally:
-        if facts is not None:
+        lock.release()
+        if ray is not None:
             driver.disconnect()
-    record_failures(agenda)
-    written = write_trials(inputs, agenda, book.importances(), command, [folder, *filter(None, [given.out])])
-    open_trials = [trial for trial in book.trials if trial.state != "complete"]
-    outcome = "stopped" if agenda.stopping else "failed" if open_trials else "finished"
-    missing = mirror.close(outcome, folder, MIRROR_SECONDS)
-    print(closing(inputs, agenda, written, tracking.ui_command(uri), missing))
-    return 0 if outcome == "finished" else 1
 
 
-def search_content(inputs: SearchInputs, command: str) -> dict[str, Any]:
-    """What MLflow keeps of a search beside its units."""
-    plan, space = inputs.plan, inputs.plan.study
-    return {
-        "kind": "search",
-        "name": plan.name,
-        "study": space.name,
-        "question": space.question,
-        "expectation": f"{space.direction} {space.objective} over {plan.seeds} seed{'s' * (plan.seeds > 1)} a trial",
-        "preset": plan.preset,
-        "changes": dict(inputs.changes),
-        "command": command,
-        "seeds": plan.seeds,
-        "first_seed": space.first_seed,
-        "dimensions": {name: vars(where) for name, where in inputs.dimensions.items()},
-        "data": {name: vars(facts) for name, facts in plan.data.items()},
-        "tables": [],
-        "units": {},
-    }
+def connect(given: argparse.Namespace) -> tuple[Any, Any]:
+    """What Ray has, and what a unit gets of it.
+
+    Raises:
+        ValueError: no cluster answers, or no node of it has room for a unit.
+    """
+    from orchestrator import run as driver
+
+    check_address(given.address)
+    facts = driver.connect(given.address)
+    try:
+        gpus = given.gpus_per_unit if given.gpus_per_unit is not None else float(facts.gpus > 0)
+        resources = driver.Resources(given.cpus_per_unit, gpus, given.max_concurrent)
+        driver.check_room(facts, resources)
+        if given.device.startswith("cuda") and not gpus:
+            raise ValueError(f"--device {given.device} needs --gpus-per-unit above 0, got {gpus:g}; try 1")
+    except ValueError:
+        driver.disconnect()
+        raise
+    # More at once than there is room for would be suggested before the results that should guide them.
+    return facts, driver.Resources(given.cpus_per_unit, gpus, facts.slots(resources))
+
+
+def hold(lock: FileLock, name: str) -> None:
+    """Make the search this process's own, as long as it lives.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(f"another process runs the search {name} on this storage; wait for it to end") from error
 
 
 class Journal:
@@ -358,25 +378,6 @@ def _file_backend(file: Path) -> Any:
 
     cut_torn_line(file)
     return Backend(str(file), lock_obj=Held())
-
-
-def cut_torn_line(file: Path) -> None:
-    """Drop a line that a crash or a full disk cut short; what is added behind it would make the file unreadable."""
-    if not file.exists():
-        return
-    with file.open("r+b") as stream:
-        size = stream.seek(0, 2)
-        kept = size
-        while kept:
-            stream.seek(max(0, kept - 65536))
-            chunk = stream.read(kept - stream.tell())
-            if (end := chunk.rfind(b"\n")) >= 0:
-                kept -= len(chunk) - end - 1
-                break
-            kept -= len(chunk)
-        if kept < size:
-            logger.warning("%s: its last line is incomplete and is dropped", file)
-            stream.truncate(kept)
 
 
 if __name__ == "__main__":

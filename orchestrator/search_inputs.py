@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.inputs import open_sets
 from orchestrator.plan import DataFacts
@@ -196,3 +197,24 @@ def _holds(where: Range | Choice, value: bool | int | float | str) -> bool:
         return False
     steps = (value - where.low) / where.step if where.step else 0.0
     return abs(steps - round(steps)) < 1e-8
+
+
+def search_content(inputs: SearchInputs, command: str) -> dict[str, Any]:
+    """What MLflow keeps of a search beside its units."""
+    plan, space = inputs.plan, inputs.plan.study
+    return {
+        "kind": "search",
+        "name": plan.name,
+        "study": space.name,
+        "question": space.question,
+        "expectation": f"{space.direction} {space.objective} over {plan.seeds} seed{'s' * (plan.seeds > 1)} a trial",
+        "preset": plan.preset,
+        "changes": dict(inputs.changes),
+        "command": command,
+        "seeds": plan.seeds,
+        "first_seed": space.first_seed,
+        "dimensions": {name: vars(where) for name, where in inputs.dimensions.items()},
+        "data": {name: vars(facts) for name, facts in plan.data.items()},
+        "tables": [],
+        "units": {},
+    }

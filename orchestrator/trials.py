@@ -11,6 +11,7 @@ import logging
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from orchestrator.agenda import SETTLED, Agenda, State
@@ -167,6 +168,11 @@ class SearchAgenda(Agenda):
         """Nothing is left to ask for, to release or to wait for."""
         return (self.stopping or not self._room) and super().complete
 
+    @property
+    def whole(self) -> bool:
+        """All trials that there are to be, or can be, have a value."""
+        return not self._room and all(trial.state == "complete" for trial in self.book.trials)
+
     def finished(self, key: str) -> None:
         super().finished(key)
         self._settle(key)
@@ -280,3 +286,22 @@ def field_of(config: Config, path: str) -> Any:
     for part in path.split("."):
         found = getattr(found, part)
     return found
+
+
+def cut_torn_line(file: Path) -> None:
+    """Drop a line that a crash or a full disk cut short; what is added behind it would make the file unreadable."""
+    if not file.exists():
+        return
+    with file.open("r+b") as stream:
+        size = stream.seek(0, 2)
+        kept = size
+        while kept:
+            stream.seek(max(0, kept - 65536))
+            chunk = stream.read(kept - stream.tell())
+            if (end := chunk.rfind(b"\n")) >= 0:
+                kept -= len(chunk) - end - 1
+                break
+            kept -= len(chunk)
+        if kept < size:
+            logger.warning("%s: its last line is incomplete and is dropped", file)
+            stream.truncate(kept)
