@@ -76,11 +76,20 @@ def study_tag(plan: Plan) -> dict[str, str]:
     return {clean(f"{STUDY}.{plan.study.name}"): "yes"}
 
 
+def run_name(plan: Plan, unit: Unit) -> str:
+    """Short enough for MLflow's narrow column, where what differs must be seen: "Layers 1 pe s0", "base joint s0"."""
+    arm = unit.arm
+    if "=" in arm:
+        rows = ((table, line) for table, lines in plan.tables for line in lines if line.arm.name == arm)
+        arm = next((f"{table.varies} {line.row.label}" for table, line in rows), arm)
+    return " ".join((*dict.fromkeys((arm, unit.task or unit.stage)), f"s{unit.seed}"))
+
+
 def unit_tags(plan: Plan, unit: Unit) -> dict[str, str]:
     """What a unit's run is created with."""
     facts = {name: plan.data[name] for name in configured_sources(unit.config) if name in plan.data}
     found = {
-        RUN_NAME: unit.name,
+        RUN_NAME: run_name(plan, unit),
         KEY: unit.key,
         "ups.arm": unit.arm,
         "ups.seed": str(unit.seed),
