@@ -172,7 +172,7 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
         logger.error("no report: %s; make it with python -m orchestrator.report %s", error, plan.name)
     finished = agenda.counts()[State.FINISHED] == len(plan.units)
     outcome = "finished" if finished else "stopped" if agenda.stopping else "failed"
-    missing = mirror.close(outcome, out, MIRROR_SECONDS)
+    missing = mirror.close(outcome, out if written else None, MIRROR_SECONDS)
     print(closing(agenda, written, tracking.ui_command(uri), missing))
     return 0 if finished and written else 1
 
