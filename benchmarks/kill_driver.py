@@ -19,7 +19,7 @@ from tests.drivers import Bench, cells, mlflow_runs, records
 
 STEPS = 240
 BEYOND_START_SECONDS = 15.0
-"""A kill comes at a random moment between the start of the process and so long after its first unit would have begun."""
+"""A kill comes at a random moment between the start of the process and so long after its first unit would begin."""
 
 
 def main(kills: int = 20, seeds: int = 3) -> int:

@@ -30,14 +30,19 @@ def plan_text(plan: Plan, expected: Estimate, done: Container[str]) -> str:
         f"{finished} done already",
         "",
     ]
-    header = f"{'unit':<48}{'parameters':>12}{'operations':>12}{'time':>10}  "
-    lines.append(header)
+    lines.append(f"{'unit':<40}{'seeds':>6}{'done':>6}{'parameters':>12}{'operations':>12}{'time each':>11}  after")
+    kinds: dict[tuple[str, str, str], list[str]] = {}
     for key, unit in plan.units.items():
-        parent = f"after {plan.units[unit.parent].slug}" if unit.parent else ""
-        state = "done" if key in done else parent
+        kinds.setdefault((unit.arm, unit.stage, unit.task), []).append(key)
+    for (arm, stage, task), keys in kinds.items():
+        first = plan.units[keys[0]]
+        name = f"{arm} · {stage} {task}".rstrip()
+        seconds = sum(expected.seconds[key] for key in keys) / len(keys)
+        parent = plan.units[first.parent].stage if first.parent else "-"
         lines.append(
-            f"{unit.name:<48}{expected.sizes[key].parameters / 1e6:>10.2f} M{expected.operations[key]:>12.2e}"
-            f"{duration(expected.seconds[key]):>10}  {state}"
+            f"{name:<40}{len(keys):>6}{sum(key in done for key in keys):>6}"
+            f"{expected.sizes[first.key].parameters / 1e6:>10.2f} M{expected.operations[first.key]:>12.2e}"
+            f"{duration(seconds):>11}  {parent}"
         )
     source = (
         f"measured on {expected.measured} units" if expected.measured else "a guess: nothing has been measured here"

@@ -124,6 +124,7 @@ def next_command(inputs: SearchInputs, best: Trial) -> str:
         parts += [] if facts.synthetic and name.startswith("synthetic_") else ["--data", f"{name}=PATH"]
     base = inputs.plan.study.base
     fields = {inputs.plan.base.field_path(name): value for name, value in base.items()}
+    fields.pop("data.validation_subjects", None)  # Held out to judge trials; a study trains as its preset says.
     fields |= {inputs.plan.base.field_path(name): value for name, value in inputs.changes.items()}
     for path, value in {**fields, **best.params}.items():
         parts += ["--set", f"{path}={_text(value)}"]

@@ -81,7 +81,7 @@ class SearchPlan:
         """
         self.study = space
         self.preset, self.base, self.seeds, self.data = preset, base.replace(seed=0), seeds, data
-        self._text = text_identity
+        self.text = text_identity
         self.units: Mapping[str, Unit] = {}
         self.tables = ()
         """None: the report's tables are of studies. With `study`, what a mirror asks of a plan."""
@@ -93,7 +93,7 @@ class SearchPlan:
         space = self.study
         dimensions = [[self.base.field_path(name), asdict(where)] for name, where in space.dimensions.items()]
         facts = {name: fact.fingerprint for name, fact in self.data.items()}
-        what = [self.base.canonical(), facts, self._text, dimensions, space.objective, space.direction]
+        what = [self.base.canonical(), facts, self.text, dimensions, space.objective, space.direction]
         return f"{space.name}-{self.preset}-{digest([*what, self.seeds, space.first_seed, space.sampler_seed])[:8]}"
 
     @property
@@ -116,7 +116,7 @@ class SearchPlan:
         found = []
         for seed in range(self.study.first_seed, self.study.first_seed + self.seeds):
             seeded = config.replace(seed=seed)
-            key = run_key(seeded, facts, self._text)
+            key = run_key(seeded, facts, self.text)
             found.append(Unit(key, stage, task, seeded, "", ", ".join(different)))
         return found
 

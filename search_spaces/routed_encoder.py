@@ -5,6 +5,7 @@ from search_spaces.space import Choice, Range, Space
 SPACE = Space(
     name="routed_encoder",
     question="How many layers and blocks, and how long should routes be explored?",
+    base={"validation_subjects": 2},
     dimensions={
         "encoder_layers": Range(1, 4),
         "blocks_per_layer": Range(1, 4),

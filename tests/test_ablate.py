@@ -242,8 +242,10 @@ def test_the_plan_of_tables_7_to_9_says_what_would_run(tmp_path_factory, tmp_pat
     assert printed.count("SYNTHETIC") == 3
     for title in ("Table 7. Depth of the encoder", "Table 8. Number of blocks", "Table 9. Dynamic routing (DR)"):
         assert title in printed
-    (line,) = [line for line in printed.splitlines() if line.startswith("base · joint · seed 0")]
-    parameters, operations = float(line.split()[-4]), float(line.split()[-2])
+    (line,) = [line for line in printed.splitlines() if line.startswith("base · joint ")]
+    seeds, done, parameters, _, operations, _, after = line.removeprefix("base · joint").split()
+    parameters, operations = float(parameters), float(operations)
+    assert (seeds, done, after) == ("1", "0", "-")
     assert 0.4 < parameters < 1.2  # README's tiny run: 0.55 M with its 2 layers; here 3.
     assert 1e11 < operations < 1e13
     assert re.search(r"to run: 24 units, \d:\d\d:\d\d of one slot, about \d:\d\d:\d\d on 3 at once", printed)
@@ -265,7 +267,8 @@ def test_a_plan_counts_what_the_ledger_has(bench, tmp_path, capsys):
     assert re.search(r"without +arm routing=False \(fine-tuned\): 4 units, 0 to run", printed)
     assert re.search(r"separate +arm separate \(separate\): 3 units, 3 to run", printed)
     assert "to run: 7 units" in printed
-    assert sum(line.endswith("  done") for line in printed.splitlines()) == 4
+    kinds = re.findall(r"^.* · .*? (\d+) +(\d+) +[\d.]+ M ", printed, re.MULTILINE)
+    assert [sum(int(kind[place]) for kind in kinds) for place in (0, 1)] == [11, 4]
     assert tree(tmp_path) == before
 
 
