@@ -137,6 +137,8 @@ def _train(job: Job, ledger: Ledger, done: Record | None, should_stop: Callable[
         return Outcome("stopped")
     assert result.key == unit.key, f"{unit.name}: planned as {unit.key}, trained as {result.key}"
     about = {**result.about, **_about(job, started)}
+    if memory := [row["memory_mb"] for row in ledger.progress(unit) if "memory_mb" in row]:
+        about["peak_memory_mb"] = round(max(memory), 1)
     if done is not None and trained_before:
         about = _tested_later(done.about, about)
     checkpoint = f"best/{Path(result.checkpoint).name}"  # Relative: a storage may be mounted elsewhere tomorrow.

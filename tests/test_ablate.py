@@ -290,6 +290,35 @@ def test_a_plan_imports_no_scheduler_and_makes_no_folder(bench, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def page(repo_root):
+    return (repo_root / "docs" / "ablations.md").read_text("utf-8")
+
+
+def test_the_study_in_the_documentation_is_planned_as_its_text_says(
+    page, tmp_path_factory, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("UPS_CACHE", str(session_folder(tmp_path_factory, "cache")))
+    (text,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "expectation.py").write_text(text)
+    assert ablate.main([str(tmp_path / "expectation.py"), "--plan", "--storage", str(tmp_path / "storage")]) == 0
+    printed = capsys.readouterr().out
+    # Each seed: joint training and fine-tuning for each of two rows, one training alone for the third.
+    assert "3 rows -> 3 arms -> 25 units with 5 seeds; 0 trainings saved by sharing" in printed
+    plan = read_inputs(str(tmp_path / "expectation.py"), "tiny", [], [], None).plan
+    tuned = next(unit for unit in plan.units.values() if unit.stage == "finetune")
+    joint = plan.units[tuned.parent]
+    # 400 steps over four tasks are 100 of each; a quarter of them fine-tunes, at 0.3 of tiny's rate of 2e-3.
+    assert (joint.config.optim.steps, tuned.config.optim.steps) == (300, 25)
+    assert tuned.config.optim.learning_rate == pytest.approx(6e-4)
+
+
+def test_the_documentation_names_no_flag_that_is_not_there(page):
+    known = {text for action in ablate.parser()._actions for text in action.option_strings}
+    named = set(re.findall(r"--[a-z][a-z-]+", page))
+    assert {"--plan", "--seeds", "--gpus-per-unit"} <= named <= known
+
+
 def test_the_command_that_a_report_shows_has_no_paths():
     shown = ablate.command_line(
         [

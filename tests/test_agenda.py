@@ -132,6 +132,21 @@ def test_damaged_weights_are_made_again_once_before_what_needs_them(ledger):
     assert agenda.state[parent.key] is State.FINISHED
 
 
+def test_all_children_of_damaged_weights_wait_for_one_repair(ledger):
+    agenda = Agenda(plan_of(small_study()), ledger)
+    parent = agenda.next()
+    agenda.finished(parent.key)
+    children = [unit for unit in iter(agenda.next, None) if unit.parent == parent.key]
+    assert len(children) == 3
+    agenda.parent_unreadable(children[0].key, "cut short")
+    assert agenda.next() == parent
+    for child in children[1:]:  # They were running at the same time and say so after the repair has begun.
+        agenda.parent_unreadable(child.key, "cut short")
+    assert {agenda.state[child.key] for child in children} == {State.WAITING}
+    agenda.finished(parent.key)
+    assert {unit.key for unit in iter(agenda.next, None)} >= {child.key for child in children}
+
+
 def test_a_finished_parent_without_weights_runs_again_only_if_a_child_needs_it(ledger):
     plan = plan_of(small_study())
     parent = next(iter(plan.units.values()))
