@@ -158,6 +158,8 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
             )
             try:
                 driver.execute(agenda, job_of, resources, facts, hooks)
+            except (ValueError, OSError) as error:  # Not the user's: units have run.
+                raise RuntimeError("the driver failed; the same command goes on from here") from error
             finally:
                 display.close()
     finally:

@@ -147,32 +147,34 @@ def _train(job: Job, ledger: Ledger, done: Record | None, should_stop: Callable[
 
 
 def _discard_unreadable_weights(folder: Path) -> None:
-    """Where a finished run's weights are damaged, forget that it finished, so that it makes them again.
+    """Forget chosen weights that can't be read, and whatever says that they were chosen, so that they are made again.
 
-    It does so from its last checkpoint, without training; where the weights were chosen by validation, from the last
-    checkpoint before that.
+    A run that has finished makes them from its last checkpoint, without training; where they were chosen by validation,
+    it goes on from the last checkpoint before that.
     """
-    from ups_model.checkpoint import STATE, load_checkpoint
+    from ups_model.checkpoint import STATE
 
-    file = folder / "result.json"
+    best = {path.name: _readable(path) for path in (folder / "best").glob("step-*")}
+    result = _json(folder / "result.json")
+    if result and result.get("status") == "finished" and not best.get(Path(result.get("checkpoint", "")).name):
+        logger.warning("the weights of %s can't be read; making them again", folder.name)
+        (folder / "result.json").unlink()
+    for file in (folder / "checkpoints").glob(f"step-*/{STATE}"):
+        chosen = _json(file).get("best")  # Of an unreadable checkpoint nothing: resuming passes it over.
+        if chosen and not best.get(f"step-{chosen['step']:08d}"):
+            shutil.rmtree(file.parent)
+    for name, readable in best.items():
+        if not readable:
+            shutil.rmtree(folder / "best" / name)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """An object in a file; empty where there is none that can be read."""
     try:
-        result = json.loads(file.read_text("utf-8"))
-        if result["status"] != "finished":  # A stopped run has chosen no weights yet.
-            return
-        load_checkpoint(folder / "best" / Path(result["checkpoint"]).name)
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("making the weights again: %s", error)
-        file.unlink()
-        for state in (folder / "checkpoints").glob(f"step-*/{STATE}"):
-            try:
-                names_best = json.loads(state.read_text("utf-8"))["best"] is not None
-            except (OSError, ValueError, KeyError):
-                continue  # Unreadable ones are passed over in resuming.
-            if names_best:
-                shutil.rmtree(state.parent)
-        shutil.rmtree(folder / "best", ignore_errors=True)
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _readable(weights: Path) -> bool:

@@ -192,6 +192,21 @@ def test_damaged_weights_of_a_finished_unit_are_made_again_with_the_same_bits(be
     assert ledger.finished(unit).metrics == record.metrics
 
 
+def test_an_unfinished_unit_whose_chosen_weights_are_damaged_goes_on_from_before_they_were_chosen(bench, tmp_path):
+    plan = plan_of(bench, validation_subjects=1, evaluate_every=4)
+    unit = pick(plan, "joint")
+    assert run(bench, plan, unit, tmp_path / "whole").status == "finished"
+    stopped = stop_at(unit.config.optim.steps - 1)
+    assert run(bench, plan, unit, tmp_path / "damaged", stopped).status == "stopped"
+    (best,) = (Ledger(tmp_path / "damaged").folder(unit) / "best").iterdir()
+    file = best / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert run(bench, plan, unit, tmp_path / "damaged").status == "finished"
+    assert_same_tensors(chosen(tmp_path / "damaged", unit), chosen(tmp_path / "whole", unit))
+    metrics = [Ledger(tmp_path / name).finished(unit).metrics for name in ("whole", "damaged")]
+    assert metrics[0] == metrics[1]
+
+
 def test_a_unit_killed_between_its_result_and_its_record_makes_the_record_without_training(
     bench, tmp_path, monkeypatch
 ):
