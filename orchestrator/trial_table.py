@@ -68,8 +68,8 @@ def markdown(inputs: SearchInputs, agenda: SearchAgenda, importances: Mapping[st
         f"{space.direction.capitalize()} `{space.objective}`; {plan.seeds} seed{'s' * (plan.seeds > 1)} a trial, from "
         f"{space.first_seed}; preset {plan.preset}; data: {', '.join(plan.data)}; "
         f"{plan.base.data.validation_subjects} validation subject{'s' * (plan.base.data.validation_subjects > 1)}. "
-        f"Of {agenda.wanted} trials {counts['complete']} are complete, {counts['failed']} failed, "
-        f"{agenda.wanted - counts['complete'] - counts['failed']} are open.",
+        f"Of {agenda.total} trials {counts['complete']} are complete, {counts['failed']} failed, "
+        f"{agenda.total - counts['complete'] - counts['failed']} are open.",
         "",
     ]
     if synthetic:
@@ -136,7 +136,7 @@ def closing(inputs: SearchInputs, agenda: SearchAgenda, written: Sequence[Path],
     trials = agenda.book.trials
     order = ranked(trials, inputs.plan.study.direction)
     complete = [trial for trial in order if trial.value is not None]
-    lines = [f"{len(complete)} of {agenda.wanted} trials complete"]
+    lines = [f"{len(complete)} of {agenda.total} trials complete"]
     lines += [f"trial {t.number}: {_value(agenda, t)}  {named(t.params)}" for t in complete[:SHOWN]]
     for trial in trials:
         if trial.state == "failed":

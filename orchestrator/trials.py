@@ -169,6 +169,11 @@ class SearchAgenda(Agenda):
         return (self.stopping or not self._room) and super().complete
 
     @property
+    def total(self) -> int:
+        """Trials that there are to be, or can be."""
+        return len(self.book.trials) if self._exhausted else max(self.wanted, len(self.book.trials))
+
+    @property
     def whole(self) -> bool:
         """All trials that there are to be, or can be, have a value."""
         return not self._room and all(trial.state == "complete" for trial in self.book.trials)

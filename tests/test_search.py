@@ -222,11 +222,13 @@ def test_a_failed_unit_fails_its_trial_alone_and_is_tried_again_with_the_same_pa
 
 
 def test_a_small_space_ends_when_it_has_no_more_configurations(tmp_path):
-    space = Space("tiny_one", "?", {"encoder_layers": Range(1, 3), "routing_execution": Choice(("sparse", "dense"))})
+    choices = {"routing_execution": Choice(("sparse", "dense")), "weight_decay": Choice((0.0, 1.23456e-4))}
+    space = Space("tiny_one", "?", {"encoder_layers": Range(1, 3), **choices})
     found = Search(tmp_path, space, trials=20).run()
     assert found.agenda.complete
     assert found.agenda.whole
-    assert len(found.book.trials) == len({str(trial.params) for trial in found.book.trials}) == 6
+    assert len(found.book.trials) == len({str(trial.params) for trial in found.book.trials}) == 12
+    assert {trial.params["optim.weight_decay"] for trial in found.book.trials} == {0.0, 1.23456e-4}
 
 
 def test_a_stopped_trial_is_neither_complete_nor_failed(tmp_path):
