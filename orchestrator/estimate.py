@@ -3,14 +3,14 @@
 import heapq
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from orchestrator.ledger import Record
 from orchestrator.plan import Plan, Unit
 from ups_model.config import Config, ModelConfig, TaskData, TaskName
 from ups_model.data.clips import ClipSet
-from ups_model.identity import configured_sources, configured_tasks
+from ups_model.identity import configured_tasks
 from ups_model.tasks import TASKS
 
 BACKWARD = 2
@@ -121,97 +121,85 @@ def sizes_of(config: Config, sets: Mapping[str, ClipSet]) -> Sizes:
         )
     )
     pose = config.data.pe.sources
-    pose_slots = tuple(map(int, sets[pose[0]].skeleton.native_slot)) if pose else ()
-    most_frames = max(getattr(config.data, task).frames for task in configured_tasks(config))
-    slots_of = {name: sets[name].skeleton.slots_present for name in configured_sources(config)}
+    network = _Network(
+        config.model,
+        classes,
+        tuple(map(int, sets[pose[0]].skeleton.native_slot)) if pose else (),
+        max(getattr(config.data, task).frames for task in configured_tasks(config)),
+    )
     flops = {}
-    parameters = 0
     for task in config.optim.tasks:
         data: TaskData = getattr(config.data, task)
-        joints = tuple(map(int, slots_of[data.sources[0]]))
-        parameters, flops[task] = _count(config.model, classes, pose_slots, most_frames, task, data, joints)
-    return Sizes(parameters, flops)
+        joints = tuple(map(int, sets[data.sources[0]].skeleton.slots_present))
+        flops[task] = _forward_flops(network.with_one_route(), task, data, joints)
+    return Sizes(_parameters(network), flops)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """All that fixes the shapes of a model."""
+
+    model: ModelConfig
+    classes: tuple[tuple[str, int], ...]
+    pose_slots: tuple[int, ...]
+    most_frames: int
+
+    def with_one_route(self) -> "_Network":
+        """The same operations without a choice: a routed layer runs one block in sparse execution. Which one is a
+        question of weights, so one stands for it."""
+        model = self.model
+        runs = 1 if model.routing and model.routing_execution == "sparse" else model.blocks_per_layer
+        return replace(
+            self, model=model.replace(routing=False, blocks_per_layer=runs, dropout=0.0, decoder_dropout=0.0)
+        )
+
+    def build(self) -> "torch.nn.Module":  # noqa: F821 - imported where needed: a plan without estimates needs no torch
+        """The model on the meta device: shapes without values."""
+        import torch
+
+        from ups_model.model import UPS
+        from ups_model.vocabulary import Quantiser, Vocabulary
+
+        classes = tuple((name, tuple(f"class {index}" for index in range(count))) for name, count in self.classes)
+        vocabulary = Vocabulary(classes, self.model.n_bins)
+        quantiser = Quantiser((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), self.model.n_bins) if self.pose_slots else None
+        with torch.device("meta"):
+            text_VE = torch.zeros(vocabulary.size, TEXT_WIDTHS.get(self.model.text_model, 768))
+            joints = len(self.pose_slots) or 17
+            return UPS(self.model, vocabulary, quantiser, text_VE, self.most_frames, joints, pose_slots=self.pose_slots)
 
 
 @cache
-def _count(
-    model: ModelConfig,
-    classes: tuple[tuple[str, int], ...],
-    pose_slots: tuple[int, ...],
-    most_frames: int,
-    task: TaskName,
-    data: TaskData,
-    joints: tuple[int, ...],
-) -> tuple[int, float]:
-    parameters = sum(value.numel() for value in _model(model, classes, pose_slots, most_frames).parameters())
-    # A routed layer runs one block in sparse execution. Which one is a question of weights, so one stands for it here.
-    runs = 1 if model.routing and model.routing_execution == "sparse" else model.blocks_per_layer
-    plain = model.replace(routing=False, blocks_per_layer=runs, dropout=0.0, decoder_dropout=0.0)
-    return parameters, _forward_flops(plain, classes, pose_slots, most_frames, task, data, joints)
+def _parameters(network: _Network) -> int:
+    return sum(value.numel() for value in network.build().parameters())
 
 
 @cache
-def _forward_flops(
-    model: ModelConfig,
-    classes: tuple[tuple[str, int], ...],
-    pose_slots: tuple[int, ...],
-    most_frames: int,
-    task: TaskName,
-    data: TaskData,
-    joints: tuple[int, ...],
-) -> float:
+def _forward_flops(network: _Network, task: TaskName, data: TaskData, joints: tuple[int, ...]) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from ups_model.model import Inputs
     from ups_model.skeletons import SLOTS
 
-    network = _model(model, classes, pose_slots, most_frames).to_empty(device="cpu").eval().requires_grad_(False)
-    for tensor in (*network.parameters(), *network.buffers()):  # Drawing real weights would take longer.
+    model = network.build().to_empty(device="cpu").eval().requires_grad_(False)
+    for tensor in (*model.parameters(), *model.buffers()):  # Drawing real weights would take longer.
         tensor.detach().zero_()
     mask_S = torch.zeros(SLOTS, dtype=torch.bool)
     mask_S[list(joints)] = True
-    targets = data.targets_per_window if TASKS[task].kind == "pose" else 1
-    frame_BR = torch.zeros(1, targets, dtype=torch.long) if TASKS[task].kind == "pose" else None
-    length = 3 * len(pose_slots) + 1 if TASKS[task].kind == "pose" else 2
+    poses = TASKS[task].kind == "pose"
+    targets, length = (data.targets_per_window, 3 * len(network.pose_slots) + 1) if poses else (1, 2)
     counted = []
     for clips in (1, 2):
+        frame_BR = torch.zeros(clips, targets, dtype=torch.long) if poses else None
         pose_BPNSC = torch.zeros(clips, 1, data.frames, SLOTS, 3)
-        frames = None if frame_BR is None else frame_BR.expand(clips, -1)
+        target_BK = torch.zeros(clips * targets, length, dtype=torch.long)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(
-                Inputs(task, pose_BPNSC, mask_S, target_frame_BR=frames),
-                torch.zeros(clips * targets, length, dtype=torch.long),
-            )
+            model(Inputs(task, pose_BPNSC, mask_S, target_frame_BR=frame_BR), target_BK)
         counted.append(counter.get_total_flops())
     each = counted[1] - counted[0]
     # The vocabulary is projected once a batch, however many samples share it.
     return each + (counted[0] - each) / data.batch_size
-
-
-def _model(
-    model: ModelConfig, classes: tuple[tuple[str, int], ...], pose_slots: tuple[int, ...], most_frames: int
-) -> "torch.nn.Module":  # noqa: F821 - imported where it is needed: planning without estimates needs no torch
-    import torch
-
-    from ups_model.model import UPS
-    from ups_model.vocabulary import Quantiser, Vocabulary
-
-    vocabulary = Vocabulary(
-        tuple((name, tuple(f"class {index}" for index in range(count))) for name, count in classes), model.n_bins
-    )
-    quantiser = Quantiser((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), model.n_bins) if pose_slots else None
-    width = TEXT_WIDTHS.get(model.text_model, 768)
-    with torch.device("meta"):
-        return UPS(
-            model,
-            vocabulary,
-            quantiser,
-            torch.zeros(vocabulary.size, width),
-            most_frames,
-            len(pose_slots) or 17,
-            pose_slots=pose_slots,
-        )
 
 
 def _seconds(record: Record) -> float:
