@@ -221,6 +221,24 @@ def test_a_failed_unit_fails_its_trial_alone_and_is_tried_again_with_the_same_pa
     assert in_journal(one.file)[5][1] == in_journal(one.file)[1][1]
 
 
+def test_suggestions_keep_away_from_where_trials_failed(tmp_path):
+    def suggestions(failures):
+        found = []
+        for seed in range(8):
+            space = Space("hill", "?", {"dropout": Range(0, 0.9)}, sampler_seed=seed)
+            book = Journal(tmp_path / f"{failures}-{seed}", "hill", space, {"model.dropout": Range(0.0, 0.9)}, None)
+            for place in range(18):  # The two best are at 0.2 and 0.8.
+                trial = book.begin({"model.dropout": place / 20})
+                book.complete(trial, 1.0 if place in (4, 16) else 0.0)
+            for place in range(failures):
+                book.fail(book.begin({"model.dropout": 0.77 + place / 200}))
+            found.append(book.suggest()["model.dropout"])
+        return found
+
+    assert sum(value > 0.6 for value in suggestions(0)) > 4
+    assert all(value < 0.6 for value in suggestions(20))
+
+
 def test_a_small_space_ends_when_it_has_no_more_configurations(tmp_path):
     choices = {"routing_execution": Choice(("sparse", "dense")), "weight_decay": Choice((0.0, 1.23456e-4))}
     space = Space("tiny_one", "?", {"encoder_layers": Range(1, 3), **choices})
