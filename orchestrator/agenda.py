@@ -36,9 +36,7 @@ MAX_REPAIRS = 1
 class Agenda:
     """Units by state. Those with the longest way to the end of their chain go first."""
 
-    def __init__(
-        self, plan: Plan, ledger: Ledger, costs: Mapping[str, float] | None = None, test: bool = True
-    ) -> None:
+    def __init__(self, plan: Plan, ledger: Ledger, costs: Mapping[str, float] | None = None, test: bool = True) -> None:
         """Read the ledger: finished units are done, failed ones are tried again.
 
         Args:

@@ -8,17 +8,19 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from orchestrator.ablate import (
-    DEFAULT_STORAGE,
+from orchestrator.command import (
     MIRROR_SECONDS,
-    check_address,
+    add_shared_arguments,
     check_numbers,
     command_line,
+    connect,
+    job_of,
     make_writable,
     record_failures,
     unmade_if_refused,
@@ -31,10 +33,8 @@ from orchestrator.trials import Params, SearchAgenda, Trial, cut_torn_line
 from orchestrator.worker import Job
 from search_spaces import find_space, space_names
 from search_spaces.space import Choice, Range, Space
-from ups_model.command import add_data_arguments, add_device_arguments, start_logging
-from ups_model.data.sources import default_cache
+from ups_model.command import start_logging
 from ups_model.fields import digest
-from ups_model.presets import PRESETS
 
 logger = logging.getLogger(__name__)
 
@@ -70,19 +70,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("space", nargs="?", metavar="SPACE", help="name, FILE.py or module:name")
     made.add_argument("--list", action="store_true", help="name the spaces and end")
     made.add_argument("--trials", type=int, metavar="N", help="trials in all (the space's own number)")
-    add_data_arguments(made)
-    made.add_argument("--preset", choices=PRESETS, default="tiny", help="(tiny: synthetic data)")
-    made.add_argument("--seeds", type=int, metavar="N", help="repetitions of every trial (the space's own number)")
-    made.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field in every trial")
-    made.add_argument(
-        "--storage", default=DEFAULT_STORAGE, metavar="URI", help=f"folder of the ledger ({DEFAULT_STORAGE})"
-    )
-    made.add_argument("--tracking-uri", metavar="URI", help="of MLflow (sqlite in the storage)")
-    made.add_argument("--address", default="auto", help="auto, local or HOST:PORT of a Ray cluster (auto)")
-    made.add_argument("--max-concurrent", type=int, metavar="N", help="units at once (as many as there is room for)")
-    made.add_argument("--gpus-per-unit", type=float, metavar="F", help="a fraction shares a GPU (1 if there are GPUs)")
-    made.add_argument("--cpus-per-unit", type=float, default=1.0, metavar="F", help="also its threads (1)")
-    add_device_arguments(made)
+    add_shared_arguments(made, "trial")
     made.add_argument("--out", type=Path, metavar="DIR", help="of search.md and trials.csv (in the storage)")
     return made
 
@@ -99,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"name a search space: {', '.join(space_names())}, or give a file's path")
         check_numbers(given)
         inputs = read_search(given.space, given.preset, given.data, given.set, given.seeds, given.trials)
-        line = command_line(sys.argv[1:] if arguments is None else arguments)
-        return run(inputs, given, line.replace("orchestrator.ablate", "orchestrator.search", 1))
+        line = command_line("orchestrator.search", sys.argv[1:] if arguments is None else arguments)
+        return run(inputs, given, line)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -144,6 +132,8 @@ def run(inputs: SearchInputs, given: argparse.Namespace, command: str) -> int:
         if ray is not None:
             facts, resources = ray
             slots = facts.slots(resources)
+            # More at once than there is room for would be suggested before the results that should guide them.
+            resources = replace(resources, max_concurrent=slots)
             expected = inputs.seconds_of_a_unit(slots)
             display = Display(agenda, dict.fromkeys(agenda.units, expected), slots)
 
@@ -152,18 +142,13 @@ def run(inputs: SearchInputs, given: argparse.Namespace, command: str) -> int:
                 if done:
                     mirror.note(unit.key, "finished")
 
-            def job_of(unit: Unit) -> Job:
-                paths = {name: str(path.absolute()) for name, path in inputs.paths.items()}
-                threads = max(1, int(given.cpus_per_unit))
-                return Job(
-                    unit, None, str(ledger.root), paths, str(default_cache()), threads, given.device, given.precision,
-                    test=False,
-                )  # fmt: skip
+            def job(unit: Unit) -> Job:
+                return job_of(unit, None, ledger, inputs.paths, given, test=False)
 
             agenda.joined = joined
             noted = several(display.changed, lambda key, state: mirror.note(key, str(state)))
             try:
-                driver.execute(agenda, job_of, resources, facts, driver.Hooks(noted, display.tick))
+                driver.execute(agenda, job, resources, facts, driver.Hooks(noted, display.tick))
             finally:
                 display.close()
         record_failures(agenda)
@@ -177,29 +162,6 @@ def run(inputs: SearchInputs, given: argparse.Namespace, command: str) -> int:
         lock.release()
         if ray is not None:
             driver.disconnect()
-
-
-def connect(given: argparse.Namespace) -> tuple[Any, Any]:
-    """What Ray has, and what a unit gets of it.
-
-    Raises:
-        ValueError: no cluster answers, or no node of it has room for a unit.
-    """
-    from orchestrator import run as driver
-
-    check_address(given.address)
-    facts = driver.connect(given.address)
-    try:
-        gpus = given.gpus_per_unit if given.gpus_per_unit is not None else float(facts.gpus > 0)
-        resources = driver.Resources(given.cpus_per_unit, gpus, given.max_concurrent)
-        driver.check_room(facts, resources)
-        if given.device.startswith("cuda") and not gpus:
-            raise ValueError(f"--device {given.device} needs --gpus-per-unit above 0, got {gpus:g}; try 1")
-    except ValueError:
-        driver.disconnect()
-        raise
-    # More at once than there is room for would be suggested before the results that should guide them.
-    return facts, driver.Resources(given.cpus_per_unit, gpus, facts.slots(resources))
 
 
 def hold(lock: FileLock, name: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from filelock import FileLock
 
 from orchestrator import ablate
+from orchestrator.command import command_line
 from orchestrator.inputs import read_inputs
 from orchestrator.ledger import Ledger, Record
 from search_spaces import study_names
@@ -320,7 +321,8 @@ def test_the_documentation_names_no_flag_that_is_not_there(page):
 
 
 def test_the_command_that_a_report_shows_has_no_paths():
-    shown = ablate.command_line(
+    shown = command_line(
+        "orchestrator.ablate",
         [
             "/home/me/my_study.py", "--data", "uiprmd=/data/x", "--data=jhmdb=/data/y", "--storage", "/mnt/s",
             "--tracking-uri=http://me:secret@host:5000", "--out", "/tmp/o", "--address", "10.0.0.1:6379",

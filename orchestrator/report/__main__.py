@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.ablate import DEFAULT_STORAGE
+from orchestrator.command import DEFAULT_STORAGE
 from orchestrator.report import build, summary, write_report
 from orchestrator.report.sources import from_storage, from_tracking
 
