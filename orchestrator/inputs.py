@@ -1,5 +1,6 @@
 """From command-line values to what the planner needs; every fault is found here, before anything starts."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,12 @@ from orchestrator.plan import DataFacts, Plan, make_plan
 from search_spaces import find_study
 from search_spaces.study import Column, Study
 from ups_model.command import assignments, data_paths
-from ups_model.config import TASK_NAMES, Config
+from ups_model.config import TASK_NAMES, Config, TaskName
 from ups_model.data.clips import ClipSet
 from ups_model.data.splits import check_no_leak
 from ups_model.data.suitable import check_suitable
 from ups_model.identity import configured_sources
+from ups_model.measure import metric_names
 from ups_model.presets import preset
 from ups_model.text_features import text_identity
 
@@ -106,17 +108,25 @@ def check_rows(study: Study, base: Config, opened: Mapping[str, ClipSet]) -> Non
                 if config.data != base.data:
                     check_data(config, opened)
                 for column in table.columns:
-                    check_measured(column, config)
+                    check_measured(column, config, opened)
             except ValueError as error:
                 raise ValueError(f"study {study.name!r}, table {table.name!r}, row {row.label!r}: {error}") from error
 
 
-def check_measured(column: Column, config: Config) -> None:
-    """ValueError for an observation ratio that the configuration doesn't measure at."""
-    ratio = column.metric.partition("@")[2]
-    measured = [f"{one:g}" for one in config.evaluation.ratios]
-    if ratio and ratio not in measured:
+def check_measured(column: Column, config: Config, opened: Mapping[str, ClipSet]) -> None:
+    """ValueError for a metric that the configuration doesn't measure; near names are listed."""
+    if column.task not in config.optim.tasks:
+        return  # The planner refuses it, and says more.
+    names = measured_names(config, column.task, opened)
+    if column.metric not in names:
+        near = difflib.get_close_matches(column.metric, names, n=3, cutoff=0.5) or names
         raise ValueError(
-            f"column {column.metric} needs {ratio} in evaluation.ratios, got {', '.join(measured)}; add it, or leave "
-            "the column out"
+            f"column {column.metric!r} is not measured on {getattr(config.data, column.task).sources[0]} with "
+            f"evaluation.ratios={','.join(f'{ratio:g}' for ratio in config.evaluation.ratios)}; near: {', '.join(near)}"
         )
+
+
+def measured_names(config: Config, task: TaskName, opened: Mapping[str, ClipSet]) -> list[str]:
+    """All metrics of a task that a unit of this configuration leaves."""
+    data = getattr(config.data, task)
+    return metric_names(task, data, config.evaluation, opened[data.sources[0]].info.classes)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.inputs import open_sets
+from orchestrator.inputs import measured_names, open_sets
 from orchestrator.plan import DataFacts
 from orchestrator.trials import Params, SearchPlan, field_of
 from search_spaces import find_space
@@ -16,8 +16,8 @@ from ups_model.command import assignments, data_paths
 from ups_model.config import Config
 from ups_model.data.clips import ClipSet
 from ups_model.identity import configured_sources
+from ups_model.measure import is_headline
 from ups_model.presets import preset
-from ups_model.tasks import TASKS
 from ups_model.text_features import text_identity
 
 MOST_COMBINATIONS = 256
@@ -177,13 +177,7 @@ def check_objective(space: Space, base: Config, opened: Mapping[str, ClipSet]) -
     """ValueError for an objective that no unit of the search will measure."""
     known = ["validation/score"]
     for task in base.optim.tasks:
-        names = ["mpjpe_mm", "p_mpjpe_mm", "n_mpjpe_mm"]
-        if TASKS[task].kind == "class":
-            few = len(opened[getattr(base.data, task).sources[0]].info.classes) < 5
-            at = [f"@{ratio:g}" for ratio in base.evaluation.ratios] if task == "eap" else [""]
-            names = [f"{top}{ratio}" for top in ["top1"] + ["top5"] * (not few) for ratio in at]
-            names += ["top1"] * (task == "eap")
-        known += [f"validation/{task}/{name}" for name in names]
+        known += [f"validation/{name}" for name in measured_names(base, task, opened) if is_headline(name)]
     if space.objective not in known:
         raise ValueError(
             f"space {space.name!r}: objective {space.objective!r} is not measured; measured are {', '.join(known)}"

@@ -120,7 +120,11 @@ CASES = {
     ),
     "column never measured": (
         given("--set", "evaluation.ratios=0.2"),
-        "column eap/top1@0.5 needs 0.5 in evaluation.ratios, got 0.2",
+        "column 'eap/top1@0.5' is not measured on toy_solid with evaluation.ratios=0.2; near: eap/top1@0.2",
+    ),
+    "mistyped metric": (
+        changed('Column("eap/top1@0.5"', 'Column("eap/topone@0.5"'),
+        "column 'eap/topone@0.5' is not measured on toy_solid with evaluation.ratios=0.5; near: eap/top1@0.5",
     ),
     "column of a task not trained": (given("--set", "cycle=pe,eap"), "a column measures ar3d, which is not trained"),
     "study file that fails": (changed("STUDY = Study(", "STUDY = Studie("), "mine.py: cannot be read (NameError"),

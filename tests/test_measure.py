@@ -15,7 +15,7 @@ from ups_model.data.batches import Feed, Source
 from ups_model.data.clips import ClipSet
 from ups_model.data.writing import Clip, Track, write_clip_set
 from ups_model.decoding import ClassAnswer, PoseAnswer
-from ups_model.measure import is_headline, measure, mirror_inputs, score
+from ups_model.measure import is_headline, measure, metric_names, mirror_inputs, score
 from ups_model.skeletons import SKELETONS
 from ups_model.vocabulary import Quantiser, Vocabulary
 
@@ -248,3 +248,21 @@ def test_headlines_are_the_measures_a_table_shows():
         )
         if is_headline(name)
     ] == ["pe/mpjpe_mm", "ar2d/top1", "eap/top1@0.2"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "changes"),
+    [
+        ("ar2d", FLAT, {}),
+        ("eap", SOLID, {}),
+        ("ar3d", SOLID, {}),
+        ("pe", POSE, {}),
+        ("pe", POSE, {"evaluate_stride": 2}),
+    ],
+    ids=["ar2d", "eap", "ar3d", "pe", "pe thinned"],
+)
+def test_the_names_told_beforehand_are_those_that_are_measured(sets, oracle, task, name, changes):
+    data = TaskData(frames=4, batch_size=3, evaluate_targets=2, **changes)
+    config = EvalConfig(ratios=(0.2, 0.5))
+    found = measure(oracle, {task: make_feed(sets[name], task, data)}, "test", config)
+    assert sorted(metric_names(task, data, config, sets[name].info.classes)) == sorted(found)

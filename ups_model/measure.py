@@ -6,12 +6,12 @@ Shape suffixes: B clips, R target frames, J native joints.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ups_model.config import EvalConfig, TaskName
+from ups_model.config import EvalConfig, TaskData, TaskName
 from ups_model.data.augment import mirror_slots
 from ups_model.data.batches import Batch, Feed
 from ups_model.decoding import classify, estimate_poses
@@ -130,10 +130,30 @@ def measure_poses(model: UPS, feed: Feed, part: str, config: EvalConfig) -> dict
     return found
 
 
+def metric_names(task: TaskName, data: TaskData, config: EvalConfig, classes: Sequence[str]) -> list[str]:
+    """Names of all that `measure` gives for a task's first clip set, before anything is measured.
+
+    Args:
+        classes: of that clip set; empty where clips have no labels.
+    """
+    if TASKS[task].kind == "class":
+        ratios = [f"@{ratio:g}" for ratio in config.ratios] if task == "eap" else [""]
+        kinds = ["top1", *(["top5"] if len(classes) >= 5 else []), "free_top1", "ended"]
+        return [f"{task}/{kind}{at}" for at in ratios for kind in kinds] + (
+            [f"{task}/clips", f"{task}/top1"] if task == "eap" else [f"{task}/clips"]
+        )
+    errors = ["mpjpe_mm", "p_mpjpe_mm", "n_mpjpe_mm"]
+    names = [*errors, *(f"frames_{name}" for name in errors), "mpjpe_mm_se", "p_mpjpe_mm_se"]
+    names += [f"mpjpe_mm/{action}" for action in classes]
+    names += ["mpjve_mm_per_frame"] if data.evaluate_stride == 1 else []
+    return [f"{task}/{name}" for name in (*names, "clip_rate", "floor_mm", "in_grammar", "poses")]
+
+
 def standard_error_over(error_B: Tensor, clip_B: Tensor) -> float:
-    """Standard error of the mean of an error over clips, each clip one observation: frames of a clip, and its views,
-    are no further witnesses. What another test set of as many clips would change; 0 for a single clip has no meaning
-    and is given as infinity's stand-in, the error itself."""
+    """Standard error of the mean over clips, each clip one observation: frames of a clip, and its views, are alike.
+
+    For one clip, where it can't be known, the error itself.
+    """
     _, clip_B = torch.unique(clip_B, return_inverse=True)
     total = torch.zeros(int(clip_B.max()) + 1, dtype=torch.float64).index_add_(0, clip_B, error_B.double())
     means = total / torch.bincount(clip_B)
