@@ -185,7 +185,7 @@ def test_a_run_tells_what_the_unit_is_and_what_came_of_it(ledger):
     synchronise(ledger, plan, content)
     uri = tracking.default_uri(ledger)
     run = run_of(uri, unit)
-    assert run.info.run_name == "separate · separate pe · seed 0"
+    assert run.info.run_name == "separate pe s0"
     assert (run.info.start_time, run.info.end_time) == (1_000_000, 2_000_000)
     expected = {
         "arm": "separate",
