@@ -161,7 +161,11 @@ def record_failures(agenda: Agenda) -> None:
     """Leave a record of each unit that failed without leaving one itself: its process died, or the disk was full."""
     for key, state in agenda.state.items():
         unit = agenda.units[key]
-        if state is State.FAILED and agenda.ledger.record(unit) is None:
+        if state is not State.FAILED:
+            continue
+        record = agenda.ledger.record(unit)
+        # One that doesn't tell of this error is of an earlier call.
+        if record is None or (record.status == "failed" and agenda.error[key] not in record.error):
             try:
                 agenda.ledger.write(unit, Record(key, "failed", error=agenda.error[key]))
             except OSError as error:

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.agenda import SETTLED, Agenda, State
+from orchestrator.command import record_failures
 from orchestrator.estimate import makespan
 from orchestrator.ledger import Record
 from search_spaces import find_study
@@ -184,3 +185,16 @@ def test_makespan_by_hand():
     assert makespan(plan, seconds, keys, 100) == 11
     assert makespan(plan, seconds, [], 2) == 0
     assert makespan(plan, seconds, plan.children(keys[0]), 2) == 2
+
+
+def test_a_failure_that_left_no_record_gets_one_and_a_worker_s_own_is_kept(ledger):
+    plan = plan_of(small_study())
+    agenda = Agenda(plan, ledger)
+    silent, told = agenda.next(), agenda.next()
+    ledger.write(silent, Record(silent.key, "failed", error="Traceback of an earlier call"))
+    ledger.write(told, Record(told.key, "failed", error="Traceback ...\nNonFiniteLoss: at step 3"))
+    agenda.failed(silent.key, "its process died")
+    agenda.failed(told.key, "at step 3")
+    record_failures(agenda)
+    assert ledger.record(silent).error == "its process died"
+    assert "Traceback" in ledger.record(told).error
