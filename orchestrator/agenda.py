@@ -64,11 +64,8 @@ class Agenda:
         self.done_before: set[str] = set()
         self._repairs: Counter[str] = Counter()
         self.stopping = False
-        for key, unit in self.units.items():
-            done = self._is_done(unit)
-            self._set(key, State.FINISHED if done else State.WAITING)
-            if done:
-                self.done_before.add(key)
+        for unit in self.units.values():
+            self._enter(unit)
         for key in self.units:
             self._remake_lost_weights(key)
         for key in self.units:
@@ -78,11 +75,14 @@ class Agenda:
         """One more unit, which starts from no other."""
         self.units = {**self.units, unit.key: unit}  # Another thread may be going through the old ones.
         self._children[unit.key], self._way[unit.key], self._order[unit.key] = [], 0.0, len(self._order)
+        self._enter(unit)
+        self._offer(unit.key)
+
+    def _enter(self, unit: Unit) -> None:
         done = self._is_done(unit)
         self._set(unit.key, State.FINISHED if done else State.WAITING)
         if done:
             self.done_before.add(unit.key)
-        self._offer(unit.key)
 
     def _is_done(self, unit: Unit) -> bool:
         record = self.ledger.finished(unit)
@@ -94,9 +94,12 @@ class Agenda:
         self.state[key] = state
         self._counts[state] += 1
 
-    def _offer(self, key: str) -> None:
+    def _may_run(self, key: str) -> bool:
         parent = self.units[key].parent
-        if self.state[key] is State.WAITING and (not parent or self.state[parent] is State.FINISHED):
+        return self.state[key] is State.WAITING and (not parent or self.state[parent] is State.FINISHED)
+
+    def _offer(self, key: str) -> None:
+        if self._may_run(key):
             heapq.heappush(self._ready, (-self._way[key], self._order[key], key))
 
     def _remake_lost_weights(self, key: str) -> None:
@@ -116,8 +119,7 @@ class Agenda:
         """The unit to run now, which counts as running from here on; None where none is ready."""
         while self._ready and not self.stopping:
             key = heapq.heappop(self._ready)[-1]
-            parent = self.units[key].parent
-            if self.state[key] is State.WAITING and (not parent or self.state[parent] is State.FINISHED):
+            if self._may_run(key):
                 self._set(key, State.RUNNING)
                 return self.units[key]
         return None

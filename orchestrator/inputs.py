@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.plan import DataFacts, Plan, make_plan
+from orchestrator.plan import DataFacts, Plan, make_plan, with_layers
 from search_spaces import find_study
 from search_spaces.study import Column, Study
 from ups_model.command import assignments, data_paths
@@ -48,14 +48,11 @@ def read_inputs(study: str, preset_name: str, data: Sequence[str], sets: Sequenc
     base = preset(preset_name)
     if seeds is not None and seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
-    configured = base.with_fields(found.base).with_fields(changes)
+    configured = with_layers(base, found.base, changes)
     paths = data_paths(data, configured_sources(configured))
     opened = open_sets(configured, paths)
     check_rows(found, configured, opened)
-    facts = {
-        name: DataFacts(clips.fingerprint, clips.info.synthetic, clips.info.description, len(clips))
-        for name, clips in opened.items()
-    }
+    facts = facts_of(opened)
     text = text_identity(configured.model.text_model)
     plan = make_plan(found, preset_name, base, changes, found.seeds if seeds is None else seeds, facts, text)
     return Inputs(plan, opened, paths, changes)
@@ -75,6 +72,14 @@ def open_sets(config: Config, paths: Mapping[str, Path]) -> dict[str, ClipSet]:
         opened[name] = clips
     check_data(config, opened)
     return opened
+
+
+def facts_of(opened: Mapping[str, ClipSet]) -> dict[str, DataFacts]:
+    """What a plan says of each clip set."""
+    return {
+        name: DataFacts(clips.fingerprint, clips.info.synthetic, clips.info.description, len(clips))
+        for name, clips in opened.items()
+    }
 
 
 def check_data(config: Config, opened: Mapping[str, ClipSet]) -> None:

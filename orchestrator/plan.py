@@ -184,7 +184,7 @@ def make_plan(
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
-    base = base.with_fields({**_resolved(base, study.base), **_resolved(base, changes)}).replace(seed=0)
+    base = with_layers(base, study.base, changes).replace(seed=0)
     planner = _Planner(study.fine_tuning, {name: facts.fingerprint for name, facts in data.items()}, text_identity)
     arms: dict[str, Arm] = {}
     tables = []
@@ -203,9 +203,10 @@ def make_plan(
     return Plan(study, preset, dict(data), seeds, tuple(arms.values()), tuple(tables), planner.units, base)
 
 
-def _resolved(base: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes by full field name, so that the user's "steps" replaces the study's "optim.steps"."""
-    return {base.field_path(name): value for name, value in changes.items()}
+def with_layers(base: Config, *layers: Mapping[str, Any]) -> Config:
+    """`base` with the fields of each layer, later ones over earlier ones under whatever name: the user's "steps"
+    replaces the study's "optim.steps"."""
+    return base.with_fields({base.field_path(name): value for layer in layers for name, value in layer.items()})
 
 
 def _arm(arms: dict[str, Arm], base: Config, config: Config, row: Row) -> Arm:

@@ -55,7 +55,6 @@ class ClusterFacts:
 
     cpus: float
     gpus: float
-    nodes: int
     local: bool
 
     def slots(self, resources: Resources) -> int:
@@ -88,8 +87,8 @@ def connect(address: str) -> ClusterFacts:
                 f"--address {address}: no Ray cluster answers ({reason}); start one with ray up, or use local"
             ) from error
     found = ray.cluster_resources()
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    return ClusterFacts(found.get("CPU", 0.0), found.get("GPU", 0.0), len(nodes), address == "local" or len(nodes) == 1)
+    local = address == "local" or sum(node["Alive"] for node in ray.nodes()) == 1
+    return ClusterFacts(found.get("CPU", 0.0), found.get("GPU", 0.0), local)
 
 
 def check_room(facts: ClusterFacts, resources: Resources) -> None:

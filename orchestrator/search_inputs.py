@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.inputs import measured_names, open_sets
-from orchestrator.plan import DataFacts
+from orchestrator.inputs import facts_of, measured_names, open_sets
+from orchestrator.plan import with_layers
 from orchestrator.trials import Params, SearchPlan, field_of
 from search_spaces import find_space
 from search_spaces.space import Choice, Range, Space
@@ -85,9 +85,7 @@ def read_search(
         if value is not None and value < 1:
             raise ValueError(f"{flag} must be at least 1, got {value}")
     changes = assignments(sets, "--set", "FIELD=VALUE")
-    base = preset(preset_name)
-    own = {base.field_path(name): value for name, value in space.base.items()}
-    base = base.with_fields({**own, **{base.field_path(name): value for name, value in changes.items()}})
+    base = with_layers(preset(preset_name), space.base, changes)
     if base.data.validation_subjects < 1:
         raise ValueError(
             f"data.validation_subjects must be at least 1 for a search, got {base.data.validation_subjects}: trials "
@@ -97,10 +95,7 @@ def read_search(
     paths = data_paths(data, configured_sources(base))
     opened = open_sets(base, paths)
     check_objective(space, base, opened)
-    facts = {
-        name: DataFacts(clips.fingerprint, clips.info.synthetic, clips.info.description, len(clips))
-        for name, clips in opened.items()
-    }
+    facts = facts_of(opened)
     plan = SearchPlan(space, preset_name, base, seeds or space.seeds, facts, text_identity(base.model.text_model))
     start = plan.start if all(_holds(where, plan.start[path]) for path, where in dimensions.items()) else None
     return SearchInputs(plan, trials or space.trials, dimensions, start, opened, paths, changes)

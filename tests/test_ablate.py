@@ -390,7 +390,7 @@ def driver(monkeypatch):
                 hooks.tick()
 
     fake = Fake()
-    monkeypatch.setattr(run, "connect", lambda address: run.ClusterFacts(2.0, 0.0, 1, True))
+    monkeypatch.setattr(run, "connect", lambda address: run.ClusterFacts(2.0, 0.0, True))
     monkeypatch.setattr(run, "check_room", lambda facts, resources: None)
     monkeypatch.setattr(run, "disconnect", lambda: None)
     monkeypatch.setattr(run, "execute", fake.execute)
