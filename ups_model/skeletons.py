@@ -263,8 +263,21 @@ _JHMDB15 = _skeleton(
         "head": "face",
     },
 )
+_COCO17 = _skeleton(
+    "coco17",
+    "nose l_eye r_eye l_ear r_ear l_shoulder r_shoulder l_elbow r_elbow l_wrist r_wrist "
+    "l_hip r_hip l_knee r_knee l_ankle r_ankle",
+    (-1, 0, 0, 1, 2, 0, 0, 5, 6, 7, 8, 5, 6, 11, 12, 13, 14),
+    {
+        "spine_base": "r_hip l_hip",
+        "spine_mid": "r_hip l_hip r_shoulder l_shoulder",
+        "spine_shoulder": "r_shoulder l_shoulder",
+        "neck": "r_shoulder l_shoulder nose nose",  # half way from the shoulders' middle to the nose
+        "head": "nose",
+    },
+)
 
 SKELETONS: Mapping[str, Skeleton] = MappingProxyType(
-    {skeleton.name: skeleton for skeleton in (_H36M17, _NTU25, _OPENPOSE18, _KINECT20, _JHMDB15)}
+    {skeleton.name: skeleton for skeleton in (_H36M17, _NTU25, _OPENPOSE18, _KINECT20, _JHMDB15, _COCO17)}
 )
 """The known layouts by name."""

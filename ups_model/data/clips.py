@@ -82,6 +82,9 @@ class ClipSetInfo:
     """Groups of cameras that saw the same clips; a clip's `camera_group` indexes them."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Why how many clips of the source are not here. Provenance: not part of the fingerprint."""
+    filled: bool = False
+    """Whether joints of confidence 0 are stored where `detections.fill_undetected` puts them, and not at 0. For sets
+    that are too large to be filled in memory."""
     recipe: Mapping[str, str | int] = field(default_factory=dict)
     """What the set was prepared from. Equal recipes need no second preparation. Provenance, as above."""
 
@@ -113,13 +116,13 @@ class ClipSetInfo:
         plain["fps"] = float(self.fps)
         plain["classes"] = list(self.classes)
         plain["camera_groups"] = [[camera.to_json() for camera in group] for group in self.camera_groups]
-        return plain
+        return plain | ({"filled": True} if self.filled else {})
 
     @classmethod
     def from_json(cls, manifest: Mapping[str, Any]) -> ClipSetInfo:
         """The inverse of `to_json`, provenance included. Raises KeyError, TypeError or ValueError on a bad manifest."""
         groups = tuple(tuple(Camera(**camera) for camera in group) for group in manifest["camera_groups"])
-        plain = {key: manifest[key] for key in _PLAIN_KEYS}
+        plain = {key: manifest[key] for key in _PLAIN_KEYS} | {"filled": bool(manifest.get("filled", False))}
         return cls(**plain, classes=tuple(manifest["classes"]), camera_groups=groups, **manifest.get("provenance", {}))
 
 

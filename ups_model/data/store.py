@@ -24,7 +24,7 @@ class Source:
         self.slot_mask_S[list(self.skeleton.slots_present)] = True
         self.slot_matrix_SJ = torch.tensor(self.skeleton.slot_matrix, device=device)
         positions = np.asarray(clips.positions)
-        if clips.confidence is not None:
+        if clips.confidence is not None and not clips.info.filled:
             positions = fill_undetected(positions, clips.confidence, clips.track_start, clips.track_length)
         # A set that does not fit stays on disk, memory-mapped, and only the frames of a batch are read.
         fits = positions.nbytes <= room_bytes(device)
