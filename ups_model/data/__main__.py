@@ -8,19 +8,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ups_model.data.clips import MANIFEST, ClipSet
-from ups_model.data.sources import GROUPS, SOURCES, default_cache, expand, is_prepared, prepare, target
+from ups_model.data.preparation import available_workers, is_prepared
+from ups_model.data.sources import GROUPS, SOURCES, Options, check_options, default_cache, expand, make, target
+from ups_model.data.summaries import classes, overview, protocols
 
 EXAMPLES = """examples:
   python -m ups_model.data prepare synthetic
   python -m ups_model.data prepare open --source ~/open_data
+  python -m ups_model.data prepare ntu --source ~/nturgb+d_skeletons --missing ~/missing_skeletons.txt
+  python -m ups_model.data prepare h36m kinetics --source ~/motion --out /data/clips --workers 8
   python -m ups_model.data prepare synthetic_ntu25 --seed 7 --out /tmp/clips
   python -m ups_model.data verify ~/.cache/ups/clips/uiprmd
   python -m ups_model.data list
 
-exit status: 0 done, 1 a set is damaged or could not be prepared, 2 usage, before anything starts"""
+exit status: 0 done, 1 a set is damaged or could not be prepared, 2 usage, before anything starts, 130 stopped"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sub.add_argument("--source", type=Path, metavar="DIR", help="where your files are; synthetic sets need none")
     sub.add_argument("--out", type=Path, metavar="DIR", help="where to put the sets (UPS_CACHE or ~/.cache/ups/clips)")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="of synthetic sets (0)")
+    sub.add_argument(
+        "--workers", type=int, default=available_workers(), metavar="N", help="processes that read (one a processor)"
+    )
+    sub.add_argument(
+        "--missing", type=Path, action="append", default=[], metavar="FILE",
+        help="NTU RGB+D: list of recordings to leave out (repeatable; such lists in DIR are found)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--metres-per-unit", type=float, metavar="F", help="BVH: length of a unit (told from the skeleton's height)"
+    )
     sub = commands.add_parser("verify", help="read whole clip sets and check everything in them")
     sub.add_argument("paths", nargs="+", type=Path, metavar="PATH")
     sub = commands.add_parser("list", help="show known sources and prepared clip sets")
@@ -45,35 +57,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     if options.command == "prepare":
-        return _prepare(options.names, options.source, options.out, options.seed)
+        chosen = Options(options.seed, options.workers, tuple(options.missing), options.metres_per_unit, progress=True)
+        return _prepare(options.names, options.source, options.out, chosen)
     if options.command == "verify":
         return _verify(options.paths)
     return _list(options.folder or default_cache())
 
 
-def _prepare(names: list[str], source: Path | None, out: Path | None, seed: int) -> int:
+def _prepare(names: list[str], source: Path | None, out: Path | None, options: Options) -> int:
     try:
-        if seed < 0:
-            raise ValueError(f"--seed must be >= 0, got {seed}")
-        names = expand(names)
+        check_options(options)
+        names = expand(names, source)
         if source is not None and source.suffix == ".npz" and len(names) > 1:
             raise ValueError(f"--source must be a folder for several sets, got the file {source}")
-        recipes = {name: dict(SOURCES[name].recipe(source, seed)) for name in names}
+        found = {name: SOURCES[name].look(source, options) for name in names}
     except (ValueError, OSError) as error:
         return _fail(error, 2)
     made = []
-    for name, recipe in recipes.items():
-        path = target(name, out, seed)
+    for name, source_found in found.items():
+        path = target(name, out, options.seed)
+        for note in source_found.notes:
+            print(f"{name}: {note}")
         try:
-            if is_prepared(path, recipe):
-                print(f"{name}: already prepared at {path}")
-            else:
-                print(f"{name}: prepared at {prepare(name, source, out, seed, progress=True)}")
-            made.append(ClipSet.open(path))
+            known = is_prepared(path, source_found.recipe)
+            made.append(make(source_found, path))
+            print(f"{name}: {'already prepared' if known else 'prepared'} at {path}")
         except (ValueError, OSError) as error:
             return _fail(error, 1)
+        except KeyboardInterrupt:
+            return _fail(f"{name}: stopped; the same command goes on from here", 130)
+    for name, clips in zip(found, made, strict=True):
+        if not clips.info.synthetic:
+            tables = (classes(clips), protocols(clips, SOURCES[name].published))
+            print("".join(f"\n{name}\n{table}\n" for table in tables if table), end="")
     print()
-    print(summary(made))
+    print(overview(made))
     return 0
 
 
@@ -110,35 +128,8 @@ def _list(folder: Path) -> int:
             whole.append(ClipSet.open(path))
         except ValueError as error:
             status = _fail(error, 1)
-    print(summary(whole))
+    print(overview(whole))
     return status
-
-
-def summary(sets: Sequence[ClipSet]) -> str:
-    """A plain text table of clip sets; below it, what was left out of them and why."""
-    header = ("folder", "clips", "train", "test", "classes", "subjects", "persons", "frames", "cameras", "fingerprint")
-    rows = [header]
-    notes = []
-    for clips in sets:
-        known = np.unique(clips.subject[clips.subject >= 0])
-        persons = np.bincount(clips.track_clip).max()
-        cameras = max((len(group) for group in clips.info.camera_groups), default=0)
-        test = int(clips.split_test.sum())
-        counts = (len(clips), len(clips) - test, test, len(clips.info.classes), len(known) or "?", persons)
-        counts += (len(clips.positions), cameras)
-        rows.append((clips.path.name, *(f"{n:,}" if n != "?" else n for n in counts), clips.fingerprint[:16]))
-        notes += [f"{clips.path.name}: left out {count:,} clips: {why}" for why, count in clips.info.left_out.items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = []
-    for row in rows:
-        name, *numbers, fingerprint = (
-            cell.rjust(width) if 0 < column < len(header) - 1 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join([name, *numbers, fingerprint]).rstrip())
-    if sets and not notes:
-        notes = ["nothing was left out"]
-    return "\n".join(lines + notes)
 
 
 def _fail(error: Exception | str, status: int) -> int:

@@ -5,14 +5,44 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ups_model.data import open_sets, synthetic
-from ups_model.data.clips import ClipSet, read_manifest
+from ups_model.data.clips import ClipSet
+from ups_model.data.preparation import is_prepared, prepare_reading
+from ups_model.data.recording import Reading
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `prepare` can be told beside names and folders."""
+
+    seed: int = 0
+    """Of synthetic sets."""
+    workers: int = 1
+    """Processes that read."""
+    missing: tuple[Path, ...] = ()
+    """NTU RGB+D: lists of recordings to leave out, beside those found in the source folder."""
+    metres_per_unit: float | None = None
+    """BVH: length of a file's unit; None takes the one that gives a person's height."""
+    progress: bool = False
+    """Show what is done and the time left, on a terminal."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A source of the user's, looked at: what would be made of it, and how."""
+
+    recipe: Mapping[str, str | int]
+    """What the result depends on."""
+    make: Callable[[Path], ClipSet]
+    """Prepares the set in a folder."""
+    notes: tuple[str, ...] = ()
+    """How the source is taken, one line each; for people."""
 
 
 @dataclass(frozen=True)
@@ -22,30 +52,47 @@ class Source:
     description: str
     needs: str
     """What the user must have; empty where nothing is."""
-    prepare: Callable[[Path | None, Path, int, bool], ClipSet]
-    """(source folder, folder to make, seed, progress) -> the set."""
-    recipe: Callable[[Path | None, int], Mapping[str, str | int]]
-    """(source folder, seed) -> what the result depends on."""
+    look: Callable[[Path | None, Options], Found]
+    """(source folder, options) -> what is there; ValueError where it isn't."""
+    published: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Protocol -> training and test clips, as counted by others."""
     seeded: bool = False
 
 
 def _open_source(name: str, spec: open_sets.OpenSet) -> Source:
-    return Source(
-        spec.description,
-        spec.file,
-        lambda source, path, seed, progress: open_sets.prepare(name, _given(name, source), path),
-        lambda source, seed: open_sets.recipe(name, _given(name, source)),
-    )
+    def look(source: Path | None, options: Options) -> Found:
+        folder = _given(name, source)
+        return Found(open_sets.recipe(name, folder), lambda path: open_sets.prepare(name, folder, path))
+
+    return Source(spec.description, spec.file, look)
 
 
 def _synthetic_source(name: str, spec: synthetic.SyntheticSet) -> Source:
-    return Source(
-        spec.description,
-        "",
-        lambda source, path, seed, progress: synthetic.prepare(name, path, seed, progress=progress),
-        lambda source, seed: synthetic.recipe(name, seed),
-        seeded=True,
-    )
+    def look(source: Path | None, options: Options) -> Found:
+        recipe = synthetic.recipe(name, options.seed)
+        return Found(recipe, lambda path: synthetic.prepare(name, path, options.seed, progress=options.progress))
+
+    return Source(spec.description, "", look, seeded=True)
+
+
+def _read_source(
+    name: str,
+    description: str,
+    needs: str,
+    reading: Callable[[Path, Options], Reading],
+    published: Mapping[str, tuple[int, int]] | None = None,
+) -> Source:
+    """A source that is read in jobs."""
+
+    def look(source: Path | None, options: Options) -> Found:
+        found = reading(_given(name, source), options)
+        return Found(
+            found.info.recipe,
+            lambda path: prepare_reading(path, found, options.workers, options.progress),
+            found.notes,
+        )
+
+    return Source(description, needs, look, published or {})
 
 
 SOURCES: Mapping[str, Source] = {
@@ -67,8 +114,22 @@ def default_cache() -> Path:
     return Path(given).expanduser() if given else Path.home() / ".cache" / "ups" / "clips"
 
 
-def expand(names: list[str]) -> list[str]:
-    """Names with groups replaced by their members, each once, in order.
+def check_options(options: Options) -> None:
+    """ValueError names the option, its value and what it must be."""
+    if options.seed < 0:
+        raise ValueError(f"--seed must be >= 0, got {options.seed}")
+    if options.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    if options.metres_per_unit is not None and not 0 < options.metres_per_unit <= 100:
+        raise ValueError(f"--metres-per-unit must be above 0 and at most 100, got {options.metres_per_unit}")
+    for file in options.missing:
+        if not file.is_file():
+            raise ValueError(f"--missing {file}: no such file; give a list with a recording's name on each line")
+
+
+def expand(names: Sequence[str], source: Path | None = None) -> list[str]:
+    """Names with groups replaced by their members, each once, in order. Of a group of which a user may hold a part, the
+    members that can be made from `source`.
 
     Raises:
         ValueError: an unknown name; lists near names.
@@ -89,6 +150,7 @@ def prepare(
     out: str | Path | None = None,
     seed: int = 0,
     progress: bool = False,
+    workers: int = 1,
 ) -> Path:
     """Prepares a clip set, unless it is there already, and returns its folder.
 
@@ -99,6 +161,7 @@ def prepare(
             `<out>/<name>-seed<N>` for a synthetic set of another seed than 0, so that seeds do not replace each other.
         seed: of synthetic sets; others have nothing random.
         progress: show a progress bar on a terminal.
+        workers: processes that read.
 
     Raises:
         ValueError: an unknown name, a missing or damaged source.
@@ -106,28 +169,23 @@ def prepare(
     if name in GROUPS:
         raise ValueError(f"prepare takes one set at a time, got the group {name!r}; it is {', '.join(GROUPS[name])}")
     expand([name])
-    path = target(name, out, seed)
     source = None if source is None else Path(source).expanduser()
-    recipe = dict(SOURCES[name].recipe(source, seed))
-    if is_prepared(path, recipe):
+    found = SOURCES[name].look(source, Options(seed=seed, workers=workers, progress=progress))
+    return make(found, target(name, out, seed)).path
+
+
+def make(found: Found, path: Path) -> ClipSet:
+    """The clip set at `path`, prepared unless it is there already."""
+    if is_prepared(path, found.recipe):
         log.info("%s: already prepared", path)
-        return path
-    return SOURCES[name].prepare(source, path, seed, progress).path
+        return ClipSet.open(path)
+    return found.make(path)
 
 
 def target(name: str, out: str | Path | None = None, seed: int = 0) -> Path:
     """The folder that `prepare` makes."""
     folder = name if seed == 0 or not SOURCES[name].seeded else f"{name}-seed{seed}"
     return (Path(out).expanduser() if out is not None else default_cache()) / folder
-
-
-def is_prepared(path: Path, recipe: Mapping[str, str | int]) -> bool:
-    """Whether a whole clip set of this recipe is at `path`. A damaged one counts as absent and is made again."""
-    try:
-        ClipSet.open(path)
-        return read_manifest(path).get("provenance", {}).get("recipe") == recipe
-    except ValueError:
-        return False
 
 
 def _given(name: str, source: Path | None) -> Path:

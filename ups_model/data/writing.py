@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,6 +27,7 @@ from ups_model.data.clips import FORMAT, MANIFEST, VERSION, ClipSet, ClipSetInfo
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 20
+NO_FILES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,13 @@ class Clip:
     """Further integer columns; the same keys in every clip."""
 
 
-def write_clip_set(path: str | Path, info: ClipSetInfo, clips: Iterable[Clip], dtype: str = "float32") -> ClipSet:
+def write_clip_set(
+    path: str | Path,
+    info: ClipSetInfo,
+    clips: Iterable[Clip],
+    dtype: str = "float32",
+    files: Mapping[str, str] = NO_FILES,
+) -> ClipSet:
     """Writes a clip set to the folder `path` and opens it.
 
     Clips are streamed, so a set may be larger than memory. Everything is written to a temporary folder beside `path`
@@ -70,6 +78,7 @@ def write_clip_set(path: str | Path, info: ClipSetInfo, clips: Iterable[Clip], d
         info: what the set is.
         clips: all clips, in order. Give all or none of them confidence, keypoints and each extra column.
         dtype: of positions, "float16" (about 0.5 mm at 1 m) or "float32".
+        files: further text files for people, by name; not part of the fingerprint.
 
     Raises:
         ValueError: the clips break a rule of the format (all faults are listed), or `path` holds something else.
@@ -81,6 +90,8 @@ def write_clip_set(path: str | Path, info: ClipSetInfo, clips: Iterable[Clip], d
     temporary.mkdir()
     try:
         fingerprint = _write_files(temporary, info, clips, np.dtype(dtype))
+        for name, text in files.items():
+            (temporary / name).write_text(text, "utf-8")
         _move_into_place(temporary, path, fingerprint)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,302 @@
+"""From a reading to a clip set: jobs run in processes and leave parts, parts are put together in the order of the jobs.
+
+What has been read stays until the set is whole: a preparation that is killed, or whose disk fills up, goes on where it
+was when it is called again. Parts lie in `.NAME.parts` beside the set, and belong to one recipe:
+
+    recipe.json      what is being prepared; of another recipe, or another version of this code, everything goes
+    00012-003.npz    some clips of job 12
+    00012.json       job 12 is done: its number of files, and what was left out. Written last, renamed into place
+
+Shape suffixes: F frames of a part, T tracks of a part.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+from tqdm import tqdm
+
+from ups_model.data.checks import FRAME_ARRAYS
+from ups_model.data.clips import ClipSet, read_manifest
+from ups_model.data.recording import Job, LeftOut, Reading
+from ups_model.data.writing import Clip, Track, write_clip_set
+
+log = logging.getLogger(__name__)
+
+PART_FORMAT = 1
+PART_BYTES = 32 << 20
+"""Frames are held up to this size, then written: what bounds the memory of a process."""
+LEFT_OUT_FILE = "left_out.tsv"
+"""In the set's folder: name, reason and detail of every recording that is not in it."""
+
+
+def available_workers() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare_reading(path: Path, reading: Reading, workers: int = 1, progress: bool = False) -> ClipSet:
+    """Makes the clip set of a reading at `path`.
+
+    Args:
+        path: the set's folder.
+        reading: what to read; its recipe names the content, so that parts of an earlier call can be used, and a set
+            of the same recipe that is there already is kept.
+        workers: processes that read.
+        progress: show what is done and the time left, on a terminal.
+
+    Raises:
+        ValueError: nothing could be read, clips break a rule of the format, or a process died. Parts stay.
+        OSError: the disk is full or can't be written. Parts stay.
+    """
+    path = Path(path).expanduser().absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.parent / f".{path.name}.parts"
+    lock = filelock.FileLock(path.parent / f".{path.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        log.warning("%s: another process prepares this set; waiting for it", path)
+        lock.acquire()
+    try:
+        if is_prepared(path, reading.info.recipe):
+            return ClipSet.open(path)
+        _open_parts(folder, reading)
+        left_out = _read(folder, reading, workers, progress)
+        reasons = dict(sorted(Counter(item.reason for item in left_out).items()))
+        info = replace(reading.info, left_out=reasons)
+        clips = _show(_clips(folder, len(reading.jobs)), progress, f"{path.name}: writing", _count(folder, reading))
+        files = {LEFT_OUT_FILE: _table(left_out)} if left_out else {}
+        try:
+            made = write_clip_set(path, info, clips, files=files)
+        except ValueError as error:
+            raise ValueError(f"{error}{_first(left_out)}") from error
+        shutil.rmtree(folder)
+        return made
+    finally:
+        lock.release()
+
+
+def is_prepared(path: Path, recipe: Mapping[str, str | int]) -> bool:
+    """Whether a whole clip set of this recipe is at `path`. A damaged one counts as absent and is made again."""
+    try:
+        ClipSet.open(path)
+        return read_manifest(path).get("provenance", {}).get("recipe") == dict(recipe)
+    except ValueError:
+        return False
+
+
+def read_left_out(path: Path) -> list[LeftOut]:
+    """What was left out of the clip set at `path`."""
+    file = path / LEFT_OUT_FILE
+    if not file.exists():
+        return []
+    return [LeftOut(*line.split("\t")) for line in file.read_text("utf-8").splitlines()[1:]]
+
+
+def _open_parts(folder: Path, reading: Reading) -> None:
+    """Makes the folder of parts, and empties it if its parts are of something else."""
+    jobs = [[job.name, job.items] for job in reading.jobs]
+    wanted = {"format": PART_FORMAT, "recipe": dict(reading.info.recipe), "jobs": jobs}
+    file = folder / "recipe.json"
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if found == json.loads(json.dumps(wanted)):
+        return
+    if folder.exists():
+        log.info("%s: starting anew, the source has changed", folder)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    _write_whole(file, wanted)
+
+
+def _read(folder: Path, reading: Reading, workers: int, progress: bool) -> list[LeftOut]:
+    """Runs the jobs that have no parts yet; what was left out, in the order of the jobs."""
+    jobs = reading.jobs
+    missing = [index for index in range(len(jobs)) if not _done(folder, index).exists()]
+    done = sum(jobs[index].items for index in set(range(len(jobs))) - set(missing))
+    with _bar(progress, f"{reading.info.name}: reading", sum(job.items for job in jobs), done) as bar:
+        if workers <= 1 or len(missing) <= 1:
+            for index in missing:
+                _run(folder, index, jobs[index], bar.update)
+        else:
+            _run_all(folder, jobs, missing, workers, bar)
+    return [LeftOut(*item) for index in range(len(jobs)) for item in _summary(folder, index)["left_out"]]
+
+
+def _run_all(folder: Path, jobs: Sequence[Job], missing: Sequence[int], workers: int, bar: tqdm) -> None:
+    # Not forked: this process may have threads (BLAS, a progress bar), whose locks a copy would inherit.
+    context = multiprocessing.get_context("spawn")
+    count = min(workers, len(missing))
+    with concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=_leave_interrupts) as pool:
+        running = {pool.submit(_run, folder, index, jobs[index]): index for index in missing}
+        try:
+            for future in concurrent.futures.as_completed(running):
+                future.result()
+                bar.update(jobs[running[future]].items)
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a reading process died, perhaps for lack of memory; what is read so far is kept, run the same command "
+                "again, with fewer --workers"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal; the first one ends the others, once they are done with a job."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run(folder: Path, index: int, job: Job, told: Callable[[int], Any] | None = None) -> None:
+    """Reads one job into parts."""
+    part = _Part(folder, index)
+    left_out: list[LeftOut] = []
+    seen = 0
+    for item in job.read():
+        if isinstance(item, LeftOut):
+            left_out.append(item)
+        else:
+            part.append(item)
+        seen += 1
+        if told is not None and seen <= job.items:
+            told(1)
+    if told is not None:
+        told(max(job.items - seen, 0))
+    part.flush()
+    content = {"files": part.files, "clips": part.clips, "left_out": [list(asdict(item).values()) for item in left_out]}
+    _write_whole(_done(folder, index), content)
+
+
+class _Part:
+    """Clips of a job that are held, and the files that hold those before them."""
+
+    def __init__(self, folder: Path, index: int) -> None:
+        self.folder, self.index, self.files, self.clips = folder, index, 0, 0
+        self._held: list[Clip] = []
+        self._bytes = 0
+
+    def append(self, clip: Clip) -> None:
+        self._held.append(clip)
+        self._bytes += sum(_size(track) for track in clip.tracks)
+        self.clips += 1
+        if self._bytes >= PART_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is held. A file left by a killed process is written over."""
+        if not self._held:
+            return
+        tracks = [track for clip in self._held for track in clip.tracks]
+        arrays = {}
+        for name in FRAME_ARRAYS:
+            given = [getattr(track, name) for track in tracks]
+            if any(array is not None for array in given):
+                if any(array is None for array in given):
+                    raise ValueError(f"clip {self._held[0].clip_id} and after: all tracks or none must have {name}")
+                arrays[name] = np.concatenate(given)
+        for track in tracks:
+            for name in FRAME_ARRAYS[1:]:
+                array = getattr(track, name)
+                assert array is None or len(array) == len(track.positions), f"{name} must be one row a frame"
+        rows = [asdict(replace(clip, tracks=())) for clip in self._held]
+        with _file(self.folder, self.index, self.files).open("wb") as file:
+            np.savez(
+                file,
+                **arrays,
+                track_length=np.array([len(track.positions) for track in tracks], dtype=np.int64),
+                track_offset=np.array([track.offset for track in tracks], dtype=np.int64),
+                persons=np.array([len(clip.tracks) for clip in self._held], dtype=np.int64),
+                clips=np.frombuffer(json.dumps(rows).encode(), dtype=np.uint8),
+            )
+            file.flush()
+            os.fsync(file.fileno())  # Before the job counts as done: a power cut must not leave an empty part.
+        self.files += 1
+        self._held, self._bytes = [], 0
+
+
+def _size(track: Track) -> int:
+    return sum(array.nbytes for name in FRAME_ARRAYS if (array := getattr(track, name)) is not None)
+
+
+def _clips(folder: Path, jobs: int) -> Iterator[Clip]:
+    """The clips of all parts, in order."""
+    for index in range(jobs):
+        for file in range(_summary(folder, index)["files"]):
+            with np.load(_file(folder, index, file), allow_pickle=False) as part:
+                arrays = {name: part[name] for name in part.files}
+            ends_T = np.cumsum(arrays["track_length"])
+            tracks = iter(zip(ends_T - arrays["track_length"], ends_T, arrays["track_offset"], strict=True))
+            for row, persons in zip(json.loads(arrays["clips"].tobytes()), arrays["persons"], strict=True):
+                found = tuple(_track(arrays, *next(tracks)) for _ in range(persons))
+                yield Clip(**{**row, "tracks": found})
+
+
+def _track(arrays: Mapping[str, np.ndarray], start: int, end: int, offset: int) -> Track:
+    frames = {name: arrays[name][start:end] for name in FRAME_ARRAYS if name in arrays}
+    return Track(**frames, offset=int(offset))
+
+
+def _count(folder: Path, reading: Reading) -> int:
+    return sum(_summary(folder, index)["clips"] for index in range(len(reading.jobs)))
+
+
+def _summary(folder: Path, index: int) -> dict[str, Any]:
+    return json.loads(_done(folder, index).read_text("utf-8"))
+
+
+def _done(folder: Path, index: int) -> Path:
+    return folder / f"{index:05d}.json"
+
+
+def _file(folder: Path, index: int, file: int) -> Path:
+    return folder / f"{index:05d}-{file:03d}.npz"
+
+
+def _write_whole(file: Path, content: Mapping[str, Any]) -> None:
+    """A reader finds all of it or none."""
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content), "utf-8")
+    os.replace(temporary, file)
+
+
+def _table(left_out: Sequence[LeftOut]) -> str:
+    rows = [("name", "reason", "detail"), *((item.name, item.reason, item.detail) for item in left_out)]
+    # A name or message of damaged content may hold anything; a row is a line.
+    return "".join("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
+
+
+def _first(left_out: Sequence[LeftOut]) -> str:
+    if not left_out:
+        return ""
+    item = left_out[0]
+    return f"; {len(left_out)} recordings were left out, the first: {item.name}: {item.reason} {item.detail}".rstrip()
+
+
+def _bar(progress: bool, what: str, total: int, done: int = 0) -> tqdm:
+    shown = progress and sys.stderr.isatty()
+    return tqdm(total=total, initial=done, desc=what, unit=" recordings", leave=False, disable=not shown)
+
+
+def _show(clips: Iterator[Clip], progress: bool, what: str, total: int) -> Iterator[Clip]:
+    with _bar(progress, what, total) as bar:
+        for clip in clips:
+            yield clip
+            bar.update()
