@@ -8,7 +8,7 @@ from functools import cache
 
 from orchestrator.ledger import Record
 from orchestrator.plan import Plan, Unit
-from ups_model.config import Config, ModelConfig, TaskData, TaskName
+from ups_model.config import Config, ModelConfig, TaskData, TaskName, set_of
 from ups_model.data.clips import ClipSet
 from ups_model.identity import configured_tasks
 from ups_model.tasks import TASKS
@@ -111,26 +111,24 @@ def makespan(plan: Plan, seconds: Mapping[str, float], keys: Sequence[str], slot
 
 def sizes_of(config: Config, sets: Mapping[str, ClipSet]) -> Sizes:
     """Parameters, and operations of a forward pass, of the model that this configuration trains."""
-    classes = tuple(
-        (name, len(sets[name].info.classes))
-        for name in dict.fromkeys(
-            name
-            for task in configured_tasks(config)
-            if TASKS[task].kind == "class"
-            for name in getattr(config.data, task).sources
-        )
+    names = dict.fromkeys(
+        set_of(source)
+        for task in configured_tasks(config)
+        if TASKS[task].kind == "class"
+        for source in getattr(config.data, task).sources
     )
+    classes = tuple((name, len(sets[name].info.classes)) for name in names)
     pose = config.data.pe.sources
     network = _Network(
         config.model,
         classes,
-        tuple(map(int, sets[pose[0]].skeleton.native_slot)) if pose else (),
+        tuple(map(int, sets[set_of(pose[0])].skeleton.native_slot)) if pose else (),
         max(getattr(config.data, task).frames for task in configured_tasks(config)),
     )
     flops = {}
     for task in config.optim.tasks:
         data: TaskData = getattr(config.data, task)
-        joints = tuple(map(int, sets[data.sources[0]].skeleton.slots_present))
+        joints = tuple(map(int, sets[set_of(data.sources[0])].skeleton.slots_present))
         flops[task] = _forward_flops(network.with_one_route(), task, data, joints)
     return Sizes(_parameters(network), flops)
 

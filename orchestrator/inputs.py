@@ -8,12 +8,12 @@ from pathlib import Path
 from orchestrator.plan import DataFacts, Plan, make_plan, with_layers
 from search_spaces import find_study
 from search_spaces.study import Column, Study
+from ups_model.build import split_sets
 from ups_model.command import assignments, data_paths
-from ups_model.config import TASK_NAMES, Config, TaskName
+from ups_model.config import TASK_NAMES, Config, TaskName, set_of
 from ups_model.data.clips import ClipSet
-from ups_model.data.splits import check_no_leak
 from ups_model.data.suitable import check_suitable
-from ups_model.identity import configured_sources
+from ups_model.identity import configured_sets
 from ups_model.measure import metric_names
 from ups_model.presets import preset
 from ups_model.text_features import text_identity
@@ -49,7 +49,7 @@ def read_inputs(study: str, preset_name: str, data: Sequence[str], sets: Sequenc
     if seeds is not None and seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
     configured = with_layers(base, found.base, changes)
-    paths = data_paths(data, configured_sources(configured))
+    paths = data_paths(data, configured_sets(configured))
     opened = open_sets(configured, paths)
     check_rows(found, configured, opened)
     facts = facts_of(opened)
@@ -86,10 +86,9 @@ def check_data(config: Config, opened: Mapping[str, ClipSet]) -> None:
     """ValueError where a clip set can't serve its task, or a clip is both trained on and evaluated."""
     for task in config.optim.tasks:
         data = getattr(config.data, task)
-        for name in data.sources:
-            check_suitable(task, data, opened[name])
-    split = [(clips, clips.split(config.data.validation_subjects, config.data.split_seed)) for clips in opened.values()]
-    check_no_leak(split)
+        for source in data.sources:
+            check_suitable(task, data, opened[set_of(source)])
+    split_sets(config, opened)
 
 
 def check_rows(study: Study, base: Config, opened: Mapping[str, ClipSet]) -> None:
@@ -123,7 +122,7 @@ def check_measured(column: Column, config: Config, opened: Mapping[str, ClipSet]
     if column.task not in config.optim.tasks:
         return  # The planner refuses it, and says more.
     names = measured_names(config, column.task, opened)
-    few = len(opened[getattr(config.data, column.task).sources[0]].info.classes) < 5
+    few = len(opened[set_of(getattr(config.data, column.task).sources[0])].info.classes) < 5
     if few and column.metric.startswith(f"{column.task}/top5"):
         return  # With so few classes it says nothing; the table has "not measured" there, and all else.
     if column.metric not in names:
@@ -137,4 +136,4 @@ def check_measured(column: Column, config: Config, opened: Mapping[str, ClipSet]
 def measured_names(config: Config, task: TaskName, opened: Mapping[str, ClipSet]) -> list[str]:
     """All metrics of a task that a unit of this configuration leaves."""
     data = getattr(config.data, task)
-    return metric_names(task, data, config.evaluation, opened[data.sources[0]].info.classes)
+    return metric_names(task, data, config.evaluation, opened[set_of(data.sources[0])].info.classes)

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.ledger import Record
 from orchestrator.plan import Plan, Unit
-from ups_model.identity import configured_sources
+from ups_model.identity import configured_sets
 
 KEY, PLAN, STUDY = "ups.key", "ups.plan", "ups.study"
 MIRRORED = "ups.mirrored"
@@ -87,7 +87,7 @@ def run_name(plan: Plan, unit: Unit) -> str:
 
 def unit_tags(plan: Plan, unit: Unit) -> dict[str, str]:
     """What a unit's run is created with."""
-    facts = {name: plan.data[name] for name in configured_sources(unit.config) if name in plan.data}
+    facts = {name: plan.data[name] for name in configured_sets(unit.config) if name in plan.data}
     found = {
         RUN_NAME: run_name(plan, unit),
         KEY: unit.key,

@@ -15,7 +15,7 @@ from search_spaces.space import Choice, Range, Space
 from ups_model.command import assignments, data_paths
 from ups_model.config import Config
 from ups_model.data.clips import ClipSet
-from ups_model.identity import configured_sources
+from ups_model.identity import configured_sets
 from ups_model.measure import is_headline
 from ups_model.presets import preset
 from ups_model.text_features import text_identity
@@ -92,7 +92,7 @@ def read_search(
             "are judged by subjects held out from training, never by the test split; try --set validation_subjects=1"
         )
     dimensions = check_dimensions(space, base, [base.field_path(name) for name in changes])
-    paths = data_paths(data, configured_sources(base))
+    paths = data_paths(data, configured_sets(base))
     opened = open_sets(base, paths)
     check_objective(space, base, opened)
     facts = facts_of(opened)

@@ -78,6 +78,7 @@ OTHER_ENDINGS = {
     "sources": ("other",),
     "crop_min": 0.5,
     "detections": "stored",
+    "leaks": "drop",
     "evaluate_targets": 8,
     "evaluate_stride": 2,
 }

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from ups_model.checkpoint import load_checkpoint, load_weights
-from ups_model.config import Config, TaskData, TaskName
+from ups_model.config import Config, TaskData, TaskName, protocol_of, set_of
 from ups_model.data.batches import Feed, build_feeds
 from ups_model.data.clips import ClipSet, Split
-from ups_model.data.splits import check_no_leak
-from ups_model.identity import configured_sources, configured_tasks
+from ups_model.data.splits import check_no_leak, without_leaks
+from ups_model.identity import configured_sets, configured_sources, configured_tasks
 from ups_model.model import UPS, whiten
 from ups_model.tasks import TASKS
 from ups_model.text_features import text_features
@@ -25,46 +25,69 @@ class Parts:
 
     config: Config
     sets: dict[str, tuple[ClipSet, Split]]
+    """By source, as the configuration writes them."""
     feeds: dict[TaskName, Feed]
     model: UPS
     device: torch.device
 
 
 def open_sets(config: Config, paths: Mapping[str, Path]) -> dict[str, tuple[ClipSet, Split]]:
-    """Open and split each clip set that the configuration names.
+    """Open each clip set that the configuration names, and split it by the protocol of each source.
+
+    Args:
+        config: the configuration.
+        paths: folder of each clip set.
+
+    Returns:
+        Clip set and split of each source, by the source's text.
 
     Raises:
-        ValueError: a set without a path, an unreadable set, an empty split, or a clip that is trained on in one task
-            and evaluated in another.
+        ValueError: a set without a path, an unreadable set, an unknown protocol, an empty split, or a clip that is
+            trained on in one task and evaluated in another (with `data.leaks="drop"` it is left out of training).
     """
-    names = configured_sources(config)
+    names = configured_sets(config)
     missing = [name for name in names if name not in paths]
     if missing:
         raise ValueError(f"no folder given for clip set {', '.join(missing)}; pass --data {missing[0]}=PATH")
-    sets = {}
+    opened = {}
     for name in names:
-        clips = ClipSet.open(paths[name])
-        if clips.name != name:
-            raise ValueError(f"{paths[name]}: expected clip set {name!r}, got {clips.name!r}; check --data")
-        sets[name] = (clips, clips.split(config.data.validation_subjects, config.data.split_seed))
+        opened[name] = ClipSet.open(paths[name])
+        if opened[name].name != name:
+            raise ValueError(f"{paths[name]}: expected clip set {name!r}, got {opened[name].name!r}; check --data")
+    return split_sets(config, opened)
+
+
+def split_sets(config: Config, opened: Mapping[str, ClipSet]) -> dict[str, tuple[ClipSet, Split]]:
+    """Clip set and split of each source; see `open_sets`."""
+    data = config.data
+    sets = {
+        source: (
+            opened[set_of(source)],
+            opened[set_of(source)].split(data.validation_subjects, data.split_seed, protocol_of(source)),
+        )
+        for source in configured_sources(config)
+    }
+    if data.leaks == "drop":
+        kept = without_leaks(list(sets.values()))
+        return {source: (clips, split) for (source, (clips, _)), split in zip(sets.items(), kept, strict=True)}
     check_no_leak(list(sets.values()))
     return sets
 
 
 def data_identity(sets: Mapping[str, tuple[ClipSet, Split]]) -> dict[str, str]:
     """Content fingerprint of each clip set: what it holds, not where it lies."""
-    return {name: clips.fingerprint for name, (clips, _) in sorted(sets.items())}
+    return dict(sorted((clips.name, clips.fingerprint) for clips, _ in sets.values()))
 
 
 def build_vocabulary(config: Config, sets: Mapping[str, tuple[ClipSet, Split]]) -> Vocabulary:
     """Classes of each class task's clip sets, in the paper's order of tasks, and the coordinate bins."""
-    names = dict.fromkeys(
-        name
+    classes = {
+        clips.name: tuple(clips.info.classes)
         for task in configured_tasks(config)
         if TASKS[task].kind == "class"
-        for name in getattr(config.data, task).sources
-    )
-    return Vocabulary(tuple((name, tuple(sets[name][0].info.classes)) for name in names), config.model.n_bins)
+        for clips, _ in (sets[source] for source in getattr(config.data, task).sources)
+    }
+    return Vocabulary(tuple(classes.items()), config.model.n_bins)
 
 
 def fit_quantiser(feed: Feed, n_bins: int) -> Quantiser:

@@ -5,12 +5,14 @@ logging or saving are run options (`ups_model.train.RunOptions`) and never stand
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from ups_model import RECIPE
 from ups_model.fields import (
+    NEUTRAL,
     Section,
     above,
     apply,
@@ -35,11 +37,23 @@ __all__ = [
     "TaskName",
     "canonical",
     "digest",
+    "protocol_of",
+    "set_of",
 ]
 
 TaskName = Literal["pe", "ar2d", "eap", "ar3d"]
 TASK_NAMES: tuple[TaskName, ...] = ("pe", "ar2d", "eap", "ar3d")
 """Pose estimation, 2D action recognition, early action prediction, 3D action recognition: the paper's rotation."""
+
+
+def set_of(source: str) -> str:
+    """The clip set of a source as `TaskData.sources` names it: "ntu60:xview" -> "ntu60"."""
+    return source.partition(":")[0]
+
+
+def protocol_of(source: str) -> str:
+    """The protocol of a source: "ntu60:xview" -> "xview"; "default" where none is named."""
+    return source.partition(":")[2] or "default"
 
 
 @dataclass(frozen=True)
@@ -145,8 +159,8 @@ class TaskData(Section):
     """What one task is fed: its clip sets, the shape of a clip, and the augmentation of training clips."""
 
     sources: tuple[str, ...] = ()
-    """Names of prepared clip sets. A batch comes from one of them, drawn in proportion to their sizes; metrics without
-    a set's name are those of the first."""
+    """Prepared clip sets, each SET or SET:PROTOCOL ("ntu60:xview"), by default the set's first protocol. A batch comes
+    from one of them, drawn in proportion to their sizes; metrics without a source's name are those of the first."""
     frames: int = 64
     """N, frames a clip is resized to (class tasks) or window length (pose estimation)."""
     frame_stride: int = 1
@@ -201,6 +215,9 @@ class TaskData(Section):
             )
         if len(set(self.sources)) < len(self.sources):
             found.append(f"sources must be named once each, got {', '.join(self.sources)}")
+        for source in self.sources:
+            if not re.fullmatch(r"[^:]+(:\w+)?", source):
+                found.append(f"sources must be written SET or SET:PROTOCOL, got {source!r}")
         long, short = max(self.evaluate_stride, self.frame_stride), max(1, min(self.evaluate_stride, self.frame_stride))
         jump = max(1, self.evaluate_stride // max(1, self.frame_stride))
         if long % short:
@@ -243,6 +260,9 @@ class DataConfig(Section):
     """Training subjects held out to choose the checkpoint; 0 trains on all of them and takes the last step."""
     split_seed: int = 0
     """Which training subjects are held out; the same in every seed of a study, so that arms stay comparable."""
+    leaks: Literal["refuse", "drop"] = field(default="refuse", metadata=NEUTRAL)
+    """Training clips that another task validates or tests on, as clips of NTU60 xsub in NTU120 xset: an error, or left
+    out of training."""
 
     def faults(self) -> list[str]:
         return at_least(self, "validation_subjects", 0)

@@ -22,7 +22,7 @@ from ups_model.command import (
 from ups_model.config import Config
 from ups_model.data.sources import default_cache
 from ups_model.device import pick_device
-from ups_model.identity import configured_sources
+from ups_model.identity import configured_sets
 from ups_model.measure import measure
 
 logger = logging.getLogger(__name__)
@@ -67,9 +67,11 @@ def evaluate(
         raise ValueError("validation_subjects cannot be changed after training: training clips would be evaluated")
     parts = build(changed, paths, place, cache or default_cache() / "text", model)
     known = {name: classes for name, classes in model.vocabulary.classes}
-    for name, (clips, _) in parts.sets.items():
-        if name in known and tuple(clips.info.classes) != known[name]:
-            raise ValueError(f"{paths[name]}: its classes are not those trained on; use the training run's clip set")
+    for clips, _ in parts.sets.values():
+        if clips.name in known and tuple(clips.info.classes) != known[clips.name]:
+            raise ValueError(
+                f"{paths[clips.name]}: its classes are not those trained on; use the training run's clip set"
+            )
     return measure(model, parts.feeds, part, changed.evaluation), changed, data_identity(parts.sets)
 
 
@@ -93,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.out is not None and not given.out.absolute().parent.is_dir():
             raise ValueError(f"--out {given.out}: no such folder to write to; make {given.out.parent} first")
         _, config, _ = load_model(given.checkpoint, pick_device("cpu"))
-        paths = data_paths(given.data, configured_sources(config))
+        paths = data_paths(given.data, configured_sets(config))
         changes = assignments(given.set, "--set", "FIELD=VALUE")
         metrics, config, data = evaluate(given.checkpoint, paths, given.part, given.device, changes)
         if given.out is not None:

@@ -12,6 +12,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, Self
 
+NEUTRAL: Mapping[str, bool] = types.MappingProxyType({"neutral": True})
+"""Metadata of a field that was added later and whose default means what was done before: at its default it is not in
+the canonical form, so that what was trained without it keeps its key."""
+
 
 class Section:
     """A frozen group of fields that checks itself when built and knows its canonical form."""
@@ -35,7 +39,11 @@ def canonical(value: Any) -> Any:
     """`value` as plain JSON data with one form for equal values; ValueError for what has none (NaN, objects)."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = hints_of(type(value))
-        plain = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+        plain = {
+            item.name: getattr(value, item.name)
+            for item in dataclasses.fields(value)
+            if not item.metadata.get("neutral") or getattr(value, item.name) != item.default
+        }
         # 1 and 1.0 are equal configurations but different JSON.
         return {name: canonical(_as_hinted(item, hints[name])) for name, item in plain.items()}
     if isinstance(value, Mapping):

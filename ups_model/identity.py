@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ups_model.config import TASK_NAMES, Config, TaskName, digest
+from ups_model.config import TASK_NAMES, Config, TaskName, digest, set_of
 
 
 def configured_tasks(config: Config) -> tuple[TaskName, ...]:
@@ -12,10 +12,15 @@ def configured_tasks(config: Config) -> tuple[TaskName, ...]:
 
 
 def configured_sources(config: Config) -> tuple[str, ...]:
-    """Names of the clip sets of all configured tasks."""
+    """Sources of all configured tasks, as they are written: a clip set under two protocols is two."""
     return tuple(
-        dict.fromkeys(name for task in configured_tasks(config) for name in getattr(config.data, task).sources)
+        dict.fromkeys(source for task in configured_tasks(config) for source in getattr(config.data, task).sources)
     )
+
+
+def configured_sets(config: Config) -> tuple[str, ...]:
+    """Names of the clip sets of all configured tasks."""
+    return tuple(dict.fromkeys(map(set_of, configured_sources(config))))
 
 
 def run_key(config: Config, data: Mapping[str, str], text_identity: str, parent: str = "") -> str:

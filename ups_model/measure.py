@@ -1,6 +1,6 @@
 """Measures of a model on a validation or test split: one function a kind of task, plain numbers out.
 
-Keys are `task/metric`, and `task/clip set/metric` where a task has several clip sets; the plain key is the first set's.
+Keys are `task/metric`, and `task/source/metric` where a task has several sources; the plain key is the first one's.
 
 Shape suffixes: B clips, R target frames, J native joints.
 """
@@ -60,10 +60,10 @@ def measure_classes(model: UPS, feed: Feed, part: str, config: EvalConfig) -> di
     for ratio in config.ratios if feed.task == "eap" else (1.0,):
         logits, labels, free, ended = [], [], [], []
         for batch in feed.evaluate(part, ratio):
-            answer = classify(model, batch.inputs, source.name)
+            answer = classify(model, batch.inputs, source.clips.name)
             logits.append(answer.logits_BK)
             labels.append(batch.label_B)
-            free.append(answer.free_token_B - model.vocabulary.class_ids(source.name).start == batch.label_B)
+            free.append(answer.free_token_B - model.vocabulary.class_ids(source.clips.name).start == batch.label_B)
             ended.append(answer.ended_B)
         if not labels:
             raise ValueError(f"{part} split must have clips, got none in {source.name!r} for {feed.task}")

@@ -51,7 +51,7 @@ from ups_model.command import (
 from ups_model.config import TASK_NAMES, Config
 from ups_model.data.sources import default_cache
 from ups_model.device import Precision, autocast_dtype, memory_mb, pick_device, pick_precision
-from ups_model.identity import configured_sources, run_key
+from ups_model.identity import configured_sets, run_key
 from ups_model.layers import seed_for
 from ups_model.losses import sequence_loss, target_tokens
 from ups_model.measure import measure, score
@@ -321,7 +321,7 @@ def _finish(
     about = {
         "config": config.canonical(),
         "data": data_identity(parts.sets),
-        "synthetic": sorted(name for name, (clips, _) in parts.sets.items() if clips.info.synthetic),
+        "synthetic": sorted({clips.name for clips, _ in parts.sets.values() if clips.info.synthetic}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "chosen_step": best["step"] if best else step,
         "chosen_by": "validation subjects" if config.data.validation_subjects else "last step",
@@ -385,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging()
     try:
         config = read_config(given)
-        paths = data_paths(given.data, configured_sources(config))
+        paths = data_paths(given.data, configured_sets(config))
         out = given.out or Path("runs") / (given.preset or given.config.stem)
         if given.checkpoint_every < 1:
             raise ValueError(f"--checkpoint-every must be at least 1, got {given.checkpoint_every}")

@@ -132,7 +132,7 @@ class Feed:
         pose = augment_clips(batch.inputs.pose_BPNSC, self.data, source.dims, generator)
         pose = pose * batch.inputs.slot_mask_S[:, None]
         inputs = Inputs(self.task, pose, batch.inputs.slot_mask_S, None, batch.inputs.person_mask_BP)
-        return Batch(inputs, source.name, batch.clip_B, batch.label_B)
+        return Batch(inputs, source.clips.name, batch.clip_B, batch.label_B)
 
     def _class_batch(self, source: Source, row_B: Tensor, kept_B: Tensor, place_B: Tensor) -> Batch:
         """Clips cut to the share `kept_B` of their frames (rounded up, at least one), resized to N, normalised."""
@@ -157,7 +157,7 @@ class Feed:
         # outside the cut were not seen.
         seen_BP[:, 0] |= ~seen_BP.any(dim=1)
         inputs = Inputs(self.task, pose, source.slot_mask_S, None, None if source.persons == 1 else seen_BP)
-        return Batch(inputs, source.name, row_B, source.label[row_B])
+        return Batch(inputs, source.clips.name, row_B, source.label[row_B])
 
     def evaluate(self, part: str, ratio: float = 1.0, batch_size: int = 0) -> Iterator[Batch]:
         """All clips of "validation" or "test" once, in order; class tasks see the first `ratio` of each clip."""
@@ -236,7 +236,7 @@ class Feed:
         target_BRJ3 = target_BRJ3 - target_BRJ3[:, :, root : root + 1]
         inputs = Inputs(self.task, pose_BPNSC, source.slot_mask_S, target_frame_BR=target_BR)
         label = source.label[row_B]
-        return Batch(inputs, source.name, row_B, label, target_BRJ3, frame_BN[rows, target_BR], camera_B)
+        return Batch(inputs, source.clips.name, row_B, label, target_BRJ3, frame_BN[rows, target_BR], camera_B)
 
 
 def _share(batch: Batch, rank: int, processes: int) -> Batch:
@@ -278,6 +278,8 @@ def build_feeds(config: Config, sets: dict[str, tuple[ClipSet, Split]], device: 
         data: TaskData = getattr(config.data, task)
         for name in data.sources:
             if name not in sources:
-                sources[name] = Source(*sets[name], device)
+                clips, split = sets[name]
+                same = [source for source in sources.values() if source.clips.path == clips.path]
+                sources[name] = same[0].under(split, name) if same else Source(clips, split, device, name)
         feeds[task] = Feed(task, data, [sources[name] for name in data.sources], config.seed)
     return feeds

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ups_model.data.clips import ClipSet
 
 
+CONTENT_ID = "content-"
+"""How ids of clips begin whose file has no names: a hash of their content follows."""
+
+
 @dataclass(frozen=True)
 class Split:
     """Clip indices, int64, ascending, disjoint."""
@@ -60,6 +64,7 @@ def check_no_leak(tasks: Sequence[tuple[ClipSet, Split]]) -> None:
     Raises:
         ValueError: naming the rule, an offending clip, where it is used, and the way out.
     """
+    _check_comparable(tasks)
     evaluated = _evaluated(tasks)
     for clips, split in tasks:
         known = evaluated.get(clips.origin, {})
@@ -68,7 +73,7 @@ def check_no_leak(tasks: Sequence[tuple[ClipSet, Split]]) -> None:
             raise ValueError(
                 f"a clip in a validation or test split must not be in a training split: {clips.origin}/{leaks[0]} is "
                 f"trained on in {clips.name} and is in the {known[leaks[0]]} ({len(leaks)} such clips); "
-                "drop them with without_leaks()"
+                "leave them out of training with data.leaks=drop"
             )
 
 
@@ -76,8 +81,9 @@ def without_leaks(tasks: Sequence[tuple[ClipSet, Split]]) -> list[Split]:
     """The tasks' splits, each training part without the clips that any of the tasks validates or tests on.
 
     Raises:
-        ValueError: a training split would be left empty.
+        ValueError: a training split would be left empty, or clips can't be told apart.
     """
+    _check_comparable(tasks)
     evaluated = _evaluated(tasks)
     kept = []
     for clips, split in tasks:
@@ -88,6 +94,19 @@ def without_leaks(tasks: Sequence[tuple[ClipSet, Split]]) -> list[Split]:
             raise ValueError(f"{clips.name}: every training clip is in a validation or test split of a task")
         kept.append(replace(split, train=train))
     return kept
+
+
+def _check_comparable(tasks: Sequence[tuple[ClipSet, Split]]) -> None:
+    """ValueError where two sets of one origin name their clips in ways that can't be compared."""
+    named: dict[str, str] = {}
+    for clips, _ in tasks:
+        way = "content" if str(clips.clip_id[0]).startswith(CONTENT_ID) else "names"
+        if named.setdefault(clips.origin, way) != way:
+            raise ValueError(
+                f"clip sets of {clips.origin} must all name their clips or none: a clip in both could not be found; "
+                f"some have names, others are known by content alone ({CONTENT_ID}...), prepare those again with a "
+                "list of names beside their files"
+            )
 
 
 def _evaluated(tasks: Sequence[tuple[ClipSet, Split]]) -> dict[str, dict[str, str]]:

@@ -3,6 +3,8 @@
 Shape suffixes: B clips, P persons, N frames, S 25 slots, J native joints, C coordinates, M clips of a set.
 """
 
+import copy
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,8 +18,10 @@ from ups_model.skeletons import SLOTS
 class Source:
     """One clip set on the model's device, with its split."""
 
-    def __init__(self, clips: ClipSet, split: Split, device: torch.device) -> None:
-        self.clips, self.split, self.name = clips, split, clips.name
+    def __init__(self, clips: ClipSet, split: Split, device: torch.device, name: str = "") -> None:
+        self.clips, self.split = clips, split
+        self.name = name or clips.name
+        """As `TaskData.sources` writes it, with the protocol."""
         self.skeleton, self.dims = clips.skeleton, clips.info.dims
         self.device = device
         self.slot_mask_S = torch.zeros(SLOTS, dtype=torch.bool, device=device)
@@ -36,6 +40,12 @@ class Source:
         self.length_MP = torch.as_tensor(length, device=device)
         self.offset_MP = torch.as_tensor(offset, device=device)
         self.persons = persons
+
+    def under(self, split: Split, name: str) -> "Source":
+        """The same clip set, on the device once, under another protocol."""
+        other = copy.copy(self)
+        other.split, other.name = split, name
+        return other
 
     def rows(self, part: str) -> np.ndarray:
         """Clips of "train", "validation" or "test"."""
