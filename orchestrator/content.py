@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, with_layers
+from search_spaces.study import Column
+from ups_model.config import canonical
 
 FORMAT = 1
 
@@ -38,18 +40,22 @@ def plan_content(plan: Plan, command: str, changes: Mapping[str, str]) -> dict[s
                 "title": table.title,
                 "varies": table.varies,
                 "baseline": table.baseline,
-                "columns": [asdict(column) | {"task": column.task} for column in table.columns],
+                "columns": [_column(plan, column) for column in table.columns],
                 "notes": list(table.notes),
                 "references": [{"label": line.label, "published": list(line.published)} for line in table.references],
                 "rows": [
                     {
                         "label": line.row.label,
-                        "arm": line.arm.name,
+                        "arms": {group: arm.name for group, arm in line.arms.items()},
                         "training": line.row.training,
                         "published": list(line.row.published),
-                        "units": {task: list(keys) for task, keys in line.units.items()},
+                        # By group of columns: a task, or a task and what the column changes.
+                        "units": {group: list(keys) for group, keys in line.units.items()},
                         # Samples of a task that the measured weights have seen, their parents' included.
-                        "samples": {task: plan.samples(keys[0], task) for task, keys in line.units.items()},
+                        "samples": {
+                            column.group: plan.samples(line.units[column.group][0], column.task)
+                            for column in table.columns
+                        },
                     }
                     for line in lines
                 ],
@@ -68,4 +74,15 @@ def plan_content(plan: Plan, command: str, changes: Mapping[str, str]) -> dict[s
             }
             for unit in plan.units.values()
         },
+    }
+
+
+def _column(plan: Plan, column: Column) -> dict[str, Any]:
+    sources = getattr(with_layers(plan.base, column.changes).data, column.task).sources
+    plain = {name: getattr(column, name) for name in ("metric", "title", "unit", "higher_is_better")}
+    return plain | {
+        "changes": canonical(column.changes),
+        "task": column.task,
+        "group": column.group,
+        "sources": list(sources),
     }

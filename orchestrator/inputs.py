@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.plan import DataFacts, Plan, make_plan, with_layers
+from orchestrator.plan import DataFacts, Plan, make_plan, setting, with_layers
 from search_spaces import find_study
 from search_spaces.study import Column, Study
 from ups_model.build import split_sets
@@ -49,8 +49,11 @@ def read_inputs(study: str, preset_name: str, data: Sequence[str], sets: Sequenc
     if seeds is not None and seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
     configured = with_layers(base, found.base, changes)
-    paths = data_paths(data, configured_sets(configured))
-    opened = open_sets(configured, paths)
+    settings = column_settings(found, configured)
+    paths = data_paths(data, list(dict.fromkeys(name for one in settings for name in configured_sets(one))))
+    opened = open_sets(paths)
+    for one in settings:
+        check_data(one, opened)
     check_rows(found, configured, opened)
     facts = facts_of(opened)
     text = text_identity(configured.model.text_model)
@@ -58,11 +61,31 @@ def read_inputs(study: str, preset_name: str, data: Sequence[str], sets: Sequenc
     return Inputs(plan, opened, paths, changes)
 
 
-def open_sets(config: Config, paths: Mapping[str, Path]) -> dict[str, ClipSet]:
-    """Open each clip set and see that it can serve its tasks.
+def column_settings(study: Study, base: Config) -> list[Config]:
+    """The base, and what columns make of it that are measured on other clips.
 
     Raises:
-        ValueError: see `read_inputs`.
+        ValueError: a column's field is out of range; names study, table and column.
+    """
+    found = [base]
+    for table in study.tables:
+        for column in table.columns:
+            try:
+                config = with_layers(base, column.changes)
+            except ValueError as error:
+                raise ValueError(
+                    f"study {study.name!r}, table {table.name!r}, column {column.title!r}: {error}"
+                ) from error
+            if config not in found:
+                found.append(config)
+    return found
+
+
+def open_sets(paths: Mapping[str, Path]) -> dict[str, ClipSet]:
+    """Open each clip set.
+
+    Raises:
+        ValueError: a folder holds no clip set, or one of another name.
     """
     opened = {}
     for name, path in paths.items():
@@ -70,7 +93,6 @@ def open_sets(config: Config, paths: Mapping[str, Path]) -> dict[str, ClipSet]:
         if clips.name != name:
             raise ValueError(f"{path}: expected clip set {name!r}, got {clips.name!r}; check --data")
         opened[name] = clips
-    check_data(config, opened)
     return opened
 
 
@@ -96,25 +118,30 @@ def check_rows(study: Study, base: Config, opened: Mapping[str, ClipSet]) -> Non
     measures one of its table's columns; names study, table and row."""
     for table in study.tables:
         for row in table.rows:
-            try:
-                config = base.with_fields(row.changes)
-            except ValueError:
-                continue  # The planner refuses it, and says more than could be said here.
-            try:
-                for task in TASK_NAMES:
-                    ours, theirs = (getattr(one.data, task).sources for one in (base, config))
-                    if ours != theirs:
-                        # A table has one caption, which names one clip set for each task.
-                        raise ValueError(
-                            f"rows of one table must have the same clip sets, got {', '.join(theirs) or 'none'} for "
-                            f"{task} beside {', '.join(ours) or 'none'}; make a study of each"
-                        )
-                if config.data != base.data:
-                    check_data(config, opened)
-                for column in table.columns:
+            checked: list[Config] = []
+            for column in table.columns:
+                of_column = with_layers(base, column.changes)
+                try:
+                    config = setting(base, column, row)
+                except ValueError:
+                    continue  # The planner refuses it, and says more than could be said here.
+                try:
+                    for task in TASK_NAMES:
+                        ours, theirs = (getattr(one.data, task).sources for one in (of_column, config))
+                        if ours != theirs:
+                            # A table's caption names the clip sets of its columns.
+                            raise ValueError(
+                                f"rows of one table must have the same clip sets, got {', '.join(theirs) or 'none'} "
+                                f"for {task} beside {', '.join(ours) or 'none'}; make a study of each"
+                            )
+                    if config.data != of_column.data and config not in checked:
+                        check_data(config, opened)
+                        checked.append(config)
                     check_measured(column, config, opened)
-            except ValueError as error:
-                raise ValueError(f"study {study.name!r}, table {table.name!r}, row {row.label!r}: {error}") from error
+                except ValueError as error:
+                    raise ValueError(
+                        f"study {study.name!r}, table {table.name!r}, row {row.label!r}: {error}"
+                    ) from error
 
 
 def check_measured(column: Column, config: Config, opened: Mapping[str, ClipSet]) -> None:

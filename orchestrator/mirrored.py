@@ -80,8 +80,14 @@ def run_name(plan: Plan, unit: Unit) -> str:
     """Short enough for MLflow's narrow column, where what differs must be seen: "Layers 1 pe s0", "base joint s0"."""
     arm = unit.arm
     if "=" in arm:
-        rows = ((table, line) for table, lines in plan.tables for line in lines if line.arm.name == arm)
-        arm = next((f"{table.varies} {line.row.label}" for table, line in rows), arm)
+        names = (
+            " ".join(filter(None, (table.varies, line.row.label, column.title if column.changes else "")))
+            for table, lines in plan.tables
+            for line in lines
+            for column in table.columns
+            if line.arms[column.group].name == arm
+        )
+        arm = next(names, arm)
     return " ".join((*dict.fromkeys((arm, unit.task or unit.stage)), f"s{unit.seed}"))
 
 
@@ -197,12 +203,12 @@ def arm_values(plan: Plan, records: Mapping[str, Record | None]) -> dict[str, fl
             for column in table.columns:
                 values = [
                     float(record.metrics[f"test/{column.metric}"])
-                    for record in map(records.get, line.units[column.task])
+                    for record in map(records.get, line.units[column.group])
                     if record is not None and record.status == "finished" and f"test/{column.metric}" in record.metrics
                 ]
                 if not values:
                     continue
-                name = f"arm/{line.arm.name.replace('/', '_')}/{column.metric}"
+                name = f"arm/{line.arms[column.group].name.replace('/', '_')}/{column.metric}"
                 found[clean(name)] = statistics.fmean(values)
                 found[clean(f"{name}/seeds")] = float(len(values))
                 if len(values) > 1:

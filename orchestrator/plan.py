@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from search_spaces.study import FineTuning, Row, Study, Table, Training
+from search_spaces.study import Column, FineTuning, Row, Study, Table, Training
 from ups_model.config import Config, TaskName
 from ups_model.fields import digest
-from ups_model.identity import run_key
+from ups_model.identity import configured_sets, run_key
 
 Stage = Literal["joint", "separate", "finetune"]
 
@@ -95,9 +95,10 @@ class Line:
     """A row of a table and the units that fill it."""
 
     row: Row
-    arm: Arm
+    arms: Mapping[str, Arm]
+    """By group of columns (`Column.group`)."""
     units: Mapping[str, tuple[str, ...]]
-    """Of each task, the key of the unit that is measured, one a seed."""
+    """Of each group of columns, the key of the unit that is measured, one a seed."""
 
 
 @dataclass(frozen=True)
@@ -189,16 +190,19 @@ def make_plan(
     arms: dict[str, Arm] = {}
     tables = []
     for table in study.tables:
-        tasks = tuple(dict.fromkeys(column.task for column in table.columns))
         lines = []
         for row in table.rows:
             where = f"study {study.name!r}, table {table.name!r}, row {row.label!r}"
+            found: dict[str, Arm] = {}
+            units: dict[str, tuple[str, ...]] = {}
             try:
-                config = base.with_fields(row.changes) if row.changes else base
-                arm = _arm(arms, base, config, row)
-                lines.append(Line(row, arm, planner.line(arm, tasks, seeds)))
+                for column in table.columns:
+                    if column.group not in units:
+                        arm = _arm(arms, base, column, row)
+                        found[column.group], units[column.group] = arm, planner.line(arm, column.task, seeds)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
+            lines.append(Line(row, found, units))
         tables.append((table, tuple(lines)))
     return Plan(study, preset, dict(data), seeds, tuple(arms.values()), tuple(tables), planner.units, base)
 
@@ -209,11 +213,18 @@ def with_layers(base: Config, *layers: Mapping[str, Any]) -> Config:
     return base.with_fields({base.field_path(name): value for layer in layers for name, value in layer.items()})
 
 
-def _arm(arms: dict[str, Arm], base: Config, config: Config, row: Row) -> Arm:
+def setting(base: Config, column: Column, row: Row) -> Config:
+    """What a row means in a column: the study's base with the column's fields, and the row's over them."""
+    return with_layers(base, column.changes, row.changes)
+
+
+def _arm(arms: dict[str, Arm], base: Config, column: Column, row: Row) -> Arm:
+    config = setting(base, column, row)
     identity = digest([config.canonical(), row.training])
     if identity not in arms:
+        changes = {base.field_path(name): (name, value) for name, value in {**column.changes, **row.changes}.items()}
         different = [
-            f"{name}={_short(value)}" for name, value in row.changes.items() if base.with_fields({name: value}) != base
+            f"{name}={_short(value)}" for name, value in changes.values() if base.with_fields({name: value}) != base
         ]
         if row.training != "fine-tuned":
             different.append(row.training)
@@ -234,33 +245,27 @@ class _Planner:
         self.units: dict[str, Unit] = {}
         self._fine_tuning, self._data, self._text = fine_tuning, data, text_identity
 
-    def line(self, arm: Arm, tasks: Sequence[TaskName], seeds: int) -> dict[str, tuple[str, ...]]:
-        """Keys of the measured units of each task, one a seed."""
-        missing = [task for task in tasks if task not in arm.config.optim.cycle]
-        if missing:
+    def line(self, arm: Arm, task: TaskName, seeds: int) -> tuple[str, ...]:
+        """Keys of the units on which the task is measured, one a seed."""
+        if task not in arm.config.optim.cycle:
             raise ValueError(
-                f"a column measures {missing[0]}, which is not trained: name its clip set in data.{missing[0]}.sources "
+                f"a column measures {task}, which is not trained: name its clip set in data.{task}.sources "
                 f"and the task in optim.cycle, or leave the column out; trained are {', '.join(arm.config.optim.tasks)}"
             )
-        found: dict[str, list[str]] = {task: [] for task in tasks}
-        for seed in range(seeds):
-            config = arm.config.replace(seed=seed)
-            if arm.training == "joint":
-                unit = self._add("joint", "", config, "", arm)
-                for task in tasks:
-                    found[task].append(unit.key)
-            elif arm.training == "separate":
-                for task in tasks:
-                    found[task].append(self._add("separate", task, alone(config, task), "", arm).key)
-            else:
-                joint, tuned = two_stages(config, self._fine_tuning)
-                parent = self._add("joint", "", joint, "", arm)
-                for task in tasks:
-                    found[task].append(self._add("finetune", task, tuned[task], parent.key, arm).key)
-        return {task: tuple(keys) for task, keys in found.items()}
+        return tuple(self._measured(arm, task, arm.config.replace(seed=seed)).key for seed in range(seeds))
+
+    def _measured(self, arm: Arm, task: TaskName, config: Config) -> Unit:
+        if arm.training == "joint":
+            return self._add("joint", "", config, "", arm)
+        if arm.training == "separate":
+            return self._add("separate", task, alone(config, task), "", arm)
+        joint, tuned = two_stages(config, self._fine_tuning)
+        parent = self._add("joint", "", joint, "", arm)
+        return self._add("finetune", task, tuned[task], parent.key, arm)
 
     def _add(self, stage: Stage, task: TaskName | Literal[""], config: Config, parent: str, arm: Arm) -> Unit:
-        key = run_key(config, self._data, self._text, parent)
+        data = {name: self._data[name] for name in configured_sets(config)}
+        key = run_key(config, data, self._text, parent)
         if key not in self.units:
             self.units[key] = Unit(key, stage, task, config, parent, arm.name)
         return self.units[key]

@@ -21,7 +21,8 @@ def plan_text(plan: Plan, expected: Estimate, done: Container[str]) -> str:
             units = plan.with_parents(keys)
             left = sum(key not in done for key in units)
             what = f"{len(units)} units, {left} to run"
-            lines.append(f"  {line.row.label:<{width}}  arm {line.arm.name} ({line.arm.training}): {what}")
+            arms = " | ".join(dict.fromkeys(arm.name for arm in line.arms.values()))
+            lines.append(f"  {line.row.label:<{width}}  arm {arms} ({line.row.training}): {what}")
     finished = sum(key in done for key in plan.units)
     lines += [
         "",

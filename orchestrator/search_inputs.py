@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.inputs import facts_of, measured_names, open_sets
+from orchestrator.inputs import check_data, facts_of, measured_names, open_sets
 from orchestrator.plan import with_layers
 from orchestrator.trials import Params, SearchPlan, field_of
 from search_spaces import find_space
@@ -93,7 +93,8 @@ def read_search(
         )
     dimensions = check_dimensions(space, base, [base.field_path(name) for name in changes])
     paths = data_paths(data, configured_sets(base))
-    opened = open_sets(base, paths)
+    opened = open_sets(paths)
+    check_data(base, opened)
     check_objective(space, base, opened)
     facts = facts_of(opened)
     plan = SearchPlan(space, preset_name, base, seeds or space.seeds, facts, text_identity(base.model.text_model))

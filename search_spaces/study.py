@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ups_model.config import TASK_NAMES
+from ups_model.config import TASK_NAMES, Config, canonical
+from ups_model.fields import digest
 
 Training = Literal["fine-tuned", "joint", "separate"]
 TRAININGS: tuple[Training, ...] = ("fine-tuned", "joint", "separate")
@@ -24,17 +25,31 @@ class Column:
     title: str
     unit: Literal["%", "mm"]
     higher_is_better: bool
+    changes: Mapping[str, Any] = field(default_factory=lambda: NOTHING, hash=False)
+    """Fields of the section `data`, where the column is measured on other clips than the study's base, such as another
+    protocol: then it stands for trainings of its own. A row's changes override a column's."""
 
     def __post_init__(self) -> None:
         if self.task not in TASK_NAMES:
             raise ValueError(
                 f"column {self.title!r}: metric must begin with a task ({', '.join(TASK_NAMES)}), got {self.metric!r}"
             )
+        for name in self.changes:
+            if not Config.field_path(name).startswith("data."):
+                raise ValueError(
+                    f"column {self.title!r}: changes must be fields of the section data, got {name!r}; what is varied "
+                    "belongs into rows"
+                )
 
     @property
     def task(self) -> str:
         """The task that is measured."""
         return self.metric.split("/", 1)[0]
+
+    @property
+    def group(self) -> str:
+        """Columns of one group are measured on the same training: its task, and what the column changes."""
+        return self.task + (f"-{digest(canonical(self.changes))}" if self.changes else "")
 
 
 @dataclass(frozen=True)
@@ -79,7 +94,8 @@ class Table:
         labels = [row.label for row in self.rows]
         if not self.rows or not self.columns:
             faults.append("a table needs at least one row and one column")
-        for kind, names in (("row", labels), ("column", [column.metric for column in self.columns])):
+        measures = [f"{column.metric} of {column.group}" for column in self.columns]
+        for kind, names in (("row", labels), ("column", measures)):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 faults.append(f"{kind} {twice[0]!r} is there twice; name each once")

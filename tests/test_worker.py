@@ -277,7 +277,7 @@ def test_every_arm_of_every_study_trains_and_measures_all_its_columns(name, benc
     for table, lines in plan.tables:
         for line in lines:
             for task in line.units:
-                if line.arm.training == "fine-tuned" and line.arm.name != "base" and task != "eap":
+                if line.row.training == "fine-tuned" and line.arms[task].name != "base" and task != "eap":
                     continue  # Of each fine-tuned arm one task's second stage; of the base all.
                 for key in plan.with_parents(line.units[task]):
                     unit = plan.units[key]

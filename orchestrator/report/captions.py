@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from orchestrator.report.cells import PROVENANCE, UNKNOWN, Origin, Report, Source, TableOfCells
 from orchestrator.report.statistics import CONFIDENCE
 from orchestrator.report.wording import DAGGER, DOUBLE_DAGGER, NONE, count, listed, sign_agrees
+from ups_model.config import set_of
 from ups_model.progress import duration
 from ups_model.tasks import TASKS
 
@@ -26,7 +27,7 @@ CHOSEN_BY = {
 def table_caption(report: Report, table: TableOfCells) -> list[str]:
     """Sentences: what was trained on what, and how to read it beside the paper."""
     sentences = [
-        f"Data: {data_text(report, table.tasks)}.",
+        f"Data: {data_text(_table_sources(table))}.",
         *_stand_in(report, table),
         f"{setup_text(report)}; {CHOSEN_BY.get(report.chosen_by, report.chosen_by)}.",
         f"Trained with {'; '.join(_origin_text(name, table.origins[name]) for name in PROVENANCE)}.",
@@ -35,19 +36,31 @@ def table_caption(report: Report, table: TableOfCells) -> list[str]:
     return sentences
 
 
-def synthetic_text(report: Report, tasks: Iterable[str]) -> str:
-    """What must be said first, where any of the tasks has synthetic clips; else empty."""
-    names = [source.name for task in tasks for source in report.sources[task] if source.synthetic]
+def synthetic_text(used: Iterable[tuple[Source, ...]]) -> str:
+    """What must be said first, where anything used is synthetic; else empty."""
+    names = [source.name for sources in used for source in sources if source.synthetic]
     if not names:
         return ""
     return f"SYNTHETIC DATA ({listed(dict.fromkeys(names))}): these numbers say nothing about real motion"
 
 
-def data_text(report: Report, tasks: Sequence[str]) -> str:
-    """Task -> clip set, with size and the first digits of the fingerprint; tasks on one set are named together."""
+def _table_sources(table: TableOfCells) -> list[tuple[str, tuple[Source, ...]]]:
+    """What each task is trained and measured on; where a task's columns differ in it, each column."""
+    found = []
+    for task in table.tasks:
+        own = [(c, sources) for c, sources in zip(table.columns, table.sources, strict=True) if c.task == task]
+        if len({sources for _, sources in own}) == 1:
+            found.append((TASKS[task].title, own[0][1]))
+        else:
+            found += [(f"{TASKS[task].title}, {column.title}", sources) for column, sources in own]
+    return found
+
+
+def data_text(used: Iterable[tuple[str, tuple[Source, ...]]]) -> str:
+    """What for -> clip sets, with size and the first digits of the fingerprint; uses of the same are named together."""
     by_sets: dict[tuple[Source, ...], list[str]] = {}
-    for task in tasks:
-        by_sets.setdefault(report.sources[task], []).append(TASKS[task].title)
+    for what, sources in used:
+        by_sets.setdefault(sources, []).append(what)
     return "; ".join(
         f"{' and '.join(titles)} on {' + '.join(map(_source_text, sources))}"
         + (f" (measured on {sources[0].name})" if len(sources) > 1 else "")
@@ -74,11 +87,12 @@ def _stand_in(report: Report, table: TableOfCells) -> list[str]:
     published = any(cell.published is not None for row in table.rows for cell in row.cells) or table.references
     if not published:
         return []
-    others: dict[str, list[str]] = {}
-    for task in table.tasks:
-        title, own = PAPER_DATA[task]
-        if any(source.synthetic or not own.fullmatch(source.name) for source in report.sources[task]):
-            others.setdefault(title, []).append(TASKS[task].title)
+    others: dict[str, dict[str, None]] = {}
+    order = sorted(zip(table.columns, table.sources, strict=True), key=lambda pair: table.tasks.index(pair[0].task))
+    for column, sources in order:
+        title, own = PAPER_DATA[column.task]
+        if any(source.synthetic or not own.fullmatch(set_of(source.name)) for source in sources):
+            others.setdefault(title, {})[TASKS[column.task].title] = None
     if not others:
         return []
     where = listed(f"{title} ({' and '.join(tasks)})" for title, tasks in others.items())
@@ -197,11 +211,11 @@ def _comparisons(report: Report) -> str:
 
 def setup(report: Report) -> list[tuple[str, str]]:
     """The study's setting, as label and text."""
-    tasks = list(report.sources)
     stages = report.fine_tuning
-    described = {source.name: source for task in tasks for source in report.sources[task]}
+    used = [(TASKS[task].title, sources) for task, sources in report.sources.items()]
+    described = {set_of(source.name): source for _, sources in used for source in sources}
     return [
-        ("Data", data_text(report, tasks)),
+        ("Data", data_text(used)),
         *((f"Clip set {name}", source.description) for name, source in described.items() if source.description),
         ("Setting", setup_text(report)),
         ("Checkpoint", CHOSEN_BY.get(report.chosen_by, report.chosen_by)),

@@ -14,7 +14,7 @@ from orchestrator.content import FORMAT
 from orchestrator.ledger import Record
 from orchestrator.report.statistics import Paired, mean_and_sd, paired, proportion_se
 from search_spaces.study import Column
-from ups_model.config import TASK_NAMES
+from ups_model.config import TASK_NAMES, set_of
 
 State = Literal["finished", "not measured", "not finite", "failed", "parent failed", "not run"]
 UNKNOWN = "unknown"
@@ -96,6 +96,18 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A clip set, or one of its protocols."""
+
+    name: str
+    """As the configuration writes it: "ntu60", "ntu60:xview"."""
+    fingerprint: str
+    synthetic: bool
+    description: str
+    clips: int
+
+
+@dataclass(frozen=True)
 class TableOfCells:
     """A table, ready for words."""
 
@@ -107,6 +119,8 @@ class TableOfCells:
     rows: tuple[RowOfCells, ...]
     references: tuple[ReferenceRow, ...]
     notes: tuple[str, ...]
+    sources: tuple[tuple[Source, ...], ...]
+    """Of each column; the first is the one that it measures."""
     origins: Mapping[str, tuple[Origin, ...]]
     """Of each entry of PROVENANCE the values among the table's finished runs (their parents included)."""
 
@@ -114,17 +128,6 @@ class TableOfCells:
     def tasks(self) -> tuple[str, ...]:
         """Tasks that the table measures, in the paper's order."""
         return tuple(task for task in TASK_NAMES if any(column.task == task for column in self.columns))
-
-
-@dataclass(frozen=True)
-class Source:
-    """A clip set."""
-
-    name: str
-    fingerprint: str
-    synthetic: bool
-    description: str
-    clips: int
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ class Report:
     fine_tuning: Mapping[str, float]
     chosen_by: str
     sources: Mapping[str, tuple[Source, ...]]
-    """Of each task; the first is the one that columns measure."""
+    """Of each task, in any table."""
     tables: tuple[TableOfCells, ...]
     routes: tuple[Route, ...]
     failures: tuple[Failure, ...]
@@ -209,10 +212,10 @@ class _Builder:
 
     def report(self) -> Report:
         content = self.content
-        sets = {
-            name: Source(name, facts["fingerprint"], facts["synthetic"], facts["description"], facts["clips"])
-            for name, facts in content["data"].items()
-        }
+        tables = tuple(self._table(table) for table in content["tables"])
+        measured = [
+            (column.task, found) for table in tables for column, found in zip(table.columns, table.sources, strict=True)
+        ]
         return Report(
             **{name: content[name] for name in ("name", "study", "question", "expectation", "preset", "command")},
             changes=tuple(sorted(content["changes"].items())),
@@ -220,15 +223,30 @@ class _Builder:
             fine_tuning=content["fine_tuning"],
             chosen_by=content["chosen_by"],
             sources={
-                task: tuple(sets[name] for name in content["sources"][task])
+                task: tuple(
+                    dict.fromkeys(
+                        source
+                        for own, found in [(task, self._named(content["sources"][task])), *measured]
+                        if own == task
+                        for source in found
+                    )
+                )
                 for task in TASK_NAMES
                 if task in content["sources"]
             },
-            tables=tuple(self._table(table) for table in content["tables"]),
+            tables=tables,
             routes=tuple(self._routes()),
             failures=tuple(self._failures()),
             progress=self._progress(),
         )
+
+    def _named(self, names: Iterable[str]) -> tuple[Source, ...]:
+        """Sources as a configuration writes them: a clip set, or one under a protocol of its own."""
+        facts = self.content["data"]
+        return tuple(Source(name=name, **facts[set_of(name)]) for name in names)
+
+    def _sources(self, column: Mapping[str, Any]) -> tuple[Source, ...]:
+        return self._named(column.get("sources") or self.content["sources"][column["task"]])
 
     def _state(self, key: str) -> State:
         """Of a unit, whatever it measured."""
@@ -245,8 +263,8 @@ class _Builder:
         keys: dict[str, None] = {}
         for table in self.content["tables"]:
             for row in table["rows"]:
-                for task in TASK_NAMES:
-                    keys.update(dict.fromkeys(self._with_parents(row["units"].get(task, ()))))
+                for group in _groups(table):
+                    keys.update(dict.fromkeys(self._with_parents(row["units"][group])))
         return (*keys, *sorted(self.units.keys() - keys.keys()))
 
     def _with_parents(self, keys: Iterable[str]) -> list[str]:
@@ -261,7 +279,9 @@ class _Builder:
 
     def _table(self, table: Mapping[str, Any]) -> TableOfCells:
         columns = tuple(
-            Column(column["metric"], column["title"], column["unit"], column["higher_is_better"])
+            Column(
+                *(column[name] for name in ("metric", "title", "unit", "higher_is_better")), column.get("changes", {})
+            )
             for column in table["columns"]
         )
         baseline = next(row for row in table["rows"] if row["label"] == table["baseline"])
@@ -276,6 +296,7 @@ class _Builder:
                 ReferenceRow(line["label"], _published(line, len(columns))) for line in table["references"]
             ),
             notes=tuple(table["notes"]),
+            sources=tuple(self._sources(column) for column in table["columns"]),
             origins={name: self._origins(table, name) for name in PROVENANCE},
         )
 
@@ -291,8 +312,8 @@ class _Builder:
                     states=states,
                     values=values,
                     sampling_error=self._sampling_error(row, column, values),
-                    samples=row["samples"][column.task],
-                    baseline_samples=baseline["samples"][column.task],
+                    samples=row["samples"][column.group],
+                    baseline_samples=baseline["samples"][column.group],
                     published=ours,
                     # Rounded, because 40.8 - 40.9 is not -0.1 in binary and 0 must be 0.
                     published_difference=None
@@ -301,7 +322,7 @@ class _Builder:
                     difference=None if is_baseline else paired(values, self._values(baseline, column)[1]),
                 )
             )
-        measured = [self.records.get(key) for column in columns for key in row["units"][column.task]]
+        measured = [self.records.get(key) for column in columns for key in row["units"][column.group]]
         parameters = {record.about["parameters"] for record in measured if record and "parameters" in record.about}
         return RowOfCells(row["label"], is_baseline, row["training"], tuple(cells), tuple(sorted(parameters)))
 
@@ -309,7 +330,7 @@ class _Builder:
         """State and value of each seed."""
         states: dict[int, State] = {}
         values = {}
-        for key in sorted(row["units"][column.task], key=lambda key: self.units[key]["seed"]):
+        for key in sorted(row["units"][column.group], key=lambda key: self.units[key]["seed"]):
             seed, state = self.units[key]["seed"], self._state(key)
             if state == "finished":
                 value = self.records[key].metrics.get(f"test/{column.metric}")
@@ -325,7 +346,7 @@ class _Builder:
     def _sampling_error(self, row: Mapping[str, Any], column: Column, values: Mapping[int, float]) -> float | None:
         errors = [
             _sampling_error(self.records[key].metrics, column, values[self.units[key]["seed"]])
-            for key in row["units"][column.task]
+            for key in row["units"][column.group]
             if self.units[key]["seed"] in values
         ]
         known = [error for error in errors if error is not None]
@@ -335,8 +356,8 @@ class _Builder:
         units: dict[str, set[str]] = {}
         rows: dict[str, list[str]] = {}
         for row in table["rows"]:
-            for task in TASK_NAMES:
-                for key in self._with_parents(row["units"].get(task, ())):
+            for group in _groups(table):
+                for key in self._with_parents(row["units"][group]):
                     if self._state(key) == "finished":
                         value = str(self.records[key].about.get(entry) or UNKNOWN)
                         units.setdefault(value, set()).add(key)
@@ -374,6 +395,12 @@ class _Builder:
             train_seconds=math.fsum(timed),
             untimed=sum("train_seconds" not in self.records[key].about for key in finished),
         )
+
+
+def _groups(table: Mapping[str, Any]) -> list[str]:
+    """Groups of a table's columns: of each task, in the paper's order, as the columns come."""
+    columns = sorted(table["columns"], key=lambda column: TASK_NAMES.index(column["task"]))
+    return list(dict.fromkeys(column.get("group", column["task"]) for column in columns))
 
 
 def _published(line: Mapping[str, Any], columns: int) -> tuple[float | None, ...]:

@@ -56,7 +56,7 @@ def views(report: Report, figures: Mapping[str, str]) -> list[View]:
             table=table,
             headings=tuple((column.title, wording.column_text(column)) for column in table.columns),
             lines=tuple(_lines(table)),
-            synthetic=captions.synthetic_text(report, table.tasks),
+            synthetic=captions.synthetic_text(table.sources),
             caption=" ".join(captions.table_caption(report, table)),
             warnings=tuple(captions.table_warnings(table)),
             footnotes=(*captions.budget_notes(table), *table.notes),
@@ -140,7 +140,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         summary=captions.summary(report),
         setup=captions.setup(report),
         legend=captions.legend(report),
-        synthetic=captions.synthetic_text(report, report.sources),
+        synthetic=captions.synthetic_text(report.sources.values()),
         route_tasks=[task for task in TASKS if any(task in route.blocks for route in report.routes)],
         **more,
     )
