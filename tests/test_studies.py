@@ -3,13 +3,16 @@
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from orchestrator.plan import DataFacts, make_plan
 from search_spaces import find_study, study_names
 from search_spaces.paper_tables import BINS, TABLE_7, TABLE_8, TABLE_9, TRAINING
 from search_spaces.study import Column, FineTuning, Reference, Row, Study, Table
+from search_spaces.tables_1_6 import STUDY as TABLES_1_6
 from ups_model.presets import preset
 
 COLUMN = Column("ar3d/top1", "Accuracy", "%", True)
@@ -66,6 +69,51 @@ def test_published_training_rows_are_those_of_tables_1_to_6(paper):
         assert lines[f"{name}, NTU60 xsub"][3:6] == table_5
         assert lines[f"{name}, NTU60 xview"][0] == table_1[1]
         assert lines[f"{name}, NTU120 xset"][0] == table_1[3]
+
+
+CAPTIONS = ("Table 1. Perf", "Table 2. Perf", "Table 3. MPJPE", "Table 4. P-MPJPE", "Table 5. Perf", "Table 6. Perf")
+
+
+@pytest.mark.parametrize(("table", "caption"), list(zip(TABLES_1_6.tables, CAPTIONS, strict=True)), ids="123456")
+def test_every_published_line_of_tables_1_to_6_is_there(paper, table, caption):
+    printed = {re.sub(r"</?i>", "", label): values for label, values in printed_rows(paper, caption).items()}
+    lines = {line.label.replace(" ", ""): line.published for line in (*table.references, *table.rows)}
+    assert lines == printed and len(lines) >= 3
+
+
+def test_tables_1_to_6_need_20_trainings_a_seed_and_no_task_of_one_trains_on_another_protocol():
+    data = {
+        name: DataFacts(f"{index:064x}", False, name, 10)
+        for index, name in enumerate(("h36m", "kinetics", "ntu60", "ntu120"))
+    }
+    plan = make_plan(TABLES_1_6, "paper", preset("paper"), {}, 1, data, "text")
+    counts = Counter((unit.stage, unit.task) for unit in plan.units.values())
+    # Four protocols: each trained jointly, and tuned or trained alone for 3D recognition; early prediction on two of
+    # them; pose estimation and 2D recognition once.
+    assert counts == {
+        ("joint", ""): 4,
+        **{(stage, "ar3d"): 4 for stage in ("finetune", "separate")},
+        **{(stage, "eap"): 2 for stage in ("finetune", "separate")},
+        **{(stage, task): 1 for stage in ("finetune", "separate") for task in ("ar2d", "pe")},
+    }
+    for unit in plan.units.values():
+        assert unit.config.data.ar3d.sources == unit.config.data.eap.sources
+        assert unit.config.data.pe.detections == "stored"
+    (_, rows), *_ = plan.tables
+    protocols = [plan.units[keys[0]].config.data.ar3d.sources for keys in rows[0].units.values()]
+    assert protocols == [("ntu60:xsub",), ("ntu60:xview",), ("ntu120:xsub",), ("ntu120:xset",)]
+
+
+def test_a_column_changes_data_alone():
+    with pytest.raises(ValueError, match="must be fields of the section data, got 'encoder_layers'"):
+        Column("ar3d/top1", "Deep", "%", True, {"encoder_layers": 5})
+
+
+def test_one_metric_on_two_protocols_is_two_columns_and_on_one_is_an_error():
+    other = Column("ar3d/top1", "Other", "%", True, {"ar3d.sources": ("ntu60:xview",)})
+    Table("t", "T", "x", (COLUMN, other), (Row("a"),), "a")
+    with pytest.raises(ValueError, match=r"column 'ar3d/top1 of ar3d-\w+' is there twice"):
+        Table("t", "T", "x", (other, other), (Row("a"),), "a")
 
 
 def test_the_bins_table_has_the_bins_asked_for():
