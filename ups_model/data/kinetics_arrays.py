@@ -8,6 +8,7 @@ Shape suffixes: R rows (videos), N frames, P persons (slots), J 18 joints.
 
 from __future__ import annotations
 
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ def open_rows(file: Path) -> np.ndarray:
     """
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+    except (OSError, ValueError, EOFError, TypeError, OverflowError, SyntaxError, tokenize.TokenError) as error:
+        # The last two: numpy takes a damaged header for one of Python 2, and lets its tokenizer's errors through.
         raise ValueError(f"{file}: not a whole .npy file ({error}); get the file again") from error
     shape = array.shape if isinstance(array, np.ndarray) else ()
     if len(shape) != 5 or (shape[1], shape[3], shape[4]) != (3, JOINTS, PERSONS) or array.dtype.kind != "f":
