@@ -328,3 +328,11 @@ def test_a_truncated_npz_is_named(tmp_path_factory, kept):
     file.write_bytes(raw[: int(kept * len(raw))])
     with pytest.raises(ValueError, match=r"file.npz"):
         read_object_array(file, "positions")
+
+
+def test_an_array_that_two_items_share_is_refused_and_read_whole_by_load():
+    pose = np.arange(600.0)
+    raw = pickle.dumps({"annotations": [{"a": 1, "pose": pose}, {"a": 2, "pose": pose}]}, 2)
+    with pytest.raises(ValueError, match="values of an item of 'annotations' must not be used again"):
+        list(ItemStream(io.BytesIO(raw), "file", "annotations"))
+    assert np.array_equal(load(io.BytesIO(raw), "file")["annotations"][1]["pose"], pose)

@@ -6,9 +6,8 @@
         25
         x y z depthX depthY colorX colorY qW qX qY qZ trackingState     12 fields, 25 lines
 
-A set has 57 or 114 thousand such files, so lines are counted and checked in bulk, and numpy parses the three fields of
-25 that are kept. Where a bulk check fails, the lines are gone through one by one to accept unusual spacing or to find
-the line to blame.
+A set has 57 or 114 thousand such files, so fields are counted in bulk, and only the coordinates are parsed. Where that
+fails, lines are gone through one by one to find the one to blame.
 
 Shape suffixes: N frames in which a body is seen, J joints (25).
 """
@@ -28,7 +27,6 @@ LIMIT_M = 100.0
 _BODY_FIELDS, _JOINT_FIELDS = 10, 12
 _BODY_LINES = 2 + JOINTS
 _JOINT_COUNT = b"%d" % JOINTS
-_ODD_SPACING = (b"  ", b" \n", b" \r", b"\n ", b"\t")  # with these, counting spaces does not count fields
 _WAY_OUT = "get the file again"
 
 
@@ -60,11 +58,8 @@ def read_skeleton(file: Path) -> SkeletonFile:
             no number, is not finite or lies beyond LIMIT_M, an id twice in a frame, text after the last frame.
         OSError: the file cannot be read.
     """
-    raw = file.read_bytes()
-    lines = raw.split(b"\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
+    lines = _Lines(file.read_bytes())
+    if not len(lines):
         raise ValueError(f"{file}: must have a number of frames on its first line, is empty; {_WAY_OUT}")
     total = _count(file, lines, 0, "frames")
     if total > len(lines) - 1:
@@ -84,7 +79,7 @@ def read_skeleton(file: Path) -> SkeletonFile:
             raise ValueError(f"{file}:{at}: {needed}, {len(lines) - at} are left; {_WAY_OUT}")
         for _ in range(bodies):
             body = _body_id(file, lines, at)
-            if lines[at + 1] != _JOINT_COUNT and lines[at + 1].strip() != _JOINT_COUNT:
+            if lines[at + 1] != _JOINT_COUNT:
                 raise ValueError(f"{file}:{at + 2}: bodies must have {JOINTS} joints, got {_shown(lines[at + 1])}")
             seen = frames.setdefault(body, [])
             if seen and seen[-1] == frame:
@@ -96,7 +91,7 @@ def read_skeleton(file: Path) -> SkeletonFile:
     if at < len(lines):
         raise ValueError(f"{file}:{at + 1}: {total} frames end here, but {len(lines) - at} lines follow; {_WAY_OUT}")
 
-    joints_BJ3 = _joints(file, lines, starts, plain=not any(odd in raw for odd in _ODD_SPACING))
+    joints_BJ3 = _joints(file, lines, starts)
     return SkeletonFile(
         total,
         {
@@ -106,14 +101,51 @@ def read_skeleton(file: Path) -> SkeletonFile:
     )
 
 
-def _count(file: Path, lines: list[bytes], at: int, what: str) -> int:
-    text = lines[at].strip()
+class _Lines:
+    """The lines of a file, with the number of fields of each and where they end, found in one pass."""
+
+    def __init__(self, raw: bytes) -> None:
+        text = (raw.replace(b"\r\n", b"\n") if b"\r" in raw else raw).rstrip() + b"\n"
+        codes = np.frombuffer(text, dtype=np.uint8)
+        space = np.flatnonzero(codes <= 32)
+        kind = codes[space]
+        if (np.diff(space) == 1).any() or not ((kind == 10) | (kind == 32)).all():
+            text = b"".join(b" ".join(line.split()) + b"\n" for line in text.split(b"\n")[:-1])
+            codes = np.frombuffer(text, dtype=np.uint8)
+            space = np.flatnonzero(codes <= 32)
+        self.text, self.codes, self.space = text, codes, space
+        last = np.flatnonzero(codes[space] == 10)
+        self.first_space = np.concatenate([[0], last[:-1] + 1])
+        """For each line, the place in `space` of the end of its first field."""
+        self.fields = last - self.first_space + 1
+        """For each line; 1 for an empty one."""
+        self.end = space[last]
+        self.start = np.concatenate([[0], self.end[:-1] + 1])
+        self._starts, self._ends = self.start.tolist(), self.end.tolist()
+
+    def __len__(self) -> int:
+        return len(self._starts) if len(self.text) > 1 else 0
+
+    def __getitem__(self, at: int) -> bytes:
+        return self.text[self._starts[at] : self._ends[at]]
+
+    def first_three(self, rows: np.ndarray) -> bytes:
+        """The first three fields of some lines, a space after each; the lines must have that many."""
+        start = self.start[rows]
+        length = self.space[self.first_space[rows] + 2] + 1 - start
+        place = np.repeat((start - np.concatenate([[0], np.cumsum(length)[:-1]])).astype(np.int32), length)
+        place += np.arange(len(place), dtype=np.int32)
+        return self.codes[place].tobytes()
+
+
+def _count(file: Path, lines: _Lines, at: int, what: str) -> int:
+    text = lines[at]
     if not text.isdigit() or len(text) > 9:
         raise ValueError(f"{file}:{at + 1}: must be a number of {what}, got {_shown(lines[at])}; {_WAY_OUT}")
     return int(text)
 
 
-def _body_id(file: Path, lines: list[bytes], at: int) -> bytes:
+def _body_id(file: Path, lines: _Lines, at: int) -> bytes:
     fields = lines[at].split()
     if len(fields) != _BODY_FIELDS:
         raise ValueError(
@@ -124,55 +156,53 @@ def _body_id(file: Path, lines: list[bytes], at: int) -> bytes:
     return fields[0]
 
 
-def _joints(file: Path, lines: list[bytes], starts: list[int], plain: bool) -> np.ndarray:
+def _joints(file: Path, lines: _Lines, starts: list[int]) -> np.ndarray:
     """float32 [B, 25, 3]: the joints of the B blocks of lines that begin at `starts`."""
-    joint_lines = [line for start in starts for line in lines[start : start + JOINTS]]
-    joints = None
-    if plain and {line.count(b" ") for line in joint_lines} == {_JOINT_FIELDS - 1}:
-        joints = _parse([line.split(b" ", 3) for line in joint_lines])
+    if not starts:
+        return np.zeros((0, JOINTS, 3), dtype=np.float32)
+    rows = (np.array(starts)[:, None] + np.arange(JOINTS)).ravel()
+    if (wrong := np.flatnonzero(lines.fields[rows] != _JOINT_FIELDS)).size:
+        at = int(rows[wrong[0]])
+        got = len(lines[at].split())
+        raise ValueError(f"{file}:{at + 1}: a joint's line must have {_JOINT_FIELDS} fields, got {got}; {_WAY_OUT}")
+    joints = _parse(lines.first_three(rows), 3 * len(rows))
     if joints is None:
-        joints = _parse_one_by_one(file, lines, starts)
-    # Not <= is also true of NaN.
-    if not (np.abs(joints) <= LIMIT_M).all():
-        row = int(np.flatnonzero(~(np.abs(joints) <= LIMIT_M).all(axis=1))[0])
-        line = starts[row // JOINTS] + row % JOINTS
+        joints = _parse_one_by_one(file, lines, rows)
+    within = np.abs(joints) <= LIMIT_M  # false of NaN too
+    if not within.all():
+        at = int(rows[np.flatnonzero(~within.all(axis=1))[0]])
         raise ValueError(
-            f"{file}:{line + 1}: coordinates must be finite and within {LIMIT_M:g} m, got {_shown(lines[line])}; "
+            f"{file}:{at + 1}: coordinates must be finite and within {LIMIT_M:g} m, got {_shown(lines[at])}; "
             "leave the recording out"
         )
     return joints.astype(np.float32).reshape(len(starts), JOINTS, 3)
 
 
-def _parse(fields: list[list[bytes]]) -> np.ndarray | None:
-    """float64 [rows, 3]: the first three fields of each row, or None where not all are numbers of plain spacing."""
-    text = b" ".join([b" ".join(row[:3]) for row in fields])
+def _parse(text: bytes, count: int) -> np.ndarray | None:
+    """float64 [rows, 3] of `count` numbers, or None where not all are such."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of what is no number older numpy warns, and stops there
         try:
             numbers = np.fromstring(text, dtype=np.float64, sep=" ")
         except ValueError:
             return None
-    return numbers.reshape(-1, 3) if len(numbers) == 3 * len(fields) else None
+    return numbers.reshape(-1, 3) if len(numbers) == count else None
 
 
-def _parse_one_by_one(file: Path, lines: list[bytes], starts: list[int]) -> np.ndarray:
-    rows = []
-    for start in starts:
-        for at in range(start, start + JOINTS):
-            fields = lines[at].split()
-            if len(fields) != _JOINT_FIELDS:
-                raise ValueError(
-                    f"{file}:{at + 1}: a joint's line must have {_JOINT_FIELDS} fields, got {len(fields)}; {_WAY_OUT}"
-                )
-            try:
-                if b"_" in b"".join(fields[:3]):  # Python's floats may have them
-                    raise ValueError("an underscore")
-                rows.append([float(field) for field in fields[:3]])
-            except ValueError as error:
-                raise ValueError(
-                    f"{file}:{at + 1}: coordinates must be numbers, got {_shown(lines[at])}; {_WAY_OUT}"
-                ) from error
-    return np.array(rows, dtype=np.float64).reshape(-1, 3)
+def _parse_one_by_one(file: Path, lines: _Lines, rows: np.ndarray) -> np.ndarray:
+    """The same, slowly; finds the line to blame."""
+    found = []
+    for at in rows.tolist():
+        fields = lines[at].split()[:3]
+        try:
+            if b"_" in b"".join(fields):  # Python's floats may have them
+                raise ValueError("an underscore")
+            found.append([float(field) for field in fields])
+        except ValueError as error:
+            raise ValueError(
+                f"{file}:{at + 1}: coordinates must be numbers, got {_shown(lines[at])}; {_WAY_OUT}"
+            ) from error
+    return np.array(found, dtype=np.float64)
 
 
 def _shown(text: bytes) -> str:

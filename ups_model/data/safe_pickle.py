@@ -276,7 +276,11 @@ class _Machine:
 
     def get(self, index: int) -> None:
         if index not in self.memo:
-            raise ValueError(f"refers to value {index}, which is not there, or no longer")
+            if self.key is not None and index < self.memoized:
+                raise _Refused(
+                    f"values of an item of {self.key!r} must not be used again outside of it, value {index} is"
+                )
+            raise ValueError(f"refers to value {index}, which is not there")
         value = self.memo[index]
         if isinstance(value, Unbuilt):
             if value.array is None:
