@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ups_model.data import ntu_arrays as arrays_
 from ups_model.data.ntu_bodies import Persons, persons_of
-from ups_model.data.ntu_clips import FPS, SKELETON, UP_AXIS, named_clip, nameless_clip, set_info
+from ups_model.data.ntu_clips import FPS, MISSING, SKELETON, UP_AXIS, named_clip, nameless_clip, set_info
 from ups_model.data.ntu_files import Chosen, choose, digest, look, sets_in
 from ups_model.data.ntu_names import (
     PROTOCOLS,
@@ -40,7 +40,6 @@ READER_VERSION = 1
 """Raised when the reader changes what it writes, so that prepared sets are made again."""
 
 _BLOCK = 256
-_MISSING = "listed as missing skeletons"
 
 
 def available(source: Path) -> tuple[str, ...]:
@@ -157,7 +156,7 @@ def _read_raw(set_name: str, files: Sequence[tuple[str, str]], missing: frozense
     for path, before in files:
         file = Path(path)
         if file.stem in missing:
-            yield LeftOut(file.stem, _MISSING)
+            yield LeftOut(file.stem, MISSING)
         elif before:
             yield LeftOut(file.stem, "duplicate", f"{file}: is also {before}")
         else:
@@ -228,7 +227,7 @@ def _read_rows(
             where = f"{part}:{row}"
             name = None if names is None else names[row - start]
             if name is not None and name.text in missing:
-                yield LeftOut(name.text, _MISSING)
+                yield LeftOut(name.text, MISSING)
                 continue
             shown = where if name is None else name.text
             try:

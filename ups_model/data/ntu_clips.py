@@ -13,6 +13,8 @@ from ups_model.data.writing import Clip
 FPS = 30.0
 SKELETON = "ntu25"
 UP_AXIS = "y"
+MISSING = "listed as missing skeletons"
+"""Why a recording is left out."""
 CLASSES: Mapping[str, tuple[str, ...]] = {"ntu60": NTU60_CLASSES, "ntu120": NTU120_CLASSES}
 
 _LICENCE = "NTU RGB+D, ROSE Lab, Nanyang Technological University: academic research by agreement, no redistribution"

@@ -16,7 +16,7 @@ import numpy as np
 
 from ups_model.data.ntu_arrays import persons_of_poses
 from ups_model.data.ntu_bodies import Persons
-from ups_model.data.ntu_clips import named_clip
+from ups_model.data.ntu_clips import MISSING, named_clip
 from ups_model.data.ntu_names import PROTOCOLS, belongs, is_test, parse_name
 from ups_model.data.ntu_skeleton import JOINTS
 from ups_model.data.recording import LeftOut
@@ -75,7 +75,7 @@ def read_pickle(file: Path, set_name: str, missing: frozenset[str]) -> Iterator[
             known = isinstance(text, str) and bool(text) and len(text) < 100
             name = text if known else f"{_LIST}[{index}]"
             if name in missing:
-                yield LeftOut(name, "listed as missing skeletons")
+                yield LeftOut(name, MISSING)
                 continue
             if name in seen:
                 yield LeftOut(name, "duplicate", f"{file}[{index}]: the name came before")
