@@ -51,6 +51,8 @@ TEST_SUBJECTS = frozenset({"S9", "S11"})
 
 LIMIT_PX = 100.0
 """Keypoints that lie farther from the projected 3D than this, in the median, are of another recording or camera."""
+_SAMPLED_FRAMES = 250
+"""Frames of a recording, evenly spaced, whose distances are looked at: all would take longer and tell no more."""
 _FIT_PX = 25.0
 """Keypoints that lie nearer to another camera's projection than this are that camera's."""
 
@@ -275,7 +277,9 @@ def _offsets(item: _Matched) -> list[float]:
 
 
 def _distance_px(pose_NJ3: np.ndarray, keypoints_NJ2: np.ndarray, camera: Camera) -> float:
-    """Median over frames and joints. A point that is not in front of the camera is infinitely far."""
+    """Median over evenly spaced frames and joints. A point that is not in front of the camera is infinitely far."""
+    step = -(-len(pose_NJ3) // _SAMPLED_FRAMES)
+    pose_NJ3, keypoints_NJ2 = pose_NJ3[::step], keypoints_NJ2[::step]
     seen_NJ3 = to_camera(pose_NJ3, camera)
     depth_NJ1 = np.where(seen_NJ3[..., 2:] > 0, seen_NJ3[..., 2:], np.nan)
     projected_NJ2 = np.asarray(camera.f) * seen_NJ3[..., :2] / depth_NJ1 + np.asarray(camera.c)
