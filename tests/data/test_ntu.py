@@ -220,7 +220,8 @@ def test_the_same_content_has_the_same_id_in_the_files_of_both_protocols(tmp_pat
 
 
 def test_persons_of_arrays_end_and_begin_where_they_are_seen(tmp_path):
-    a, b = standing(10, seed=1).astype(np.float32), standing(6, seed=2).astype(np.float32)
+    # The second person's coordinates add up to less than 0, as they may where poses were moved to the origin.
+    a, b = standing(10, seed=1).astype(np.float32), standing(6, seed=2, at=(0, 0, -2.5)).astype(np.float32)
     row = padded_row([(0, a), (3, b)])
     row[4] = 0  # nobody in frame 4
     row[6, 75:] = 0  # the second person not in frame 6
@@ -234,6 +235,14 @@ def test_persons_of_arrays_end_and_begin_where_they_are_seen(tmp_path):
     assert clip.extra["frames_dropped"] == 1
     assert isinstance(empty, LeftOut) and (empty.name, empty.reason) == ("train:1", "empty")
     assert late.tracks[0].offset == 0 and len(late.tracks) == 1 and late.extra["frames_dropped"] == 2
+
+
+def test_rows_in_the_order_of_the_names_list_are_named_too(tmp_path):
+    _arrays(tmp_path)
+    by_subject = _clips(ntu.reading("ntu60", tmp_path))
+    assert [row for row, _ in _rows(TRAIN)] != [row for row, _ in _rows(sorted(TRAIN, key=lambda name: name[9:12]))]
+    write_arrays(tmp_path / "NTU60_CS.npz", _rows(TRAIN), _rows(TEST), 60)
+    _same(by_subject, _clips(ntu.reading("ntu60", tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,18 @@ def test_numbers_are_parsed_as_python_parses_them(file):
         lambda text: text.replace("\n", " \n"),
         lambda text: text.replace(" ", "\t"),
         lambda text: text.replace("\n", "\n  "),
+        lambda text: " " + text,
     ],
-    ids=["crlf", "blank_lines_after", "no_last_newline", "two_spaces", "spaces_at_the_end", "tabs", "indented"],
+    ids=[
+        "crlf",
+        "blank_lines_after",
+        "no_last_newline",
+        "two_spaces",
+        "spaces_at_the_end",
+        "tabs",
+        "indented",
+        "indented_start",
+    ],
 )
 def test_spacing_does_not_matter(file, change):
     text = skeleton_text(one_body(standing(3)))
@@ -118,6 +128,7 @@ def _line(text, number, replacement):
             lambda text: _line(text, 40, lambda line: "0,1" + line[line.index(" ") :]),
             ":40: coordinates must be numbers",
         ),
+        (lambda text: _line(text, 40, lambda line: "\0".join(line.rsplit(" ", 1))), ":40: .* 12 fields, got 11"),
         (lambda text: _line(text, 40, ""), ":40: a joint's line must have 12 fields, got 0"),
         (lambda text: text + "more\n", ":86: 3 frames end here, but 1 lines follow"),
     ],

@@ -3,8 +3,9 @@
     x_train, x_test    float32 [rows, frames, 150]: two persons of 25 joints of 3 coordinates, 0 where nobody is
     y_train, y_test    [rows, 60 or 120]: one-hot labels
 
-A file holds one protocol and no names. Stored members are mapped, and read in blocks of rows by several processes;
-compressed ones can only be read front to back.
+A file holds one protocol and no names. That pre-processing also moves each recording so that the spine of its first
+frame is at the origin: coordinates differ from the raw files' by a constant. Stored members are mapped, and read in
+blocks of rows by several processes; compressed ones can only be read front to back.
 
 Shape suffixes: R rows, N frames, P persons (2), J joints (25), L labels.
 """

@@ -109,10 +109,10 @@ class _Lines:
         codes = np.frombuffer(text, dtype=np.uint8)
         space = np.flatnonzero(codes <= 32)
         kind = codes[space]
-        if (np.diff(space) == 1).any() or not ((kind == 10) | (kind == 32)).all():
+        if space[0] == 0 or (np.diff(space) == 1).any() or not ((kind == 10) | (kind == 32)).all():
             text = b"".join(b" ".join(line.split()) + b"\n" for line in text.split(b"\n")[:-1])
             codes = np.frombuffer(text, dtype=np.uint8)
-            space = np.flatnonzero(codes <= 32)
+            space = np.flatnonzero((codes == 10) | (codes == 32))  # other control characters part no fields
         self.text, self.codes, self.space = text, codes, space
         last = np.flatnonzero(codes[space] == 10)
         self.first_space = np.concatenate([[0], last[:-1] + 1])
