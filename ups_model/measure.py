@@ -92,7 +92,7 @@ def measure_poses(model: UPS, feed: Feed, part: str, config: EvalConfig) -> dict
     groups = source.clips.info.camera_groups
     cameras_apart = max(64, *(len(group) for group in groups)) if groups else 64
     for batch in feed.evaluate(part):
-        pose_BJ3, admitted_B = _predict(model, batch, source.skeleton, config)
+        pose_BJ3, admitted_B = predict_poses(model, batch, source.skeleton, config)
         kept_B = batch.frame_BR.flatten() >= 0
         repeats = batch.frame_BR.shape[1]
         predicted.append(pose_BJ3[kept_B])
@@ -160,7 +160,9 @@ def standard_error_over(error_B: Tensor, clip_B: Tensor) -> float:
     return float(means.std(correction=1) / len(means) ** 0.5) if len(means) > 1 else float(means[0])
 
 
-def _predict(model: UPS, batch: Batch, skeleton: Skeleton, config: EvalConfig) -> tuple[Tensor, Tensor]:
+def predict_poses(model: UPS, batch: Batch, skeleton: Skeleton, config: EvalConfig) -> tuple[Tensor, Tensor]:
+    """Poses of a batch's targets, root-relative metres [B * R, J, 3], and the share of tokens within the grammar
+    [B * R]; with `config.flip` the mean of the answers to the windows and to their mirror images."""
     answer = estimate_poses(model, batch.inputs, config.coordinates, config.decoding)
     if not config.flip:
         return answer.pose_BJ3, answer.in_grammar_B

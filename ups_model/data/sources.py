@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ups_model.data import open_sets, synthetic
+from ups_model.data import h36m, kinetics, ntu, open_sets, synthetic
 from ups_model.data.clips import ClipSet
 from ups_model.data.preparation import is_prepared, prepare_reading
 from ups_model.data.recording import Reading
@@ -95,7 +95,33 @@ def _read_source(
     return Source(description, needs, look, published or {})
 
 
+def _ntu_source(name: str, description: str) -> Source:
+    return _read_source(
+        name,
+        description,
+        ".skeleton files, CTR-GCN's .npz or pyskl's .pkl",
+        lambda source, options: ntu.reading(name, source, options.missing),
+        ntu.PUBLISHED_COUNTS[name],
+    )
+
+
+def _h36m_source(name: str, description: str) -> Source:
+    files = f"{h36m.POSES_FILE} and {h36m.KEYPOINT_FILES[name]}"
+    return _read_source(name, description, files, lambda source, options: h36m.reading(name, source))
+
+
 SOURCES: Mapping[str, Source] = {
+    "h36m": _h36m_source("h36m", "Human3.6M: motion capture, keypoints by CPN"),
+    "h36m_gt": _h36m_source("h36m_gt", "Human3.6M with true keypoints"),
+    "ntu60": _ntu_source("ntu60", "NTU RGB+D: Kinect v2 skeletons of 60 actions"),
+    "ntu120": _ntu_source("ntu120", "NTU RGB+D 120: Kinect v2 skeletons of 120 actions"),
+    "kinetics": _read_source(
+        "kinetics",
+        "Kinetics-400: OpenPose skeletons in video, 400 actions",
+        "ST-GCN's JSON folders or .npy with .pkl",
+        lambda source, options: kinetics.reading(source),
+        kinetics.PUBLISHED_COUNTS["kinetics"],
+    ),
     **{name: _open_source(name, spec) for name, spec in open_sets.OPEN_SETS.items()},
     **{name: _synthetic_source(name, spec) for name, spec in synthetic.SYNTHETIC_SETS.items()},
 }
@@ -104,8 +130,9 @@ SOURCES: Mapping[str, Source] = {
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "open": tuple(open_sets.OPEN_SETS),
     "synthetic": tuple(synthetic.SYNTHETIC_SETS),
+    "ntu": ("ntu60", "ntu120"),
 }
-"""Names that stand for several sets."""
+"""Names that stand for several sets; "ntu" for those of the two that can be made from the files that are there."""
 
 
 def default_cache() -> Path:
@@ -140,7 +167,10 @@ def expand(names: Sequence[str], source: Path | None = None) -> list[str]:
             known = [*GROUPS, *SOURCES]
             near = difflib.get_close_matches(name, known, n=3) or known
             raise ValueError(f"unknown data {name!r}; try {', '.join(near)}")
-        expanded.update(dict.fromkeys(GROUPS.get(name, (name,))))
+        members = GROUPS.get(name, (name,))
+        if name == "ntu" and source is not None:
+            members = ntu.available(source)
+        expanded.update(dict.fromkeys(members))
     return list(expanded)
 
 
