@@ -198,6 +198,24 @@ def test_one_recording_whose_poses_lie_beside_the_person_is_taken_and_noted(file
     assert "S1/Walking" not in left_out(tmp_path)
 
 
+def test_a_point_behind_a_camera_is_not_where_its_image_would_be(files, tmp_path):
+    # A point and its mirror image in the camera's centre lie on one ray, and the formula gives them one pixel.
+    centre = np.array(CALIBRATION["extrinsics"]["S1"][0]["translation"]) / 1000
+    for action, pose in files[0]["S1"].items():
+        files[0]["S1"][action] = (2 * centre - pose).astype(np.float32)
+    write(tmp_path, *files)
+    with pytest.raises(ValueError, match=r"\[S1/Directions 1\]\[0\]: keypoints .* got inf px"):
+        h36m.reading("h36m", tmp_path)
+
+
+def test_actions_are_the_fifteen_of_the_protocol_in_its_order(whole, tmp_path):
+    write(tmp_path, *whole)
+    assert " ".join(h36m.reading("h36m", tmp_path).info.classes) == (
+        "Directions Discussion Eating Greeting Phoning Photo Posing Purchases Sitting SittingDown Smoking Waiting "
+        "WalkDog Walking WalkTogether"
+    )
+
+
 def _poses_mirrored(positions_3d, positions_2d):
     for actions in positions_3d.values():
         for pose in actions.values():
@@ -306,7 +324,8 @@ def test_a_recording_is_one_camera_with_truth_in_its_space(whole, tmp_path):
     recording = h36m.read_recording(tmp_path / CPN, "S9/Walking 1/60457274")
     pose = positions_3d["S9"]["Walking 1"][:, CHOSEN].astype(np.float64)
     assert (recording.name, recording.units, recording.dims) == ("S9/Walking 1/60457274", "pixel", 2)
-    assert recording.size == (1000, 1002) and recording.length == len(pose) and recording.up_axis == "-y"
+    assert recording.size == (1000, 1002) and h36m.read_recording(tmp_path / CPN, "S9/Walking 1/1").size == (1000, 1000)
+    assert recording.length == len(pose) and recording.up_axis == "-y"
     assert np.array_equal(recording.tracks[0].positions, positions_2d["S9"]["Walking 1"][3][: len(pose)])
     outer = CALIBRATION["extrinsics"]["S9"][3]
     w, x, y, z = outer["orientation"]

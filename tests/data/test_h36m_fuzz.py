@@ -64,7 +64,6 @@ def check(folder):
         names = h36m.clip_names(folder / CPN)
     except ValueError as error:
         assert "data_2d_h36m" in str(error) or "data_3d_h36m" in str(error)
-        assert len(str(error)) < 1500
         return None
     for name in names[:1]:
         left = any(isinstance(item, LeftOut) and name.startswith(f"{item.name}/") for item in items)

@@ -261,6 +261,32 @@ def test_rows_that_stand_twice_or_have_no_known_label_are_left_out(tmp_path):
     assert reasons == ["x", ("y", odd), ("x", "twice"), ("z", odd), ("w", odd), "y"]
 
 
+def test_rows_of_every_job_are_those_of_its_names(tmp_path):
+    rows = [to_row([(0, [person(number / 300, 0.5, 0.5)])], length=1) for number in range(300)]
+    write_arrays(tmp_path, "train", rows, [f"v{number}" for number in range(300)], [0] * 300)
+    clips, _ = read(tmp_path)
+    xs = [clips[f"v{number}"].tracks[0].positions[0, 0, 0] for number in range(300)]
+    assert np.allclose(xs, np.arange(300) / 300 - 0.5, atol=1e-3)  # written with 3 decimals
+
+
+def test_a_name_that_cannot_be_written_is_left_out_in_other_letters(tmp_path):
+    write_arrays(tmp_path, "train", [to_row(WALK)] * 3, ["a\ud800", "b", "c\n"], [0, 0, 0])
+    clips, left = read(tmp_path)
+    assert list(clips) == ["b"] and set(left) == {r"'a\ud800'", r"'c\n'"}
+    assert {item.reason for item in left.values()} == {"unreadable"}
+
+
+def test_a_score_too_small_to_be_kept_is_not_seen(tmp_path):
+    rows = [to_row(WALK), to_row(WALK)]
+    rows[0][2] = 1e-9
+    rows[1][2, 3, 5] = 1e-9
+    write_arrays(tmp_path, "train", rows, ["a", "b"], [0, 0])
+    clips, left = read(tmp_path)
+    (track,) = clips["b"].tracks
+    assert left["a"].reason == "nobody seen"
+    assert track.confidence[2, 5] == 0 and np.isclose(track.positions[2, 5, 0], 0.12 - 0.5)
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "names", "message"),
     [

@@ -78,13 +78,14 @@ def read_keypoints(file: Path) -> Actions:
         raise ValueError(
             f"{file}[metadata]: must be a dict, got {type(metadata).__name__}; is it a file of VideoPose3D?"
         )
-    if metadata.get("num_joints") != len(KEPT_JOINTS):
-        joints = f"{metadata.get('num_joints')!r:.60}"
-        raise ValueError(f"{file}[metadata]: num_joints must be 17, got {joints}; take the file of Human3.6M's joints")
+    joints = metadata.get("num_joints")
+    if not isinstance(joints, (int, np.integer)) or joints != len(KEPT_JOINTS):
+        got = f"{joints!r:.60}"
+        raise ValueError(f"{file}[metadata]: num_joints must be 17, got {got}; take the file of Human3.6M's joints")
     layout, sides = metadata.get("layout_name", "h36m"), metadata.get("keypoints_symmetry")
-    if layout != "h36m" or _plain(sides) != [list(side) for side in _SIDES]:
+    if not isinstance(layout, str) or layout != "h36m" or _joints(sides) != _joints(_SIDES):
         raise ValueError(
-            f"{file}[metadata]: the joints must be Human3.6M's, with keypoints_symmetry {list(map(list, _SIDES))}, got "
+            f"{file}[metadata]: the joints must be Human3.6M's, with keypoints_symmetry {_joints(_SIDES)}, got "
             f"layout {layout!r:.60} and {sides!r:.120}; take the file of Human3.6M's joints"
         )
     return _nested(f"{file}[positions_2d]", _member(file, "positions_2d"))
@@ -175,14 +176,12 @@ def _check_bounds(where: str, values: np.ndarray, bound: float, unit: str) -> No
         )
 
 
-def _plain(sides: Any) -> Any:
-    if isinstance(sides, np.ndarray):
-        return sides.tolist()
-    return [list(side) for side in sides] if isinstance(sides, (list, tuple)) and all(map(_is_row, sides)) else sides
-
-
-def _is_row(side: Any) -> bool:
-    return isinstance(side, (list, tuple, np.ndarray))
+def _joints(sides: Any) -> list[list[int]] | None:
+    """Lists of joints as plain integers; None where it is none."""
+    try:
+        return [[int(joint) for joint in side] for side in sides]
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _what(value: Any) -> str:

@@ -45,7 +45,7 @@ def read_video(file: Path) -> VideoFile:
     A frame's place is its frame_index less the lowest of the file, as files count from 0 or from 1. The order of
     entries does not matter, and frames without an entry have nobody. An entry that stands twice counts once; two
     different entries of a frame are an error. Persons are ranked by mean score frame by frame, the earlier first where
-    scores are equal to 9 decimals; those whose scores are all 0 are none.
+    scores are equal to 9 decimals.
 
     Raises:
         ValueError: names the file and the key at fault.
@@ -65,7 +65,6 @@ def read_video(file: Path) -> VideoFile:
         # Rounded, so that the order of a sum's terms, which differs between processors, doesn't break a tie.
         mean_D = scores_DJ.mean(axis=1).round(9)
         order_D = np.lexsort((np.arange(len(mean_D)), -mean_D, place_D))
-        order_D = order_D[mean_D[order_D] > 0]
         place_D = place_D[order_D]
         # The rank within a frame: the place in the sorted list less the place of the frame's first.
         rank_D = np.arange(len(place_D)) - np.searchsorted(place_D, place_D)
