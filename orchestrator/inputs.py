@@ -12,6 +12,7 @@ from ups_model.build import split_sets
 from ups_model.command import assignments, data_paths
 from ups_model.config import TASK_NAMES, Config, TaskName, set_of
 from ups_model.data.clips import ClipSet
+from ups_model.data.sources import SOURCES
 from ups_model.data.suitable import check_suitable
 from ups_model.identity import configured_sets
 from ups_model.measure import metric_names
@@ -98,10 +99,13 @@ def open_sets(paths: Mapping[str, Path]) -> dict[str, ClipSet]:
 
 def facts_of(opened: Mapping[str, ClipSet]) -> dict[str, DataFacts]:
     """What a plan says of each clip set."""
-    return {
-        name: DataFacts(clips.fingerprint, clips.info.synthetic, clips.info.description, len(clips))
-        for name, clips in opened.items()
-    }
+    found = {}
+    for name, clips in opened.items():
+        counts = SOURCES[name].published.values() if name in SOURCES else ()
+        published = next((train + test for train, test in counts), None)
+        info = clips.info
+        found[name] = DataFacts(clips.fingerprint, info.synthetic, info.description, len(clips), published)
+    return found
 
 
 def check_data(config: Config, opened: Mapping[str, ClipSet]) -> None:

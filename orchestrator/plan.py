@@ -20,6 +20,8 @@ class DataFacts:
     synthetic: bool
     description: str
     clips: int
+    published_clips: int | None = None
+    """As its authors, or those who published figures on it, counted them; None where nobody did."""
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.inputs import column_settings
 from orchestrator.ledger import Ledger, Record
-from orchestrator.plan import DataFacts, Plan, Unit, make_plan
+from orchestrator.plan import DataFacts, Plan, Unit, make_plan, with_layers
 from search_spaces.columns import ABLATION
 from search_spaces.study import Row, Study, Table
+from ups_model.identity import configured_sets
 from ups_model.presets import preset
 
 DATA = {
@@ -34,7 +36,10 @@ def small_study(**changes: Any) -> Study:
 
 def plan_of(study: Study, seeds: int = 1, changes: Mapping[str, Any] | None = None, name: str = "tiny") -> Plan:
     """A plan on invented data."""
-    return make_plan(study, name, preset(name), changes or {}, seeds, DATA, TEXT)
+    base = with_layers(preset(name), study.base, changes or {})
+    used = {source for config in column_settings(study, base) for source in configured_sets(config)}
+    others = {one: DataFacts(f"of {one}", False, f"invented: {one}", 100) for one in sorted(used - DATA.keys())}
+    return make_plan(study, name, preset(name), changes or {}, seeds, {**DATA, **others}, TEXT)
 
 
 def finish(ledger: Ledger, unit: Unit, **metrics: float) -> Record:

@@ -18,6 +18,9 @@ PAPER_DATA = {
 }
 """The data of the published values of each task, and how a clip set of them is named."""
 
+MOST_CLIPS_APART = 0.01
+"""Share of its clips by which a set may differ from the published one and still be the same data."""
+
 CHOSEN_BY = {
     "validation subjects": "checkpoint chosen on held-out training subjects, test split measured once",
     "last step": "weights of the last step, nothing was chosen; test split measured once",
@@ -88,18 +91,31 @@ def _stand_in(report: Report, table: TableOfCells) -> list[str]:
     if not published:
         return []
     others: dict[str, dict[str, None]] = {}
+    sizes: dict[str, None] = {}
     order = sorted(zip(table.columns, table.sources, strict=True), key=lambda pair: table.tasks.index(pair[0].task))
     for column, sources in order:
         title, own = PAPER_DATA[column.task]
         if any(source.synthetic or not own.fullmatch(set_of(source.name)) for source in sources):
             others.setdefault(title, {})[TASKS[column.task].title] = None
+        sizes |= {text: None for source in sources if (text := _size_text(source))}
     if not others:
-        return []
+        return list(sizes)
     where = listed(f"{title} ({' and '.join(tasks)})" for title, tasks in others.items())
     return [
         f"The published values are on {where}, ours are not: values can't be compared, look at the differences "
-        "between rows."
+        "between rows.",
+        *sizes,
     ]
+
+
+def _size_text(source: Source) -> str:
+    """Where a set of a known name is not of the size that published figures are on."""
+    here, known = source.clips, source.published_clips
+    if known is None or here == known:
+        return ""
+    far = abs(here - known) > MOST_CLIPS_APART * known
+    text = f"{set_of(source.name)} has {count(here, 'clip')} here, {known:,} as published"
+    return f"{text}: values can't be compared." if far else f"{text}."
 
 
 def _origin_text(name: str, origins: Sequence[Origin]) -> str:

@@ -105,6 +105,7 @@ class Source:
     synthetic: bool
     description: str
     clips: int
+    published_clips: int | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,10 @@ Shape suffixes: F frames of the set, K cameras, J joints, C coordinates.
 from __future__ import annotations
 
 import hashlib
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -27,6 +31,24 @@ CLIP_TABLE = {
     "camera_group": np.int32,
 }
 _BLOCK_FRAMES = 1 << 14
+
+DAMAGED: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    SyntaxError,
+    tokenize.TokenError,
+)
+"""What numpy and zipfile raise on damaged .npy and .npz files. The last two: numpy takes a damaged header for one of
+Python 2, and lets the errors of its tokenizer through."""
 
 
 def sha256_of(array: np.ndarray) -> str:

@@ -27,6 +27,7 @@ import numpy as np
 from ups_model.data.cameras import Camera, project, to_camera
 from ups_model.data.checks import (
     CLIP_TABLE,
+    DAMAGED,
     FRAME_ARRAYS,
     TRACK_TABLE,
     count_non_finite,
@@ -319,7 +320,7 @@ def _map_array(file: Path, spec: Mapping[str, Any]) -> np.ndarray:
         expected = (np.dtype(spec["dtype"]), tuple(spec["shape"]))
     except FileNotFoundError as error:
         raise ValueError(f"{file}: missing; prepare the set again") from error
-    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise ValueError(f"{file}: truncated or damaged ({error}); prepare the set again") from error
     if (array.dtype, array.shape) != expected:
         raise ValueError(f"{file}: must be {expected[0]} {list(expected[1])}, got {array.dtype} {list(array.shape)}")

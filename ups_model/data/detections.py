@@ -28,7 +28,7 @@ def fill_undetected(
     last_FJ = np.maximum.accumulate(np.where(seen_FJ, frames[:, None], -1), axis=0)
     known_FJ = last_FJ >= first_F[:, None]
     count_F = seen_FJ.sum(axis=1)
-    centre_FC = (out_FJC * seen_FJ[..., None]).sum(axis=1) / np.maximum(count_F, 1)[:, None]
+    centre_FC = (out_FJC * seen_FJ[..., None]).sum(axis=1) / np.maximum(count_F, 1, dtype=np.float32)[:, None]
     from_past_FJC = out_FJC[np.maximum(last_FJ, 0), np.arange(out_FJC.shape[1])]
     guess_FJC = np.where(known_FJ[..., None], from_past_FJC, centre_FC[:, None])
     fill_FJ = ~seen_FJ & (known_FJ | (count_F > 0)[:, None])

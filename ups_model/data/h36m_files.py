@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import tokenize
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def read_poses(file: Path) -> Actions:
     Raises:
         ValueError: no such file, damaged, or another format; names file and key.
     """
-    return _nested(f"{file}[positions_3d]", _member(file, "positions_3d"))
+    return _nested(f"{file}[positions_3d]", read_object_array(file, "positions_3d"))
 
 
 def read_keypoints(file: Path) -> Actions:
@@ -73,7 +72,7 @@ def read_keypoints(file: Path) -> Actions:
     Raises:
         ValueError: no such file, damaged, another format, or other joints; names file and key.
     """
-    metadata = _member(file, "metadata")
+    metadata = read_object_array(file, "metadata")
     if not isinstance(metadata, Mapping):
         raise ValueError(
             f"{file}[metadata]: must be a dict, got {type(metadata).__name__}; is it a file of VideoPose3D?"
@@ -88,7 +87,7 @@ def read_keypoints(file: Path) -> Actions:
             f"{file}[metadata]: the joints must be Human3.6M's, with keypoints_symmetry {_joints(_SIDES)}, got "
             f"layout {layout!r:.60} and {sides!r:.120}; take the file of Human3.6M's joints"
         )
-    return _nested(f"{file}[positions_2d]", _member(file, "positions_2d"))
+    return _nested(f"{file}[positions_2d]", read_object_array(file, "positions_2d"))
 
 
 def action_of(where: str, name: str) -> tuple[int, int]:
@@ -138,14 +137,6 @@ def has_four_views(value: Any) -> bool:
     """Whether this is what the 2D file has for a recording: keypoints of each of the four cameras."""
     listed = isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
     return listed and len(value) == len(CAMERA_IDS)
-
-
-def _member(file: Path, member: str) -> Any:
-    try:
-        return read_object_array(file, member)
-    except (tokenize.TokenError, SyntaxError) as error:
-        # numpy takes a damaged header for one of Python 2, tokenizes it, and lets the tokenizer's errors through.
-        raise ValueError(f"{file}[{member}]: its header is damaged ({error}); get the file again") from error
 
 
 def _nested(where: str, content: Any) -> Actions:

@@ -8,7 +8,6 @@ Shape suffixes: R rows (videos), N frames, P persons (slots), J 18 joints.
 
 from __future__ import annotations
 
-import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ups_model.data import safe_pickle
+from ups_model.data.checks import DAMAGED
 from ups_model.data.kinetics_tracks import JOINTS, MAX_COORDINATE, MAX_FRAMES, MAX_SCORE, PERSONS
 
 _DATA, _LABEL = "_data.npy", "_label.pkl"
@@ -45,8 +45,7 @@ def open_rows(file: Path) -> np.ndarray:
     """
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, TypeError, OverflowError, SyntaxError, tokenize.TokenError) as error:
-        # The last two: numpy takes a damaged header for one of Python 2, and lets its tokenizer's errors through.
+    except DAMAGED as error:
         raise ValueError(f"{file}: not a whole .npy file ({error}); get the file again") from error
     shape = array.shape if isinstance(array, np.ndarray) else ()
     if len(shape) != 5 or (shape[1], shape[3], shape[4]) != (3, JOINTS, PERSONS) or array.dtype.kind != "f":

@@ -16,7 +16,6 @@ import hashlib
 import math
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
+from ups_model.data.checks import DAMAGED
 from ups_model.data.ntu_bodies import PERSONS, Persons, tracks_of
 from ups_model.data.ntu_names import NtuName, is_test
 from ups_model.data.ntu_skeleton import JOINTS, LIMIT_M, Body
@@ -44,8 +44,6 @@ NAMES_FILE = "skes_available_name.txt"
 PARTS = ("train", "test")
 CLASSES = {"ntu60": 60, "ntu120": 120}
 _WIDTH = PERSONS * JOINTS * 3
-_DAMAGED = (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, struct.error)
-_DAMAGED += (zipfile.BadZipFile, zlib.error, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ class Member:
                         skip = max(start - first, 0)
                         yield first + skip, values[skip:]
                 stream.read(1)  # so that the end is reached, where the checksum is compared
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise ValueError(f"{self.file}[{self.name}]: damaged or truncated ({error}); get the file again") from error
 
 
@@ -133,7 +131,7 @@ def open_arrays(file: Path, set_name: str | None = None, protocol: str | None = 
             if missing := [key for key in wanted if f"{key}.npy" not in archive.namelist()]:
                 raise ValueError(f"it lacks {', '.join(missing)}")
             members = {key: _member(file, archive, raw, key) for key in wanted}
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise ValueError(f"{file}: not a whole .npz file of NTU RGB+D ({error}); get the file again") from error
     faults = []
     for part in PARTS:

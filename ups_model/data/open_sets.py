@@ -7,14 +7,13 @@ the layout. Shape suffixes: F frames of the file, K cameras.
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ups_model.data.checks import DAMAGED
 from ups_model.data.clips import Camera, ClipSet, ClipSetInfo
 from ups_model.data.writing import Clip, Track, write_clip_set
 from ups_model.skeletons import get_skeleton
@@ -136,7 +135,7 @@ def _load(file: Path, spec: OpenSet) -> dict[str, np.ndarray]:
             if missing := sorted(set(wanted) - set(archive.files)):
                 raise ValueError(f"it lacks {', '.join(missing)}")
             return {key: archive[key] for key in wanted}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise ValueError(f"{file}: not a whole .npz file of this layout ({error}); download it again") from error
 
 

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
+from ups_model.data.checks import DAMAGED
 from ups_model.data.safe_pickle_values import GLOBALS, Dtype, Global, Unbuilt, build_array, call, checked_keys
 
 _WAY_OUT = "have the program that wrote it save arrays, lists, dicts, numbers and text alone"
@@ -119,10 +120,10 @@ def read_object_array(npz_path: str | Path, member: str) -> Any:
             array = load(stream, name)
     except KeyError as error:
         raise ValueError(f"{npz_path}: has no member {member!r}; is it another file?") from error
-    except (*_DAMAGED, OSError, NotImplementedError, RuntimeError) as error:
+    except (*_DAMAGED, *DAMAGED) as error:
         if str(error).startswith(name):
             raise
-        raise ValueError(f"{name}: not a whole .npz member of objects ({error}); get the file again") from error
+        raise ValueError(f"{name}: not a whole .npz member of objects ({error!s:.200}); get the file again") from error
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
         raise ValueError(f"{name}: its content does not match its header {list(shape)}; get the file again")
     return array.item() if shape == () else array
