@@ -1,0 +1,115 @@
+"""Writers of miniature BVH and keypoint files, to the letter of the formats. They know nothing of the readers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+# name, parent, offset in centimetres, has a top or toe (offset of its end site)
+CMU = (
+    ("Hips", None, (0, 90, 0), None),
+    ("LHipJoint", "Hips", (0, 0, 0), None),
+    ("LeftUpLeg", "LHipJoint", (10, 0, 0), None),
+    ("LeftLeg", "LeftUpLeg", (0, -42, 0), None),
+    ("LeftFoot", "LeftLeg", (0, -40, 0), None),
+    ("LeftToeBase", "LeftFoot", (0, -6, 12), (0, 0, 6)),
+    ("RHipJoint", "Hips", (0, 0, 0), None),
+    ("RightUpLeg", "RHipJoint", (-10, 0, 0), None),
+    ("RightLeg", "RightUpLeg", (0, -42, 0), None),
+    ("RightFoot", "RightLeg", (0, -40, 0), None),
+    ("RightToeBase", "RightFoot", (0, -6, 12), (0, 0, 6)),
+    ("LowerBack", "Hips", (0, 5, 0), None),
+    ("Spine", "LowerBack", (0, 15, 0), None),
+    ("Spine1", "Spine", (0, 15, 0), None),
+    ("Neck", "Spine1", (0, 13, 0), None),
+    ("Neck1", "Neck", (0, 5, 0), None),
+    ("Head", "Neck1", (0, 6, 0), (0, 18, 0)),
+    ("LeftShoulder", "Spine1", (0, 12, 0), None),
+    ("LeftArm", "LeftShoulder", (17, 0, 0), None),
+    ("LeftForeArm", "LeftArm", (29, 0, 0), None),
+    ("LeftHand", "LeftForeArm", (25, 0, 0), (8, 0, 0)),
+    ("RightShoulder", "Spine1", (0, 12, 0), None),
+    ("RightArm", "RightShoulder", (-17, 0, 0), None),
+    ("RightForeArm", "RightArm", (-29, 0, 0), None),
+    ("RightHand", "RightForeArm", (-25, 0, 0), (-8, 0, 0)),
+)
+ROOT_CHANNELS = ("Xposition", "Yposition", "Zposition", "Zrotation", "Yrotation", "Xrotation")
+JOINT_CHANNELS = ("Zrotation", "Yrotation", "Xrotation")
+
+
+def renamed(body, names):
+    """The body with joints of other names; those named None are left out, with what hangs on them moved up."""
+    return tuple(
+        (names.get(name, name), names.get(parent, parent), offset, end)
+        for name, parent, offset, end in body
+        if names.get(name, name) is not None
+    )
+
+
+def channels_of(body, channels=None):
+    """Every joint's channels, in the order of the file: depth first, children as listed."""
+    given = channels or {}
+    order = []
+
+    def visit(name, parent):
+        order.append((name, given.get(name, ROOT_CHANNELS if parent is None else JOINT_CHANNELS)))
+        for child, its_parent, *_ in body:
+            if its_parent == name:
+                visit(child, name)
+
+    visit(body[0][0], None)
+    return order
+
+
+def bvh_text(
+    body=CMU, frames=None, channels=None, scale=1.0, frame_time="0.0083333", newline="\n", declared=None, per_line=None
+):
+    """The text of a BVH file. `frames`: [N, C] values in the order of `channels_of`; a rest pose by default."""
+    given = dict(channels_of(body, channels))
+    lines = ["HIERARCHY"]
+
+    def visit(name, parent, offset, end, depth):
+        tab = "\t" * depth
+        lines.append(f"{tab}{'ROOT' if parent is None else 'JOINT'} {name}")
+        lines.append(tab + "{")
+        lines.append(f"{tab}\tOFFSET " + " ".join(f"{value * scale:.8g}" for value in offset))
+        lines.append(f"{tab}\tCHANNELS {len(given[name])} {' '.join(given[name])}".rstrip())
+        for entry in body:
+            if entry[1] == name:
+                visit(*entry, depth + 1)
+        if end is not None:
+            lines.extend([f"{tab}\tEnd Site", tab + "\t{"])
+            lines.append(f"{tab}\t\tOFFSET " + " ".join(f"{value * scale:.8g}" for value in end))
+            lines.append(tab + "\t}")
+        lines.append(tab + "}")
+
+    visit(*body[0], 0)
+    if frames is None:
+        frames = rest_frames(body, 2, channels, scale)
+    frames = np.asarray(frames, dtype=float)
+    lines += ["MOTION", f"Frames: {len(frames) if declared is None else declared}", f"Frame Time: {frame_time}"]
+    values = [f"{value:.10g}" for value in frames.ravel()]
+    per_line = per_line or frames.shape[1]
+    lines += [" ".join(values[start : start + per_line]) for start in range(0, len(values), per_line)]
+    return newline.join(lines) + newline
+
+
+def rest_frames(body=CMU, count=2, channels=None, scale=1.0):
+    """[count, C]: no rotation, every position channel at its joint's offset."""
+    offsets = {name: offset for name, _, offset, _ in body}
+    row = [
+        offsets[name]["XYZ".index(channel[0].upper())] * scale if channel.lower().endswith("position") else 0.0
+        for name, channels_ in channels_of(body, channels)
+        for channel in channels_
+    ]
+    return np.tile(row, (count, 1))
+
+
+def write_text(file, text):
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_bytes(text.encode() if isinstance(text, str) else text)
+    return Path(file)
+
+
+def write_json(file, content):
+    return write_text(file, json.dumps(content))

@@ -1,0 +1,330 @@
+"""Parser of BVH files: a hierarchy of joints, then a table of their channels' values.
+
+    HIERARCHY
+    ROOT Hips
+    {
+      OFFSET 0 0 0
+      CHANNELS 6 Xposition Yposition Zposition Zrotation Xrotation Yrotation
+      JOINT Spine
+      { OFFSET ... CHANNELS 3 ...  End Site { OFFSET ... } }
+    }
+    MOTION
+    Frames: 2
+    Frame Time: 0.0083333
+    (a value for each channel, frame by frame)
+
+Keywords in any case, any white space, joints with any number and order of channels, values over any lines.
+Shape suffixes: N frames, C channels.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+
+MAX_BYTES = 512 << 20
+"""Of a file; an hour at 120 frames per second has about 300 MB."""
+MAX_FRAMES = 1_000_000
+MAX_NODES = 2000
+MAX_VALUE = 1e6
+"""Bound of offsets (in the file's units) and of values (units or degrees)."""
+FPS_BOUNDS = (1.0, 1000.0)
+END_SITE = " End Site"
+"""An end site is called after its joint: "Head End Site"."""
+
+_BLOCK_BYTES = 1 << 20
+_MOTION = re.compile(rb"^([ \t}]*)MOTION[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+_TABLE = re.compile(rb"\s*Frames\s*:?\s*([^\s:]+)\s+Frame\s*Time\s*:?\s*([^\s:]+)", re.IGNORECASE)
+_SPACE = re.compile(rb"\s")
+_CHANNEL = re.compile(r"([xyz])(position|rotation)", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
+_WAY_OUT = "export the file again"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A joint or an end site."""
+
+    name: str
+    parent: int
+    """Index of the node above; -1 for the root. Parents come before their children."""
+    offset: tuple[float, float, float]
+    """From the parent, in its axes, in the file's units."""
+    channels: tuple[tuple[str, int], ...]
+    """("position" or "rotation", axis 0..2) in the order of the file."""
+    first_channel: int
+    is_end: bool
+
+
+@dataclass(frozen=True, eq=False)
+class BvhFile:
+    """What a file holds."""
+
+    nodes: tuple[Node, ...]
+    fps: float
+    values_NC: np.ndarray
+    """float64, units and degrees."""
+
+
+@dataclass
+class _Open:
+    """A node that is being read."""
+
+    name: str
+    parent: int
+    line: int
+    is_end: bool
+    offset: tuple[float, float, float] | None = None
+    channels: list[tuple[str, int]] | None = None
+    first_channel: int = 0
+
+
+@dataclass
+class _Words:
+    """The hierarchy's words, with their lines."""
+
+    file: Path
+    words: list[tuple[str, int]]
+    at: int = 0
+    line: int = 1
+    last: str = field(default="", init=False)
+
+    def take(self, what: str) -> str:
+        if self.at == len(self.words):
+            raise ValueError(f"{self.file}:{self.line}: the hierarchy must go on with {what}, it ends; {_WAY_OUT}")
+        self.last, self.line = self.words[self.at]
+        self.at += 1
+        return self.last
+
+    def number(self, what: str) -> float:
+        word = self.take(what)
+        if not _NUMBER.fullmatch(word) or abs(float(word)) > MAX_VALUE:
+            raise self.fault(f"{what} must be a number within {MAX_VALUE:g}", word)
+        return float(word)
+
+    def fault(self, rule: str, got: str | None = None) -> ValueError:
+        return ValueError(f"{self.file}:{self.line}: {rule}, got {self.last if got is None else got!r:.60}; {_WAY_OUT}")
+
+
+def read_bvh(file: Path) -> BvhFile:
+    """Reads and checks one file.
+
+    Raises:
+        ValueError: names the file, the line, the rule and the value.
+        OSError: the file cannot be read.
+    """
+    if (size := file.stat().st_size) > MAX_BYTES:
+        raise ValueError(f"{file}: must have at most {MAX_BYTES} bytes, got {size}; cut it into several")
+    raw = file.read_bytes()
+    if b"\n" not in raw:
+        raw = raw.replace(b"\r", b"\n")
+    if not raw.removeprefix(b"\xef\xbb\xbf").lstrip()[:9].upper() == b"HIERARCHY":
+        raise ValueError(f"{file}:1: a BVH file must begin with HIERARCHY, got {raw[:20]!r}; is it one?")
+    motion = _MOTION.search(raw)
+    if motion is None:
+        raise ValueError(
+            f"{file}:{_line(raw, len(raw))}: a line MOTION must follow the hierarchy, the file ends; {_WAY_OUT}"
+        )
+    # Braces that close the hierarchy may stand before the word.
+    nodes = _hierarchy(file, raw[: motion.end(1)])
+    channels = sum(len(node.channels) for node in nodes)
+    table = _TABLE.match(raw, motion.end())
+    if table is None:
+        line = _line(raw, motion.end()) + 1
+        raise ValueError(f'{file}:{line}: "Frames: COUNT" and "Frame Time: SECONDS" must follow MOTION; {_WAY_OUT}')
+    frames = _frames(file, raw, table)
+    fps = _fps(file, raw, table)
+    values = _values(file, raw, table.end(), frames * channels)
+    return BvhFile(nodes, fps, values.reshape(frames, channels))
+
+
+def _hierarchy(file: Path, raw: bytes) -> tuple[Node, ...]:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        bad = f"0x{raw[error.start]:02x}"
+        raise ValueError(
+            f"{file}:{_line(raw, error.start)}: names must be UTF-8, got the byte {bad}; {_WAY_OUT}"
+        ) from error
+    words = [
+        (word, number)
+        for number, line in enumerate(text.split("\n"), start=1)
+        for word in line.replace("{", " { ").replace("}", " } ").split()
+    ]
+    source = _Words(file, words)
+    if source.take("HIERARCHY").upper() != "HIERARCHY":
+        raise source.fault("a BVH file must begin with HIERARCHY")
+    nodes: list[_Open] = []
+    stack: list[int] = []
+    channels = 0
+    while stack or source.at < len(words) or not nodes:
+        word = source.take("ROOT" if not nodes else "}").upper()
+        if word in ("ROOT", "JOINT", "END"):
+            if (word == "ROOT") == bool(nodes):
+                raise source.fault("there must be one ROOT, with all joints in it")
+            if not stack and nodes:
+                raise source.fault("joints must be inside of the ROOT")
+            if stack and nodes[stack[-1]].is_end:
+                raise source.fault("an end site must have no joints in it")
+            if len(nodes) == MAX_NODES:
+                raise source.fault(f"there must be at most {MAX_NODES} joints")
+            nodes.append(_opened(source, word, nodes, stack))
+            stack.append(len(nodes) - 1)
+            continue
+        if not stack:
+            raise source.fault("nothing but MOTION must follow the hierarchy")
+        node = nodes[stack[-1]]
+        if word == "OFFSET":
+            if node.offset is not None:
+                raise source.fault(f"{node.name} must have one OFFSET")
+            x, y, z = (source.number(f"an offset of {node.name}") for _ in range(3))
+            node.offset = (x, y, z)
+        elif word == "CHANNELS":
+            if node.channels is not None or node.is_end:
+                raise source.fault(f"{node.name} must have {'no' if node.is_end else 'one'} CHANNELS")
+            node.channels, node.first_channel = _channels(source, node.name), channels
+            channels += len(node.channels)
+        elif word == "}":
+            if node.offset is None:
+                raise source.fault(f"{node.name} (line {node.line}) must have an OFFSET")
+            stack.pop()
+        else:
+            raise source.fault("a joint must hold OFFSET, CHANNELS, JOINT, End Site or }")
+    if not channels:
+        raise ValueError(f"{file}: at least one joint must have CHANNELS, none has; {_WAY_OUT}")
+    return tuple(
+        Node(
+            node.name,
+            node.parent,
+            node.offset or (0, 0, 0),
+            tuple(node.channels or ()),
+            node.first_channel,
+            node.is_end,
+        )
+        for node in nodes
+    )
+
+
+def _opened(source: _Words, word: str, nodes: list[_Open], stack: list[int]) -> _Open:
+    """The node that begins with this word: its name may have spaces in it, and a brace follows."""
+    line, parts = source.line, []
+    while (part := source.take("{")) != "{":
+        if source.line != line or part == "}":
+            raise source.fault(f"{{ must follow {word} {' '.join(parts)}".rstrip())
+        parts.append(part)
+    parent = stack[-1] if stack else -1
+    if word == "END":
+        return _Open(nodes[parent].name + END_SITE, parent, line, True)
+    if not parts:
+        raise source.fault(f"a name must follow {word}")
+    return _Open(" ".join(parts), parent, line, False)
+
+
+def _channels(source: _Words, name: str) -> list[tuple[str, int]]:
+    word = source.take("a number of channels")
+    if not (word.isascii() and word.isdigit()) or int(word[:3]) > 9 or len(word) > 3:
+        raise source.fault(f"the number of channels of {name} must be in 0..9")
+    channels = []
+    for _ in range(int(word)):
+        match = _CHANNEL.fullmatch(source.take("a channel"))
+        if match is None:
+            raise source.fault(f"channels of {name} must be Xposition .. Zrotation")
+        channels.append((match[2].lower(), "xyz".index(match[1].lower())))
+    positions = [channel for channel in channels if channel[0] == "position"]
+    if len(set(positions)) < len(positions):
+        raise source.fault(f"{name} must have each position channel once")
+    return channels
+
+
+def _frames(file: Path, raw: bytes, table: re.Match[bytes]) -> int:
+    text = table[1]
+    if not text.isdigit() or not 1 <= int(text[:9]) <= MAX_FRAMES or len(text) > 9:
+        shown = text.decode("ascii", "replace")
+        line = _line(raw, table.start(1))
+        raise ValueError(f"{file}:{line}: Frames must be in 1..{MAX_FRAMES}, got {shown:.30}; {_WAY_OUT}")
+    return int(text)
+
+
+def _fps(file: Path, raw: bytes, table: re.Match[bytes]) -> float:
+    """1 / Frame Time; a whole number where it is one but for the digits that were written: 0.0083333 is 120."""
+    text = table[2].decode("ascii", "replace")
+    low, high = FPS_BOUNDS
+    if not _NUMBER.fullmatch(text) or len(text) > 40 or not 1 / high <= float(text) <= 1 / low:
+        line = _line(raw, table.start(2))
+        rule = f"Frame Time must be seconds in {1 / high:g}..{1 / low:g}"
+        raise ValueError(f"{file}:{line}: {rule}, got {text:.30}; {_WAY_OUT}")
+    seconds = float(text)
+    whole = round(1 / seconds)
+    exponent = Decimal(text).as_tuple().exponent
+    assert isinstance(exponent, int), "a finite decimal has an exponent"
+    return float(whole) if abs(1 / whole - seconds) <= 10.0**exponent else 1 / seconds
+
+
+def _values(file: Path, raw: bytes, start: int, count: int) -> np.ndarray:
+    """The `count` values from byte `start` on, block by block: a word of text takes eight times its number's room."""
+    if (
+        2 * count - 1 > len(raw) - start
+    ):  # A digit and a space each: nothing is set aside for values that can't be there.
+        raise ValueError(
+            f"{file}:{_line(raw, len(raw.rstrip()))}: there must be {count} values, frames times channels, the file has "
+            f"{len(raw) - start} bytes for them; the file is cut short, or {_WAY_OUT}"
+        )
+    values = np.empty(count, dtype=np.float64)
+    filled, place = 0, start
+    while place < len(raw):
+        space = _SPACE.search(raw, place + _BLOCK_BYTES)
+        stop = len(raw) if space is None else space.start()
+        block = raw[place:stop]
+        words = block.split()
+        try:
+            if b"_" in block:  # float() takes "1_0".
+                raise ValueError("no number")
+            numbers = np.fromiter(map(float, words), dtype=np.float64, count=len(words))
+        except ValueError:
+            bad = next(index for index, word in enumerate(words) if not _is_number(word))
+            raise _value_fault(file, raw, start, filled + bad, words[bad]) from None
+        good = np.abs(numbers) <= MAX_VALUE
+        if not good.all():
+            bad = int(np.argmin(good))
+            raise _value_fault(file, raw, start, filled + bad, words[bad])
+        if filled + len(words) > count:
+            line = value_line(raw, start, count)
+            raise ValueError(
+                f"{file}:{line}: there must be {count} values, frames times channels, and there are more; {_WAY_OUT}"
+            )
+        values[filled : filled + len(words)] = numbers
+        filled += len(words)
+        place = stop
+    if filled < count:
+        line = _line(raw, len(raw.rstrip()))
+        rule = f"there must be {count} values, frames times channels"
+        raise ValueError(f"{file}:{line}: {rule}, got {filled}; the file is cut short, or {_WAY_OUT}")
+    return values
+
+
+def _is_number(word: bytes) -> bool:
+    return _NUMBER.fullmatch(word.decode("ascii", "replace")) is not None
+
+
+def _value_fault(file: Path, raw: bytes, start: int, index: int, word: bytes) -> ValueError:
+    shown = word.decode("ascii", "replace")
+    line = value_line(raw, start, index)
+    return ValueError(f"{file}:{line}: values must be numbers within {MAX_VALUE:g}, got {shown:.30}; {_WAY_OUT}")
+
+
+def value_line(raw: bytes, start: int, index: int) -> int:
+    """The line of the value number `index` after byte `start`."""
+    first = _line(raw, start)
+    for number, line in enumerate(raw[start:].split(b"\n"), start=first):
+        index -= len(line.split())
+        if index < 0:
+            return number
+    return _line(raw, len(raw))
+
+
+def _line(raw: bytes, place: int) -> int:
+    return raw.count(b"\n", 0, place) + 1

@@ -1,0 +1,202 @@
+"""Clips in folders of the user's own: which file is of which class, and which are for testing.
+
+    SOURCE/CLASS/.../NAME        every fifth clip of a class is for testing
+    SOURCE/NAME                  without classes, likewise
+    SOURCE/train/..., SOURCE/test/...    either of the above within; what is in test is for testing
+
+A clip's id is its path from SOURCE without the suffix. Nothing else is read out of names: subjects are unknown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from ups_model.data.recording import Job, LeftOut
+from ups_model.data.writing import Clip
+
+EVERY = 5
+"""Of a class in the order of ids, the clips number 5, 10, ... are for testing; of a class of 2 to 4 the last one is."""
+
+_BLOCK = 256
+_PARTS = ("train", "test")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class OwnFile:
+    """A file of one clip."""
+
+    path: str
+    name: str
+    """The clip's id."""
+    label: int
+    """-1 where there are no classes."""
+    split_test: bool
+    left_out: LeftOut | None = None
+    """Why it is no clip, where its place tells that already."""
+
+
+@dataclass(frozen=True)
+class OwnFiles:
+    """What a folder holds."""
+
+    files: tuple[OwnFile, ...]
+    """In the order of ids."""
+    classes: tuple[str, ...]
+    """Names of the folders, sorted."""
+    split: str
+    """Where the test clips come from: "folders", or "every fifth"."""
+    digest: str
+    """sha256 of the listing: name, size and time of change of each file, no content."""
+    notes: tuple[str, ...]
+
+
+def look(source: Path, suffixes: Sequence[str], beside: Sequence[str] = ()) -> OwnFiles:
+    """Goes through a folder and the folders in it. Hidden files and folders are not looked at.
+
+    Args:
+        source: the folder.
+        suffixes: of the files wanted, in lower case; upper case is taken too.
+        beside: names of further files right in `source` that change the result, where they are there.
+
+    Raises:
+        ValueError: no such folder, no such files in it, or some in train/ or test/ and others in neither.
+        OSError: a folder cannot be read.
+    """
+    source = Path(source)
+    wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
+    if not source.is_dir():
+        raise ValueError(f"{source}: must be a folder with {wanted} in it, or in a folder for each class")
+    paths = _walk(source)
+    found = sorted(path for path in paths if path.suffix.lower() in suffixes and str(path) not in beside)
+    if not found:
+        raise ValueError(f"{source}: there must be {wanted} in it, or in a folder for each class; there is none")
+    listing = [_entry(source, path) for path in sorted({*found, *(path for path in paths if str(path) in beside)})]
+    parts = _parts(source, found)
+    depth = 1 if parts else 0
+    classes = sorted({path.parts[depth] for path in found if len(path.parts) > depth + 1 and str(path).isprintable()})
+    labels = {name: label for label, name in enumerate(classes)}
+    files: list[OwnFile] = []
+    seen: dict[str, PurePosixPath] = {}
+    for path in sorted(found, key=lambda path: (str(path.with_suffix("")), path.suffix)):
+        name = str(path.with_suffix(""))
+        label = labels.get(path.parts[depth], -1) if len(path.parts) > depth + 1 else -1
+        left_out = None
+        if not str(path).isprintable():
+            left_out = LeftOut(ascii(name)[1:-1], "unreadable", "a file's path must be printable text; rename it")
+        elif classes and label < 0:
+            left_out = LeftOut(name, "in no class folder", f"{source / path}: others are in folders of classes")
+        elif seen.setdefault(name, path) != path:
+            left_out = LeftOut(str(path), "duplicate", f"{source / path}: {source / seen[name]} has the same id")
+        files.append(OwnFile(str(source / path), name, label, "test" in parts and _part(path) == "test", left_out))
+    notes = []
+    if not classes:
+        notes.append("no folders of classes, so the clips have no labels: they train pose estimation alone")
+    if parts == {"test"}:
+        notes.append("no folder train/, so the set has no training clips")
+    by_folder = "test" in parts
+    if not by_folder:
+        files = _every_fifth(files)
+        notes.append(f"no folder test/, so every {EVERY}th clip of a class is for testing, in the order of names")
+    digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    return OwnFiles(tuple(files), tuple(classes), "folders" if by_folder else "every fifth", digest, tuple(notes))
+
+
+def make_jobs(own: OwnFiles, read: Callable[[OwnFile], Clip | LeftOut]) -> tuple[Job, ...]:
+    """Jobs of 256 files each.
+
+    Args:
+        own: the files.
+        read: makes the clip of a file; picklable. A ValueError or OSError of it leaves the file out as unreadable.
+    """
+    blocks = [own.files[start : start + _BLOCK] for start in range(0, len(own.files), _BLOCK)]
+    return tuple(
+        Job(f"files {index * _BLOCK}-{index * _BLOCK + len(block) - 1}", len(block), partial(_read_block, read, block))
+        for index, block in enumerate(blocks)
+    )
+
+
+def first_readable(own: OwnFiles, read: Callable[[Path], T]) -> tuple[OwnFile, T]:
+    """The first file that can be read, and what `read` makes of it.
+
+    Raises:
+        ValueError: no file can be; says why the first one cannot.
+    """
+    first = ""
+    for file in own.files:
+        if file.left_out is not None:
+            first = first or file.left_out.detail
+            continue
+        try:
+            return file, read(Path(file.path))
+        except (ValueError, OSError) as error:
+            first = first or str(error)
+    raise ValueError(f"none of the {len(own.files)} files can be read; the first: {first}")
+
+
+def _read_block(read: Callable[[OwnFile], Clip | LeftOut], files: Sequence[OwnFile]) -> Iterator[Clip | LeftOut]:
+    for file in files:
+        if file.left_out is not None:
+            yield file.left_out
+            continue
+        try:
+            yield read(file)
+        except (ValueError, OSError) as error:
+            yield LeftOut(file.name, "unreadable", str(error))
+
+
+def _walk(source: Path) -> list[PurePosixPath]:
+    """Paths of all files, from `source`."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    paths, seen = [], set()
+    for place, folders, names in os.walk(source, onerror=stop, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # A link to a folder above it, or to one seen before.
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        here = PurePosixPath(Path(place).relative_to(source).as_posix())
+        paths += [here / name for name in names if not name.startswith(".")]
+    return paths
+
+
+def _entry(source: Path, path: PurePosixPath) -> tuple[str, int, int]:
+    status = (source / path).stat()
+    return str(path), status.st_size, status.st_mtime_ns
+
+
+def _part(path: PurePosixPath) -> str:
+    top = path.parts[0].lower() if len(path.parts) > 1 else ""
+    return top if top in _PARTS else ""
+
+
+def _parts(source: Path, paths: Sequence[PurePosixPath]) -> set[str]:
+    """Which of train and test there are; empty where clips are not in such folders."""
+    parts = {_part(path): path for path in reversed(paths)}
+    if parts.keys() != {""} and "" in parts:
+        raise ValueError(
+            f"{source}: where there is a folder train/ or test/, every clip must be in one of them; {parts['']} is not"
+        )
+    return set(parts) - {""}
+
+
+def _every_fifth(files: Sequence[OwnFile]) -> list[OwnFile]:
+    members: dict[int, list[int]] = {}
+    for index, file in enumerate(files):
+        if file.left_out is None:
+            members.setdefault(file.label, []).append(index)
+    chosen: set[int] = set()
+    for indices in members.values():
+        chosen |= set(indices[EVERY - 1 :: EVERY] if len(indices) >= EVERY else indices[1:][-1:])
+    return [replace(file, split_test=index in chosen) for index, file in enumerate(files)]
