@@ -200,6 +200,21 @@ def test_velocity_is_measured_in_frame_order_and_only_where_every_frame_is_predi
         assert "pe/mpjve_mm_per_frame" not in found
 
 
+def test_errors_of_an_action_and_of_all_have_standard_errors_over_clips(sets, oracle):
+    def off(batch, inputs):
+        shift_B = 0.01 * (batch.clip_B + 1).repeat_interleave(batch.frame_BR.shape[1])
+        return batch.pose_BRJ3.flatten(0, 1) + shift_B[:, None, None] * torch.tensor([0.0, 1.0, 0.0])
+
+    oracle.pose = off
+    found = measure(oracle, pose_feed(sets), "test", EvalConfig())
+    # Clips 0 and 2, of 14 and 16 frames, wave and err by 10 and 30 mm; 1 and 3, of 15 and 17, kick, by 20 and 40 mm.
+    assert found["pe/mpjpe_mm/wave"] == pytest.approx((14 * 10 + 16 * 30) / 30, rel=1e-3)
+    assert found["pe/mpjpe_mm/kick"] == pytest.approx((15 * 20 + 17 * 40) / 32, rel=1e-3)
+    assert found["pe/mpjpe_mm/wave_se"] == pytest.approx(10, rel=1e-3)
+    assert found["pe/mpjpe_mm/kick_se"] == pytest.approx(10, rel=1e-3)
+    assert found["pe/mpjpe_mm_se"] == pytest.approx(np.std([10, 20, 30, 40], ddof=1) / 2, rel=1e-3)
+
+
 def test_flip_averaging_puts_the_mirrored_answer_back(sets, oracle):
     def seen(batch, inputs):
         pose_BJ3 = batch.pose_BRJ3.flatten(0, 1)

@@ -119,6 +119,10 @@ def measure_poses(model: UPS, feed: Feed, part: str, config: EvalConfig) -> dict
             by_action, found[name] = per_action_mean(error_B, [names[label] for label in label_B.tolist()])
             if name != "n_mpjpe_mm":
                 found |= {f"{name}/{action}": value for action, value in by_action.items()}
+                for action in by_action:
+                    own_B = label_B == names.index(action)
+                    clip_B = sequence_B2[own_B, 0] // cameras_apart
+                    found[f"{name}/{action}_se"] = standard_error_over(error_B[own_B], clip_B)
     if feed.data.evaluate_stride == 1:
         order = torch.argsort(sequence_B2[:, 0] * 10**7 + sequence_B2[:, 1])
         lengths = torch.unique_consecutive(sequence_B2[order, 0], return_counts=True)[1].tolist()
@@ -144,7 +148,7 @@ def metric_names(task: TaskName, data: TaskData, config: EvalConfig, classes: Se
         )
     errors = ["mpjpe_mm", "p_mpjpe_mm", "n_mpjpe_mm"]
     names = [*errors, *(f"frames_{name}" for name in errors), "mpjpe_mm_se", "p_mpjpe_mm_se"]
-    names += [f"{error}/{action}" for error in errors[:2] for action in classes]
+    names += [f"{error}/{action}{end}" for error in errors[:2] for action in classes for end in ("", "_se")]
     names += ["mpjve_mm_per_frame"] if data.evaluate_stride == 1 else []
     return [f"{task}/{name}" for name in (*names, "clip_rate", "floor_mm", "in_grammar", "poses")]
 
