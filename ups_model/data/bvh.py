@@ -78,8 +78,8 @@ def reading(source: Path, metres_per_unit: float | None = None) -> Reading:
         notes.append(f"{JOINTS_FILE} tells {len(given)} of the {len(JOINT_NAMES)} joints")
     if metres_per_unit is None:
         notes.append(
-            f"a unit is taken as {motion.metres_per_unit:g} m in {first.name}, whose person is then {motion.height:.2f} "
-            "m from ankle to head; likewise for each file"
+            f"a unit is taken as {motion.metres_per_unit:g} m in {first.name}, whose person is then "
+            f"{motion.height:.2f} m from ankle to head; likewise for each file"
         )
     if motion.tallest_axis != "y":
         notes.append(

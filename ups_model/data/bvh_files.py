@@ -266,13 +266,11 @@ def _fps(file: Path, raw: bytes, table: re.Match[bytes]) -> float:
 
 def _values(file: Path, raw: bytes, start: int, count: int) -> np.ndarray:
     """The `count` values from byte `start` on, block by block: a word of text takes eight times its number's room."""
-    if (
-        2 * count - 1 > len(raw) - start
-    ):  # A digit and a space each: nothing is set aside for values that can't be there.
-        raise ValueError(
-            f"{file}:{_line(raw, len(raw.rstrip()))}: there must be {count} values, frames times channels, the file has "
-            f"{len(raw) - start} bytes for them; the file is cut short, or {_WAY_OUT}"
-        )
+    # A digit and a space each: no memory is taken for values that can't be there.
+    if 2 * count - 1 > (room := len(raw) - start):
+        line = _line(raw, len(raw.rstrip()))
+        rule = f"there must be {count} values, frames times channels"
+        raise ValueError(f"{file}:{line}: {rule}, got {room} bytes; the file is cut short, or {_WAY_OUT}")
     values = np.empty(count, dtype=np.float64)
     filled, place = 0, start
     while place < len(raw):
