@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ups_model.data import h36m, kinetics, ntu, open_sets, synthetic
+from ups_model.data import bvh, h36m, keypoints, kinetics, ntu, open_sets, synthetic
 from ups_model.data.clips import ClipSet
 from ups_model.data.preparation import is_prepared, prepare_reading
 from ups_model.data.recording import Reading
@@ -121,6 +121,18 @@ SOURCES: Mapping[str, Source] = {
         "ST-GCN's JSON folders or .npy with .pkl",
         lambda source, options: kinetics.reading(source),
         kinetics.PUBLISHED_COUNTS["kinetics"],
+    ),
+    "bvh": _read_source(
+        "bvh",
+        "motion capture of your own, any skeleton",
+        "a folder of .bvh files, a folder a class",
+        lambda source, options: bvh.reading(source, options.metres_per_unit),
+    ),
+    "keypoints": _read_source(
+        "keypoints",
+        "COCO keypoints of your own videos",
+        "a folder of .json or .npz files of MMPose, ViTPose, AlphaPose or MediaPipe, a folder a class",
+        lambda source, options: keypoints.reading(source),
     ),
     **{name: _open_source(name, spec) for name, spec in open_sets.OPEN_SETS.items()},
     **{name: _synthetic_source(name, spec) for name, spec in synthetic.SYNTHETIC_SETS.items()},

@@ -1,0 +1,320 @@
+"""Ask a trained model about one clip: python -m ups_model.predict MODEL FILE.
+
+The clip comes from a file in any format that is read here (docs/data.md), or from a prepared clip set, and goes through
+the code that evaluates: the answer to a clip of a test split is the one that was counted.
+
+Shape suffixes: B windows, R target frames, N frames of the clip, J joints of the answer, K classes.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ups_model.build import load_model
+from ups_model.command import start_logging
+from ups_model.config import TASK_NAMES, Config, TaskName, set_of
+from ups_model.data.batches import Feed
+from ups_model.data.formats import clip_names, read_recording
+from ups_model.data.recording import Recording
+from ups_model.data.single import ONLY, class_set, pose_set
+from ups_model.data.store import Source
+from ups_model.decoding import classify
+from ups_model.device import pick_device
+from ups_model.measure import MM, predict_poses
+from ups_model.metrics import mpjpe_mm, p_mpjpe_mm
+from ups_model.model import UPS
+from ups_model.skeletons import SKELETONS, Skeleton
+from ups_model.stored import DEFAULT_STORAGE, find_weights
+from ups_model.tasks import TASKS
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = """examples:
+  python -m ups_model.predict runs/small S001C001P001R001A001.skeleton
+  python -m ups_model.predict 3f2a91c0 walk.bvh --storage runs/ablations --task eap --observed 0.4
+  python -m ups_model.predict runs/small data_2d_h36m_gt.npz --clip "S9/Walking 1/0" --out poses.npz --out poses.gif
+  python -m ups_model.predict runs/small keypoints.json --task pe --size 1920x1080 --out poses.json
+  python -m ups_model.predict runs/small ~/.cache/ups/clips/utd_mhad --list
+
+exit status: 0 done, 2 usage, a file that can't be read, or a model that can't answer"""
+
+OUTPUTS = (".json", ".npz", ".png", ".gif")
+
+
+@dataclass(frozen=True)
+class ClassPrediction:
+    """Which class a clip is of."""
+
+    task: TaskName
+    data_set: str
+    classes: tuple[str, ...]
+    probability_K: np.ndarray
+    """float64 [K]: softmax of the model's scores over the data set's classes; how sure it is, not how right."""
+
+    @property
+    def best(self) -> list[tuple[str, float]]:
+        """Classes with their probabilities, best first."""
+        order = np.argsort(-self.probability_K, kind="stable")
+        return [(self.classes[index], float(self.probability_K[index])) for index in order]
+
+
+@dataclass(frozen=True)
+class PosePrediction:
+    """The poses of one person."""
+
+    task: TaskName
+    pose_NJ3: np.ndarray
+    """float32 [N, J, 3] metres in camera axes (x right, y down, z away), the root at 0."""
+    keypoints_NJ2: np.ndarray
+    """float32 [N, J', 2] pixels: what was looked at."""
+    first_frame: int
+    """Of the recording, for which the first pose is."""
+    fps: float
+    skeleton: Skeleton
+    """Of the answer."""
+    seen: Skeleton
+    """Of the keypoints."""
+    errors: dict[str, float]
+    """mpjpe_mm and p_mpjpe_mm against the file's own 3D poses; empty where it has none."""
+
+
+def choose_task(config: Config, recording: Recording, wanted: str | None = None) -> TaskName:
+    """The task that fits: as wanted, else the first trained one for so many dimensions; keypoints in pixels are lifted.
+
+    Raises:
+        ValueError: the model was not trained for the task, or none that it was trained for fits.
+    """
+    trained = config.optim.tasks
+    if wanted is not None:
+        if wanted not in trained:
+            raise ValueError(f"--task {wanted}: the model was trained for {', '.join(trained)} alone")
+        return wanted
+    order: tuple[TaskName, ...] = ("ar3d", "eap") if recording.dims == 3 else ("ar2d", "pe")
+    if recording.dims == 2 and recording.units == "pixel":
+        order = ("pe", "ar2d")
+    for task in order:
+        if task in trained:
+            return task
+    raise ValueError(
+        f"{recording.name!r} has {recording.dims}D {recording.units} coordinates, which serve {' and '.join(order)}; "
+        f"the model was trained for {', '.join(trained)}"
+    )
+
+
+def predict_class(
+    model: UPS, config: Config, recording: Recording, task: TaskName, data_set: str | None = None, observed: float = 1.0
+) -> ClassPrediction:
+    """Class probabilities of a clip.
+
+    Args:
+        model: of `ups_model.build.load_model`.
+        config: of the same.
+        recording: the clip; two persons at most are looked at, those who are there longest.
+        task: a class task that the model was trained for.
+        data_set: whose classes are asked for; None takes the task's first clip set.
+        observed: share of the clip that is looked at, its front part.
+
+    Raises:
+        ValueError: the task needs other coordinates, or the model doesn't know the data set.
+    """
+    data = getattr(config.data, task)
+    known = tuple(dict.fromkeys(map(set_of, data.sources)))
+    data_set = data_set or known[0]
+    classes = dict(model.vocabulary.classes).get(data_set)
+    if classes is None:
+        raise ValueError(
+            f"--classes {data_set}: the model knows those of {', '.join(dict(model.vocabulary.classes))} alone"
+        )
+    if not 0 < observed <= 1:
+        raise ValueError(f"--observed must lie in (0, 1], got {observed}")
+    place = next(model.parameters()).device
+    source = Source(class_set(recording), ONLY, place)
+    feed = Feed(task, data, [source], config.seed)
+    model.eval()
+    batch = next(iter(feed.evaluate("test", observed)))
+    scores_K = classify(model, batch.inputs, data_set).logits_BK[0].double().softmax(dim=0)
+    return ClassPrediction(task, data_set, classes, scores_K.cpu().numpy())
+
+
+def predict_clip_poses(model: UPS, config: Config, recording: Recording, person: int = 0) -> PosePrediction:
+    """3D poses of every frame in which a person is there, decoded as `config.evaluation` says.
+
+    Raises:
+        ValueError: the recording has no keypoints in pixels, or no such person.
+    """
+    # Detections are looked at as they are: nothing about them is augmented, and every frame is asked for.
+    data = config.data.pe.replace(
+        detections="stored", rotation_deg=0.0, scale=0.0, bone_scale=0.0, translation_m=0.0, evaluate_stride=1
+    )
+    clips = pose_set(recording, person)
+    place = next(model.parameters()).device
+    feed = Feed("pe", data, [Source(clips, ONLY, place)], config.seed)
+    skeleton = _pose_skeleton(model)
+    frames = int(clips.clip_length[0])
+    pose_NJ3 = torch.full((frames, model.pose_joints, 3), float("nan"))
+    truth_NJ3 = torch.zeros(frames, clips.skeleton.joints, 3)
+    model.eval()
+    for batch in feed.evaluate("test"):
+        pose_BJ3, _ = predict_poses(model, batch, skeleton, config.evaluation)
+        frame_B = batch.frame_BR.flatten()
+        kept_B = frame_B >= 0
+        pose_NJ3[frame_B[kept_B].cpu()] = pose_BJ3[kept_B].float().cpu()
+        truth_NJ3[frame_B[kept_B].cpu()] = batch.pose_BRJ3.flatten(0, 1)[kept_B].float().cpu()
+    assert bool(pose_NJ3.isfinite().all()), "a frame was not predicted"
+    errors = {}
+    if recording.truth is not None and clips.skeleton == skeleton:
+        errors = {
+            "mpjpe_mm": float(mpjpe_mm(MM * pose_NJ3, MM * truth_NJ3)),
+            "p_mpjpe_mm": float(p_mpjpe_mm(MM * pose_NJ3, MM * truth_NJ3)),
+        }
+    ranked = sorted(recording.tracks, key=lambda track: -len(track.positions))
+    return PosePrediction(
+        "pe",
+        pose_NJ3.numpy(),
+        np.asarray(clips.keypoints[:, 0]),
+        ranked[person].offset,
+        recording.fps,
+        skeleton,
+        clips.skeleton,
+        errors,
+    )
+
+
+def _pose_skeleton(model: UPS) -> Skeleton:
+    """The layout whose joints the model predicts."""
+    for skeleton in SKELETONS.values():
+        if skeleton.joints == model.pose_joints and tuple(skeleton.native_slot.tolist()) == tuple(model.pose_slots):
+            return skeleton
+    raise ValueError(f"the model predicts {model.pose_joints} joints of a layout that is not known here")
+
+
+def write(
+    file: Path, prediction: ClassPrediction | PosePrediction, recording: Recording, about: dict[str, Any]
+) -> None:
+    """Write a prediction as JSON, npz, PNG or GIF, as the file's ending says."""
+    if file.suffix in (".png", ".gif"):
+        from ups_model import pictures  # Matplotlib takes a second to import.
+
+        pictures.draw(file, prediction, recording)
+        return
+    plain, arrays = _content(prediction)
+    if file.suffix == ".npz":
+        np.savez_compressed(file, **arrays, about=json.dumps({**about, **plain}))
+    else:
+        lists = {name: array.tolist() for name, array in arrays.items()}
+        file.write_text(json.dumps({**about, **plain, **lists}, indent=1, allow_nan=False) + "\n", "utf-8")
+
+
+def _content(prediction: ClassPrediction | PosePrediction) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What of a prediction is text and numbers, and what is arrays."""
+    if isinstance(prediction, ClassPrediction):
+        arrays = {"classes": np.array(prediction.classes), "probabilities": prediction.probability_K}
+        return {"data_set": prediction.data_set, "best": prediction.best[0][0]}, arrays
+    plain = {
+        "first_frame": prediction.first_frame,
+        "fps": prediction.fps,
+        "units": "metre",
+        "axes": "camera: x right, y down, z away; root at 0",
+        "joint_names": list(prediction.skeleton.joint_names),
+        "parents": list(prediction.skeleton.parents),
+        "errors": prediction.errors,
+    }
+    return plain, {"poses": prediction.pose_NJ3, "keypoints": prediction.keypoints_NJ2}
+
+
+def text(prediction: ClassPrediction | PosePrediction, top: int = 5) -> str:
+    """A prediction for people."""
+    if isinstance(prediction, ClassPrediction):
+        best = prediction.best[:top]
+        width = max(len(name) for name, _ in best)
+        lines = [f"{TASKS[prediction.task].title}, classes of {prediction.data_set}"]
+        return "\n".join(lines + [f"  {name:<{width}}  {100 * share:6.2f} %" for name, share in best])
+    lines = [
+        f"{TASKS['pe'].title}: {len(prediction.pose_NJ3)} frames from frame {prediction.first_frame} on, "
+        f"{prediction.skeleton.joints} joints ({prediction.skeleton.name})"
+    ]
+    if prediction.seen != prediction.skeleton:
+        lines.append(f"  from {prediction.seen.name} keypoints: joints that they lack are put between those they have")
+    lines += [f"  {name} {value:.1f}, against the poses in the file" for name, value in prediction.errors.items()]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ups_model.predict",
+        description="Ask a trained model about one clip: its class with probabilities, or its 3D poses.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint, a run's folder, or a unit's key (see --storage)")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a file of motion, or a prepared clip set")
+    parser.add_argument("--clip", metavar="NAME", help="which clip, where FILE holds several")
+    parser.add_argument("--list", action="store_true", help="list the clips in FILE and end")
+    parser.add_argument("--task", choices=TASK_NAMES, help="(what fits the clip)")
+    parser.add_argument("--classes", metavar="SET", help="whose classes (the task's first clip set)")
+    parser.add_argument("--observed", type=float, default=1.0, metavar="F", help="share of the clip to look at (1)")
+    parser.add_argument("--person", type=int, default=0, metavar="N", help="whose poses, longest there first (0)")
+    parser.add_argument("--size", metavar="WxH", help="image size in pixels, where the file doesn't tell")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to show (5)")
+    parser.add_argument("--out", type=Path, action="append", default=[], metavar="FILE", help=f"{', '.join(OUTPUTS)}")
+    parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE, metavar="DIR", help=f"({DEFAULT_STORAGE})")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    given = parser.parse_args(arguments)
+    start_logging()
+    try:
+        if given.list:
+            print("\n".join(clip_names(given.file)))
+            return 0
+        size = _check(given)
+        place = pick_device(given.device)
+        checkpoint = find_weights(given.model, given.storage)
+        recording = read_recording(given.file, given.clip)
+        if size is not None:
+            recording = dataclasses.replace(recording, size=size)
+        model, config, state = load_model(checkpoint, place)
+        task = choose_task(config, recording, given.task)
+        if TASKS[task].kind == "pose":
+            prediction = predict_clip_poses(model, config, recording, given.person)
+        else:
+            prediction = predict_class(model, config, recording, task, given.classes, given.observed)
+        about = {"task": task, "clip": recording.name, "file": given.file.name, "model": state["key"]}
+        for file in given.out:
+            write(file, prediction, recording, about)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(text(prediction, given.top))
+    for file in given.out:
+        print(f"written to {file}")
+    return 0
+
+
+def _check(given: argparse.Namespace) -> tuple[float, float] | None:
+    """ValueError for options that can't be; the image size."""
+    for file in given.out:
+        if file.suffix not in OUTPUTS:
+            raise ValueError(f"--out must end in {', '.join(OUTPUTS)}, got {file}")
+        if not file.absolute().parent.is_dir():
+            raise ValueError(f"--out {file}: no such folder to write to; make {file.parent} first")
+    if given.top < 1:
+        raise ValueError(f"--top must be at least 1, got {given.top}")
+    if given.size is None:
+        return None
+    width, _, height = given.size.lower().partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise ValueError(f"--size must be WIDTHxHEIGHT in pixels such as 1920x1080, got {given.size!r}")
+    return float(width), float(height)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
