@@ -226,7 +226,9 @@ def _arm(arms: dict[str, Arm], base: Config, column: Column, row: Row) -> Arm:
     if identity not in arms:
         changes = {base.field_path(name): (name, value) for name, value in {**column.changes, **row.changes}.items()}
         different = [
-            f"{name}={_short(value)}" for name, value in changes.values() if base.with_fields({name: value}) != base
+            f"{name.removesuffix('.sources')}={_short(value)}"
+            for name, value in changes.values()
+            if base.with_fields({name: value}) != base
         ]
         if row.training != "fine-tuned":
             different.append(row.training)

@@ -31,19 +31,22 @@ def plan_text(plan: Plan, expected: Estimate, done: Container[str]) -> str:
         f"{finished} done already",
         "",
     ]
-    lines.append(f"{'unit':<40}{'seeds':>6}{'done':>6}{'parameters':>12}{'operations':>12}{'time each':>11}  after")
     kinds: dict[tuple[str, str, str], list[str]] = {}
     for key, unit in plan.units.items():
         kinds.setdefault((unit.arm, unit.stage, unit.task), []).append(key)
+    width = max(len(" · ".join((arm, f"{stage} {task}".rstrip()))) for arm, stage, task in kinds)
+    lines.append(
+        f"{'unit':<{width}}{'seeds':>7}{'done':>6}{'parameters':>14}{'operations':>12}{'time each':>13}  after"
+    )
     for (arm, stage, task), keys in kinds.items():
         first = plan.units[keys[0]]
         name = f"{arm} · {stage} {task}".rstrip()
         seconds = sum(expected.seconds[key] for key in keys) / len(keys)
         parent = plan.units[first.parent].stage if first.parent else "-"
         lines.append(
-            f"{name:<40}{len(keys):>6}{sum(key in done for key in keys):>6}"
-            f"{expected.sizes[first.key].parameters / 1e6:>10.2f} M{expected.operations[first.key]:>12.2e}"
-            f"{duration(seconds):>11}  {parent}"
+            f"{name:<{width}}{len(keys):>7}{sum(key in done for key in keys):>6}"
+            f"{expected.sizes[first.key].parameters / 1e6:>12.2f} M{expected.operations[first.key]:>12.2e}"
+            f"{duration(seconds):>13}  {parent}"
         )
     source = (
         f"measured on {expected.measured} units" if expected.measured else "a guess: nothing has been measured here"

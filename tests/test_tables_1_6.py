@@ -119,11 +119,11 @@ def test_prepare_counts_what_is_there_and_what_is_left_out_and_why(bench):
     # NTU60: ten, of which one is listed as missing; NTU120: six more. Human3.6M: 3 x 15 - 1. Kinetics: 9 - 1.
     assert counts == {"ntu60": 9, "ntu120": 15, "h36m": 44, "kinetics": 8}
     for line in (
-        "ntu60: left out 1 clips: empty",
-        "ntu60: left out 1 clips: listed as missing skeletons",
-        "ntu60: left out 1 clips: unreadable",
-        "h36m: left out 1 clips: without 2D keypoints",
-        "kinetics: left out 1 clips: without a skeleton",
+        "ntu60: left out 1 clip: empty",
+        "ntu60: left out 1 clip: listed as missing skeletons",
+        "ntu60: left out 1 clip: unreadable",
+        "h36m: left out 1 clip: without 2D keypoints",
+        "kinetics: left out 1 clip: without a skeleton",
     ):
         assert line in printed, printed
     rows = [line.split() for line in printed.splitlines()]

@@ -123,7 +123,7 @@ def data_paths(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
         else:
             way = f"or run python -m ups_model.data prepare {name} --source DIR"
             if name not in SOURCES:
-                way = "of a clip set in the format of docs/data.md; no reader makes it from the original files yet"
+                way = "of a clip set in the format of docs/data.md; no reader is known by that name"
             raise ValueError(f"clip set {name!r} is not prepared: give --data {name}=PATH {way}")
     return paths
 

@@ -23,7 +23,8 @@ def overview(sets: Sequence[ClipSet]) -> str:
         counts = (len(clips), len(clips) - test, test, len(clips.info.classes), len(known) or "?", persons)
         counts += (len(clips.positions), cameras)
         rows.append((clips.path.name, *(f"{n:,}" if n != "?" else n for n in counts), clips.fingerprint[:16]))
-        notes += [f"{clips.path.name}: left out {count:,} clips: {why}" for why, count in clips.info.left_out.items()]
+        for why, count in clips.info.left_out.items():
+            notes.append(f"{clips.path.name}: left out {count:,} clip{'s' * (count != 1)}: {why}")
         if (file := clips.path / LEFT_OUT_FILE).exists():
             notes.append(f"{clips.path.name}: each of them is listed in {file}")
     if sets and not notes:
@@ -33,7 +34,8 @@ def overview(sets: Sequence[ClipSet]) -> str:
 
 def protocols(clips: ClipSet, published: Mapping[str, tuple[int, int]]) -> str:
     """Training and test clips of each protocol, beside the published counts; empty where there is one and no count."""
-    names = [name.removeprefix("split_test_") for name in clips.extra if name.startswith("split_test_")]
+    there = [name.removeprefix("split_test_") for name in clips.extra if name.startswith("split_test_")]
+    names = [name for name in published if name in there] + [name for name in there if name not in published]
     flags = {name: clips.extra[f"split_test_{name}"] != 0 for name in names} or {"default": clips.split_test}
     if not published and len(flags) < 2:
         return ""
