@@ -29,6 +29,7 @@ from ups_model.data.checks import DAMAGED
 from ups_model.data.ntu_bodies import PERSONS, Persons, tracks_of
 from ups_model.data.ntu_names import NtuName, is_test
 from ups_model.data.ntu_skeleton import JOINTS, LIMIT_M, Body
+from ups_model.data.splits import CONTENT_ID
 
 FILES = {
     "NTU60_CS.npz": ("ntu60", "xsub"),
@@ -187,7 +188,7 @@ def content_id(row_NC: np.ndarray) -> str:
     """A name made of the values themselves, up to the last frame in which anybody is."""
     seen = np.flatnonzero(row_NC.any(axis=1))
     valid = row_NC[: int(seen[-1]) + 1 if len(seen) else 0].astype("<f4", order="C")
-    return "content-" + hashlib.sha256(valid.tobytes()).hexdigest()[:16]
+    return CONTENT_ID + hashlib.sha256(valid.tobytes()).hexdigest()[:16]
 
 
 def repeats(arrays: ArrayFile) -> dict[tuple[str, int], int]:
