@@ -1,11 +1,14 @@
 """Raw .skeleton files: the same coordinates back, whatever the spacing; damage is a ValueError with its line."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.writers_ntu import one_body, skeleton_text, standing, write_skeleton
+from ups_model.data.decimals import parse_decimals
 from ups_model.data.ntu_skeleton import read_skeleton
 
 IDS = ("72057594037931101", "72057594037931102")  # equal as floats
@@ -46,6 +49,80 @@ def test_numbers_are_parsed_as_python_parses_them(file):
     file.write_text(text)
     (body,) = read_skeleton(file).bodies.values()
     assert "e-0" in text and np.array_equal(body.joints_NJ3, joints.astype(np.float32))
+
+
+FORMS = st.one_of(
+    st.from_regex(r"-?[0-9]\.[0-9]{1,14}", fullmatch=True),
+    st.floats(-9.9, 9.9, allow_nan=False).map(lambda value: f"{value:.7g}"),
+    st.floats(-9.9, 9.9, allow_nan=False).map(repr),
+    st.from_regex(r"[-+0-9.e_:/nainf\x80]{1,18}", fullmatch=True),
+)
+
+
+@given(st.lists(FORMS, min_size=1, max_size=40))
+def test_decimals_equal_float_bit_for_bit_and_other_forms_are_told_apart(texts):
+    raw = ("a line before    " + " ".join(texts) + "\n").encode("latin-1")
+    start = np.cumsum([17] + [len(text) + 1 for text in texts])[:-1]
+    end = start + [len(text) for text in texts]
+    values, plain = parse_decimals(np.frombuffer(raw, dtype=np.uint8), start, end)
+    assert plain.tolist() == [re.fullmatch(r"-?[0-9]\.[0-9]{1,14}", text) is not None for text in texts]
+    exact = [float(text) if is_plain else float("nan") for text, is_plain in zip(texts, plain, strict=True)]
+    assert values.tobytes() == np.array(exact).tobytes()
+
+
+def test_odd_numbers_among_plain_ones_are_read_in_their_place(file):
+    text = skeleton_text(one_body(standing(4)))
+    lines = text.split("\n")
+    for number, xyz in ((5, "+1.5 1e-3 2"), (7, "-0.0 00.25 10.125"), (62, ".5 -5. 1.25E1"), (80, "0.1 -0.2 1.0e0")):
+        lines[number - 1] = " ".join([xyz, *lines[number - 1].split()[3:]])
+    file.write_text("\n".join(lines))
+    (body,) = read_skeleton(file).bodies.values()
+    exact = np.array([joints for _, _, joints in _written("\n".join(lines))], dtype=np.float32)
+    assert (
+        body.joints_NJ3[0, 0].tolist() == [1.5, np.float32(0.001), 2] and body.joints_NJ3.tobytes() == exact.tobytes()
+    )
+
+
+@given(st.lists(st.tuples(st.integers(1, 140), st.permutations("abc"), st.integers(0, 3)), min_size=1, max_size=4))
+def test_long_runs_of_the_same_bodies_and_every_change_between_them_are_kept(tmp_path_factory, runs):
+    pose = standing(1)[0]
+    frames = []
+    for length, order, bodies in runs:
+        for _ in range(length):
+            at = len(frames) / 1000
+            frames.append([(str(ord(name)), pose + at + index) for index, name in enumerate(order[:bodies])])
+    file = write_skeleton(tmp_path_factory.mktemp("raw") / "a.skeleton", frames)
+    recording = read_skeleton(file)
+    expected = {}
+    for frame, body, joints in _written(file.read_text()):
+        expected.setdefault(body, []).append((frame, joints))
+    assert recording.length == len(frames) and list(recording.bodies) == list(expected)
+    for name, body in recording.bodies.items():
+        assert body.frames_N.tolist() == [frame for frame, _ in expected[name]]
+        assert np.array_equal(body.joints_NJ3, np.array([joints for _, joints in expected[name]], dtype=np.float32))
+
+
+# Line 1 frames; then 28 lines a frame: the count of bodies, the body, the count of joints, 25 joints.
+@pytest.mark.parametrize(
+    ("number", "change", "message"),
+    [
+        (2 + 28 * 150, "2", ":4230: a body's line must have 10 fields, got 1"),
+        (3 + 28 * 150, "7205 0", ":4203: a body's line must have 10 fields, got 2"),
+        (3 + 28 * 150, "7205x 0 0 0 0 0 0 0 0 0", ":4203: a body's id must be a number"),
+        (4 + 28 * 150, "26", ":4204: bodies must have 25 joints, got '26'"),
+        (4 + 28 * 150, "25 ", None),
+        (5 + 28 * 150, "0 0 0", ":4205: a joint's line must have 12 fields, got 3"),
+        (5 + 28 * 150, "0 x 0 0 0 0 0 0 0 0 0 0", ":4205: coordinates must be numbers, got '0 x 0"),
+        (5 + 28 * 150, "0 0 1e3 0 0 0 0 0 0 0 0 0", ":4205: coordinates must be finite and within 100 m"),
+    ],
+)
+def test_a_fault_amid_two_hundred_equal_frames_is_refused_with_its_line(file, number, change, message):
+    file.write_text(_line(skeleton_text(one_body(standing(200))), number, change))
+    if message is None:
+        assert len(read_skeleton(file).bodies[IDS[0]].frames_N) == 200
+    else:
+        with pytest.raises(ValueError, match=f"{file.name}{message}"):
+            read_skeleton(file)
 
 
 @pytest.mark.parametrize(
