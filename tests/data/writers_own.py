@@ -113,3 +113,122 @@ def write_text(file, text):
 
 def write_json(file, content):
     return write_text(file, json.dumps(content))
+
+
+def person_2d(frames, at=(400, 300), velocity=(1.0, 0.5), seed=0):
+    """[frames, 17, 2] pixels: something as large as a person in a picture, that moves a little."""
+    rng = np.random.default_rng(seed)
+    rest = np.stack([rng.uniform(-40, 40, 17), np.linspace(-120, 120, 17)], axis=1) + at
+    steps = np.arange(frames)[:, None, None] * np.array(velocity)
+    return np.round(rest + steps + rng.normal(0, 1, (frames, 17, 2)), 3)
+
+
+def mmpose_frames(frames):
+    """MMPose's list: `frames` holds for each frame a list of (points, scores) or (points, scores, track id)."""
+    return [
+        {"frame_id": number, "instances": [_mmpose_instance(*person) for person in persons]}
+        for number, persons in enumerate(frames)
+    ]
+
+
+def _mmpose_instance(points, scores, track_id=None):
+    points = np.asarray(points)
+    box = [[*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]]
+    instance = {
+        "keypoints": points.tolist(),
+        "keypoint_scores": np.asarray(scores).tolist(),
+        "bbox": box,
+        "bbox_score": 0.9,
+    }
+    return instance if track_id is None else instance | {"track_id": track_id}
+
+
+def coco_results(frames, image_id, number=False, person_key="track_id", first=0):
+    """COCO results; `image_id` is a pattern of the frame's number, or the number itself."""
+    results = []
+    for frame, persons in enumerate(frames, start=first):
+        for points, scores, *who in persons:
+            triples = np.concatenate([np.asarray(points), np.asarray(scores)[:, None]], axis=1)
+            entry = {
+                "image_id": frame if number else image_id.format(frame),
+                "category_id": 1,
+                "keypoints": triples.ravel().tolist(),
+                "score": 2.5,
+            }
+            results.append(entry | ({person_key: who[0]} if who else {}))
+    return results
+
+
+# MediaPipe's pose landmarks by name, as its documentation numbers them.
+MEDIAPIPE = [
+    "nose",
+    "left_eye_inner",
+    "left_eye",
+    "left_eye_outer",
+    "right_eye_inner",
+    "right_eye",
+    "right_eye_outer",
+    "left_ear",
+    "right_ear",
+    "mouth_left",
+    "mouth_right",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_pinky",
+    "right_pinky",
+    "left_index",
+    "right_index",
+    "left_thumb",
+    "right_thumb",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+    "left_heel",
+    "right_heel",
+    "left_foot_index",
+    "right_foot_index",
+]
+COCO = [
+    "nose",
+    "left_eye",
+    "right_eye",
+    "left_ear",
+    "right_ear",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+]
+
+
+def landmarks_of(points, scores):
+    """33 landmarks; those that COCO does not have are elsewhere."""
+    landmarks = [{"x": -1.0, "y": -2.0, "z": 0.0, "visibility": 0.01} for _ in MEDIAPIPE]
+    for name, (x, y), score in zip(COCO, np.asarray(points).tolist(), np.asarray(scores).tolist(), strict=True):
+        landmarks[MEDIAPIPE.index(name)] = {"x": x, "y": y, "z": -0.1, "visibility": score}
+    return landmarks
+
+
+def mediapipe_frames(frames):
+    return [None if landmarks is None else {"landmark": landmarks} for landmarks in frames]
+
+
+def write_keypoint_arrays(file, **arrays):
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    np.savez(file, **arrays)
+    return Path(file)

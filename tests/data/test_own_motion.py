@@ -1,0 +1,136 @@
+"""Folders of one's own files: classes, ids, test clips, and what is left out by its place."""
+
+import os
+
+import pytest
+from writers_own import bvh_text, write_text
+
+from ups_model.data import bvh, own_motion
+from ups_model.data.preparation import prepare_reading, read_left_out
+
+
+def make(folder, *paths):
+    for path in paths:
+        write_text(folder / path, path)
+    return folder
+
+
+def look(folder):
+    return own_motion.look(folder, (".bvh", ".txt"), ("joints.json",))
+
+
+def for_testing(own):
+    return [file.name for file in own.files if file.split_test]
+
+
+def test_the_first_folder_is_the_class_and_the_path_is_the_id(tmp_path):
+    own = look(make(tmp_path, "walk/a.bvh", "walk/deep/er/a.bvh", "bow/A.BVH", "bow/notes.pdf"))
+    assert own.classes == ("bow", "walk")
+    assert [(file.name, file.label) for file in own.files] == [("bow/A", 0), ("walk/a", 1), ("walk/deep/er/a", 1)]
+
+
+def test_files_without_folders_have_no_labels(tmp_path):
+    own = look(make(tmp_path, "b.bvh", "a.bvh"))
+    assert own.classes == () and [(file.name, file.label) for file in own.files] == [("a", -1), ("b", -1)]
+    assert any("no labels" in note for note in own.notes)
+
+
+@pytest.mark.parametrize(
+    ("count", "chosen"), [(1, []), (2, [1]), (3, [2]), (4, [3]), (5, [4]), (9, [4]), (10, [4, 9]), (11, [4, 9])]
+)
+def test_every_fifth_clip_of_a_class_is_for_testing(tmp_path, count, chosen):
+    own = look(make(tmp_path, *(f"{name}/{index:02d}.bvh" for name in ("x", "y") for index in range(count))))
+    assert for_testing(own) == [f"{name}/{index:02d}" for name in ("x", "y") for index in chosen]
+    assert own.split == "every fifth"
+
+
+def test_with_a_folder_test_its_clips_alone_are_for_testing(tmp_path):
+    own = look(make(tmp_path, *(f"train/walk/{index}.bvh" for index in range(7)), "test/walk/0.bvh", "test/bow/0.bvh"))
+    assert own.classes == ("bow", "walk") and own.split == "folders"
+    assert for_testing(own) == ["test/bow/0", "test/walk/0"]
+    assert [file.label for file in own.files] == [0, 1] + [1] * 7
+
+
+def test_with_a_folder_train_alone_every_fifth_clip_is_for_testing(tmp_path):
+    own = look(make(tmp_path, *(f"train/walk/{index}.bvh" for index in range(5))))
+    assert own.classes == ("walk",) and for_testing(own) == ["train/walk/4"]
+
+
+def test_clips_beside_train_and_test_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"every clip must be in one of them; bow/a\.bvh is not"):
+        look(make(tmp_path, "train/walk/a.bvh", "bow/a.bvh"))
+
+
+def test_what_is_in_no_class_folder_or_has_an_id_twice_is_left_out_by_name(tmp_path):
+    own = look(make(tmp_path, "walk/a.bvh", "walk/a.txt", "stray.bvh"))
+    left_out = {file.left_out.name: file.left_out for file in own.files if file.left_out}
+    assert left_out["stray"].reason == "in no class folder"
+    assert (
+        left_out["walk/a.txt"].reason == "duplicate" and "walk/a.bvh has the same id" in left_out["walk/a.txt"].detail
+    )
+    assert sum(file.left_out is None for file in own.files) == 1
+
+
+def test_hidden_files_and_folders_are_not_looked_at(tmp_path):
+    own = look(make(tmp_path, "walk/a.bvh", "walk/._a.bvh", ".parts/walk/b.bvh"))
+    assert [file.name for file in own.files] == ["walk/a"]
+
+
+def test_a_link_back_to_a_folder_above_ends(tmp_path):
+    make(tmp_path, "walk/a.bvh")
+    (tmp_path / "walk" / "again").symlink_to(tmp_path)
+    assert [file.name for file in look(tmp_path).files] == ["walk/a"]
+
+
+def test_a_name_that_is_no_text_is_left_out(tmp_path):
+    make(tmp_path, "walk/a.bvh")
+    place = os.fsencode(tmp_path) + b"/walk/\xff.bvh"
+    with open(place, "wb"):
+        pass
+    (bad,) = [file for file in look(tmp_path).files if file.left_out]
+    assert bad.left_out.name == r"walk/\udcff" and bad.left_out.reason == "unreadable"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: write_text(folder / "walk/a.bvh", "longer than before"),
+        lambda folder: os.utime(folder / "walk/a.bvh", ns=(1, 1)),
+        lambda folder: make(folder, "walk/c.bvh"),
+        lambda folder: make(folder, "joints.json"),
+        lambda folder: (folder / "walk/a.bvh").rename(folder / "walk/z.bvh"),
+    ],
+    ids=["size", "time", "more", "joints", "name"],
+)
+def test_the_digest_changes_with_the_files_and_not_with_their_place(tmp_path, change):
+    folder = make(tmp_path / "one", "walk/a.bvh", "walk/b.bvh")
+    before = look(folder).digest
+    folder = folder.rename(tmp_path / "two")
+    assert look(folder).digest == before
+    make(folder, "walk/unrelated.pdf")
+    assert look(folder).digest == before
+    change(folder)
+    assert look(folder).digest != before
+
+
+@pytest.mark.parametrize("name", ["missing", "file.bvh"])
+def test_what_is_no_folder_is_refused(tmp_path, name):
+    write_text(tmp_path / "file.bvh", "")
+    with pytest.raises(ValueError, match=r"must be a folder with \*\.bvh or \*\.txt in it"):
+        look(tmp_path / name)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"there must be \*\.bvh or \*\.txt in it.*there is none"):
+        look(tmp_path)
+
+
+def test_more_files_than_a_job_holds_are_parted_and_come_out_in_order(tmp_path):
+    text = bvh_text()
+    for index in range(258):
+        write_text(tmp_path / "set" / f"{index:03d}.bvh", "no" if index == 256 else text)
+    reading = bvh.reading(tmp_path / "set")
+    assert [job.items for job in reading.jobs] == [256, 2]
+    clips = prepare_reading(tmp_path / "out", reading, workers=2)
+    assert clips.clip_id.tolist() == [f"{index:03d}" for index in range(258) if index != 256]
+    assert [item.name for item in read_left_out(clips.path)] == ["256"]
