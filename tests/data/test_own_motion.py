@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from writers_own import bvh_text, write_text
+from writers_own import bvh_text, rest_frames, write_text
 
 from ups_model.data import bvh, own_motion
 from ups_model.data.preparation import prepare_reading, read_left_out
@@ -123,6 +123,15 @@ def test_what_is_no_folder_is_refused(tmp_path, name):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"there must be \*\.bvh or \*\.txt in it.*there is none"):
         look(tmp_path)
+
+
+def test_a_clip_that_another_rate_would_blow_up_is_left_out(tmp_path):
+    write_text(tmp_path / "set" / "a.bvh", bvh_text(frame_time="0.001"))
+    write_text(tmp_path / "set" / "b.bvh", bvh_text(frames=rest_frames(count=1002), frame_time="1"))
+    clips = prepare_reading(tmp_path / "out", bvh.reading(tmp_path / "set"))
+    assert clips.clip_id.tolist() == ["a"]
+    # 1,001 seconds at 1,000 frames a second, and the first frame
+    assert "at most 1000000 frames, got 1001001 when put from 1 to 1000" in read_left_out(clips.path)[0].detail
 
 
 def test_more_files_than_a_job_holds_are_parted_and_come_out_in_order(tmp_path):

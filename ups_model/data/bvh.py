@@ -22,7 +22,7 @@ from ups_model.data.bvh_files import read_bvh
 from ups_model.data.bvh_joints import JOINT_NAMES, JOINTS_FILE, SKELETON, match_joints, read_joints
 from ups_model.data.bvh_kinematics import bone_lengths, path_length, world_positions
 from ups_model.data.clips import ClipSetInfo
-from ups_model.data.own_motion import OwnFile, first_readable, look, make_jobs
+from ups_model.data.own_motion import OwnFile, first_readable, frames_at_rate, look, make_jobs
 from ups_model.data.recording import LeftOut, Reading, Recording
 from ups_model.data.writing import Clip, Track
 
@@ -141,7 +141,8 @@ def _clip(file: OwnFile, fps: float, metres_per_unit: float | None, given: Mappi
     motion = _read(Path(file.path), metres_per_unit, given)
     if fault := leaves_view(motion.pose_NJ3):
         return LeftOut(file.name, "walks out of view", f"{file.path}: {fault}")
-    pose_NJ3 = _stored(resample(motion.pose_NJ3, motion.fps, fps))
+    count = frames_at_rate(Path(file.path), len(motion.pose_NJ3), motion.fps, fps)
+    pose_NJ3 = _stored(resample(motion.pose_NJ3, motion.fps, fps, count))
     return Clip(file.name, (Track(pose_NJ3),), label=file.label, split_test=file.split_test, camera_group=0)
 
 
@@ -187,12 +188,12 @@ def _unit(file: Path, height: float) -> float:
     )
 
 
-def resample(pose_NJ3: np.ndarray, fps: float, wanted: float) -> np.ndarray:
-    """The motion at another frame rate, linear between frames, from the first frame on; nothing past the last one."""
+def resample(pose_NJ3: np.ndarray, fps: float, wanted: float, count: int) -> np.ndarray:
+    """The first `count` frames of the motion at another frame rate, linear between frames."""
     if math.isclose(fps, wanted, rel_tol=1e-9):
         return pose_NJ3
     last = len(pose_NJ3) - 1
-    at_N = np.arange(math.floor(last * wanted / fps + 1e-9) + 1) * (fps / wanted)
+    at_N = np.arange(count) * (fps / wanted)
     before_N = np.minimum(at_N.astype(np.int64), last)
     after_N = np.minimum(before_N + 1, last)
     part_N11 = np.minimum(at_N - before_N, 1.0)[:, None, None]

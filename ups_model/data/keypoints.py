@@ -22,7 +22,7 @@ from ups_model.data.clips import ClipSetInfo
 from ups_model.data.keypoints_arrays import read_arrays
 from ups_model.data.keypoints_json import read_json
 from ups_model.data.keypoints_tracks import Detections, make_tracks
-from ups_model.data.own_motion import OwnFile, first_readable, look, make_jobs
+from ups_model.data.own_motion import OwnFile, first_readable, frames_at_rate, look, make_jobs
 from ups_model.data.recording import LeftOut, Reading, Recording
 from ups_model.data.writing import Clip, Track
 
@@ -112,7 +112,8 @@ def _clip(file: OwnFile, fps: float) -> Clip | LeftOut:
         tracks = _normalised(path, tracks, found.size)
     length = found.length
     if not math.isclose(fps, found.fps, rel_tol=1e-9):
-        tracks, length = at_rate(tracks, length, found.fps, fps)
+        count = frames_at_rate(path, length, found.fps, fps)
+        tracks, length = at_rate(tracks, length, found.fps, fps, count), count
         if not tracks:
             return LeftOut(file.name, "nobody seen", f"{path}: in none of the frames kept at {fps:g} a second")
     return Clip(file.name, tracks, label=file.label, split_test=file.split_test, length=length)
@@ -134,12 +135,11 @@ def _seen(track: Track) -> np.ndarray:
     return track.confidence > 0
 
 
-def at_rate(tracks: Sequence[Track], length: int, fps: float, wanted: float) -> tuple[tuple[Track, ...], int]:
-    """Tracks and the clip's length at another frame rate: for each instant the frame nearest to it, the earlier of two.
+def at_rate(tracks: Sequence[Track], length: int, fps: float, wanted: float, count: int) -> tuple[Track, ...]:
+    """The first `count` frames of tracks at another rate: for each instant the frame nearest to it, the earlier of two.
 
     Detections are not mixed: half a joint that was not seen is no joint.
     """
-    count = math.floor((length - 1) * wanted / fps + 1e-9) + 1
     taken_N = np.minimum(np.ceil(np.arange(count) * (fps / wanted) - 0.5 - 1e-9).astype(np.int64), length - 1)
     kept = []
     for track in tracks:
@@ -152,4 +152,4 @@ def at_rate(tracks: Sequence[Track], length: int, fps: float, wanted: float) -> 
         first, last = int(inside[0]), int(inside[-1])
         rows = taken_N[first : last + 1] - track.offset
         kept.append(Track(track.positions[rows], first, confidence_NJ[rows]))
-    return tuple(kept), count
+    return tuple(kept)

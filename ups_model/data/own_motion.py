@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,9 @@ from ups_model.data.writing import Clip
 
 EVERY = 5
 """Of a class in the order of ids, the clips number 5, 10, ... are for testing; of a class of 2 to 4 the last one is."""
+
+MAX_FRAMES = 1_000_000
+"""Of a clip at the frame rate of its set."""
 
 _BLOCK = 256
 _PARTS = ("train", "test")
@@ -107,6 +111,21 @@ def look(source: Path, suffixes: Sequence[str], beside: Sequence[str] = ()) -> O
         notes.append(f"no folder test/, so every {EVERY}th clip of a class is for testing, in the order of names")
     digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     return OwnFiles(tuple(files), tuple(classes), "folders" if by_folder else "every fifth", digest, tuple(notes))
+
+
+def frames_at_rate(file: Path, length: int, fps: float, wanted: float) -> int:
+    """Frames of a clip of `length` frames at another rate: those not past its last one.
+
+    Raises:
+        ValueError: they are more than MAX_FRAMES.
+    """
+    count = math.floor((length - 1) * wanted / fps + 1e-9) + 1
+    if count > MAX_FRAMES:
+        raise ValueError(
+            f"{file}: a clip must have at most {MAX_FRAMES} frames, got {count} when put from {fps:g} to {wanted:g} a "
+            "second; prepare files of such different rates apart"
+        )
+    return count
 
 
 def make_jobs(own: OwnFiles, read: Callable[[OwnFile], Clip | LeftOut]) -> tuple[Job, ...]:
