@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -98,32 +99,51 @@ def time_plainly(files: list[Path]) -> float:
     return len(files) / (time.perf_counter() - start)
 
 
-def memory_bytes(root: int) -> int:
-    """Resident memory of a process and all that it started; shared pages count once for each."""
-    total, pending = 0, [root]
-    while pending:
-        process = pending.pop()
-        try:
-            pending += map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
-            total += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, ValueError, IndexError):
-            continue  # It has ended.
-    return total
+@dataclass
+class Usage:
+    """What a command took."""
+
+    seconds: float = 0.0
+    all_bytes: int = 0
+    """Most resident memory of all its processes at one time; shared and mapped pages count once for each."""
+    one_bytes: int = 0
+    """Most resident memory of any one of its processes."""
+    own_bytes: int = 0
+    """As `all_bytes`, without the pages of files that are mapped, which the system takes back when it needs them."""
+
+    def see(self, root: int) -> None:
+        """Looks at a process and all that it started."""
+        page, resident, own, pending = os.sysconf("SC_PAGE_SIZE"), [0], [0], [root]
+        while pending:
+            process = pending.pop()
+            try:
+                pending += map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
+                pages, shared = map(int, Path(f"/proc/{process}/statm").read_text().split()[1:3])
+            except (OSError, ValueError, IndexError):
+                continue  # It has ended.
+            resident.append(pages * page)
+            own.append((pages - shared) * page)
+        self.all_bytes = max(self.all_bytes, sum(resident))
+        self.one_bytes = max(self.one_bytes, *resident)
+        self.own_bytes = max(self.own_bytes, sum(own))
 
 
-def time_prepare(source: Path, out: Path, workers: int) -> tuple[float, int]:
-    """Seconds and most resident bytes of `prepare`."""
+def measure_prepare(name: str, source: Path, out: Path, workers: int) -> tuple[Usage, str]:
+    """Runs `prepare` as a process of its own: what it took, and what it printed."""
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "ups_model.data", "prepare", "ntu60", "--source", str(source), "--out", str(out)]
-    start, most = time.perf_counter(), 0
-    with (out.parent / "prepare.txt").open("w") as log:
+    command = [sys.executable, "-m", "ups_model.data", "prepare", name, "--source", str(source), "--out", str(out)]
+    usage, start = Usage(), time.perf_counter()
+    with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen([*command, "--workers", str(workers)], stdout=log)
         while process.poll() is None:
-            most = max(most, memory_bytes(process.pid))
+            usage.see(process.pid)
             time.sleep(0.05)
+        usage.seconds = time.perf_counter() - start
+        log.seek(0)
+        printed = log.read()
     if process.returncode:
         raise SystemExit(f"prepare ended with {process.returncode}")
-    return time.perf_counter() - start, most
+    return usage, printed
 
 
 def main() -> None:
@@ -145,18 +165,18 @@ def main() -> None:
         print(f"plain loop: {plain[0]:.1f} files/s ({len(sample)} files)", flush=True)
         rates = {}
         for workers in sorted({1, given.workers}, reverse=True):
-            seconds, most = time_prepare(source, out, workers)
+            usage, printed = measure_prepare("ntu60", source, out, workers)
             plain.append(time_plainly(sample))
-            rates[workers] = given.clips / seconds
+            rates[workers] = given.clips / usage.seconds
             print(
-                f"prepare, {workers} workers: {seconds:.1f} s, {rates[workers]:.1f} files/s, peak memory of all "
-                f"processes {most / 1e6:.0f} MB; plain loop after it {plain[-1]:.1f} files/s",
+                f"prepare, {workers} workers: {usage.seconds:.1f} s, {rates[workers]:.1f} files/s, peak memory of all "
+                f"processes {usage.all_bytes / 1e6:.0f} MB; plain loop after it {plain[-1]:.1f} files/s",
                 flush=True,
             )
         middle = statistics.median(plain)
         for workers, rate in rates.items():
             print(f"prepare with {workers} workers / plain loop (median {middle:.1f} files/s): {rate / middle:.1f}")
-        print((folder / "prepare.txt").read_text().splitlines()[-3:])
+        print(*printed.splitlines()[-3:], sep="\n")
 
 
 if __name__ == "__main__":
