@@ -23,7 +23,7 @@ import numpy as np
 
 from ups_model.data.bvh_files import Node
 from ups_model.data.bvh_kinematics import ancestors, path_between, path_length
-from ups_model.data.kinetics_json import load_json
+from ups_model.data.json_files import load_json
 from ups_model.skeletons import get_skeleton
 
 SKELETON = "h36m17"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,8 @@ import numpy as np
 from ups_model.data import bvh, h36m, keypoints, kinetics, ntu
 from ups_model.data.cameras import project, to_camera
 from ups_model.data.clips import MANIFEST, ClipSet
+from ups_model.data.json_files import load_json
+from ups_model.data.keypoints_json import MAX_BYTES
 from ups_model.data.recording import Recording
 from ups_model.data.writing import Track
 
@@ -81,10 +82,7 @@ def _npz_reader(path: Path) -> ModuleType:
 
 
 def _json_reader(path: Path) -> ModuleType:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    content = load_json(path, MAX_BYTES)
     frames = content.get("data") if isinstance(content, dict) else None
     if isinstance(frames, list) and all(isinstance(frame, dict) and "skeleton" in frame for frame in frames):
         return kinetics

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from ups_model.data.json_files import load_json
 from ups_model.data.keypoints_tracks import JOINTS, Detections
-from ups_model.data.kinetics_json import load_json
 
 DEFAULT_FPS = 30.0
 MAX_BYTES = 128 << 20

@@ -9,7 +9,6 @@ J 18 joints.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ups_model.data.json_files import load_json
 from ups_model.data.kinetics_tracks import JOINTS, MAX_COORDINATE, MAX_FRAMES, MAX_SCORE, PERSONS
 
 MAX_BYTES = 64 << 20
@@ -73,42 +73,6 @@ def read_video(file: Path) -> VideoFile:
         xy_NPJ2[place_D, rank_D] = poses_DJ2[order_D] - 0.5
         score_NPJ[place_D, rank_D] = scores_DJ[order_D]
     return VideoFile(xy_NPJ2, score_NPJ, content.get("label"), content.get("label_index"))
-
-
-def load_json(file: Path, max_bytes: int) -> Any:
-    """The content of a JSON file. Keys that stand twice, NaN and infinities are refused.
-
-    Raises:
-        ValueError: not JSON in UTF-8, or larger than `max_bytes`; names the file, and the line where one is at fault.
-        OSError: the file cannot be read.
-    """
-    if (size := file.stat().st_size) > max_bytes:
-        raise ValueError(f"{file}: must have at most {max_bytes} bytes, got {size}; is it this kind of file?")
-    raw = file.read_bytes()
-    try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}:{error.lineno}: not whole JSON, {error.msg}; {_WAY_OUT}") from error
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise ValueError(f"{file}:{line}: must be UTF-8, got the byte 0x{raw[error.start]:02x}; {_WAY_OUT}") from error
-    except RecursionError as error:
-        raise ValueError(f"{file}: is nested too deeply; {_WAY_OUT}") from error
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}; {_WAY_OUT}") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        double = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"keys must stand once in an object, got {double!r:.60} twice")
-    return content
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"numbers must be finite, got {constant}")
 
 
 @dataclass(frozen=True, slots=True)
