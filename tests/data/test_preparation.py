@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from ups_model.data import preparation
 from ups_model.data.clips import ClipSet, ClipSetInfo
-from ups_model.data.preparation import prepare_reading, read_left_out
+from ups_model.data.preparation import is_prepared, prepare_reading, read_left_out
 from ups_model.data.recording import Job, LeftOut, Reading
 from ups_model.data.writing import Clip, Track
 
@@ -117,6 +118,12 @@ def _full():
     yield
 
 
+def test_a_full_disk_says_where_and_that_what_is_read_is_kept(tmp_path, log):
+    with pytest.raises(OSError, match=rf"No space left on device; what is read so far is kept.*{tmp_path}"):
+        prepare_reading(tmp_path / "made", Reading(reading(log).info, [*reading(log).jobs, Job("x", 1, _full)]))
+    assert len(list((tmp_path / ".made.parts").glob("0000?.json"))) == JOBS
+
+
 def test_a_set_of_the_same_recipe_is_kept(tmp_path, log):
     prepare_reading(tmp_path / "made", reading(log))
     prepare_reading(tmp_path / "made", reading(log))
@@ -160,6 +167,60 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path, log, repo_root):
     assert set(read_jobs(log)) == set(range(JOBS)) - done
     assert clips.fingerprint == prepare_reading(tmp_path / "other" / "made", reading(log)).fingerprint
     assert not parts.exists()
+
+
+KILLED_WHEN_WRITTEN = """
+import os, signal, sys
+from pathlib import Path
+from tests.data.test_preparation import reading
+from ups_model.data import writing
+from ups_model.data.preparation import prepare_reading
+
+writing._move_into_place = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+prepare_reading(Path(sys.argv[1]), reading(Path(sys.argv[2])))
+"""
+
+
+def test_a_half_written_set_of_a_killed_process_goes_and_others_stay(tmp_path, log, repo_root):
+    command = [sys.executable, "-c", KILLED_WHEN_WRITTEN, str(tmp_path / "made"), str(log)]
+    assert subprocess.run(command, cwd=repo_root, check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".made.*.tmp"))) == 1
+    others = {f".made2.{'0' * 32}.tmp", ".made.mine.tmp"}
+    for name in others:
+        (tmp_path / name).mkdir()
+    prepare_reading(tmp_path / "made", reading(log)).verify()
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"made", *others}
+    assert read_jobs(log) == list(range(JOBS))
+
+
+@pytest.mark.parametrize("deleted", ["", "recipe.json", "00000-000.npz"])
+def test_parts_that_a_killed_process_left_of_a_whole_set_go_with_the_next_call(tmp_path, log, monkeypatch, deleted):
+    rmtree = shutil.rmtree
+
+    def killed(folder, *arguments, **options):
+        if Path(folder).name != ".made.parts":
+            return rmtree(folder, *arguments, **options)
+        if deleted:
+            (folder / deleted).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        prepare_reading(tmp_path / "made", reading(log))
+    recipe = reading(log).info.recipe
+    assert (tmp_path / ".made.parts").exists() and not is_prepared(tmp_path / "made", recipe)
+    prepare_reading(tmp_path / "made", reading(log)).verify()
+    assert not (tmp_path / ".made.parts").exists() and is_prepared(tmp_path / "made", recipe)
+    assert read_jobs(log) == list(range(JOBS))
+
+
+def test_parts_of_another_recipe_do_not_make_a_whole_set_unprepared(tmp_path, log):
+    made = prepare_reading(tmp_path / "made", reading(log))
+    with pytest.raises(OSError):
+        prepare_reading(tmp_path / "made", Reading(reading(log, version=2).info, [Job("x", 1, _full)]))
+    assert is_prepared(tmp_path / "made", reading(log).info.recipe)
+    assert prepare_reading(tmp_path / "made", reading(log)).fingerprint == made.fingerprint
+    assert (tmp_path / ".made.parts").exists()
 
 
 @pytest.mark.slow

@@ -7,16 +7,21 @@ was when it is called again. Parts lie in `.NAME.parts` beside the set, and belo
     00012-003.npz    some clips of job 12
     00012.json       job 12 is done: its number of files, and what was left out. Written last, renamed into place
 
+What a killed preparation leaves beside its parts, a half-written set or parts of a set that is whole, goes with the
+next call.
+
 Shape suffixes: F frames of a part, T tracks of a part.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -39,6 +44,7 @@ from ups_model.data.writing import Clip, Track, write_clip_set
 log = logging.getLogger(__name__)
 
 PART_FORMAT = 1
+_RECIPE_FILE = "recipe.json"
 PART_BYTES = 32 << 20
 """Frames are held up to this size, then written: what bounds the memory of a process."""
 LEFT_OUT_FILE = "left_out.tsv"
@@ -66,7 +72,6 @@ def prepare_reading(path: Path, reading: Reading, workers: int = 1, progress: bo
     """
     path = Path(path).expanduser().absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = path.parent / f".{path.name}.parts"
     lock = filelock.FileLock(path.parent / f".{path.name}.lock")
     try:
         lock.acquire(timeout=0)
@@ -74,31 +79,27 @@ def prepare_reading(path: Path, reading: Reading, workers: int = 1, progress: bo
         log.warning("%s: another process prepares this set; waiting for it", path)
         lock.acquire()
     try:
-        if is_prepared(path, reading.info.recipe):
-            return ClipSet.open(path)
-        _open_parts(folder, reading)
-        left_out = _read(folder, reading, workers, progress)
-        reasons = dict(sorted(Counter(item.reason for item in left_out).items()))
-        info = replace(reading.info, left_out=reasons)
-        clips = _show(_clips(folder, len(reading.jobs)), progress, f"{path.name}: writing", _count(folder, reading))
-        files = {LEFT_OUT_FILE: _table(left_out)} if left_out else {}
-        try:
-            made = write_clip_set(path, info, clips, files=files)
-        except ValueError as error:
-            raise ValueError(f"{error}{_first(left_out)}") from error
-        shutil.rmtree(folder)
+        _sweep(path)
+        made = _open_whole(path, reading.info.recipe) or _make(path, reading, workers, progress)
+        if _has_parts(path, reading.info.recipe):
+            shutil.rmtree(_parts_folder(path))
         return made
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        way_out = f"{error.strerror}; what is read so far is kept, make space and run the same command again"
+        raise OSError(error.errno, way_out, str(path.parent)) from error
     finally:
         lock.release()
 
 
 def is_prepared(path: Path, recipe: Mapping[str, str | int]) -> bool:
-    """Whether a whole clip set of this recipe is at `path`. A damaged one counts as absent and is made again."""
-    try:
-        ClipSet.open(path)
-        return read_manifest(path).get("provenance", {}).get("recipe") == dict(recipe)
-    except ValueError:
-        return False
+    """Whether a whole clip set of this recipe is at `path`, and nothing is left to do.
+
+    A damaged set counts as absent and is made again. One whose parts were not deleted yet is not done either:
+    `prepare_reading` deletes them.
+    """
+    return _open_whole(path, recipe) is not None and not _has_parts(path, recipe)
 
 
 def read_left_out(path: Path) -> list[LeftOut]:
@@ -109,22 +110,70 @@ def read_left_out(path: Path) -> list[LeftOut]:
     return [LeftOut(*line.split("\t")) for line in file.read_text("utf-8").splitlines()[1:]]
 
 
+def _make(path: Path, reading: Reading, workers: int, progress: bool) -> ClipSet:
+    folder = _parts_folder(path)
+    _open_parts(folder, reading)
+    left_out = _read(folder, reading, workers, progress)
+    reasons = dict(sorted(Counter(item.reason for item in left_out).items()))
+    info = replace(reading.info, left_out=reasons)
+    clips = _show(_clips(folder, len(reading.jobs)), progress, f"{path.name}: writing", _count(folder, reading))
+    files = {LEFT_OUT_FILE: _table(left_out)} if left_out else {}
+    try:
+        return write_clip_set(path, info, clips, files=files)
+    except ValueError as error:
+        raise ValueError(f"{error}{_first(left_out)}") from error
+
+
+def _open_whole(path: Path, recipe: Mapping[str, str | int]) -> ClipSet | None:
+    """The clip set at `path`, where it is whole and of this recipe."""
+    try:
+        clips = ClipSet.open(path)
+        return clips if read_manifest(path).get("provenance", {}).get("recipe") == dict(recipe) else None
+    except ValueError:
+        return None
+
+
+def _parts_folder(path: Path) -> Path:
+    return path.parent / f".{path.name}.parts"
+
+
+def _has_parts(path: Path, recipe: Mapping[str, str | int]) -> bool:
+    """Whether parts of this recipe are there, or what a killed process has not yet deleted of a folder of parts."""
+    folder = _parts_folder(path)
+    if not folder.exists():
+        return False
+    found = _description(folder)
+    return found is None or found.get("recipe") == dict(recipe)
+
+
+def _description(folder: Path) -> dict[str, Any] | None:
+    """What a folder of parts is of; None where it does not say."""
+    try:
+        found = json.loads((folder / _RECIPE_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _sweep(path: Path) -> None:
+    """Deletes half-written sets of killed processes. Nobody else writes: the caller holds the lock."""
+    names = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}\.tmp")
+    for folder in path.parent.iterdir():
+        if names.fullmatch(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _open_parts(folder: Path, reading: Reading) -> None:
     """Makes the folder of parts, and empties it if its parts are of something else."""
     jobs = [[job.name, job.items] for job in reading.jobs]
     wanted = {"format": PART_FORMAT, "recipe": dict(reading.info.recipe), "jobs": jobs}
-    file = folder / "recipe.json"
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if found == json.loads(json.dumps(wanted)):
+    if _description(folder) == json.loads(json.dumps(wanted)):
         return
     if folder.exists():
         log.info("%s: starting anew, the source has changed", folder)
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    _write_whole(file, wanted)
+    _write_whole(folder / _RECIPE_FILE, wanted)
 
 
 def _read(folder: Path, reading: Reading, workers: int, progress: bool) -> list[LeftOut]:
