@@ -169,6 +169,32 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path, log, repo_root):
     assert not parts.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are looked up in /proc")
+def test_reading_processes_end_when_the_first_one_is_killed_alone(tmp_path, log, repo_root):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    command = [sys.executable, str(script), str(tmp_path / "made"), str(log)]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(repo_root)})
+    deadline = time.monotonic() + 60
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    started = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    assert len(started) >= 2
+    while any(map(_runs, started)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(_runs, started))
+
+
+def _runs(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 KILLED_WHEN_WRITTEN = """
 import os, signal, sys
 from pathlib import Path

@@ -25,6 +25,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -194,7 +195,7 @@ def _run_all(folder: Path, jobs: Sequence[Job], missing: Sequence[int], workers:
     # Not forked: this process may have threads (BLAS, a progress bar), whose locks a copy would inherit.
     context = multiprocessing.get_context("spawn")
     count = min(workers, len(missing))
-    with concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=_leave_interrupts) as pool:
+    with concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=_start_process) as pool:
         running = {pool.submit(_run, folder, index, jobs[index]): index for index in missing}
         try:
             for future in concurrent.futures.as_completed(running):
@@ -209,9 +210,19 @@ def _run_all(folder: Path, jobs: Sequence[Job], missing: Sequence[int], workers:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
+def _start_process() -> None:
     """Ctrl-C reaches every process of a terminal; the first one ends the others, once they are done with a job."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # The pool's processes would wait for work for ever if the first one is killed alone, and until they are out of it
+    # write the parts that the next preparation writes.
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in the processes of a pool"
+    parent.join()
+    os._exit(1)
 
 
 def _run(folder: Path, index: int, job: Job, told: Callable[[int], Any] | None = None) -> None:
