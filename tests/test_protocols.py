@@ -139,3 +139,16 @@ def test_training_and_evaluation_go_through_protocols(paths, tmp_path):
     again, _, data = evaluate(tmp_path / "run" / "best" / "step-00000004", paths, device="cpu")
     assert again["ar3d/top1"] == result.metrics["test/ar3d/top1"] and sorted(data) == ["few", "many"]
     assert np.isfinite(list(again.values())).all()
+    child = chosen.with_fields({"optim.cycle": ("ar3d",), "data.ar3d.sources": ("many:view",)})
+    parent = tmp_path / "run" / "best" / "step-00000004"
+    assert train(child, used, options(tmp_path / "child", tmp_path / "cache"), parent).status == "finished"
+    other = chosen.with_fields({"data.ar3d.sources": ("many:xsub",), "data.eap.sources": ("few:xsub",)})
+    with pytest.raises(ValueError, match="was trained on few:view, many:view, clips of which may be evaluated as few:"):
+        train(other, used, options(tmp_path / "other", tmp_path / "cache"), parent)
+    held = child.with_fields({"data.validation_subjects": 1, "data.leaks": "drop"})
+    with pytest.raises(ValueError, match=r"held out other subjects for validation \(validation_subjects=0"):
+        train(held, used, options(tmp_path / "held", tmp_path / "cache"), parent)
+    with pytest.raises(ValueError, match=r"sources after training must be among .* few:view, many:view, got few:xsub"):
+        evaluate(
+            tmp_path / "run" / "best" / "step-00000004", paths, device="cpu", changes={"ar3d.sources": ("few:xsub",)}
+        )

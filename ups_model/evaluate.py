@@ -22,7 +22,7 @@ from ups_model.command import (
 from ups_model.config import Config
 from ups_model.data.sources import default_cache
 from ups_model.device import pick_device
-from ups_model.identity import configured_sets
+from ups_model.identity import configured_sets, configured_sources
 from ups_model.measure import measure
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,12 @@ def evaluate(
         raise ValueError("split_seed cannot be changed after training: training clips would be evaluated")
     if changed.data.validation_subjects != config.data.validation_subjects:
         raise ValueError("validation_subjects cannot be changed after training: training clips would be evaluated")
+    others = [source for source in configured_sources(changed) if source not in configured_sources(config)]
+    if others:
+        raise ValueError(
+            f"sources after training must be among those of the training, {', '.join(configured_sources(config))}, got "
+            f"{', '.join(others)}: training clips could be evaluated"
+        )
     parts = build(changed, paths, place, cache or default_cache() / "text", model)
     known = {name: classes for name, classes in model.vocabulary.classes}
     for clips, _ in parts.sets.values():

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from ups_model.build import Parts
 from ups_model.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from ups_model.config import Config
+from ups_model.config import Config, set_of
+from ups_model.identity import configured_sources
 from ups_model.model import UPS
 from ups_model.vocabulary import Quantiser
 
@@ -45,8 +46,14 @@ def save_weights(folder: Path, step: int, model: UPS, parts: Parts, key: str, me
         "pose_slots": list(model.pose_slots),
         "routes": model.routes(),
         "metrics": metrics,
+        "origins": origins(parts),
     }
     return save_checkpoint(folder, step, {"model": model.state_dict()}, state)
+
+
+def origins(parts: Parts) -> dict[str, str]:
+    """What each source's clips are part of: sources of one origin may share clips."""
+    return {source: clips.origin for source, (clips, _) in parts.sets.items()}
 
 
 def vocabulary_state(model: UPS) -> dict[str, Any]:
@@ -58,13 +65,14 @@ def vocabulary_state(model: UPS) -> dict[str, Any]:
     }
 
 
-def start_from_parent(model: UPS, config: Config, parent: Path | None) -> str:
+def start_from_parent(parts: Parts, parent: Path | None) -> str:
     """Take the weights, and if `freeze_routes` the routes, of a parent checkpoint; returns the parent's run key.
 
     Raises:
         ValueError: a parent that is no checkpoint of chosen weights, or is of another vocabulary, coordinate range or
-            shape; frozen routes without a parent.
+            shape, or may have been trained on clips that this run evaluates; frozen routes without a parent.
     """
+    model, config = parts.model, parts.config
     if parent is None:
         if config.freeze_routes:
             raise ValueError("freeze_routes needs a parent whose routes to keep; give --parent or set it to false")
@@ -77,6 +85,7 @@ def start_from_parent(model: UPS, config: Config, parent: Path | None) -> str:
     for name in ("classes", "quantiser"):
         if state[name] is not None and own[name] is not None and state[name] != own[name]:
             raise ValueError(f"{parent}: its {name} are not this run's; fine-tune on the clip sets of the parent")
+    _check_parents_clips(parts, parent, state)
     load_weights(model, tensors["model"], parent)
     if model.quantiser is None and state["quantiser"]:
         model.quantiser = Quantiser(*map(tuple, state["quantiser"]), model.config.n_bins)
@@ -84,6 +93,27 @@ def start_from_parent(model: UPS, config: Config, parent: Path | None) -> str:
     if config.freeze_routes:
         model.encoder.router.freeze()
     return state["key"]
+
+
+def _check_parents_clips(parts: Parts, parent: Path, state: dict[str, Any]) -> None:
+    """ValueError where the parent may have been trained on what is evaluated here. Of its own sources it was not."""
+    before = Config.from_canonical(state["config"])
+    known = state.get("origins") or {source: set_of(source) for source in configured_sources(before)}
+    for source, origin in origins(parts).items():
+        shared = [other for other, theirs in known.items() if theirs == origin]
+        if shared and source not in known:
+            raise ValueError(
+                f"{parent}: was trained on {', '.join(shared)}, clips of which may be evaluated as {source}; fine-tune "
+                "on the parent's sources"
+            )
+    ours, theirs = parts.config.data, before.data
+    held_out = (ours.validation_subjects, ours.split_seed)
+    if ours.validation_subjects and held_out != (theirs.validation_subjects, theirs.split_seed):
+        raise ValueError(
+            f"{parent}: held out other subjects for validation (validation_subjects={theirs.validation_subjects}, "
+            f"split_seed={theirs.split_seed}), ours would be judged on clips that it was trained on; take the same, or "
+            "validation_subjects=0"
+        )
 
 
 def finished_result(out: Path, key: str) -> Result | None:

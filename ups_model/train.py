@@ -142,7 +142,7 @@ def _train(
     precision = pick_precision(options.precision, device)
     parts = build(config, paths, device, options.cache / "text")
     model, feeds, optim = parts.model, parts.feeds, config.optim
-    parent_key = start_from_parent(model, config, parent)
+    parent_key = start_from_parent(parts, parent)
     key = run_key(config, data_identity(parts.sets), text_identity(config.model.text_model), parent_key)
     check_shares(config, processes)
     optimizer = make_optimizer(model, config)
