@@ -355,8 +355,11 @@ def test_a_predicted_joint_that_the_input_lacks_is_an_error_that_names_its_slot(
 @pytest.mark.parametrize("slots", [(), (1, 2, 3), (1, 2, 3, -1)])
 def test_alignment_without_the_slot_of_every_joint_is_refused_when_the_model_is_built(slots):
     plain = pose_model()
+    arguments = (plain.text_VE, 8, JOINTS, 0, slots)
     with pytest.raises(ValueError, match="decoder_alignment needs the slot of each of the 4 predicted joints"):
-        UPS(small_config(decoder_alignment=True), plain.vocabulary, None, plain.text_VE, 8, JOINTS, 0, slots)
+        UPS(small_config(decoder_alignment=True), plain.vocabulary, plain.quantiser, *arguments)
+    # Without a coordinate range no pose is ever decoded: a model of class tasks alone.
+    UPS(small_config(decoder_alignment=True), plain.vocabulary, None, *arguments)
 
 
 # --- an ordered vocabulary

@@ -98,7 +98,8 @@ class UPS(nn.Module):
         self.person_PW = drawn(MAX_PERSONS, decoder_width, std=0.02)
         self.pose_slots = tuple(map(int, pose_slots))
         if config.decoder_alignment:
-            if len(self.pose_slots) != pose_joints or min(self.pose_slots) < 0:
+            # Without a coordinate range no pose is ever decoded, so there is nothing to align.
+            if quantiser is not None and (len(self.pose_slots) != pose_joints or min(self.pose_slots) < 0):
                 raise ValueError(
                     f"decoder_alignment needs the slot of each of the {pose_joints} predicted joints, got {pose_slots}"
                 )
