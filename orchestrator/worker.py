@@ -46,14 +46,14 @@ class Job:
     test: bool = True
     """Measure the test split, also of a unit that finished without."""
 
-    def to_json(self) -> str:
+    def tojson_object(self) -> str:
         """`from_json` is its inverse."""
         plain = {name: value for name, value in vars(self).items() if name not in ("unit", "parent")}
         parent = self.parent.to_plain() if self.parent else None
         return json.dumps(plain | {"paths": dict(self.paths), "unit": self.unit.to_plain(), "parent": parent})
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def fromjson_object(cls, text: str) -> Self:
         plain = json.loads(text)
         parent = Unit.from_plain(plain.pop("parent")) if plain["parent"] else plain.pop("parent")
         return cls(unit=Unit.from_plain(plain.pop("unit")), parent=parent, **plain)
@@ -153,28 +153,20 @@ def _discard_unreadable_weights(folder: Path) -> None:
     it goes on from the last checkpoint before that.
     """
     from ups_model.checkpoint import STATE
+    from ups_model.stored import json_object
 
     best = {path.name: _readable(path) for path in (folder / "best").glob("step-*")}
-    result = _json(folder / "result.json")
+    result = json_object(folder / "result.json")
     if result and result.get("status") == "finished" and not best.get(Path(result.get("checkpoint", "")).name):
         logger.warning("the weights of %s can't be read; making them again", folder.name)
         (folder / "result.json").unlink()
     for file in (folder / "checkpoints").glob(f"step-*/{STATE}"):
-        chosen = _json(file).get("best")  # Of an unreadable checkpoint nothing: resuming passes it over.
+        chosen = json_object(file).get("best")  # Of an unreadable checkpoint nothing: resuming passes it over.
         if chosen and not best.get(f"step-{chosen['step']:08d}"):
             shutil.rmtree(file.parent)
     for name, readable in best.items():
         if not readable:
             shutil.rmtree(folder / "best" / name)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """An object in a file; empty where there is none that can be read."""
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _readable(weights: Path) -> bool:

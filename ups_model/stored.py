@@ -46,13 +46,14 @@ def _key(folder: Path) -> str:
 def _chosen(run: Path) -> Path:
     """The chosen weights of a finished run. Its folder may have been moved: only the last part of the path counts."""
     for name in ("record.json", "result.json"):
-        checkpoint = _content(run / name).get("checkpoint")
+        checkpoint = json_object(run / name).get("checkpoint")
         if checkpoint and (found := run / "best" / Path(checkpoint).name).is_dir():
             return found
     raise ValueError(f"{run}: holds no chosen weights, the run has not finished; finish it, or give a folder of best/")
 
 
-def _content(file: Path) -> dict[str, Any]:
+def json_object(file: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is none that can be read."""
     try:
         content = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
