@@ -46,14 +46,14 @@ class Job:
     test: bool = True
     """Measure the test split, also of a unit that finished without."""
 
-    def tojson_object(self) -> str:
+    def to_json(self) -> str:
         """`from_json` is its inverse."""
         plain = {name: value for name, value in vars(self).items() if name not in ("unit", "parent")}
         parent = self.parent.to_plain() if self.parent else None
         return json.dumps(plain | {"paths": dict(self.paths), "unit": self.unit.to_plain(), "parent": parent})
 
     @classmethod
-    def fromjson_object(cls, text: str) -> Self:
+    def from_json(cls, text: str) -> Self:
         plain = json.loads(text)
         parent = Unit.from_plain(plain.pop("parent")) if plain["parent"] else plain.pop("parent")
         return cls(unit=Unit.from_plain(plain.pop("unit")), parent=parent, **plain)
