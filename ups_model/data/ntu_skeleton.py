@@ -32,7 +32,9 @@ _BODY_FIELDS, _JOINT_FIELDS = 10, 12
 _BODY_LINES = 2 + JOINTS
 _JOINT_COUNT = b"%d" % JOINTS
 _RUN = 128
-"""Frames that are compared with one before them at once: few, so that many changes do not cost many comparisons."""
+"""Frames that are compared with one before them at once."""
+_SHORT, _PAUSE = 5, 16
+"""After fewer equal frames than `_SHORT` none are compared for `_PAUSE` frames: bodies come and go, it would be slower."""
 _WAY_OUT = "get the file again"
 
 
@@ -73,10 +75,15 @@ def read_skeleton(file: Path) -> SkeletonFile:
 
     seen: dict[bytes, list[_Seen]] = {}
     starts: list[np.ndarray] = []
-    blocks, frame, at = 0, 0, 1
+    blocks, frame, at, pause = 0, 0, 1, 0
     while frame < total:
         ids = _frame(file, lines, at, frame, total)
-        repeats = 1 + (_alike(lines, at, ids, total - frame - 1) if ids else 0)
+        repeats = 1
+        if ids and not pause:
+            repeats += _alike(lines, at, ids, total - frame - 1)
+            pause = _PAUSE if repeats < _SHORT else 0
+        elif pause:
+            pause -= 1
         step_N = np.arange(repeats)
         for place, body in enumerate(ids):
             seen.setdefault(body, []).append(_Seen(frame + step_N, blocks + place + len(ids) * step_N))
