@@ -34,7 +34,7 @@ _JOINT_COUNT = b"%d" % JOINTS
 _RUN = 128
 """Frames that are compared with one before them at once."""
 _SHORT, _PAUSE = 5, 16
-"""After fewer equal frames than `_SHORT` none are compared for `_PAUSE` frames: bodies come and go, it would be slower."""
+"""After fewer than `_SHORT` equal frames none are compared for `_PAUSE`: it costs more where bodies come and go."""
 _WAY_OUT = "get the file again"
 
 
