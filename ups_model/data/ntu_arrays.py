@@ -77,9 +77,9 @@ class Member:
         """
         stop = self.rows if stop is None else stop
         if self.offset is not None:
-            mapped = self.map()
             for first in range(start, stop, block):
-                yield first, np.asarray(mapped[first : min(first + block, stop)])
+                # Mapped anew, so that pages of blocks that are done with do not stay resident.
+                yield first, np.asarray(self.map()[first : min(first + block, stop)])
             return
         row_bytes = math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
         try:
@@ -198,9 +198,9 @@ def repeats(arrays: ArrayFile) -> dict[tuple[str, int], int]:
     """
     alike: dict[bytes, list[tuple[str, int]]] = {}
     for part in PARTS:
-        for first, block in arrays.members[f"x_{part}"].row_blocks(block=1):
-            head = block[0, 0].astype("<f4")
-            alike.setdefault(hashlib.blake2b(head.tobytes(), digest_size=16).digest(), []).append((part, first))
+        for first, block in arrays.members[f"x_{part}"].row_blocks():
+            for row, head in enumerate(block[:, 0].astype("<f4"), start=first):
+                alike.setdefault(hashlib.blake2b(head.tobytes(), digest_size=16).digest(), []).append((part, row))
     found = {}
     for rows in alike.values():
         if len(rows) < 2:

@@ -79,7 +79,8 @@ def without_noise(bodies: Sequence[Body]) -> list[Body]:
 
 def by_motion(bodies: Sequence[Body]) -> list[Body]:
     """Rule 4."""
-    return sorted(bodies, key=_motion, reverse=True)
+    # Of one the motion, which takes longer than all the rest, tells nothing.
+    return sorted(bodies, key=_motion, reverse=True) if len(bodies) > 1 else list(bodies)
 
 
 def tracks_of(persons: Sequence[Body]) -> tuple[tuple[Track, ...], int]:
