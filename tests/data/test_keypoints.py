@@ -240,8 +240,8 @@ def test_a_set_has_labels_splits_and_the_same_bits_for_any_number_of_processes(t
     clips.verify()
     assert clips.clip_id.tolist() == ["bow/x", *(f"wave/{i}" for i in range(6))]
     assert clips.label.tolist() == [0] + [1] * 6
-    # Counted before files are read: x is the last of the three in bow.
-    assert clips.clip_id[clips.split_test].tolist() == ["bow/x", "wave/4"]
+    # Told before files are read: the damaged one is bow's test clip.
+    assert clips.clip_id[clips.split_test].tolist() == ["wave/3", "wave/5"]
     left_out = {item.name: item for item in read_left_out(clips.path)}
     assert left_out["bow/nobody"].reason == "nobody seen" and left_out["bow/damaged"].reason == "unreadable"
     assert "damaged.json:2: not whole JSON" in left_out["bow/damaged"].detail

@@ -35,13 +35,71 @@ def test_files_without_folders_have_no_labels(tmp_path):
     assert any("no labels" in note for note in own.notes)
 
 
+# Whose sha256 is divisible by 5, by coreutils' sha256sum: as 16 is 1 more than 15, its hex digits' sum tells.
+DIVISIBLE = ["x/02", "x/03", "x/05", "x/09", "y/09"]
+
+
+def test_a_clip_whose_sha256_is_divisible_by_five_is_for_testing(tmp_path):
+    own = look(make(tmp_path, *(f"{name}/{index:02d}.bvh" for name in ("x", "y") for index in range(12))))
+    assert for_testing(own) == DIVISIBLE
+    assert own.split == "sha256 of the id" and any("sha256 of its id is divisible by 5" in note for note in own.notes)
+
+
 @pytest.mark.parametrize(
-    ("count", "chosen"), [(1, []), (2, [1]), (3, [2]), (4, [3]), (5, [4]), (9, [4]), (10, [4, 9]), (11, [4, 9])]
+    ("names", "chosen"),
+    [
+        ("a", ""),
+        ("b", "b"),
+        # a is ca97.., c 2e7d.., f 2521..: none is divisible
+        ("ac", "c"),
+        ("acf", "f"),
+        # b is 3e23.., d 18ac.., e 3f79..: all are
+        ("bd", "d"),
+        ("bde", "bd"),
+        ("abde", "bde"),
+        ("ab", "b"),
+    ],
 )
-def test_every_fifth_clip_of_a_class_is_for_testing(tmp_path, count, chosen):
-    own = look(make(tmp_path, *(f"{name}/{index:02d}.bvh" for name in ("x", "y") for index in range(count))))
-    assert for_testing(own) == [f"{name}/{index:02d}" for name in ("x", "y") for index in chosen]
-    assert own.split == "every fifth"
+def test_a_class_of_two_or_more_has_clips_to_train_on_and_to_test(tmp_path, names, chosen):
+    own = look(make(tmp_path, *(f"{name}.bvh" for name in names)))
+    assert for_testing(own) == list(chosen)
+    said = any("leaves the set without test or without training clips" in note for note in own.notes)
+    assert said == (names in ("ac", "acf", "bd", "bde"))
+
+
+def test_the_class_in_which_the_rule_leaves_no_choice_is_named(tmp_path):
+    own = look(make(tmp_path, *(f"x/{index:02d}.bvh" for index in range(4)), "y/00.bvh", "y/01.bvh"))
+    assert for_testing(own) == ["x/02", "x/03", "y/00"]  # y/00 is 9b66.., y/01 f6ed..
+    (note,) = [note for note in own.notes if "leaves" in note]
+    assert note.startswith("that leaves y without")
+
+
+def test_a_file_that_is_added_moves_no_clip_between_training_and_testing(tmp_path):
+    names = [f"{folder}/{index:02d}" for folder in ("x", "y") for index in range(12)]
+    before = look(make(tmp_path, *(f"{name}.bvh" for name in names)))
+    tested = set(for_testing(before))
+    for added in ["x/000", "x/00 b", "y/05b", "a/00", "a/01", "z/00", "y/zz"]:  # before, between, after; new classes
+        after = look(make(tmp_path, f"{added}.bvh"))
+        assert set(for_testing(after)) & set(names) == tested, added
+    assert len(after.files) == len(names) + 7
+
+
+def test_without_a_test_clip_a_file_that_is_added_turns_no_trained_clip_into_one(tmp_path):
+    make(tmp_path, "walk/a.bvh", "walk/c.bvh")
+    trained = {file.name for file in look(tmp_path).files if not file.split_test}
+    for added in "defghijklmnb":
+        own = look(make(tmp_path, f"walk/{added}.bvh"))
+        assert not trained & set(for_testing(own)), added
+        trained |= {file.name for file in own.files if not file.split_test}
+
+
+def test_what_is_left_out_takes_no_place_among_the_test_clips(tmp_path):
+    own = look(make(tmp_path, "x/02.bvh", "x/02.txt", "x/01.bvh"))
+    assert [(file.path[-6:], file.split_test) for file in own.files] == [
+        ("01.bvh", False),
+        ("02.bvh", True),
+        ("02.txt", False),
+    ]
 
 
 def test_with_a_folder_test_its_clips_alone_are_for_testing(tmp_path):
@@ -51,9 +109,9 @@ def test_with_a_folder_test_its_clips_alone_are_for_testing(tmp_path):
     assert [file.label for file in own.files] == [0, 1] + [1] * 7
 
 
-def test_with_a_folder_train_alone_every_fifth_clip_is_for_testing(tmp_path):
-    own = look(make(tmp_path, *(f"train/walk/{index}.bvh" for index in range(5))))
-    assert own.classes == ("walk",) and for_testing(own) == ["train/walk/4"]
+def test_with_a_folder_train_alone_clips_are_taken_from_it_for_testing(tmp_path):
+    own = look(make(tmp_path, *(f"train/walk/{index}.bvh" for index in range(8, 18))))
+    assert own.classes == ("walk",) and for_testing(own) == [f"train/walk/{index}" for index in (10, 12, 17)]
 
 
 def test_clips_beside_train_and_test_are_refused(tmp_path):

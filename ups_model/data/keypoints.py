@@ -28,7 +28,7 @@ from ups_model.data.writing import Clip, Track
 
 __all__ = ["clip_names", "read_recording", "reading"]
 
-READER_VERSION = 1
+READER_VERSION = 2
 """Raised when the reader changes what it writes, so that prepared sets are made again."""
 NAME = "keypoints"
 SKELETON = "coco17"

@@ -1,10 +1,12 @@
 """Clips in folders of the user's own: which file is of which class, and which are for testing.
 
-    SOURCE/CLASS/.../NAME        every fifth clip of a class is for testing
+    SOURCE/CLASS/.../NAME        about one clip in five is for testing
     SOURCE/NAME                  without classes, likewise
     SOURCE/train/..., SOURCE/test/...    either of the above within; what is in test is for testing
 
-A clip's id is its path from SOURCE without the suffix. Nothing else is read out of names: subjects are unknown.
+A clip's id is its path from SOURCE without the suffix. Nothing else is read out of names: subjects are unknown. Without
+a folder test/ the sha256 of the id alone tells whether a clip is for testing (`for_testing`): what a model was trained
+on stays in the training clips when files are added.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from typing import TypeVar
 from ups_model.data.recording import Job, LeftOut
 from ups_model.data.writing import Clip
 
-EVERY = 5
-"""Of a class in the order of ids, the clips number 5, 10, ... are for testing; of a class of 2 to 4 the last one is."""
+ONE_IN = 5
+"""A clip is for testing where its number, the sha256 of its id, is divisible by this."""
 
 MAX_FRAMES = 1_000_000
 """Of a clip at the frame rate of its set."""
@@ -56,7 +58,7 @@ class OwnFiles:
     classes: tuple[str, ...]
     """Names of the folders, sorted."""
     split: str
-    """Where the test clips come from: "folders", or "every fifth"."""
+    """Where the test clips come from: "folders", or "sha256 of the id"."""
     digest: str
     """sha256 of the listing: name, size and time of change of each file, no content."""
     notes: tuple[str, ...]
@@ -107,10 +109,51 @@ def look(source: Path, suffixes: Sequence[str], beside: Sequence[str] = ()) -> O
         notes.append("no folder train/, so the set has no training clips")
     by_folder = "test" in parts
     if not by_folder:
-        files = _every_fifth(files)
-        notes.append(f"no folder test/, so every {EVERY}th clip of a class is for testing, in the order of names")
+        chosen, mended = for_testing([(file.name, file.label) for file in files if file.left_out is None])
+        files = [replace(file, split_test=file.left_out is None and file.name in chosen) for file in files]
+        notes.append(
+            f"no folder test/, so about one clip in {ONE_IN} is for testing: where the sha256 of its id is divisible "
+            f"by {ONE_IN}, whatever other files there are"
+        )
+        if mended:
+            which = ", ".join(classes[label] for label in mended) if classes else "the set"
+            notes.append(
+                f"that leaves {which} without test or without training clips, so the clip of lowest sha256 there is "
+                "for testing, or that of highest for training; more files may change which one"
+            )
     digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-    return OwnFiles(tuple(files), tuple(classes), "folders" if by_folder else "every fifth", digest, tuple(notes))
+    split = "folders" if by_folder else "sha256 of the id"
+    return OwnFiles(tuple(files), tuple(classes), split, digest, tuple(notes))
+
+
+def for_testing(clips: Sequence[tuple[str, int]]) -> tuple[set[str], list[int]]:
+    """The ids that are for testing: those whose sha256, as a number, is divisible by ONE_IN.
+
+    Where that leaves a class of two or more clips without a test clip, the one of the lowest number is for testing;
+    where without a training clip, the one of the highest is for training.
+
+    Args:
+        clips: ids, all different, and labels.
+
+    Returns:
+        The ids, and the labels of the classes in which the last rule was needed.
+    """
+    members: dict[int, list[str]] = {}
+    number = {name: int(hashlib.sha256(name.encode()).hexdigest(), 16) for name, _ in clips}
+    for name, label in clips:
+        members.setdefault(label, []).append(name)
+    chosen = {name for name in number if number[name] % ONE_IN == 0}
+    mended = []
+    for label, names in sorted(members.items()):
+        count = len(chosen.intersection(names))
+        if len(names) < 2 or 0 < count < len(names):
+            continue
+        mended.append(label)
+        if count:
+            chosen.remove(max(names, key=number.__getitem__))
+        else:
+            chosen.add(min(names, key=number.__getitem__))
+    return chosen, mended
 
 
 def frames_at_rate(file: Path, length: int, fps: float, wanted: float) -> int:
@@ -208,14 +251,3 @@ def _parts(source: Path, paths: Sequence[PurePosixPath]) -> set[str]:
             f"{source}: where there is a folder train/ or test/, every clip must be in one of them; {parts['']} is not"
         )
     return set(parts) - {""}
-
-
-def _every_fifth(files: Sequence[OwnFile]) -> list[OwnFile]:
-    members: dict[int, list[int]] = {}
-    for index, file in enumerate(files):
-        if file.left_out is None:
-            members.setdefault(file.label, []).append(index)
-    chosen: set[int] = set()
-    for indices in members.values():
-        chosen |= set(indices[EVERY - 1 :: EVERY] if len(indices) >= EVERY else indices[1:][-1:])
-    return [replace(file, split_test=index in chosen) for index, file in enumerate(files)]
