@@ -45,6 +45,7 @@ NAMES_FILE = "skes_available_name.txt"
 PARTS = ("train", "test")
 CLASSES = {"ntu60": 60, "ntu120": 120}
 _WIDTH = PERSONS * JOINTS * 3
+_NO_NAMES = "move the list away to go without names"
 
 
 @dataclass(frozen=True)
@@ -218,37 +219,50 @@ def repeats(arrays: ArrayFile) -> dict[tuple[str, int], int]:
 def match_names(arrays: ArrayFile, names: Sequence[NtuName], source: Path) -> dict[str, tuple[NtuName, ...]]:
     """The names of the rows of each part, from the list of all names.
 
-    Rows of a part come in the list's order, or as CTR-GCN's pre-processing puts them: subject by subject, camera by
-    camera or setup by setup, each in the list's order. The labels tell which: all must agree with the names.
+    Rows come in the list's order, or as CTR-GCN's pre-processing puts them: subject by subject, camera by camera or
+    setup by setup, each in the list's order. The labels tell which: those of both parts must agree with the names.
 
     Raises:
-        ValueError: counts differ, or the labels agree with neither order; names files and row.
+        ValueError: counts differ, the labels agree with neither order, or with both where these are not the same, as
+            where everybody does the same actions in the same order; names files and row.
     """
     if len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{source}: names must differ, got {repeated.text} twice")
-    found = {}
     group = {"xsub": "performer", "xview": "camera", "xset": "setup"}[arrays.protocol]
+    grouped, listed, labels = {}, {}, {}
     for part in PARTS:
-        label_R = labels_of(arrays.members[f"y_{part}"])
-        listed = [name for name in names if is_test(name, arrays.set_name, arrays.protocol) == (part == "test")]
-        if len(listed) != len(label_R):
+        labels[part] = labels_of(arrays.members[f"y_{part}"])
+        order = [name for name in names if is_test(name, arrays.set_name, arrays.protocol) == (part == "test")]
+        if len(order) != len(labels[part]):
             raise ValueError(
-                f"{source}: its names have {len(listed)} sequences of {arrays.protocol} {part}, {arrays.file} has "
-                f"{len(label_R)}; move the list away to go without names"
+                f"{source}: its names have {len(order)} sequences of {arrays.protocol} {part}, {arrays.file} has "
+                f"{len(labels[part])}; {_NO_NAMES}"
             )
-        orders = (sorted(listed, key=lambda name: getattr(name, group)), listed)
-        actions = [np.array([name.action - 1 for name in order], dtype=np.int64) for order in orders]
-        agreeing = [order for order, action_R in zip(orders, actions, strict=True) if np.array_equal(action_R, label_R)]
-        if not agreeing:
-            row = int(np.flatnonzero(actions[0] != label_R)[0])
-            label = f"action {label_R[row] + 1}" if label_R[row] >= 0 else "no one-hot label"
-            raise ValueError(
-                f"{arrays.file}[y_{part}][{row}]: has {label}, by {source} the row is "
-                f"{orders[0][row].text}; move the list away to go without names"
-            )
-        found[part] = tuple(agreeing[0])
-    return found
+        listed[part] = tuple(order)
+        grouped[part] = tuple(sorted(order, key=lambda name: getattr(name, group)))
+    agreeing = [order for order in (grouped, listed) if all(not len(_odd_rows(order[p], labels[p])) for p in PARTS)]
+    if not agreeing:
+        part = next(part for part in PARTS if len(_odd_rows(grouped[part], labels[part])))
+        row = int(_odd_rows(grouped[part], labels[part])[0])
+        label = f"action {labels[part][row] + 1}" if labels[part][row] >= 0 else "no one-hot label"
+        raise ValueError(
+            f"{arrays.file}[y_{part}][{row}]: has {label}, by {source} the row is {grouped[part][row].text}; "
+            f"{_NO_NAMES}"
+        )
+    if len(agreeing) > 1 and grouped != listed:
+        part = next(part for part in PARTS if grouped[part] != listed[part])
+        row = next(row for row, pair in enumerate(zip(grouped[part], listed[part], strict=True)) if pair[0] != pair[1])
+        raise ValueError(
+            f"{arrays.file}[y_{part}]: the labels do not tell in which order the rows are; by {source} row {row} is "
+            f"{listed[part][row].text}, or {grouped[part][row].text} if rows go {group} by {group}; {_NO_NAMES}"
+        )
+    return agreeing[0]
+
+
+def _odd_rows(names: Sequence[NtuName], label_R: np.ndarray) -> np.ndarray:
+    """The rows whose label is not that of their name."""
+    return np.flatnonzero(np.array([name.action - 1 for name in names], dtype=np.int64) != label_R)
 
 
 def _member(file: Path, archive: zipfile.ZipFile, raw: BinaryIO, key: str) -> Member:
