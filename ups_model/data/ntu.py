@@ -36,7 +36,7 @@ from ups_model.data.writing import Clip
 
 __all__ = ["PROTOCOLS", "PUBLISHED_COUNTS", "available", "clip_names", "read_missing", "read_recording", "reading"]
 
-READER_VERSION = 1
+READER_VERSION = 2
 """Raised when the reader changes what it writes, so that prepared sets are made again."""
 
 _BLOCK = 256

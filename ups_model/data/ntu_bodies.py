@@ -5,14 +5,18 @@ those of the pre-processing published with CTR-GCN (Chen et al., ICCV 2021), whi
 
 1. A recording with one body is taken as it is.
 2. Of several, those seen in at most NOISE_FRAMES frames are noise.
-3. Of several that are left, those wider than tall (extent in x over WIDE times the extent in y) in more than the share
-   NOISE_SHARE of their frames are noise, unless that is all of them.
-4. The rest are ordered by motion, the sum over x, y, z of the variance of all their coordinates, most first; equal
-   ones in order of appearance.
+3. Those that are left are gone through in order of appearance. One that is wide (extent in x over WIDE times the extent
+   in y) in the share NOISE_SHARE of its frames, or more, is noise, unless it is the only one that is still left: where
+   all are wide, the last stays.
+4. The rest are ordered by motion, most first; equal ones in order of appearance. The motion of a body is the sum over
+   x, y, z of the variance of all its coordinates: over all frames, or over those in which it is not wide, whichever is
+   less.
 5. Each in turn continues the first person with whom it shares no frame; else it is a new person, of whom there are
    two at most; else it is dropped.
 
-If rule 2 finds nothing but noise, all bodies are kept for rule 3.
+Ours, where rules differ: if rule 2 finds nothing but noise, all bodies are kept for rule 3; and rule 5 goes by shared
+frames, so that a body may fill a gap of a person, where theirs, as far as is known to us, goes by the interval from a
+person's first to its last frame.
 
 The clip's frames are those in which a kept person is seen. Where a person is not seen between two frames in which it
 is, its last pose is held: a pose from a later frame would let early prediction see ahead.
@@ -32,7 +36,7 @@ from ups_model.data.writing import Track
 
 NOISE_FRAMES = 11
 WIDE = 0.8
-NOISE_SHARE = 0.7
+NOISE_SHARE = 0.69754
 PERSONS = 2
 
 
@@ -50,9 +54,10 @@ class Persons:
 def persons_of(recording: SkeletonFile) -> Persons:
     """The persons of a recording by the rules above."""
     bodies = list(recording.bodies.values())
+    kept = without_noise(bodies)
+    dropped = len(bodies) - len(kept)
     persons: list[list[Body]] = []
-    dropped = 0
-    for body in by_motion(without_noise(bodies)):
+    for body in by_motion(kept):
         for person in persons:
             if not any(np.isin(body.frames_N, other.frames_N).any() for other in person):
                 person.append(body)
@@ -62,7 +67,6 @@ def persons_of(recording: SkeletonFile) -> Persons:
                 persons.append([body])
             else:
                 dropped += 1
-    dropped += len(bodies) - len(without_noise(bodies))
     tracks, frames = tracks_of([_joined(person) for person in persons])
     return Persons(tracks, dropped, recording.length - frames)
 
@@ -71,10 +75,15 @@ def without_noise(bodies: Sequence[Body]) -> list[Body]:
     """Rules 1 to 3."""
     if len(bodies) < 2:
         return list(bodies)
-    kept = [body for body in bodies if len(body.frames_N) > NOISE_FRAMES] or list(bodies)
-    if len(kept) < 2:
-        return kept
-    return [body for body in kept if _wide_share(body) <= NOISE_SHARE] or kept
+    long = [body for body in bodies if len(body.frames_N) > NOISE_FRAMES] or list(bodies)
+    left = len(long)
+    kept = []
+    for body in long:
+        if left > 1 and _is_wide(body).mean() >= NOISE_SHARE:
+            left -= 1
+        else:
+            kept.append(body)
+    return kept
 
 
 def by_motion(bodies: Sequence[Body]) -> list[Body]:
@@ -105,10 +114,18 @@ def _joined(parts: Sequence[Body]) -> Body:
     return Body(frames_N[order], np.concatenate([part.joints_NJ3 for part in parts])[order])
 
 
-def _wide_share(body: Body) -> float:
+def _is_wide(body: Body) -> np.ndarray:
+    """bool [N]: in which of its frames a body is wider than tall."""
     extent_N3 = np.ptp(body.joints_NJ3, axis=1)
-    return float(np.mean(extent_N3[:, 0] > WIDE * extent_N3[:, 1]))
+    return extent_N3[:, 0] > WIDE * extent_N3[:, 1]
 
 
 def _motion(body: Body) -> float:
-    return float(body.joints_NJ3.reshape(-1, 3).astype(np.float64).var(axis=0).sum())
+    upright_NJ3 = body.joints_NJ3[~_is_wide(body)]
+    if len(upright_NJ3) in (0, len(body.joints_NJ3)):
+        return _variance(body.joints_NJ3)
+    return min(_variance(body.joints_NJ3), _variance(upright_NJ3))
+
+
+def _variance(joints_NJ3: np.ndarray) -> float:
+    return float(joints_NJ3.reshape(-1, 3).astype(np.float64).var(axis=0).sum())
