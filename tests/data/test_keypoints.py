@@ -283,6 +283,11 @@ def changed(path, value):
         (changed([2, "instances", 0, "keypoint_scores"], [1.0] * 5), r"must have 17 scores, got 5 of them"),
         (changed([2, "instances", 0, "track_id"], "a"), r"track_id must be a whole number, got a"),
         ([{**coco_results(ONE, "{}.jpg")[0], "image_id": "x.jpg"}], r"\[0\]\.image_id must be a number, or text"),
+        ([{**coco_results(ONE, "{}.jpg")[0], "image_id": "walk.mp4"}], r"\[0\]\.image_id must be a number, or text"),
+        ([{**coco_results(ONE, "{}.jpg")[0], "image_id": "²"}], r"\[0\]\.image_id must be a number, or text"),
+        ([{**coco_results(ONE, "{}.jpg")[0], "image_id": "٣.jpg"}], r"\[0\]\.image_id must be a number, or text"),
+        ([{**coco_results(ONE, "{}.jpg")[0], "image_id": f"a_{10**18 + 2}.jpg"}], "number of at most 18 digits, got a_1"),
+        ([{**coco_results(ONE, "{}.jpg")[0], "image_id": "7" * 5000}], "a number of at most 18 digits, got 777"),
         (coco_results(ONE, "{}.jpg")[:1] + coco_results(ONE, "b/{}.jpg"), r"must be of one video; .* got '' and 'b/'"),
         ([coco_results(ONE, "{}.jpg")[0] | {"category_id": 2}], r"\[0\]\.category_id must be 1, a person, got 2"),
         ([coco_results(ONE, "{}.jpg")[0] | {"keypoints": [0.0] * 78}], r"must have 51 numbers, got 78 of them"),
@@ -321,6 +326,13 @@ def test_what_breaks_a_format_is_named_with_its_place(tmp_path, content, message
 def test_what_breaks_the_layout_of_arrays_is_named(tmp_path, arrays, message):
     with pytest.raises(ValueError, match=rf"a\.npz.*{message}"):
         keypoints.read_recording(write_keypoint_arrays(tmp_path / "a.npz", **arrays))
+
+
+@pytest.mark.parametrize("pattern", ["{}", "{:018d}.jpg", "v2_{}.jpeg", "a.b/c5-{:06d}.x1"])
+def test_frames_are_numbered_by_the_digits_before_the_suffix(tmp_path, pattern):
+    results = coco_results([ONE[0], [], ONE[2]], pattern, first=9)
+    (track,) = keypoints.read_recording(write_json(tmp_path / "a.json", results)).tracks
+    assert (track.confidence > 0).all(axis=1).tolist() == [True, False, True]
 
 
 def test_persons_of_arrays_without_scores_are_there_where_they_are_not_all_zero(tmp_path):

@@ -7,13 +7,16 @@ COCO:       [{"image_id": "12.jpg", "category_id": 1, "keypoints": [x, y, score,
 MediaPipe:  [null, [{"x": 0.5, "y": 0.5, "visibility": 0.9} 33], ...]; the 33 may be under "landmark", "landmarks" or
             "pose_landmarks", the frames under "frames", beside "width", "height", "fps". x, y in parts of the image
 
-"width", "height" (pixels) and "fps" are taken from the outermost object or its "meta_info", where there is one.
+"width", "height" (pixels) and "fps" are taken from the outermost object or its "meta_info", where there is one. So is
+what MMPose says of the joints, "keypoint_id2name" or else "keypoint_name2id" or else "dataset_name": Human3.6M has 17
+joints too.
 Shape suffixes: D detections of a file, J 17 joints, L 33 landmarks.
 """
 
 from __future__ import annotations
 
 import re
+import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +27,7 @@ import numpy as np
 
 from ups_model.data.json_files import load_json
 from ups_model.data.keypoints_tracks import JOINTS, Detections
+from ups_model.skeletons import get_skeleton
 
 DEFAULT_FPS = 30.0
 MAX_BYTES = 128 << 20
@@ -40,9 +44,14 @@ COCO_LANDMARKS = (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28)
 """MediaPipe's landmark for each joint of COCO: nose, eyes, ears, shoulders, .. ankles, the left one first."""
 
 _SPARSE = 1000
+_MOST_DIGITS = 18
+_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]*\Z")
 _WAY_OUT = "write the file again"
 _NUMBERS = {int, float}
 _LANDMARK_KEYS = ("landmark", "landmarks", "pose_landmarks")
+_SIDES = {"l_": "left_", "r_": "right_"}
+_COCO_NAMES = tuple(_SIDES.get(name[:2], name[:2]) + name[2:] for name in get_skeleton("coco17").joint_names)
+_COCO_WAY_OUT = "export COCO's 17 keypoints"
 
 
 @dataclass
@@ -107,6 +116,8 @@ def read_json(file: Path) -> Detections:
         raise ValueError(f"{file}: must hold a list of frames or of detections, got {got}; is it keypoints?")
     first = next((entry for entry in content if entry is not None), None)
     read = _format(file, first)
+    if read is not _read_mediapipe:
+        _check_joints(file, about)
     size, fps = size_of(file, about), fps_of(file, about)
     read(found, content)
     if read is _read_mediapipe and size is not None:
@@ -134,6 +145,35 @@ def fps_of(file: Path, about: dict[str, Any]) -> float:
     if type(fps) not in _NUMBERS or not low <= fps <= high:
         raise ValueError(f"{file}: fps must be in {low:g}..{high:g}, got {fps!r:.60}; {_WAY_OUT}")
     return float(fps)
+
+
+def _check_joints(file: Path, about: dict[str, Any]) -> None:
+    """Raises ValueError where the file says that its joints are not COCO's 17 in their order."""
+    key = next((key for key in ("keypoint_id2name", "keypoint_name2id") if about.get(key) is not None), None)
+    if key is None:
+        dataset = about.get("dataset_name")
+        if dataset is not None and not (isinstance(dataset, str) and dataset.lower().startswith("coco")):
+            raise ValueError(f"{file}: dataset_name must begin with coco, got {dataset!r:.60}; {_COCO_WAY_OUT}")
+        return
+    names = about[key]
+    if isinstance(names, list) and key == "keypoint_id2name":
+        names = {str(index): name for index, name in enumerate(names)}
+    if not isinstance(names, dict):
+        raise ValueError(f"{file}: {key} must hold the names of joints, got {type(names).__name__}; {_COCO_WAY_OUT}")
+    pairs = names.items() if key == "keypoint_id2name" else [(str(index), name) for name, index in names.items()]
+    given = dict(pairs)
+    for index, wanted in enumerate(_COCO_NAMES):
+        got = given.get(str(index))
+        if not isinstance(got, str) or _plain(got) != _plain(wanted):
+            shown = "none" if got is None else f"{got!r:.60}"
+            raise ValueError(f"{file}: {key} must have {wanted} as joint {index}, got {shown}; {_COCO_WAY_OUT}")
+    if len(names) != JOINTS:
+        other = next((name for index, name in pairs if index not in map(str, range(JOINTS))), "one twice")
+        raise ValueError(f"{file}: {key} must have {JOINTS} joints, got {len(names)}, {other!r:.60}; {_COCO_WAY_OUT}")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace(" ", "")
 
 
 def _format(file: Path, first: Any) -> Callable[[_Found, list[Any]], None]:
@@ -192,12 +232,7 @@ def _read_coco(found: _Found, entries: list[Any]) -> None:
             raise found.fault(f"{key}.category_id", "must be 1, a person", category)
         image, video = entry.get("image_id"), ""
         if isinstance(image, str):
-            match = re.fullmatch(r"(.*?)([0-9]{1,18})(\.[A-Za-z][A-Za-z0-9]*)?", image, re.DOTALL)
-            if match is None:
-                raise found.fault(
-                    f"{key}.image_id", "must be a number, or text that ends in one, such as 12.jpg", image
-                )
-            image, video = int(match[2]), match[1].rstrip("0123456789")
+            image, video = _number_in(found, f"{key}.image_id", image)
         videos.setdefault(video, key)
         if len(videos) > 1:
             names = " and ".join(f"{name!r:.40}" for name in videos)
@@ -211,6 +246,18 @@ def _read_coco(found: _Found, entries: list[Any]) -> None:
             found.persons_are_sure = False
         who = _person(found, f"{key}.track_id or idx", entry.get("track_id", entry.get("idx")))
         found.add(frame, xy, scores, who)
+
+
+def _number_in(found: _Found, key: str, image: str) -> tuple[int, str]:
+    """The number in which text ends, but for a suffix, and what is before it."""
+    stem = _SUFFIX.sub("", image)
+    video = stem.rstrip(string.digits)
+    digits = stem[len(video) :]
+    if not digits:
+        raise found.fault(key, "must be a number, or text that ends in one, such as 12.jpg", image)
+    if len(digits) > _MOST_DIGITS:
+        raise found.fault(key, f"must have a number of at most {_MOST_DIGITS} digits", image)
+    return int(digits), video
 
 
 def _read_mediapipe(found: _Found, entries: list[Any]) -> None:
