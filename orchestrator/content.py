@@ -28,6 +28,7 @@ def plan_content(plan: Plan, command: str, changes: Mapping[str, str]) -> dict[s
         "expectation": study.expectation,
         "preset": plan.preset,
         "changes": dict(changes),
+        "overridden": overridden(plan),
         "command": command,
         "seeds": plan.seeds,
         "fine_tuning": asdict(study.fine_tuning),
@@ -75,6 +76,13 @@ def plan_content(plan: Plan, command: str, changes: Mapping[str, str]) -> dict[s
             for unit in plan.units.values()
         },
     }
+
+
+def overridden(plan: Plan) -> list[str]:
+    """Fields that the study sets and the user has set otherwise: its headings, notes and published values are of its
+    own setting."""
+    theirs = {plan.base.field_path(name): value for name, value in plan.study.base.items()}
+    return sorted(name for name, value in theirs.items() if plan.base.with_fields({name: value}) != plan.base)
 
 
 def _column(plan: Plan, column: Column) -> dict[str, Any]:

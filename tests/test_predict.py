@@ -223,6 +223,13 @@ def test_a_run_folder_that_was_moved_keeps_its_weights(run, tmp_path):
         (["RUN", "SOLID", "--clip", "toy_solid-0", "--task", "ar2d"], "ar2d needs 2D clips"),
         (["RUN", "SOLID", "--clip", "toy_solid-0", "--task", "pe"], "pose estimation needs 2D keypoints in pixels"),
         (["RUN", "SOLID", "--clip", "toy_solid-0", "--size", "12"], "--size must be WIDTHxHEIGHT in pixels"),
+        (["RUN", "SOLID", "--clip", "toy_solid-0", "--size", "²x³"], "--size must be WIDTHxHEIGHT in pixels"),
+        (["RUN", "SOLID", "--clip", "toy_solid-0", "--size", "8x8"], "--size says nothing to 3D action recognition"),
+        (["RUN", "SOLID", "--clip", "toy_solid-0", "--person", "1"], "--person says nothing to 3D action recognition"),
+        (["RUN", "POSE", "--clip", "toy_pose-0/0", "--observed", "0.5"], "--observed says nothing to 3D pose estimat"),
+        (["RUN", "POSE", "--clip", "toy_pose-0/²"], "has no clip 'toy_pose-0/²'"),
+        (["RUN", "KEYPOINTS", "--out", "KEYPOINTS"], "would write over what is read or written already"),
+        (["RUN", "POSE", "--out", "a.png", "--out", "a.png"], "would write over what is read or written already"),
         (["RUN", "SOLID", "--clip", "toy_solid-0", "--top", "0"], "--top must be at least 1, got 0"),
     ],
 )
@@ -231,6 +238,7 @@ def test_what_cannot_be_ends_with_2_and_one_line(run, paths, tmp_path, monkeypat
     (tmp_path / "notes.txt").write_text("no motion")
     given = {"RUN": run[0], "SOLID": paths[SOLID], "POSE": paths[POSE], "FOLDER": tmp_path}
     given["TEXT"] = tmp_path / "notes.txt"
+    given["KEYPOINTS"] = tmp_path / "keypoints.json"
     assert command(*(given.get(argument, argument) for argument in arguments)) == 2
     output = capsys.readouterr()
     assert message in output.err and output.err.count("\n") == 1 and output.out == ""

@@ -139,9 +139,17 @@ def test_training_and_evaluation_go_through_protocols(paths, tmp_path):
     again, _, data = evaluate(tmp_path / "run" / "best" / "step-00000004", paths, device="cpu")
     assert again["ar3d/top1"] == result.metrics["test/ar3d/top1"] and sorted(data) == ["few", "many"]
     assert np.isfinite(list(again.values())).all()
+    again_made = {**used, "many": write(tmp_path / "again", "many", range(52))}
+    message = (
+        "was trained on the clip set many of fingerprint [0-9a-f]{16}, the one given has [0-9a-f]{16}: clips for t"
+    )
+    with pytest.raises(ValueError, match=message):
+        evaluate(tmp_path / "run" / "best" / "step-00000004", again_made, device="cpu")
     child = chosen.with_fields({"optim.cycle": ("ar3d",), "data.ar3d.sources": ("many:view",)})
     parent = tmp_path / "run" / "best" / "step-00000004"
     assert train(child, used, options(tmp_path / "child", tmp_path / "cache"), parent).status == "finished"
+    with pytest.raises(ValueError, match=message):
+        train(child, again_made, options(tmp_path / "stale", tmp_path / "cache"), parent)
     other = chosen.with_fields({"data.ar3d.sources": ("many:xsub",), "data.eap.sources": ("few:xsub",)})
     with pytest.raises(ValueError, match="was trained on few:view, many:view, clips of which may be evaluated as few:"):
         train(other, used, options(tmp_path / "other", tmp_path / "cache"), parent)

@@ -24,6 +24,7 @@ from ups_model.data.sources import default_cache
 from ups_model.device import pick_device
 from ups_model.identity import configured_sets, configured_sources
 from ups_model.measure import measure
+from ups_model.result import check_same_data
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def evaluate(
         ValueError: an unusable checkpoint, clip set or change.
     """
     place = pick_device(device)
-    model, config, _ = load_model(checkpoint, place)
+    model, config, state = load_model(checkpoint, place)
     changed = config.with_fields(changes or {})
     if (changed.model, changed.optim, changed.seed) != (config.model, config.optim, config.seed):
         given = ", ".join(changes or {})
@@ -72,6 +73,7 @@ def evaluate(
             f"{', '.join(others)}: training clips could be evaluated"
         )
     parts = build(changed, paths, place, cache or default_cache() / "text", model)
+    check_same_data(parts, checkpoint, state)
     known = {name: classes for name, classes in model.vocabulary.classes}
     for clips, _ in parts.sets.values():
         if clips.name in known and tuple(clips.info.classes) != known[clips.name]:

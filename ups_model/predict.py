@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -283,6 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recording = dataclasses.replace(recording, size=size)
         model, config, state = load_model(checkpoint, place)
         task = choose_task(config, recording, given.task)
+        _check_fits(given, task)
         if TASKS[task].kind == "pose":
             prediction = predict_clip_poses(model, config, recording, given.person)
         else:
@@ -306,14 +308,27 @@ def _check(given: argparse.Namespace) -> tuple[float, float] | None:
             raise ValueError(f"--out must end in {', '.join(OUTPUTS)}, got {file}")
         if not file.absolute().parent.is_dir():
             raise ValueError(f"--out {file}: no such folder to write to; make {file.parent} first")
+        if file.resolve() == given.file.expanduser().resolve() or given.out.count(file) > 1:
+            raise ValueError(f"--out {file}: would write over what is read or written already; give another name")
     if given.top < 1:
         raise ValueError(f"--top must be at least 1, got {given.top}")
     if given.size is None:
         return None
-    width, _, height = given.size.lower().partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise ValueError(f"--size must be WIDTHxHEIGHT in pixels such as 1920x1080, got {given.size!r}")
-    return float(width), float(height)
+    found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", given.size.lower())
+    if not found:
+        raise ValueError(f"--size must be WIDTHxHEIGHT in pixels such as 1920x1080, got {given.size[:40]!r}")
+    return float(found[1]), float(found[2])
+
+
+def _check_fits(given: argparse.Namespace, task: TaskName) -> None:
+    """ValueError for an option that says nothing to the task."""
+    pose = TASKS[task].kind == "pose"
+    idle = {"--observed": given.observed != 1, "--classes": given.classes is not None}
+    if not pose:
+        idle = {"--person": given.person != 0, "--size": given.size is not None}
+    for option, used in idle.items():
+        if used:
+            raise ValueError(f"{option} says nothing to {TASKS[task].title}; leave it out, or choose another --task")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """What a run leaves and what it starts from: results, chosen weights, parents."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ups_model.build import Parts
+from ups_model.build import Parts, data_identity
 from ups_model.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from ups_model.config import Config, set_of
 from ups_model.identity import configured_sources
@@ -47,6 +48,7 @@ def save_weights(folder: Path, step: int, model: UPS, parts: Parts, key: str, me
         "routes": model.routes(),
         "metrics": metrics,
         "origins": origins(parts),
+        "data": data_identity(parts.sets),
     }
     return save_checkpoint(folder, step, {"model": model.state_dict()}, state)
 
@@ -95,8 +97,21 @@ def start_from_parent(parts: Parts, parent: Path | None) -> str:
     return state["key"]
 
 
+def check_same_data(parts: Parts, checkpoint: Path, state: Mapping[str, Any]) -> None:
+    """ValueError where a clip set is not the one that the checkpoint was trained on: a set that was made again of other
+    files may have clips for testing that were for training before."""
+    trained_on = state.get("data", {})
+    for name, fingerprint in data_identity(parts.sets).items():
+        if (before := trained_on.get(name, fingerprint)) != fingerprint:
+            raise ValueError(
+                f"{checkpoint}: was trained on the clip set {name} of fingerprint {before[:16]}, the one given has "
+                f"{fingerprint[:16]}: clips for testing may be among those trained on; give that set, or train again"
+            )
+
+
 def _check_parents_clips(parts: Parts, parent: Path, state: dict[str, Any]) -> None:
     """ValueError where the parent may have been trained on what is evaluated here. Of its own sources it was not."""
+    check_same_data(parts, parent, state)
     before = Config.from_canonical(state["config"])
     known = state.get("origins") or {source: set_of(source) for source in configured_sources(before)}
     for source, origin in origins(parts).items():

@@ -32,6 +32,7 @@ def table_caption(report: Report, table: TableOfCells) -> list[str]:
     sentences = [
         f"Data: {data_text(_table_sources(table))}.",
         *_stand_in(report, table),
+        *_overridden(report, table),
         f"{setup_text(report)}; {CHOSEN_BY.get(report.chosen_by, report.chosen_by)}.",
         f"Trained with {'; '.join(_origin_text(name, table.origins[name]) for name in PROVENANCE)}.",
         f"Δ is the difference to row “{table.baseline}”, paired by seed.",
@@ -45,6 +46,16 @@ def synthetic_text(used: Iterable[tuple[Source, ...]]) -> str:
     if not names:
         return ""
     return f"SYNTHETIC DATA ({listed(dict.fromkeys(names))}): these numbers say nothing about real motion"
+
+
+def all_sources(report: Report) -> list[tuple[str, tuple[Source, ...]]]:
+    """What each task is trained and measured on, then each column that says otherwise."""
+    found = {(TASKS[task].title, sources): None for task, sources in report.sources.items()}
+    for table in report.tables:
+        for column, sources in zip(table.columns, table.sources, strict=True):
+            if column.changes:
+                found[f"{TASKS[column.task].title}, {column.title}", sources] = None
+    return list(found)
 
 
 def _table_sources(table: TableOfCells) -> list[tuple[str, tuple[Source, ...]]]:
@@ -87,8 +98,7 @@ def seeds_text(seeds: int) -> str:
 
 
 def _stand_in(report: Report, table: TableOfCells) -> list[str]:
-    published = any(cell.published is not None for row in table.rows for cell in row.cells) or table.references
-    if not published:
+    if not _is_published(table):
         return []
     others: dict[str, dict[str, None]] = {}
     sizes: dict[str, None] = {}
@@ -106,6 +116,19 @@ def _stand_in(report: Report, table: TableOfCells) -> list[str]:
         "between rows.",
         *sizes,
     ]
+
+
+def _overridden(report: Report, table: TableOfCells) -> list[str]:
+    if not report.overridden or not _is_published(table):
+        return []
+    return [
+        f"Not as the study has it: {listed(report.overridden)}. Headings, notes and published values are of its own "
+        "setting: values can't be compared."
+    ]
+
+
+def _is_published(table: TableOfCells) -> bool:
+    return bool(table.references) or any(cell.published is not None for row in table.rows for cell in row.cells)
 
 
 def _size_text(source: Source) -> str:
@@ -228,7 +251,7 @@ def _comparisons(report: Report) -> str:
 def setup(report: Report) -> list[tuple[str, str]]:
     """The study's setting, as label and text."""
     stages = report.fine_tuning
-    used = [(TASKS[task].title, sources) for task, sources in report.sources.items()]
+    used = all_sources(report)
     described = {set_of(source.name): source for _, sources in used for source in sources}
     return [
         ("Data", data_text(used)),

@@ -173,12 +173,14 @@ class Report:
     expectation: str
     preset: str
     changes: tuple[tuple[str, str], ...]
+    overridden: tuple[str, ...]
+    """Fields that the study sets and the user has set otherwise."""
     command: str
     seeds: int
     fine_tuning: Mapping[str, float]
     chosen_by: str
     sources: Mapping[str, tuple[Source, ...]]
-    """Of each task, in any table."""
+    """Of each task, where a column says nothing else; the first is the one that is measured."""
     tables: tuple[TableOfCells, ...]
     routes: tuple[Route, ...]
     failures: tuple[Failure, ...]
@@ -214,27 +216,14 @@ class _Builder:
     def report(self) -> Report:
         content = self.content
         tables = tuple(self._table(table) for table in content["tables"])
-        measured = [
-            (column.task, found) for table in tables for column, found in zip(table.columns, table.sources, strict=True)
-        ]
         return Report(
             **{name: content[name] for name in ("name", "study", "question", "expectation", "preset", "command")},
             changes=tuple(sorted(content["changes"].items())),
+            overridden=tuple(content.get("overridden", ())),
             seeds=content["seeds"],
             fine_tuning=content["fine_tuning"],
             chosen_by=content["chosen_by"],
-            sources={
-                task: tuple(
-                    dict.fromkeys(
-                        source
-                        for own, found in [(task, self._named(content["sources"][task])), *measured]
-                        if own == task
-                        for source in found
-                    )
-                )
-                for task in TASK_NAMES
-                if task in content["sources"]
-            },
+            sources={task: self._named(content["sources"][task]) for task in TASK_NAMES if task in content["sources"]},
             tables=tables,
             routes=tuple(self._routes()),
             failures=tuple(self._failures()),

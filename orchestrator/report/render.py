@@ -140,7 +140,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         summary=captions.summary(report),
         setup=captions.setup(report),
         legend=captions.legend(report),
-        synthetic=captions.synthetic_text(report.sources.values()),
+        synthetic=captions.synthetic_text(sources for _, sources in captions.all_sources(report)),
         route_tasks=[task for task in TASKS if any(task in route.blocks for route in report.routes)],
         **more,
     )
@@ -245,6 +245,8 @@ CSV_COLUMNS = (
     "samples",
     "baseline_samples",
     "parameters",
+    "title",
+    "source",
 )
 
 
@@ -255,8 +257,9 @@ def cells_csv(report: Report) -> str:
     writer.writeheader()
     for table in report.tables:
         for row in table.rows:
-            for cell in row.cells:
-                writer.writerow({"table": table.name, "row": row.label, **_csv_cell(row, cell)})
+            for cell, sources in zip(row.cells, table.sources, strict=True):
+                source = {"source": sources[0].name}
+                writer.writerow({"table": table.name, "row": row.label, **_csv_cell(row, cell), **source})
         for reference in table.references:
             for column, value in zip(table.columns, reference.published, strict=True):
                 writer.writerow(
@@ -264,6 +267,7 @@ def cells_csv(report: Report) -> str:
                         "table": table.name,
                         "row": reference.label,
                         "column": column.metric,
+                        "title": column.title,
                         "kind": "reference",
                         "unit": column.unit,
                         "higher_is_better": column.higher_is_better,
@@ -278,6 +282,7 @@ def _csv_cell(row: RowOfCells, cell: Cell) -> dict[str, Any]:
     missing = wording.missing_text(cell)
     found = {
         "column": cell.column.metric,
+        "title": cell.column.title,
         "kind": "ours",
         "training": row.training,
         "baseline": row.baseline,

@@ -89,6 +89,13 @@ def test_what_is_left_out_is_counted_and_listed_by_name(tmp_path, log):
     assert listed[0].detail == "line 7: has an odd break"
 
 
+def test_a_name_that_is_no_utf8_is_listed_like_any_other(tmp_path, log):
+    odd = LeftOut(os.fsdecode(b"caf\xe9"), "unreadable", os.fsdecode(b"/data/caf\xe9.skeleton: no name"))
+    job = Job("odd", 1, functools.partial(iter, [odd]))
+    clips = prepare_reading(tmp_path / "made", Reading(reading(log).info, [*reading(log).jobs, job]))
+    assert read_left_out(clips.path)[-1].name == r"caf\udce9"
+
+
 def test_a_job_that_was_read_before_a_failure_is_not_read_again(tmp_path, log):
     broken = reading(log)
 

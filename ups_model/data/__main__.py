@@ -67,12 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _prepare(names: list[str], source: Path | None, out: Path | None, options: Options) -> int:
     try:
         check_options(options)
+        source = None if source is None else source.expanduser()
         names = expand(names, source)
         if source is not None and source.suffix == ".npz" and len(names) > 1:
             raise ValueError(f"--source must be a folder for several sets, got the file {source}")
         found = {name: SOURCES[name].look(source, options) for name in names}
     except (ValueError, OSError) as error:
         return _fail(error, 2)
+    except KeyboardInterrupt:
+        return _fail("stopped; nothing has been read yet", 130)
     made = []
     for name, source_found in found.items():
         path = target(name, out, options.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -97,7 +98,7 @@ def _prepared(clips: ClipSet, name: str | None) -> Recording:
     if name is None:
         raise ValueError(f"{clips.path}: holds {len(ids):,} clips; name one with --clip, such as {ids[0]}")
     camera = None
-    if name not in ids and (parts := name.rsplit("/", 1))[0] in ids and parts[-1].isdigit():
+    if name not in ids and (parts := name.rsplit("/", 1))[0] in ids and re.fullmatch("[0-9]{1,3}", parts[-1]):
         name, camera = parts[0], int(parts[1])
     if name not in ids:
         raise ValueError(f"{clips.path}: has no clip {name!r}; --list shows them, the first is {ids[0]}")

@@ -16,6 +16,7 @@ Shape suffixes: F frames of a part, T tracks of a part.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import errno
 import json
 import logging
@@ -196,7 +197,8 @@ def _run_all(folder: Path, jobs: Sequence[Job], missing: Sequence[int], workers:
     context = multiprocessing.get_context("spawn")
     count = min(workers, len(missing))
     with concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=_start_process) as pool:
-        running = {pool.submit(_run, folder, index, jobs[index]): index for index in missing}
+        with _interrupts_ignored():  # The processes start here, and inherit it.
+            running = {pool.submit(_run, folder, index, jobs[index]): index for index in missing}
         try:
             for future in concurrent.futures.as_completed(running):
                 future.result()
@@ -210,9 +212,20 @@ def _run_all(folder: Path, jobs: Sequence[Job], missing: Sequence[int], workers:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_process() -> None:
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
     """Ctrl-C reaches every process of a terminal; the first one ends the others, once they are done with a job."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _start_process() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -340,7 +353,12 @@ def _write_whole(file: Path, content: Mapping[str, Any]) -> None:
 def _table(left_out: Sequence[LeftOut]) -> str:
     rows = [("name", "reason", "detail"), *((item.name, item.reason, item.detail) for item in left_out)]
     # A name or message of damaged content may hold anything; a row is a line.
-    return "".join("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
+    return "".join("\t".join(" ".join(_writable(cell).split()) for cell in row) + "\n" for row in rows)
+
+
+def _writable(text: str) -> str:
+    """A file's name that isn't UTF-8 has half characters in it, which can't be written to any file."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _first(left_out: Sequence[LeftOut]) -> str:

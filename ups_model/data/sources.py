@@ -107,7 +107,9 @@ def _ntu_source(name: str, description: str) -> Source:
 
 def _h36m_source(name: str, description: str) -> Source:
     files = f"{h36m.POSES_FILE} and {h36m.KEYPOINT_FILES[name]}"
-    return _read_source(name, description, files, lambda source, options: h36m.reading(name, source))
+    # Seven subjects, fifteen actions, two recordings of each, less S11's first "Directions".
+    counts = {"default": (5 * 30, 2 * 30 - 1)}
+    return _read_source(name, description, files, lambda source, options: h36m.reading(name, source), counts)
 
 
 SOURCES: Mapping[str, Source] = {
