@@ -15,10 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from ups_model.data import ntu_arrays as arrays_
 from ups_model.data.ntu_bodies import Persons, persons_of
 from ups_model.data.ntu_clips import FPS, MISSING, SKELETON, UP_AXIS, named_clip, nameless_clip, set_info
-from ups_model.data.ntu_files import Chosen, choose, digest, look, sets_in
+from ups_model.data.ntu_files import Chosen, choose, digest, look, sets_in, source_kept
 from ups_model.data.ntu_names import (
     PROTOCOLS,
     PUBLISHED_COUNTS,
@@ -166,10 +168,12 @@ def _read_raw(set_name: str, files: Sequence[tuple[str, str]], missing: frozense
 def _read_raw_file(set_name: str, file: Path) -> Clip | LeftOut:
     try:
         name = parse_name(file.stem)
-        if file.stat().st_size == 0:
-            return LeftOut(file.stem, "empty", f"{file}: has no content")
-        persons = persons_of(read_skeleton(file))
-    except (ValueError, OSError) as error:
+        with source_kept(file):
+            if file.stat().st_size == 0:
+                return LeftOut(file.stem, "empty", f"{file}: has no content")
+            recording = read_skeleton(file)
+        persons = persons_of(recording)
+    except ValueError as error:
         return LeftOut(file.stem, "unreadable", str(error))
     if not persons.tracks:
         return LeftOut(file.stem, "empty", f"{file}: no frame has a body")
@@ -221,8 +225,9 @@ def _read_rows(
     repeated: Mapping[int, int] | Counter[str],
 ) -> Iterator[Clip | LeftOut]:
     """Rows of a part. `repeated` counts equal ones before: by row, or a Counter of ids that is added to."""
-    label_R = arrays_.labels_of(arrays.members[f"y_{part}"], start, stop)
-    for first, block in arrays.members[f"x_{part}"].row_blocks(start, stop):
+    with source_kept(arrays.file):
+        label_R = arrays_.labels_of(arrays.members[f"y_{part}"], start, stop)
+    for first, block in _kept_blocks(arrays, part, start, stop):
         for row, row_NC in enumerate(block, start=first):
             where = f"{part}:{row}"
             name = None if names is None else names[row - start]
@@ -252,6 +257,11 @@ def _read_rows(
                 yield nameless_clip(clip_id, int(label_R[row - start]), arrays.protocol, part == "test", persons)
 
 
+def _kept_blocks(arrays: arrays_.ArrayFile, part: str, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+    with source_kept(arrays.file):
+        yield from arrays.members[f"x_{part}"].row_blocks(start, stop)
+
+
 def _read_compressed(
     arrays: arrays_.ArrayFile, names: Mapping[str, Sequence[NtuName]] | None, missing: frozenset[str]
 ) -> Iterator[Clip | LeftOut]:
@@ -266,7 +276,7 @@ def _read_row(file: Path, clip: str | None) -> tuple[str, Persons]:
     arrays = arrays_.open_arrays(file)
     part, _, row = (clip or "").partition(":")
     if part not in arrays_.PARTS or not (row.isascii() and row.isdigit()) or len(row) > 9:
-        raise ValueError(f'{file}: give a clip as "train:0" or "test:0", got {clip!r}')
+        raise ValueError(f'{file}: give a clip as "train:0" or "test:0", got {clip!r:.60}')
     member = arrays.members[f"x_{part}"]
     if int(row) >= member.rows:
         raise ValueError(f"{file}: x_{part} has rows 0..{member.rows - 1}, got {row}")
@@ -281,4 +291,9 @@ def _pickle_jobs(name: str, chosen: Chosen, missing: frozenset[str]) -> tuple[li
     (file,) = chosen.files
     check_pickle(file, name)
     # The number of annotations is known at the end; the published files have all of them.
-    return [Job(file.name, PUBLISHED_TOTAL[name], partial(read_pickle, file, name, missing))], []
+    return [Job(file.name, PUBLISHED_TOTAL[name], partial(_read_pickle, name, file, missing))], []
+
+
+def _read_pickle(set_name: str, file: Path, missing: frozenset[str]) -> Iterator[Clip | LeftOut]:
+    with source_kept(file):
+        yield from read_pickle(file, set_name, missing)

@@ -12,6 +12,7 @@ Shape suffixes: R rows, N frames, P persons (2), J joints (25), L labels.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import struct
@@ -75,6 +76,7 @@ class Member:
 
         Raises:
             ValueError: the file is damaged, which a compressed or wholly read member's checksum tells; names it.
+            OSError: it cannot be read.
         """
         stop = self.rows if stop is None else stop
         if self.offset is not None:
@@ -95,6 +97,7 @@ class Member:
                         yield first + skip, values[skip:]
                 stream.read(1)  # so that the end is reached, where the checksum is compared
         except DAMAGED as error:
+            _raise_unreachable(error)
             raise ValueError(f"{self.file}[{self.name}]: damaged or truncated ({error}); get the file again") from error
 
 
@@ -122,6 +125,7 @@ def open_arrays(file: Path, set_name: str | None = None, protocol: str | None = 
 
     Raises:
         ValueError: it is no such file, or its shapes are not those above; names it.
+        OSError: it cannot be read.
     """
     if set_name is None or protocol is None:
         if file.name not in FILES:
@@ -134,6 +138,7 @@ def open_arrays(file: Path, set_name: str | None = None, protocol: str | None = 
                 raise ValueError(f"it lacks {', '.join(missing)}")
             members = {key: _member(file, archive, raw, key) for key in wanted}
     except DAMAGED as error:
+        _raise_unreachable(error)
         raise ValueError(f"{file}: not a whole .npz file of NTU RGB+D ({error}); get the file again") from error
     faults = []
     for part in PARTS:
@@ -263,6 +268,12 @@ def match_names(arrays: ArrayFile, names: Sequence[NtuName], source: Path) -> di
 def _odd_rows(names: Sequence[NtuName], label_R: np.ndarray) -> np.ndarray:
     """The rows whose label is not that of their name."""
     return np.flatnonzero(np.array([name.action - 1 for name in names], dtype=np.int64) != label_R)
+
+
+def _raise_unreachable(error: Exception) -> None:
+    """Raises an error of the disk again. Damage shows as an OSError without a number, or as a seek to nowhere."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        raise error
 
 
 def _member(file: Path, archive: zipfile.ZipFile, raw: BinaryIO, key: str) -> Member:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ SKELETON_SUFFIX = ".skeleton"
 _MISSING = "missing_skeletons"
 _FORMS = f"*{SKELETON_SUFFIX}, {', '.join(FILES)}, ntu60_3danno.pkl, ntu120_3danno.pkl"
 _Entry = tuple[str, int, int]
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ def look(source: Path) -> Found:
     """Goes through a folder and the folders in it. `source` may also be one file.
 
     Raises:
-        ValueError: no such file or folder, or none of the forms that NTU RGB+D comes in.
+        ValueError: no such file or folder, a folder in it that cannot be listed, a link to no folder, or none of the
+            forms that NTU RGB+D comes in.
     """
     source = Path(source)
     if not source.exists():
@@ -105,15 +109,35 @@ def choose(name: str, found: Found, missing: Sequence[Path]) -> Chosen:
 
 
 def digest(chosen: Chosen) -> str:
-    """sha256 of the listing of all files that are read: name, size and time of change of each, no content."""
+    """sha256 of the listing of all files that are read: name, size and time of change of each, no content.
+
+    Raises:
+        ValueError: a file is a link to nothing.
+        OSError: a file is not there.
+    """
     files = [*chosen.files, *([chosen.names] if chosen.names else []), *chosen.missing]
     listing = sorted(_entry(file, chosen.source) for file in files)
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
+@contextmanager
+def source_kept(file: Path) -> Iterator[None]:
+    """An OSError within ends a preparation: its message names the file and says how to go on.
+
+    A disk that can't be reached says nothing of what the file holds, so it must not leave a recording out.
+    """
+    try:
+        yield
+    except OSError as error:
+        kept = "what is read so far is kept, run the same command again once the file can be read"
+        if isinstance(error, FileNotFoundError):
+            kept = "it was there before; run the same command again, which lists the files anew"
+        raise OSError(error.errno, f"{error.strerror or error}; {kept}", str(file)) from error
+
+
 def _walk(folder: Path) -> list[Path]:
     files, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder above it
             folders.clear()
@@ -121,7 +145,24 @@ def _walk(folder: Path) -> list[Path]:
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
         files += [Path(place, name) for name in names]
+    for file in files:
+        # What may be a link to a folder of recordings; links to files are looked at where they are listed.
+        if "." not in file.name and file.is_symlink() and not file.exists():
+            raise _no_target(file)
     return files
+
+
+def _no_target(link: Path) -> ValueError:
+    # Many such links are a disk that isn't there: leaving them out would make a set of what happens to be there.
+    rule = f"links must lead to a file or folder, this one leads to {os.readlink(link)}, which is not there"
+    return ValueError(f"{link}: {rule}; bring it back, or delete the link")
+
+
+def _refuse(error: OSError) -> None:
+    # By default a folder that can't be listed is passed over, and its recordings would be missing without a word.
+    raise ValueError(
+        f"{error.filename}: every folder must be readable, got {error.strerror}; let it be read, or move it away"
+    ) from error
 
 
 def _companions(file: Path) -> list[Path]:
@@ -164,6 +205,11 @@ def _names_list(arrays: Path, found: Found) -> Path | None:
 
 
 def _entry(file: Path, source: Path) -> _Entry:
-    status = file.stat()
+    try:
+        status = file.stat()
+    except OSError as error:
+        if error.errno not in _NOTHING_THERE or not file.is_symlink():
+            raise
+        raise _no_target(file) from error
     relative = file.relative_to(source).as_posix() if file.is_relative_to(source) and file != source else file.name
     return relative, status.st_size, status.st_mtime_ns
