@@ -41,10 +41,13 @@ def write_json(folder, part, videos, entries):
 
 
 def to_row(frames, length=300):
-    """float32 [3, length, 18, 2] as ST-GCN's tools make it, in plain loops: frame_index is the place."""
+    """float32 [3, length, 18, 2] as ST-GCN's tools make it, in plain loops: frame_index is the place.
+
+    Of the first five persons of a frame, those of the highest sums of scores are kept, two at most.
+    """
     row = np.zeros((3, length, 18, 2), dtype=np.float32)
     for index, persons in frames:
-        ranked = sorted(persons, key=lambda one: -sum(one["score"]))
+        ranked = sorted(persons[:5], key=lambda one: -sum(one["score"]))
         for slot, one in enumerate(ranked[:2]):
             for joint in range(18):
                 if one["score"][joint] > 0:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from ups_model.data.kinetics_tracks import SKELETON, label_fault, make_tracks
 from ups_model.data.recording import Job, LeftOut, Reading, Recording
 from ups_model.data.writing import Clip, Track
 
-READER_VERSION = 1
+READER_VERSION = 2
 """Raised when the reader changes what it writes, so that prepared sets are made again."""
 
 NAME = "kinetics"
@@ -50,7 +51,8 @@ def recipe(source: Path) -> dict[str, str | int]:
     """What preparing the set from `source` depends on. Reads names, sizes and times of the files, not their content.
 
     Raises:
-        ValueError: no files of either layout in `source`.
+        ValueError: no files of either layout in `source`, or a link to nothing among them.
+        OSError: a folder cannot be listed.
     """
     layout, parts = _find(Path(source))
     files = sorted(_listing(Path(source), layout, parts))
@@ -133,7 +135,7 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
         name, tracks = names[row], make_tracks(*read_row(file, array, row))
     else:
         if clip not in (None, file.stem):
-            raise ValueError(f"{file}: holds one video, {file.stem}, got the clip {clip!r}")
+            raise ValueError(f"{file}: holds one video, {file.stem}, got the clip {clip!r:.60}")
         video = read_video(file)
         name, tracks = file.stem, make_tracks(video.xy_NPJ2, video.score_NPJ)
     if not tracks:
@@ -141,15 +143,31 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
     return Recording(name, SKELETON, 2, FPS, "normalised", "-y", tracks)
 
 
+@contextmanager
+def _source_kept(file: Path) -> Iterator[None]:
+    """An OSError within ends a preparation: its message names the file and says how to go on.
+
+    A disk that can't be reached says nothing of what the file holds, so it must not leave a recording out.
+    """
+    try:
+        yield
+    except OSError as error:
+        kept = "what is read so far is kept, run the same command again once the file can be read"
+        if isinstance(error, FileNotFoundError):
+            kept = "it was there before; run the same command again, which lists the files anew"
+        raise OSError(error.errno, f"{error.strerror or error}; {kept}", str(file)) from error
+
+
 def _row(file: Path, names: Sequence[str], clip: str | None) -> int:
     if clip is None and len(names) == 1:
         return 0
     if clip in names:
         return names.index(clip)
-    if clip is not None and clip.isascii() and clip.isdigit() and int(clip) < len(names):
+    # Digits of a length that int() takes.
+    if clip is not None and clip.isascii() and clip.isdigit() and len(clip) <= 9 and int(clip) < len(names):
         return int(clip)
     near = ", ".join(names[:3])
-    raise ValueError(f"{file}: holds {len(names)} videos; give a name such as {near} or a row number, got {clip!r}")
+    raise ValueError(f"{file}: holds {len(names)} videos; give a name such as {near} or a row number, got {clip!r:.60}")
 
 
 def _find(source: Path) -> tuple[str, tuple[str, ...]]:
@@ -169,8 +187,7 @@ def _listing(source: Path, layout: str, parts: Sequence[str]) -> Iterator[tuple[
     """(relative name, size, time) of the files that are read."""
     for part in parts:
         if layout == "json":
-            with os.scandir(source / f"kinetics_{part}") as found:
-                entries = [(f"kinetics_{part}/{entry.name}", entry.stat()) for entry in found if _is_video(entry.name)]
+            entries = [(f"kinetics_{part}/{entry.name}", entry.stat()) for entry in _video_files(source, part)]
             names = [f"kinetics_{part}_label.json"]
         else:
             entries, names = [], [f"{part}_data.npy", f"{part}_label.pkl"]
@@ -182,9 +199,21 @@ def _listing(source: Path, layout: str, parts: Sequence[str]) -> Iterator[tuple[
             yield name, stat.st_size, stat.st_mtime_ns
 
 
-def _is_video(name: str) -> bool:
-    # "._ID.json" is what macOS leaves beside a file when it unpacks an archive.
-    return name.endswith(".json") and not name.startswith("._")
+def _video_files(source: Path, part: str) -> list[os.DirEntry[str]]:
+    """What may be videos' files in the folder of a part, in no order."""
+    files = []
+    with os.scandir(source / f"kinetics_{part}") as found:
+        for entry in found:
+            # "._ID.json" is what macOS leaves beside a file when it unpacks an archive.
+            if not entry.name.endswith(".json") or entry.name.startswith("._"):
+                continue
+            if entry.is_file():
+                files.append(entry)
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                # Many such links are a disk that isn't there: leaving them out would make a set of what happens to be.
+                rule = f"links must lead to a file, this one leads to {os.readlink(entry.path)}, which is not there"
+                raise ValueError(f"{entry.path}: {rule}; bring it back, or delete the link")
+    return files
 
 
 def _json_entries(source: Path, part: str) -> list[_Entry]:
@@ -197,7 +226,7 @@ def _json_entries(source: Path, part: str) -> list[_Entry]:
     if not isinstance(listed, dict) or not listed:
         raise ValueError(f"{file}: must hold an object with an entry for each video; is it a label file?")
     try:
-        found = {name.removesuffix(".json") for name in os.listdir(source / f"kinetics_{part}") if _is_video(name)}
+        found = {entry.name.removesuffix(".json") for entry in _video_files(source, part)}
     except NotADirectoryError as error:
         raise ValueError(f"{source / f'kinetics_{part}'}: must be a folder of a JSON file for each video") from error
     return [_json_entry(video, listed.get(video), video in found) for video in sorted(found | listed.keys())]
@@ -213,7 +242,7 @@ def _json_entry(video: str, said: Any, found: bool) -> _Entry:
     if fault := label_fault(said.get("label_index"), said.get("label")):
         return LeftOut(video, "label at odds", f"in the label file {fault}")
     if not found:
-        return LeftOut(video, "without a file", "it is in the label file alone")
+        return LeftOut(video, "without a file", "it is in the label file, and the folder has no such file")
     return video, said["label_index"]
 
 
@@ -258,8 +287,9 @@ def _read_videos(source: Path, part: str, start: int, entries: Sequence[_Entry])
             continue
         video, label = entry
         try:
-            content = read_video(folder / f"{video}.json")
-        except (ValueError, OSError) as error:
+            with _source_kept(folder / f"{video}.json"):
+                content = read_video(folder / f"{video}.json")
+        except ValueError as error:
             yield LeftOut(video, "unreadable", str(error))
             continue
         # A file may say nothing of its label; what it does say must agree.
@@ -276,7 +306,8 @@ def _read_videos(source: Path, part: str, start: int, entries: Sequence[_Entry])
 
 def _read_rows(source: Path, part: str, start: int, entries: Sequence[_Entry]) -> Iterator[Clip | LeftOut]:
     file = source / f"{part}_data.npy"
-    array = open_rows(file)
+    with _source_kept(file):
+        array = open_rows(file)
     for row, entry in enumerate(entries, start):
         if isinstance(entry, LeftOut):
             yield entry

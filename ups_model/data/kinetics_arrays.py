@@ -8,6 +8,7 @@ Shape suffixes: R rows (videos), N frames, P persons (slots), J 18 joints.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,14 @@ def open_rows(file: Path) -> np.ndarray:
 
     Raises:
         ValueError: no such file, truncated, or of another shape or type.
+        OSError: it cannot be read.
     """
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except DAMAGED as error:
+        # Damage shows as an OSError without a number, or as a seek to nowhere; the disk's own errors go on.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.ENOENT, errno.EISDIR):
+            raise
         raise ValueError(f"{file}: not a whole .npy file ({error}); get the file again") from error
     shape = array.shape if isinstance(array, np.ndarray) else ()
     if len(shape) != 5 or (shape[1], shape[3], shape[4]) != (3, JOINTS, PERSONS) or array.dtype.kind != "f":

@@ -22,6 +22,8 @@ from ups_model.data.kinetics_tracks import JOINTS, MAX_COORDINATE, MAX_FRAMES, M
 MAX_BYTES = 64 << 20
 """Of one video's file: those of ten seconds have about 300 kB."""
 
+_LOOKED_AT = 5
+"""Persons of a frame among whom those kept are chosen: the first of its list."""
 _WAY_OUT = "get the file again"
 _NUMBERS = {int, float}
 
@@ -31,7 +33,8 @@ class VideoFile:
     """What a video's file holds."""
 
     xy_NPJ2: np.ndarray
-    """float32 [N, 2, 18, 2], less 0.5; the two persons of the highest mean score in each frame, in that order."""
+    """float32 [N, 2, 18, 2], less 0.5; the two persons of the highest mean score among each frame's first five, in
+    that order."""
     score_NPJ: np.ndarray
     """float32 [N, 2, 18]; 0 where not seen."""
     label: Any
@@ -44,8 +47,9 @@ def read_video(file: Path) -> VideoFile:
 
     A frame's place is its frame_index less the lowest of the file, as files count from 0 or from 1. The order of
     entries does not matter, and frames without an entry have nobody. An entry that stands twice counts once; two
-    different entries of a frame are an error. Persons are ranked by mean score frame by frame, the earlier first where
-    scores are equal to 9 decimals.
+    different entries of a frame are an error. As ST-GCN's own tools do for the arrays, only the first five persons of a
+    frame are looked at, and ranked by mean score, the earlier first where scores are equal to 9 decimals; all persons
+    are checked.
 
     Raises:
         ValueError: names the file and the key at fault.
@@ -65,6 +69,8 @@ def read_video(file: Path) -> VideoFile:
         # Rounded, so that the order of a sum's terms, which differs between processors, doesn't break a tie.
         mean_D = scores_DJ.mean(axis=1).round(9)
         order_D = np.lexsort((np.arange(len(mean_D)), -mean_D, place_D))
+        looked_at_D = np.array([detection.index < _LOOKED_AT for detection in detections])
+        order_D = order_D[looked_at_D[order_D]]
         place_D = place_D[order_D]
         # The rank within a frame: the place in the sorted list less the place of the frame's first.
         rank_D = np.arange(len(place_D)) - np.searchsorted(place_D, place_D)
@@ -78,6 +84,8 @@ def read_video(file: Path) -> VideoFile:
 @dataclass(frozen=True, slots=True)
 class _Detection:
     frame: int
+    index: int
+    """Place in the frame's list of persons."""
     key: str
     """Where it stands in the file."""
     pose: list[float]
@@ -106,13 +114,13 @@ def _collect(file: Path, entries: list[Any]) -> tuple[Iterable[int], list[_Detec
             )
         places[frame] = number
         for index, person in enumerate(persons):
-            detections.append(_detection(file, f"{key}.skeleton[{index}]", frame, person))
+            detections.append(_detection(file, f"{key}.skeleton[{index}]", frame, index, person))
     if places and (span := max(places) - min(places) + 1) > MAX_FRAMES:
         raise ValueError(f"{file}: frame_index must span at most {MAX_FRAMES} frames, got {span}; {_WAY_OUT}")
     return places, detections
 
 
-def _detection(file: Path, key: str, frame: int, person: Any) -> _Detection:
+def _detection(file: Path, key: str, frame: int, index: int, person: Any) -> _Detection:
     if not isinstance(person, dict):
         raise ValueError(f"{file}: {key} must be an object, got {type(person).__name__}; {_WAY_OUT}")
     pose, score = person.get("pose"), person.get("score")
@@ -122,9 +130,9 @@ def _detection(file: Path, key: str, frame: int, person: Any) -> _Detection:
             raise ValueError(f"{file}: {key}.{name} must have {count} numbers, got {got}; {_WAY_OUT}")
         # Exact types: numpy would take true and "1.5" for numbers.
         if not _NUMBERS.issuperset(map(type, values)):
-            index = next(i for i, value in enumerate(values) if type(value) not in _NUMBERS)
-            raise ValueError(f"{file}: {key}.{name}[{index}] must be a number, got {values[index]!r:.60}; {_WAY_OUT}")
-    return _Detection(frame, key, pose, score)
+            odd = next(i for i, value in enumerate(values) if type(value) not in _NUMBERS)
+            raise ValueError(f"{file}: {key}.{name}[{odd}] must be a number, got {values[odd]!r:.60}; {_WAY_OUT}")
+    return _Detection(frame, index, key, pose, score)
 
 
 def _arrays(file: Path, detections: list[_Detection]) -> tuple[np.ndarray, np.ndarray]:
