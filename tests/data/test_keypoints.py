@@ -1,6 +1,7 @@
 """Keypoint files of every format: the same coordinates, persons kept apart, sizes and rates, and whole sets."""
 
 import math
+import zipfile
 
 import numpy as np
 import pytest
@@ -286,7 +287,7 @@ def changed(path, value):
         ([{**coco_results(ONE, "{}.jpg")[0], "image_id": "walk.mp4"}], r"\[0\]\.image_id must be a number, or text"),
         ([{**coco_results(ONE, "{}.jpg")[0], "image_id": "²"}], r"\[0\]\.image_id must be a number, or text"),
         ([{**coco_results(ONE, "{}.jpg")[0], "image_id": "٣.jpg"}], r"\[0\]\.image_id must be a number, or text"),
-        ([{**coco_results(ONE, "{}.jpg")[0], "image_id": f"a_{10**18 + 2}.jpg"}], "number of at most 18 digits, got a_1"),
+        ([{**coco_results(ONE, "{}.jpg")[0], "image_id": f"a_{10**18}2.jpg"}], "number of at most 18 digits, got a_1"),
         ([{**coco_results(ONE, "{}.jpg")[0], "image_id": "7" * 5000}], "a number of at most 18 digits, got 777"),
         (coco_results(ONE, "{}.jpg")[:1] + coco_results(ONE, "b/{}.jpg"), r"must be of one video; .* got '' and 'b/'"),
         ([coco_results(ONE, "{}.jpg")[0] | {"category_id": 2}], r"\[0\]\.category_id must be 1, a person, got 2"),
@@ -333,6 +334,15 @@ def test_frames_are_numbered_by_the_digits_before_the_suffix(tmp_path, pattern):
     results = coco_results([ONE[0], [], ONE[2]], pattern, first=9)
     (track,) = keypoints.read_recording(write_json(tmp_path / "a.json", results)).tracks
     assert (track.confidence > 0).all(axis=1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_arrays_packed_as_numpy_never_packs_them_are_refused(tmp_path, packing):
+    written = write_keypoint_arrays(tmp_path / "a.npz", keypoints=POSES)
+    with zipfile.ZipFile(written) as source, zipfile.ZipFile(tmp_path / "b.npz", "w", packing) as target:
+        target.writestr("keypoints.npy", source.read("keypoints.npy"))
+    with pytest.raises(ValueError, match=r"b\.npz: not a whole .*keypoints\.npy must be packed as NumPy packs it"):
+        keypoints.read_recording(tmp_path / "b.npz")
 
 
 def test_persons_of_arrays_without_scores_are_there_where_they_are_not_all_zero(tmp_path):

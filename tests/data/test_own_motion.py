@@ -1,12 +1,27 @@
 """Folders of one's own files: classes, ids, test clips, and what is left out by its place."""
 
+import errno
 import os
+import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
-from writers_own import bvh_text, rest_frames, write_text
+from writers_own import (
+    bvh_text,
+    mmpose_frames,
+    person_2d,
+    rest_frames,
+    write_json,
+    write_keypoint_arrays,
+    write_text,
+)
 
-from ups_model.data import bvh, own_motion
-from ups_model.data.preparation import prepare_reading, read_left_out
+from ups_model.data import bvh, keypoints, own_motion
+from ups_model.data.preparation import is_prepared, prepare_reading, read_left_out
+from ups_model.data.recording import LeftOut
+
+(POSE,) = person_2d(1)
 
 
 def make(folder, *paths):
@@ -138,6 +153,121 @@ def test_a_link_back_to_a_folder_above_ends(tmp_path):
     make(tmp_path, "walk/a.bvh")
     (tmp_path / "walk" / "again").symlink_to(tmp_path)
     assert [file.name for file in look(tmp_path).files] == ["walk/a"]
+
+
+@pytest.mark.parametrize("target", ["nowhere.bvh", "b.bvh", "a.bvh/x.bvh"], ids=["missing", "itself", "in a file"])
+def test_a_link_to_nothing_is_left_out_and_the_others_are_read(tmp_path, target):
+    write_text(tmp_path / "set" / "a.bvh", bvh_text())
+    (tmp_path / "set" / "b.bvh").symlink_to(tmp_path / "set" / target)
+    clips = prepare_reading(tmp_path / "out", bvh.reading(tmp_path / "set"))
+    (left_out,) = read_left_out(clips.path)
+    assert clips.clip_id.tolist() == ["a"]
+    assert (left_out.name, left_out.reason) == ("b", "a link to nothing")
+    assert f"set/{target}', where none is; mend or delete the link" in left_out.detail
+
+
+def test_a_link_that_is_mended_changes_the_digest_and_is_read(tmp_path):
+    make(tmp_path, "a.bvh")
+    (tmp_path / "b.bvh").symlink_to(tmp_path / "later.pdf")
+    before = look(tmp_path)
+    make(tmp_path, "later.pdf")
+    after = look(tmp_path)
+    assert before.digest != after.digest
+    assert [[file.name for file in own.files if not file.left_out] for own in (before, after)] == [["a"], ["a", "b"]]
+
+
+def test_a_joints_json_that_links_to_nothing_is_refused(tmp_path):
+    write_text(tmp_path / "a.bvh", bvh_text())
+    (tmp_path / "joints.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"joints\.json: must be a file, it is a link to '.*nowhere', where none is"):
+        bvh.reading(tmp_path)
+
+
+def test_a_pipe_is_left_out_and_not_waited_for(tmp_path):
+    write_text(tmp_path / "b.bvh", bvh_text())
+    os.mkfifo(tmp_path / "a.bvh")
+    reading = bvh.reading(tmp_path)
+    (left_out,) = [item for item in reading.jobs[0].read() if isinstance(item, LeftOut)]
+    assert (left_out.name, left_out.reason) == ("a", "not a file")
+
+
+FAILURES = [
+    OSError(errno.EIO, "Input/output error"),  # of reading: it has no file name
+    OSError(errno.ESTALE, "Stale file handle"),
+    PermissionError(errno.EACCES, "Permission denied", "somewhere"),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda error: errno.errorcode[error.errno])
+@pytest.mark.parametrize("kind", ["bvh", "json", "npz"])
+def test_a_disk_that_fails_ends_the_preparation_and_it_goes_on_when_it_works_again(
+    tmp_path, monkeypatch, failure, kind
+):
+    source = tmp_path / "set"
+    for index in range(258):
+        if kind == "bvh":
+            write_text(source / f"{index:03d}.bvh", bvh_text())
+        elif kind == "json":
+            write_json(source / f"{index:03d}.json", mmpose_frames([[(POSE, np.ones(17))]]))
+        else:
+            write_keypoint_arrays(source / f"{index:03d}.npz", keypoints=POSE[None])
+    reading = (bvh if kind == "bvh" else keypoints).reading(source)
+    bad = source / f"257.{kind}"
+    read_bytes, open_zip = Path.read_bytes, zipfile.ZipFile.__init__
+
+    def fail_bytes(self):
+        if self == bad:
+            raise failure
+        return read_bytes(self)
+
+    def fail_zip(self, file, *args, **kwargs):
+        if file == bad:
+            raise failure
+        open_zip(self, file, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail_bytes)
+        patch.setattr(zipfile.ZipFile, "__init__", fail_zip)
+        with pytest.raises(OSError, match="run the same command again") as caught:
+            prepare_reading(tmp_path / "out", reading)
+    assert caught.value.errno == failure.errno and caught.value.filename == str(bad)
+    assert "\n" not in str(caught.value) and str(bad) in str(caught.value)
+    assert not (tmp_path / "out").exists() and (tmp_path / ".out.parts" / "00000.json").exists()
+    (source / f"000.{kind}").unlink()  # What the first job read is not read again.
+    clips = prepare_reading(tmp_path / "out", reading)
+    assert len(clips) == 258 and not clips.info.left_out
+
+
+def test_a_disk_that_fails_at_the_first_file_is_no_fault_of_its_content(tmp_path):
+    own = look(make(tmp_path, "a.bvh", "b.bvh"))
+
+    def read(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match=r"Input/output error; make the file readable.*a\.bvh"):
+        own_motion.first_readable(own, read)
+
+
+@pytest.mark.parametrize("place", ["", "keep/here"])
+def test_a_set_prepared_inside_its_source_is_not_read_as_motion(tmp_path, place):
+    source = tmp_path / "set"
+    write_json(source / "walk" / "a.json", mmpose_frames([[(POSE, np.ones(17))]]))
+    write_json(source / "walk" / "b.json", mmpose_frames([[(POSE, np.ones(17))]]))
+    first = keypoints.reading(source)
+    clips = prepare_reading(source / place / "keypoints", first)
+    again = keypoints.reading(source)
+    assert dict(again.info.recipe) == dict(first.info.recipe) and again.info.classes == ("walk",)
+    expected = f"{place}/keypoints/".lstrip("/") + " is a prepared clip set, so it is not read"
+    assert expected in again.notes and expected not in first.notes
+    assert is_prepared(clips.path, again.info.recipe)
+    with pytest.raises(ValueError, match=r"keypoints: is a prepared clip set; give the folder of the files"):
+        keypoints.reading(clips.path)
+
+
+def test_a_clip_of_ones_own_that_is_called_clips_json_is_read(tmp_path):
+    write_json(tmp_path / "walk" / "clips.json", mmpose_frames([[(POSE, np.ones(17))]]))
+    write_json(tmp_path / "walk" / "b.json", {"frames": mmpose_frames([[(POSE, np.ones(17))]]), "format": "mine"})
+    assert [file.name for file in own_motion.look(tmp_path, (".json",)).files] == ["walk/b", "walk/clips"]
 
 
 def test_a_name_that_is_no_text_is_left_out(tmp_path):

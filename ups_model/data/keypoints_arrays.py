@@ -10,6 +10,7 @@ Shape suffixes: M persons, N frames, D detections of a file, J 17 joints.
 
 from __future__ import annotations
 
+import errno
 import math
 import struct
 import tokenize
@@ -29,7 +30,6 @@ MAX_BYTES = 1 << 30
 _ARRAYS = ("keypoints", "scores", "fps", "width", "height")
 _DAMAGED = (
     ValueError,
-    OSError,
     EOFError,
     KeyError,
     TypeError,
@@ -37,7 +37,7 @@ _DAMAGED = (
     RecursionError,
     OverflowError,
     MemoryError,
-    RuntimeError,  # encrypted, or packed in a way that is not known
+    RuntimeError,  # encrypted
     struct.error,
     tokenize.TokenError,
     zipfile.BadZipFile,
@@ -94,21 +94,29 @@ def read_arrays(file: Path) -> Detections:
 
 
 def _load(file: Path) -> dict[str, np.ndarray]:
-    with file.open("rb"):  # What can't be opened is an OSError, what can't be understood is damage.
-        pass
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.namelist()
             if len(set(members)) < len(members):
                 raise ValueError("it has an array twice")
             return {key: _member(archive, f"{key}.npy") for key in _ARRAYS if f"{key}.npy" in members}
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # That is seeking to a place that damage names; others are the disk's.
+            raise
+        raise _damage(file, error) from error
     except _DAMAGED as error:
-        what = str(error) or type(error).__name__
-        raise ValueError(f"{file}: not a whole .npz file of this layout ({what:.200}); {_WAY_OUT}") from error
+        raise _damage(file, error) from error
+
+
+def _damage(file: Path, error: Exception) -> ValueError:
+    what = str(error) or type(error).__name__
+    return ValueError(f"{file}: not a whole .npz file of this layout ({what:.200}); {_WAY_OUT}")
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """An array, of which nothing is unpacked before its header is known to be that of numbers of a bearable size."""
+    if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} must be packed as NumPy packs it or not at all")
     with archive.open(name) as stream:
         version = npy.read_magic(stream)
         if version not in ((1, 0), (2, 0)):

@@ -11,16 +11,19 @@ on stays in the training clips when files are added.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from ups_model.data.clips import FORMAT, MANIFEST
 from ups_model.data.recording import Job, LeftOut
 from ups_model.data.writing import Clip
 
@@ -31,6 +34,8 @@ MAX_FRAMES = 1_000_000
 """Of a clip at the frame rate of its set."""
 
 _BLOCK = 256
+_MANIFEST_BYTES = 16 << 20
+_NO_TARGET = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _PARTS = ("train", "test")
 T = TypeVar("T")
 
@@ -65,7 +70,8 @@ class OwnFiles:
 
 
 def look(source: Path, suffixes: Sequence[str], beside: Sequence[str] = ()) -> OwnFiles:
-    """Goes through a folder and the folders in it. Hidden files and folders are not looked at.
+    """Goes through a folder and the folders in it. Hidden files and folders are not looked at, nor are
+    prepared clip sets.
 
     Args:
         source: the folder.
@@ -73,18 +79,26 @@ def look(source: Path, suffixes: Sequence[str], beside: Sequence[str] = ()) -> O
         beside: names of further files right in `source` that change the result, where they are there.
 
     Raises:
-        ValueError: no such folder, no such files in it, or some in train/ or test/ and others in neither.
+        ValueError: no such folder, no such files in it, some in train/ or test/ and others in neither, or a file
+            beside them is a link to nothing.
         OSError: a folder cannot be read.
     """
     source = Path(source)
     wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
     if not source.is_dir():
         raise ValueError(f"{source}: must be a folder with {wanted} in it, or in a folder for each class")
-    paths = _walk(source)
+    paths, prepared = _walk(source)
     found = sorted(path for path in paths if path.suffix.lower() in suffixes and str(path) not in beside)
+    if not found and PurePosixPath(".") in prepared:
+        raise ValueError(f"{source}: is a prepared clip set; give the folder of the files that it was made from")
     if not found:
         raise ValueError(f"{source}: there must be {wanted} in it, or in a folder for each class; there is none")
-    listing = [_entry(source, path) for path in sorted({*found, *(path for path in paths if str(path) in beside)})]
+    status = {
+        path: _status(source / path) for path in sorted({path for path in paths if str(path) in beside}.union(found))
+    }
+    for path in status:
+        if str(path) in beside and status[path] is None:
+            raise ValueError(_no_target(source / path))
     parts = _parts(source, found)
     depth = 1 if parts else 0
     classes = sorted({path.parts[depth] for path in found if len(path.parts) > depth + 1 and str(path).isprintable()})
@@ -99,10 +113,14 @@ def look(source: Path, suffixes: Sequence[str], beside: Sequence[str] = ()) -> O
             left_out = LeftOut(ascii(name)[1:-1], "unreadable", "a file's path must be printable text; rename it")
         elif classes and label < 0:
             left_out = LeftOut(name, "in no class folder", f"{source / path}: others are in folders of classes")
+        elif (about := status[path]) is None:
+            left_out = LeftOut(name, "a link to nothing", _no_target(source / path))
+        elif not stat.S_ISREG(about.st_mode):
+            left_out = LeftOut(name, "not a file", f"{source / path}: must be a plain file, it is a pipe or a device")
         elif seen.setdefault(name, path) != path:
             left_out = LeftOut(str(path), "duplicate", f"{source / path}: {source / seen[name]} has the same id")
         files.append(OwnFile(str(source / path), name, label, "test" in parts and _part(path) == "test", left_out))
-    notes = []
+    notes = [f"{folder}/ is a prepared clip set, so it is not read" for folder in prepared]
     if not classes:
         notes.append("no folders of classes, so the clips have no labels: they train pose estimation alone")
     if parts == {"test"}:
@@ -121,6 +139,7 @@ def look(source: Path, suffixes: Sequence[str], beside: Sequence[str] = ()) -> O
                 f"that leaves {which} without test or without training clips, so the clip of lowest sha256 there is "
                 "for testing, or that of highest for training; more files may change which one"
             )
+    listing = [(str(path), *((-1, -1) if at is None else (at.st_size, at.st_mtime_ns))) for path, at in status.items()]
     digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     split = "folders" if by_folder else "sha256 of the id"
     return OwnFiles(tuple(files), tuple(classes), split, digest, tuple(notes))
@@ -176,7 +195,8 @@ def make_jobs(own: OwnFiles, read: Callable[[OwnFile], Clip | LeftOut]) -> tuple
 
     Args:
         own: the files.
-        read: makes the clip of a file; picklable. A ValueError or OSError of it leaves the file out as unreadable.
+        read: makes the clip of a file; picklable. A ValueError of it leaves the file out as unreadable; an OSError ends
+            the job, for the disk may give tomorrow what it does not today.
     """
     blocks = [own.files[start : start + _BLOCK] for start in range(0, len(own.files), _BLOCK)]
     return tuple(
@@ -190,6 +210,7 @@ def first_readable(own: OwnFiles, read: Callable[[Path], T]) -> tuple[OwnFile, T
 
     Raises:
         ValueError: no file can be; says why the first one cannot.
+        OSError: a file could not be read for another reason than its content; names it.
     """
     first = ""
     for file in own.files:
@@ -198,8 +219,10 @@ def first_readable(own: OwnFiles, read: Callable[[Path], T]) -> tuple[OwnFile, T
             continue
         try:
             return file, read(Path(file.path))
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             first = first or str(error)
+        except OSError as error:
+            raise _named(error, file.path) from error
     raise ValueError(f"none of the {len(own.files)} files can be read; the first: {first}")
 
 
@@ -210,32 +233,64 @@ def _read_block(read: Callable[[OwnFile], Clip | LeftOut], files: Sequence[OwnFi
             continue
         try:
             yield read(file)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             yield LeftOut(file.name, "unreadable", str(error))
+        except OSError as error:
+            raise _named(error, file.path) from error
 
 
-def _walk(source: Path) -> list[PurePosixPath]:
-    """Paths of all files, from `source`."""
+def _named(error: OSError, path: str) -> OSError:
+    """With the file's name, which errors of reading, unlike those of opening, do not have."""
+    what = f"{error.strerror or error}; make the file readable or take it away, and run the same command again"
+    return OSError(error.errno or errno.EIO, what, path)
+
+
+def _walk(source: Path) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
+    """Paths of files, from `source`, and of folders that are prepared clip sets, whose files are not among them."""
 
     def stop(error: OSError) -> None:
         raise error
 
-    paths, seen = [], set()
+    paths, prepared, seen = [], [], set()
     for place, folders, names in os.walk(source, onerror=stop, followlinks=True):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:  # A link to a folder above it, or to one seen before.
+        about = os.stat(place)
+        if (about.st_dev, about.st_ino) in seen:  # A link to a folder above it, or to one seen before.
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        seen.add((about.st_dev, about.st_ino))
         here = PurePosixPath(Path(place).relative_to(source).as_posix())
+        if MANIFEST in names and _is_manifest(Path(place) / MANIFEST):
+            prepared.append(here)
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths += [here / name for name in names if not name.startswith(".")]
-    return paths
+    return paths, prepared
 
 
-def _entry(source: Path, path: PurePosixPath) -> tuple[str, int, int]:
-    status = (source / path).stat()
-    return str(path), status.st_size, status.st_mtime_ns
+def _is_manifest(file: Path) -> bool:
+    """Whether a file is a clip set's manifest, of whatever version, and not a user's clip of that name."""
+    if not file.is_file() or file.stat().st_size > _MANIFEST_BYTES:
+        return False
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """None for a link to nothing, or to itself."""
+    try:
+        return path.stat()
+    except OSError as error:
+        if error.errno in _NO_TARGET and path.is_symlink():
+            return None
+        raise
+
+
+def _no_target(path: Path) -> str:
+    return f"{path}: must be a file, it is a link to {os.readlink(path)!a}, where none is; mend or delete the link"
 
 
 def _part(path: PurePosixPath) -> str:
