@@ -1,6 +1,7 @@
 """NTU RGB+D: what the names of rows rest on, and what is no fault of a recording's content."""
 
 import errno
+import gzip
 import itertools
 import os
 import zipfile
@@ -12,6 +13,8 @@ import pytest
 from tests.data.writers_ntu import padded_row, skeleton_text, standing, write_arrays
 from ups_model.data import ntu
 from ups_model.data.__main__ import main
+from ups_model.data.ntu_arrays import match_names, open_arrays
+from ups_model.data.ntu_names import parse_name
 from ups_model.data.preparation import prepare_reading, read_left_out
 
 # Everybody does all of the actions before every camera, as in the published set but for its missing skeletons.
@@ -71,6 +74,23 @@ def test_two_orders_that_are_one_are_no_question(tmp_path):
     _complete(tmp_path, names, _as_listed)
     clips = [clip for job in ntu.reading("ntu60", tmp_path).jobs for clip in job.read()]
     assert sorted(clip.clip_id for clip in clips) == names
+
+
+@pytest.mark.open_data
+def test_the_published_names_tell_the_order_of_their_rows(open_data, tmp_path):
+    with gzip.open(open_data / "published" / "ntu60_available.txt.gz", "rt") as stream:
+        names = stream.read().split()
+    train = {1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38}
+    for order in (_as_listed, _by_performer):
+        arrays, rows = {}, {}
+        for part, of in (("train", True), ("test", False)):
+            rows[part] = sorted((name for name in names if (int(name[9:12]) in train) is of), key=order)
+            arrays[f"x_{part}"] = np.zeros((len(rows[part]), 1, 150), np.float16)
+            arrays[f"y_{part}"] = np.eye(60, dtype=np.uint8)[[int(name[-3:]) - 1 for name in rows[part]]]
+        np.savez(tmp_path / "NTU60_CS.npz", **arrays)
+        opened = open_arrays(tmp_path / "NTU60_CS.npz")
+        found = match_names(opened, [parse_name(name) for name in names], tmp_path / "skes_available_name.txt")
+        assert {part: [name.text for name in found[part]] for part in found} == rows
 
 
 def _raw(folder, names=COMPLETE[:300]):

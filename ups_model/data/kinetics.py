@@ -12,6 +12,7 @@ Source: S. Yan, Y. Xiong, D. Lin, "Spatial Temporal Graph Convolutional Networks
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -152,10 +153,10 @@ def _source_kept(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kept = "what is read so far is kept, run the same command again once the file can be read"
+        kept = "what is read so far is kept, run the same command again once the file can be read, or take it away"
         if isinstance(error, FileNotFoundError):
             kept = "it was there before; run the same command again, which lists the files anew"
-        raise OSError(error.errno, f"{error.strerror or error}; {kept}", str(file)) from error
+        raise OSError(error.errno or errno.EIO, f"{error.strerror or error}; {kept}", str(file)) from error
 
 
 def _row(file: Path, names: Sequence[str], clip: str | None) -> int:
