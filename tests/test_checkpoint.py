@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -165,11 +166,13 @@ def _write_for_ever(folder, started):
 
 
 def test_a_process_killed_at_any_moment_leaves_no_checkpoint_that_loads_and_is_wrong(tmp_path):
-    context = multiprocessing.get_context("fork")
+    # Not forked from this process: a copy of one whose OpenMP threads have run waits for them for ever.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "ups_model.checkpoint"])
     for trial, wait in enumerate((0.0, 0.003, 0.011, 0.017, 0.024, 0.031)):
         folder = tmp_path / str(trial)
         started = context.Event()
-        process = context.Process(target=_write_for_ever, args=(folder, started))
+        process = context.Process(target=_write_for_ever, args=(folder, started), daemon=True)
         process.start()
         assert started.wait(30)
         time.sleep(wait)
@@ -251,7 +254,10 @@ def test_a_checkpoint_holds_safetensors_and_json_alone(tmp_path):
 
 def test_no_module_of_the_package_unpickles_anything():
     root = Path(ups_model.__file__).parent
-    forbidden = ("import pickle", "pickle.load", "torch.load(", "torch.save(", "allow_pickle=True", "marshal", "shelve")
+    forbidden = (
+        r"(import|from) _?pickle\b", r"\bpickle\.loads?\(", "Unpickler", r"torch\.load\(", r"torch\.save\(",
+        "allow_pickle=True", "marshal", "shelve",
+    )  # fmt: skip
     for file in root.rglob("*.py"):
         text = file.read_text("utf-8")
-        assert not [word for word in forbidden if word in text], file
+        assert not [word for word in forbidden if re.search(word, text)], file

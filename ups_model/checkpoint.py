@@ -5,6 +5,7 @@ A checkpoint is a folder `step-00001200` with `model.safetensors`, for resuming 
 temporary name and renamed, so a half-written one never bears the name of a whole one.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -61,8 +62,16 @@ def save_checkpoint(
         raise
     for path in folder.glob(f"{_PREFIX}*"):
         if path.name > final.name:
-            shutil.rmtree(path, ignore_errors=True)
+            _delete(path)
     return final
+
+
+def _delete(path: Path) -> None:
+    """Under another name: a half-deleted folder must not keep the name of a whole one."""
+    away = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    with contextlib.suppress(OSError):
+        os.replace(path, away)
+        shutil.rmtree(away)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -109,7 +118,7 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
     if keep < 1:
         raise ValueError(f"at least 1 checkpoint must be kept, got keep={keep}")
     for path in sorted(folder.glob(f"{_PREFIX}*"))[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
+        _delete(path)
     for path in folder.glob(f".{_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -119,7 +128,7 @@ def keep_steps(folder: Path, steps: set[int]) -> None:
     names = {f"{_PREFIX}{step:08d}" for step in steps}
     for path in folder.glob(f"{_PREFIX}*"):
         if path.name not in names:
-            shutil.rmtree(path, ignore_errors=True)
+            _delete(path)
     for path in folder.glob(f".{_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
 
