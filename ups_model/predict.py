@@ -33,6 +33,7 @@ from ups_model.device import pick_device
 from ups_model.measure import MM, predict_poses
 from ups_model.metrics import mpjpe_mm, p_mpjpe_mm
 from ups_model.model import UPS
+from ups_model.pipes import end_with
 from ups_model.skeletons import SKELETONS, Skeleton
 from ups_model.stored import DEFAULT_STORAGE, find_weights
 from ups_model.tasks import TASKS
@@ -292,6 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         about = {"task": task, "clip": recording.name, "file": given.file.name, "model": state["key"]}
         for file in given.out:
             write(file, prediction, recording, about)
+    except BrokenPipeError:
+        raise  # Nobody reads on, which `end_with` knows of.
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -332,4 +335,4 @@ def _check_fits(given: argparse.Namespace, task: TaskName) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -102,6 +102,16 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     assert sources.default_cache() == tmp_path / ".cache" / "ups" / "clips"
 
 
+@pytest.mark.parametrize("command", ["ups_model.data list {0}", "ups_model.predict none {0}/synthetic_ntu25 --list"])
+def test_output_into_a_pipe_that_is_closed_early_ends_quietly(cache, command):
+    command = f"{sys.executable} -m {command.format(cache)}"
+    for reader in ("head -1", "true"):
+        finished = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", f"{command} | {reader}"], capture_output=True, text=True, timeout=60
+        )
+        assert finished.stderr == "" and finished.returncode in (0, 141)
+
+
 def test_the_command_runs_without_torch_and_prints_no_progress_into_a_pipe(tmp_path):
     code = "import sys; sys.modules['torch'] = None\n"  # so that importing it fails
     code += "from ups_model.data.__main__ import main\nsys.exit(main(sys.argv[1:]))"

@@ -12,6 +12,7 @@ from ups_model.data.clips import MANIFEST, ClipSet
 from ups_model.data.preparation import available_workers, is_prepared
 from ups_model.data.sources import GROUPS, SOURCES, Options, check_options, default_cache, expand, make, target
 from ups_model.data.summaries import classes, overview, protocols
+from ups_model.pipes import end_with
 
 EXAMPLES = """examples:
   python -m ups_model.data prepare synthetic
@@ -141,4 +142,4 @@ def _fail(error: Exception | str, status: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)
