@@ -8,8 +8,6 @@ Shape suffixes: N frames, K cameras, J 17 joints.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from ups_model.data.h36m_files import (
     view_of,
 )
 from ups_model.data.recording import Job, LeftOut, Reading, Recording
+from ups_model.data.source_files import listing_sha256
 from ups_model.data.writing import Clip, Track
 
 READER_VERSION = 1
@@ -70,7 +69,7 @@ def recipe(name: str, source: Path) -> dict[str, str | int]:
     """
     stats = [(file.name, file.stat()) for file in _files(name, Path(source))]
     listing = sorted((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
-    digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    digest = listing_sha256(listing)
     return {"reader": "h36m", "reader_version": READER_VERSION, "set": name, "files_sha256": digest}
 
 

@@ -12,12 +12,8 @@ Source: S. Yan, Y. Xiong, D. Lin, "Spatial Temporal Graph Convolutional Networks
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +25,7 @@ from ups_model.data.kinetics_arrays import label_file, open_rows, read_listing, 
 from ups_model.data.kinetics_json import read_video
 from ups_model.data.kinetics_tracks import SKELETON, label_fault, make_tracks
 from ups_model.data.recording import Job, LeftOut, Reading, Recording
+from ups_model.data.source_files import listing_sha256, source_kept
 from ups_model.data.writing import Clip, Track
 
 READER_VERSION = 2
@@ -57,7 +54,7 @@ def recipe(source: Path) -> dict[str, str | int]:
     """
     layout, parts = _find(Path(source))
     files = sorted(_listing(Path(source), layout, parts))
-    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    digest = listing_sha256(files)
     return {"reader": NAME, "reader_version": READER_VERSION, "layout": layout, "files_sha256": digest}
 
 
@@ -142,21 +139,6 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
     if not tracks:
         raise ValueError(f"{file}: nobody is seen in {name}; take another video")
     return Recording(name, SKELETON, 2, FPS, "normalised", "-y", tracks)
-
-
-@contextmanager
-def _source_kept(file: Path) -> Iterator[None]:
-    """An OSError within ends a preparation: its message names the file and says how to go on.
-
-    A disk that can't be reached says nothing of what the file holds, so it must not leave a recording out.
-    """
-    try:
-        yield
-    except OSError as error:
-        kept = "what is read so far is kept, run the same command again once the file can be read, or take it away"
-        if isinstance(error, FileNotFoundError):
-            kept = "it was there before; run the same command again, which lists the files anew"
-        raise OSError(error.errno or errno.EIO, f"{error.strerror or error}; {kept}", str(file)) from error
 
 
 def _row(file: Path, names: Sequence[str], clip: str | None) -> int:
@@ -288,7 +270,7 @@ def _read_videos(source: Path, part: str, start: int, entries: Sequence[_Entry])
             continue
         video, label = entry
         try:
-            with _source_kept(folder / f"{video}.json"):
+            with source_kept(folder / f"{video}.json"):
                 content = read_video(folder / f"{video}.json")
         except ValueError as error:
             yield LeftOut(video, "unreadable", str(error))
@@ -307,7 +289,7 @@ def _read_videos(source: Path, part: str, start: int, entries: Sequence[_Entry])
 
 def _read_rows(source: Path, part: str, start: int, entries: Sequence[_Entry]) -> Iterator[Clip | LeftOut]:
     file = source / f"{part}_data.npy"
-    with _source_kept(file):
+    with source_kept(file):
         array = open_rows(file)
     for row, entry in enumerate(entries, start):
         if isinstance(entry, LeftOut):

@@ -20,7 +20,7 @@ import numpy as np
 from ups_model.data import ntu_arrays as arrays_
 from ups_model.data.ntu_bodies import Persons, persons_of
 from ups_model.data.ntu_clips import FPS, MISSING, SKELETON, UP_AXIS, named_clip, nameless_clip, set_info
-from ups_model.data.ntu_files import Chosen, choose, digest, look, sets_in, source_kept
+from ups_model.data.ntu_files import Chosen, choose, digest, look, sets_in
 from ups_model.data.ntu_names import (
     PROTOCOLS,
     PUBLISHED_COUNTS,
@@ -34,6 +34,7 @@ from ups_model.data.ntu_names import (
 from ups_model.data.ntu_pickle import check_pickle, find_item, item_names, read_pickle
 from ups_model.data.ntu_skeleton import read_skeleton
 from ups_model.data.recording import Job, LeftOut, Reading, Recording
+from ups_model.data.source_files import source_kept
 from ups_model.data.writing import Clip
 
 __all__ = ["PROTOCOLS", "PUBLISHED_COUNTS", "available", "clip_names", "read_missing", "read_recording", "reading"]

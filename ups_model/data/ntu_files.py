@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ups_model.data.ntu_arrays import FILES, NAMES_FILE
 from ups_model.data.ntu_names import PROTOCOLS, belongs, parse_name
+from ups_model.data.source_files import listing_sha256
 
 SKELETON_SUFFIX = ".skeleton"
 _MISSING = "missing_skeletons"
@@ -117,22 +115,7 @@ def digest(chosen: Chosen) -> str:
     """
     files = [*chosen.files, *([chosen.names] if chosen.names else []), *chosen.missing]
     listing = sorted(_entry(file, chosen.source) for file in files)
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-
-
-@contextmanager
-def source_kept(file: Path) -> Iterator[None]:
-    """An OSError within ends a preparation: its message names the file and says how to go on.
-
-    A disk that can't be reached says nothing of what the file holds, so it must not leave a recording out.
-    """
-    try:
-        yield
-    except OSError as error:
-        kept = "what is read so far is kept, run the same command again once the file can be read, or take it away"
-        if isinstance(error, FileNotFoundError):
-            kept = "it was there before; run the same command again, which lists the files anew"
-        raise OSError(error.errno or errno.EIO, f"{error.strerror or error}; {kept}", str(file)) from error
+    return listing_sha256(listing)
 
 
 def _walk(folder: Path) -> list[Path]:

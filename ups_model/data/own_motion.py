@@ -25,6 +25,7 @@ from typing import TypeVar
 
 from ups_model.data.clips import FORMAT, MANIFEST
 from ups_model.data.recording import Job, LeftOut
+from ups_model.data.source_files import listing_sha256
 from ups_model.data.writing import Clip
 
 ONE_IN = 5
@@ -140,7 +141,7 @@ def look(source: Path, suffixes: Sequence[str], beside: Sequence[str] = ()) -> O
                 "for testing, or that of highest for training; more files may change which one"
             )
     listing = [(str(path), *((-1, -1) if at is None else (at.st_size, at.st_mtime_ns))) for path, at in status.items()]
-    digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    digest = listing_sha256(listing)
     split = "folders" if by_folder else "sha256 of the id"
     return OwnFiles(tuple(files), tuple(classes), split, digest, tuple(notes))
 
