@@ -4,7 +4,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := dev,orchestrator
+EXTRAS := dev,orchestrator,aws,server
 WORKERS ?= 2
 
 .PHONY: ablate test lint format train setup
