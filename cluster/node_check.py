@@ -87,8 +87,8 @@ def judge(facts: Facts, pinned: Mapping[str, str], gpus: int | None = None) -> l
     faults = []
     if facts.python != (3, 11):
         faults.append(
-            f"Python must be 3.11 on all machines, got {facts.python[0]}.{facts.python[1]}; make the environment again: "
-            "uv venv --seed --python 3.11 ~/.venv"
+            f"Python must be 3.11 on all machines, got {facts.python[0]}.{facts.python[1]}; make the environment "
+            "again: uv venv --seed --python 3.11 ~/.venv"
         )
     for name in ("torch", "ray", "numpy"):
         if name not in facts.packages:
@@ -109,8 +109,8 @@ def judge(facts: Facts, pinned: Mapping[str, str], gpus: int | None = None) -> l
         major, minor = gpu.capability
         if not has_kernels(facts.torch_archs, gpu.capability):
             faults.append(
-                f"GPU {number}, {gpu.name}, is sm_{major}{minor}; torch {facts.packages.get('torch', '')} has kernels for "
-                f"{', '.join(facts.torch_archs) or 'no GPU'}; pip install -c constraints.txt --extra-index-url "
+                f"GPU {number}, {gpu.name}, is sm_{major}{minor}; torch {facts.packages.get('torch', '')} has kernels "
+                f"for {', '.join(facts.torch_archs) or 'no GPU'}; pip install -c constraints.txt --extra-index-url "
                 f"https://download.pytorch.org/whl/cu126 'torch=={pinned.get('torch', '')}+cu126'"
             )
         elif gpu.failure:
@@ -121,8 +121,8 @@ def judge(facts: Facts, pinned: Mapping[str, str], gpus: int | None = None) -> l
 
 
 def has_kernels(archs: Sequence[str], capability: tuple[int, int]) -> bool:
-    """Whether code for one of `archs` runs on a device: same major number and no newer minor one (sm_80 runs on 8.6), or
-    an older architecture in the intermediate form (compute_70), which the driver compiles."""
+    """Whether code for one of `archs` runs on a device: same major number and no newer minor one (sm_80 runs on 8.6),
+    or an older architecture in the intermediate form (compute_70), which the driver compiles."""
     for arch in archs:
         found = re.fullmatch(r"(sm|compute)_(\d+)(\d)a?f?", arch)
         if not found:

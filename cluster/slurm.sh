@@ -29,6 +29,9 @@ export RAY_AUTH_MODE=token  # ~/.ray/auth_token, made once: ray get-auth-token -
 export RAY_health_check_initial_delay_ms=5000 RAY_health_check_period_ms=1000
 export RAY_health_check_timeout_ms=2000 RAY_health_check_failure_threshold=3
 
+# srun takes no --cpus-per-task from the job since SLURM 22.05.
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+
 # Ports of its own, for jobs that share a node. Ray's sockets lie in a folder whose path must be short.
 port=$((20000 + SLURM_JOB_ID % 10000))
 temporary="/tmp/ray-$SLURM_JOB_ID"

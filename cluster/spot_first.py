@@ -7,8 +7,8 @@ and again, even while EC2 answers InsufficientInstanceCapacity. Ray does remembe
 
 from typing import Any
 
-# Private, but the variable above asks for a function with exactly these arguments, and Ray offers no public base for it.
-# The autoscaler imports this module only on the head of a cluster; a test holds the signature.
+# Private, but the variable above asks for a function with exactly these arguments, and Ray offers no public base for
+# it. Only the autoscaler imports this module; a test runs it inside Ray's own scheduler.
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer
 
 
@@ -29,7 +29,7 @@ def score(
 
     Returns:
         A tuple, larger is better; None where nothing that waits fits. Types that tie go by name, the last one first:
-        hence `workers_spot` before `workers_on_demand`. Where no type is to be had they tie again, so spot is tried again.
+        hence `workers_spot` before `workers_on_demand`. Where no type is to be had they tie again: spot is tried again.
     """
     base = _default_utilization_scorer(
         node_resources, resources, node_type, node_availability_summary=node_availability_summary
