@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (OSError, UnicodeDecodeError, UnknownFile) as error:
             print(f"error: {file}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
             return 2
+        except ModuleNotFoundError as error:  # Ray has the schema, botocore knows EC2.
+            print(f"error: {file}: {error.name} is missing; pip install -e '.[orchestrator,aws]'", file=sys.stderr)
+            return 2
         for line in render(str(file), faults):
             print(line)
         serious = sum(not fault.warning for fault in faults)

@@ -180,7 +180,10 @@ def _child(node: yaml.Node, key: Key) -> tuple[yaml.Node, int] | None:
             if name.value == str(key):
                 return value, name.start_mark.line
     if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-        return node.value[key], node.value[key].start_mark.line
+        found = node.value[key]
+        # The text of a folded scalar (>-) begins a line further down.
+        folded = isinstance(found, yaml.ScalarNode) and found.style in (">", "|")
+        return found, found.start_mark.line + folded
     return None
 
 

@@ -35,8 +35,11 @@ export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 # Ports of its own, for jobs that share a node. Ray's sockets lie in a folder whose path must be short.
 port=$((20000 + SLURM_JOB_ID % 10000))
 temporary="/tmp/ray-$SLURM_JOB_ID"
-head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-head_address=$(srun --nodes=1 --ntasks=1 --nodelist="$head_node" hostname --ip-address | awk '{print $1}')
+nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
+head_node=${nodes[0]}
+# All addresses of the node, loopback left out; the first is IPv4. Where that is the wrong network, write another here.
+addresses=($(srun --nodes=1 --ntasks=1 --nodelist="$head_node" hostname --all-ip-addresses))
+head_address=${addresses[0]}
 
 # Every node: its wheel has kernels for its GPUs, or the job ends here with the way out.
 srun --ntasks="$SLURM_NNODES" python -m cluster.node_check

@@ -1,4 +1,4 @@
-"""Which package may import which: ups_model <- search_spaces <- orchestrator, read from the sources."""
+"""Which package may import which: ups_model <- search_spaces <- orchestrator; cluster alone. Read from the sources."""
 
 import ast
 import subprocess
@@ -12,8 +12,13 @@ SCHEDULERS = ("ray", "mlflow", "optuna")
 FORBIDDEN = {
     "ups_model": ("search_spaces", "orchestrator", "benchmarks", "tests", *SCHEDULERS),
     "search_spaces": ("orchestrator", "benchmarks", "tests", *SCHEDULERS),
-    "orchestrator": ("benchmarks", "tests"),
+    "orchestrator": ("benchmarks", "tests", "cluster"),
+    # Set up before the rest is there, on machines that may have nothing of it.
+    "cluster": ("ups_model", "search_spaces", "orchestrator", "benchmarks", "tests", "optuna"),
 }
+
+RAY_IN_CLUSTER = {"spot_first.py", "ray_yaml.py", "kubernetes.py"}
+"""Where Ray's own autoscaler and its readers of files are asked."""
 
 
 def imported_names(source, package=""):
@@ -66,6 +71,16 @@ def test_no_import_goes_against_the_arrows(repo_root, package):
     assert not faults, "\n".join(faults)
 
 
+def test_ray_is_imported_only_where_its_own_schema_and_scheduler_are_asked(repo_root):
+    importing = {
+        file.name
+        for file in sources(repo_root, "cluster")
+        for _, name in imported_names(file.read_text())
+        if name.split(".")[0] == "ray"
+    }
+    assert importing == RAY_IN_CLUSTER
+
+
 def test_the_sources_that_are_read_include_those_of_the_model(repo_root):
     names = {file.name for file in sources(repo_root, "ups_model")}
     assert {"__init__.py", "config.py", "vocabulary.py", "metrics.py"} <= names
@@ -88,6 +103,9 @@ def test_the_sources_that_are_read_include_those_of_the_model(repo_root):
         ("search_spaces", "from orchestrator import plan", "<source>:1 imports orchestrator.plan"),
         ("search_spaces", "import ray", "<source>:1 imports ray"),
         ("orchestrator", "import tests.conftest", "<source>:1 imports tests.conftest"),
+        ("orchestrator", "from cluster import check", "<source>:1 imports cluster.check"),
+        ("cluster", "import ups_model.config", "<source>:1 imports ups_model.config"),
+        ("cluster.rules", "from orchestrator.ledger import Ledger", "<source>:1 imports orchestrator.ledger.Ledger"),
     ],
 )
 def test_the_checker_finds_a_wrong_arrow(package, source, found):
