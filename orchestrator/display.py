@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from orchestrator.agenda import Agenda, State
 from orchestrator.ledger import LOG
+from orchestrator.plan import Unit
 from ups_model.measure import is_headline
 from ups_model.progress import duration
 
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 LINE_SECONDS = 30.0
 """Between two status lines in a log."""
 REFRESH_SECONDS = 1.0
+REMOTE_SECONDS = 15.0
+"""Between looks at the progress of a unit on an object store."""
 SHOWN_METRICS = 5
 
 
@@ -29,6 +32,7 @@ class Display:
         self._expected = dict(seconds)
         self._started: dict[str, float] = {}
         self._ratios: list[float] = []
+        self._rows: dict[str, tuple[float, list[dict[str, float]]]] = {}
         self._last = self._refreshed = time.monotonic()
         self._bar = tqdm(
             total=len(agenda.units),
@@ -55,14 +59,18 @@ class Display:
             self._bar.update(1)
         elif state is State.FAILED:
             error = self._agenda.error.get(key, "")
-            log = self._agenda.ledger.folder(unit) / LOG
+            log = self._agenda.ledger.where(unit, LOG)
             self._say("FAILED  %s: %s  (log: %s)", unit.name, error, log, level=logging.ERROR)
         elif state is State.STOPPED:
             self._say("stopped %s after %s; its checkpoint is kept", unit.name, duration(took))
         elif state is State.ELSEWHERE:
             self._say("held    %s by %s; waiting for it", unit.name, self._agenda.ledger.owner(unit))
         elif state is State.WAITING:
-            self._say("waits   %s for %s", unit.name, self._agenda.units[unit.parent].name)
+            parent = self._agenda.units.get(unit.parent)
+            if parent is not None and self._agenda.state[parent.key] is not State.FINISHED:
+                self._say("waits   %s for %s", unit.name, parent.name)
+            else:
+                self._say("again   %s after %s, from its newest checkpoint", unit.name, duration(took))
 
     def expect(self, key: str, seconds: float, done: bool) -> None:
         """A unit has joined the agenda."""
@@ -85,7 +93,9 @@ class Display:
     def line(self) -> str:
         """The state of the study on one line."""
         counts = self._agenda.counts()
-        parts = [f"{counts[State.FINISHED]} done", f"{counts[State.RUNNING]} running"]
+        running = len(self._started)
+        counts[State.WAITING] += counts[State.RUNNING] - running  # Released, and waiting for room.
+        parts = [f"{counts[State.FINISHED]} done", f"{running} running"]
         parts += [f"{counts[state]} {state}" for state in (State.WAITING, State.ELSEWHERE) if counts[state]]
         failed = counts[State.FAILED] + counts[State.BLOCKED]
         parts += [f"{failed} failed"] if failed else []
@@ -108,13 +118,26 @@ class Display:
         texts = []
         for key in list(self._started)[:4]:
             unit = self._agenda.units[key]
-            rows = self._agenda.ledger.progress(unit)
+            rows = self._progress(unit)
             text = unit.name
             if rows:
                 losses = [f"{name.split('/')[-1]} {value:.3g}" for name, value in rows[-1].items() if "loss" in name]
                 text += f" {rows[-1]['step']:.0f}/{unit.config.optim.steps} {' '.join(losses[:2])}"
             texts.append(text)
         return texts
+
+    def _progress(self, unit: Unit) -> list[dict[str, float]]:
+        """What a unit has reported. An object store is asked now and then, for it changes with checkpoints alone."""
+        ledger, now = self._agenda.ledger, time.monotonic()
+        asked, rows = self._rows.get(unit.key, (-LINE_SECONDS, []))
+        if ledger.root is None and now - asked < REMOTE_SECONDS:
+            return rows
+        try:
+            rows = ledger.progress(unit)
+        except OSError as error:
+            logger.debug("progress of %s: %s", unit.name, error)
+        self._rows[unit.key] = (now, rows)
+        return rows
 
     def _result(self, key: str) -> str:
         record = self._agenda.ledger.finished(self._agenda.units[key])

@@ -3,33 +3,35 @@
     <storage>/units/<slug>-<key>/   checkpoints/ best/ progress.jsonl log.txt result.json, and at the end record.json
     <storage>/studies/<name>/       plan.json, and the report
 
-A record is written under another name and renamed, so it is there whole or not at all. A unit is trained under a lock
-of the operating system, which ends with the process that holds it: nobody waits for the dead, and two drivers on one
-storage don't train one unit at a time.
+A record is there whole or not at all. A unit is trained under a claim, which ends with the process that holds it:
+nobody waits for the dead, and two drivers on one storage don't train one unit at a time. What kind of storage it is,
+`orchestrator.storage` knows; names are asked for one by one and nothing rests on a listing.
 """
 
 import json
 import logging
-import os
-import socket
-import time
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
-
-from filelock import FileLock, Timeout
 
 from orchestrator.plan import Plan, Unit
+from orchestrator.storage import Claim, Storage, Workspace, parse_address, storage_at
+from orchestrator.storage.base import as_object
+from orchestrator.storage.folder import CLAIM, OWNER, FolderStorage, write_whole
+from orchestrator.storage.workspace import download_all, scratch
 from ups_model.checkpoint import STATE
 from ups_model.progress import read_rows
 
+__all__ = ["CLAIM", "FAILURE", "LOG", "OWNER", "RECORD", "Ledger", "Record", "storage_path", "write_whole"]
+
 logger = logging.getLogger(__name__)
 
-RECORD, FAILURE, CLAIM, OWNER, LOG = "record.json", "failure.json", ".claim", "owner.json", "log.txt"
+RECORD, FAILURE, LOG, PROGRESS, PLAN = "record.json", "failure.json", "log.txt", "progress.jsonl", "plan.json"
+REPORTS = Path("runs/reports")
+"""Where reports are written that are then brought to an object store."""
 
 
 @dataclass(frozen=True)
@@ -73,168 +75,253 @@ class Record:
 class Ledger:
     """Records, checkpoints and studies on one storage."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, storage: Storage | Path) -> None:
+        self.storage: Storage = FolderStorage(storage) if isinstance(storage, Path) else storage
+        self.address = self.storage.address
+        """What `at` makes the same ledger of, on any machine that reaches it."""
+        self.root = self.storage.root
+        """Its folder; None on an object store."""
+        self._remembered: dict[str, Record | None] = {}
+        self._copies = ExitStack()
+
+    @classmethod
+    def at(cls, storage: str) -> Self:
+        """The ledger at an address, without a look at it. ValueError where that names nothing that can be one."""
+        return cls(storage_at(storage))
 
     @classmethod
     def open(cls, storage: str, create: bool = True) -> Self:
-        """The ledger at a path or file:// address.
+        """The ledger at a path, file:// or s3:// address.
 
         Raises:
             ValueError: the storage can't be reached or written to, or (without `create`) there is none.
         """
-        root = storage_path(storage)
-        if not create:
-            if not (root / "units").is_dir():
-                raise ValueError(f"--storage {storage}: no study has been run there; run orchestrator.ablate first")
-            return cls(root)
-        try:
-            (root / "units").mkdir(parents=True, exist_ok=True)
-            (root / "studies").mkdir(exist_ok=True)
-            probe = root / "units" / f".probe-{uuid.uuid4().hex}"
-            write_whole(probe, "probe")
-            probe.unlink()
-        except OSError as error:
-            raise ValueError(
-                f"--storage {storage}: cannot be written to ({error.strerror or error}); give another folder"
-            ) from error
-        return cls(root)
+        found = storage_at(storage)
+        found.check(create)
+        return cls(found)
 
     def folder(self, unit: Unit) -> Path:
-        """Where a unit's files lie."""
-        return self.root / "units" / unit.folder
+        """Where a unit's files lie. ValueError on an object store: there is no such folder."""
+        return self._own() / "units" / unit.folder
+
+    def folders(self) -> list[Path]:
+        """What `open` makes."""
+        return [] if self.root is None else [self.root / "units", self.root / "studies"]
+
+    def _own(self) -> Path:
+        if self.root is None:
+            raise ValueError(f"{self.address} is no folder; ask the ledger for a unit's record, weights or workspace")
+        return self.root
+
+    def where(self, unit: Unit, name: str = "") -> str:
+        """The address of a unit's file, for people."""
+        return self.storage.where(f"{_place(unit)}/{name}".rstrip("/"))
 
     def record(self, unit: Unit) -> Record | None:
-        """The finished record of a unit, else that of its last failure, else None."""
+        """The finished record of a unit, else that of its last failure, else None. One that can't be read now counts as
+        none: who is about to train asks `done`."""
         return self.read(unit.folder, unit.key)
 
     def read(self, folder: str, key: str) -> Record | None:
         """`record`, by the unit's folder and key."""
-        for name in (RECORD, FAILURE):
-            file = self.root / "units" / folder / name
-            try:
-                record = Record.from_json(file.read_text("utf-8"))
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError) as error:
-                logger.warning("%s can't be read (%s): the unit counts as not done", file, error)
-                continue
-            if record.key == key:
-                return record
-            logger.warning("%s is the record of another unit (%s); it is ignored", file, record.key)
-        return None
+        return self._unless_unreadable(folder, key, (RECORD, FAILURE))
 
     def finished(self, unit: Unit) -> Record | None:
         """The finished record of a unit."""
-        record = self.record(unit)
+        record = self._unless_unreadable(unit.folder, unit.key, (RECORD,))
         return record if record is not None and record.status == "finished" else None
+
+    def done(self, unit: Unit) -> Record | None:
+        """`finished`, for who would train the unit if it isn't. OSError where the storage doesn't answer: that is no
+        reason to train a unit twice."""
+        record = self._read(unit.folder, unit.key, (RECORD,))
+        return record if record is not None and record.status == "finished" else None
+
+    def records(self, units: Iterable[Unit]) -> dict[str, Record | None]:
+        """`record` of many units by key, many requests at a time. OSError where the storage doesn't answer."""
+        return self.read_all({unit.key: unit.folder for unit in units})
+
+    def read_all(self, folders: Mapping[str, str]) -> dict[str, Record | None]:
+        """`records`, by the units' keys and folders."""
+        found = self.storage.each(lambda pair: self._read(pair[1], pair[0], (RECORD, FAILURE)), folders.items())
+        return dict(zip(folders, found, strict=True))
+
+    @contextmanager
+    def remembering(self, units: Iterable[Unit]) -> Iterator[None]:
+        """While it lasts, `record`, `read` and `finished` answer for these units from one reading of them all at its
+        start: one request after another would take minutes for a large plan. OSError as of `records`."""
+        self._remembered = self.records(units)
+        try:
+            yield
+        finally:
+            self._remembered = {}
+
+    def _unless_unreadable(self, folder: str, key: str, names: tuple[str, ...]) -> Record | None:
+        if key in self._remembered:
+            return self._remembered[key]
+        try:
+            return self._read(folder, key, names)
+        except OSError as error:
+            where = self.storage.where(f"units/{folder}")
+            logger.warning("%s can't be read (%s): the unit counts as not done", where, error)
+            return None
+
+    def _read(self, folder: str, key: str, names: tuple[str, ...]) -> Record | None:
+        for name in names:
+            file = f"units/{folder}/{name}"
+            try:
+                record = Record.from_json(self.storage.read(file).decode("utf-8"))
+            except FileNotFoundError:
+                continue
+            except ValueError as error:
+                where = self.storage.where(file)
+                logger.warning("%s can't be read (%s): the unit counts as not done", where, error)
+                continue
+            if record.key == key:
+                return record
+            logger.warning("%s is the record of another unit (%s); it is ignored", self.storage.where(file), record.key)
+        return None
 
     def write(self, unit: Unit, record: Record) -> None:
         """Put a record on storage. A finished one stays: it is never replaced by a failure."""
-        folder = self.folder(unit)
-        folder.mkdir(parents=True, exist_ok=True)
-        if record.status == "failed":
-            write_whole(folder / FAILURE, record.to_json())
-            return
-        write_whole(folder / RECORD, record.to_json())
-        with suppress(OSError):
-            (folder / FAILURE).unlink()
+        name = FAILURE if record.status == "failed" else RECORD
+        self.storage.write(f"{_place(unit)}/{name}", record.to_json().encode("utf-8"))
+        if record.status == "finished":
+            with suppress(OSError):
+                self.storage.delete(f"{_place(unit)}/{FAILURE}")
+
+    def written(self, unit: Unit) -> float | None:
+        """Age in seconds of a unit's record; None where it has none."""
+        found = [self.storage.look(f"{_place(unit)}/{name}") for name in (RECORD, FAILURE)]
+        return next((entry.age for entry in found if entry is not None), None)
 
     def weights(self, unit: Unit, record: Record) -> Path:
-        """Folder of a finished unit's chosen weights."""
-        return self.folder(unit) / record.checkpoint
+        """Folder of a finished unit's chosen weights, which may be missing or damaged. Of an object store it is a
+        copy on this machine, good until the next call; OSError where the store doesn't answer."""
+        if self.root is not None:
+            return self.folder(unit) / record.checkpoint
+        self._copies.close()
+        folder = self._copies.enter_context(scratch(self.address)) / unit.folder / record.checkpoint
+        place = f"{_place(unit)}/{record.checkpoint}"
+        names = [STATE]
+        with suppress(FileNotFoundError):
+            state = as_object(self.storage.read(f"{place}/{STATE}"))
+            names += [name for name in state.get("sha256", {}) if Path(name).name == name]
+            with suppress(FileNotFoundError):  # The folder then lacks it, as it would on a disk.
+                download_all(self.storage, place, [f"{place}/{name}" for name in names], folder)
+        return folder
 
     def has_weights(self, unit: Unit, record: Record) -> bool:
         """Whether the chosen weights of a finished unit lie where the record says; their content is not read."""
-        return bool(record.checkpoint) and (self.weights(unit, record) / STATE).is_file()
+        if not record.checkpoint:
+            return False
+        try:
+            return self.storage.look(f"{_place(unit)}/{record.checkpoint}/{STATE}") is not None
+        except OSError as error:
+            logger.warning("%s: the storage doesn't answer (%s); its weights count as there", unit.name, error)
+            return True  # Who starts from them looks again.
 
-    @contextmanager
-    def claim(self, unit: Unit) -> Iterator[bool]:
-        """Hold a unit without waiting; yields whether it is held. Ends with the process at the latest."""
-        folder = self.folder(unit)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / CLAIM)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            yield False
-            return
-        try:
-            owner = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-            write_whole(folder / OWNER, json.dumps(owner))
-            yield True
-        finally:
-            lock.release()
+    def claim(self, unit: Unit) -> AbstractContextManager[Claim]:
+        """Hold a unit without waiting; the claim is false where another process does. Ends with the process at the
+        latest, on an object store after the lease at the latest."""
+        return self.storage.claim(_place(unit))
 
     def claimed(self, unit: Unit) -> bool:
-        """Whether some process holds the unit now."""
-        if not (self.folder(unit) / CLAIM).exists():
-            return False
-        lock = FileLock(self.folder(unit) / CLAIM)
+        """Whether some process holds the unit now; if the storage doesn't answer it counts as held."""
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
+            return self.storage.claimed(_place(unit))
+        except OSError as error:
+            logger.warning("%s: the storage doesn't tell who holds it (%s)", unit.name, error)
             return True
-        lock.release()
-        return False
 
     def owner(self, unit: Unit) -> str:
         """Who holds or last held a unit, for people."""
-        try:
-            owner = json.loads((self.folder(unit) / OWNER).read_text("utf-8"))
-            return f"process {owner['pid']} on {owner['host']}"
-        except (OSError, ValueError, KeyError):
-            return "another process"
+        owner = self.storage.owner(_place(unit))
+        return f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
+
+    def workspace(self, unit: Unit, claim: Claim) -> AbstractContextManager[Workspace]:
+        """The folder that a unit that is held is trained in, which has what is needed to go on with it."""
+        return self.storage.workspace(_place(unit), claim)
 
     def progress(self, unit: Unit) -> list[dict[str, float]]:
-        """What a unit has reported so far: rows with "step", "time" and metrics."""
-        return read_rows(self.folder(unit) / "progress.jsonl")
+        """What a unit has reported so far: rows with "step", "time" and metrics. On an object store they come with the
+        checkpoints."""
+        if self.root is not None:
+            return read_rows(self.folder(unit) / PROGRESS)
+        try:
+            content = self.storage.read(f"{_place(unit)}/{PROGRESS}")
+        except FileNotFoundError:
+            return []
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / PROGRESS).write_bytes(content)
+            return read_rows(Path(folder) / PROGRESS)
+
+    def progress_tag(self, unit: Unit) -> str:
+        """Another one whenever a unit has reported more; empty where it has reported nothing."""
+        entry = self.storage.look(f"{_place(unit)}/{PROGRESS}")
+        return entry.tag if entry is not None else ""
 
     def study(self, plan: Plan | str) -> Path:
-        """Folder of a study's plan and report."""
-        return self.root / "studies" / (plan if isinstance(plan, str) else plan.name)
+        """Folder of a study's plan and report. ValueError on an object store: there is no such folder."""
+        return self._own() / "studies" / _name(plan)
+
+    def report_folder(self, plan: Plan | str) -> Path:
+        """Where a study's report is written unless told otherwise; of an object store, on this machine."""
+        return REPORTS / _name(plan) if self.root is None else self.study(plan) / "report"
+
+    def publish_report(self, plan: Plan | str, files: Iterable[Path], out: Path) -> str:
+        """Bring the files of a report in `out` to an object store.
+
+        Returns:
+            Their address, empty where the storage is a folder. OSError where it can't be written to.
+        """
+        place = f"studies/{_name(plan)}/report"
+        if self.root is not None:
+            return ""
+        self.storage.each(
+            lambda file: self.storage.write(f"{place}/{file.relative_to(out).as_posix()}", file.read_bytes()), files
+        )
+        return self.storage.where(place)
 
     def save_plan(self, plan: Plan, content: Mapping[str, Any]) -> None:
         """Keep what the report needs of a plan."""
-        self.study(plan).mkdir(parents=True, exist_ok=True)
-        write_whole(self.study(plan) / "plan.json", json.dumps(content, indent=1, sort_keys=True, allow_nan=False))
+        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+        self.storage.write(f"studies/{plan.name}/{PLAN}", text.encode("utf-8"))
 
-    def studies(self) -> dict[str, dict[str, Any]]:
-        """Saved plans by the name of their folder."""
-        found = {}
-        for file in sorted((self.root / "studies").glob("*/plan.json")):
-            try:
-                found[file.parent.name] = json.loads(file.read_text("utf-8"))
-            except (OSError, ValueError) as error:
-                logger.warning("%s can't be read (%s); run the study's ablate command again", file, error)
-        return found
+    def studies(self, known: str | None = None) -> dict[str, dict[str, Any]]:
+        """Saved plans by the name of their folder; `known` is looked for whether or not it is listed."""
+        names = sorted({*self.storage.children("studies"), *([known] if known and "/" not in known else [])})
+        return {
+            name: content
+            for name, content in zip(names, self.storage.each(self._plan, names), strict=True)
+            if content is not None
+        }
 
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, and stays after a crash of the machine."""
-    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    descriptor = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _plan(self, name: str) -> dict[str, Any] | None:
+        file = f"studies/{name}/{PLAN}"
+        try:
+            return json.loads(self.storage.read(file))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            where = self.storage.where(file)
+            logger.warning("%s can't be read (%s); run the study's ablate command again", where, error)
+            return None
 
 
-def storage_path(storage: str) -> Path:
-    """The folder that a path or file:// address names; ValueError for any other address. Looks at no disk."""
-    parts = urlsplit(storage)
-    if parts.scheme == "file":
-        return Path(parts.path)
-    if parts.scheme and "://" in storage:
-        raise ValueError(f"--storage {storage}: {parts.scheme}:// is not supported; give a folder or a shared mount")
-    return Path(storage).expanduser().absolute()
+def storage_path(storage: str) -> Path | None:
+    """The folder that a path or file:// address names, None for an object store. Looks at no disk.
+
+    Raises:
+        ValueError: any other address.
+    """
+    found = parse_address(storage)
+    return found if isinstance(found, Path) else None
+
+
+def _place(unit: Unit) -> str:
+    return f"units/{unit.folder}"
+
+
+def _name(plan: Plan | str) -> str:
+    return plan if isinstance(plan, str) else plan.name

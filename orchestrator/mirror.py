@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from orchestrator import mirrored
-from orchestrator.ledger import FAILURE, RECORD, Ledger, Record
+from orchestrator.ledger import RECORD, Ledger, Record
 from orchestrator.mirrored import Point
 from orchestrator.plan import Plan, Unit
 
@@ -21,7 +21,7 @@ PERIOD, PAUSE, LONGEST_WAIT, GRACE = 2.0, 0.2, 60.0, 60.0
 at most; before a run without a process counts as left behind (another driver may be about to start the unit)."""
 CHUNK = 25
 """Runs created in one go, while other drivers wait."""
-PLAN_FILE, PROGRESS = "plan.json", "progress.jsonl"
+PLAN_FILE = "plan.json"
 LASTING = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")
 """Error codes of MLflow that another try of the same doesn't mend."""
 
@@ -96,8 +96,8 @@ class LedgerMirror:
         """Keys to look at, in this order."""
         self._suspects: dict[str, float] = {}
         """Runs that say RUNNING without a word of this driver, and when they were first seen."""
-        self._seen: dict[str, tuple[int, int]] = {}
-        """Size and time of the progress file of each running unit."""
+        self._seen: dict[str, str] = {}
+        """What the ledger says of the progress of each running unit, another text for another progress."""
         self._settled: set[str] = set()
         self._records: dict[str, Record] = {}
         self._records_changed = True
@@ -245,11 +245,12 @@ class LedgerMirror:
 
     def _progress_changed(self, unit: Unit) -> bool:
         try:
-            stat = (self.ledger.folder(unit) / PROGRESS).stat()
+            now = self.ledger.progress_tag(unit)
         except OSError:
             return False
-        now = (stat.st_size, stat.st_mtime_ns)
-        return self._seen.get(unit.key) != now and self._seen.update({unit.key: now}) is None
+        changed = bool(now) and self._seen.get(unit.key) != now
+        self._seen[unit.key] = now
+        return changed
 
     def _parent(self, store: Store) -> Run:
         tags = {name: value for name, value in self._plan_tags.items() if name != mirrored.PLAN_DIGEST}
@@ -350,9 +351,7 @@ class LedgerMirror:
 
     def _written(self, unit: Unit) -> float:
         """When a record came to be on storage."""
-        folder = self.ledger.folder(unit)
-        file = folder / RECORD if (folder / RECORD).exists() else folder / FAILURE
-        return file.stat().st_mtime
+        return time.time() - (self.ledger.written(unit) or 0.0)
 
     def _new_rows(self, store: Store, run: Run, unit: Unit) -> tuple[list[list[Point]], dict[str, str]]:
         """Progress that the run doesn't have, and the tag that says how far it is with it."""

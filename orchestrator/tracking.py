@@ -28,6 +28,7 @@ from orchestrator.ledger import RECORD, Ledger, Record
 from orchestrator.mirror import PLAN_FILE, LedgerMirror, Run
 from orchestrator.mirrored import Point
 from orchestrator.plan import Plan
+from orchestrator.storage.workspace import scratch_base
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,12 @@ _SETTINGS = {
 
 
 def default_uri(ledger: Ledger) -> str:
-    """The store that lies beside the records."""
+    """The store that lies beside the records. ValueError where they are on an object store, which holds no database."""
+    if ledger.root is None:
+        raise ValueError(
+            f"--storage {ledger.address} has no place for MLflow's database; give --tracking-uri http://HOST:5000 or "
+            "sqlite:////FOLDER/mlflow.db"
+        )
     return f"sqlite:///{ledger.root.absolute() / DATABASE}"
 
 
@@ -175,13 +181,17 @@ class MlflowStore:
     def __init__(self, uri: str, experiment: str, ledger: Ledger) -> None:
         sqlite = urlsplit(uri).scheme.startswith("sqlite")
         # Two processes that both open a new database, or both look for a run and make it, would end with two or none.
-        self._lock = FileLock((_database(uri).parent if sqlite else ledger.root) / LOCK)
+        place = _database(uri).parent if sqlite else ledger.root
+        # Without a folder that all drivers share, those of one machine: of others' runs the oldest is taken.
+        file = scratch_base() / f"{LOCK}-{mirrored.digest_of(uri)}" if place is None else place / LOCK
+        self._lock = FileLock(file)
         with self._lock.acquire(timeout=LOCK_SECONDS):
             self.client = _connect(uri)
             found = self.client.get_experiment_by_name(experiment)
             if found is None:
-                place = (ledger.root.absolute() / ARTIFACTS).as_uri() if sqlite else None
-                self.experiment = self.client.create_experiment(experiment, artifact_location=place)
+                beside = ledger.root.absolute() if ledger.root is not None else _database(uri).parent
+                artifacts = (beside / ARTIFACTS).as_uri() if sqlite else None
+                self.experiment = self.client.create_experiment(experiment, artifact_location=artifacts)
             elif found.lifecycle_stage != "active":
                 raise ValueError(f"experiment {experiment!r} has been deleted in MLflow; restore it there")
             else:

@@ -28,6 +28,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ups_model.build import Parts, build, data_identity, mean_pose_error_mm
 from ups_model.checkpoint import (
+    STATE,
     keep_steps,
     load_checkpoint,
     load_weights,
@@ -107,6 +108,7 @@ def train(
     parent: Path | None = None,
     on_metrics: Callable[[int, dict[str, float]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    on_checkpoint: Callable[[], None] | None = None,
 ) -> Result:
     """Train, resume or just report a run.
 
@@ -116,6 +118,7 @@ def train(
         parent: checkpoint folder whose weights are the start (fine-tuning).
         on_metrics: called with (step, metrics) at every progress line and validation.
         should_stop: asked after each step; True saves a checkpoint and returns a result with status "stopped".
+        on_checkpoint: called after a checkpoint is written and older ones are deleted; what it raises ends the run.
 
     Raises:
         ValueError: a configuration, data set or checkpoint that cannot be used; nothing was started.
@@ -124,7 +127,7 @@ def train(
     # Second moments of small gradients are denormal numbers, with which a CPU computes many times slower.
     torch.set_flush_denormal(True)
     try:
-        return _train(config, paths, options, parent, on_metrics, should_stop)
+        return _train(config, paths, options, parent, on_metrics, should_stop, on_checkpoint)
     finally:
         torch.set_flush_denormal(False)
 
@@ -136,6 +139,7 @@ def _train(
     parent: Path | None,
     on_metrics: Callable[[int, dict[str, float]], None] | None,
     should_stop: Callable[[], bool] | None,
+    on_checkpoint: Callable[[], None] | None,
 ) -> Result:
     rank, processes = start_processes()
     device = pick_device(options.device, rank)
@@ -151,6 +155,12 @@ def _train(
     parallel = DistributedDataParallel(model, find_unused_parameters=True) if processes > 1 else model
     mean_pose_mm = mean_pose_error_mm(feeds["pe"]) if "pe" in feeds else 0.0
     step, best, seconds = 0, None, 0.0
+    # Its checkpoints may have been deleted to save space: a finished run is told by its result and its chosen weights.
+    done = finished_result(options.out, key)
+    whole = done is not None and (options.out / "best" / Path(done.checkpoint).name / STATE).is_file()
+    if done is not None and whole and (done.tested or not options.test):
+        logger.info("run %s is finished; nothing to train", key)
+        return done
     saved = newest_checkpoint(options.out / "checkpoints")
     if saved is not None:
         path, tensors, state = saved
@@ -168,10 +178,6 @@ def _train(
         if state["scaler"]:  # Empty where the run so far was not in fp16; the scale then starts anew.
             scaler.load_state_dict(state["scaler"])
         step, best, seconds = state["step"], state["best"], state["seconds"]
-        done = finished_result(options.out, key)
-        if done is not None and (done.tested or not options.test):
-            logger.info("run %s is finished; nothing to train", key)
-            return done
         if rank == 0:
             forget_after(options.out / "progress.jsonl", step)
         logger.info("resuming at step %d of %d from %s", step, optim.steps, path)
@@ -277,6 +283,8 @@ def _train(
             prune_checkpoints(options.out / "checkpoints", options.keep)
             # A best that a kept checkpoint names must outlive a later best, or resuming from it would find nothing.
             keep_steps(options.out / "best", named_best_steps(options.out / "checkpoints"))
+            if on_checkpoint is not None:
+                on_checkpoint()
 
     seconds += time.monotonic() - started
     wait_for_all(processes)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.command import DEFAULT_STORAGE
+from orchestrator.ledger import Ledger
 from orchestrator.report import build, summary, write_report
 from orchestrator.report.sources import from_storage, from_tracking
 
@@ -15,6 +16,7 @@ EXAMPLES = """examples:
   python -m orchestrator.report tables_7_9                     by its study's name
   python -m orchestrator.report tables_7_9-small-1a2b3c4d      by its own, where a study was run in several ways
   python -m orchestrator.report tables_7_9 --storage /mnt/shared/ablations --out tables
+  python -m orchestrator.report tables_7_9 --storage s3://my-bucket/ablations
   python -m orchestrator.report tables_7_9 --tracking-uri http://HOST:5000
 
 It reads and trains nothing; the same records give the same bytes, from storage and from MLflow.
@@ -33,10 +35,13 @@ def parser() -> argparse.ArgumentParser:
         "study", nargs="?", metavar="STUDY", help="name of a study, or of its plan (the one that is there)"
     )
     source = made.add_mutually_exclusive_group()
-    source.add_argument("--storage", metavar="URI", help=f"folder of the ledger ({DEFAULT_STORAGE})")
+    source.add_argument("--storage", metavar="URI", help=f"folder or s3://BUCKET/PREFIX ({DEFAULT_STORAGE})")
     source.add_argument("--tracking-uri", metavar="URI", help="read from MLflow instead")
     made.add_argument(
-        "--out", type=Path, metavar="DIR", help="(STORAGE/studies/PLAN/report; report-PLAN here, if from MLflow)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="(STORAGE/studies/PLAN/report; report-PLAN here, if from MLflow; runs/reports/PLAN, if from s3://)",
     )
     return made
 
@@ -45,17 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     given = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    ledger = None
     try:
         if given.tracking_uri is not None:
             (content, records), folder = from_tracking(given.tracking_uri, given.study)
         else:
-            (content, records), folder = from_storage(given.storage or DEFAULT_STORAGE, given.study)
+            ledger = Ledger.open(given.storage or DEFAULT_STORAGE, create=False)
+            (content, records), folder = from_storage(ledger, given.study)
         report = build(content, records)
-        written = write_report(content, records, given.out or folder)
+        out = given.out or folder
+        written = write_report(content, records, out)
+        copy = ledger.publish_report(content["name"], written, out) if ledger is not None else ""
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join([report.name, *summary(report), *map(str, written)]))
+    print("\n".join([report.name, *summary(report), *map(str, written), *filter(None, [copy])]))
     return 0
 
 

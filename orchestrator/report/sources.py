@@ -11,17 +11,17 @@ Found = tuple[Mapping[str, Any], Records]
 """A plan's content, and the records of its units by key."""
 
 
-def from_storage(storage: str, study: str | None) -> tuple[Found, Path]:
+def from_storage(ledger: Ledger, study: str | None) -> tuple[Found, Path]:
     """The plan of a study on storage with its records, and the folder that its report goes to.
 
     Raises:
-        ValueError: no storage, no such study or several plans of it, or not one record.
+        ValueError: no such study or several plans of it, or not one record.
+        OSError: the storage doesn't answer.
     """
-    ledger = Ledger.open(storage, create=False)
-    plans = ledger.studies()
+    plans, storage = ledger.studies(study), ledger.address
     content = plans[choose([(name, plan["study"]) for name, plan in plans.items()], study, f"--storage {storage}")]
-    records = {key: ledger.read(unit["folder"], key) for key, unit in content["units"].items()}
-    return _with_records(content, records), ledger.study(content["name"]) / "report"
+    records = ledger.read_all({key: unit["folder"] for key, unit in content["units"].items()})
+    return _with_records(content, records), ledger.report_folder(content["name"])
 
 
 def from_tracking(tracking_uri: str, study: str | None) -> tuple[Found, Path]:

@@ -1,0 +1,111 @@
+"""Reading everything, to find what is damaged before a study needs it."""
+
+from dataclasses import dataclass
+
+from orchestrator.ledger import FAILURE, PLAN, RECORD, Ledger, Record
+from orchestrator.storage.base import as_object
+from orchestrator.storage.contents import key_of
+from orchestrator.storage.sweep import checkpoint_fault, checkpoints_of, weights_fault
+from orchestrator.storage.workspace import RESULT
+from ups_model.checkpoint import STATE
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that can't be read."""
+
+    name: str
+    what: str
+    then: str
+    """What the next run of a study does about it."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Of one unit."""
+
+    damages: tuple[Damage, ...] = ()
+    checkpoints: int = 0
+    """That were read whole or found damaged."""
+    held: bool = False
+    """A process is at it, so its checkpoints were not looked at."""
+
+
+def verify_unit(ledger: Ledger, folder: str) -> Verified:
+    """Read a unit's records, chosen weights and checkpoints. OSError where the storage doesn't answer."""
+    place = f"units/{folder}"
+    record, damages = _records(ledger, folder)
+    if ledger.storage.claimed(place):
+        return Verified(tuple(damages), held=True)
+    found = checkpoints_of(ledger, folder)
+    whole = {name: f"{name}/{STATE}" in {entry.name for entry in entries} for name, entries in found.items()}
+    faults = {name: checkpoint_fault(ledger, name) for name, has_state in whole.items() if has_state}
+    resume = [name for name in faults if name.startswith(f"{place}/checkpoints/")]
+    usable = [name for name in resume if not faults[name]]
+    finished = record is not None and record.status == "finished"
+    chosen = f"{place}/{record.checkpoint}" if record is not None and record.checkpoint else ""
+    if finished and chosen not in faults:  # There is none, or it has no state.
+        faults[chosen or place] = weights_fault(ledger, folder, record)
+    for name, fault in faults.items():
+        if fault:
+            damages.append(Damage(name, fault, _then(name == (chosen or place) and finished, finished, usable, name)))
+    if damages and record is None and any(damage.name.endswith(f"/{RECORD}") for damage in damages):
+        damages[0] = _of_record(ledger, folder, damages[0], faults, usable)
+    return Verified(tuple(damages), len(faults))
+
+
+def _then(chosen: bool, finished: bool, usable: list[str], name: str) -> str:
+    if chosen:
+        how = f"from {usable[-1].rsplit('/', 1)[-1]}" if usable else "by training the unit again"
+        return f"the next ablate makes them again, {how}, if a unit that isn't done starts from them; else nothing"
+    if finished:
+        return "nothing: the unit is finished and has its chosen weights"
+    older = [one for one in usable if one < name] if "/checkpoints/" in name else usable
+    return f"the next ablate goes on from {older[-1].rsplit('/', 1)[-1]}" if older else "the next ablate begins anew"
+
+
+def _of_record(ledger: Ledger, folder: str, damage: Damage, faults: dict[str, str], usable: list[str]) -> Damage:
+    """What becomes of a unit without a readable record depends on what else it has."""
+    try:
+        result = as_object(ledger.storage.read(f"units/{folder}/{RESULT}"))
+    except FileNotFoundError:
+        result = {}
+    weights = f"units/{folder}/best/{str(result.get('checkpoint', '')).rsplit('/', 1)[-1]}"
+    if result.get("status") == "finished" and faults.get(weights, "absent") == "":
+        then = "the next ablate makes it again from result.json, without training"
+    elif usable:
+        then = f"the next ablate goes on from {usable[-1].rsplit('/', 1)[-1]}"
+    else:
+        then = "the next ablate trains the unit again"
+    return Damage(damage.name, damage.what, then)
+
+
+def _records(ledger: Ledger, folder: str) -> tuple[Record | None, list[Damage]]:
+    found, damages = None, []
+    for name in (RECORD, FAILURE):
+        file = f"units/{folder}/{name}"
+        try:
+            record = Record.from_json(ledger.storage.read(file).decode("utf-8"))
+            if record.key != key_of(folder):
+                raise ValueError(f"it is the record of another unit, {record.key}")
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            damages.append(Damage(file, str(error), "the next ablate writes it again"))
+            continue
+        found = found or record
+    return found, damages
+
+
+def verify_studies(ledger: Ledger) -> list[Damage]:
+    """Saved plans that can't be read."""
+    found = []
+    for name in ledger.storage.children("studies"):
+        file = f"studies/{name}/{PLAN}"
+        try:
+            content = as_object(ledger.storage.read(file))
+        except FileNotFoundError:
+            continue
+        if "units" not in content:
+            found.append(Damage(file, "it is not a plan", "the study's ablate command writes it again"))
+    return found
