@@ -14,16 +14,19 @@ from orchestrator.command import (
     check_numbers,
     command_line,
     connect,
+    footprints,
     job_of,
     make_writable,
     record_failures,
     unmade_if_refused,
 )
+from orchestrator.commit import commit
 from orchestrator.content import plan_content
 from orchestrator.estimate import Estimate, estimate
 from orchestrator.inputs import Inputs, read_inputs
 from orchestrator.ledger import Ledger, storage_path
 from orchestrator.plan import Plan, Unit
+from orchestrator.site import site_of
 from orchestrator.worker import Job
 from search_spaces import find_study, study_names
 from ups_model.command import start_logging
@@ -38,6 +41,7 @@ EXAMPLES = """examples:
   python -m orchestrator.ablate paper_tables --plan              what would be trained, and how long it takes
   python -m orchestrator.ablate tables_7_9 --preset small --data uiprmd=PATH --data utd_mhad=PATH --data jhmdb=PATH
   python -m orchestrator.ablate my_study.py --seeds 5 --set steps=4000 --storage /mnt/shared/ablations
+  python -m orchestrator.ablate tables_7_9 --storage s3://my-bucket/ablations --tracking-uri http://HOST:5000
   python -m orchestrator.ablate tables_7_9 --preset paper --address auto --gpus-per-unit 1
 
 Run again to resume, with more rows or seeds to extend: finished units are never trained twice.
@@ -64,7 +68,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--list", action="store_true", help="name the studies and end")
     made.add_argument("--plan", action="store_true", help="show rows, arms, units, sizes and times; start nothing")
     add_shared_arguments(made, "row")
-    made.add_argument("--out", type=Path, metavar="DIR", help="of the report (in the storage)")
+    made.add_argument(
+        "--out", type=Path, metavar="DIR", help="of the report (in the storage; for s3:// here too)"
+    )
     return made
 
 
@@ -93,23 +99,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
     """Everything after the arguments were found good."""
     # Ray and MLflow take seconds to import, which --help and --plan need not wait for.
+    from orchestrator import ray_nodes, tracking
     from orchestrator import run as driver
-    from orchestrator import tracking
     from orchestrator.display import Display, several
     from orchestrator.report import write_report
 
     plan = inputs.plan
-    root = storage_path(given.storage)
-    out = given.out or Ledger(root).study(plan) / "report"
+    aimed = Ledger.at(given.storage)
+    out = given.out or aimed.report_folder(plan)
+    uri = given.tracking_uri or tracking.default_uri(aimed)
     if given.tracking_uri is not None:
         tracking.check(given.tracking_uri)
     ray, slots = None, 1
     try:
-        with unmade_if_refused(root / "units", root / "studies", out):
+        with unmade_if_refused(*aimed.folders(), out):
             ledger = Ledger.open(given.storage)
             make_writable(out)
-            uri = given.tracking_uri or tracking.default_uri(ledger)
-            agenda = Agenda(plan, ledger)
+            with ledger.remembering(plan.units.values()):
+                agenda = Agenda(plan, ledger)
             if not agenda.complete:
                 ray = facts, resources = connect(given)
                 slots = facts.slots(resources)
@@ -122,47 +129,54 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
         display = Display(agenda, expected.seconds, slots)
         measured = plan.measured()
 
-        def job(unit: Unit) -> Job:
-            return job_of(unit, plan.units.get(unit.parent), ledger, inputs.paths, given, unit.key in measured)
-
         if ray is not None:
             hooks = driver.Hooks(
                 several(display.changed, lambda key, state: mirror.note(key, str(state))), display.tick
             )
             try:
-                driver.execute(agenda, job, resources, facts, hooks)
-            except (ValueError, OSError) as error:  # Not the user's: units have run.
-                raise RuntimeError("the driver failed; the same command goes on from here") from error
+                with site_of(ledger.root, commit(), {name: one.fingerprint for name, one in plan.data.items()}) as site:
+
+                    def job(unit: Unit) -> Job:
+                        tested = unit.key in measured
+                        return job_of(unit, plan.units.get(unit.parent), ledger, inputs.paths, given, tested, site)
+
+                    sizes = footprints(given, agenda, job, resources)
+                    try:
+                        driver.execute(agenda, job, resources, facts, hooks, footprints=sizes)
+                    except (ValueError, OSError) as error:  # Not the user's: units have run.
+                        raise RuntimeError("the driver failed; the same command goes on from here") from error
             finally:
                 display.close()
     finally:
         if ray is not None:
-            driver.disconnect()
+            ray_nodes.disconnect()
     record_failures(agenda)
-    records = {key: ledger.record(unit) for key, unit in plan.units.items()}
-    written = []
+    written, copy = [], ""
     try:
-        written = write_report(content, records, out)
-    except ValueError as error:  # All that it is made from is on storage.
+        written = write_report(content, ledger.records(plan.units.values()), out)
+        copy = ledger.publish_report(plan, written, out)
+    except (ValueError, OSError) as error:  # All that it is made from is on storage.
         logger.error("no report: %s; make it with python -m orchestrator.report %s", error, plan.name)
     finished = agenda.counts()[State.FINISHED] == len(plan.units)
     outcome = "finished" if finished else "stopped" if agenda.stopping else "failed"
     missing = mirror.close(outcome, out if written else None, MIRROR_SECONDS)
-    print(closing(agenda, written, tracking.ui_command(uri), missing))
-    return 0 if finished and written else 1
+    print(closing(agenda, written, tracking.ui_command(uri), missing, copy))
+    return 0 if finished and written and (copy or ledger.root is not None) else 1
 
 
 def existing_ledger(storage: str) -> Ledger | None:
     """The ledger if there is one; --plan makes none."""
     root = storage_path(storage)
+    if root is None:
+        return Ledger.open(storage, create=False)
     return Ledger(root) if (root / "units").is_dir() else None
 
 
 def estimates(inputs: Inputs, ledger: Ledger | None, slots: int) -> Estimate:
     """Sizes and times, with what the ledger has measured."""
-    units = inputs.plan.units.items()
-    found = {key: ledger.finished(unit) for key, unit in units} if ledger else {}
-    return estimate(inputs.plan, inputs.sets, {key: record for key, record in found.items() if record}, slots)
+    found = ledger.records(inputs.plan.units.values()) if ledger else {}
+    finished = {key: record for key, record in found.items() if record is not None and record.status == "finished"}
+    return estimate(inputs.plan, inputs.sets, finished, slots)
 
 
 def list_studies() -> str:
@@ -186,7 +200,10 @@ def show_plan(inputs: Inputs, ledger: Ledger | None, given: argparse.Namespace) 
 
     plan = inputs.plan
     slots = given.max_concurrent or machine_slots(given.cpus_per_unit)
-    done = Agenda(plan, ledger).done_before if ledger is not None else set()
+    done: set[str] = set()
+    if ledger is not None:
+        with ledger.remembering(plan.units.values()):
+            done = Agenda(plan, ledger).done_before
     return plan_text(plan, estimates(inputs, ledger, slots), done)
 
 
@@ -195,8 +212,8 @@ def machine_slots(cpus_per_unit: float) -> int:
     return max(1, int((os.cpu_count() or 1) / cpus_per_unit))
 
 
-def closing(agenda: Agenda, written: Sequence[Path], ui: str, missing: int) -> str:
-    """What the end of a run says."""
+def closing(agenda: Agenda, written: Sequence[Path], ui: str, missing: int, copy: str = "") -> str:
+    """What the end of a run says; `copy` is where else the report is."""
     counts = agenda.counts()
     total, finished = len(agenda.units), counts[State.FINISHED]
     lines = [f"{finished} of {total} units finished, {len(agenda.done_before)} of them before this call"]
@@ -209,6 +226,7 @@ def closing(agenda: Agenda, written: Sequence[Path], ui: str, missing: int) -> s
     if missing:
         lines.append(f"{missing} units are not in MLflow yet; the same command makes up for it")
     lines += [f"report: {path}" for path in written if path.suffix in (".md", ".html")]
+    lines += [f"report: {copy}"] if copy else []
     lines.append(f"compare in MLflow: {ui}")
     return "\n".join(lines)
 

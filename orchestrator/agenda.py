@@ -29,6 +29,9 @@ class State(StrEnum):
     """Asked to stop; goes on from its checkpoint when the study is run again."""
 
 
+RETRIES = 3
+"""How often a unit is tried again, from its newest checkpoint, after it failed by its own doing or for no known reason.
+What the machine did, a lost node or a notice to leave it, is not counted."""
 SETTLED = (State.FINISHED, State.FAILED, State.BLOCKED, State.STOPPED)
 MAX_REPAIRS = 1
 
@@ -63,6 +66,9 @@ class Agenda:
         self.error: dict[str, str] = {}
         self.done_before: set[str] = set()
         self._repairs: Counter[str] = Counter()
+        self._tries: dict[str, list[str]] = {}
+        """The node of each failed try of a unit, by key; empty where it isn't known."""
+        self._out_of_memory: dict[str, list[float]] = {}
         self.stopping = False
         for unit in self.units.values():
             self._enter(unit)
@@ -137,6 +143,50 @@ class Agenda:
         self.error[key] = error
         for child in self._children[key]:
             self._block(child, self.units[key].name)
+
+    def tried(self, key: str, error: str, node: str = "") -> None:
+        """A try failed, by what may be gone at the next one; after too many of them the unit has failed for good."""
+        tries = self._tries.setdefault(key, [])
+        tries.append(node)
+        if len(tries) > RETRIES:
+            self.failed(key, error)
+        else:
+            logger.warning("%s: try %d of %d failed (%s)", self.units[key].name, len(tries), RETRIES + 1, error)
+            self._again(key)
+
+    def failed_on(self, key: str) -> set[str]:
+        """Nodes on which tries of a unit have failed, which its next try had better not take."""
+        return set(self._tries.get(key, ())) - {""}
+
+    def forgive(self, key: str, node: str) -> None:
+        """Tries that failed on a node don't count: the node was at fault. What has failed for good waits again."""
+        self._tries[key] = [one for one in self._tries.get(key, ()) if one != node]
+        if self.state[key] is State.FAILED:
+            self._revive(key)
+
+    def _revive(self, key: str) -> None:
+        self.error.pop(key, None)
+        self._again(key)
+        for child in self._children[key]:
+            if self.state[child] is State.BLOCKED:
+                self._revive(child)
+
+    def again(self, key: str) -> None:
+        """It ended without an end of its own, for a reason that isn't counted: its machine went, or was told to go."""
+        self._again(key)
+
+    def out_of_memory(self, key: str, share: float, error: str) -> None:
+        """It did not fit into its share of a GPU: the next try has a whole one for itself; with that it has failed."""
+        if share >= 1:
+            self.failed(key, f"{error}; it had a whole GPU: lower the batch_size of its tasks, or take larger GPUs")
+            return
+        logger.warning("%s does not fit into %g of a GPU; it gets a whole one", self.units[key].name, share)
+        self._out_of_memory.setdefault(key, []).append(share)
+        self._again(key)
+
+    def shares_too_small(self, key: str) -> list[float]:
+        """Shares of a GPU in which a unit ran out of memory."""
+        return self._out_of_memory.get(key, [])
 
     def _block(self, key: str, by: str) -> None:
         if self.state[key] in (State.WAITING, State.STOPPED):

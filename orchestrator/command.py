@@ -9,14 +9,16 @@ import os
 import re
 import shlex
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.agenda import Agenda, State
+from orchestrator.agenda import SETTLED, Agenda, State
 from orchestrator.ledger import Ledger, Record
+from orchestrator.packing import Footprint, described
 from orchestrator.plan import Unit
+from orchestrator.site import Site
 from orchestrator.worker import Job
 from ups_model.command import add_data_arguments, add_device_arguments
 from ups_model.data.sources import default_cache
@@ -25,11 +27,12 @@ from ups_model.presets import PRESETS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from orchestrator.run import ClusterFacts, Resources
+    from orchestrator.ray_nodes import ClusterFacts, Resources
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_STORAGE = "runs/ablations"
+AUTO = "auto"
 MIRROR_SECONDS = 60.0
 """How long the end of a call waits for MLflow; what is left is made up for at the next one."""
 
@@ -47,48 +50,86 @@ def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None
         "--set", action="append", default=[], metavar="FIELD=VALUE", help=f"change a field in every {repeated}"
     )
     parser.add_argument(
-        "--storage", default=DEFAULT_STORAGE, metavar="URI", help=f"folder of the ledger ({DEFAULT_STORAGE})"
+        "--storage", default=DEFAULT_STORAGE, metavar="URI", help=f"folder or s3://BUCKET/PREFIX ({DEFAULT_STORAGE})"
     )
-    parser.add_argument("--tracking-uri", metavar="URI", help="of MLflow (sqlite in the storage)")
+    parser.add_argument("--tracking-uri", metavar="URI", help="of MLflow (sqlite in a storage folder)")
     parser.add_argument("--address", default="auto", help="auto, local or HOST:PORT of a Ray cluster (auto)")
     parser.add_argument("--max-concurrent", type=int, metavar="N", help="units at once (as many as there is room for)")
     parser.add_argument(
-        "--gpus-per-unit", type=float, metavar="F", help="a fraction shares a GPU (1 if there are GPUs)"
+        "--gpus-per-unit",
+        type=_gpus,
+        metavar="F",
+        help="a fraction shares a GPU; auto measures what fits (1 if there are GPUs)",
     )
     parser.add_argument("--cpus-per-unit", type=float, default=1.0, metavar="F", help="also its threads (1)")
     add_device_arguments(parser)
 
 
+def _gpus(text: str) -> float | str:
+    return text if text == AUTO else float(text)
+
+
+_gpus.__name__ = "number, or auto,"
+"""What argparse says was expected."""
+
+
 def job_of(
-    unit: Unit, parent: Unit | None, ledger: Ledger, paths: Mapping[str, Path], given: argparse.Namespace, test: bool
+    unit: Unit,
+    parent: Unit | None,
+    ledger: Ledger,
+    paths: Mapping[str, Path],
+    given: argparse.Namespace,
+    test: bool,
+    site: Site | None = None,
 ) -> Job:
     """How a unit is carried out, as the arguments say."""
     return Job(
         unit,
         parent,
-        str(ledger.root),
+        ledger.address,
         {name: str(path.absolute()) for name, path in paths.items()},
         str(default_cache()),
         max(1, int(given.cpus_per_unit)),
         given.device,
         given.precision,
         test,
+        site,
     )
+
+
+def footprints(
+    given: argparse.Namespace, agenda: Agenda, job_of: Callable[[Unit], Job], resources: Resources
+) -> dict[str, Footprint]:
+    """With `--gpus-per-unit auto`, what each kind of unit that is to run takes of a GPU; else nothing.
+
+    Raises:
+        ValueError: a unit doesn't fit on a whole GPU, or torch sees none.
+    """
+    if given.gpus_per_unit != AUTO or not resources.gpus_per_unit:
+        return {}
+    from orchestrator.ray_nodes import measure_footprints
+
+    kinds = {agenda.units[key].kind: agenda.units[key] for key, state in agenda.state.items() if state not in SETTLED}
+    logger.info("measuring what %d kinds of units take of a GPU", len(kinds))
+    found = measure_footprints({kind: job_of(unit) for kind, unit in kinds.items()}, resources)
+    logger.info("units on a GPU:\n%s", described((kinds[kind].name, one) for kind, one in found.items()))
+    return found
 
 
 def check_numbers(given: argparse.Namespace) -> None:
     """ValueError for numbers that no machine could satisfy."""
-    for flag, number in (("--gpus-per-unit", given.gpus_per_unit), ("--cpus-per-unit", given.cpus_per_unit)):
+    gpus = None if given.gpus_per_unit == AUTO else given.gpus_per_unit
+    for flag, number in (("--gpus-per-unit", gpus), ("--cpus-per-unit", given.cpus_per_unit)):
         if number is not None and not math.isfinite(number):
             raise ValueError(f"{flag} must be finite, got {number}; try 1")
     if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", given.device):
         raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {given.device!r}; try auto")
     if given.max_concurrent is not None and given.max_concurrent < 1:
         raise ValueError(f"--max-concurrent must be at least 1, got {given.max_concurrent}")
-    if given.gpus_per_unit is not None and given.gpus_per_unit < 0:
-        raise ValueError(f"--gpus-per-unit must be at least 0, got {given.gpus_per_unit:g}")
-    if given.gpus_per_unit is not None and given.gpus_per_unit > 1 and given.gpus_per_unit % 1:
-        raise ValueError(f"--gpus-per-unit above 1 must be whole, got {given.gpus_per_unit:g}")
+    if gpus is not None and gpus < 0:
+        raise ValueError(f"--gpus-per-unit must be at least 0, got {gpus:g}")
+    if gpus is not None and gpus > 1 and gpus % 1:
+        raise ValueError(f"--gpus-per-unit above 1 must be whole, got {gpus:g}")
     if given.cpus_per_unit <= 0:
         raise ValueError(f"--cpus-per-unit must be above 0, got {given.cpus_per_unit:g}")
 
@@ -116,18 +157,20 @@ def connect(given: argparse.Namespace) -> tuple[ClusterFacts, Resources]:
         ValueError: no cluster answers, or no node of it has room for a unit.
     """
     # Ray takes seconds to import, which --help and refusals need not wait for.
-    from orchestrator import run as driver
+    from orchestrator import ray_nodes
 
     check_address(given.address)
-    facts = driver.connect(given.address)
+    facts = ray_nodes.connect(given.address)
     try:
-        gpus = given.gpus_per_unit if given.gpus_per_unit is not None else float(facts.gpus > 0)
-        resources = driver.Resources(given.cpus_per_unit, gpus, given.max_concurrent)
-        driver.check_room(facts, resources)
+        gpus = float(facts.has_gpus) if given.gpus_per_unit in (None, AUTO) else given.gpus_per_unit
+        if given.gpus_per_unit == AUTO and not gpus:
+            logger.info("--gpus-per-unit auto: there are no GPUs; units run on processors")
+        resources = ray_nodes.Resources(given.cpus_per_unit, gpus, given.max_concurrent)
+        ray_nodes.check_room(facts, resources)
         if given.device.startswith("cuda") and not gpus:
             raise ValueError(f"--device {given.device} needs --gpus-per-unit above 0, got {gpus:g}; try 1")
     except ValueError:
-        driver.disconnect()
+        ray_nodes.disconnect()
         raise
     return facts, resources
 

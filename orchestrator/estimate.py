@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from orchestrator.ledger import Record
-from orchestrator.plan import Plan, Unit
+from orchestrator.plan import Plan
 from ups_model.config import Config, ModelConfig, TaskData, TaskName, set_of
 from ups_model.data.clips import ClipSet
 from ups_model.identity import configured_tasks
@@ -65,13 +65,13 @@ def estimate(plan: Plan, sets: Mapping[str, ClipSet], records: Mapping[str, Reco
     }
     own = {key: _seconds(records[key]) for key in plan.units if key in records and _seconds(records[key])}
     rates = [operations[key] / taken for key, taken in own.items()]
-    alike: dict[tuple[str, str, str], list[float]] = {}
+    alike: dict[str, list[float]] = {}
     for key, taken in own.items():
-        alike.setdefault(_kind(plan.units[key]), []).append(taken)
+        alike.setdefault(plan.units[key].kind, []).append(taken)
     rate, start = (statistics.median(rates), 0.0) if rates else (GUESSED_RATE, GUESSED_START)
     seconds = {}
     for key, unit in plan.units.items():
-        twins = alike.get(_kind(unit))
+        twins = alike.get(unit.kind)
         seconds[key] = own.get(key) or (statistics.median(twins) if twins else start + operations[key] / rate)
     open_units = [key for key in plan.units if key not in records]
     return Estimate(
@@ -204,8 +204,3 @@ def _seconds(record: Record) -> float:
     """Of the whole unit, those before an interruption included: the longer of its last call and its training."""
     about = record.about
     return max(about["ended"] - about["started"], about["train_seconds"]) if "ended" in about else 0.0
-
-
-def _kind(unit: Unit) -> tuple[str, str, str]:
-    """Units that differ in the seed alone take equal times."""
-    return unit.stage, unit.task, unit.config.replace(seed=0).fingerprint()

@@ -59,6 +59,11 @@ class Unit:
         return " · ".join((self.arm, " ".join(filter(None, (self.stage, self.task))), f"seed {self.seed}"))
 
     @property
+    def kind(self) -> str:
+        """Equal for units that differ in the seed alone: they take equal times, and equal memory."""
+        return "-".join((self.stage, self.task, self.config.replace(seed=0).fingerprint()))
+
+    @property
     def samples(self) -> dict[str, int]:
         """Training samples of each task in this run, its parents' not counted."""
         optim = self.config.optim

@@ -1,7 +1,7 @@
-"""The Ray Tune driver: a searcher that releases units when their parents are done, a trainable that runs one unit.
+"""The Ray Tune driver: a searcher that releases units as the dispatcher says, a trainable that runs one unit.
 
-Nothing rests on Tune's own saved state: which units are left is read from the ledger at each start, and a unit goes on
-from its own newest checkpoint.
+Nothing rests on Tune's own saved state or retries: which units are left is read from the ledger at each start, a unit
+goes on from its own newest checkpoint, and what a failure means is decided in `orchestrator.dispatch`.
 """
 
 import logging
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -25,96 +25,25 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 from ray import tune
+from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.agenda import Agenda, State
+from orchestrator.agenda import Agenda
+from orchestrator.dispatch import Assignment, Broken, Dispatcher, Hooks
+from orchestrator.packing import Footprint
 from orchestrator.plan import Unit
+from orchestrator.preemption import Notice, configured
+from orchestrator.ray_nodes import ClusterFacts, Resources, usable_nodes
 from orchestrator.worker import Job, run_unit
 
 logger = logging.getLogger(__name__)
 
-RETRIES = 3
-"""How often a unit is tried again, from its newest checkpoint, after its process died or raised what may pass."""
-LOOK_ELSEWHERE_SECONDS = 2.0
 RETRY_PAUSE_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a unit gets, and how many units may run at once."""
-
-    cpus_per_unit: float = 1.0
-    gpus_per_unit: float = 0.0
-    max_concurrent: int | None = None
-    """None: as many as the cluster has room for."""
-
-
-@dataclass(frozen=True)
-class ClusterFacts:
-    """What Ray says there is."""
-
-    cpus: float
-    gpus: float
-    local: bool
-
-    def slots(self, resources: Resources) -> int:
-        """Units that run at once."""
-        room = self.cpus / resources.cpus_per_unit if resources.cpus_per_unit else float("inf")
-        if resources.gpus_per_unit:
-            room = min(room, self.gpus / resources.gpus_per_unit)
-        most = resources.max_concurrent if resources.max_concurrent is not None else float("inf")
-        return int(max(1, min(room + 1e-9, most)))
-
-
-def connect(address: str) -> ClusterFacts:
-    """Start Ray on this machine ("local"), or join a cluster that runs ("auto": if there is one; HOST:PORT).
-
-    Raises:
-        ValueError: no cluster answers at the address.
-    """
-    if not ray.is_initialized():
-        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-        try:
-            if address == "auto":
-                # RAY_ADDRESS or a cluster of `ray start` (so of `ray up`), else one of our own. Ray's own "auto" would
-                # also take what another driver on this machine has started for itself, and end with it.
-                ray.init(**quiet)
-            else:
-                ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"--address {address}: no Ray cluster answers ({reason}); start one with ray up, or use local"
-            ) from error
-    found = ray.cluster_resources()
-    local = address == "local" or sum(node["Alive"] for node in ray.nodes()) == 1
-    return ClusterFacts(found.get("CPU", 0.0), found.get("GPU", 0.0), local)
-
-
-def check_room(facts: ClusterFacts, resources: Resources) -> None:
-    """ValueError where no node could ever run one unit."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for flag, name, asked in (
-        ("--gpus-per-unit", "GPU", resources.gpus_per_unit),
-        ("--cpus-per-unit", "CPU", resources.cpus_per_unit),
-    ):
-        most = max((node.get(name, 0.0) for node in nodes), default=0.0)
-        if asked > most:
-            total = facts.gpus if name == "GPU" else facts.cpus
-            raise ValueError(
-                f"{flag} must be at most what one node has, got {asked:g}: the cluster has {total:g} {name} in all and "
-                f"{most:g} on its largest node; try {flag} {most:g}"
-            )
-
-
-@dataclass
-class Hooks:
-    """What the driver tells others; each must return at once and never raise."""
-
-    changed: Callable[[str, State], None]
-    """A unit's key and its new state."""
-    tick: Callable[[], None]
-    """A few times a second."""
+MOST_WAITING = 1000
+"""Units that Ray sees waiting at once, so that a cluster grows for them, where the most it can grow to isn't known."""
+LEAVE_SECONDS = 2.0
+"""After SIGTERM, when a worker's unit has ended, until its process does."""
 
 
 def execute(
@@ -123,8 +52,9 @@ def execute(
     resources: Resources,
     facts: ClusterFacts,
     hooks: Hooks,
-    work: Callable[[str, Callable[[], bool]], Mapping[str, str]] | None = None,
-) -> None:
+    work: Callable[[str, Callable[[], bool]], Mapping[str, Any]] | None = None,
+    footprints: Mapping[str, Footprint] | None = None,
+) -> Dispatcher | None:
     """Run every unit of the agenda that can run. Ray must be connected.
 
     Args:
@@ -134,23 +64,45 @@ def execute(
         facts: what `connect` found.
         hooks: told of each change.
         work: what a worker does with a job's text; by default it trains.
+        footprints: what units take of a GPU, by `Unit.kind`; those that aren't there get `resources.gpus_per_unit`.
+
+    Returns:
+        What became of nodes and units; None where there was nothing to run.
     """
     if agenda.complete:
-        return
-    most = facts.slots(resources) if facts.local else resources.max_concurrent or len(agenda.units)
-    bell = _Bell.options(num_cpus=0, max_concurrency=2**10).remote()
+        return None
+    if resources.max_concurrent:
+        most = resources.max_concurrent
+    elif facts.local:
+        most = min(facts.slots(resources) * _units_per_share(resources, footprints), 2**15)
+    else:
+        # On a cluster that grows, Ray must see units that wait; each costs a placement group.
+        room = facts.slots(resources) * _units_per_share(resources, footprints)
+        most = min(len(agenda.units), max(2 * room, 64) if facts.most else max(2 * room, MOST_WAITING))
+    # Where the driver is: on a node that may go, it would take all units with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    bell = _Bell.options(num_cpus=0, max_concurrency=2**14, scheduling_strategy=here).remote()
     folder = tempfile.mkdtemp(prefix="ups-ablate-")
-    searcher = _AgendaSearcher(agenda, job_of, hooks)
+
+    def ring() -> None:
+        # Not in the handler of a signal: that may have come in the middle of another call to Ray.
+        threading.Thread(target=lambda: ray.get(bell.ring.remote()), daemon=True).start()
+
+    def gpus_of(unit: Unit) -> float:
+        found = (footprints or {}).get(unit.kind)
+        return found.share if found else resources.gpus_per_unit
+
+    dispatcher = Dispatcher(agenda, hooks, gpus_of, lambda: usable_nodes(resources), growing=facts.growing, stop=ring)
+    searcher = _DispatchSearcher(dispatcher, job_of, bell)
     trainable = tune.with_resources(
         tune.with_parameters(_UnitTrainable, bell=bell, work=work or train_job),
-        {"cpu": resources.cpus_per_unit, "gpu": resources.gpus_per_unit},
+        lambda config: _request(config, resources.cpus_per_unit),
     )
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             num_samples=2**31,  # The searcher says when it is finished.
-            # On a cluster that grows, Ray must see units that wait; on this machine they would only wait.
             max_concurrent_trials=most,
             reuse_actors=True,
             trial_name_creator=lambda trial: f"unit-{trial.trial_id}",
@@ -160,7 +112,8 @@ def execute(
             name="units",
             storage_path=folder,
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            # A trial is one try: the dispatcher decides whether there is another, and where.
+            failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             callbacks=[_Ticker(searcher)],
         ),
@@ -168,8 +121,7 @@ def execute(
 
     def stop() -> None:
         agenda.stopping = True
-        # Not in the handler of the signal: that may have come in the middle of another call to Ray.
-        threading.Thread(target=lambda: ray.get(bell.ring.remote()), daemon=True).start()
+        ring()
 
     try:
         with _stop_on_signal(stop):
@@ -178,11 +130,20 @@ def execute(
         with suppress(Exception):
             ray.kill(bell)
         shutil.rmtree(folder, ignore_errors=True)
+    return dispatcher
 
 
-def disconnect() -> None:
-    """End the connection, and Ray itself where `connect` started it."""
-    ray.shutdown()
+def _units_per_share(resources: Resources, footprints: Mapping[str, Footprint] | None) -> int:
+    """How many more units run at once than without packing, at most."""
+    return max((one.fit for one in (footprints or {}).values()), default=1) if resources.gpus_per_unit else 1
+
+
+def _request(config: Mapping[str, Any], cpus: float) -> tune.PlacementGroupFactory:
+    """What a trial asks Ray for."""
+    # Ray labels each node with its id.
+    where = {"ray.io/node-id": f"!in({','.join(config['avoid'])})"}
+    more = {"bundle_label_selector": [where]} if config["avoid"] else {}
+    return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": config["gpus"]}], **more)
 
 
 def train_job(text: str, should_stop: Callable[[], bool]) -> Mapping[str, str]:
@@ -195,21 +156,33 @@ class _UnitTrainable(tune.Trainable):
     of its process, which a test holds it to, and starting a process costs seconds."""
 
     def setup(self, config: dict[str, Any], bell: Any = None, work: Any = None) -> None:
-        self._job = config["job"]
-        self._work = work
+        self._config, self._bell, self._work = config, bell, work
+        self._node = ray.get_runtime_context().get_node_id()
         # Answers when the driver says stop; broken when the driver is gone, which means stop as well.
         self._rung = bell.heard.remote()
+        self._notice: Notice = configured()
+        self._told = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._tell)  # Ray's own handler ends the process at once.
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._job = new_config["job"]
+        self._config = new_config
         return True
 
     def step(self) -> dict[str, Any]:
+        if self._told:
+            return {"status": "stopped", "done": True, "node": self._node}
+        self._bell.begins.remote(self._config["try"], self._node)
         try:
-            return {**self._work(self._job, self._should_stop), "done": True}
+            result = {**self._work(self._config["job"], self._should_stop), "done": True, "node": self._node}
         except OSError:
             time.sleep(RETRY_PAUSE_SECONDS)  # A full disk or a lost mount may come back.
             raise
+        if self._told:
+            # Asked to end, and not that its machine is about to go; that Ray says by itself. Not at once: the result
+            # must reach the driver.
+            threading.Timer(LEAVE_SECONDS, os._exit, (0,)).start()
+        return result | {"notice": self._notice.reason}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         return {}  # A unit's checkpoints are its own, in the ledger.
@@ -217,18 +190,26 @@ class _UnitTrainable(tune.Trainable):
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         pass
 
+    def cleanup(self) -> None:
+        self._notice.close()
+
+    def _tell(self, number: int, frame: FrameType | None) -> None:
+        self._told = True
+
     def _should_stop(self) -> bool:
-        return bool(ray.wait([self._rung], timeout=0)[0])
+        return self._told or bool(self._notice.reason) or bool(ray.wait([self._rung], timeout=0)[0])
 
 
 @ray.remote
 class _Bell:
-    """Tells all workers at once that they should stop."""
+    """Tells all workers at once that they should stop, and the driver which tries began, and where."""
 
     def __init__(self) -> None:
         import asyncio
 
-        self._event = asyncio.Event()
+        self._event, self._more = asyncio.Event(), asyncio.Event()
+        self._node: dict[str, str] = {}
+        self._fresh: list[str] = []
 
     async def ring(self) -> None:
         self._event.set()
@@ -236,15 +217,31 @@ class _Bell:
     async def heard(self) -> bool:
         return await self._event.wait()
 
+    async def begins(self, name: str, node: str) -> None:
+        self._node[name] = node
+        self._fresh.append(name)
+        self._more.set()
 
-class _AgendaSearcher(Searcher):
-    """Releases what the agenda says is ready."""
+    async def news(self) -> list[str]:
+        """Tries that have begun since it was last asked; answers when there are any."""
+        await self._more.wait()
+        self._more.clear()
+        fresh, self._fresh = self._fresh, []
+        return fresh
 
-    def __init__(self, agenda: Agenda, job_of: Callable[[Unit], Job], hooks: Hooks) -> None:
+    async def ended(self, name: str) -> str:
+        """Where a try began; empty if it never did. Forgets it."""
+        return self._node.pop(name, "")
+
+
+class _DispatchSearcher(Searcher):
+    """Releases what the dispatcher says, and tells it how each try ended."""
+
+    def __init__(self, dispatcher: Dispatcher, job_of: Callable[[Unit], Job], bell: Any) -> None:
         super().__init__(metric="done", mode="max")
-        self._agenda, self._job_of, self._hooks = agenda, job_of, hooks
+        self._dispatcher, self._job_of, self._bell = dispatcher, job_of, bell
         self._unit_of: dict[str, str] = {}
-        self._looked = 0.0
+        self._news = bell.news.remote()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune keeps a copy to restore from, which we never do; ours holds threads and open files.
@@ -253,40 +250,51 @@ class _AgendaSearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        self.tick()
-        unit = self._agenda.next()
-        if unit is None:
-            return Searcher.FINISHED if self._agenda.complete else None
-        self._unit_of[trial_id] = unit.key
-        self._hooks.changed(unit.key, State.RUNNING)
-        return {"job": self._job_of(unit).to_json()}
+        given: Assignment | None = self._dispatcher.next()
+        if given is None:
+            return Searcher.FINISHED if self._dispatcher.complete else None
+        self._unit_of[trial_id] = given.unit.key
+        job = replace(self._job_of(given.unit), gpus=given.gpus, too_small=given.too_small)
+        return {"job": job.to_json(), "gpus": given.gpus, "avoid": list(given.avoid), "try": trial_id}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if error:
+            return  # `broke` comes next, and knows what happened.
+        key = self._unit_of.pop(trial_id, None)
+        if key is not None:
+            self._bell.ended.remote(trial_id)
+            self._dispatcher.ended(key, result or {})
+
+    def broke(self, trial_id: str, error: BaseException | None) -> None:
+        """A try ended with an exception, its own or Ray's."""
         key = self._unit_of.pop(trial_id, None)
         if key is None:
             return
-        agenda = self._agenda
-        status = "failed" if error or not result else result.get("status", "failed")
-        reason = (result or {}).get("error") or "its process died or raised, again and again; see its log"
-        if status == "finished":
-            agenda.finished(key)
-        elif status == "stopped":
-            agenda.stopped(key)
-        elif status == "busy":
-            agenda.busy(key)
-        elif status == "parent_unreadable":
-            agenda.parent_unreadable(key, reason)
-        else:
-            agenda.failed(key, reason)
-        self._hooks.changed(key, agenda.state[key])
+        try:
+            node = ray.get(self._bell.ended.remote(trial_id), timeout=5)
+        except Exception:  # The bell is here; but nothing may end the driver's loop.
+            node = ""
+        self._dispatcher.broke(key, Broken(_first_line(error), node, _kind_of(error)))
 
     def tick(self) -> None:
-        """Now and then: ask about units that others hold, and let the display move."""
-        if time.monotonic() - self._looked > LOOK_ELSEWHERE_SECONDS:
-            self._looked = time.monotonic()
-            for key in self._agenda.look_elsewhere():
-                self._hooks.changed(key, State.FINISHED)
-        self._hooks.tick()
+        """As often as Tune's loop turns."""
+        if ray.wait([self._news], timeout=0)[0]:
+            self._hear()
+        self._dispatcher.tick()
+
+    def _hear(self) -> None:
+        try:
+            begun = ray.get(self._news)
+        except RayActorError:
+            if not self._dispatcher.agenda.stopping:
+                # Workers take its silence for the driver's end, and would stop again and again.
+                logger.error("the process that tells workers to stop has died; the study stops")
+                self._dispatcher.agenda.stopping = True
+            return
+        for trial_id in begun:
+            if trial_id in self._unit_of:
+                self._dispatcher.began(self._unit_of[trial_id])
+        self._news = self._bell.news.remote()
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger has it."""
@@ -295,10 +303,25 @@ class _AgendaSearcher(Searcher):
         """Nothing: the ledger has it."""
 
 
-class _Ticker(tune.Callback):
-    """Tune's loop, as a clock."""
+def _kind_of(error: BaseException | None) -> str:
+    """Of a `Broken`."""
+    if isinstance(error, ActorUnavailableError) or (isinstance(error, RayActorError) and error.preempted):
+        return "machine"
+    return "died" if isinstance(error, RayActorError) or error is None else "raised"
 
-    def __init__(self, searcher: _AgendaSearcher) -> None:
+
+def _first_line(error: BaseException | None) -> str:
+    """What went wrong, for people: of an exception of a worker, its own last line."""
+    if isinstance(error, RayActorError) or error is None:
+        return "its process died; see its log"
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+class _Ticker(tune.Callback):
+    """Tune's loop, as a clock, and what it says of tries that broke."""
+
+    def __init__(self, searcher: _DispatchSearcher) -> None:
         self._searcher = searcher
 
     def __getstate__(self) -> dict[str, Any]:
@@ -306,6 +329,9 @@ class _Ticker(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._searcher.tick()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._searcher.broke(trial.trial_id, trial.get_pickled_error())
 
 
 @contextmanager

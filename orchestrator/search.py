@@ -7,14 +7,13 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from orchestrator.command import (
+    AUTO,
     MIRROR_SECONDS,
     add_shared_arguments,
     check_numbers,
@@ -25,9 +24,12 @@ from orchestrator.command import (
     record_failures,
     unmade_if_refused,
 )
-from orchestrator.ledger import Ledger, storage_path
+from orchestrator.commit import commit
+from orchestrator.ledger import REPORTS, Ledger
 from orchestrator.plan import Unit
 from orchestrator.search_inputs import SearchInputs, read_search, search_content
+from orchestrator.site import site_of
+from orchestrator.storage.searches import JOURNAL, SearchPlace
 from orchestrator.trial_table import closing, write_trials
 from orchestrator.trials import Params, SearchAgenda, Trial, cut_torn_line
 from orchestrator.worker import Job
@@ -36,9 +38,10 @@ from search_spaces.space import Choice, Range, Space
 from ups_model.command import start_logging
 from ups_model.fields import digest
 
+__all__ = ["JOURNAL", "Journal", "main", "parser", "run"]
+
 logger = logging.getLogger(__name__)
 
-JOURNAL = "journal.log"
 STARTUP = 10
 """Trials drawn at random before Optuna's TPE learns from them."""
 ATTEMPTS = 10
@@ -71,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--list", action="store_true", help="name the spaces and end")
     made.add_argument("--trials", type=int, metavar="N", help="trials in all (the space's own number)")
     add_shared_arguments(made, "trial")
-    made.add_argument("--out", type=Path, metavar="DIR", help="of search.md and trials.csv (in the storage)")
+    made.add_argument("--out", type=Path, metavar="DIR", help="of the tables (in the storage; for s3:// here too)")
     return made
 
 
@@ -86,6 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.space is None:
             raise ValueError(f"name a search space: {', '.join(space_names())}, or give a file's path")
         check_numbers(given)
+        if given.gpus_per_unit == AUTO:
+            raise ValueError(
+                "--gpus-per-unit auto measures units before they run, and a search makes them as it goes; give a number"
+            )
         inputs = read_search(given.space, given.preset, given.data, given.set, given.seeds, given.trials)
         line = command_line("orchestrator.search", sys.argv[1:] if arguments is None else arguments)
         return run(inputs, given, line)
@@ -99,27 +106,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(inputs: SearchInputs, given: argparse.Namespace, command: str) -> int:
     """Everything after the arguments were found good."""
+    from orchestrator import ray_nodes, tracking
     from orchestrator import run as driver
-    from orchestrator import tracking
     from orchestrator.display import Display, several
 
     plan, space = inputs.plan, inputs.plan.study
-    root = storage_path(given.storage)
-    folder = root / "searches" / plan.name
+    aimed = Ledger.at(given.storage)
+    place = SearchPlace(aimed.storage, plan.name, REPORTS)
+    folder = place.folder
+    uri = given.tracking_uri or tracking.default_uri(aimed)
     if given.tracking_uri is not None:
         tracking.check(given.tracking_uri)
-    lock = FileLock(folder.with_name(f".{plan.name}.lock"))
     ray = None
     try:
-        with unmade_if_refused(root / "units", root / "studies", folder, given.out or folder):
+        with unmade_if_refused(*aimed.folders(), folder, given.out or folder):
             ledger = Ledger.open(given.storage)
             for each in {folder, given.out or folder}:
                 make_writable(each)
-            uri = given.tracking_uri or tracking.default_uri(ledger)
-            if not (folder / JOURNAL).exists():
+            if not place.begun():
                 ray = connect(given)  # Before there is anything to leave behind.
-            hold(lock, plan.name)
-            book = Journal(folder / JOURNAL, plan.name, space, inputs.dimensions, inputs.start)
+            book = Journal(place.hold(), plan.name, space, inputs.dimensions, inputs.start, place.keep)
             agenda = SearchAgenda(plan, ledger, book, inputs.trials)
             if ray is None and not agenda.complete:
                 ray = connect(given)
@@ -142,38 +148,31 @@ def run(inputs: SearchInputs, given: argparse.Namespace, command: str) -> int:
                 if done:
                     mirror.note(unit.key, "finished")
 
-            def job(unit: Unit) -> Job:
-                return job_of(unit, None, ledger, inputs.paths, given, test=False)
-
             agenda.joined = joined
             noted = several(display.changed, lambda key, state: mirror.note(key, str(state)))
             try:
-                driver.execute(agenda, job, resources, facts, driver.Hooks(noted, display.tick))
+                with site_of(ledger.root, commit(), {name: one.fingerprint for name, one in plan.data.items()}) as site:
+
+                    def job(unit: Unit) -> Job:
+                        return job_of(unit, None, ledger, inputs.paths, given, False, site)
+
+                    driver.execute(agenda, job, resources, facts, driver.Hooks(noted, display.tick))
             finally:
                 display.close()
         record_failures(agenda)
         folders = list(dict.fromkeys([folder, given.out or folder]))
         written = write_trials(inputs, agenda, book.importances(), command, folders)
+        copy = place.publish(file for file in written if file.parent == folder)
         outcome = "finished" if agenda.whole else "stopped" if agenda.stopping else "failed"
         missing = mirror.close(outcome, folder, MIRROR_SECONDS)
         print(closing(inputs, agenda, written, tracking.ui_command(uri), missing))
+        if copy:
+            print(f"trials: {copy}")
         return 0 if agenda.whole else 1
     finally:
-        lock.release()
+        place.release()
         if ray is not None:
-            driver.disconnect()
-
-
-def hold(lock: FileLock, name: str) -> None:
-    """Make the search this process's own, as long as it lives.
-
-    Raises:
-        ValueError: another process has it.
-    """
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise ValueError(f"another process runs the search {name} on this storage; wait for it to end") from error
+            ray_nodes.disconnect()
 
 
 class Journal:
@@ -185,13 +184,20 @@ class Journal:
     """
 
     def __init__(
-        self, file: Path, name: str, space: Space, dimensions: Mapping[str, Range | Choice], start: Params | None
+        self,
+        file: Path,
+        name: str,
+        space: Space,
+        dimensions: Mapping[str, Range | Choice],
+        start: Params | None,
+        keep: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             name: of the search.
             dimensions: by dotted field name; ranges of whole numbers have whole ends.
             start: parameters of the first trial; None draws them as well.
+            keep: called after lines have been added.
 
         Raises:
             ValueError: the file holds something else.
@@ -203,7 +209,7 @@ class Journal:
         self._optuna, self._space, self._start = optuna, space, start
         self._where = {path: _distribution(optuna, where) for path, where in dimensions.items()}
         try:
-            storage = JournalStorage(_file_backend(file))
+            storage = JournalStorage(_file_backend(file, keep))
             self._study = optuna.create_study(
                 storage=storage, study_name=name, direction=space.direction, load_if_exists=True
             )
@@ -328,7 +334,7 @@ def _points(where: Any) -> int | None:
     return found
 
 
-def _file_backend(file: Path) -> Any:
+def _file_backend(file: Path, keep: Callable[[], None]) -> Any:
     from optuna.storages.journal import JournalFileBackend
 
     class Held:
@@ -344,6 +350,7 @@ def _file_backend(file: Path) -> Any:
         def append_logs(self, logs: list[dict[str, Any]]) -> None:
             cut_torn_line(file)  # A full disk may have taken half a line just now.
             super().append_logs(logs)
+            keep()
 
     cut_torn_line(file)
     return Backend(str(file), lock_obj=Held())

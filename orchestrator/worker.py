@@ -1,6 +1,5 @@
 """What one unit does, in a process of Ray's: take it, train it or go on with it, leave a record. Imports no Ray."""
 
-import importlib.metadata
 import json
 import logging
 import os
@@ -13,14 +12,16 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from orchestrator.commit import commit
-from orchestrator.ledger import LOG, Ledger, Record
+from orchestrator.ledger import LOG, PROGRESS, Ledger, Record
+from orchestrator.packing import limit_memory
 from orchestrator.plan import Unit
-from ups_model import __version__
+from orchestrator.site import Site, faults, versions
+from orchestrator.storage import Claim, ClaimLost, Workspace
+from ups_model.progress import read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -45,67 +46,104 @@ class Job:
     precision: str = "auto"
     test: bool = True
     """Measure the test split, also of a unit that finished without."""
+    site: Site | None = None
+    """What must be the same here as at the driver's; None checks nothing."""
+    gpus: float = 0.0
+    """Share of a GPU, or GPUs."""
+    too_small: tuple[float, ...] = ()
+    """Shares of a GPU in which the unit ran out of memory before."""
 
     def to_json(self) -> str:
         """`from_json` is its inverse."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("unit", "parent")}
+        plain = {name: value for name, value in vars(self).items() if name not in ("unit", "parent", "site")}
         parent = self.parent.to_plain() if self.parent else None
-        return json.dumps(plain | {"paths": dict(self.paths), "unit": self.unit.to_plain(), "parent": parent})
+        site = vars(self.site) if self.site else None
+        return json.dumps(
+            plain | {"paths": dict(self.paths), "unit": self.unit.to_plain(), "parent": parent, "site": site}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         plain = json.loads(text)
-        parent = Unit.from_plain(plain.pop("parent")) if plain["parent"] else plain.pop("parent")
-        return cls(unit=Unit.from_plain(plain.pop("unit")), parent=parent, **plain)
+        parent, site, too_small = plain.pop("parent"), plain.pop("site"), plain.pop("too_small")
+        return cls(
+            unit=Unit.from_plain(plain.pop("unit")),
+            parent=Unit.from_plain(parent) if parent else None,
+            site=Site(**site) if site else None,
+            too_small=tuple(too_small),
+            **plain,
+        )
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a call to `run_unit` ended, where it didn't raise."""
 
-    status: Literal["finished", "stopped", "busy", "failed", "parent_unreadable"]
+    status: Literal["finished", "stopped", "busy", "failed", "parent_unreadable", "refused", "out_of_memory"]
     error: str = ""
+    sure: bool = True
+    """Of a failure: another node would fail as well."""
 
-    def to_plain(self) -> dict[str, str]:
+    def to_plain(self) -> dict[str, Any]:
         """JSON data."""
         return asdict(self)
 
 
 def run_unit(job: Job, should_stop: Callable[[], bool]) -> Outcome:
-    """Train a unit to its end, or report that it is done, held by another process, or stopped.
+    """Train a unit to its end, or report that it is done, held by another process, stopped, or that this node must not
+    run it.
 
     Raises:
         Exception: whatever may be gone at another try: a full disk, a lost device. What can't be, such as a loss that
             isn't finite, is a record and an outcome "failed".
     """
-    ledger = Ledger(Path(job.storage))
+    if job.site is not None and (found := faults(job.site, job.paths)):
+        return Outcome("refused", "; ".join(found))
+    ledger = Ledger.at(job.storage)
     unit = job.unit
-    with ledger.claim(unit) as held:
-        if not held:
-            return Outcome("busy", f"{unit.name} is held by {ledger.owner(unit)}")
-        done = ledger.finished(unit)
-        if done is not None and (done.tested or not job.test) and _readable(ledger.weights(unit, done)):
-            return Outcome("finished")
-        with _log_to(ledger.folder(unit) / LOG):
+    try:
+        with ledger.claim(unit) as claim:
+            if not claim:
+                return Outcome("busy", f"{unit.name} is held by {ledger.owner(unit)}")
+            done = ledger.done(unit)
+            if done is not None and (done.tested or not job.test) and _readable(ledger.weights(unit, done)):
+                return Outcome("finished")
+            with ledger.workspace(unit, claim) as work:
+                return _logged(job, ledger, claim, work, done, lambda: claim.lost() or should_stop())
+    except ClaimLost as error:
+        return Outcome("busy", f"{unit.name}: {error}")
+
+
+def _logged(
+    job: Job, ledger: Ledger, claim: Claim, work: Workspace, done: Record | None, should_stop: Callable[[], bool]
+) -> Outcome:
+    try:
+        with _log_to(work.folder / LOG):
             try:
-                return _train(job, ledger, done, should_stop)
+                return _train(job, ledger, claim, work, done, should_stop)
             except Exception:
-                logger.exception("%s", unit.name)
+                logger.exception("%s", job.unit.name)
                 raise
+    finally:
+        work.save_log()
 
 
-def _train(job: Job, ledger: Ledger, done: Record | None, should_stop: Callable[[], bool]) -> Outcome:
+def _train(
+    job: Job, ledger: Ledger, claim: Claim, work: Workspace, done: Record | None, should_stop: Callable[[], bool]
+) -> Outcome:
     # Imported here, after Ray has set the threads that a worker may use; the driver needs none of it.
     import torch
 
     from ups_model.checkpoint import load_checkpoint
     from ups_model.train import NonFiniteLoss, RunOptions, train
 
-    unit, folder, started = job.unit, ledger.folder(job.unit), time.time()
+    unit, folder, started = job.unit, work.folder, time.time()
     torch.set_num_threads(job.threads)
+    if job.gpus:
+        limit_memory(job.gpus)
     parent = None
     if job.parent is not None:
-        record = ledger.finished(job.parent)
+        record = ledger.done(job.parent)
         try:
             if record is None:
                 raise ValueError(f"{job.parent.name} has no record")
@@ -126,24 +164,46 @@ def _train(job: Job, ledger: Ledger, done: Record | None, should_stop: Callable[
     )
     paths = {name: Path(path) for name, path in job.paths.items()}
     try:
-        result = train(unit.config, paths, options, parent, should_stop=should_stop)
+        result = train(unit.config, paths, options, parent, should_stop=should_stop, on_checkpoint=work.save)
     except (ValueError, NonFiniteLoss) as error:
         # The same again at every try: the configuration, the data or the numbers are at fault, not the machine.
         logger.exception("%s", unit.name)
         about = _about(job, started)
+        claim.confirm()
         ledger.write(unit, Record(unit.key, "failed", error=traceback.format_exc().strip(), about=about))
-        return Outcome("failed", str(error))
+        # Of anything but numbers, another node may think otherwise: its language model, its device.
+        return Outcome("failed", str(error), sure=isinstance(error, NonFiniteLoss))
+    except torch.OutOfMemoryError as error:
+        logger.exception("%s", unit.name)
+        torch.cuda.empty_cache()  # This process goes on to other units.
+        return Outcome("out_of_memory", str(error).splitlines()[0])
+    work.save()
     if result.status == "stopped":
+        claim.check()
         return Outcome("stopped")
     assert result.key == unit.key, f"{unit.name}: planned as {unit.key}, trained as {result.key}"
     about = {**result.about, **_about(job, started)}
-    if memory := [row["memory_mb"] for row in ledger.progress(unit) if "memory_mb" in row]:
+    if memory := [row["memory_mb"] for row in read_rows(folder / PROGRESS) if "memory_mb" in row]:
         about["peak_memory_mb"] = round(max(memory), 1)
     if done is not None and trained_before:
         about = _tested_later(done.about, about)
     checkpoint = f"best/{Path(result.checkpoint).name}"  # Relative: a storage may be mounted elsewhere tomorrow.
+    claim.confirm()  # Nobody else may have begun to make this unit.
     ledger.write(unit, Record(unit.key, "finished", result.metrics, result.routes, about, checkpoint))
+    _keep_newest_checkpoint(work)
     return Outcome("finished")
+
+
+def _keep_newest_checkpoint(work: Workspace) -> None:
+    """A finished unit needs one checkpoint, should its chosen weights be damaged or its test split be measured later;
+    while it runs, an older one stands by."""
+    from ups_model.checkpoint import prune_checkpoints
+
+    try:
+        prune_checkpoints(work.folder / "checkpoints", 1)
+        work.save()
+    except OSError as error:  # The unit is done, and this is only space.
+        logger.warning("older checkpoints are left on storage (%s)", error)
 
 
 def _discard_unreadable_weights(folder: Path) -> None:
@@ -190,22 +250,16 @@ def _tested_later(trained: Mapping[str, Any], measured: Mapping[str, Any]) -> di
 
 
 def _about(job: Job, started: float) -> dict[str, Any]:
+    gpus = {"gpus": job.gpus} | ({"out_of_memory_at": list(job.too_small)} if job.too_small else {})
     return {
-        "commit": commit(),
-        "versions": _versions(),
+        "commit": job.site.commit if job.site else commit(),  # The same code; its copy here may be without a history.
+        "versions": dict(versions()),
         "host": socket.gethostname(),
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",
         "threads": job.threads,
         "started": round(started, 1),
         "ended": round(time.time(), 1),
-    }
-
-
-@cache
-def _versions() -> dict[str, str]:
-    # This package's own from its source: it may run without being installed, on a cluster that was sent the folder.
-    own = {"python": platform.python_version(), "ups-ablate": __version__}
-    return own | {name: importlib.metadata.version(name) for name in ("torch", "numpy", "transformers", "ray")}
+    } | (gpus if job.gpus else {})
 
 
 @contextmanager

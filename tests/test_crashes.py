@@ -10,7 +10,7 @@ import sys
 import pytest
 from filelock import FileLock
 
-from orchestrator.run import RETRIES
+from orchestrator.agenda import RETRIES
 from tests.drivers import STUDY, Bench, cells, mlflow_runs, records, wait_until
 from tests.runs import session_folder
 
