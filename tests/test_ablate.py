@@ -163,7 +163,7 @@ CASES = {
     "unknown device": (given("--device", "gpu"), "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
     "storage below a file": (file_in_the_way("--storage"), "cannot be written to"),
     "storage that can't be made": (given("--storage", "/proc/nothing/here"), "--storage /proc/nothing/here: cannot be"),
-    "object storage": (given("--storage", "s3://bucket/folder"), "s3:// is not supported; give a folder"),
+    "object storage": (given("--storage", "gs://bucket/folder"), "gs:// is not supported; give a folder"),
     "report below a file": (file_in_the_way("--out"), "--out "),
     "report that can't be made": (given("--out", "/proc/nothing"), "--out /proc/nothing: cannot be written to"),
     "tracking without a host": (given("--tracking-uri", "http:/host"), "--tracking-uri http:/host: names no host"),
@@ -278,8 +278,8 @@ def test_a_plan_counts_what_the_ledger_has(bench, tmp_path, capsys):
 
 
 def test_a_plan_on_a_storage_that_can_never_be_is_refused(bench, tmp_path, capsys):
-    message = refusal(toy(bench, tmp_path, "--plan", "--storage", "s3://bucket"), capsys, tmp_path)
-    assert "s3:// is not supported" in message
+    message = refusal(toy(bench, tmp_path, "--plan", "--storage", "gs://bucket"), capsys, tmp_path)
+    assert "gs:// is not supported" in message
 
 
 def test_a_plan_imports_no_scheduler_and_makes_no_folder(bench, tmp_path):
@@ -364,7 +364,7 @@ class NoMirror:
 @pytest.fixture
 def driver(monkeypatch):
     """The driver with a cluster of nothing: `units` says what becomes of each unit."""
-    from orchestrator import run, tracking
+    from orchestrator import ray_nodes, run, tracking
 
     class Fake:
         started = 0
@@ -372,7 +372,7 @@ def driver(monkeypatch):
         def becomes(self, unit):
             return "finished"
 
-        def execute(self, agenda, job_of, resources, facts, hooks):
+        def execute(self, agenda, job_of, resources, facts, hooks, footprints):
             self.started += 1
             while (unit := agenda.next()) is not None:
                 job = job_of(unit)
@@ -390,9 +390,9 @@ def driver(monkeypatch):
                 hooks.tick()
 
     fake = Fake()
-    monkeypatch.setattr(run, "connect", lambda address: run.ClusterFacts(2.0, 0.0, True))
-    monkeypatch.setattr(run, "check_room", lambda facts, resources: None)
-    monkeypatch.setattr(run, "disconnect", lambda: None)
+    monkeypatch.setattr(ray_nodes, "connect", lambda address: ray_nodes.ClusterFacts(2.0, 0.0, True))
+    monkeypatch.setattr(ray_nodes, "check_room", lambda facts, resources: None)
+    monkeypatch.setattr(ray_nodes, "disconnect", lambda: None)
     monkeypatch.setattr(run, "execute", fake.execute)
     monkeypatch.setattr(NoMirror, "outcomes", [])
     monkeypatch.setattr(tracking, "Mirror", NoMirror)
@@ -400,7 +400,7 @@ def driver(monkeypatch):
 
 
 def test_status_0_when_all_is_done_and_again_without_a_cluster(bench, tmp_path, driver, capsys, monkeypatch):
-    from orchestrator import run
+    from orchestrator import ray_nodes
 
     assert ablate.main(toy(bench, tmp_path)) == 0
     printed = capsys.readouterr().out
@@ -411,7 +411,7 @@ def test_status_0_when_all_is_done_and_again_without_a_cluster(bench, tmp_path, 
     def connect(address):
         raise AssertionError("a finished study needs no cluster")
 
-    monkeypatch.setattr(run, "connect", connect)
+    monkeypatch.setattr(ray_nodes, "connect", connect)
     assert ablate.main(toy(bench, tmp_path, "--address", "127.0.0.1:1")) == 0
     assert "11 of 11 units finished, 11 of them before this call" in capsys.readouterr().out
     assert driver.started == 1 and NoMirror.outcomes == ["finished", "finished"]
@@ -452,8 +452,8 @@ def test_status_1_when_stopped_and_it_says_how_to_go_on(bench, tmp_path, driver,
 def test_stopping_when_nothing_was_left_is_no_failure(bench, tmp_path, driver, capsys, monkeypatch):
     from orchestrator import run
 
-    def execute(agenda, *more):
-        driver.execute(agenda, *more)
+    def execute(agenda, *more, **named):
+        driver.execute(agenda, *more, **named)
         agenda.stopping = True
 
     monkeypatch.setattr(run, "execute", execute)

@@ -22,6 +22,7 @@ from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from urllib3.exceptions import HTTPError  # botocore lets one through where an answer breaks off in the middle.
 
 from orchestrator.storage.address import S3Address
 from orchestrator.storage.base import Claim, Entry, Leftover, Storage, Workspace
@@ -67,7 +68,7 @@ class S3Storage(Storage):
             ) from error
         except ClientError as error:
             raise ValueError(f"--storage {self.address}: {_refusal(error, self.bucket)}") from error
-        except (BotoCoreError, OSError) as error:
+        except (BotoCoreError, HTTPError, OSError) as error:
             raise ValueError(
                 f"--storage {self.address}: can't be reached ({error}); see AWS_ENDPOINT_URL and AWS_REGION"
             ) from error
@@ -241,7 +242,7 @@ class S3Storage(Storage):
             if code in TAKEN or code in CONFLICT:
                 raise _Refused(f"{self.where(name)}: {code}", code) from error
             raise OSError(f"{self.where(name)}: {_refusal(error, self.bucket)}") from error
-        except (BotoCoreError, Boto3Error) as error:
+        except (BotoCoreError, Boto3Error, HTTPError) as error:
             raise OSError(f"{self.where(name)}: {error}") from error
 
 
@@ -250,7 +251,7 @@ class _Quick(S3Storage):
 
     def __init__(self, of: S3Storage) -> None:
         self.address, self.bucket, self._prefix, self.times = of.address, of.bucket, of._prefix, of.times
-        self._client = _client(read_timeout=max(1, round(of.times.beat / 2)), tries=2)
+        self._client = _client(read_timeout=max(3, round(of.times.beat / 2)), tries=2)
 
 
 class _Refused(OSError):
