@@ -48,17 +48,17 @@ def sleep(job: str, should_stop) -> Mapping[str, str]:
 
 def ours(plan: Plan, work) -> float:
     """Seconds from a connected Ray to the last unit's end."""
-    from orchestrator import run
+    from orchestrator import ray_nodes, run
 
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger.open(folder)
-        facts = run.connect("local")
+        facts = ray_nodes.connect("local")
         agenda = Agenda(plan, ledger)
 
         def job_of(unit):
             return run.Job(unit, plan.units.get(unit.parent), folder, {}, folder)
 
-        resources = run.Resources(max_concurrent=2)
+        resources = ray_nodes.Resources(max_concurrent=2)
         started = time.perf_counter()
         run.execute(agenda, job_of, resources, facts, run.Hooks(lambda *_: None, lambda: None), work)
         seconds = time.perf_counter() - started

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import FrameType
-from typing import Any
+from typing import Any, Literal, Protocol
 
 # Tune reads these when it is imported: no result files (the ledger has them), no handler of Ctrl-C (ours is below).
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -25,7 +25,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 from ray import tune
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -93,7 +93,7 @@ def execute(
         return found.share if found else resources.gpus_per_unit
 
     dispatcher = Dispatcher(agenda, hooks, gpus_of, lambda: usable_nodes(resources), growing=facts.growing, stop=ring)
-    searcher = _DispatchSearcher(dispatcher, job_of, bell)
+    searcher = DispatchSearcher(dispatcher, job_of, _Wire(bell))
     trainable = tune.with_resources(
         tune.with_parameters(_UnitTrainable, bell=bell, work=work or train_job),
         lambda config: _request(config, resources.cpus_per_unit),
@@ -234,14 +234,50 @@ class _Bell:
         return self._node.pop(name, "")
 
 
-class _DispatchSearcher(Searcher):
+class Tries(Protocol):
+    """What is known of tries that are under way, by their names."""
+
+    def begun(self) -> list[str]:
+        """Those that have begun since the last call. Raises RayActorError where that can't be known any more."""
+
+    def ended(self, name: str) -> None:
+        """One is over."""
+
+    def broke(self, name: str) -> str:
+        """One is over without an outcome; the node where it began, empty if it never did."""
+
+
+class _Wire:
+    """`Tries`, from what workers tell the bell."""
+
+    def __init__(self, bell: Any) -> None:
+        self._bell = bell
+        self._news = bell.news.remote()
+
+    def begun(self) -> list[str]:
+        if not ray.wait([self._news], timeout=0)[0]:
+            return []
+        names = ray.get(self._news)
+        self._news = self._bell.news.remote()
+        return names
+
+    def ended(self, name: str) -> None:
+        self._bell.ended.remote(name)
+
+    def broke(self, name: str) -> str:
+        try:
+            return ray.get(self._bell.ended.remote(name), timeout=5)
+        except (RayActorError, GetTimeoutError):
+            return ""
+
+
+class DispatchSearcher(Searcher):
     """Releases what the dispatcher says, and tells it how each try ended."""
 
-    def __init__(self, dispatcher: Dispatcher, job_of: Callable[[Unit], Job], bell: Any) -> None:
+    def __init__(self, dispatcher: Dispatcher, job_of: Callable[[Unit], Job], tries: Tries) -> None:
         super().__init__(metric="done", mode="max")
-        self._dispatcher, self._job_of, self._bell = dispatcher, job_of, bell
+        self._dispatcher, self._job_of, self._tries = dispatcher, job_of, tries
         self._unit_of: dict[str, str] = {}
-        self._news = bell.news.remote()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune keeps a copy to restore from, which we never do; ours holds threads and open files.
@@ -262,39 +298,31 @@ class _DispatchSearcher(Searcher):
             return  # `broke` comes next, and knows what happened.
         key = self._unit_of.pop(trial_id, None)
         if key is not None:
-            self._bell.ended.remote(trial_id)
+            self._tries.ended(trial_id)
             self._dispatcher.ended(key, result or {})
 
     def broke(self, trial_id: str, error: BaseException | None) -> None:
         """A try ended with an exception, its own or Ray's."""
         key = self._unit_of.pop(trial_id, None)
-        if key is None:
-            return
-        try:
-            node = ray.get(self._bell.ended.remote(trial_id), timeout=5)
-        except Exception:  # The bell is here; but nothing may end the driver's loop.
-            node = ""
-        self._dispatcher.broke(key, Broken(_first_line(error), node, _kind_of(error)))
+        if key is not None:
+            self._dispatcher.broke(key, Broken(_first_line(error), self._tries.broke(trial_id), _kind_of(error)))
+
+    def unit_of(self, trial_id: str) -> str:
+        """Key of the unit of a try that is under way."""
+        return self._unit_of[trial_id]
 
     def tick(self) -> None:
         """As often as Tune's loop turns."""
-        if ray.wait([self._news], timeout=0)[0]:
-            self._hear()
-        self._dispatcher.tick()
-
-    def _hear(self) -> None:
         try:
-            begun = ray.get(self._news)
+            for trial_id in self._tries.begun():
+                if trial_id in self._unit_of:
+                    self._dispatcher.began(self._unit_of[trial_id])
         except RayActorError:
             if not self._dispatcher.agenda.stopping:
                 # Workers take its silence for the driver's end, and would stop again and again.
                 logger.error("the process that tells workers to stop has died; the study stops")
                 self._dispatcher.agenda.stopping = True
-            return
-        for trial_id in begun:
-            if trial_id in self._unit_of:
-                self._dispatcher.began(self._unit_of[trial_id])
-        self._news = self._bell.news.remote()
+        self._dispatcher.tick()
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger has it."""
@@ -303,7 +331,7 @@ class _DispatchSearcher(Searcher):
         """Nothing: the ledger has it."""
 
 
-def _kind_of(error: BaseException | None) -> str:
+def _kind_of(error: BaseException | None) -> Literal["raised", "died", "machine"]:
     """Of a `Broken`."""
     if isinstance(error, ActorUnavailableError) or (isinstance(error, RayActorError) and error.preempted):
         return "machine"
@@ -321,7 +349,7 @@ def _first_line(error: BaseException | None) -> str:
 class _Ticker(tune.Callback):
     """Tune's loop, as a clock, and what it says of tries that broke."""
 
-    def __init__(self, searcher: _DispatchSearcher) -> None:
+    def __init__(self, searcher: DispatchSearcher) -> None:
         self._searcher = searcher
 
     def __getstate__(self) -> dict[str, Any]:
