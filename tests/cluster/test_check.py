@@ -172,7 +172,7 @@ BROKEN = [
         "port 8265",
         "8265",
     ),
-    (AWS, "RAY_AUTH_MODE=token UPS", "UPS", "token", "RAY_AUTH_MODE=token", "ulimit -n 65536; export UPS"),
+    (AWS, "RAY_AUTH_MODE=token UPS", "UPS", "token", "RAY_AUTH_MODE=token", "ulimit"),
     (AWS, "  ~/.ray/auth_token: ~/.ray/auth_token\n", "", "token", "no machine would have", "file_mounts"),
     ("local.yaml", "  ssh_private_key: ~/.ssh/ups_cluster\n", "", "ssh-key", "ssh-keygen", "auth:"),
     ("slurm.sh", "export RAY_AUTH_MODE=token", "#", "token", "other users", None),
