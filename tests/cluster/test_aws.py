@@ -297,15 +297,26 @@ for tool in ("ip", "unshare", "nsenter", "ssh", "ssh-keygen", "rsync", "/usr/sbi
         NETLAB_MISSING = f"needs {tool} (apt-get install openssh-server rsync iproute2)"
 
 PROBE = """
-import collections, json, os, ray, socket, time
+import asyncio, json, os, ray, socket
 ray.init(address="auto", log_to_driver=False)
+
+@ray.remote(num_cpus=0)
+class Gate:  # Opens when 16 units are there: so many GPUs are in use at once.
+    def __init__(self):
+        self.here, self.all = 0, asyncio.Event()
+
+    async def arrive(self):
+        self.here += 1
+        self.here < 16 or self.all.set()
+        await self.all.wait()
 
 @ray.remote(num_gpus=1, num_cpus=0)
 def unit():
-    time.sleep(1)
+    ray.get(gate.arrive.remote())
     return socket.gethostname(), os.environ["CUDA_VISIBLE_DEVICES"], os.environ.get("UPS_SPOT_NOTICE")
 
-found = ray.get([unit.remote() for _ in range(16)], timeout=120)
+gate = Gate.options(max_concurrency=20).remote()
+found = ray.get([unit.remote() for _ in range(16)], timeout=240)
 print("FOUND", json.dumps(sorted(found)))
 """
 
