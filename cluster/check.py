@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bad = False
     for file in given.files:
         try:
-            faults = check(file)
+            faults = list(dict.fromkeys(check(file)))  # Two node types may share one faulty line.
         except (OSError, UnicodeDecodeError, UnknownFile) as error:
             print(f"error: {file}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
             return 2

@@ -144,7 +144,7 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
 def near(name: str, known: Iterable[str]) -> str:
     """ "; did you mean ...?" for a name that looks like known ones, else what is known."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.7)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
 
 
