@@ -1,10 +1,14 @@
 """The ledger: records whole or not at all, one holder of a unit at a time, nobody waits for the dead."""
 
+import ast
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
 import signal
 import time
+import warnings
 
 import pytest
 
@@ -145,3 +149,65 @@ def test_a_saved_plan_comes_back_and_a_damaged_one_is_named(ledger, caplog):
     (ledger.study(plan) / "plan.json").write_text("{")
     assert ledger.studies() == {}
     assert plan.name in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_mount_without_locks_is_refused_before_anything_starts(tmp_path, unit, monkeypatch, number):
+    Ledger.open(str(tmp_path))
+
+    def flock(*given):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ValueError, match="this mount has no file locks") as caught:
+        Ledger.open(str(tmp_path))
+    assert "NFS version 4" in str(caught.value) and "s3://" in str(caught.value)
+    assert not list((tmp_path / "units").iterdir())
+    # A worker whose machine has it mounted otherwise than the driver's: no lock of another kind is taken instead.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(OSError, match="this mount has no file locks"), Ledger(tmp_path).claim(unit):
+            raise AssertionError("held without a lock")
+
+
+def test_a_mount_whose_locks_keep_nobody_out_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *given: None)
+    with pytest.raises(ValueError, match="this mount has no file locks"):
+        Ledger.open(str(tmp_path))
+
+
+def unsafe_readers(source):
+    """Ways to read a file that can run what is in it, by name."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        found |= {
+            name for name in names if name.split(".")[0] in ("pickle", "cPickle", "dill", "cloudpickle", "joblib")
+        }
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            found |= {name} & {"torch.load", "eval", "exec", "marshal.loads", "shelve.open", "yaml.load"}
+            found |= {
+                name for word in node.keywords if word.arg == "allow_pickle" and ast.unparse(word.value) != "False"
+            }
+    return found
+
+
+def test_nothing_that_reads_storage_can_run_what_it_reads(repo_root):
+    files = [*(repo_root / "orchestrator").rglob("*.py"), *(repo_root / "ups_model").glob("*.py")]
+    assert len(files) > 50
+    assert {str(file): found for file in files if (found := unsafe_readers(file.read_text()))} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import pickle", "pickle"),
+        ("from cloudpickle import loads", "cloudpickle"),
+        ("torch.load(file)", "torch.load"),
+        ("np.load(file, allow_pickle=True)", "np.load"),
+    ],
+)
+def test_the_search_for_unsafe_readers_finds_them(source, found):
+    assert found in unsafe_readers(source)

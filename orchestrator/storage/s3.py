@@ -264,6 +264,9 @@ class _Refused(OSError):
 
 def _client(read_timeout: float, tries: int) -> Any:
     """A client of its own: one is shared by threads, a session is not."""
+    for library in ("boto3", "botocore", "s3transfer"):  # At INFO they tell of every client where its keys came from.
+        if logging.getLogger(library).level == logging.NOTSET:
+            logging.getLogger(library).setLevel(logging.WARNING)
     session = boto3.session.Session()
     settings: dict[str, Any] = {
         "retries": {"mode": "standard", "max_attempts": tries},
