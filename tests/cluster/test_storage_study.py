@@ -122,8 +122,6 @@ def test_a_study_comes_through_killed_drivers_and_workers_with_the_cells_of_a_fo
     status, text = storage_command("gc", "--storage", place)
     cleaned = text.count("(the unit is finished and tested)")
     assert status == 0 and cleaned == 9, text  # Of two joint trainings that are starts alone, nothing is tested.
-        text
-    )  # Joint starts, of which there are two, are not tested.
     assert storage_command("verify", "--storage", place)[0] == 0
     status, text = storage_command("du", "--storage", place)
     assert status == 0 and f"study {study}" in text
