@@ -208,16 +208,17 @@ class Dispatcher:
         self.agenda.again(key)  # Its machine is about to go, or it lost the driver for a moment.
 
     def _refused(self, key: str, node: str, why: str) -> None:
-        others = self._others({node}) and self._useless + 1 < MOST_REFUSING_NODES
-        if not node or not others:
+        new = self._useless + (node not in self.nodes.avoided)
+        if not self._others({node}, growing=self._growing and new < MOST_REFUSING_NODES):
             self.agenda.failed(key, why)
             return
         self._give_up(node, why)
         self.agenda.again(key)
 
-    def _others(self, without: Collection[str]) -> bool:
+    def _others(self, without: Collection[str], growing: bool | None = None) -> bool:
         """Whether there is, or may come to be, another node than these and those that are avoided."""
-        return self._growing or bool(set(self._usable()) - set(without) - self.nodes.avoided.keys())
+        may_come = self._growing if growing is None else growing
+        return may_come or bool(set(self._usable()) - set(without) - self.nodes.avoided.keys())
 
     def _avoided(self, key: str) -> tuple[str, ...]:
         avoided, failed_on = set(self.nodes.avoided), self.agenda.failed_on(key)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
 
@@ -39,6 +40,8 @@ from orchestrator.worker import Job, run_unit
 
 logger = logging.getLogger(__name__)
 
+# They print a traceback for each try that failed; the dispatcher says it in a line, and the unit's log has the rest.
+TALKERS = ("ray.tune.execution.tune_controller", "ray.tune.tune")
 RETRY_PAUSE_SECONDS = 2.0
 MOST_WAITING = 1000
 """Units that Ray sees waiting at once, so that a cluster grows for them, where the most it can grow to isn't known."""
@@ -71,6 +74,8 @@ def execute(
     """
     if agenda.complete:
         return None
+    for name in TALKERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if resources.max_concurrent:
         most = resources.max_concurrent
     elif facts.local:
@@ -359,7 +364,10 @@ class _Ticker(tune.Callback):
         self._searcher.tick()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._searcher.broke(trial.trial_id, trial.get_pickled_error())
+        # Its `get_pickled_error` looks in the storage, where the file comes later, if ever.
+        file = trial.pickled_error_file
+        error = ray.cloudpickle.loads(Path(file).read_bytes()) if file else None
+        self._searcher.broke(trial.trial_id, error)
 
 
 @contextmanager

@@ -210,6 +210,16 @@ def test_a_node_that_refuses_gets_no_more_units_and_the_unit_is_not_blamed(stage
     assert "torch 2.12" in stage.dispatcher.nodes.avoided["a"]
 
 
+def test_units_that_wait_for_nodes_that_refuse_go_to_the_one_that_does_not(stage):
+    first, second = stage.next().unit.key, stage.next().unit.key
+    for node in ("a", "b"):
+        stage.end(first, "refused", node=node, error="torch 2.12")
+        stage.end(second, "refused", node=node, error="torch 2.12")  # It was given out before the node was known.
+        given = [stage.next(), stage.next()]
+        assert {one.unit.key for one in given} == {first, second}
+    assert {one.avoid for one in given} == {("a", "b")}
+
+
 def test_where_every_node_refuses_units_fail_and_say_why(tmp_path):
     stage = Stage(tmp_path, nodes=("a",))
     key = stage.next().unit.key

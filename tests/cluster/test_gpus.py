@@ -53,7 +53,7 @@ def independent(count: int) -> Plan:
     return plan_of(Study("gpus", "?", "!", (Table("t", "T", "dropout", (AR3D,), rows, "0"),)))
 
 
-def work_of(folder, crowd=1, fails=None):
+def work_of(folder, crowd=1, fails=None, seconds=SECONDS):
     """A unit's work: takes a while, and writes down when, where and with what.
 
     The first ones wait, at most a minute, until `crowd` of them run: on a busy machine processes start far apart.
@@ -76,7 +76,7 @@ def work_of(folder, crowd=1, fails=None):
                 if len(list(folder.parent.glob("running-*"))) >= crowd:
                     gathered.touch()
                 time.sleep(0.05)
-            time.sleep(SECONDS)
+            time.sleep(seconds)
             running.unlink()
         row |= {"ended": time.time(), "outcome": outcome or "finished"}
         (folder / f"{job.unit.key}-{row['began']}.json").write_text(json.dumps(row))
@@ -209,10 +209,10 @@ def test_a_node_on_which_everything_fails_gets_no_more_units_and_all_finish(node
     facts = nodes({"num_cpus": 2, "num_gpus": 2}, {"num_cpus": 2, "num_gpus": 2})
     bad = sorted(node["NodeID"] for node in ray.nodes())[0]
     agenda, dispatcher, rows = run_all(
-        tmp_path, facts, ray_nodes.Resources(gpus_per_unit=1), count=10,
+        tmp_path, facts, ray_nodes.Resources(gpus_per_unit=1), count=14, seconds=5.0,
         fails=lambda job, node: "raised" if node == bad else None,
     )  # fmt: skip
-    assert agenda.counts() == {State.FINISHED: 10}
+    assert agenda.counts() == {State.FINISHED: 14}
     assert set(dispatcher.nodes.avoided) == {bad}
     assert "ECC" in dispatcher.nodes.avoided[bad]
     tried_there = [row for row in rows if row["node"] == bad]
