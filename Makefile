@@ -17,7 +17,8 @@ ablate: setup
 
 test: setup
 	@# One thread per process: the workers share the processors, and float sums come in one order.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	@# By groups: tests that bring up hosts or a cluster of their own share one, and go one after the other.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -133,7 +133,8 @@ def plan_tags(plan: Plan, content: Mapping[str, Any]) -> dict[str, str]:
 def record_tags(record: Record) -> dict[str, str]:
     """What the end of a unit adds."""
     about = record.about
-    found = {f"ups.{name}": str(about[name]) for name in ("commit", "device", "precision") if name in about}
+    shown = ("commit", "device", "precision", "gpus", "out_of_memory_at")
+    found = {f"ups.{name}": str(about[name]) for name in shown if name in about}
     if record.routes:
         found["ups.routes"] = json.dumps(dict(record.routes), sort_keys=True)
     if record.error:
