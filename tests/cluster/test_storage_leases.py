@@ -185,10 +185,10 @@ def test_processes_race_and_a_killed_winner_is_replaced_at_once_on_its_own_machi
 
 
 def test_a_holder_that_cannot_renew_stops_before_others_may_begin(server, storage, address):
-    other = S3Storage(address, SHORT)
+    other, beat = S3Storage(address, SHORT), f"{PLACE}/claims/00000001.beat"
     with storage.claim(PLACE) as claim:
         with server.refusing(r"^PUT .*\.beat", 503):
-            began = time.monotonic()
+            began, last = time.monotonic(), storage.look(beat)
             wait_until(claim.lost, SHORT.stale)
             assert time.monotonic() - began <= SHORT.stale - SHORT.margin + 0.5
             assert other.claimed(PLACE)  # Nobody may have it yet.
@@ -199,7 +199,8 @@ def test_a_holder_that_cannot_renew_stops_before_others_may_begin(server, storag
         wait_until(lambda: not other.claimed(PLACE), SHORT.stale + 5)
         with other.claim(PLACE) as taken:
             assert taken.number == 2
-    assert storage.look(f"{PLACE}/claims/00000001.beat") is None, "it wrote nothing after it had lost its hold"
+    now = storage.look(beat)
+    assert (now and now.tag) == (last and last.tag), "it wrote nothing after it had lost its hold"
 
 
 def test_a_holder_that_was_overtaken_learns_it_when_it_asks(storage):
