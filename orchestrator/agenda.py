@@ -225,13 +225,18 @@ class Agenda:
 
         Returns the keys that have finished.
         """
+        held = [key for key, state in self.state.items() if state is State.ELSEWHERE]
+
+        def ask(key: str) -> tuple[bool, bool]:
+            is_done = self._is_done(self.units[key])
+            return is_done, is_done or not self.ledger.claimed(self.units[key])
+
         done = []
-        for key in [key for key, state in self.state.items() if state is State.ELSEWHERE]:
-            unit = self.units[key]
-            if self._is_done(unit):
+        for key, (is_done, is_free) in zip(held, self.ledger.storage.each(ask, held), strict=True):
+            if is_done:
                 self.finished(key)
                 done.append(key)
-            elif not self.ledger.claimed(unit):
+            elif is_free:
                 self._again(key)
         return done
 

@@ -13,7 +13,8 @@ from orchestrator.plan import Unit
 
 logger = logging.getLogger(__name__)
 
-LOOK_ELSEWHERE_SECONDS = 2.0
+LOOK_ELSEWHERE_SECONDS, LOOK_AT_STORE_SECONDS = 2.0, 10.0
+"""Between looks at units that other processes hold: in a folder, and on an object store, where each is requests."""
 DOUBT_SECONDS = 8.0
 """After a process died, so long until its node counts as healthy: the death of a node is noticed later than that of its
 processes."""
@@ -82,6 +83,7 @@ class Dispatcher:
         self._hooks, self._gpus_of, self._usable, self._growing = hooks, gpus_of, usable_nodes, growing
         self._stop, self._clock = stop, clock
         self._looked = clock()
+        self._period = LOOK_AT_STORE_SECONDS if agenda.ledger.root is None else LOOK_ELSEWHERE_SECONDS
         self._in_doubt: dict[str, tuple[float, Broken]] = {}
         self._given: dict[str, float] = {}
         """GPUs of each unit that was released."""
@@ -163,7 +165,7 @@ class Dispatcher:
                     del self._in_doubt[key]
                     kind = "machine" if gone else "raised"
                     self._judge(key, Broken(broken.error, broken.node, kind))
-        if now - self._looked > LOOK_ELSEWHERE_SECONDS:
+        if now - self._looked > self._period:
             self._looked = now
             for key in self.agenda.look_elsewhere():
                 self._hooks.changed(key, State.FINISHED)
