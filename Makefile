@@ -1,4 +1,4 @@
-# make ablate | test | lint | train. The first call makes .venv; later calls reuse it until pyproject.toml or constraints.txt change.
+# make ablate | test | lint | train | mlflow-server. The first call makes .venv; later calls reuse it until pyproject.toml or constraints.txt change.
 
 SHELL := /bin/bash
 VENV := .venv
@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 EXTRAS := dev,orchestrator,aws,server
 WORKERS ?= 2
 
-.PHONY: ablate test lint format train setup
+.PHONY: ablate test lint format train mlflow-server setup
 .DEFAULT_GOAL := test
 
 # Tables 7-9 with two seeds. ARGS="tables_7_9 --preset small --data uiprmd=PATH ..." runs another study, preset or data.
@@ -30,6 +30,10 @@ format: setup
 
 train: setup
 	$(BIN)/python -m ups_model.train --preset tiny
+
+# An MLflow server with PostgreSQL, on this machine alone; docs/tracking.md. Ctrl-C ends it.
+mlflow-server: setup
+	exec $(BIN)/python -m cluster.mlflow_server $(ARGS)
 
 setup: $(INSTALLED)
 

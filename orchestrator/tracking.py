@@ -9,7 +9,6 @@ the time at which they were measured, and a tag of each run says how far it is.
 import json
 import logging
 import os
-import shlex
 import tempfile
 import threading
 import time
@@ -18,29 +17,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
 from orchestrator import mirrored
 from orchestrator.ledger import RECORD, Ledger, Record
-from orchestrator.mirror import PLAN_FILE, LedgerMirror, Run
+from orchestrator.mirror import LASTING, PLAN_FILE, LedgerMirror, Run
 from orchestrator.mirrored import Point
 from orchestrator.plan import Plan
 from orchestrator.storage.workspace import scratch_base
+from orchestrator.tracking_address import database_file, parts_of, shown, without_login
+from orchestrator.tracking_address import default_uri as default_uri
+from orchestrator.tracking_address import ui_command as ui_command
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "UPS ablations"
-LOCK, DATABASE, ARTIFACTS = ".mlflow.lock", "mlflow.db", "mlartifacts"
+LOCK, ARTIFACTS = ".mlflow.lock", "mlartifacts"
 LOCK_SECONDS = 30
 POINTS_PER_BATCH, ENTRIES_PER_BATCH = 800, 100
 """MLflow takes 1000 entries a batch, of which 100 may be parameters and 100 tags."""
+LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+REFUSALS = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
+ANY = "/api/2.0/mlflow/experiments/search?max_results=1"
+WRITER = "ups.mirror"
+"""Tag of the experiment, by which we learn that we may write."""
 FEW = 5
 """So many runs are looked for one by one; for more of them all runs are listed."""
-SQL = ("postgresql", "mysql", "mssql")
-
 _SETTINGS = {
     # MLflow's client would retry for about four minutes, each time for two; the mirror comes back to it by itself.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -55,79 +60,59 @@ _SETTINGS = {
 }
 
 
-def default_uri(ledger: Ledger) -> str:
-    """The store that lies beside the records. ValueError where they are on an object store, which holds no database."""
-    if ledger.root is None:
-        raise ValueError(
-            f"--storage {ledger.address} has no place for MLflow's database; give --tracking-uri http://HOST:5000 or "
-            "sqlite:////FOLDER/mlflow.db"
-        )
-    return f"sqlite:///{ledger.root.absolute() / DATABASE}"
-
-
 def check(uri: str) -> None:
     """Refuse an address that can't work; a server that doesn't answer now is only logged, for training goes on without.
 
     Raises:
-        ValueError: malformed, or of a kind that isn't supported.
+        ValueError: malformed, or of a kind that isn't supported; a server that answers refuses these credentials.
     """
-    parts = _parts(uri)
+    parts = parts_of(uri)
     if parts.scheme == "sqlite":
-        folder = _database(uri).parent
+        folder = database_file(uri).parent
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise ValueError(f"--tracking-uri {uri}: {folder} is no folder that can be written to; make it first")
     elif parts.scheme in ("http", "https"):
-        address = urlunsplit(
-            (parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/") + "/health", "", "")
-        )
         try:
-            urlopen(Request(address), timeout=3).close()
+            # Nobody's: a server without users answers, and needs no MLflow to be asked, which takes a second to import.
+            urlopen(Request(without_login(uri)[0].rstrip("/") + ANY), timeout=3).close()
         except HTTPError as error:
-            logger.warning("tracking server %s answers %s; runs go on, and are mirrored later", _shown(uri), error.code)
+            if error.code in (401, 403):
+                _check_login(uri)
+            else:
+                _warn(uri, f"answers {error.code}")
         except OSError as error:
-            why = getattr(error, "reason", error)
-            logger.warning("tracking server %s is away (%s); runs go on, and are mirrored later", _shown(uri), why)
+            _warn(uri, f"is away ({getattr(error, 'reason', error)})")
 
 
-def ui_command(uri: str) -> str:
-    """What a person enters, or opens, to compare runs."""
-    if _parts(uri).scheme in ("http", "https"):
-        return _shown(uri)
-    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+def _check_login(uri: str) -> None:
+    """ValueError where a server refuses to be read or written to by whom MLflow's client says we are."""
+    with _quiet():
+        try:
+            client = _connect(uri)
+            found = client.get_experiment_by_name(EXPERIMENT)
+            if found is not None:
+                # Who may only read learns it here, and not from warnings during hours of training.
+                client.set_experiment_tag(found.experiment_id, WRITER, "yes")
+        except Exception as error:  # Whatever else it is, the mirror will meet and tell it.
+            if getattr(error, "error_code", "") in REFUSALS:
+                raise ValueError(_refused(uri, error)) from error
+            _warn(uri, f"can't be read ({_first_line(error)})")
 
 
-def _parts(uri: str) -> SplitResult:
-    try:
-        parts = urlsplit(uri)
-        _ = parts.port
-    except ValueError as error:
-        raise ValueError(f"--tracking-uri {uri}: malformed ({error}); give e.g. http://HOST:5000") from error
-    scheme = parts.scheme.split("+")[0]
-    if scheme == "sqlite":
-        if not uri.startswith("sqlite:///") or uri in ("sqlite:///", "sqlite:///:memory:"):
-            raise ValueError(f"--tracking-uri {uri}: names no file; give sqlite:////FOLDER/mlflow.db")
-    elif scheme in ("http", "https", *SQL):
-        if not parts.hostname:
-            raise ValueError(f"--tracking-uri {uri}: names no host; give e.g. {scheme}://HOST:PORT")
-    else:
-        raise ValueError(
-            f"--tracking-uri {uri}: must be http(s)://, sqlite:///, {', '.join(f'{name}://' for name in SQL)}; "
-            "MLflow keeps no runs in plain folders any more; give sqlite:////FOLDER/mlflow.db"
-        )
-    return parts._replace(scheme=scheme)
+def _warn(uri: str, what: str) -> None:
+    logger.warning("tracking server %s %s; runs go on, and are mirrored later", shown(uri), what)
 
 
-def _database(uri: str) -> Path:
-    return Path(uri.removeprefix("sqlite:///").split("?")[0]).absolute()
+def _refused(uri: str, error: Exception) -> str:
+    given = ", ".join(name for name in LOGIN if os.environ.get(name)) or "none of them"
+    return (
+        f"--tracking-uri {shown(uri)}: refuses us ({_first_line(error)}); export {LOGIN[0]} and {LOGIN[1]} of a user "
+        f"who may write there (set now: {given})"
+    )
 
 
-def _shown(uri: str) -> str:
-    """An address without a password."""
-    parts = urlsplit(uri)
-    if not parts.password:
-        return uri
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{host}"))
+def _first_line(error: Exception) -> str:
+    return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:300]
 
 
 class _Quiet(logging.Filter):
@@ -153,6 +138,10 @@ def _quiet() -> Iterator[None]:
 
 def _connect(uri: str) -> Any:
     """An MLflow client. Importing mlflow takes a second, the first call on a new database some more."""
+    # Out of the address, which MLflow puts into the texts of its errors.
+    uri, login = without_login(uri)
+    if login is not None:
+        os.environ.update(zip(LOGIN, login, strict=True))
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -168,7 +157,7 @@ class Mirror(LedgerMirror):
     def __init__(
         self, ledger: Ledger, plan: Plan, content: Mapping[str, Any], uri: str, experiment: str = EXPERIMENT
     ) -> None:
-        super().__init__(ledger, plan, content, lambda: MlflowStore(uri, experiment, ledger), _shown(uri))
+        super().__init__(ledger, plan, content, lambda: MlflowStore(uri, experiment, ledger), shown(uri))
 
     def _run(self) -> None:
         with _quiet():
@@ -181,15 +170,15 @@ class MlflowStore:
     def __init__(self, uri: str, experiment: str, ledger: Ledger) -> None:
         sqlite = urlsplit(uri).scheme.startswith("sqlite")
         # Two processes that both open a new database, or both look for a run and make it, would end with two or none.
-        place = _database(uri).parent if sqlite else ledger.root
-        # Without a folder that all drivers share, those of one machine: of others' runs the oldest is taken.
+        place = database_file(uri).parent if sqlite else ledger.root
+        # Without a folder that all drivers share, those of one machine; with the others `_agree` is for.
         file = scratch_base() / f"{LOCK}-{mirrored.digest_of(uri)}" if place is None else place / LOCK
-        self._lock = FileLock(file)
+        self._lock, self._shared = FileLock(file), not sqlite
         with self._lock.acquire(timeout=LOCK_SECONDS):
             self.client = _connect(uri)
             found = self.client.get_experiment_by_name(experiment)
             if found is None:
-                beside = ledger.root.absolute() if ledger.root is not None else _database(uri).parent
+                beside = ledger.root.absolute() if ledger.root is not None else database_file(uri).parent
                 artifacts = (beside / ARTIFACTS).as_uri() if sqlite else None
                 self.experiment = self.client.create_experiment(experiment, artifact_location=artifacts)
             elif found.lifecycle_stage != "active":
@@ -213,6 +202,7 @@ class MlflowStore:
                 self._look(f"tags.`{mirrored.PLAN}` = '{name}'")
                 if name not in self.plans:
                     self.plans[name] = self._create(tags, int(1000 * time.time()))
+                    self._agree(self.plans, [name], mirrored.PLAN)
         return self.plans[name]
 
     def ensure_units(self, wanted: Mapping[str, tuple[Mapping[str, str], int]]) -> None:
@@ -223,11 +213,31 @@ class MlflowStore:
         with self._lock.acquire(timeout=LOCK_SECONDS):
             if len(missing) > FEW:
                 self._look()
+            made = []
             for key in missing:
                 if len(missing) <= FEW:
                     self._look(f"tags.`{mirrored.KEY}` = '{key}'")
                 if key not in self.units:
                     self.units[key] = self._create(*wanted[key])
+                    made.append(key)
+            self._agree(self.units, made, mirrored.KEY)
+
+    def _agree(self, known: dict[str, Run], made: list[str], tag: str) -> None:
+        """Drivers that share no lock may have made the same run at once: whoever sees two keeps the older. Who has lost
+        one meets an error at the next writing, finds the other and fills it from the ledger."""
+        if not self._shared or not made:
+            return
+        there: dict[str, Run] = {}
+        condition = f"tags.`{tag}` = '{made[0]}'" if len(made) == 1 else ""
+        for run in all_runs(self.client, self.experiment, condition):
+            name = run.tags.get(tag, "")
+            if name in made and there.setdefault(name, run) is not run:
+                try:
+                    self.client.delete_run(run.id)
+                except Exception as error:
+                    if getattr(error, "error_code", "") not in LASTING:  # Else the other driver was first to delete it.
+                        raise
+        known.update({name: run for name, run in there.items() if run.id != known[name].id})
 
     def _create(self, tags: Mapping[str, str], started: int) -> Run:
         run = self.client.create_run(
@@ -303,10 +313,8 @@ class MlflowStore:
         self.client.log_artifacts(run.id, str(folder), name)
 
 
-def index(client: Any, experiment: str, condition: str = "") -> tuple[dict[str, Run], dict[str, Run]]:
-    """An experiment's runs of units by key, and of studies by name; the oldest where there are several."""
-    units: dict[str, Run] = {}
-    plans: dict[str, Run] = {}
+def all_runs(client: Any, experiment: str, condition: str = "") -> Iterator[Run]:
+    """An experiment's runs, the oldest first."""
     token = None
     while True:
         page = client.search_runs(
@@ -317,22 +325,29 @@ def index(client: Any, experiment: str, condition: str = "") -> tuple[dict[str, 
             order_by=["attributes.start_time ASC", "attributes.run_id"],
         )
         for run in page:
-            tags = dict(run.data.tags)
-            found = Run(
+            yield Run(
                 run.info.run_id,
                 run.info.status,
-                tags,
+                dict(run.data.tags),
                 set(run.data.params),
                 dict(run.data.metrics),
                 run.info.artifact_uri,
             )
-            if mirrored.KEY in tags:
-                units.setdefault(tags[mirrored.KEY], found)
-            elif mirrored.PLAN in tags:
-                plans.setdefault(tags[mirrored.PLAN], found)
         token = page.token
         if not token:
-            return units, plans
+            return
+
+
+def index(client: Any, experiment: str, condition: str = "") -> tuple[dict[str, Run], dict[str, Run]]:
+    """An experiment's runs of units by key, and of studies by name; the oldest where there are several."""
+    units: dict[str, Run] = {}
+    plans: dict[str, Run] = {}
+    for run in all_runs(client, experiment, condition):
+        if mirrored.KEY in run.tags:
+            units.setdefault(run.tags[mirrored.KEY], run)
+        elif mirrored.PLAN in run.tags:
+            plans.setdefault(run.tags[mirrored.PLAN], run)
+    return units, plans
 
 
 def fetch(uri: str, study: str | None) -> list[tuple[dict[str, Any], dict[str, Record | None]]]:
@@ -349,7 +364,7 @@ def fetch(uri: str, study: str | None) -> list[tuple[dict[str, Any], dict[str, R
     Raises:
         ValueError: the store can't be read, or has no such study.
     """
-    if _parts(uri).scheme == "sqlite" and not _database(uri).is_file():
+    if parts_of(uri).scheme == "sqlite" and not database_file(uri).is_file():
         raise ValueError(f"--tracking-uri {uri}: there is no such file; run orchestrator.ablate first")
     with _quiet():
         try:
@@ -357,8 +372,9 @@ def fetch(uri: str, study: str | None) -> list[tuple[dict[str, Any], dict[str, R
         except ValueError:
             raise
         except Exception as error:  # MLflow, its server, its database and its artifacts raise all kinds.
-            why = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise ValueError(f"--tracking-uri {_shown(uri)}: can't be read ({why[:300]})") from error
+            if getattr(error, "error_code", "") in REFUSALS:
+                raise ValueError(_refused(uri, error)) from error
+            raise ValueError(f"--tracking-uri {shown(uri)}: can't be read ({_first_line(error)})") from error
 
 
 def _fetch(client: Any, uri: str, study: str | None) -> list[tuple[dict[str, Any], dict[str, Record | None]]]:
@@ -379,7 +395,7 @@ def _fetch(client: Any, uri: str, study: str | None) -> list[tuple[dict[str, Any
             found.append((content, {key: texts[key] for key in content["units"]}))
     if not found:
         has = f"it has {', '.join(sorted(known))}" if known else "nothing has been mirrored there"
-        raise ValueError(f"--tracking-uri {_shown(uri)}: no study {study or ''}".rstrip() + f"; {has}")
+        raise ValueError(f"--tracking-uri {shown(uri)}: no study {study or ''}".rstrip() + f"; {has}")
     return sorted(found, key=lambda pair: pair[0]["name"])
 
 
@@ -397,5 +413,7 @@ def _artifact(uri: str, run: Run, name: str) -> str:
 
     with tempfile.TemporaryDirectory() as folder:
         # By its address: the client's own method reads the whole run twice for each file.
-        file = download_artifacts(artifact_uri=f"{run.files}/{name}", dst_path=folder, tracking_uri=uri)
+        file = download_artifacts(
+            artifact_uri=f"{run.files}/{name}", dst_path=folder, tracking_uri=without_login(uri)[0]
+        )
         return Path(file).read_bytes().decode("utf-8")
