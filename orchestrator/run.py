@@ -27,6 +27,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 import ray
 from ray import tune
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -39,6 +40,10 @@ from orchestrator.ray_nodes import ClusterFacts, Resources, usable_nodes
 from orchestrator.worker import Job, run_unit
 
 logger = logging.getLogger(__name__)
+
+# Private, for want of a switch: Tune would put the driver's AWS keys into the runtime environment of workers, which Ray
+# logs on every machine as it is. Workers find their own: their machine's role, ~/.aws, the environment of `ray start`.
+class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if "AWS_" not in name}
 
 # They print a traceback for each try that failed; the dispatcher says it in a line, and the unit's log has the rest.
 TALKERS = ("ray.tune.execution.tune_controller", "ray.tune.tune")
