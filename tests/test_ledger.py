@@ -194,6 +194,23 @@ def unsafe_readers(source):
     return found
 
 
+def test_locks_are_asked_for_as_nfs_gives_them(tmp_path, monkeypatch):
+    """flock(2): on NFS "in order to place an exclusive lock, the file must be opened for writing"."""
+    flock = fcntl.flock
+
+    def on_nfs(file, operation):
+        descriptor = file if isinstance(file, int) else file.fileno()
+        if operation & fcntl.LOCK_EX and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", on_nfs)
+    ledger = Ledger.open(str(tmp_path))
+    unit = next(iter(plan_of(small_study()).units.values()))
+    with ledger.claim(unit) as held, ledger.claim(unit) as again:
+        assert held and not again
+
+
 def test_nothing_that_reads_storage_can_run_what_it_reads(repo_root):
     files = [*(repo_root / "orchestrator").rglob("*.py"), *(repo_root / "ups_model").glob("*.py")]
     assert len(files) > 50

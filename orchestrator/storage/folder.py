@@ -208,7 +208,8 @@ def _lock(folder: Path) -> FileLock | None:
 
 def _check_locks(file: Path) -> None:
     """OSError where a lock can't be taken, or keeps nobody out."""
-    with file.open("rb") as one, file.open("rb") as other:
+    # For writing: on NFS an exclusive lock is refused to who only reads (flock(2)).
+    with file.open("r+b") as one, file.open("r+b") as other:
         fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
