@@ -21,7 +21,8 @@ processes."""
 MOST_UNSTARTED = 20
 """Ends of a process before it began its unit, which are the machine's fault up to this number."""
 MOST_REFUSING_NODES = 3
-"""A cluster that makes new nodes would make them for ever: after so many in a row that can't be used, units fail."""
+"""A cluster that makes new nodes would make them for ever: after so many in a row that can't be used, units fail, and
+what they fail by is counted as theirs."""
 
 
 @dataclass
@@ -184,7 +185,10 @@ class Dispatcher:
             agenda.again(key)
         else:
             agenda.tried(key, broken.error, node)
-            if node and self.nodes.failed(node, key) and self._others({node}):
+            # On a cluster that makes new nodes there is always another. What fails on so many in a row is to blame itself,
+            # or it would be forgiven on new machines for ever.
+            blamed = self._growing and self._useless >= MOST_REFUSING_NODES
+            if node and self.nodes.failed(node, key) and not blamed and self._others({node}):
                 self._give_up(node, f"{broken.error}, and everything else that ran there failed too")
         self._hooks.changed(key, agenda.state[key])
 

@@ -238,6 +238,22 @@ def test_a_growing_cluster_whose_nodes_all_refuse_does_not_grow_for_ever(tmp_pat
     assert stage.agenda.state[key] is State.FAILED
 
 
+def test_what_fails_on_every_new_node_of_a_growing_cluster_comes_to_an_end(tmp_path):
+    stage = Stage(tmp_path, nodes=("new0",), growing=True)
+    used = 1
+    for _ in range(1000):
+        if stage.alive <= set(stage.dispatcher.nodes.avoided):  # Idle, it is given back, and another one comes.
+            stage.alive = {f"new{used}"}
+            used += 1
+        for given in [stage.dispatcher.next() for _ in range(4)]:
+            if given is not None:
+                stage.breaks(given.unit.key, "raised", next(iter(stage.alive)))
+        if stage.dispatcher.complete:
+            break
+    assert stage.dispatcher.complete
+    assert used == MOST_REFUSING_NODES + 1
+
+
 def test_what_may_be_the_nodes_fault_is_believed_of_two(stage):
     key = stage.next().unit.key
     stage.end(key, "failed", node="a", error="no language model here", sure=False)
