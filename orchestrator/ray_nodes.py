@@ -16,6 +16,9 @@ from orchestrator.worker import Job
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves its configuration on the head."""
 
+MOST_SLOTS = 2**15
+"""Of a cluster that has no bound of its own."""
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -57,7 +60,7 @@ class ClusterFacts:
         if resources.gpus_per_unit:
             room = min(room, gpus / resources.gpus_per_unit)
         most = resources.max_concurrent if resources.max_concurrent is not None else float("inf")
-        return int(max(1, min(room + 1e-9, most)))
+        return int(max(1, min(room + 1e-9, most, MOST_SLOTS)))
 
 
 def connect(address: str) -> ClusterFacts:
@@ -123,6 +126,13 @@ def check_room(facts: ClusterFacts, resources: Resources) -> None:
                 f"{flag} must be at most what one node has, got {asked:g}: the cluster has {total:g} {name} in all and "
                 f"{most:g} on its largest node; try {flag} {most:g}"
             )
+    fits = [node for node in nodes if node.get("GPU", 0.0) >= resources.gpus_per_unit]
+    most = max((node.get("CPU", 0.0) for node in fits), default=0.0)
+    if resources.cpus_per_unit > most:
+        raise ValueError(
+            f"--cpus-per-unit must be at most what a node with --gpus-per-unit {resources.gpus_per_unit:g} has, got "
+            f"{resources.cpus_per_unit:g}: the largest of those has {most:g}; try --cpus-per-unit {most:g}"
+        )
 
 
 def usable_nodes(resources: Resources) -> list[str]:

@@ -1,0 +1,32 @@
+"""What is asked of a cluster, held against nodes as Ray tells of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator import ray_nodes
+from orchestrator.ray_nodes import ClusterFacts, Resources, check_room
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    def given(*resources):
+        monkeypatch.setattr(ray_nodes.ray, "nodes", lambda: [{"Alive": True, "Resources": one} for one in resources])
+
+    return given
+
+
+def test_processors_and_gpus_of_a_unit_must_be_on_one_node(nodes):
+    nodes({"CPU": 64.0}, {"CPU": 4.0, "GPU": 8.0})
+    facts = ClusterFacts(68.0, 8.0, local=False)
+    with pytest.raises(ValueError, match=r"--cpus-per-unit must be .* with --gpus-per-unit 1 .*; try --cpus-per-unit 4"):
+        check_room(facts, Resources(cpus_per_unit=8, gpus_per_unit=1))
+    check_room(facts, Resources(cpus_per_unit=4, gpus_per_unit=1))
+    check_room(facts, Resources(cpus_per_unit=64))
+
+
+def test_a_cluster_that_grows_without_bound_has_a_number_of_slots():
+    kind = {"CPU": 8.0, "GPU": 1.0}
+    facts = ClusterFacts(0.0, 0.0, False, (kind,), {"CPU": float("inf"), "GPU": float("inf")})
+    assert facts.slots(Resources(gpus_per_unit=1)) >= 1000
+    assert facts.slots(Resources(gpus_per_unit=1, max_concurrent=7)) == 7
