@@ -22,7 +22,7 @@ from orchestrator.command import (
 )
 from orchestrator.commit import commit
 from orchestrator.content import plan_content
-from orchestrator.estimate import Estimate, estimate
+from orchestrator.estimate import Estimate, estimate, on_slots
 from orchestrator.inputs import Inputs, read_inputs
 from orchestrator.ledger import Ledger, storage_path
 from orchestrator.plan import Plan, Unit
@@ -68,9 +68,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--list", action="store_true", help="name the studies and end")
     made.add_argument("--plan", action="store_true", help="show rows, arms, units, sizes and times; start nothing")
     add_shared_arguments(made, "row")
-    made.add_argument(
-        "--out", type=Path, metavar="DIR", help="of the report (in the storage; for s3:// here too)"
-    )
+    made.add_argument("--out", type=Path, metavar="DIR", help="of the report (in the storage; for s3:// here too)")
     return made
 
 
@@ -115,14 +113,16 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
         with unmade_if_refused(*aimed.folders(), out):
             ledger = Ledger.open(given.storage)
             make_writable(out)
+            # What is longest goes first, so times are needed before there are slots.
+            expected = estimates(inputs, ledger, slots)
             with ledger.remembering(plan.units.values()):
-                agenda = Agenda(plan, ledger)
+                agenda = Agenda(plan, ledger, expected.seconds)
             if not agenda.complete:
                 ray = facts, resources = connect(given)
                 slots = facts.slots(resources)
+                expected = on_slots(expected, plan, agenda.unfinished(), slots)
         content = plan_content(plan, command, inputs.changes)
         ledger.save_plan(plan, content)
-        expected = estimates(inputs, ledger, slots)
         logger.info("%s", summary(plan, agenda, expected))
         mirror = tracking.Mirror(ledger, plan, content, uri)
         mirror.start()

@@ -247,6 +247,10 @@ class Agenda:
             return not self._counts[State.RUNNING]
         return sum(self._counts[state] for state in SETTLED) == len(self.units)
 
+    def unfinished(self) -> list[str]:
+        """Keys of units that are still to be done."""
+        return [key for key, state in self.state.items() if state is not State.FINISHED]
+
     def counts(self) -> Counter[State]:
         """Units by state."""
         return +self._counts

@@ -86,6 +86,11 @@ def estimate(plan: Plan, sets: Mapping[str, ClipSet], records: Mapping[str, Reco
     )
 
 
+def on_slots(found: Estimate, plan: Plan, open_units: Sequence[str], slots: int) -> Estimate:
+    """The same with another number of slots; `open_units` are those that aren't finished."""
+    return replace(found, makespan=makespan(plan, found.seconds, open_units, slots), slots=slots)
+
+
 def makespan(plan: Plan, seconds: Mapping[str, float], keys: Sequence[str], slots: int) -> float:
     """Seconds that `keys` take on `slots`, each after its parent, those with the longest way to the end first."""
     wanted = set(keys)
