@@ -32,7 +32,21 @@ from cluster.postgres import Postgres, end_with_parent, last_lines
 
 USER = "admin"
 ADDRESS, LOCK, PASSWORD, KEY, AUTHENTICATION = "address.json", "lock", "password", "flask-key", "auth.ini"
-OURS = {ADDRESS, LOCK, PASSWORD, KEY, AUTHENTICATION, "postgres", "postgres.new", "run", "artifacts", "mlflow.db"}
+LOGIN = "login"
+"""What a driver's shell sources. Reads the password, and doesn't hold it."""
+OURS = {
+    ADDRESS,
+    LOCK,
+    LOGIN,
+    PASSWORD,
+    KEY,
+    AUTHENTICATION,
+    "postgres",
+    "postgres.new",
+    "run",
+    "artifacts",
+    "mlflow.db",
+}
 START_SECONDS, STOP_SECONDS, PORT_SECONDS = 180.0, 20.0, 10.0
 WORKERS = 2
 PROBE = "/api/2.0/mlflow/experiments/search?max_results=1"
@@ -225,6 +239,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         servers.append(("mlflow", mlflow, lambda: _stop_group(mlflow)))
         address = data / ADDRESS
         address.write_text(json.dumps({"url": settings.url, "artifacts": settings.artifacts}))
+        (data / LOGIN).write_text(login(settings))
         told = False
         end = time.monotonic() + START_SECONDS
         while not stop.is_set():
@@ -353,6 +368,14 @@ def _answer(url: str, headers: dict[str, str] | None = None) -> int:
         return 0
 
 
+def login(settings: Settings) -> str:
+    """Commands for a shell that make a driver, or MLflow's own client, somebody who may write."""
+    return (
+        f"export MLFLOW_TRACKING_URI={settings.url} MLFLOW_TRACKING_USERNAME={USER}\n"
+        f'export MLFLOW_TRACKING_PASSWORD="$(cat {shlex.quote(str(settings.data / PASSWORD))})"\n'
+    )
+
+
 def usage(data: Path) -> str:
     """How the running server is used. Names the file with the password, not the password."""
     try:
@@ -368,8 +391,7 @@ def usage(data: Path) -> str:
             f"logs: {data / 'mlflow.log'}",
             "",
             "where the driver runs:",
-            f"  export MLFLOW_TRACKING_URI={url} MLFLOW_TRACKING_USERNAME={USER}",
-            f'  export MLFLOW_TRACKING_PASSWORD="$(cat {shlex.quote(str(data / PASSWORD))})"',
+            f"  . {shlex.quote(str(data / LOGIN))}     (sets MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)",
             f"  python -m orchestrator.ablate ... --tracking-uri {url}",
             "to look from another machine, at the same address there:",
             f"  ssh -N -L {parts.port}:{parts.netloc} THIS-MACHINE   (of ray up: ray attach -p {parts.port} FILE.yaml)",
