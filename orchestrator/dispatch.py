@@ -18,6 +18,9 @@ LOOK_ELSEWHERE_SECONDS, LOOK_AT_STORE_SECONDS = 2.0, 10.0
 DOUBT_SECONDS = 8.0
 """After a process died, so long until its node counts as healthy: the death of a node is noticed later than that of its
 processes."""
+QUIET_SECONDS = 5.0
+"""After a study was asked to stop and the last unit that ran has ended, until what waits for room is given up. A unit
+that has just begun may not have said so yet."""
 MOST_UNSTARTED = 20
 """Ends of a process before it began its unit, which are the machine's fault up to this number."""
 MOST_REFUSING_NODES = 3
@@ -90,6 +93,8 @@ class Dispatcher:
         """GPUs of each unit that was released."""
         self._begun: set[str] = set()
         """Units that run; what was released may have to wait for a free slot."""
+        self._quiet: float | None = None
+        """Since when nothing has run in a study that was asked to stop."""
         self._unstarted: Counter[str] = Counter()
         self._useless = 0
         """Nodes that refused or failed everything since a unit last finished."""
@@ -98,6 +103,19 @@ class Dispatcher:
     def complete(self) -> bool:
         """Nothing is left to run."""
         return self.agenda.complete
+
+    @property
+    def at_rest(self) -> bool:
+        """The study was asked to stop and nothing runs any more; what still waits for room need not get it, and on a
+        cluster without a node never would."""
+        return self._quiet is not None and self._clock() - self._quiet >= QUIET_SECONDS
+
+    def abandon(self) -> None:
+        """Released units that never found room are stopped."""
+        for key, state in list(self.agenda.state.items()):
+            if state is State.RUNNING:
+                self.agenda.stopped(key)
+                self._hooks.changed(key, State.STOPPED)
 
     def next(self) -> Assignment | None:
         """The unit to run as soon as there is room, which is released from here on; None where none is ready."""
@@ -166,6 +184,10 @@ class Dispatcher:
                     del self._in_doubt[key]
                     kind = "machine" if gone else "raised"
                     self._judge(key, Broken(broken.error, broken.node, kind))
+        if not self.agenda.stopping or self._begun or self._in_doubt:
+            self._quiet = None
+        elif self._quiet is None:
+            self._quiet = now
         if now - self._looked > self._period:
             self._looked = now
             for key in self.agenda.look_elsewhere():
@@ -185,8 +207,8 @@ class Dispatcher:
             agenda.again(key)
         else:
             agenda.tried(key, broken.error, node)
-            # On a cluster that makes new nodes there is always another. What fails on so many in a row is to blame itself,
-            # or it would be forgiven on new machines for ever.
+            # On a cluster that makes new nodes there is always another. What fails on so many in a row is to blame
+            # itself, or it would be forgiven on new machines for ever.
             blamed = self._growing and self._useless >= MOST_REFUSING_NODES
             if node and self.nodes.failed(node, key) and not blamed and self._others({node}):
                 self._give_up(node, f"{broken.error}, and everything else that ran there failed too")

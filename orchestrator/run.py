@@ -126,6 +126,7 @@ def execute(
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             callbacks=[_Ticker(searcher)],
+            stop=_AtRest(dispatcher),
         ),
     )
 
@@ -136,6 +137,8 @@ def execute(
     try:
         with _stop_on_signal(stop):
             tuner.fit()
+        if agenda.stopping:
+            dispatcher.abandon()
     finally:
         with suppress(Exception):
             ray.kill(bell)
@@ -180,19 +183,23 @@ class _UnitTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        if self._told:
-            return {"status": "stopped", "done": True, "node": self._node}
+        if self._should_stop():  # Before a model is built; and asked to end while it had no unit, it still has to.
+            self._leave_if_told()
+            return {"status": "stopped", "done": True, "node": self._node, "notice": self._notice.reason}
         self._bell.begins.remote(self._config["try"], self._node)
         try:
             result = {**self._work(self._config["job"], self._should_stop), "done": True, "node": self._node}
         except OSError:
             time.sleep(RETRY_PAUSE_SECONDS)  # A full disk or a lost mount may come back.
             raise
+        self._leave_if_told()
+        return result | {"notice": self._notice.reason}
+
+    def _leave_if_told(self) -> None:
         if self._told:
             # Asked to end, and not that its machine is about to go; that Ray says by itself. Not at once: the result
             # must reach the driver.
             threading.Timer(LEAVE_SECONDS, os._exit, (0,)).start()
-        return result | {"notice": self._notice.reason}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         return {}  # A unit's checkpoints are its own, in the ledger.
@@ -354,6 +361,22 @@ def _first_line(error: BaseException | None) -> str:
         return "its process died; see its log"
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
+
+
+class _AtRest(tune.Stopper):
+    """Ends Tune's loop while units still wait for room, once the study is to stop and nothing runs."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher: Dispatcher | None = dispatcher
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_dispatcher": None}  # As of the searcher.
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._dispatcher is not None and self._dispatcher.at_rest
 
 
 class _Ticker(tune.Callback):

@@ -19,7 +19,8 @@ def nodes(monkeypatch):
 def test_processors_and_gpus_of_a_unit_must_be_on_one_node(nodes):
     nodes({"CPU": 64.0}, {"CPU": 4.0, "GPU": 8.0})
     facts = ClusterFacts(68.0, 8.0, local=False)
-    with pytest.raises(ValueError, match=r"--cpus-per-unit must be .* with --gpus-per-unit 1 .*; try --cpus-per-unit 4"):
+    told = r"--cpus-per-unit must be .* with --gpus-per-unit 1 has, .*; try --cpus-per-unit 4"
+    with pytest.raises(ValueError, match=told):
         check_room(facts, Resources(cpus_per_unit=8, gpus_per_unit=1))
     check_room(facts, Resources(cpus_per_unit=4, gpus_per_unit=1))
     check_room(facts, Resources(cpus_per_unit=64))
