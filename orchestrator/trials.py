@@ -186,6 +186,12 @@ class SearchAgenda(Agenda):
         super().failed(key, error)
         self._settle(key)
 
+    def _revive(self, key: str) -> None:
+        super()._revive(key)
+        for trial in self._trials_of.get(key, []):
+            if trial.state == "failed" and self._kept(lambda trial=trial: self.book.again(trial)):
+                self.reason.pop(trial.number, None)
+
     def time_left(self, seconds: Mapping[str, float], slots: int) -> float:
         """As of an agenda, and the trials that haven't been asked for yet take as long as the others."""
         each = statistics.median(seconds.values()) if seconds else 0.0

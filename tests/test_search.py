@@ -14,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from orchestrator import search, tracking
-from orchestrator.agenda import Agenda, State
+from orchestrator.agenda import RETRIES, Agenda, State
 from orchestrator.ledger import Ledger, Record
 from orchestrator.plan import make_plan
 from orchestrator.search import JOURNAL, Journal
@@ -219,6 +219,18 @@ def test_a_failed_unit_fails_its_trial_alone_and_is_tried_again_with_the_same_pa
     assert [trial.params for trial in two.book.trials] == [trial.params for trial in one.book.trials]
     assert [state for state, _ in in_journal(one.file)] == [*["COMPLETE", "FAIL"], *["COMPLETE"] * 4]
     assert in_journal(one.file)[5][1] == in_journal(one.file)[1][1]
+
+
+def test_a_trial_whose_unit_is_forgiven_what_a_machine_did_gets_its_value(tmp_path):
+    found = Search(tmp_path, trials=2)
+    unit = found.agenda.next()
+    for _ in range(RETRIES + 1):
+        found.agenda.tried(unit.key, "its process died", "a bad node")
+    assert found.book.trials[0].state == "failed"
+    found.agenda.forgive(unit.key, "a bad node")
+    found.run()
+    assert found.agenda.whole
+    assert [state for state, _ in in_journal(found.file)] == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
 def test_suggestions_keep_away_from_where_trials_failed(tmp_path):
