@@ -162,6 +162,11 @@ def connect(given: argparse.Namespace) -> tuple[ClusterFacts, Resources]:
     check_address(given.address)
     facts = ray_nodes.connect(given.address)
     try:
+        if given.gpus_per_unit in (None, AUTO) and facts.missing and not facts.has_gpus:
+            raise ValueError(
+                f"--gpus-per-unit: {facts.missing} machines have not joined yet, and none that has joined has a GPU; "
+                "start again when `ray status` shows them all, or give --gpus-per-unit 0 for processors alone"
+            )
         gpus = float(facts.has_gpus) if given.gpus_per_unit in (None, AUTO) else given.gpus_per_unit
         if given.gpus_per_unit == AUTO and not gpus:
             logger.info("--gpus-per-unit auto: there are no GPUs; units run on processors")

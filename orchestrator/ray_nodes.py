@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import ray
 import yaml
@@ -37,11 +38,13 @@ class ClusterFacts:
     cpus: float
     gpus: float
     local: bool
-    """One node, and no more to come."""
+    """Ray was started by this call: one node, and no more to come."""
     types: tuple[Mapping[str, float], ...] = ()
     """Resources of the kinds of nodes that an autoscaler may add."""
     most: Mapping[str, float] = field(default_factory=dict)
     """What it may grow to, where that is known."""
+    missing: int = 0
+    """Machines of the user's own that `ray up` knows and that have not joined yet."""
 
     @property
     def growing(self) -> bool:
@@ -84,26 +87,32 @@ def connect(address: str) -> ClusterFacts:
                 f"--address {address}: no Ray cluster answers ({reason}); start one with ray up, or use local"
             ) from error
     found = ray.cluster_resources()
-    types, most = ((), {}) if address == "local" else _growth()
-    local = address == "local" or (sum(node["Alive"] for node in ray.nodes()) == 1 and not types)
-    return ClusterFacts(found.get("CPU", 0.0), found.get("GPU", 0.0), local, types, most)
+    # Private: whether this process has started the head; then `ray up`'s file, if any, is of another cluster.
+    own = ray._private.worker._global_node is not None and ray._private.worker._global_node.is_head()
+    plain = {} if own or not BOOTSTRAP.expanduser().is_file() else yaml.safe_load(BOOTSTRAP.expanduser().read_text())
+    types, most = ((), {}) if own else _growth(plain)
+    missing = 0
+    if plain.get("provider", {}).get("type") == "local":
+        missing = max(0, 1 + plain.get("max_workers", 0) - sum(node["Alive"] for node in ray.nodes()))
+    return ClusterFacts(found.get("CPU", 0.0), found.get("GPU", 0.0), own, types, most, missing)
 
 
-def _growth() -> tuple[tuple[Mapping[str, float], ...], Mapping[str, float]]:
-    """Resources of node types that the cluster's autoscaler may add, and of all nodes when it has added them."""
+def _growth(bootstrap: Mapping[str, Any]) -> tuple[tuple[Mapping[str, float], ...], Mapping[str, float]]:
+    """Resources of node types that the cluster's autoscaler may add, and of all nodes when it has added them.
+
+    Args:
+        bootstrap: what `ray up` has left; empty where it has not made the cluster.
+    """
     types, most = [], {}
     # Private: the only place where autoscaler v2 (so KubeRay) says what it may add.
     config = ray._private.state.state.get_cluster_config()
     for group in config.node_group_configs if config is not None else ():
         types.append((dict(group.resources), group.max_count))
-    # Private: whether this process has started the head; then the file, if any, is of another cluster.
-    own = ray._private.worker._global_node is not None and ray._private.worker._global_node.is_head()
-    if not types and not own and BOOTSTRAP.expanduser().is_file():
-        plain = yaml.safe_load(BOOTSTRAP.expanduser().read_text("utf-8"))
-        for name, kind in plain.get("available_node_types", {}).items():
-            if name != plain.get("head_node_type"):
-                types.append((kind.get("resources", {}), kind.get("max_workers", plain.get("max_workers", 0))))
-        if plain.get("provider", {}).get("type") == "local":
+    if not types and bootstrap:
+        for name, kind in bootstrap.get("available_node_types", {}).items():
+            if name != bootstrap.get("head_node_type"):
+                types.append((kind.get("resources", {}), kind.get("max_workers", bootstrap.get("max_workers", 0))))
+        if bootstrap.get("provider", {}).get("type") == "local":
             types = []  # Its nodes are the user's own, and all there are.
     usable = [(kind, count) for kind, count in types if count and any(kind.get(name) for name in ("CPU", "GPU"))]
     for kind, count in usable:

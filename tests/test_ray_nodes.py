@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from orchestrator import ray_nodes
+from orchestrator.ablate import parser
+from orchestrator.command import connect
 from orchestrator.ray_nodes import ClusterFacts, Resources, check_room
 
 
@@ -31,3 +35,29 @@ def test_a_cluster_that_grows_without_bound_has_a_number_of_slots():
     facts = ClusterFacts(0.0, 0.0, False, (kind,), {"CPU": float("inf"), "GPU": float("inf")})
     assert facts.slots(Resources(gpus_per_unit=1)) >= 1000
     assert facts.slots(Resources(gpus_per_unit=1, max_concurrent=7)) == 7
+
+
+@pytest.mark.slow
+def test_machines_that_join_late_are_waited_for_where_gpus_are_concerned_and_used_otherwise(tmp_path, monkeypatch):
+    """`ray up` returns when the head is there; a study that is started then must not be bounded by it for ever."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    left = tmp_path / "ray_bootstrap_config.yaml"
+    left.write_text(json.dumps({"provider": {"type": "local"}, "max_workers": 1}))
+    monkeypatch.setattr(ray_nodes, "BOOTSTRAP", left)
+    cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, "num_cpus": 1})
+    try:
+        arguments = ["--address", cluster.address]
+        with pytest.raises(ValueError, match=r"1 machines have not joined yet.*--gpus-per-unit 0"):
+            connect(parser().parse_args(arguments))
+        facts, _ = connect(parser().parse_args([*arguments, "--gpus-per-unit", "0"]))
+        assert not facts.local, "more may join"
+        ray.shutdown()
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        facts, resources = connect(parser().parse_args(arguments))
+        assert (facts.missing, facts.slots(resources)) == (0, 2)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
