@@ -140,8 +140,7 @@ def _connect(uri: str) -> Any:
     """An MLflow client. Importing mlflow takes a second, the first call on a new database some more."""
     # Out of the address, which MLflow puts into the texts of its errors.
     uri, login = without_login(uri)
-    if login is not None:
-        os.environ.update(zip(LOGIN, login, strict=True))
+    os.environ.update(zip(LOGIN, login, strict=False))  # A user alone, and the password in the environment, will do.
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient

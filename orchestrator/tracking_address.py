@@ -67,10 +67,10 @@ def shown(uri: str) -> str:
     return f"{start}{slashes}{before.partition(':')[0]}:***@{host}"
 
 
-def without_login(uri: str) -> tuple[str, tuple[str, str] | None]:
-    """The address of a server without user and password, and these; None where it has none."""
+def without_login(uri: str) -> tuple[str, list[str]]:
+    """The address of a server without user and password, and those of them that it had."""
     parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or parts.username is None:
-        return uri, None
+    if parts.scheme not in ("http", "https"):
+        return uri, []
     bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    return bare, (unquote(parts.username), unquote(parts.password or ""))
+    return bare, [unquote(text) for text in (parts.username, parts.password) if text is not None]
