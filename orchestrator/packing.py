@@ -21,7 +21,7 @@ MARGIN = 0.1
 MOST_UNITS_PER_GPU = 16
 """Beyond this many, processes wait for each other more than they gain."""
 CONTEXT_BYTES = 700 * 2**20
-"""What a process takes of a GPU beside its tensors, for the driver and its libraries, where it wasn't measured."""
+"""What a process is given of a GPU beside its tensors, for the driver and its libraries."""
 CYCLES = 2
 """Turns of every task: the first allocates gradients and the optimizer's state, the second shows what both take."""
 
@@ -31,11 +31,20 @@ class Footprint:
     """What a unit takes of a GPU."""
 
     peak_bytes: int
-    """The most that its process held, the libraries' own memory included."""
+    """The most that its process held, the libraries' own memory included, which counts for `CONTEXT_BYTES` at least."""
     total_bytes: int
     """Of the GPU."""
     gpu: str
     """Its name."""
+
+    @classmethod
+    def measured(cls, tensors: int, beside: int, total: int, gpu: str) -> Self:
+        """Of the most bytes that tensors took, and what the process took beside them.
+
+        `limit_memory` takes `CONTEXT_BYTES` off each share, so a share has to hold as much: with less a small unit
+        would run out of the memory that it was measured to need.
+        """
+        return cls(tensors + max(beside, CONTEXT_BYTES), total, gpu)
 
     @property
     def fit(self) -> int:
@@ -102,8 +111,8 @@ def measure(job: "Job") -> Footprint:
             "its tasks, or take larger GPUs"
         ) from error
     free, total = torch.cuda.mem_get_info()
-    beside_tensors = max(0, total - free - torch.cuda.memory_reserved())
-    return Footprint(torch.cuda.max_memory_reserved() + beside_tensors, total, torch.cuda.get_device_name())
+    beside = total - free - torch.cuda.memory_reserved()
+    return Footprint.measured(torch.cuda.max_memory_reserved(), beside, total, torch.cuda.get_device_name())
 
 
 def _evaluate_a_batch(job: "Job", paths: Mapping[str, Path]) -> None:
@@ -137,5 +146,10 @@ def limit_memory(share: float) -> None:
     if not torch.cuda.is_available():
         return
     _, total = torch.cuda.mem_get_info()
-    # Its libraries' memory isn't counted by the limit, and comes out of the same share.
-    torch.cuda.set_per_process_memory_fraction(1.0 if share >= 1 else max(0.01, share - CONTEXT_BYTES / total))
+    torch.cuda.set_per_process_memory_fraction(fraction_for_tensors(share, total))
+
+
+def fraction_for_tensors(share: float, total_bytes: int) -> float:
+    """Of a GPU's memory, for the tensors of a unit that has a share of the GPU: its libraries' memory isn't counted by
+    the limit, and comes out of the same share."""
+    return 1.0 if share >= 1 else max(0.01, share - CONTEXT_BYTES / total_bytes)

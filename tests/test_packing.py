@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.packing import MARGIN, MOST_UNITS_PER_GPU, Footprint, described, smallest_gpu
+from orchestrator.packing import MARGIN, MOST_UNITS_PER_GPU, Footprint, described, fraction_for_tensors, smallest_gpu
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,16 @@ def test_as_many_fit_as_leave_the_margin(peak_gib, total_gib, units):
     found = Footprint(int(peak_gib * GIB), total_gib * GIB, "a GPU")
     assert MARGIN == 0.1
     assert found.fit == units
+
+
+@pytest.mark.parametrize("total", [16160, 32510, 81559])
+@pytest.mark.parametrize("beside", [250, 420, 700, 1100])
+@pytest.mark.parametrize("tensors", [50, 600, 1500, 4000, 12000])
+def test_a_share_holds_the_tensors_that_were_measured_whatever_the_libraries_take(tensors, beside, total):
+    """Of a V100 with 16 and 32 GB and an H100, in MiB as nvidia-smi shows them."""
+    found = Footprint.measured(tensors * MIB, beside * MIB, total * MIB, "a GPU")
+    assert fraction_for_tensors(found.share, total * MIB) * total >= tensors
+    assert found.fit * (tensors + beside) <= total
 
 
 @pytest.mark.parametrize("units", range(1, MOST_UNITS_PER_GPU + 1))
