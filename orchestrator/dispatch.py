@@ -21,6 +21,9 @@ processes."""
 QUIET_SECONDS = 5.0
 """After a study was asked to stop and the last unit that ran has ended, until what waits for room is given up. A unit
 that has just begun may not have said so yet."""
+STORAGE_SECONDS, STORAGE_LOOK_SECONDS = 1800.0, 10.0
+"""How long units wait for a storage that doesn't answer the driver either, before their failures are counted; and
+between looks at it."""
 MOST_UNSTARTED = 20
 """Ends of a process before it began its unit, which are the machine's fault up to this number."""
 MOST_REFUSING_NODES = 3
@@ -58,8 +61,9 @@ class Broken:
     error: str
     node: str
     """Where it ran; empty if it never began."""
-    kind: Literal["raised", "died", "machine"]
-    """It raised; its process ended, for whatever reason; its node or the way to it is gone."""
+    kind: Literal["raised", "unreachable", "died", "machine"]
+    """It raised; it raised an OSError, so that the storage may be at fault; its process ended, for whatever reason; its
+    node or the way to it is gone."""
 
 
 class Dispatcher:
@@ -74,6 +78,7 @@ class Dispatcher:
         growing: bool = False,
         stop: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        storage_fault: Callable[[], str] | None = None,
     ) -> None:
         """
         Args:
@@ -82,10 +87,14 @@ class Dispatcher:
             growing: the cluster makes new nodes by itself.
             stop: ends the study, as Ctrl-C does: units save checkpoints.
             clock: seconds.
+            storage_fault: why the driver can't use the storage, empty where it can; by default it tries.
         """
         self.agenda, self.nodes = agenda, Nodes()
         self._hooks, self._gpus_of, self._usable, self._growing = hooks, gpus_of, usable_nodes, growing
         self._stop, self._clock = stop, clock
+        self._storage_fault = storage_fault or agenda.ledger.fault
+        self._away_since: float | None = None
+        self._storage_looked = -STORAGE_LOOK_SECONDS
         self._looked = clock()
         self._period = LOOK_AT_STORE_SECONDS if agenda.ledger.root is None else LOOK_ELSEWHERE_SECONDS
         self._in_doubt: dict[str, tuple[float, Broken]] = {}
@@ -202,6 +211,8 @@ class Dispatcher:
                 agenda.again(key)
             else:
                 agenda.tried(key, broken.error)
+        elif broken.kind == "unreachable" and self._storage_is_away():
+            agenda.again(key)
         elif broken.kind == "machine":
             logger.warning("%s goes on elsewhere: its machine is gone (%s)", agenda.units[key].name, broken.error)
             agenda.again(key)
@@ -213,6 +224,20 @@ class Dispatcher:
             if node and self.nodes.failed(node, key) and not blamed and self._others({node}):
                 self._give_up(node, f"{broken.error}, and everything else that ran there failed too")
         self._hooks.changed(key, agenda.state[key])
+
+    def _storage_is_away(self) -> bool:
+        """Whether the storage is at fault, and neither a unit nor a node."""
+        now = self._clock()
+        if self._away_since is None or now - self._storage_looked >= STORAGE_LOOK_SECONDS:
+            fault = self._storage_fault()
+            self._storage_looked = self._clock()
+            if not fault:
+                self._away_since = None
+                return False
+            if self._away_since is None:
+                self._away_since = now
+                logger.warning("units wait for the storage, %.0f minutes at most: %s", STORAGE_SECONDS / 60, fault)
+        return now - self._away_since < STORAGE_SECONDS
 
     def _give_up(self, node: str, why: str) -> None:
         """Use a node no more; what it did to units is forgiven."""

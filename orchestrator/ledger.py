@@ -100,6 +100,14 @@ class Ledger:
         found.check(create)
         return cls(found)
 
+    def fault(self) -> str:
+        """Why units can't be kept there now, empty where they can."""
+        try:
+            self.storage.check(create=True)
+        except ValueError as error:
+            return str(error)
+        return ""
+
     def folder(self, unit: Unit) -> Path:
         """Where a unit's files lie. ValueError on an object store: there is no such folder."""
         return self._own() / "units" / unit.folder

@@ -4,6 +4,7 @@ Nothing rests on Tune's own saved state or retries: which units are left is read
 goes on from its own newest checkpoint, and what a failure means is decided in `orchestrator.dispatch`.
 """
 
+import errno
 import logging
 import os
 import shutil
@@ -26,7 +27,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 from ray import tune
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -50,6 +51,8 @@ TALKERS = ("ray.tune.execution.tune_controller", "ray.tune.tune")
 RETRY_PAUSE_SECONDS = 2.0
 MOST_WAITING = 1000
 """Units that Ray sees waiting at once, so that a cluster grows for them, where the most it can grow to isn't known."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""A disk that is full doesn't come back while one waits for it."""
 LEAVE_SECONDS = 2.0
 """After SIGTERM, when a worker's unit has ended, until its process does."""
 
@@ -348,8 +351,10 @@ class DispatchSearcher(Searcher):
         """Nothing: the ledger has it."""
 
 
-def _kind_of(error: BaseException | None) -> Literal["raised", "died", "machine"]:
+def _kind_of(error: BaseException | None) -> Literal["raised", "unreachable", "died", "machine"]:
     """Of a `Broken`."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, OSError) and error.cause.errno not in FULL:
+        return "unreachable"
     if isinstance(error, ActorUnavailableError) or (isinstance(error, RayActorError) and error.preempted):
         return "machine"
     return "died" if isinstance(error, RayActorError) or error is None else "raised"

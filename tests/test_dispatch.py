@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.agenda import RETRIES, Agenda, State
-from orchestrator.dispatch import DOUBT_SECONDS, MOST_REFUSING_NODES, MOST_UNSTARTED, Broken, Dispatcher, Hooks
+from orchestrator.dispatch import (
+    DOUBT_SECONDS,
+    MOST_REFUSING_NODES,
+    MOST_UNSTARTED,
+    STORAGE_SECONDS,
+    Broken,
+    Dispatcher,
+    Hooks,
+)
 from tests.plans import finish, new_ledger, plan_of, small_study
 
 
@@ -13,13 +21,14 @@ class Stage:
     """A dispatcher with a clock and nodes that a test moves."""
 
     def __init__(self, folder, nodes=("a", "b", "c"), growing=False, gpus=0.0):
-        self.now, self.alive, self.stops = 0.0, set(nodes), 0
+        self.now, self.alive, self.stops, self.storage_fault = 0.0, set(nodes), 0, ""
         self.agenda = Agenda(plan_of(small_study()), new_ledger(folder))
         self.told = []
         hooks = Hooks(lambda key, state: self.told.append((key, state)), lambda: None)
         self.dispatcher = Dispatcher(
-            self.agenda, hooks, lambda unit: gpus, lambda: self.alive, growing, self.stop, lambda: self.now
-        )
+            self.agenda, hooks, lambda unit: gpus, lambda: self.alive, growing, self.stop, lambda: self.now,
+            lambda: self.storage_fault,
+        )  # fmt: skip
 
     def stop(self):
         self.stops += 1
@@ -90,6 +99,33 @@ def test_processes_that_end_before_they_begin_are_bounded(stage):
         assert stage.next().unit.key == key
     stage.breaks(key, "died", node="")
     assert stage.agenda.state[key] is State.FAILED
+
+
+def test_while_the_storage_is_away_neither_units_nor_nodes_are_blamed(stage):
+    stage.storage_fault = "no route to the bucket"
+    for _ in range(10 * RETRIES):
+        for given, node in zip([stage.dispatcher.next(), stage.dispatcher.next()], "ab", strict=True):
+            stage.breaks(given.unit.key, "unreachable", node)
+        stage.now += 20
+    key = stage.next().unit.key
+    assert stage.agenda.failed_on(key) == set()
+    assert not stage.dispatcher.nodes.avoided
+    stage.storage_fault = ""
+    stage.now += 20
+    stage.breaks(key, "unreachable", "a")
+    assert stage.agenda.failed_on(key) == {"a"}, "the driver reaches it: something is wrong there"
+
+
+def test_a_storage_that_stays_away_ends_the_study(tmp_path):
+    stage = Stage(tmp_path, nodes=("a",))
+    stage.storage_fault = "no route to the bucket"
+    while not stage.dispatcher.complete and stage.now < 2 * STORAGE_SECONDS:
+        for given in (stage.dispatcher.next(), stage.dispatcher.next()):
+            if given is not None:
+                stage.breaks(given.unit.key, "unreachable", "a")
+        stage.now += 60
+    assert stage.dispatcher.complete
+    assert STORAGE_SECONDS <= stage.now < 2 * STORAGE_SECONDS
 
 
 def test_a_unit_that_failed_on_a_node_tries_another_one_first(stage):
