@@ -17,6 +17,9 @@ import pytest
 
 from cluster import mlflow_server, postgres
 from cluster.postgres import Postgres
+from orchestrator import mirrored, tracking
+from orchestrator.ledger import Ledger
+from orchestrator.mirror import LASTING
 from tests.cluster.tracking_server import client, missing, running_server
 from tests.drivers import ROOT, Bench, alive, command_of, descendants, records, wait_until
 
@@ -169,6 +172,29 @@ def test_two_drivers_that_share_nothing_but_the_server_make_one_run_a_unit(serve
     assert len(parents) == 1
 
 
+@pytest.mark.parametrize(("second_began", "kept"), [(2000, 0), (500, 1)])
+def test_of_two_runs_made_at_the_same_moment_the_older_is_kept_and_the_other_driver_finds_it(
+    second_began, kept, server, login, tmp_path, monkeypatch
+):
+    key, experiment = f"raced-{second_began}", f"race {second_began}"
+    tags = {mirrored.KEY: key, mirrored.RUN_NAME: "raced"}
+    stores = [tracking.MlflowStore(server.url, experiment, Ledger.open(str(tmp_path / one))) for one in "ab"]
+    stores[0].ensure_units({key: (tags, 1000)})
+    with monkeypatch.context() as patch:
+        patch.setattr(stores[1], "_look", lambda condition="": None)  # It looked just before the first made its run.
+        stores[1].ensure_units({key: (tags, second_began)})
+    ((run, _),) = server.runs_by_key()[key]
+    assert run == stores[kept].units[key].id == stores[1].units[key].id
+    if kept == 1:
+        # The mirror takes such an error for a reason to look again.
+        with pytest.raises(Exception, match="active") as caught:
+            stores[0].write(stores[0].units[key], tags={"more": "yes"})
+        assert caught.value.error_code in LASTING
+        del stores[0].units[key]
+        stores[0].ensure_units({key: (tags, 1000)})
+    assert stores[0].units[key].id == run
+
+
 def test_no_worker_has_the_credentials_and_all_is_mirrored(server, tmp_path_factory, login, tmp_path):
     """On a cluster, whose machines the driver's environment doesn't reach."""
     bench = Bench.make(tmp_path_factory.mktemp("strangers"), STEPS + 32)  # Keys of its own.
@@ -245,10 +271,8 @@ def test_wrong_credentials_are_refused_before_anything_starts(login, server, ben
 def test_a_user_who_may_only_read_is_refused_before_anything_starts(server, bench, monkeypatch, login):
     from mlflow.server import get_app_client
 
-    from orchestrator.tracking import EXPERIMENT
-
-    if client(server).get_experiment_by_name(EXPERIMENT) is None:
-        client(server).create_experiment(EXPERIMENT)
+    if client(server).get_experiment_by_name(tracking.EXPERIMENT) is None:
+        client(server).create_experiment(tracking.EXPERIMENT)
     get_app_client("basic-auth", server.url).create_user("reader", "a-long-password")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "reader")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-long-password")
