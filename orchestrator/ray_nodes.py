@@ -1,6 +1,7 @@
 """What Ray has: joining a cluster or starting one, its nodes now and those to come, what a unit takes of a GPU."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,12 @@ from orchestrator import packing
 from orchestrator.packing import Footprint
 from orchestrator.worker import Job
 
+logger = logging.getLogger(__name__)
+
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves its configuration on the head."""
+NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""Where Kubernetes tells a pod its namespace."""
 
 MOST_SLOTS = 2**15
 """Of a cluster that has no bound of its own."""
@@ -89,7 +94,7 @@ def connect(address: str) -> ClusterFacts:
     found = ray.cluster_resources()
     # Private: whether this process has started the head; then `ray up`'s file, if any, is of another cluster.
     own = ray._private.worker._global_node is not None and ray._private.worker._global_node.is_head()
-    plain = {} if own or not BOOTSTRAP.expanduser().is_file() else yaml.safe_load(BOOTSTRAP.expanduser().read_text())
+    plain = {} if own else _autoscaler_config()
     types, most = ((), {}) if own else _growth(plain)
     missing = 0
     if plain.get("provider", {}).get("type") == "local":
@@ -97,23 +102,42 @@ def connect(address: str) -> ClusterFacts:
     return ClusterFacts(found.get("CPU", 0.0), found.get("GPU", 0.0), own, types, most, missing)
 
 
+def _autoscaler_config() -> Mapping[str, Any]:
+    """What the cluster's autoscaler was told: by `ray up` in a file on the head, by KubeRay in a resource that the
+    head's pod may read. Empty where there is neither."""
+    if BOOTSTRAP.expanduser().is_file():
+        return yaml.safe_load(BOOTSTRAP.expanduser().read_text("utf-8"))
+    name = os.environ.get("RAY_CLUSTER_NAME")
+    if not name or "KUBERNETES_SERVICE_HOST" not in os.environ:
+        return {}
+    # Private; what the autoscaler beside the head calls itself. Nothing of Ray's tells a driver what may still come.
+    from ray.autoscaler._private.kuberay import autoscaling_config
+
+    try:
+        space = NAMESPACE.read_text("utf-8").strip()
+        resource = autoscaling_config.node_provider.KubernetesHttpApiClient(space).get(f"rayclusters/{name}")
+        return autoscaling_config._derive_autoscaling_config_from_ray_cr(resource)
+    except (OSError, ValueError, KeyError) as error:  # Those of requests are OSErrors.
+        logger.warning(
+            "Kubernetes doesn't tell which pods may come for RayCluster %s (%s): units are given to those that are "
+            "there; the head needs enableInTreeAutoscaling, and its service account",
+            name, error,
+        )  # fmt: skip
+        return {}
+
+
 def _growth(bootstrap: Mapping[str, Any]) -> tuple[tuple[Mapping[str, float], ...], Mapping[str, float]]:
     """Resources of node types that the cluster's autoscaler may add, and of all nodes when it has added them.
 
     Args:
-        bootstrap: what `ray up` has left; empty where it has not made the cluster.
+        bootstrap: of the autoscaler; empty where there is none.
     """
     types, most = [], {}
-    # Private: the only place where autoscaler v2 (so KubeRay) says what it may add.
-    config = ray._private.state.state.get_cluster_config()
-    for group in config.node_group_configs if config is not None else ():
-        types.append((dict(group.resources), group.max_count))
-    if not types and bootstrap:
-        for name, kind in bootstrap.get("available_node_types", {}).items():
-            if name != bootstrap.get("head_node_type"):
-                types.append((kind.get("resources", {}), kind.get("max_workers", bootstrap.get("max_workers", 0))))
-        if bootstrap.get("provider", {}).get("type") == "local":
-            types = []  # Its nodes are the user's own, and all there are.
+    for name, kind in bootstrap.get("available_node_types", {}).items():
+        if name != bootstrap.get("head_node_type"):
+            types.append((kind.get("resources", {}), kind.get("max_workers", bootstrap.get("max_workers", 0))))
+    if bootstrap.get("provider", {}).get("type") == "local":
+        types = []  # Its nodes are the user's own, and all there are.
     usable = [(kind, count) for kind, count in types if count and any(kind.get(name) for name in ("CPU", "GPU"))]
     for kind, count in usable:
         for name in ("CPU", "GPU"):

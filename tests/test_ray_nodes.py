@@ -61,3 +61,41 @@ def test_machines_that_join_late_are_waited_for_where_gpus_are_concerned_and_use
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_pods_that_kuberay_has_yet_to_start_count(tmp_path, monkeypatch, repo_root):
+    """The shipped manifest begins with a head of no processors and no worker: nothing of Ray's tells what may come."""
+    import yaml
+    from ray.autoscaler._private.kuberay import node_provider
+    from ray.cluster_utils import Cluster
+
+    manifests = list(yaml.safe_load_all((repo_root / "cluster" / "kuberay.yaml").read_text()))
+    asked = []
+
+    class Api:
+        def __init__(self, namespace):
+            self.namespace = namespace
+
+        def get(self, path):
+            asked.append((self.namespace, path))
+            return manifests[1]
+
+    (tmp_path / "namespace").write_text("default")
+    monkeypatch.setattr(node_provider, "KubernetesHttpApiClient", Api)
+    monkeypatch.setattr(ray_nodes, "NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setattr(ray_nodes, "BOOTSTRAP", tmp_path / "not there")
+    cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, "num_cpus": 0})
+    try:
+        arguments = parser().parse_args(["--address", cluster.address])
+        with pytest.raises(ValueError, match="--cpus-per-unit must be at most what one node has"):
+            connect(arguments)
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "192.0.2.1")
+        monkeypatch.setenv("RAY_CLUSTER_NAME", "ups")
+        facts, resources = connect(arguments)
+    finally:
+        ray_nodes.disconnect()
+        cluster.shutdown()
+    assert asked == [("default", "rayclusters/ups")]
+    assert facts.growing and not facts.local
+    assert (resources.gpus_per_unit, facts.slots(resources)) == (1.0, 64), "8 pods of 8 GPUs"
