@@ -33,7 +33,7 @@ class Notice:
     def __init__(self, sources: list[Callable[[], str]], period: float = PERIOD_SECONDS) -> None:
         self.reason = ""
         """Empty for none."""
-        self._sources, self._period = sources, period
+        self._sources, self._period, self._complained = sources, period, False
         self._stop = threading.Event()
         if sources:
             threading.Thread(target=self._watch, name="notices", daemon=True).start()
@@ -44,7 +44,9 @@ class Notice:
                 try:
                     self.reason = self.reason or source()
                 except Exception as error:  # A notice that can't be asked for is none; asked again soon.
-                    logger.debug("no answer about notices (%s)", error)
+                    level = logging.DEBUG if self._complained else logging.WARNING
+                    self._complained = True
+                    logger.log(level, "nobody tells whether this machine is about to go (%s); asked again", error)
             self._stop.wait(self._period)
         if self.reason:
             logger.warning("this machine is about to go (%s); the unit saves a checkpoint", self.reason)
@@ -74,7 +76,7 @@ def configured(environment: dict[str, str] | None = None, period: float = PERIOD
 
 
 def ec2_notice(endpoint: str = DEFAULT_ENDPOINT) -> str:
-    """The spot interruption or rebalance notice of this instance, empty for none (IMDSv2).
+    """The spot interruption notice of this instance, empty for none (IMDSv2).
 
     Raises:
         OSError: the service does not answer.

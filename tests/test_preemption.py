@@ -97,7 +97,7 @@ def test_a_file_is_a_notice(tmp_path):
     assert str(file) in wait_for(notice)
 
 
-def test_a_source_that_fails_is_asked_again():
+def test_a_source_that_fails_is_asked_again_and_complained_of_once(caplog):
     answers = iter([OSError("away"), OSError("away"), "now"])
 
     def source():
@@ -107,6 +107,8 @@ def test_a_source_that_fails_is_asked_again():
         return answer
 
     assert wait_for(Notice([source], period=0.01)) == "now"
+    told = [record.message for record in caplog.records if "nobody tells" in record.message]
+    assert len(told) == 1 and "away" in told[0]
 
 
 def test_without_settings_nothing_is_asked():
