@@ -31,7 +31,8 @@ def plan_of(rows: int, seeds: int = 1, training: str = "separate", columns=(AR3D
     """A study of rows that differ in dropout alone."""
     lines = tuple(Row(str(row), {"dropout": row / (2 * rows)}, training) for row in range(rows))
     study = Study("benchmark", "How long?", "Not long.", (Table("t", "T", "dropout", columns, lines, "0"),))
-    data = {name: DataFacts("0" * 64, True, "", 1) for name in ("synthetic_ntu25",)}
+    names = ("synthetic_h36m17", "synthetic_openpose18", "synthetic_ntu25")
+    data = {name: DataFacts("0" * 64, True, "", 1) for name in names}
     return make_plan(study, "tiny", preset("tiny"), {}, seeds, data, "text")
 
 

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 NET = "10.77.7"
 SHARED = "/srv/shared"
 """Where every host mounts the shared folder."""
+LOCK = Path(tempfile.gettempdir()) / "ups-hosts.lock"
 PRIVATE = ("/tmp", "/root", "/run")
 """What hosts have for themselves, so that what lies there has to be shown to them."""
 NEEDED = {"sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync", "ip": "iproute2"}
@@ -64,16 +67,17 @@ class Hosts:
     @classmethod
     @contextmanager
     def up(cls, folder: Path, count: int) -> Iterator[Hosts]:
-        """Hosts that live as long as the block."""
+        """Hosts that live as long as the block. There is one set of them at a time: others wait."""
         hosts = cls(folder, count)
-        hosts.do("down", check=False)  # Of a run that was killed.
-        try:
-            hosts.do("up", str(count))
-            for number in range(1, count + 1):
-                hosts.prepare(number)
-            yield hosts
-        finally:
-            hosts.do("down", check=False)
+        with FileLock(LOCK):
+            hosts.do("down", check=False)  # Of a run that was killed.
+            try:
+                hosts.do("up", str(count))
+                for number in range(1, count + 1):
+                    hosts.prepare(number)
+                yield hosts
+            finally:
+                hosts.do("down", check=False)
 
     def address(self, number: int) -> str:
         return f"{NET}.1{number}"

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from tests.cluster.hosts import SHARED, Cluster, Hosts, why_not
 from tests.drivers import cells, records, wait_until
@@ -89,7 +88,7 @@ class Study:
 def cluster(tmp_path_factory):
     """Three hosts with a shared folder, and Ray on them."""
     folder = Path("/tmp/ups-hosts")
-    with FileLock("/tmp/ups-hosts.lock"), Hosts.up(folder, 3) as hosts:
+    with Hosts.up(folder, 3) as hosts:
         for name in SETS:
             shutil.copytree(prepare(name), hosts.shared / "cache" / name)
         made = Cluster(hosts, tmp_path_factory.mktemp("cluster"))
