@@ -15,9 +15,11 @@ logger = logging.getLogger(__name__)
 
 LOOK_ELSEWHERE_SECONDS, LOOK_AT_STORE_SECONDS = 2.0, 10.0
 """Between looks at units that other processes hold: in a folder, and on an object store, where each is requests."""
-DOUBT_SECONDS = 8.0
+DOUBT_SECONDS = 15.0
 """After a process died, so long until its node counts as healthy: the death of a node is noticed later than that of its
 processes."""
+LONELY_SECONDS = 60.0
+"""Between warnings that no machine has room for the units that wait."""
 QUIET_SECONDS = 5.0
 """After a study was asked to stop and the last unit that ran has ended, until what waits for room is given up. A unit
 that has just begun may not have said so yet."""
@@ -96,6 +98,7 @@ class Dispatcher:
         self._away_since: float | None = None
         self._storage_looked = -STORAGE_LOOK_SECONDS
         self._looked = clock()
+        self._seen_nodes = clock()
         self._period = LOOK_AT_STORE_SECONDS if agenda.ledger.root is None else LOOK_ELSEWHERE_SECONDS
         self._in_doubt: dict[str, tuple[float, Broken]] = {}
         self._given: dict[str, float] = {}
@@ -193,6 +196,11 @@ class Dispatcher:
                     del self._in_doubt[key]
                     kind = "machine" if gone else "raised"
                     self._judge(key, Broken(broken.error, broken.node, kind))
+        if now - self._seen_nodes > LONELY_SECONDS:
+            self._seen_nodes = now
+            released = self.agenda.counts()[State.RUNNING]
+            if released and not self._begun and not self._growing and not self._usable():
+                logger.warning("no machine that lives has room for a unit; %d wait for one to come back", released)
         if not self.agenda.stopping or self._begun or self._in_doubt:
             self._quiet = None
         elif self._quiet is None:

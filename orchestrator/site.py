@@ -51,6 +51,12 @@ def site_of(root: Path | None, commit: str, clips: Mapping[str, str]) -> Iterato
     if root is None:
         yield own
         return
+    for left in root.glob(".driver-*"):  # Of drivers that were killed: their locks ended with them.
+        lock = FileLock(left)
+        with suppress(OSError, Timeout):
+            lock.acquire(blocking=False)
+            left.unlink()
+            lock.release()
     probe = root / f".driver-{uuid.uuid4().hex}"
     with FileLock(probe):
         try:

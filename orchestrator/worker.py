@@ -170,7 +170,8 @@ def _train(
         logger.exception("%s", unit.name)
         about = _about(job, started)
         claim.confirm()
-        ledger.write(unit, Record(unit.key, "failed", error=traceback.format_exc().strip(), about=about))
+        failure = Record(unit.key, "failed", error=traceback.format_exc().strip(), about=about)
+        claim.insist(lambda: ledger.write(unit, failure))
         # Of anything but numbers, another node may think otherwise: its language model, its device.
         return Outcome("failed", str(error), sure=isinstance(error, NonFiniteLoss))
     except torch.OutOfMemoryError as error:
@@ -189,7 +190,8 @@ def _train(
         about = _tested_later(done.about, about)
     checkpoint = f"best/{Path(result.checkpoint).name}"  # Relative: a storage may be mounted elsewhere tomorrow.
     claim.confirm()  # Nobody else may have begun to make this unit.
-    ledger.write(unit, Record(unit.key, "finished", result.metrics, result.routes, about, checkpoint))
+    record = Record(unit.key, "finished", result.metrics, result.routes, about, checkpoint)
+    claim.insist(lambda: ledger.write(unit, record))
     _keep_newest_checkpoint(work)
     return Outcome("finished")
 

@@ -305,6 +305,22 @@ def test_what_is_sure_is_believed_at_once(stage):
     assert stage.agenda.state[key] is State.FAILED
 
 
+def test_units_that_wait_for_machines_that_are_gone_are_told_of(stage, caplog):
+    key = stage.next().unit.key
+    stage.dispatcher.began(key)
+    stage.breaks(key, "machine")
+    stage.next()
+    stage.alive.clear()
+    stage.now += 61
+    stage.dispatcher.tick()
+    assert "no machine that lives has room for a unit; 1 wait" in caplog.text
+    stage.alive.add("a")
+    caplog.clear()
+    stage.now += 61
+    stage.dispatcher.tick()
+    assert not caplog.text
+
+
 def test_out_of_memory_is_tried_again_alone_and_remembered(tmp_path):
     stage = Stage(tmp_path, gpus=0.25)
     given = stage.next()

@@ -92,6 +92,15 @@ def test_a_folder_that_both_see_and_both_lock_is_one_storage(tmp_path):
     assert list(tmp_path.iterdir()) == [], "nothing is left of it"
 
 
+def test_the_probe_of_a_driver_that_was_killed_is_cleared_away_and_that_of_a_living_one_is_not(tmp_path):
+    (tmp_path / ".driver-dead").touch()
+    with site_of(tmp_path, "abc", {}) as living, site_of(tmp_path, "abc", {}) as other:
+        assert {file.name for file in tmp_path.iterdir()} == {
+            living.probe.rsplit("/", 1)[1],
+            other.probe.rsplit("/", 1)[1],
+        }
+
+
 def test_a_folder_of_the_nodes_own_is_refused_and_left_as_it_was(tmp_path):
     with site_of(tmp_path, "abc", {}) as found:
         private = replace(found, probe=found.probe.replace("driver", "other"))

@@ -364,3 +364,12 @@ def test_a_loss_scaler_that_never_scaled_does_not_stop_a_run_from_going_on_in_fp
     train(config, paths, options(tmp_path, cache), should_stop=stop_at(config.optim.steps // 2))
     result = train(config, paths, options(tmp_path, cache, precision="fp16"))
     assert result.status == "finished" and result.step == config.optim.steps
+
+
+def test_a_run_that_goes_on_in_another_precision_says_both(paths, cache, tmp_path):
+    config = toy_config()
+    train(config, paths, options(tmp_path, cache, precision="bf16"), should_stop=stop_at(6))
+    result = train(config, paths, options(tmp_path, cache, precision="fp32"))
+    assert result.status == "finished"
+    assert result.about["precision"] == "bf16 then fp32"
+    assert result.about["device"] == "cpu"

@@ -34,6 +34,11 @@ def pick_precision(name: Precision, device: torch.device) -> str:
     return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
+def device_name(device: torch.device) -> str:
+    """For people and for records: the GPU's name, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def memory_mb(device: torch.device) -> float:
     """MiB that the run takes: the most on its GPU so far, or what the process holds of the host's memory now."""
     if device.type == "cuda":

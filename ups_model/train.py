@@ -51,7 +51,7 @@ from ups_model.command import (
 )
 from ups_model.config import TASK_NAMES, Config
 from ups_model.data.sources import default_cache
-from ups_model.device import Precision, autocast_dtype, memory_mb, pick_device, pick_precision
+from ups_model.device import Precision, autocast_dtype, device_name, memory_mb, pick_device, pick_precision
 from ups_model.identity import configured_sets, run_key
 from ups_model.layers import seed_for
 from ups_model.losses import sequence_loss, target_tokens
@@ -155,6 +155,8 @@ def _train(
     parallel = DistributedDataParallel(model, find_unused_parameters=True) if processes > 1 else model
     mean_pose_mm = mean_pose_error_mm(feeds["pe"]) if "pe" in feeds else 0.0
     step, best, seconds = 0, None, 0.0
+    # Where a run that is moved was made: half of it in fp16 is another thing than all of it in bf16.
+    made_on: list[list[str]] = []
     # Its checkpoints may have been deleted to save space: a finished run is told by its result and its chosen weights.
     done = finished_result(options.out, key)
     whole = done is not None and (options.out / "best" / Path(done.checkpoint).name / STATE).is_file()
@@ -178,6 +180,7 @@ def _train(
         if state["scaler"]:  # Empty where the run so far was not in fp16; the scale then starts anew.
             scaler.load_state_dict(state["scaler"])
         step, best, seconds = state["step"], state["best"], state["seconds"]
+        made_on = state.get("made_on", made_on)
         if rank == 0:
             forget_after(options.out / "progress.jsonl", step)
         logger.info("resuming at step %d of %d from %s", step, optim.steps, path)
@@ -190,6 +193,8 @@ def _train(
     if rank == 0:  # Everything that could be refused has been: from here on there is something to keep.
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "config.json").write_text(json.dumps(config.canonical(), indent=1), "utf-8")
+    here = [device_name(device), precision]
+    made_on = made_on if made_on[-1:] == [here] else [*made_on, here]
     turns = optim.turns_before(step)
     recent: dict[str, list[Tensor]] = {}
     started = last_logged = time.monotonic()
@@ -278,6 +283,7 @@ def _train(
                 "best": best,
                 "scaler": scaler.state_dict(),
                 "seconds": seconds + time.monotonic() - started,
+                "made_on": made_on,
             }
             save_checkpoint(options.out / "checkpoints", step, groups, state)
             prune_checkpoints(options.out / "checkpoints", options.keep)
@@ -290,7 +296,7 @@ def _train(
     wait_for_all(processes)
     result = None
     if rank == 0:
-        result = _finish(parts, options, average, best, step, key, seconds, stopped, precision, mean_pose_mm)
+        result = _finish(parts, options, average, best, step, key, seconds, stopped, made_on, mean_pose_mm)
     if processes > 1:
         shared = [result]
         dist.broadcast_object_list(shared)
@@ -307,7 +313,7 @@ def _finish(
     key: str,
     seconds: float,
     stopped: bool,
-    precision: str,
+    made_on: list[list[str]],
     mean_pose_mm: float,
 ) -> Result:
     """Choose the weights, measure them once on the test split, write `result.json`."""
@@ -333,8 +339,9 @@ def _finish(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "chosen_step": best["step"] if best else step,
         "chosen_by": "validation subjects" if config.data.validation_subjects else "last step",
-        "device": torch.cuda.get_device_name(parts.device) if parts.device.type == "cuda" else "cpu",
-        "precision": precision,
+        # In the order in which they came, e.g. "fp16 then bf16" of a run that was moved to another kind of GPU.
+        "device": " then ".join(dict.fromkeys(name for name, _ in made_on)),
+        "precision": " then ".join(dict.fromkeys(name for _, name in made_on)),
         "train_seconds": round(seconds, 1),
         "torch": torch.__version__,
         "mean_pose_mm": mean_pose_mm,

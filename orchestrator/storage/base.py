@@ -60,6 +60,11 @@ class Claim:
         """`check`, and ask the storage as well: before what can't be taken back."""
         self.check()
 
+    def insist(self, write: Callable[[], None]) -> None:
+        """Make a short write under this hold, again where it fails, for as long as the hold isn't lost."""
+        self.check()
+        write()
+
 
 class Workspace:
     """The folder that a unit is trained in. The base is a folder of the storage itself, where nothing is to be done."""

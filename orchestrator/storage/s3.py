@@ -108,9 +108,9 @@ class S3Storage(Storage):
             return answer["Body"].read(), _age(answer, answer["LastModified"])
 
     def write(self, name: str, content: bytes) -> None:
-        """See `Storage`."""
+        """See `Storage`. Within the margin of a lease, or not at all: what a holder writes must not land after it."""
         with self._told(name):
-            self._client.put_object(Bucket=self.bucket, Key=self.key(name), Body=content)
+            self._for_leases()._client.put_object(Bucket=self.bucket, Key=self.key(name), Body=content)
 
     def create(self, name: str, content: bytes) -> bool:
         """Put a content there if there is none; False if there is. The content must be one that nobody else writes."""
@@ -252,6 +252,7 @@ class _Quick(S3Storage):
     def __init__(self, of: S3Storage) -> None:
         self.address, self.bucket, self._prefix, self.times = of.address, of.bucket, of._prefix, of.times
         self._client = _client(read_timeout=max(3, round(of.times.beat / 2)), tries=2)
+        self._quick = self
 
 
 class _Refused(OSError):
@@ -270,7 +271,7 @@ def _client(read_timeout: float, tries: int) -> Any:
     session = boto3.session.Session()
     settings: dict[str, Any] = {
         "retries": {"mode": "standard", "max_attempts": tries},
-        "connect_timeout": min(10, read_timeout),
+        "connect_timeout": min(5, read_timeout),
         "read_timeout": read_timeout,
         "max_pool_connections": PARALLEL + TRANSFER.max_concurrency,
     }

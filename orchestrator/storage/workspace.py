@@ -144,8 +144,7 @@ class RemoteWorkspace(Workspace):
 
     def _write(self, name: str, content: bytes) -> None:
         if self._there.get(name) != (digest := _digest(content)):
-            self._claim.check()
-            self._store.write(f"{self._place}/{name}", content)
+            self._claim.insist(lambda: self._store.write(f"{self._place}/{name}", content))
             self._there[name] = digest
 
     def _put_checkpoint(self, group: str, step: str) -> None:
@@ -161,8 +160,7 @@ class RemoteWorkspace(Workspace):
         for name in _tensors(state):
             self._claim.check()
             self._store.upload(folder / name, f"{place}/{name}", self._claim.check)
-        self._claim.check()
-        self._store.write(f"{place}/{STATE}", state)
+        self._claim.insist(lambda: self._store.write(f"{place}/{STATE}", state))
         self._there[f"{group}/{step}"] = _digest(state)
 
     def _delete_checkpoint(self, group: str, step: str) -> None:

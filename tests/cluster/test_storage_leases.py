@@ -269,3 +269,26 @@ def test_a_process_is_known_to_have_ended_only_if_it_ran_here():
 def test_durations_that_could_not_hold_are_refused(times):
     with pytest.raises(ValueError, match="beat < stale - margin"):
         LeaseTimes(*times)
+
+
+def test_a_short_write_is_tried_again_while_the_hold_lasts_and_never_after(server, storage, address):
+    with storage.claim(PLACE) as held, server.refusing(r"^PUT .*record.json", 503):
+        since = len(server.requests)
+        with pytest.raises(ClaimLost):
+            # Renewed all the time, so it ends only because the hold is taken from it.
+            storage.create(f"{PLACE}/claims/00000002.json", b"{}")
+            held.insist(lambda: storage.write(f"{PLACE}/record.json", b"{}"))
+        lost = len(server.requests)
+        with pytest.raises(ClaimLost):
+            held.insist(lambda: storage.write(f"{PLACE}/record.json", b"{}"))
+    tried = [request for request in server.requests[since:lost] if "record.json" in request]
+    assert len(tried) >= 2
+    assert not [request for request in server.requests[lost:] if "record.json" in request]
+    assert storage.look(f"{PLACE}/record.json") is None
+
+
+def test_a_store_that_answers_again_gets_the_write(server, storage):
+    failures = iter([503, 503, 503])  # Of a first try and of boto3's own second; of another first.
+    with storage.claim(PLACE) as held, server.acting(r"^PUT .*record.json", lambda: next(failures, None)):
+        held.insist(lambda: storage.write(f"{PLACE}/record.json", b"here"))
+    assert storage.read(f"{PLACE}/record.json") == b"here"

@@ -1,6 +1,7 @@
 """A unit that is trained on an object store: it loses its hold, its store goes away and comes back, it is done once."""
 
 import time
+from contextlib import ExitStack
 
 import pytest
 from filelock import FileLock
@@ -13,7 +14,7 @@ from orchestrator.storage import s3
 from orchestrator.storage.lease import LeaseTimes
 from orchestrator.worker import run_unit
 from tests.cluster.storage_server import store_server
-from tests.drivers import Bench
+from tests.drivers import Bench, wait_until
 from tests.runs import assert_same_tensors, session_folder, stop_at, weights
 from tests.test_worker import job_of, pick, plan_of
 
@@ -87,19 +88,22 @@ def test_a_unit_that_lost_its_hold_stops_by_itself_and_writes_nothing_more(bench
     unit, ledger = pick(plan, "joint"), Ledger.at(address)
     asked, since = [0], [0]
 
-    def slow():
-        """The eighth step lasts longer than a hold without renewal."""
-        asked[0] += 1
-        if asked[0] == 8:
-            time.sleep(6)
-            since[0] = len(server.requests)
-        return False
+    with ExitStack() as from_then_on:
 
-    with server.refusing(r"^PUT .*\.beat", 503):
+        def slow():
+            """The eighth step lasts longer than a hold without renewal."""
+            asked[0] += 1
+            if asked[0] == 8:
+                from_then_on.enter_context(server.refusing(r"^PUT .*\.beat", 503))
+                time.sleep(6)
+                since[0] = len(server.requests)
+            return False
+
         outcome = run_unit(job_of(bench, plan, unit, address), slow)
     assert outcome.status == "busy" and "could not renew its hold" in outcome.error
     assert asked[0] <= 9 and ledger.record(unit) is None
     assert writes(server, since[0]) == []
+    wait_until(lambda: not ledger.claimed(unit), 30)
     assert run_unit(job_of(bench, plan, unit, address), NEVER).status == "finished"
     assert "resuming at step" in ledger.storage.read(f"units/{unit.folder}/log.txt").decode()
 
