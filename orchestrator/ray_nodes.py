@@ -142,6 +142,9 @@ def _growth(bootstrap: Mapping[str, Any]) -> tuple[tuple[Mapping[str, float], ..
     for kind, count in usable:
         for name in ("CPU", "GPU"):
             most[name] = most.get(name, 0.0) + kind.get(name, 0.0) * (count if count > 0 else float("inf"))
+    for name, amount in most.items():  # Spot and on demand each may have as many as all together.
+        largest = max(kind.get(name, 0.0) for kind, _ in usable)
+        most[name] = min(amount, bootstrap.get("max_workers", float("inf")) * largest)
     return tuple(kind for kind, _ in usable), most
 
 

@@ -37,6 +37,20 @@ def test_a_cluster_that_grows_without_bound_has_a_number_of_slots():
     assert facts.slots(Resources(gpus_per_unit=1, max_concurrent=7)) == 7
 
 
+def test_the_shipped_aws_cluster_grows_to_eight_machines_and_not_to_eight_of_each_kind(repo_root, monkeypatch):
+    """Spot and on demand may each be eight, all together eight (`max_workers`): 64 V100."""
+    import yaml
+
+    bootstrap = yaml.safe_load((repo_root / "cluster" / "v100.yaml").read_text())
+    monkeypatch.setattr(ray_nodes, "BOOTSTRAP", repo_root / "cluster" / "v100.yaml")
+    assert ray_nodes._autoscaler_config() == bootstrap
+    types, most = ray_nodes._growth(bootstrap)
+    assert types == ({"CPU": 64, "GPU": 8}, {"CPU": 64, "GPU": 8}), "the head is none of them"
+    facts = ClusterFacts(0.0, 0.0, False, types, most)
+    assert facts.slots(Resources(gpus_per_unit=1)) == 64
+    assert facts.slots(Resources(gpus_per_unit=0.25)) == 256
+
+
 @pytest.mark.slow
 def test_machines_that_join_late_are_waited_for_where_gpus_are_concerned_and_used_otherwise(tmp_path, monkeypatch):
     """`ray up` returns when the head is there; a study that is started then must not be bounded by it for ever."""
