@@ -17,8 +17,8 @@ ablate: setup
 
 test: setup
 	@# One thread per process: the workers share the processors, and float sums come in one order.
-	@# By groups: tests that bring up hosts or a cluster of their own share one, and go one after the other.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	@# By files: what the tests of one share, hosts or a study that was run, is made once.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from search_spaces.columns import AR3D
 from search_spaces.study import Row, Study, Table
 from tests.plans import new_ledger, plan_of
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("logical-gpus")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 SECONDS = 1.0
 PATIENCE = 60.0
 GIB = 2**30
@@ -53,11 +53,11 @@ def independent(count: int) -> Plan:
     return plan_of(Study("gpus", "?", "!", (Table("t", "T", "dropout", (AR3D,), rows, "0"),)))
 
 
-def work_of(folder, crowd=1, fails=None, seconds=SECONDS):
+def work_of(folder, crowd=1, fails=None, after=0):
     """A unit's work: takes a while, and writes down when, where and with what.
 
     The first ones wait, at most a minute, until `crowd` of them run: on a busy machine processes start far apart.
-    `fails` gives another outcome.
+    `fails` gives another outcome; the others then wait, as long at most, until there are `after` such.
     """
     gathered = folder.with_name("gathered")
 
@@ -76,10 +76,13 @@ def work_of(folder, crowd=1, fails=None, seconds=SECONDS):
                 if len(list(folder.parent.glob("running-*"))) >= crowd:
                     gathered.touch()
                 time.sleep(0.05)
-            time.sleep(seconds)
+            while len(list(folder.glob("failed-*"))) < after and time.time() < row["began"] + PATIENCE:
+                time.sleep(0.05)
+            time.sleep(SECONDS)
             running.unlink()
         row |= {"ended": time.time(), "outcome": outcome or "finished"}
-        (folder / f"{job.unit.key}-{row['began']}.json").write_text(json.dumps(row))
+        name = f"{'failed-' if outcome else ''}{job.unit.key}-{row['began']}.json"
+        (folder / name).write_text(json.dumps(row))
         if outcome == "raised":
             raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
         return {"status": outcome or "finished", "error": ""}
@@ -209,7 +212,7 @@ def test_a_node_on_which_everything_fails_gets_no_more_units_and_all_finish(node
     facts = nodes({"num_cpus": 2, "num_gpus": 2}, {"num_cpus": 2, "num_gpus": 2})
     bad = sorted(node["NodeID"] for node in ray.nodes())[0]
     agenda, dispatcher, rows = run_all(
-        tmp_path, facts, ray_nodes.Resources(gpus_per_unit=1), count=14, seconds=5.0,
+        tmp_path, facts, ray_nodes.Resources(gpus_per_unit=1), count=14, after=3,
         fails=lambda job, node: "raised" if node == bad else None,
     )  # fmt: skip
     assert agenda.counts() == {State.FINISHED: 14}

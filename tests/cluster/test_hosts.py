@@ -19,7 +19,6 @@ from ups_model.data.sources import prepare
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.slow,
-    pytest.mark.xdist_group("hosts"),
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]
 SETS = ("synthetic_h36m17", "synthetic_openpose18", "synthetic_ntu25")
