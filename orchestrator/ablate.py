@@ -114,8 +114,8 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
             ledger = Ledger.open(given.storage)
             make_writable(out)
             # What is longest goes first, so times are needed before there are slots.
-            expected = estimates(inputs, ledger, slots)
             with ledger.remembering(plan.units.values()):
+                expected = estimates(inputs, ledger, slots)
                 agenda = Agenda(plan, ledger, expected.seconds)
             if not agenda.complete:
                 ray = facts, resources = connect(given)

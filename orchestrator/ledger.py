@@ -147,7 +147,10 @@ class Ledger:
 
     def records(self, units: Iterable[Unit]) -> dict[str, Record | None]:
         """`record` of many units by key, many requests at a time. OSError where the storage doesn't answer."""
-        return self.read_all({unit.key: unit.folder for unit in units})
+        folders = {unit.key: unit.folder for unit in units}
+        if folders.keys() <= self._remembered.keys():
+            return {key: self._remembered[key] for key in folders}
+        return self.read_all(folders)
 
     def read_all(self, folders: Mapping[str, str]) -> dict[str, Record | None]:
         """`records`, by the units' keys and folders."""
@@ -156,8 +159,8 @@ class Ledger:
 
     @contextmanager
     def remembering(self, units: Iterable[Unit]) -> Iterator[None]:
-        """While it lasts, `record`, `read` and `finished` answer for these units from one reading of them all at its
-        start: one request after another would take minutes for a large plan. OSError as of `records`."""
+        """While it lasts, `record`, `records`, `read` and `finished` answer for these units from one reading of them all
+        at its start: one request after another would take minutes for a large plan. OSError as of `records`."""
         self._remembered = self.records(units)
         try:
             yield
