@@ -159,8 +159,8 @@ class Ledger:
 
     @contextmanager
     def remembering(self, units: Iterable[Unit]) -> Iterator[None]:
-        """While it lasts, `record`, `records`, `read` and `finished` answer for these units from one reading of them all
-        at its start: one request after another would take minutes for a large plan. OSError as of `records`."""
+        """While it lasts, `record`, `records`, `read` and `finished` answer for these units from one reading of them
+        all at its start: one request after another would take minutes for a large plan. OSError as of `records`."""
         self._remembered = self.records(units)
         try:
             yield
