@@ -77,6 +77,21 @@ def test_layer_norm_gives_each_token_mean_zero_and_variance_one():
     )
 
 
+@pytest.mark.parametrize("normalisation", ["layer", "task_batch"])
+@pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
+def test_norm_residual_and_relu_in_one_have_the_values_and_gradients_of_the_three_apart(normalisation, residual):
+    norm = stir(TokenNorm(8, normalisation)).double()
+    x_BNJD, kept_BNJD, weight_BNJD = torch.randn(3, 2, 5, 4, 8, generator=generator(0), dtype=torch.float64)
+    x_BNJD.requires_grad_()
+    kept_BNJD.requires_grad_()
+    plain = norm(x_BNJD, scene()) + (kept_BNJD if residual else 0)
+    asked = [x_BNJD, norm.weight, norm.bias, *([kept_BNJD] if residual else [])]
+    expected = torch.autograd.grad((plain.clamp(min=0) * weight_BNJD).sum(), asked)
+    out = norm.relu(x_BNJD, scene(), kept_BNJD if residual else None)
+    torch.testing.assert_close(out, plain.clamp(min=0))
+    torch.testing.assert_close(torch.autograd.grad((out * weight_BNJD).sum(), asked), expected)
+
+
 def test_task_statistics_move_for_the_task_of_the_batch_alone():
     norm = TokenNorm(4, "task_batch").double()
     x_BNJD = 2 + 3 * torch.randn(2, 3, 5, 4, generator=generator(0), dtype=torch.float64)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from small_models import generator, some_slots, stir
 
 from ups_model.layers import Scene
-from ups_model.tokenizer import GcnUnit, JointTokenizer, TcnGcnLayer, graph_partitions, shift, time_mean
+from ups_model.tokenizer import GcnUnit, JointTokenizer, TcnGcnLayer, convolve_frames, graph_partitions, time_mean
 
 MASK_BN = torch.tensor([[True] * 5, [True, True, True, False, False]])
 EIGHT_SLOTS = (0, 1, 4, 8, 12, 16, 20, 24)
@@ -151,13 +151,17 @@ def test_a_tokenizer_layer_equals_torch_convolutions_of_dilation_1_and_2_and_a_m
     torch.testing.assert_close(layer(x_BNJC, scene(EIGHT_SLOTS)), layer_by_torch(layer, x_BNJC, EIGHT_SLOTS))
 
 
+@pytest.mark.parametrize(
+    ("tap", "dilation", "expected"),
+    [(3, 1, [2, 3, 4, 0]), (0, 1, [0, 0, 1, 2]), (2, 2, [1, 2, 3, 4]), (0, 2, [0, 0, 0, 0]), (4, 2, [0, 0, 0, 0])],
+)
 @torch.no_grad()
-def test_shift_looks_ahead_and_back_with_zeros_beyond_the_ends():
-    x = torch.arange(1.0, 5.0).view(1, 4, 1, 1)
-    assert shift(x, 1).flatten().tolist() == [2, 3, 4, 0]
-    assert shift(x, -2).flatten().tolist() == [0, 0, 1, 2]
-    assert shift(x, 0) is x
-    assert shift(x, 4).flatten().tolist() == shift(x, -7).flatten().tolist() == [0, 0, 0, 0]
+def test_a_tap_looks_ahead_or_back_with_zeros_beyond_the_ends(tap, dilation, expected):
+    layer = torch.nn.Linear(5, 1)
+    layer.weight.copy_(torch.eye(5)[tap])
+    layer.bias.zero_()
+    x_BCJN = torch.arange(1.0, 5.0).view(1, 1, 1, 4)
+    assert convolve_frames(x_BCJN, layer, dilation).flatten().tolist() == expected
 
 
 def test_time_mean_counts_the_frames_that_are_there():

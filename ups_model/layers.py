@@ -94,21 +94,92 @@ class TokenNorm(nn.Module):
         out_BNJD[scene.frame_mask_BN] = normed_XD.view(-1, *x_BNJD.shape[2:]).to(out_BNJD.dtype)
         return out_BNJD
 
+    def relu(self, x_BNJD: Tensor, scene: Scene, residual_BNJD: Tensor | None = None) -> Tensor:
+        """ReLU(norm(x) + residual)."""
+        if self.kind == "layer":
+            residual = None if residual_BNJD is None else channels_first(residual_BNJD)
+            return frames_first(LayerNormRelu.apply(channels_first(x_BNJD), self.weight, self.bias, residual))
+        normed_BNJD = self(x_BNJD, scene)
+        return F.relu(normed_BNJD if residual_BNJD is None else normed_BNJD + residual_BNJD)
+
+
+class LayerNormRelu(torch.autograd.Function):
+    """ReLU(LayerNorm over D of x, plus residual) of [B, D, J, N] tensors, in few passes over memory."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        x_BDJN: Tensor,
+        weight_D: Tensor,
+        bias_D: Tensor,
+        residual: Tensor | None,
+    ) -> Tensor:
+        x_BDX = x_BDJN.flatten(2)
+        if x_BDX.dtype in (torch.float16, torch.bfloat16):
+            x_BDX = x_BDX.float()  # As autocast does with a LayerNorm.
+        normed_BDX = x_BDX - x_BDX.mean(dim=1, keepdim=True)
+        scale_B1X = normed_BDX.square().mean(dim=1, keepdim=True).add_(1e-5).rsqrt_()
+        normed_BDX.mul_(scale_B1X)
+        start = bias_D[:, None] if residual is None else residual.flatten(2) + bias_D[:, None]
+        out_BDX = torch.addcmul(start, normed_BDX, weight_D[:, None]).relu_()
+        ctx.save_for_backward(normed_BDX, scale_B1X, weight_D, out_BDX)
+        ctx.dtype, ctx.residual_dtype = x_BDJN.dtype, None if residual is None else residual.dtype
+        return out_BDX.view(x_BDJN.shape)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        normed_BDX, scale_B1X, weight_D, out_BDX = ctx.saved_tensors
+        gradient_BDX = torch.ops.aten.threshold_backward(gradient.flatten(2), out_BDX, 0)
+        product_BDX = gradient_BDX * normed_BDX
+        mean_B1D = (weight_D / len(weight_D)).expand(len(gradient), 1, -1)
+        along_B1X = torch.bmm(mean_B1D, product_BDX)
+        x_BDX = torch.addcmul(torch.bmm(mean_B1D, gradient_BDX), normed_BDX, along_B1X).neg_()
+        x_BDX.addcmul_(gradient_BDX, weight_D[:, None]).mul_(scale_B1X)
+        residual = None if ctx.residual_dtype is None else gradient_BDX.view(gradient.shape).to(ctx.residual_dtype)
+        own = x_BDX.view(gradient.shape).to(ctx.dtype)
+        return own, product_BDX.sum(dim=(0, 2)), gradient_BDX.sum(dim=(0, 2)), residual
+
+
+def channels_first(x_BNJD: Tensor) -> Tensor:
+    """[B, N, J, D] -> contiguous [B, D, J, N], the order in which matrix products over joints, over channels and over
+    frames all read memory in a row; free of charge for what `frames_first` gave."""
+    return x_BNJD.permute(0, 3, 2, 1).contiguous()
+
+
+def frames_first(x_BDJN: Tensor) -> Tensor:
+    """[B, D, J, N] -> [B, N, J, D], the same memory."""
+    return x_BDJN.permute(0, 3, 2, 1)
+
+
+def mix_channels(x_BNJC: Tensor, weight_DC: Tensor, bias_D: Tensor) -> Tensor:
+    """A linear layer, [B, N, J, C] -> [B, N, J, D], that reads and writes in the order of `channels_first`."""
+    x_BCJN = channels_first(x_BNJC)
+    out_BDX = torch.baddbmm(bias_D[:, None], weight_DC.expand(len(x_BCJN), -1, -1), x_BCJN.flatten(2))
+    return frames_first(out_BDX.unflatten(2, x_BCJN.shape[2:]))
+
 
 class SlotsToToken(nn.Module):
-    """Linear map of the J*D values of a frame to one token; absent slots count as zeros and cost nothing."""
+    """Linear map of the J*D values of a frame to one token, [B, N, J, D] -> [B, N, W]; absent slots count as zeros and
+    cost nothing."""
 
     def __init__(self, token_width: int, width: int) -> None:
         super().__init__()
         self.weight = drawn(width, SLOTS, token_width, std=1 / math.sqrt(SLOTS * token_width))
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def forward(self, x_XJD: Tensor, scene: Scene) -> Tensor:
-        return F.linear(x_XJD.flatten(-2), self.weight[:, scene.slots].flatten(1), self.bias)
+    def forward(self, x_BNJD: Tensor, scene: Scene) -> Tensor:
+        weight_WDJ = self.weight[:, scene.slots].transpose(1, 2)
+        if x_BNJD.ndim == 3:  # Single frames.
+            return F.linear(x_BNJD.transpose(1, 2).flatten(1), weight_WDJ.flatten(1), self.bias)
+        x_BXN = channels_first(x_BNJD).flatten(1, 2)
+        out_BWN = torch.bmm(weight_WDJ.flatten(1).expand(len(x_BXN), -1, -1), x_BXN)
+        return out_BWN.transpose(1, 2) + self.bias
 
 
 class TokenToSlots(nn.Module):
-    """Linear map of a frame token back to the J*D values of the slots present."""
+    """Linear map of a frame token back to the J*D values of the slots present, [B, N, W] -> [B, N, J, D]."""
 
     def __init__(self, width: int, token_width: int) -> None:
         super().__init__()
@@ -116,9 +187,11 @@ class TokenToSlots(nn.Module):
         self.weight = drawn(SLOTS, token_width, width, std=0.1 / math.sqrt(width))
         self.bias = nn.Parameter(torch.zeros(SLOTS, token_width))
 
-    def forward(self, x_XW: Tensor, scene: Scene) -> Tensor:
-        weight, bias = self.weight[scene.slots].flatten(0, 1), self.bias[scene.slots].flatten()
-        return F.linear(x_XW, weight, bias).unflatten(-1, (len(scene.slots), -1))
+    def forward(self, x_BNW: Tensor, scene: Scene) -> Tensor:
+        weight_DJW, bias_DJ = self.weight[scene.slots].transpose(0, 1), self.bias[scene.slots].T
+        weight_BXW = weight_DJW.flatten(0, 1).expand(len(x_BNW), -1, -1)
+        out_BXN = torch.baddbmm(bias_DJ.flatten()[:, None], weight_BXW, x_BNW.transpose(1, 2))
+        return frames_first(out_BXN.unflatten(1, bias_DJ.shape))
 
 
 def split_heads(x_BXW: Tensor, heads: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ups_model.layers import Scene, TokenNorm, drawn, linear
+from ups_model.layers import Scene, TokenNorm, channels_first, drawn, frames_first, linear, mix_channels
 from ups_model.skeletons import SLOT_EDGES, SLOTS
 
 PARTITIONS = 3
@@ -48,30 +48,36 @@ class GcnUnit(nn.Module):
         self.residual = nn.Identity() if inputs == width else linear(inputs, width)
 
     def forward(self, x_BNJC: Tensor, scene: Scene) -> Tensor:
-        return F.relu(self.norm(self.convolve(x_BNJC, scene), scene) + self.residual(x_BNJC))
+        return self.norm.relu(self.convolve(x_BNJC, scene), scene, kept(self.residual, x_BNJC))
 
     def convolve(self, x_BNJC: Tensor, scene: Scene) -> Tensor:
         """The graph convolution alone: [B, N, J, C] -> [B, N, J, D]."""
-        batch, frames, joints, _ = x_BNJC.shape
         topology_BDWU = self.topology(time_mean(x_BNJC, scene.frame_mask_BN), scene)
-        value_BNJKD = self.value(x_BNJC).unflatten(-1, (PARTITIONS, self.width))
         # Partitions and source joints are one contraction axis W: a single batched product sums over both.
-        value_BDNW = value_BNJKD.permute(0, 4, 1, 3, 2).reshape(batch * self.width, frames, PARTITIONS * joints)
-        out_BDNU = torch.bmm(value_BDNW, topology_BDWU.flatten(0, 1).to(value_BDNW.dtype))
-        return out_BDNU.view(batch, self.width, frames, joints).permute(0, 2, 3, 1)
+        weight_DKC = self.value.weight.unflatten(0, (PARTITIONS, self.width)).transpose(0, 1)
+        bias_DK = self.value.bias.unflatten(0, (PARTITIONS, self.width)).T
+        value_BNJX = mix_channels(x_BNJC, weight_DKC.flatten(0, 1), bias_DK.flatten())
+        value_XWN = channels_first(value_BNJX).unflatten(1, (self.width, PARTITIONS)).flatten(0, 1).flatten(1, 2)
+        out_XUN = torch.bmm(topology_BDWU.flatten(0, 1).transpose(1, 2).to(value_XWN.dtype), value_XWN)
+        return frames_first(out_XUN.unflatten(0, (len(x_BNJC), self.width)))
 
     def topology(self, mean_BJC: Tensor, scene: Scene) -> Tensor:
         """[B, D, K*V, U]: weight with which joint u takes channel d of joint v under partition k."""
-        batch, joints, _ = mean_BJC.shape
-        a_BUKR = self.query(mean_BJC).unflatten(-1, (PARTITIONS, -1))
-        b_BVKR = self.key(mean_BJC).unflatten(-1, (PARTITIONS, -1))
-        relation_BVUKR = torch.tanh(a_BUKR[:, None] - b_BVKR[:, :, None])
-        relation_KRX = relation_BVUKR.permute(3, 4, 0, 1, 2).flatten(2)
-        bias_KD1 = self.refine_bias_KD[..., None].to(relation_KRX.dtype)
-        refined_KDX = torch.baddbmm(bias_KD1, self.refine_KDR, relation_KRX)
-        refined_BDKVU = refined_KDX.view(PARTITIONS, self.width, batch, joints, joints).permute(2, 1, 0, 3, 4)
+        joints = mean_BJC.shape[1]
+        a_BXU, b_BXV = self.query(mean_BJC).transpose(1, 2), self.key(mean_BJC).transpose(1, 2)
+        relation_BXVU = torch.tanh(a_BXU[:, :, None] - b_BXV[..., None])
+        # One product for all partitions: [D, K, K, R] that is zero where the two partitions differ.
+        refine_DKKR = torch.diag_embed(self.refine_KDR.permute(1, 2, 0)).permute(0, 2, 3, 1)
+        refine_XY = (self.alpha * refine_DKKR).flatten(0, 1).flatten(1)
         adjacency_KVU = self.adjacency_KUV[:, scene.slots][:, :, scene.slots].transpose(1, 2)
-        return (adjacency_KVU + self.alpha * refined_BDKVU).flatten(2, 3)
+        start_DKVU = adjacency_KVU + (self.alpha * self.refine_bias_KD.T)[..., None, None]
+        start_XVU = start_DKVU.flatten(2).flatten(0, 1)
+        refined = torch.baddbmm(
+            start_XVU.to(relation_BXVU.dtype),
+            refine_XY.to(relation_BXVU.dtype).expand(len(mean_BJC), -1, -1),
+            relation_BXVU.flatten(2),
+        )
+        return refined.view(len(mean_BJC), self.width, PARTITIONS * joints, joints)
 
 
 class TcnGcnLayer(nn.Module):
@@ -92,19 +98,18 @@ class TcnGcnLayer(nn.Module):
         self.residual = nn.Identity() if inputs == width else linear(inputs, width)
 
     def forward(self, x_BNJC: Tensor, scene: Scene) -> Tensor:
-        branches_BNJD = self.branches(self.gcn(x_BNJC, scene))
+        branches_BNJD = mix_channels(self.gcn(x_BNJC, scene), self.branches.weight, self.branches.bias)
         quarter = branches_BNJD.shape[-1] // 4
         moving, plain = branches_BNJD.split([3 * quarter, quarter], dim=-1)
-        moving = F.relu(self.branch_norm(moving, scene))
+        moving = self.branch_norm.relu(moving, scene)
         if scene.frame_mask_BN is not None:
             # After the ReLU 0 is the least value, so a zeroed frame adds nothing to a convolution or to a maximum.
             moving = moving * scene.frame_mask_BN[:, :, None, None]
-        near, far, pooled = moving.chunk(3, dim=-1)
-        pooled = torch.maximum(torch.maximum(shift(pooled, -1), pooled), shift(pooled, 1))
-        near = self.near(torch.cat([shift(near, step) for step in (-2, -1, 0, 1, 2)], dim=-1))
-        far = self.far(torch.cat([shift(far, step) for step in (-4, -2, 0, 2, 4)], dim=-1))
-        out_BNJD = self.norm(torch.cat([near, far, pooled, plain], dim=-1), scene)
-        return F.relu(out_BNJD + self.residual(x_BNJC))
+        near, far, pooled = channels_first(moving).chunk(3, dim=1)
+        pooled = F.max_pool2d(pooled, (1, 3), stride=1, padding=(0, 1))
+        branches = [convolve_frames(near, self.near, 1), convolve_frames(far, self.far, 2), pooled]
+        out_BDJN = torch.cat([*branches, channels_first(plain)], dim=1)
+        return self.norm.relu(frames_first(out_BDJN), scene, kept(self.residual, x_BNJC))
 
 
 class JointTokenizer(nn.Module):
@@ -122,14 +127,15 @@ class JointTokenizer(nn.Module):
         return x_BNJC
 
 
-def shift(x_BNJD: Tensor, step: int) -> Tensor:
-    """The sequence as seen `step` frames later, zeros beyond its ends."""
-    if step == 0:
-        return x_BNJD
-    if abs(step) >= x_BNJD.shape[1]:
-        return torch.zeros_like(x_BNJD)
-    pad = (0, 0, 0, 0, 0, step) if step > 0 else (0, 0, 0, 0, -step, 0)
-    return F.pad(x_BNJD[:, step:] if step > 0 else x_BNJD[:, :step], pad)
+def kept(residual: nn.Module, x_BNJC: Tensor) -> Tensor:
+    """What a layer adds its branch to: its input, or a projection of it where the widths differ."""
+    return x_BNJC if isinstance(residual, nn.Identity) else mix_channels(x_BNJC, residual.weight, residual.bias)
+
+
+def convolve_frames(x_BCJN: Tensor, layer: nn.Linear, dilation: int) -> Tensor:
+    """A convolution over 5 frames by a linear layer of 5 * C inputs, frame by frame; zeros beyond the clip's ends."""
+    weight_DC1K = layer.weight.unflatten(1, (5, -1)).transpose(1, 2)[:, :, None]
+    return F.conv2d(x_BCJN, weight_DC1K, layer.bias, padding=(0, 2 * dilation), dilation=(1, dilation))
 
 
 def time_mean(x_BNJC: Tensor, frame_mask_BN: Tensor | None) -> Tensor:
