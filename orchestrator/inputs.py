@@ -114,7 +114,8 @@ def check_data(config: Config, opened: Mapping[str, ClipSet]) -> None:
         data = getattr(config.data, task)
         for source in data.sources:
             check_suitable(task, data, opened[set_of(source)])
-    split_sets(config, opened)
+    for fold in range(config.data.validation_folds):
+        split_sets(config.replace(seed=fold), opened)
 
 
 def check_rows(study: Study, base: Config, opened: Mapping[str, ClipSet]) -> None:

@@ -48,6 +48,10 @@ class Record:
     """Configuration, data, parameters, times, device, versions, commit."""
     checkpoint: str = ""
     """Folder of the chosen weights, relative to the unit's."""
+    health: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By task, as `ups_model.health.TaskHealth.to_plain` has it; empty where nothing was held out to judge by."""
+    outcomes: str = ""
+    """SHA-256 of the unit's `outcomes.npz`; empty where the test split was not measured."""
     error: str = ""
     """Of a failed unit: what it raised, with the traceback."""
 

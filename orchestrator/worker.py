@@ -190,7 +190,16 @@ def _train(
         about = _tested_later(done.about, about)
     checkpoint = f"best/{Path(result.checkpoint).name}"  # Relative: a storage may be mounted elsewhere tomorrow.
     claim.confirm()  # Nobody else may have begun to make this unit.
-    record = Record(unit.key, "finished", result.metrics, result.routes, about, checkpoint)
+    record = Record(
+        unit.key,
+        "finished",
+        result.metrics,
+        result.routes,
+        about,
+        checkpoint,
+        health=result.health,
+        outcomes=result.outcomes,
+    )
     claim.insist(lambda: ledger.write(unit, record))
     _keep_newest_checkpoint(work)
     return Outcome("finished")

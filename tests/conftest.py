@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 # Fixed examples: a test that fails on one run of two tells nothing. No deadline: the machines are shared.
@@ -28,3 +29,22 @@ def open_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"open motion data not found at {folder}; set UPS_OPEN_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folder of each of the three toy clip sets, by name."""
+    from tests.runs import session_folder, write_toy_sets
+
+    folder = session_folder(tmp_path_factory, "toy_sets")
+    with FileLock(folder / "lock"):
+        names = {name: folder / name for name in ("toy_pose", "toy_solid", "toy_flat")}
+        return names if all(path.is_dir() for path in names.values()) else write_toy_sets(folder)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of text features that all tests share."""
+    from tests.runs import session_folder
+
+    return session_folder(tmp_path_factory, "cache")

@@ -131,9 +131,9 @@ def test_slot_projections_equal_dense_ones_over_25_slots_with_zeros_for_absent_s
     full = torch.zeros(2, 25, 4, dtype=torch.float64)
     full[:, present] = x_BJD
     token_BW = full.flatten(1) @ down.weight.flatten(1).T + down.bias
-    torch.testing.assert_close(down(x_BJD, scene(slots=present)), token_BW)
+    torch.testing.assert_close(down(x_BJD[:, None], scene(slots=present)), token_BW[:, None])
     back = (token_BW @ up.weight.flatten(0, 1).T + up.bias.flatten()).unflatten(1, (25, 4))
-    torch.testing.assert_close(up(token_BW, scene(slots=present)), back[:, present])
+    torch.testing.assert_close(up(token_BW[:, None], scene(slots=present)), back[:, None, present])
 
 
 # --- attention

@@ -11,7 +11,7 @@ from ups_model.schedule import gumbel_noise, input_mask, learning_rate, temperat
 
 
 def rates(**changes):
-    config = toy_config(**{"steps": 100, "learning_rate": 1e-3, "warmup_share": 0.05} | changes)
+    config = toy_config(**{"steps": 100, "learning_rate": 1e-3, "warmup_share": 0.05, "warmup_steps": 0} | changes)
     return [learning_rate(config, step) for step in range(config.optim.steps)]
 
 
@@ -27,8 +27,19 @@ def test_the_rate_rises_linearly_to_its_peak_and_falls_along_half_a_cosine():
 
 
 def test_the_cosine_is_symmetric_about_its_middle():
-    found = [*rates(), learning_rate(toy_config(steps=100, learning_rate=1e-3, warmup_share=0.05), 100)]
+    found = [*rates(), learning_rate(toy_config(steps=100, learning_rate=1e-3, warmup_share=0.05, warmup_steps=0), 100)]
     assert [found[5 + k] + found[100 - k] for k in range(96)] == pytest.approx([1e-3] * 96)
+
+
+@pytest.mark.parametrize(
+    ("steps", "share", "least", "expected"),
+    [(1000, 0.05, 100, 100), (4000, 0.05, 100, 200), (120, 0.05, 100, 60), (1, 0.05, 100, 1), (1000, 0.05, 0, 50)],
+)
+def test_the_warm_up_is_a_share_of_the_run_but_no_fewer_than_its_least_steps_and_they_no_more_than_half(
+    steps, share, least, expected
+):
+    found = rates(steps=steps, warmup_share=share, warmup_steps=least)
+    assert [found[step] for step in (0, expected - 1)] == pytest.approx([1e-3 / expected, 1e-3])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 1000])
@@ -67,6 +78,12 @@ def test_noise_at_full_strength_is_of_the_gumbel_distribution():
     assert float(noise.std()) == pytest.approx(math.pi / math.sqrt(6), abs=0.03)
     # P(g <= 0) = exp(-1).
     assert float((noise <= 0).double().mean()) == pytest.approx(math.exp(-1), abs=0.02)
+
+
+def test_noise_that_does_not_fade_keeps_its_strength_to_the_last_step():
+    config = toy_config(steps=100, routing_explore_share=0.4, gumbel_fades=False)
+    endless = toy_config(steps=10**9, routing_explore_share=1.0)
+    torch.testing.assert_close(gumbel_noise(config, 99), gumbel_noise(endless, 99))
 
 
 def test_noise_fades_linearly_to_exactly_0_after_the_exploring_share():

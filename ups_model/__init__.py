@@ -4,7 +4,7 @@ This package is the science: configuration, data, model, training and evaluation
 transformers, and never the packages that schedule or record its runs.
 """
 
-RECIPE = 1
+RECIPE = 2
 """Raised whenever training semantics change, so that results of different recipes are never mistaken for each other."""
 
 __version__ = "0.1.0"

@@ -59,11 +59,11 @@ def open_sets(config: Config, paths: Mapping[str, Path]) -> dict[str, tuple[Clip
 
 def split_sets(config: Config, opened: Mapping[str, ClipSet]) -> dict[str, tuple[ClipSet, Split]]:
     """Clip set and split of each source; see `open_sets`."""
-    data = config.data
+    data, (subjects, seed, fold) = config.data, config.held_out
     sets = {
         source: (
             opened[set_of(source)],
-            opened[set_of(source)].split(data.validation_subjects, data.split_seed, protocol_of(source)),
+            opened[set_of(source)].split(subjects, seed, protocol_of(source), fold),
         )
         for source in configured_sources(config)
     }
@@ -94,17 +94,18 @@ def fit_quantiser(feed: Feed, n_bins: int) -> Quantiser:
     """Bins over the range of the training poses in all cameras, 5 % wider on each side."""
     lows, highs = [], []
     for source in feed.sources:
-        for pose_BJ3 in feed.training_poses(source):
+        for pose_BJ3 in feed.poses(source):
             lows.append(pose_BJ3.flatten(0, 1).amin(dim=0))
             highs.append(pose_BJ3.flatten(0, 1).amax(dim=0))
     return Quantiser.fit(torch.stack(lows + highs), n_bins)
 
 
-def mean_pose_error_mm(feed: Feed) -> float:
-    """MPJPE, in millimetres, of the mean training pose on the training poses: what knowing nothing costs."""
-    poses = [pose for source in feed.sources for pose in feed.training_poses(source)]
-    pose_BJ3 = torch.cat(poses)
-    return 1000 * float((pose_BJ3 - pose_BJ3.mean(dim=0)).norm(dim=-1).mean())
+def mean_pose_error_mm(feed: Feed, part: str = "train") -> float:
+    """MPJPE, in millimetres, of the mean training pose on the poses of `part`: what knowing nothing costs."""
+    mean_J3 = torch.cat([pose for source in feed.sources for pose in feed.poses(source)]).mean(dim=0)
+    sources = feed.sources if part == "train" else feed.sources[:1]
+    pose_BJ3 = torch.cat([pose for source in sources for pose in feed.poses(source, part)])
+    return 1000 * float((pose_BJ3 - mean_J3).norm(dim=-1).mean())
 
 
 def build(

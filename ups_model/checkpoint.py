@@ -168,6 +168,21 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -
     model.load_state_dict(tensors)
 
 
+def write_atomic(file: Path, content: bytes) -> None:
+    """Write a file, whole or not at all, and on the disk when this returns."""
+    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+        _sync(file.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def _state_hash(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True, allow_nan=False).encode()).hexdigest()
 

@@ -74,10 +74,14 @@ class ModelConfig(Section):
     """In training: run the chosen block alone, or all H of them weighted by the Gumbel-Softmax sample."""
     router_width: int = 256
     """q, the width of task and block embeddings."""
+    router_scaled: bool = True
+    """Divide the scores of Eq. 1 by sqrt(q); false is the paper's equation as printed, whose routes hardly move."""
     gumbel_start: float = 5.0
     """Gumbel-Softmax temperature at the first step."""
     gumbel_end: float = 0.5
     """Gumbel-Softmax temperature that the run ends at (geometric decay)."""
+    gumbel_fades: bool = True
+    """Whether the Gumbel noise of Eq. 2 fades; false keeps it at full strength to the end."""
     routing_explore_share: float = 0.5
     """Share of training over which the Gumbel noise fades to 0. Temperature shapes gradients, not choices: with full
     noise to the end a task would still be trained on routes that inference never takes."""
@@ -258,14 +262,18 @@ class DataConfig(Section):
     """3D action recognition."""
     validation_subjects: int = 1
     """Training subjects held out to choose the checkpoint; 0 trains on all of them and takes the last step."""
+    validation_folds: int = 1
+    """Folds that a study's seeds take turns in: the run of seed s holds out the (s mod folds)-th choice of validation
+    subjects, in every row alike. One subject may be an outlier; the mean over seeds then speaks of several."""
     split_seed: int = 0
-    """Which training subjects are held out; the same in every seed of a study, so that arms stay comparable."""
+    """Order in which training subjects are held out; the same in every seed of a study, so that arms stay
+    comparable."""
     leaks: Literal["refuse", "drop"] = field(default="refuse", metadata=NEUTRAL)
     """Training clips that another task validates or tests on, as clips of NTU60 xsub in NTU120 xset: an error, or left
     out of training."""
 
     def faults(self) -> list[str]:
-        return at_least(self, "validation_subjects", 0)
+        return at_least(self, "validation_subjects", 0) + at_least(self, "validation_folds", 1)
 
 
 @dataclass(frozen=True)
@@ -282,6 +290,9 @@ class OptimConfig(Section):
     """Peak rate; the paper says 1e-2."""
     warmup_share: float = 0.05
     """Share of the steps over which the rate rises linearly."""
+    warmup_steps: int = 100
+    """Least number of steps over which it rises, at most half of the run; 0 leaves the share alone. Until AdamW's
+    second moment has averaged 2 / (1 - beta2) gradients, its updates are those of a sign (Ma and Yarats, 2021)."""
     weight_decay: float = 5e-4
     """AdamW's decoupled weight decay, on matrices alone."""
     beta2: float = 0.98
@@ -306,7 +317,8 @@ class OptimConfig(Section):
         if not self.cycle:
             found.append("cycle must name at least one task, got ()")
         found += at_least(self, "steps", 1)
-        found += at_least(self, "evaluate_every", 0)
+        for name in ("evaluate_every", "warmup_steps"):
+            found += at_least(self, name, 0)
         for name in ("learning_rate", "clip_norm"):
             found += above(self, name, 0)
         for name, high in (("warmup_share", 1), ("ema", 0.99999), ("label_smoothing", 0.9), ("beta2", 0.99999)):
@@ -319,6 +331,11 @@ class OptimConfig(Section):
                 f"try {next_multiple(self.steps, len(self.cycle))}"
             )
         return found
+
+    @property
+    def warmup(self) -> int:
+        """Steps over which the rate rises."""
+        return max(1, round(self.warmup_share * self.steps), min(self.warmup_steps, self.steps // 2))
 
     @property
     def tasks(self) -> tuple[TaskName, ...]:
@@ -362,6 +379,18 @@ class Config(Section):
     freeze_routes: bool = False
     """Take the parent's routes as they are (fine-tuning)."""
     seed: int = 0
+
+    @property
+    def held_out(self) -> tuple[int, int, int]:
+        """What decides which training clips are validation clips: number of subjects, split seed, fold."""
+        data = self.data
+        return (data.validation_subjects, data.split_seed, self.seed % data.validation_folds)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there are several checkpoints of which validation subjects choose one."""
+        every = self.optim.evaluate_every
+        return self.data.validation_subjects > 0 and 0 < every < self.optim.steps
 
     def faults(self) -> list[str]:
         found = at_least(self, "seed", 0)

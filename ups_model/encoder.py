@@ -87,14 +87,14 @@ class Router(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.layers, self.blocks = config.encoder_layers, config.blocks_per_layer
+        self.scale = config.router_width**-0.5 if config.router_scaled else 1.0
         self.task_TQ = drawn(len(TASKS), config.router_width, std=1.0)
         self.block_LHQ = drawn(config.encoder_layers, config.blocks_per_layer, config.router_width, std=1.0)
         self.register_buffer("frozen_TL", torch.full((len(TASKS), config.encoder_layers), -1))
 
     def scores(self, task: int) -> Tensor:
         """[L, H] scaled dot products of task and block embeddings."""
-        return self.block_LHQ @ self.task_TQ[task] * self.task_TQ.shape[1] ** -0.5
+        return self.block_LHQ @ self.task_TQ[task] * self.scale
 
     def routes(self, task: int) -> list[int]:
         """The block of each layer that inference takes: the frozen one, or the best score."""

@@ -171,8 +171,6 @@ class SlotsToToken(nn.Module):
 
     def forward(self, x_BNJD: Tensor, scene: Scene) -> Tensor:
         weight_WDJ = self.weight[:, scene.slots].transpose(1, 2)
-        if x_BNJD.ndim == 3:  # Single frames.
-            return F.linear(x_BNJD.transpose(1, 2).flatten(1), weight_WDJ.flatten(1), self.bias)
         x_BXN = channels_first(x_BNJD).flatten(1, 2)
         out_BWN = torch.bmm(weight_WDJ.flatten(1).expand(len(x_BXN), -1, -1), x_BXN)
         return out_BWN.transpose(1, 2) + self.bias

@@ -8,6 +8,7 @@ Shape suffixes: B clips, R target frames, J native joints.
 import logging
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from ups_model.data.batches import Batch, Feed
 from ups_model.decoding import classify, estimate_poses
 from ups_model.metrics import mpjpe_mm, mpjve_mm, n_mpjpe_mm, p_mpjpe_mm, per_action_mean, topk_accuracy
 from ups_model.model import UPS, Inputs
+from ups_model.outcomes import Outcomes, class_outcomes, pose_outcomes
 from ups_model.skeletons import Skeleton
 from ups_model.tasks import TASKS
 
@@ -26,8 +28,20 @@ MM = 1000.0
 """Millimetres in a metre: poses are metres inside the model, millimetres in every metric."""
 
 
-def measure(model: UPS, feeds: Mapping[TaskName, Feed], part: str, config: EvalConfig) -> dict[str, float]:
-    """All metrics of all tasks in `feeds` on "validation" or "test"; the model is left in the mode it was in."""
+def measure(
+    model: UPS,
+    feeds: Mapping[TaskName, Feed],
+    part: str,
+    config: EvalConfig,
+    outcomes: Outcomes | None = None,
+    most: int = 0,
+) -> dict[str, float]:
+    """All metrics of all tasks in `feeds` on "validation" or "test"; the model is left in the mode it was in.
+
+    Args:
+        outcomes: takes what was said of each clip, by `task/source/what` (`ups_model.outcomes`).
+        most: measure on about so many evenly spaced clips (pose estimation: frames) of each task at most; 0 is all.
+    """
     training = model.training
     model.eval()
     try:
@@ -35,11 +49,11 @@ def measure(model: UPS, feeds: Mapping[TaskName, Feed], part: str, config: EvalC
         for task, feed in feeds.items():
             for index, source in enumerate(feed.sources):
                 alone = feed.only(source)
-                values = (
-                    measure_poses(model, alone, part, config)
-                    if TASKS[task].kind == "pose"
-                    else measure_classes(model, alone, part, config)
-                )
+                measure_one = measure_poses if TASKS[task].kind == "pose" else measure_classes
+                said: Outcomes = {}
+                values = measure_one(model, alone, part, config, said, most)
+                if outcomes is not None:
+                    outcomes |= {f"{task}/{source.name}/{name}": value for name, value in said.items()}
                 if len(feed.sources) > 1:
                     found |= {f"{task}/{source.name}/{name}": value for name, value in values.items()}
                 if index == 0:
@@ -49,7 +63,9 @@ def measure(model: UPS, feeds: Mapping[TaskName, Feed], part: str, config: EvalC
         model.train(training)
 
 
-def measure_classes(model: UPS, feed: Feed, part: str, config: EvalConfig) -> dict[str, float]:
+def measure_classes(
+    model: UPS, feed: Feed, part: str, config: EvalConfig, outcomes: Outcomes | None = None, most: int = 0
+) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent; for early prediction at each observation ratio.
 
     `free_top1` counts a clip only if the right class is also the best token of the whole vocabulary, unconstrained by
@@ -58,8 +74,9 @@ def measure_classes(model: UPS, feed: Feed, part: str, config: EvalConfig) -> di
     source = feed.sources[0]
     found = {}
     for ratio in config.ratios if feed.task == "eap" else (1.0,):
-        logits, labels, free, ended = [], [], [], []
-        for batch in feed.evaluate(part, ratio):
+        logits, labels, free, ended, clips = [], [], [], [], []
+        for batch in feed.evaluate(part, ratio, most=most):
+            clips.append(batch.clip_B)
             answer = classify(model, batch.inputs, source.clips.name)
             logits.append(answer.logits_BK)
             labels.append(batch.label_B)
@@ -75,12 +92,19 @@ def measure_classes(model: UPS, feed: Feed, part: str, config: EvalConfig) -> di
         found[f"free_top1{at}"] = 100 * float(torch.cat(free).double().mean())
         found[f"ended{at}"] = 100 * float(torch.cat(ended).double().mean())
         found["clips"] = float(len(label_B))
+        if outcomes is not None:
+            clip = torch.cat(clips).cpu().numpy()
+            outcomes |= class_outcomes(logits_BK, label_B, at)
+            outcomes |= {"clip": clip.astype(np.int32), "label": label_B.cpu().numpy().astype(np.int16)}
+            outcomes["subject"] = source.clips.subject[clip].astype(np.int32)
     if feed.task == "eap":
         found["top1"] = sum(found[f"top1@{ratio:g}"] for ratio in config.ratios) / len(config.ratios)
     return found
 
 
-def measure_poses(model: UPS, feed: Feed, part: str, config: EvalConfig) -> dict[str, float]:
+def measure_poses(
+    model: UPS, feed: Feed, part: str, config: EvalConfig, outcomes: Outcomes | None = None, most: int = 0
+) -> dict[str, float]:
     """MPJPE, P-MPJPE, N-MPJPE in millimetres (mean over actions and over frames), MPJVE where every frame is predicted,
     clip rate in percent and quantisation floor in millimetres.
 
@@ -91,7 +115,7 @@ def measure_poses(model: UPS, feed: Feed, part: str, config: EvalConfig) -> dict
     predicted, truth, actions, sequence, in_grammar = [], [], [], [], []
     groups = source.clips.info.camera_groups
     cameras_apart = max(64, *(len(group) for group in groups)) if groups else 64
-    for batch in feed.evaluate(part):
+    for batch in feed.evaluate(part, most=most):
         pose_BJ3, admitted_B = predict_poses(model, batch, source.skeleton, config)
         kept_B = batch.frame_BR.flatten() >= 0
         repeats = batch.frame_BR.shape[1]
@@ -108,9 +132,9 @@ def measure_poses(model: UPS, feed: Feed, part: str, config: EvalConfig) -> dict
     pred_BJ3, true_BJ3 = MM * torch.cat(predicted).cpu(), MM * torch.cat(truth).cpu()
     label_B, sequence_B2 = torch.cat(actions).cpu(), torch.cat(sequence).cpu()
     names = source.clips.info.classes
-    found = {}
+    found, errors = {}, {}
     for name, metric in (("mpjpe_mm", mpjpe_mm), ("p_mpjpe_mm", p_mpjpe_mm), ("n_mpjpe_mm", n_mpjpe_mm)):
-        error_B = metric(pred_BJ3, true_BJ3, reduction="none")
+        error_B = errors[name] = metric(pred_BJ3, true_BJ3, reduction="none")
         found[f"frames_{name}"] = float(error_B.mean())
         found[name] = found[f"frames_{name}"]
         if name != "n_mpjpe_mm":
@@ -123,7 +147,12 @@ def measure_poses(model: UPS, feed: Feed, part: str, config: EvalConfig) -> dict
                     own_B = label_B == names.index(action)
                     clip_B = sequence_B2[own_B, 0] // cameras_apart
                     found[f"{name}/{action}_se"] = standard_error_over(error_B[own_B], clip_B)
-    if feed.data.evaluate_stride == 1:
+    if outcomes is not None:
+        clip_B, camera_B = sequence_B2[:, 0] // cameras_apart, sequence_B2[:, 0] % cameras_apart
+        subject = source.clips.subject
+        pair = errors["mpjpe_mm"], errors["p_mpjpe_mm"]
+        outcomes |= pose_outcomes(*pair, clip_B, camera_B, sequence_B2[:, 1], subject)
+    if feed.data.evaluate_stride == 1 and not most:
         order = torch.argsort(sequence_B2[:, 0] * 10**7 + sequence_B2[:, 1])
         lengths = torch.unique_consecutive(sequence_B2[order, 0], return_counts=True)[1].tolist()
         found["mpjve_mm_per_frame"] = float(mpjve_mm(pred_BJ3[order], true_BJ3[order], lengths=lengths))
@@ -151,6 +180,25 @@ def metric_names(task: TaskName, data: TaskData, config: EvalConfig, classes: Se
     names += [f"{error}/{action}{end}" for error in errors[:2] for action in classes for end in ("", "_se")]
     names += ["mpjve_mm_per_frame"] if data.evaluate_stride == 1 else []
     return [f"{task}/{name}" for name in (*names, "clip_rate", "floor_mm", "in_grammar", "poses")]
+
+
+def headline_metric(task: TaskName) -> str:
+    """The metric of a task that a run is judged by, e.g. "ar3d/top1"."""
+    return f"{task}/mpjpe_mm" if TASKS[task].kind == "pose" else f"{task}/top1"
+
+
+def trivial_values(feeds: Mapping[TaskName, Feed], mean_pose_mm: float) -> dict[str, float]:
+    """What knowing nothing reaches on the validation split, by headline metric: the share of its most frequent class
+    (percent), the error of the mean training pose (mm)."""
+    found = {}
+    for task, feed in feeds.items():
+        source = feed.sources[0]
+        if TASKS[task].kind == "pose":
+            found[headline_metric(task)] = mean_pose_mm
+        else:
+            labels = np.asarray(source.clips.label[source.rows("validation")])
+            found[headline_metric(task)] = 100 * float(np.bincount(labels).max()) / len(labels)
+    return found
 
 
 def standard_error_over(error_B: Tensor, clip_B: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,11 @@ class Result:
     """Folder of the chosen weights."""
     about: dict[str, Any]
     """Configuration, data fingerprints, parameters, times: what a table's caption needs."""
+    health: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By task, as `ups_model.health.TaskHealth.to_plain` has it; empty where no subjects are held out."""
+    outcomes: str = ""
+    """SHA-256 of `outcomes.npz`, which has what was said of each test clip; empty where the test split was not
+    measured."""
 
     @property
     def tested(self) -> bool:
@@ -121,13 +126,12 @@ def _check_parents_clips(parts: Parts, parent: Path, state: dict[str, Any]) -> N
                 f"{parent}: was trained on {', '.join(shared)}, clips of which may be evaluated as {source}; fine-tune "
                 "on the parent's sources"
             )
-    ours, theirs = parts.config.data, before.data
-    held_out = (ours.validation_subjects, ours.split_seed)
-    if ours.validation_subjects and held_out != (theirs.validation_subjects, theirs.split_seed):
+    ours, theirs = parts.config.held_out, before.held_out
+    if ours[0] and ours != theirs:
         raise ValueError(
-            f"{parent}: held out other subjects for validation (validation_subjects={theirs.validation_subjects}, "
-            f"split_seed={theirs.split_seed}), ours would be judged on clips that it was trained on; take the same, or "
-            "validation_subjects=0"
+            f"{parent}: held out other subjects for validation (validation_subjects={theirs[0]}, "
+            f"split_seed={theirs[1]}, fold {theirs[2]} by its seed), ours would be judged on clips that it was trained "
+            "on; take the same, or validation_subjects=0"
         )
 
 

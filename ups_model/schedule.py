@@ -17,7 +17,7 @@ def learning_rate(config: Config, step: int) -> float:
     """Rate of the update after `step` steps: linear warm-up, then half a cosine that would reach 0 one step after the
     last."""
     optim = config.optim
-    warm = max(1, round(optim.warmup_share * optim.steps))
+    warm = optim.warmup
     if step < warm:
         return optim.learning_rate * (step + 1) / warm
     return optim.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, optim.steps - warm)))
@@ -35,6 +35,8 @@ def gumbel_noise(config: Config, step: int) -> Tensor:
     uniform = torch.rand(config.model.encoder_layers, config.model.blocks_per_layer, generator=generator)
     exploring = config.model.routing_explore_share * config.optim.steps
     strength = max(0.0, 1 - step / exploring) if exploring else 0.0
+    if not config.model.gumbel_fades:
+        strength = 1.0
     return -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7))) * strength
 
 

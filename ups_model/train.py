@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +37,7 @@ from ups_model.checkpoint import (
     prune_checkpoints,
     restore_optimizer,
     save_checkpoint,
+    write_atomic,
 )
 from ups_model.command import (
     PRESETS,
@@ -52,16 +52,19 @@ from ups_model.command import (
 from ups_model.config import TASK_NAMES, Config
 from ups_model.data.sources import default_cache
 from ups_model.device import Precision, autocast_dtype, device_name, memory_mb, pick_device, pick_precision
+from ups_model.health import CURVE_CLIPS, curve_steps, health_line, judge
 from ups_model.identity import configured_sets, run_key
 from ups_model.layers import seed_for
 from ups_model.losses import sequence_loss, target_tokens
-from ups_model.measure import measure, score
+from ups_model.measure import headline_metric, measure, score, trivial_values
 from ups_model.model import UPS
+from ups_model.outcomes import Outcomes, save_outcomes
 from ups_model.processes import check_shares, first_process, mean_over_processes, start_processes, wait_for_all
 from ups_model.progress import append_row, duration, forget_after, short_line
 from ups_model.result import Result, finished_result, save_weights, start_from_parent
 from ups_model.schedule import gumbel_noise, input_mask, learning_rate, temperature
 from ups_model.text_features import text_identity
+from ups_model.vocabulary import NonFiniteCoordinates
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +157,9 @@ def _train(
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema)) if optim.ema else None
     parallel = DistributedDataParallel(model, find_unused_parameters=True) if processes > 1 else model
     mean_pose_mm = mean_pose_error_mm(feeds["pe"]) if "pe" in feeds else 0.0
+    curve_at = curve_steps(optim.steps) if config.data.validation_subjects else ()
     step, best, seconds = 0, None, 0.0
+    curve: dict[int, dict[str, float]] = {}
     # Where a run that is moved was made: half of it in fp16 is another thing than all of it in bf16.
     made_on: list[list[str]] = []
     # Its checkpoints may have been deleted to save space: a finished run is told by its result and its chosen weights.
@@ -181,6 +186,7 @@ def _train(
             scaler.load_state_dict(state["scaler"])
         step, best, seconds = state["step"], state["best"], state["seconds"]
         made_on = state.get("made_on", made_on)
+        curve = {int(point): values for point, values in state["curve"].items()}
         if rank == 0:
             forget_after(options.out / "progress.jsonl", step)
         logger.info("resuming at step %d of %d from %s", step, optim.steps, path)
@@ -252,8 +258,24 @@ def _train(
                 if on_metrics is not None:
                     on_metrics(step, line)
 
+        if step in curve_at:
+            if rank == 0:
+                try:
+                    found = measure(
+                        _evaluated(model, average), feeds, "validation", config.evaluation, most=CURVE_CLIPS
+                    )
+                except NonFiniteCoordinates:
+                    _raise_non_finite(step, task, loss_now, config)
+                curve[step] = {name: found[name] for name in map(headline_metric, optim.tasks)}
+                row = {f"curve/{name}": value for name, value in curve[step].items()}
+                append_row(options.out / "progress.jsonl", {"step": step, **row})
+                if on_metrics is not None:
+                    on_metrics(step, row)
+            wait_for_all(processes)
+
         validate = optim.evaluate_every and step % optim.evaluate_every == 0
-        if (validate or step == optim.steps) and config.data.validation_subjects:
+        validate = (validate or step == optim.steps) and config.data.validation_subjects
+        if validate:
             if rank == 0:
                 seconds_before = time.monotonic()
                 found = measure(_evaluated(model, average), feeds, "validation", config.evaluation)
@@ -281,6 +303,7 @@ def _train(
             state = {
                 "key": key,
                 "best": best,
+                "curve": {str(point): values for point, values in curve.items()},
                 "scaler": scaler.state_dict(),
                 "seconds": seconds + time.monotonic() - started,
                 "made_on": made_on,
@@ -296,7 +319,7 @@ def _train(
     wait_for_all(processes)
     result = None
     if rank == 0:
-        result = _finish(parts, options, average, best, step, key, seconds, stopped, made_on, mean_pose_mm)
+        result = _finish(parts, options, average, best, curve, step, key, seconds, stopped, made_on, mean_pose_mm)
     if processes > 1:
         shared = [result]
         dist.broadcast_object_list(shared)
@@ -309,6 +332,7 @@ def _finish(
     options: RunOptions,
     average: nn.Module | None,
     best: dict[str, Any] | None,
+    curve: dict[int, dict[str, float]],
     step: int,
     key: str,
     seconds: float,
@@ -319,7 +343,7 @@ def _finish(
     """Choose the weights, measure them once on the test split, write `result.json`."""
     config, model = parts.config, _evaluated(parts.model, average)
     metrics: dict[str, float] = {}
-    checkpoint = None
+    checkpoint, health, hashed = None, {}, ""
     if not stopped:
         if best is not None:
             checkpoint = options.out / "best" / f"step-{best['step']:08d}"
@@ -329,16 +353,22 @@ def _finish(
         else:
             checkpoint = save_weights(options.out / "best", step, model, parts, key, {})
         if options.test:
-            found = measure(model, parts.feeds, "test", config.evaluation)
+            outcomes: Outcomes = {}
+            found = measure(model, parts.feeds, "test", config.evaluation, outcomes)
+            hashed = save_outcomes(options.out, outcomes)
             metrics |= {f"test/{name}": value for name, value in found.items()}
             metrics["test/score"] = score(found, config.optim.tasks, mean_pose_mm)
+        if curve:
+            pose_mm = mean_pose_error_mm(parts.feeds["pe"], "validation") if "pe" in parts.feeds else 0.0
+            health = judge(curve, trivial_values(parts.feeds, pose_mm))
+            logger.info("health, on validation subjects: %s", health_line(health))
     about = {
         "config": config.canonical(),
         "data": data_identity(parts.sets),
         "synthetic": sorted({clips.name for clips, _ in parts.sets.values() if clips.info.synthetic}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "chosen_step": best["step"] if best else step,
-        "chosen_by": "validation subjects" if config.data.validation_subjects else "last step",
+        "chosen_by": "validation subjects" if config.chooses else "last step",
         # In the order in which they came, e.g. "fp16 then bf16" of a run that was moved to another kind of GPU.
         "device": " then ".join(dict.fromkeys(name for name, _ in made_on)),
         "precision": " then ".join(dict.fromkeys(name for _, name in made_on)),
@@ -347,12 +377,17 @@ def _finish(
         "mean_pose_mm": mean_pose_mm,
     }
     result = Result(
-        "stopped" if stopped else "finished", key, step, metrics, model.routes(), str(checkpoint or ""), about
+        "stopped" if stopped else "finished",
+        key,
+        step,
+        metrics,
+        model.routes(),
+        str(checkpoint or ""),
+        about,
+        health,
+        hashed,
     )
-    text = json.dumps(vars(result), indent=1, allow_nan=False)
-    temporary = options.out / ".result.json"
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, options.out / "result.json")
+    write_atomic(options.out / "result.json", json.dumps(vars(result), indent=1, allow_nan=False).encode("utf-8"))
     if checkpoint is not None:
         keep_steps(options.out / "best", {about["chosen_step"]})
     return result

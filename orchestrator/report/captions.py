@@ -24,6 +24,8 @@ MOST_CLIPS_APART = 0.01
 CHOSEN_BY = {
     "validation subjects": "checkpoint chosen on held-out training subjects, test split measured once",
     "last step": "weights of the last step, nothing was chosen; test split measured once",
+    "last step, validated": "weights of the last step, no other candidates; held-out training subjects judge health "
+    "alone; test split measured once",
 }
 
 

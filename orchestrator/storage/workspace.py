@@ -32,11 +32,12 @@ from filelock import FileLock, Timeout
 
 from orchestrator.storage.base import Claim, Entry, Workspace, as_object
 from ups_model.checkpoint import STATE, load_checkpoint
+from ups_model.outcomes import OUTCOMES
 
 logger = logging.getLogger(__name__)
 
 MANIFEST, RESULT = "manifest.json", "result.json"
-FILES = ("progress.jsonl", "config.json", "log.txt")
+FILES = ("progress.jsonl", "config.json", "log.txt", OUTCOMES)
 GROUPS = ("best", "checkpoints")
 """Folders of checkpoints; those of the second name those of the first."""
 STEP = re.compile(r"step-\d{8,}")

@@ -53,6 +53,35 @@ def test_validation_subjects_are_whole_training_subjects(tmp_path):
     assert np.sort(everything).tolist() == list(range(60))
 
 
+def test_folds_hold_out_other_subjects_until_all_have_had_their_turn(tmp_path):
+    clips = _toy(tmp_path / "toy")  # Training subjects 0, 2, 4, 6, 8.
+    held_out = [set(clips.subject[clips.split(1, fold=fold).validation].tolist()) for fold in range(5)]
+    assert set.union(*held_out) == {0, 2, 4, 6, 8} and all(len(one) == 1 for one in held_out)
+    assert set(clips.subject[clips.split(1, fold=5).validation].tolist()) == held_out[0]
+    two = clips.split(2, fold=1)
+    assert set(clips.subject[two.validation].tolist()) == held_out[2] | held_out[3]
+
+
+def test_clips_of_one_group_are_never_parted(tmp_path):
+    # Without subjects; 12 training clips of each label in groups of 4.
+    rows = [Clip(f"c{i}", TRACKS, label=i % 2, subject=-1, extra={"group": i // 8}) for i in range(24)]
+    rows += [Clip("test", TRACKS, label=0, subject=-1, split_test=True, extra={"group": 9})]
+    clips = write_clip_set(tmp_path / "toy", INFO, rows)
+    group = clips.extra["group"]
+    seen = []
+    for fold in range(3):
+        split = clips.split(validation_subjects=2, fold=fold)  # A fifth of 12 is 2 clips, so one group of 4.
+        for label in (0, 1):
+            validation = split.validation[clips.label[split.validation] == label]
+            train = split.train[clips.label[split.train] == label]
+            assert len(validation) == 4 and not set(group[validation]) & set(group[train])
+        seen += [
+            (int(label), int(one))
+            for label, one in zip(clips.label[split.validation], group[split.validation], strict=True)
+        ]
+    assert len(set(seen)) == 6  # Three groups of two labels, each held out by one fold.
+
+
 def test_validation_subjects_depend_on_seed_and_set_and_on_no_global_state(tmp_path):
     clips = _toy(tmp_path / "toy", subjects=40)
     np.random.seed(1)

@@ -109,9 +109,9 @@ class Feed:
         """The same feed with one of its sources."""
         return self if len(self.sources) == 1 else Feed(self.task, self.data, [source], self.seed)
 
-    def training_poses(self, source: Source) -> Iterator[Tensor]:
-        """[frames, J, 3] root-relative training poses in each camera, metres, clip by clip (pose estimation)."""
-        for row in source.rows("train"):
+    def poses(self, source: Source, part: str = "train") -> Iterator[Tensor]:
+        """[frames, J, 3] root-relative poses of `part` in each camera, metres, clip by clip (pose estimation)."""
+        for row in source.rows(part):
             length = int(source.clips.clip_length[row])
             frame_R = torch.arange(length)
             for camera in range(len(source.clips.cameras(int(row)))):
@@ -159,16 +159,20 @@ class Feed:
         inputs = Inputs(self.task, pose, source.slot_mask_S, None, None if source.persons == 1 else seen_BP)
         return Batch(inputs, source.clips.name, row_B, source.label[row_B])
 
-    def evaluate(self, part: str, ratio: float = 1.0, batch_size: int = 0) -> Iterator[Batch]:
-        """All clips of "validation" or "test" once, in order; class tasks see the first `ratio` of each clip."""
+    def evaluate(self, part: str, ratio: float = 1.0, batch_size: int = 0, most: int = 0) -> Iterator[Batch]:
+        """All clips of "validation" or "test" once, in order; class tasks see the first `ratio` of each clip.
+
+        With `most`, about so many of them at most (pose estimation: predicted frames, in whole windows), evenly spaced.
+        """
         batch_size = batch_size or 4 * self.data.batch_size
         for source in self.sources:
             if TASKS[self.task].kind == "pose":
-                yield from self._pose_evaluate(source, part, batch_size)
+                yield from self._pose_evaluate(source, part, batch_size, most)
                 continue
             if not len(source.rows(part)):
                 continue  # `split` would give one batch of no clips.
-            for row_B in torch.tensor(source.rows(part)).split(batch_size):
+            rows = torch.tensor(source.rows(part))
+            for row_B in rows[_spaced(len(rows), most)].split(batch_size):
                 # In float32 0.6 is above 0.6, and of 5 frames 4 would be shown.
                 share = torch.full((len(row_B),), ratio, dtype=torch.float64)
                 yield self._class_batch(source, row_B, share, torch.zeros(len(row_B)))
@@ -184,8 +188,10 @@ class Feed:
         frame_BN = item_B[:, 2, None] + data.frame_stride * (torch.arange(data.frames) - (data.frames - 1) // 2)
         return self._pose_batch(source, item_B[:, 0], item_B[:, 1], frame_BN, target_BR, generator)
 
-    def _pose_evaluate(self, source: Source, part: str, batch_size: int) -> Iterator[Batch]:
-        item, frame, target, wanted = evaluation_windows(source, part, self.data)
+    def _pose_evaluate(self, source: Source, part: str, batch_size: int, most: int) -> Iterator[Batch]:
+        windows = evaluation_windows(source, part, self.data)
+        kept = _spaced(len(windows[0]), -(-most // windows[2].shape[1]))
+        item, frame, target, wanted = (value[kept] for value in windows)
         for index in range(0, len(item), batch_size):
             chosen = slice(index, index + batch_size)
             batch = self._pose_batch(source, item[chosen, 0], item[chosen, 1], frame[chosen], target[chosen], None)
@@ -237,6 +243,13 @@ class Feed:
         inputs = Inputs(self.task, pose_BPNSC, source.slot_mask_S, target_frame_BR=target_BR)
         label = source.label[row_B]
         return Batch(inputs, source.clips.name, row_B, label, target_BRJ3, frame_BN[rows, target_BR], camera_B)
+
+
+def _spaced(count: int, most: int) -> Tensor:
+    """Indices of `most` of `count` things, evenly spaced; of all with 0 or too few."""
+    if not most or count <= most:
+        return torch.arange(count)
+    return (torch.arange(most, dtype=torch.float64) * count / most).long()
 
 
 def _share(batch: Batch, rank: int, processes: int) -> Batch:

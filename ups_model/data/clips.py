@@ -253,18 +253,19 @@ class ClipSet:
         group = int(self.camera_group[clip])
         return self.info.camera_groups[group] if group >= 0 else ()
 
-    def split(self, validation_subjects: int, seed: int = 0, protocol: str = "default") -> Split:
+    def split(self, validation_subjects: int, seed: int = 0, protocol: str = "default", fold: int = 0) -> Split:
         """Training, validation and test clips.
 
         Test clips are those of the protocol: `split_test`, or the column `split_test_<protocol>`. Of the others,
-        `validation_subjects` subjects are held out, chosen by (seed, set name) and nothing else. Where subjects are
-        unknown (-1), a fraction validation_subjects / 10 of the clips of each label is held out instead: 2 gives 20 %.
-        0 gives an empty validation part.
+        `validation_subjects` subjects are held out, chosen by (seed, set name, fold) and nothing else. Where subjects
+        are unknown (-1), a fraction validation_subjects / 10 of the clips of each label is held out instead, in whole
+        groups where the set has a column `group`: 2 gives 20 %. Each fold holds out others until all have had their
+        turn. 0 subjects give an empty validation part.
 
         Raises:
             ValueError: unknown protocol, no training or test clips, or as many validation subjects as there are.
         """
-        return split_clips(self, validation_subjects, seed, protocol)
+        return split_clips(self, validation_subjects, seed, protocol, fold)
 
     def verify(self) -> None:
         """Reads everything and checks hashes, finiteness, index bounds, label range, unique ids and lengths.

@@ -7,19 +7,27 @@ the layout. Shape suffixes: F frames of the file, K cameras.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from ups_model.data.checks import DAMAGED
 from ups_model.data.clips import Camera, ClipSet, ClipSetInfo
+from ups_model.data.splits import GROUP
 from ups_model.data.writing import Clip, Track, write_clip_set
 from ups_model.skeletons import get_skeleton
 
-READER_VERSION = 1
+READER_VERSION = 2
 """Raised when a reader changes what it writes, so that prepared sets are made again."""
+
+
+NEAR = 0.25
+"""Distance below which two clips are taken for parts of one video. With it a nearest-neighbour classifier is right on
+67 % of held-out training clips of J-HMDB (mean of five folds) and on 59 % of its test clips; with clips held out one
+by one, on 71 %."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,11 @@ def prepare(name: str, source: Path, path: Path) -> ClipSet:
         recipe=recipe(name, source),
     )
     positions, starts, lengths = arrays["positions"], arrays["start"].tolist(), arrays["length"].tolist()
+    groups = None if spec.has_subjects else near_groups(arrays, spec.columns)
+
+    def group_of(row: int) -> dict[str, int]:
+        return {} if groups is None else {GROUP: int(groups[row])}
+
     clips = (
         Clip(
             clip_id=f"{name}-{row:05d}",
@@ -118,11 +131,44 @@ def prepare(name: str, source: Path, path: Path) -> ClipSet:
             subject=int(arrays["subject"][row]) if spec.has_subjects else -1,
             split_test=bool(arrays["split_test"][row]),
             camera_group=0 if spec.has_cameras else -1,
-            extra={key: int(arrays[key][row]) for key in spec.columns},
+            extra={key: int(arrays[key][row]) for key in spec.columns} | group_of(row),
         )
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True))
     )
     return write_clip_set(path, info, clips, dtype=positions.dtype.name)
+
+
+def near_groups(arrays: Mapping[str, np.ndarray], splits: Sequence[str]) -> np.ndarray:
+    """[clips] number of the group of each clip: what was probably cut from one video.
+
+    The packed files have no names of videos. Two clips are linked where they are of one class, are on the same side of
+    every published split (which parts no video), and are nearer than NEAR: the mean distance between their poses, 8
+    frames each, centred and scaled to unit spread over the clip. Groups are what links connect.
+    """
+    poses_MX = np.stack(
+        [
+            _unit_pose(arrays["positions"][start : start + length].astype(np.float64))
+            for start, length in zip(arrays["start"].tolist(), arrays["length"].tolist(), strict=True)
+        ]
+    )
+    kinds_MK = np.stack([arrays["label"], *(arrays[name] for name in splits)], axis=1).astype(np.int64)
+    groups = np.zeros(len(poses_MX), dtype=np.int64)
+    for kind in np.unique(kinds_MK, axis=0):
+        rows = np.flatnonzero((kinds_MK == kind).all(axis=1))
+        own = poses_MX[rows]
+        distance = np.linalg.norm(own[:, None] - own[None], axis=-1).mean(axis=-1)
+        _, part = connected_components(distance < NEAR)
+        for number in range(part.max() + 1):
+            groups[rows[part == number]] = rows[part == number].min()
+    return groups
+
+
+def _unit_pose(pose_NJC: np.ndarray) -> np.ndarray:
+    """[8 * J, C] of 8 frames, centred, with unit spread."""
+    frames = np.linspace(0, len(pose_NJC) - 1, 8).round().astype(int)
+    centred = pose_NJC[frames] - pose_NJC[frames].mean(axis=(0, 1))
+    spread = np.sqrt(np.square(centred).sum(axis=-1).mean())
+    return (centred / max(spread, 1e-9)).reshape(-1, pose_NJC.shape[-1])
 
 
 def _load(file: Path, spec: OpenSet) -> dict[str, np.ndarray]:

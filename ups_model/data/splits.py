@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ups_model.data.clips import ClipSet
 
 
+GROUP = "group"
+"""Column that says which clips belong together, as those cut from one video do: a split never parts them."""
 CONTENT_ID = "content-"
 """How ids of clips begin whose file has no names: a hash of their content follows."""
 
@@ -26,7 +28,9 @@ class Split:
     test: np.ndarray
 
 
-def split_clips(clips: ClipSet, validation_subjects: int, seed: int = 0, protocol: str = "default") -> Split:
+def split_clips(
+    clips: ClipSet, validation_subjects: int, seed: int = 0, protocol: str = "default", fold: int = 0
+) -> Split:
     """Splits a clip set; see `ClipSet.split`."""
     if validation_subjects < 0:
         raise ValueError(f"validation_subjects must be >= 0, got {validation_subjects}")
@@ -46,9 +50,10 @@ def split_clips(clips: ClipSet, validation_subjects: int, seed: int = 0, protoco
                 f"of protocol {protocol!r}, got {validation_subjects}"
             )
         ranked = sorted(subjects.tolist(), key=lambda subject: _rank(seed, clips.name, subject))
-        held_out = np.isin(clips.subject[pool], ranked[:validation_subjects])
+        turned = np.roll(ranked, -fold * validation_subjects)
+        held_out = np.isin(clips.subject[pool], turned[:validation_subjects])
     else:
-        held_out = _stratified(clips, pool, validation_subjects / 10, seed)
+        held_out = _stratified(clips, pool, validation_subjects / 10, seed, fold)
     return Split(pool[~held_out], pool[held_out], np.flatnonzero(test_N))
 
 
@@ -133,21 +138,32 @@ def _test_flags(clips: ClipSet, protocol: str) -> np.ndarray:
     return clips.extra[column] != 0
 
 
-def _stratified(clips: ClipSet, pool: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Flags about `fraction` of the clips of each label, at least one of a label with several."""
+def _stratified(clips: ClipSet, pool: np.ndarray, fraction: float, seed: int, fold: int) -> np.ndarray:
+    """Flags about `fraction` of the clips of each label, in whole groups; at least one group of a label with several.
+
+    Fold 0 takes the first groups of a pseudo-random order, fold 1 those that follow, and so on round the circle.
+    """
     if fraction >= 1:
         raise ValueError(
             f"{clips.name} has no subjects, so validation_subjects / 10 of its training clips are held out "
             f"and it must be below 10, got {round(fraction * 10)}"
         )
     held_out = np.zeros(len(pool), dtype=bool)
-    labels = clips.label[pool]
+    labels, groups = clips.label[pool], clips.extra.get(GROUP, np.arange(len(clips)))[pool]
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        names = clips.clip_id[pool[members]].tolist()
-        ranked = sorted(range(len(members)), key=lambda i: _rank(seed, clips.name, names[i]))
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        held_out[members[ranked[:count]]] = True
+        own, first = np.unique(groups[members], return_index=True)
+        names = dict(zip(own.tolist(), clips.clip_id[pool[members[first]]].tolist(), strict=True))
+        ranked = sorted(names, key=lambda group: _rank(seed, clips.name, names[group]))
+        wanted, position = max(round(fraction * len(members)), 1), 0
+        for _ in range(fold + 1):
+            taken = np.zeros(len(members), dtype=bool)
+            while taken.sum() < wanted and taken.sum() < len(members):
+                taken |= groups[members] == ranked[position % len(ranked)]
+                position += 1
+        if taken.all():
+            taken[:] = False  # Of one group nothing can be held out.
+        held_out[members[taken]] = True
     return held_out
 
 
