@@ -252,7 +252,7 @@ def test_a_driver_on_a_moved_storage_and_on_an_imported_one_trains_nothing_again
     texts = []
     for storage in (place, imported):
         driver = bench.run(storage)
-        assert driver.process.returncode == 0 and f"{count} done already" in driver.text, driver.text
+        assert driver.process.returncode == 0 and f"{count} done before" in driver.text, driver.text
         assert records(storage) == expected
         units, studies = mlflow_runs(storage)
         assert len(units) == count and all(status == ["FINISHED"] for status in units.values()) and len(studies) == 1

@@ -287,7 +287,7 @@ def test_a_finished_record_is_never_replaced_by_a_failure_and_replaces_one(tmp_p
     assert command(capsys, "import", failed, "--storage", done.address)[0] == 0
     assert done.record(unit) == record and not (done.folder(unit) / FAILURE).exists()
     status, text = command(capsys, "import", finished, "--storage", broken.address)
-    assert status == 0 and "0 units added, 1 brought up to date" in text
+    assert status == 0 and "0 units added" in text and "1 brought up to date" in text
     assert broken.record(unit) == record and not (broken.folder(unit) / FAILURE).exists()
 
 

@@ -169,26 +169,20 @@ def add(storage: str, files: Sequence[Path]) -> int:
     """`import`; returns the exit status."""
     done = import_archives(storage, files)
     for file, found in done.items():
-        for line in (*(f"conflict: {text}" for text in found.conflicts), *found.held, *found.notes):
+        for line in (*found.left, *found.notes):
             print(line)
         print(f"{file}: {imported_text(found)}")
-    return 0 if all(found.complete for found in done.values()) else 1
+    return 1 if any(found.left for found in done.values()) else 0
 
 
 def imported_text(found: Imported) -> str:
     """What `import` says of one file."""
-    if not found.changed and found.complete:
-        return f"nothing to add, {found.unchanged} units are there already"
-    left = {"in conflict": len(found.conflicts), "held": len(found.held)}
-    return ", ".join(
-        [
-            f"{found.added} units added",
-            f"{found.updated} brought up to date",
-            f"{found.unchanged} there already",
-            *(f"{count} {what}" for what, count in left.items() if count),
-            f"{found.plans} plans and searches written",
-        ]
-    )
+    there = found.units["there already"]
+    if not found.changed and not found.left:
+        return f"nothing to add, {there} units are there already"
+    counts = {"units added": found.units["added"], "there already": there, "plans and searches written": found.files}
+    counts |= {what: found.units[what] for what in ("brought up to date", "in conflict", "held") if found.units[what]}
+    return ", ".join(f"{count} {what}" for what, count in counts.items())
 
 
 if __name__ == "__main__":

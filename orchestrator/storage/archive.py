@@ -39,7 +39,7 @@ EXTRAS = (OUTCOMES, PROGRESS)
 FOREIGN = "not a file that orchestrator.storage export wrote"
 MAX_ENTRY_BYTES = 256 * 2**20
 UNITS_AT_A_TIME = 64
-"""Units that are in memory at once while a ledger is exported."""
+"""Units that are in memory at once."""
 _PART, _UNIT = r"\w[\w.=+-]*", r"\w[\w.=+-]*-[0-9a-f]{16}"
 _FILES = "|".join(map(re.escape, (RECORD, FAILURE, *EXTRAS)))
 _NAME = re.compile(rf"ledger\.json|searches/{_PART}/journal\.log|studies/{_PART}/plan\.json|units/{_UNIT}/(?:{_FILES})")

@@ -12,46 +12,40 @@ finished      other metrics        stays; a conflict
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from tqdm import tqdm
 
 from orchestrator.ledger import FAILURE, IMPORTED, RECORD, REPORTS, Ledger, Record
-from orchestrator.storage.archive import NamedFile, UnitFiles, contents, read_unit
+from orchestrator.storage.archive import UNITS_AT_A_TIME, NamedFile, UnitFiles, contents, read_unit
 from orchestrator.storage.base import Storage, as_object
 from orchestrator.storage.portable import portable
 from orchestrator.storage.searches import SearchPlace
+
+Became = Literal["added", "brought up to date", "there already", "in conflict", "held"]
 
 
 @dataclass
 class Imported:
     """What an import did, and what it left alone."""
 
-    added: int = 0
-    """Units that had no record."""
-    updated: int = 0
-    """Units that had less: a failure, a record measured less far, no outcomes."""
-    unchanged: int = 0
-    plans: int = 0
+    units: Counter[Became] = field(default_factory=Counter)
+    files: int = 0
     """Plans and journals of searches that were written."""
-    conflicts: list[str] = field(default_factory=list)
-    held: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    """Units and searches that were left out, and why."""
     notes: list[str] = field(default_factory=list)
     """What was decided about plans and searches."""
 
     @property
     def changed(self) -> bool:
         """Whether anything was written."""
-        return bool(self.added or self.updated or self.plans)
-
-    @property
-    def complete(self) -> bool:
-        """Whether the storage has all of it now."""
-        return not self.conflicts and not self.held
+        return bool(self.units["added"] or self.units["brought up to date"] or self.files)
 
 
 def import_archives(storage: str, files: Sequence[Path]) -> dict[Path, Imported]:
@@ -66,7 +60,7 @@ def import_archives(storage: str, files: Sequence[Path]) -> dict[Path, Imported]
         streams = {file: opened.enter_context(_opened(file)) for file in files}
         sizes = {file: sum(1 for _ in contents(stream, str(file))) for file, stream in streams.items()}
         ledger = Ledger.open(storage)
-        return {file: _import(ledger, stream, file, sizes[file]) for file, stream in streams.items()}
+        return {file: _import(ledger.storage, stream, file, sizes[file]) for file, stream in streams.items()}
 
 
 def _opened(file: Path) -> BinaryIO:
@@ -78,39 +72,53 @@ def _opened(file: Path) -> BinaryIO:
         ) from error
 
 
-def _import(ledger: Ledger, stream: BinaryIO, file: Path, size: int) -> Imported:
+def _import(storage: Storage, stream: BinaryIO, file: Path, size: int) -> Imported:
     found = Imported()
+    units: list[UnitFiles] = []
+
+    def add_units() -> None:
+        for what, text in storage.each(lambda unit: _import_unit(storage, unit, file), units):
+            found.units[what] += 1
+            if text:
+                found.left.append(text)
+        units.clear()
+
     for content in tqdm(contents(stream, str(file)), total=size, desc=file.name, disable=None, leave=False):
         if isinstance(content, UnitFiles):
-            _import_unit(ledger.storage, content, file, found)
+            units.append(content)
+            if len(units) == UNITS_AT_A_TIME:
+                add_units()
         elif content.name.startswith("studies/"):
-            _import_plan(ledger.storage, content, found)
+            _import_plan(storage, content, found)
         else:
-            _import_journal(ledger.storage, content, found)
+            _import_journal(storage, content, found)
+    add_units()
     return found
 
 
-def _import_unit(storage: Storage, unit: UnitFiles, file: Path, found: Imported) -> None:
+def _import_unit(storage: Storage, unit: UnitFiles, file: Path) -> tuple[Became, str]:
+    """What became of a unit, and why it was left out."""
     present = _present(storage, unit.folder)
-    if conflict := _conflict(present, unit):
-        found.conflicts.append(f"{unit.folder}: {conflict} in {file}; the record here is kept")
-        return
     if not _due(present, unit):
-        found.unchanged += 1
-        return
+        return _unchanged(present, unit, file)
     with storage.claim(unit.place) as claim:
         if not claim:
-            found.held.append(f"{unit.folder}: held by a process and left as it is; import again when that has ended")
-            return
+            return "held", f"{unit.folder}: held by a process and left as it is; import again when that has ended"
         present = _present(storage, unit.folder)  # Again: somebody may have been at it since.
-        due = {} if _conflict(present, unit) else _due(present, unit)
+        due = _due(present, unit)
         for name, content in due.items():
             claim.insist(lambda name=name, content=content: storage.write(f"{unit.place}/{name}", content))
         if RECORD in due:
             storage.delete(f"{unit.place}/{FAILURE}")
-    found.added += bool(due) and present is None
-    found.updated += bool(due) and present is not None
-    found.unchanged += not due
+    if not due:
+        return _unchanged(present, unit, file)
+    return ("added", "") if present is None else ("brought up to date", "")
+
+
+def _unchanged(present: UnitFiles | None, unit: UnitFiles, file: Path) -> tuple[Became, str]:
+    if conflict := _conflict(present, unit):
+        return "in conflict", f"conflict: {unit.folder}: {conflict} in {file}; the record here is kept"
+    return "there already", ""
 
 
 def _present(storage: Storage, folder: str) -> UnitFiles | None:
@@ -180,7 +188,7 @@ def _import_plan(storage: Storage, plan: NamedFile, found: Imported) -> None:
     ours, theirs = _units_of(present), _units_of(plan.content)
     if present is None or ours.keys() < theirs.keys():
         storage.write(plan.name, plan.content)
-        found.plans += 1
+        found.files += 1
         if ours:
             found.notes.append(f"plan {study}: replaced by the imported one, with {len(theirs) - len(ours)} more units")
     elif lacking := len(theirs.keys() - ours.keys()):
@@ -214,14 +222,14 @@ def _import_journal(storage: Storage, journal: NamedFile, found: Imported) -> No
     try:
         place.hold()
     except ValueError as error:
-        found.held.append(f"search {name}: {error}")
+        found.left.append(f"search {name}: {error}")
         return
     try:
         if not journal.content.startswith(_journal(storage, journal)):
             found.notes.append(f"search {name}: the trials here are kept; the imported ones are others")
             return
         storage.write(journal.name, journal.content)
-        found.plans += 1
+        found.files += 1
     finally:
         place.release()
 
