@@ -117,7 +117,7 @@ class Agenda:
             return
         record = self.ledger.finished(unit)
         if record is not None and not self.ledger.has_weights(unit, record):
-            logger.warning("%s is finished but its weights are gone; making them again", unit.name)
+            logger.warning("%s is finished but its weights are not on the storage; making them again", unit.name)
             self._set(key, State.WAITING)
             self.done_before.discard(key)
 

@@ -1,6 +1,7 @@
 """The ledger: one folder a unit on storage, one record a unit. It alone decides what is done.
 
     <storage>/units/<slug>-<key>/   checkpoints/ best/ progress.jsonl log.txt result.json, and at the end record.json
+                                    outcomes.npz beside a record, imported.json beside one that came without weights
     <storage>/studies/<name>/       plan.json, and the report
 
 A record is there whole or not at all. A unit is trained under a claim, which ends with the process that holds it:
@@ -30,6 +31,8 @@ __all__ = ["CLAIM", "FAILURE", "LOG", "OWNER", "RECORD", "Ledger", "Record", "st
 logger = logging.getLogger(__name__)
 
 RECORD, FAILURE, LOG, PROGRESS, PLAN = "record.json", "failure.json", "log.txt", "progress.jsonl", "plan.json"
+OUTCOMES, IMPORTED = "outcomes.npz", "imported.json"
+"""Optional: the test result clip by clip; which record was imported (`orchestrator.storage.merge`)."""
 REPORTS = Path("runs/reports")
 """Where reports are written that are then brought to an object store."""
 

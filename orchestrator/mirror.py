@@ -64,6 +64,7 @@ class Store(Protocol):
     def steps(self, run: Run, name: str) -> set[int]: ...
     def set_status(self, run: Run, status: str, ended: int | None = None) -> None: ...
     def put(self, run: Run, name: str, text: str) -> None: ...
+    def holds(self, run: Run, name: str, text: str) -> bool: ...
     def put_folder(self, run: Run, folder: Path, name: str) -> None: ...
 
 
@@ -255,7 +256,8 @@ class LedgerMirror:
     def _parent(self, store: Store) -> Run:
         tags = {name: value for name, value in self._plan_tags.items() if name != mirrored.PLAN_DIGEST}
         parent = store.ensure_plan(self.plan.name, tags)
-        if parent.tags.get(mirrored.PLAN_DIGEST) != self._plan_tags[mirrored.PLAN_DIGEST]:
+        same = parent.tags.get(mirrored.PLAN_DIGEST) == self._plan_tags[mirrored.PLAN_DIGEST]
+        if not same or not store.holds(parent, PLAN_FILE, self._plan_text):
             store.put(parent, PLAN_FILE, self._plan_text)
             store.write(parent, tags=self._plan_tags)
         if self._closing is None:
@@ -320,7 +322,8 @@ class LedgerMirror:
 
     def _ended(self, store: Store, run: Run, unit: Unit, noted: str | None, record: Record | None) -> None:
         text = record.to_json() if record else ""
-        whole = record is None or run.tags.get(mirrored.MIRRORED) == mirrored.digest_of(text)
+        told = run.tags.get(mirrored.MIRRORED) == mirrored.digest_of(text)
+        whole = record is None or (told and store.holds(run, RECORD, text))
         if record is not None and record.status == "finished":
             status = ENDED["finished"]
         elif noted is None and record is None:

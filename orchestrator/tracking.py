@@ -9,6 +9,7 @@ the time at which they were measured, and a tag of each run says how far it is.
 import json
 import logging
 import os
+import sqlite3
 import tempfile
 import threading
 import time
@@ -31,12 +32,11 @@ from orchestrator.storage.workspace import scratch_base
 from orchestrator.tracking_address import database_file, parts_of, shown, without_login
 from orchestrator.tracking_address import default_uri as default_uri
 from orchestrator.tracking_address import ui_command as ui_command
+from orchestrator.tracking_location import ARTIFACTS, LOCK, LOCK_SECONDS, local_file, moved_from, own_storage, settle
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "UPS ablations"
-LOCK, ARTIFACTS = ".mlflow.lock", "mlartifacts"
-LOCK_SECONDS = 30
 POINTS_PER_BATCH, ENTRIES_PER_BATCH = 800, 100
 """MLflow takes 1000 entries a batch, of which 100 may be parameters and 100 tags."""
 LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
@@ -150,6 +150,14 @@ def _connect(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri)
 
 
+def _forget_places() -> None:
+    """MLflow remembers for the whole process where the artifacts of a run are; runs of a copied storage have the ids of
+    the original's. It has no public way to forget them."""
+    from mlflow.tracking._tracking_service import utils
+
+    getattr(utils, "_artifact_repos_cache", {}).clear()
+
+
 class Mirror(LedgerMirror):
     """Keeps MLflow up with the ledger during a study: `start`, `note` what happens, `close`."""
 
@@ -173,8 +181,14 @@ class MlflowStore:
         # Without a folder that all drivers share, those of one machine; with the others `_agree` is for.
         file = scratch_base() / f"{LOCK}-{mirrored.digest_of(uri)}" if place is None else place / LOCK
         self._lock, self._shared = FileLock(file), not sqlite
+        self._storage = own_storage(uri)
+        self._seen: set[tuple[str, str, str]] = set()
+        """Runs, names and digests of files that were found as they should be."""
         with self._lock.acquire(timeout=LOCK_SECONDS):
+            if self._storage is not None:
+                settle(self._storage)
             self.client = _connect(uri)
+            _forget_places()
             found = self.client.get_experiment_by_name(experiment)
             if found is None:
                 beside = ledger.root.absolute() if ledger.root is not None else database_file(uri).parent
@@ -307,6 +321,20 @@ class MlflowStore:
             file.write_bytes(text.encode("utf-8"))
             self.client.log_artifact(run.id, str(file))
 
+    def holds(self, run: Run, name: str, text: str) -> bool:
+        """Whether a file of a run has this text, where the store lies in a storage, which may have been copied without
+        all of it. A server is not asked: that would be to download the file."""
+        seen, file = (run.id, name, mirrored.digest_of(text)), local_file(run.files, name)
+        if self._storage is None or file is None or seen in self._seen:
+            return True
+        try:
+            same = file.read_bytes() == text.encode("utf-8")
+        except OSError:
+            return False
+        if same:
+            self._seen.add(seen)
+        return same
+
     def put_folder(self, run: Run, folder: Path, name: str) -> None:
         """All files of a folder."""
         self.client.log_artifacts(run.id, str(folder), name)
@@ -367,6 +395,7 @@ def fetch(uri: str, study: str | None) -> list[tuple[dict[str, Any], dict[str, R
         raise ValueError(f"--tracking-uri {uri}: there is no such file; run orchestrator.ablate first")
     with _quiet():
         try:
+            _settle(uri)
             return _fetch(_connect(uri), uri, study)
         except ValueError:
             raise
@@ -374,6 +403,20 @@ def fetch(uri: str, study: str | None) -> list[tuple[dict[str, Any], dict[str, R
             if getattr(error, "error_code", "") in REFUSALS:
                 raise ValueError(_refused(uri, error)) from error
             raise ValueError(f"--tracking-uri {shown(uri)}: can't be read ({_first_line(error)})") from error
+
+
+def _settle(uri: str) -> None:
+    """Put right the addresses of artifacts in a storage that has been copied or moved. ValueError where that fails."""
+    storage = own_storage(uri)
+    try:
+        if storage is not None and moved_from(storage):
+            with FileLock(storage / LOCK).acquire(timeout=LOCK_SECONDS):
+                settle(storage)
+    except (OSError, sqlite3.Error) as error:
+        raise ValueError(
+            f"--tracking-uri {uri}: this storage was copied or moved, and its mlflow.db can't be told so ({error}); "
+            f"make it writable, or report from --storage {storage}"
+        ) from error
 
 
 def _fetch(client: Any, uri: str, study: str | None) -> list[tuple[dict[str, Any], dict[str, Record | None]]]:
@@ -410,6 +453,12 @@ def _record(uri: str, run: Run | None) -> Record | None:
 def _artifact(uri: str, run: Run, name: str) -> str:
     from mlflow.artifacts import download_artifacts
 
+    file = local_file(run.files, name)
+    if own_storage(uri) is not None and file is not None and not file.is_file():
+        raise ValueError(
+            f"--tracking-uri {uri}: {name} of run {run.id} is missing at {run.files}; run the study's ablate command "
+            "again, which writes it from the records"
+        )
     with tempfile.TemporaryDirectory() as folder:
         # By its address: the client's own method reads the whole run twice for each file.
         file = download_artifacts(

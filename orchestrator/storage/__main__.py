@@ -1,13 +1,16 @@
-"""Look after a storage: python -m orchestrator.storage du|gc|verify."""
+"""Look after a storage: python -m orchestrator.storage du|gc|verify|export|import."""
 
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from orchestrator.command import DEFAULT_STORAGE
 from orchestrator.ledger import Ledger
+from orchestrator.storage.archive import export_ledger
 from orchestrator.storage.contents import KINDS, Usage, bytes_text, over, usage
+from orchestrator.storage.merge import Imported, import_archives
 from orchestrator.storage.sweep import Swept, sweep_rest, sweep_unit, units_of
 from orchestrator.storage.verify import Verified, verify_studies, verify_unit
 
@@ -18,21 +21,31 @@ EXAMPLES = """examples:
   python -m orchestrator.storage verify --storage /mnt/shared/ablations      read everything, say what is damaged
   python -m orchestrator.storage gc --storage s3://my-bucket/ablations --dry-run
   python -m orchestrator.storage gc --storage s3://my-bucket/ablations --older-than 48
+  python -m orchestrator.storage export ledger.tar.gz                        records and plans of all studies
+  python -m orchestrator.storage export tables.tar.gz --study tables_7_9 --storage /mnt/shared/ablations
+  python -m orchestrator.storage import ledger.tar.gz tables.tar.gz --storage s3://my-bucket/ablations
 
 gc deletes the checkpoints to resume from of units that are finished and tested and whose chosen weights can be read,
 and leftovers of killed writers; never records, chosen weights or logs, and nothing of a unit that a process holds.
-exit status: 0 done, 1 something is damaged (verify) or could not be deleted (gc), 2 usage or storage"""
+export packs records, outcomes, progress, plans and journals of searches into one file, without weights; import adds to
+a storage what it lacks, and changes nothing the second time. A finished record is never replaced by another result.
+exit status: 0 done; 1 something is damaged (verify), could not be deleted (gc), could not be read (export), or was
+left out because a record here differs or a process holds the unit (import); 2 usage, storage or file, before anything
+is written"""
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     made = argparse.ArgumentParser(
         prog="python -m orchestrator.storage",
-        description="Look after a storage: how full it is, what can go, what is damaged.",
+        description="Look after a storage: how full it is, what can go, what is damaged; carry its records elsewhere.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("action", choices=("du", "gc", "verify"))
+    made.add_argument("action", choices=("du", "gc", "verify", "export", "import"))
+    made.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="export: to write; import: to read, one or more"
+    )
     made.add_argument(
         "--storage", default=DEFAULT_STORAGE, metavar="URI", help=f"folder or s3://BUCKET/PREFIX ({DEFAULT_STORAGE})"
     )
@@ -40,24 +53,28 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--older-than", type=float, default=24.0, metavar="HOURS", help="gc: leftovers that are younger stay (24)"
     )
+    made.add_argument(
+        "--study", action="append", default=[], metavar="NAME", help="export: only this study or plan (repeatable)"
+    )
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    given = parser().parse_args(arguments)
+    given = parser().parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     try:
-        if not 0 <= given.older_than < float("inf"):
-            raise ValueError(f"--older-than must be 0 or more hours, got {given.older_than:g}; try 24")
-        if given.dry_run and given.action != "gc":
-            raise ValueError(f"--dry-run is for gc; {given.action} deletes nothing")
+        check(given)
+        if given.action == "import":
+            return add(given.storage, given.files)
         ledger = Ledger.open(given.storage, create=False)
         if given.action == "du":
             print(usage_text(usage(ledger)))
             return 0
         if given.action == "gc":
             return collect(ledger, 3600 * given.older_than, given.dry_run)
+        if given.action == "export":
+            return export(ledger, given.files[0], given.study)
         return verify(ledger)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -65,6 +82,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def check(given: argparse.Namespace) -> None:
+    """ValueError where arguments don't go together."""
+    if not 0 <= given.older_than < float("inf"):
+        raise ValueError(f"--older-than must be 0 or more hours, got {given.older_than:g}; try 24")
+    if given.dry_run and given.action != "gc":
+        raise ValueError(f"--dry-run is for gc; {given.action} deletes nothing")
+    if given.study and given.action != "export":
+        raise ValueError(f"--study is for export; {given.action} takes the whole storage or file")
+    if given.action == "export" and len(given.files) != 1:
+        raise ValueError(f"export writes one FILE, got {len(given.files)}; give e.g. ledger.tar.gz")
+    if given.action == "import" and not given.files:
+        raise ValueError("import reads a FILE; give one that orchestrator.storage export wrote")
+    if given.files and given.action not in ("export", "import"):
+        raise ValueError(f"{given.action} takes no FILE, got {given.files[0]}; name the storage with --storage")
 
 
 def usage_text(used: Usage) -> str:
@@ -110,12 +143,46 @@ def verify(ledger: Ledger) -> int:
     damages = [damage for one in found for damage in one.damages] + verify_studies(ledger)
     for damage in damages:
         print(f"damaged: {ledger.storage.where(damage.name)}: {damage.what}\n    {damage.then}")
-    held = sum(one.held for one in found)
+    held, bare = sum(one.held for one in found), sum(one.imported for one in found)
     print(
         f"{len(units)} units, {sum(one.checkpoints for one in found)} checkpoints and chosen weights read, "
-        f"{len(damages)} damaged" + (f"; {held} held by processes, whose checkpoints were not read" if held else "")
+        f"{len(damages)} damaged"
+        + (f"; {bare} records without weights (imported)" if bare else "")
+        + (f"; {held} held by processes, whose checkpoints were not read" if held else "")
     )
     return 1 if damages else 0
+
+
+def export(ledger: Ledger, file: Path, studies: Sequence[str]) -> int:
+    """`export`; returns the exit status."""
+    found = export_ledger(ledger, file, studies)
+    for fault in found.unreadable:
+        print(f"left out: {fault}")
+    print(
+        f"{file}: {found.finished} finished and {found.failed} failed units, {found.plans} plans, {found.searches} "
+        f"searches, {bytes_text(found.size)}"
+    )
+    return 1 if found.unreadable else 0
+
+
+def add(storage: str, files: Sequence[Path]) -> int:
+    """`import`; returns the exit status."""
+    done = import_archives(storage, files)
+    for file, found in done.items():
+        for line in (*found.left, *found.notes):
+            print(line)
+        print(f"{file}: {imported_text(found)}")
+    return 1 if any(found.left for found in done.values()) else 0
+
+
+def imported_text(found: Imported) -> str:
+    """What `import` says of one file."""
+    there = found.units["there already"]
+    if not found.changed and not found.left:
+        return f"nothing to add, {there} units are there already"
+    counts = {"units added": found.units["added"], "there already": there, "plans and searches written": found.files}
+    counts |= {what: found.units[what] for what in ("brought up to date", "in conflict", "held") if found.units[what]}
+    return ", ".join(f"{count} {what}" for what, count in counts.items())
 
 
 if __name__ == "__main__":

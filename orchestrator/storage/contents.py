@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from orchestrator.ledger import FAILURE, LOG, OWNER, PROGRESS, RECORD, Ledger
+from orchestrator.ledger import FAILURE, IMPORTED, LOG, OUTCOMES, OWNER, PROGRESS, RECORD, Ledger
 from orchestrator.storage.folder import CLAIM, TEMPORARY
 from orchestrator.storage.workspace import MANIFEST, RESULT
 
@@ -23,6 +23,8 @@ NO_STUDY = "(no study)"
 FILES = {
     RECORD: RECORDS,
     FAILURE: RECORDS,
+    OUTCOMES: RECORDS,
+    IMPORTED: RECORDS,
     RESULT: RECORDS,
     MANIFEST: RECORDS,
     "config.json": RECORDS,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from orchestrator.ledger import FAILURE, PLAN, RECORD, Ledger, Record
 from orchestrator.storage.base import as_object
 from orchestrator.storage.contents import key_of
+from orchestrator.storage.merge import came_without_weights
 from orchestrator.storage.sweep import checkpoint_fault, checkpoints_of, weights_fault
 from orchestrator.storage.workspace import RESULT
 from ups_model.checkpoint import STATE
@@ -29,6 +30,8 @@ class Verified:
     """That were read whole or found damaged."""
     held: bool = False
     """A process is at it, so its checkpoints were not looked at."""
+    imported: bool = False
+    """Its record was imported, and has no weights here."""
 
 
 def verify_unit(ledger: Ledger, folder: str) -> Verified:
@@ -44,14 +47,15 @@ def verify_unit(ledger: Ledger, folder: str) -> Verified:
     usable = [name for name in resume if not faults[name]]
     finished = record is not None and record.status == "finished"
     chosen = f"{place}/{record.checkpoint}" if record is not None and record.checkpoint else ""
-    if finished and chosen not in faults:  # There is none, or it has no state.
+    imported = finished and not whole.get(chosen) and came_without_weights(ledger.storage, folder)
+    if finished and chosen not in faults and not imported:  # There is none, or it has no state.
         faults[chosen or place] = weights_fault(ledger, folder, record)
     for name, fault in faults.items():
         if fault:
             damages.append(Damage(name, fault, _then(name == (chosen or place) and finished, finished, usable, name)))
     if damages and record is None and any(damage.name.endswith(f"/{RECORD}") for damage in damages):
         damages[0] = _of_record(ledger, folder, damages[0], faults, usable)
-    return Verified(tuple(damages), len(faults))
+    return Verified(tuple(damages), len(faults), imported=imported)
 
 
 def _then(chosen: bool, finished: bool, usable: list[str], name: str) -> str:

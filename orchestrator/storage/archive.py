@@ -1,0 +1,390 @@
+"""A ledger in one file: records, outcomes, progress, plans, journals of searches; no weights, logs or claims.
+
+    ledger.json                                  the format's number
+    searches/<name>/journal.log
+    studies/<name>/plan.json
+    units/<folder>/record.json or failure.json   with outcomes.npz and progress.jsonl where the unit has them
+
+The file is a tar.gz with sorted names, times of 0 and no owners: equal ledgers make equal bytes. Absolute paths of the
+machine, as tracebacks have them, are shortened to their last part. An archive may come from anywhere: all of it is
+checked before any of it is used.
+"""
+
+import gzip
+import json
+import math
+import os
+import re
+import tarfile
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from orchestrator.ledger import FAILURE, OUTCOMES, PLAN, PROGRESS, RECORD, Ledger, Record
+from orchestrator.storage.base import Storage
+from orchestrator.storage.contents import key_of
+from orchestrator.storage.portable import plain_json, portable
+from orchestrator.storage.searches import JOURNAL
+
+FORMAT, HEADER = 1, "ledger.json"
+EXTRAS = (OUTCOMES, PROGRESS)
+"""What a unit may have beside its record."""
+FOREIGN = "not a file that orchestrator.storage export wrote"
+MAX_ENTRY_BYTES = 256 * 2**20
+UNITS_AT_A_TIME = 64
+"""Units that are in memory at once."""
+_PART, _UNIT = r"\w[\w.=+-]*", r"\w[\w.=+-]*-[0-9a-f]{16}"
+_FILES = "|".join(map(re.escape, (RECORD, FAILURE, *EXTRAS)))
+_NAME = re.compile(rf"ledger\.json|searches/{_PART}/journal\.log|studies/{_PART}/plan\.json|units/{_UNIT}/(?:{_FILES})")
+_CHECKPOINT = re.compile(r"(best/\w[\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class UnitFiles:
+    """A unit's record and what lies beside it, as an archive holds them."""
+
+    folder: str
+    record: Record
+    files: Mapping[str, bytes]
+    """By name; the record's own file among them."""
+
+    @property
+    def place(self) -> str:
+        """On storage."""
+        return f"units/{self.folder}"
+
+    @property
+    def record_file(self) -> str:
+        """`record.json` or `failure.json`."""
+        return RECORD if self.record.status == "finished" else FAILURE
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """The plan of a study or the journal of a search."""
+
+    name: str
+    """On storage, e.g. `studies/<name>/plan.json`."""
+    content: bytes
+
+
+@dataclass
+class Exported:
+    """What an export holds."""
+
+    finished: int = 0
+    failed: int = 0
+    plans: int = 0
+    searches: int = 0
+    size: int = 0
+    """Of the file, in bytes."""
+    unreadable: list[str] = field(default_factory=list)
+    """Records and plans that were left out, and why."""
+
+
+def export_ledger(ledger: Ledger, file: Path, studies: Iterable[str] = ()) -> Exported:
+    """Write a ledger into a file, which is there whole or not at all.
+
+    Args:
+        studies: names of studies or of their plans; only their plans and units. All there is if empty.
+
+    Raises:
+        ValueError: the storage has no such study, or the file can't be written.
+        OSError: the storage doesn't answer.
+    """
+    storage, wanted, found = ledger.storage, list(studies), Exported()
+    plans = _plans(ledger, wanted, found)
+    folders = {unit["folder"] for content in plans.values() for unit in json.loads(content)["units"].values()}
+    if not wanted:
+        folders |= set(storage.children("units"))
+    with _tar_file(file) as tar:
+        _add(tar, HEADER, json.dumps({"format": FORMAT}).encode())
+        for name, journal in () if wanted else _journals(storage):
+            _add(tar, name, journal)
+            found.searches += 1
+        for name in sorted(plans):
+            _add(tar, f"studies/{name}/{PLAN}", plans[name])
+        for unit in _units(storage, sorted(folders), found):
+            for name in sorted(unit.files):
+                _add(tar, f"{unit.place}/{name}", unit.files[name])
+            found.finished += unit.record.status == "finished"
+            found.failed += unit.record.status == "failed"
+    found.plans, found.size = len(plans), file.stat().st_size
+    return found
+
+
+def _plans(ledger: Ledger, wanted: list[str], found: Exported) -> dict[str, bytes]:
+    storage, plans, known = ledger.storage, {}, set()
+    for name in storage.children("studies"):
+        file = f"studies/{name}/{PLAN}"
+        try:
+            content = portable(storage.read(file))
+            _check_plan(name, content)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            found.unreadable.append(f"{storage.where(file)}: {error}")
+            continue
+        names = {name, json.loads(content)["study"]}
+        known |= names
+        if not wanted or names & set(wanted):
+            plans[name] = content
+    if missing := [name for name in wanted if name not in known]:
+        there = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"--study {missing[0]}: no such study on {ledger.address}; there are {there}")
+    return plans
+
+
+def _journals(storage: Storage) -> Iterator[tuple[str, bytes]]:
+    for name in storage.children("searches"):
+        file = f"searches/{name}/{JOURNAL}"
+        if _NAME.fullmatch(file):
+            with suppress(FileNotFoundError):
+                yield file, storage.read(file)
+
+
+def _units(storage: Storage, folders: list[str], found: Exported) -> Iterator[UnitFiles]:
+    def read(folder: str) -> UnitFiles | ValueError | None:
+        try:
+            return read_unit(storage, folder)
+        except ValueError as error:
+            return error
+
+    with tqdm(total=len(folders), desc="units", disable=None, leave=False) as bar:
+        for start in range(0, len(folders), UNITS_AT_A_TIME):
+            some = folders[start : start + UNITS_AT_A_TIME]
+            for unit in storage.each(read, some):
+                if isinstance(unit, ValueError):
+                    found.unreadable.append(str(unit))
+                elif unit is not None:
+                    yield unit
+            bar.update(len(some))
+
+
+def read_unit(storage: Storage, folder: str) -> UnitFiles | None:
+    """A unit with a record, as it is exported; None where it has none.
+
+    Raises:
+        ValueError: it has a record that can't be read, and no other.
+        OSError: the storage doesn't answer.
+    """
+    fault = None
+    for name in (RECORD, FAILURE):
+        try:
+            content = portable(storage.read(f"units/{folder}/{name}"))
+            record = _record(folder, name, content)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            fault = fault or ValueError(f"{storage.where(f'units/{folder}/{name}')}: {error}")
+            continue
+        files = {name: content}
+        for extra in EXTRAS:
+            with suppress(FileNotFoundError):
+                files[extra] = storage.read(f"units/{folder}/{extra}")
+        return UnitFiles(folder, record, files)
+    if fault is not None:
+        raise fault
+    return None
+
+
+@contextmanager
+def _tar_file(file: Path) -> Iterator[tarfile.TarFile]:
+    """A new archive under its name once it is whole."""
+    if file.is_dir():
+        raise ValueError(f"{file}: is a folder; name a file, e.g. {file / 'ledger.tar.gz'}")
+    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
+    try:
+        raw = temporary.open("xb")
+    except OSError as error:
+        raise ValueError(f"{file}: can't be written ({error.strerror or error}); name a file elsewhere") from error
+    try:
+        with raw:
+            with (
+                gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed,
+                tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+            ):
+                yield tar
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = len(content), 0o644
+    tar.addfile(entry, BytesIO(content))
+
+
+class _Unpacked(gzip.GzipFile):
+    """Never holds more in memory than an entry may have; tarfile reads headers of whatever size they claim."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > MAX_ENTRY_BYTES + tarfile.RECORDSIZE:
+            raise _Fault(f"it has a header of {size:,} bytes")
+        return super().read(size)
+
+
+class _Fault(ValueError):
+    """Of an archive; names the entry."""
+
+
+def contents(stream: BinaryIO, source: str) -> Iterator[NamedFile | UnitFiles]:
+    """Everything in an archive, each content checked by itself: exhaust it once before anything is written.
+
+    Args:
+        stream: the file, opened to be read; read from its beginning.
+        source: its name, for messages.
+
+    Raises:
+        ValueError: it is not an archive, is damaged, or holds something that an export doesn't; names the entry.
+    """
+    stream.seek(0)
+    try:
+        yield from _contents(stream)
+    except _Fault as error:
+        raise ValueError(f"{source}: {error}; nothing was imported, export the ledger again") from error
+
+
+def _contents(stream: BinaryIO) -> Iterator[NamedFile | UnitFiles]:
+    folder, files = "", {}
+    for name, content in _entries(stream):
+        place, _, last = name.rpartition("/")
+        if files and place != f"units/{folder}":
+            yield _unit(folder, files)
+            files = {}
+        with _at(name):
+            if place.startswith("units/"):
+                folder = place.removeprefix("units/")
+                files[last] = content
+            elif place.startswith("studies/"):
+                _check_plan(place.removeprefix("studies/"), content)
+                yield NamedFile(name, content)
+            elif place.startswith("searches/"):
+                content.decode("utf-8")
+                yield NamedFile(name, content)
+    if files:
+        yield _unit(folder, files)
+
+
+def _entries(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    """Names and contents, the names being ones that an export has. _Fault else."""
+    name = ""
+    try:
+        with _Unpacked(fileobj=stream, mode="rb") as packed, tarfile.open(fileobj=packed, mode="r:") as tar:
+            for member in tar:
+                if not name and member.name != HEADER:
+                    raise _Fault(f"{FOREIGN} (it begins with {member.name!r}, not {HEADER!r})")
+                with _at(member.name):
+                    _check_entry(member, name)
+                content = tar.extractfile(member).read()
+                if not name:
+                    _check_header(content)
+                name = member.name
+                yield name, content
+            while packed.read(2**20):  # To the checksum at its end.
+                pass
+        if not name:
+            raise _Fault("it is empty")
+    except _Fault:
+        raise
+    except (ValueError, OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        where = f"damaged after entry {name!r}" if name else FOREIGN
+        raise _Fault(f"{where} ({error})") from error
+
+
+def _check_entry(entry: tarfile.TarInfo, before: str) -> None:
+    """ValueError for whatever an export doesn't hold."""
+    if not entry.isreg() or entry.issparse():
+        raise ValueError("it is a link, a folder or a device; an export has plain files alone")
+    if entry.name.startswith("/"):
+        raise ValueError("an absolute name")
+    if ".." in entry.name.split("/"):
+        raise ValueError("the name leads out of the storage")
+    if not _NAME.fullmatch(entry.name):
+        raise ValueError("no name that an export has")
+    if entry.size > MAX_ENTRY_BYTES:
+        raise ValueError(f"{entry.size:,} bytes, where {MAX_ENTRY_BYTES:,} are the most")
+    if entry.name.split("/") <= before.split("/"):
+        raise ValueError("it is there twice" if entry.name == before else f"it comes after {before!r}, out of order")
+
+
+def _check_header(content: bytes) -> None:
+    with _at(HEADER):
+        found = plain_json(content)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise _Fault(
+            f"{HEADER} is {content[:80]!r}, this version reads format {FORMAT}; take the version that wrote it"
+        )
+
+
+def _unit(folder: str, files: dict[str, bytes]) -> UnitFiles:
+    with _at(f"units/{folder}"):
+        if (RECORD in files) == (FAILURE in files):
+            raise ValueError(f"needs either {RECORD} or {FAILURE}, has {', '.join(files)}")
+    name = RECORD if RECORD in files else FAILURE
+    with _at(f"units/{folder}/{name}"):
+        record = _record(folder, name, files[name])
+    with _at(f"units/{folder}/{PROGRESS}"):
+        files.get(PROGRESS, b"").decode("utf-8")
+    return UnitFiles(folder, record, files)
+
+
+def _record(folder: str, name: str, content: bytes) -> Record:
+    """The record in a file of a unit's folder. ValueError where it is none, or none that belongs there."""
+    if not re.fullmatch(_UNIT, folder):
+        raise ValueError(f"{folder!r} is no name of a unit's folder")
+    plain_json(content)
+    record = Record.from_json(content.decode("utf-8"))
+    if record.key != key_of(folder):
+        raise ValueError(f"it is the record of another unit, {record.key}")
+    if (record.status == "finished") != (name == RECORD):
+        raise ValueError(f"its status is {record.status!r}")
+    if not isinstance(record.metrics, dict) or not all(map(_is_number, record.metrics.values())):
+        raise ValueError("metrics must be finite numbers by name")
+    if not isinstance(record.about, dict) or not isinstance(record.routes, dict) or not isinstance(record.error, str):
+        raise ValueError("about and routes must be objects, error a text")
+    numbers = ("started", "ended", "train_seconds", "chosen_step")
+    if wrong := [name for name in numbers if name in record.about and not _is_number(record.about[name])]:
+        raise ValueError(f"about.{wrong[0]} must be a number, got {record.about[wrong[0]]!r}")
+    if not isinstance(record.checkpoint, str) or not _CHECKPOINT.fullmatch(record.checkpoint):
+        raise ValueError(f"checkpoint must be a folder in best/, got {record.checkpoint!r}")
+    return record
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_plan(name: str, content: bytes) -> None:
+    """ValueError where it is not a plan of this name, or its units would lie where no unit does."""
+    plan = plain_json(content)
+    if not re.fullmatch(_PART, name):
+        raise ValueError(f"{name!r} is no name of a study's folder")
+    if not isinstance(plan, dict) or not isinstance(plan.get("units"), dict) or not isinstance(plan.get("study"), str):
+        raise ValueError("it is not a plan")
+    if plan.get("name", name) != name:
+        raise ValueError(f"it is the plan {plan['name']!r}")
+    for key, unit in plan["units"].items():
+        folder = unit.get("folder") if isinstance(unit, dict) else None
+        if not isinstance(folder, str) or not re.fullmatch(_UNIT, folder) or key_of(folder) != key:
+            raise ValueError(f"unit {key!r} has the folder {folder!r}")
+
+
+@contextmanager
+def _at(entry: str) -> Iterator[None]:
+    try:
+        yield
+    except _Fault:
+        raise
+    except ValueError as error:
+        raise _Fault(f"entry {entry!r}: {error}") from error

@@ -1,0 +1,241 @@
+"""Adding what an archive holds to a storage: only what it lacks, and again without a change.
+
+present       imported             becomes
+nothing       any record           the imported one, with its outcomes and progress
+failure       finished             the imported one
+failure       failure              the later one
+finished      failure              stays
+finished      the same             stays; outcomes and progress are added where they are missing
+finished      measured further     the imported one: all metrics of the present one, equal, and more
+finished      other metrics        stays; a conflict
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from tqdm import tqdm
+
+from orchestrator.ledger import FAILURE, IMPORTED, RECORD, REPORTS, Ledger, Record
+from orchestrator.storage.archive import UNITS_AT_A_TIME, NamedFile, UnitFiles, contents, read_unit
+from orchestrator.storage.base import Storage, as_object
+from orchestrator.storage.portable import portable
+from orchestrator.storage.searches import SearchPlace
+
+Became = Literal["added", "brought up to date", "there already", "in conflict", "held"]
+
+
+@dataclass
+class Imported:
+    """What an import did, and what it left alone."""
+
+    units: Counter[Became] = field(default_factory=Counter)
+    files: int = 0
+    """Plans and journals of searches that were written."""
+    left: list[str] = field(default_factory=list)
+    """Units and searches that were left out, and why."""
+    notes: list[str] = field(default_factory=list)
+    """What was decided about plans and searches."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was written."""
+        return bool(self.units["added"] or self.units["brought up to date"] or self.files)
+
+
+def import_archives(storage: str, files: Sequence[Path]) -> dict[Path, Imported]:
+    """Add archives to a storage, which is made if there is none.
+
+    Raises:
+        ValueError: before anything is written, that a file can't be read or holds what an export doesn't, or that the
+            storage can't be used.
+        OSError: the storage doesn't answer. Import again: what is there already is passed over.
+    """
+    with ExitStack() as opened:
+        streams = {file: opened.enter_context(_opened(file)) for file in files}
+        sizes = {file: sum(1 for _ in contents(stream, str(file))) for file, stream in streams.items()}
+        ledger = Ledger.open(storage)
+        return {file: _import(ledger.storage, stream, file, sizes[file]) for file, stream in streams.items()}
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise ValueError(
+            f"{file}: can't be read ({error.strerror or error}); give a file that orchestrator.storage export wrote"
+        ) from error
+
+
+def _import(storage: Storage, stream: BinaryIO, file: Path, size: int) -> Imported:
+    found = Imported()
+    units: list[UnitFiles] = []
+
+    def add_units() -> None:
+        for what, text in storage.each(lambda unit: _import_unit(storage, unit, file), units):
+            found.units[what] += 1
+            if text:
+                found.left.append(text)
+        units.clear()
+
+    for content in tqdm(contents(stream, str(file)), total=size, desc=file.name, disable=None, leave=False):
+        if isinstance(content, UnitFiles):
+            units.append(content)
+            if len(units) == UNITS_AT_A_TIME:
+                add_units()
+        elif content.name.startswith("studies/"):
+            _import_plan(storage, content, found)
+        else:
+            _import_journal(storage, content, found)
+    add_units()
+    return found
+
+
+def _import_unit(storage: Storage, unit: UnitFiles, file: Path) -> tuple[Became, str]:
+    """What became of a unit, and why it was left out."""
+    present = _present(storage, unit.folder)
+    if not _due(present, unit):
+        return _unchanged(present, unit, file)
+    with storage.claim(unit.place) as claim:
+        if not claim:
+            return "held", f"{unit.folder}: held by a process and left as it is; import again when that has ended"
+        present = _present(storage, unit.folder)  # Again: somebody may have been at it since.
+        due = _due(present, unit)
+        for name, content in due.items():
+            claim.insist(lambda name=name, content=content: storage.write(f"{unit.place}/{name}", content))
+        if RECORD in due:
+            storage.delete(f"{unit.place}/{FAILURE}")
+    if not due:
+        return _unchanged(present, unit, file)
+    return ("added", "") if present is None else ("brought up to date", "")
+
+
+def _unchanged(present: UnitFiles | None, unit: UnitFiles, file: Path) -> tuple[Became, str]:
+    if conflict := _conflict(present, unit):
+        return "in conflict", f"conflict: {unit.folder}: {conflict} in {file}; the record here is kept"
+    return "there already", ""
+
+
+def _present(storage: Storage, folder: str) -> UnitFiles | None:
+    with suppress(ValueError):  # A record that can't be read is none.
+        return read_unit(storage, folder)
+    return None
+
+
+def _conflict(present: UnitFiles | None, imported: UnitFiles) -> str:
+    """How two finished records of a unit contradict each other; empty where they don't."""
+    if present is None or present.record.status == "failed" or imported.record.status == "failed":
+        return ""
+    ours, theirs = present.record.metrics, imported.record.metrics
+    if ours.items() <= theirs.items() or theirs.items() <= ours.items():
+        return ""
+    different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    first = different[0]
+    more = f" and {len(different) - 1} more differ" if len(different) > 1 else " differs"
+    return f"two finished records: {first}{more}, it is {ours.get(first)} here and {theirs.get(first)}"
+
+
+def _due(present: UnitFiles | None, imported: UnitFiles) -> dict[str, bytes]:
+    """Files to write, the record last: with it the unit is done."""
+    name = imported.record_file
+    record = imported.files[name]
+    beside = {other: content for other, content in imported.files.items() if other != name}
+    if present is not None and present.files.get(name) == record:
+        return {other: content for other, content in beside.items() if other not in present.files}
+    if present is not None and not _is_better(imported.record, present.record):
+        return {}
+    if imported.record.status == "finished":
+        beside[IMPORTED] = json.dumps({"record": _digest(record)}).encode()
+    return beside | {name: record}
+
+
+def _is_better(imported: Record, present: Record) -> bool:
+    if imported.status == present.status == "failed":
+        return _age(imported) > _age(present)
+    if imported.status == "finished" and present.status == "finished":
+        return present.metrics.items() < imported.metrics.items()
+    return imported.status == "finished"
+
+
+def _age(failure: Record) -> tuple[float, str]:
+    """Orders failures; those of one time, too, so that imports in any order end with the same one."""
+    return failure.about.get("ended", 0.0), failure.to_json()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def came_without_weights(storage: Storage, folder: str) -> bool:
+    """Whether the record of a unit is one that was imported. One that was trained here since then is another record."""
+    try:
+        marker = as_object(storage.read(f"units/{folder}/{IMPORTED}"))
+        return marker.get("record") == _digest(storage.read(f"units/{folder}/{RECORD}"))
+    except FileNotFoundError:
+        return False
+
+
+def _import_plan(storage: Storage, plan: NamedFile, found: Imported) -> None:
+    """The plan that has all units of the other one, and more, is kept; else the present one."""
+    present, study = _portable(storage, plan.name), plan.name.split("/")[1]
+    if present == plan.content:
+        return
+    ours, theirs = _units_of(present), _units_of(plan.content)
+    if present is None or ours.keys() < theirs.keys():
+        storage.write(plan.name, plan.content)
+        found.files += 1
+        if ours:
+            found.notes.append(f"plan {study}: replaced by the imported one, with {len(theirs) - len(ours)} more units")
+    elif lacking := len(theirs.keys() - ours.keys()):
+        found.notes.append(
+            f"plan {study}: the one here is kept; it lacks {lacking} units of the imported one and has "
+            f"{len(ours.keys() - theirs.keys())} others. The study's ablate command makes a plan with all of its own"
+        )
+    else:
+        found.notes.append(f"plan {study}: the one here is kept; it has all units of the imported one")
+
+
+def _portable(storage: Storage, name: str) -> bytes | None:
+    """A plan as it is exported; None where there is none that can be read."""
+    try:
+        content = portable(storage.read(name))
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if "units" in as_object(content) else None
+
+
+def _units_of(plan: bytes | None) -> Mapping[str, object]:
+    return {} if plan is None else as_object(plan)["units"]
+
+
+def _import_journal(storage: Storage, journal: NamedFile, found: Imported) -> None:
+    """A journal only grows: the one that begins with all of the other is kept, else the present one."""
+    name = journal.name.split("/")[1]
+    place = SearchPlace(storage, name, REPORTS)
+    if _journal(storage, journal).startswith(journal.content):
+        return
+    try:
+        place.hold()
+    except ValueError as error:
+        found.left.append(f"search {name}: {error}")
+        return
+    try:
+        if not journal.content.startswith(_journal(storage, journal)):
+            found.notes.append(f"search {name}: the trials here are kept; the imported ones are others")
+            return
+        storage.write(journal.name, journal.content)
+        found.files += 1
+    finally:
+        place.release()
+
+
+def _journal(storage: Storage, journal: NamedFile) -> bytes:
+    try:
+        return storage.read(journal.name)
+    except FileNotFoundError:
+        return b""
