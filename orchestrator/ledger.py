@@ -31,8 +31,8 @@ __all__ = ["CLAIM", "FAILURE", "LOG", "OWNER", "RECORD", "Ledger", "Record", "st
 logger = logging.getLogger(__name__)
 
 RECORD, FAILURE, LOG, PROGRESS, PLAN = "record.json", "failure.json", "log.txt", "progress.jsonl", "plan.json"
-OUTCOMES, IMPORTED = "outcomes.npz", "imported.json"
-"""Optional: the test result clip by clip; which record was imported (`orchestrator.storage.merge`)."""
+IMPORTED = "imported.json"
+"""Which record was imported (`orchestrator.storage.merge`)."""
 REPORTS = Path("runs/reports")
 """Where reports are written that are then brought to an object store."""
 
@@ -51,12 +51,12 @@ class Record:
     """Configuration, data, parameters, times, device, versions, commit."""
     checkpoint: str = ""
     """Folder of the chosen weights, relative to the unit's."""
+    error: str = ""
+    """Of a failed unit: what it raised, with the traceback."""
     health: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By task, as `ups_model.health.TaskHealth.to_plain` has it; empty where nothing was held out to judge by."""
     outcomes: str = ""
     """SHA-256 of the unit's `outcomes.npz`; empty where the test split was not measured."""
-    error: str = ""
-    """Of a failed unit: what it raised, with the traceback."""
 
     @property
     def tested(self) -> bool:

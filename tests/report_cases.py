@@ -26,9 +26,10 @@ def plan_of(
     seeds: int = 3,
     baseline: str = "full",
     name: str = "tiny",
+    changes: Mapping[str, Any] | None = None,
     **table: Any,
 ) -> Plan:
-    """A study of one table."""
+    """A study of one table; `changes` are the user's own."""
     made = Table("depth", "Depth", "Layers", tuple(columns), tuple(rows), baseline, **table)
     config = preset(name)
     sets = {source: None for task in ("pe", "ar2d", "eap", "ar3d") for source in getattr(config.data, task).sources}
@@ -36,7 +37,7 @@ def plan_of(
         source: DataFacts(f"{index}1234567{56 * '0'}", source.startswith("synthetic"), f"about {source}", 1907)
         for index, source in enumerate(sets)
     }
-    return make_plan(Study("invented", "Why?", "So.", (made,)), name, config, {}, seeds, data, "text")
+    return make_plan(Study("invented", "Why?", "So.", (made,)), name, config, changes or {}, seeds, data, "text")
 
 
 def content_of(plan: Plan, changes: Mapping[str, str] | None = None) -> dict[str, Any]:

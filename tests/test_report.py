@@ -4,6 +4,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from search_spaces import paper_tables
 from search_spaces.columns import AR3D, EAP, FLOOR, MPJPE
 from search_spaces.study import Reference, Row
 from tests.report_cases import ABOUT, ROWS, content_of, finished, keys_of, plan_of, records_of
+from ups_model.health import TaskHealth
 
 THIN, FULL = (80.0, 82.0, 84.0), (81.0, 85.0, 86.0)
 """Means 82 and 84; standard deviations 2 and the root of (9 + 1 + 4) / 2; differences -1, -3, -2."""
@@ -342,6 +344,56 @@ def test_runs_of_one_origin_give_no_warning_and_unknown_ones_do():
     assert table_warnings(build(content_of(plan), bare).tables[0]) == ["The commit of some runs is unknown."]
 
 
+def healthy(values, trivial=4.0):
+    """Health of 3D recognition with this curve."""
+    points = tuple((step, value) for step, value in enumerate(values, start=1))
+    return {"ar3d": TaskHealth("ar3d/top1", trivial, points).to_plain()}
+
+
+def with_health(plan, records, label, curves):
+    """The records, those of a row with the health of these curves."""
+    judged = dict(records)
+    for key, curve in zip(keys_of(plan, label), curves, strict=False):
+        judged[key] = replace(records[key], health=healthy(curve))
+    return judged
+
+
+GOOD, POOR, GROWING = (50, 80, 81), (50, 80, 5), (30, 50, 80)
+WORSE = tuple(value - gap for value, gap in zip(FULL, (9, 9.5, 10), strict=True))
+
+
+def test_a_cell_counts_its_collapsed_runs_and_nothing_is_said_of_its_difference():
+    plan = plan_of()
+    records = records_of(plan, {"full": FULL, "thin": WORSE})
+    assert "*" in difference_text(cell_of(plan, records))
+    records = with_health(plan, records, "thin", [GOOD, POOR, GROWING])
+    records = with_health(plan, records, "full", [GOOD] * 3)
+    assert value_texts(cell_of(plan, records))[-1] == "collapsed 1 of 3, not converged 1 of 3"
+    assert len(value_texts(cell_of(plan, records, "full"))) == 1
+    assert "*" not in difference_text(cell_of(plan, records))
+    assert told(plan, records) == "“thin”: −9.50, no statement: 1 run of this row collapsed (paper −1.3, same sign)"
+    lines = summary(build(content_of(plan), records))
+    assert "1 collapsed, 1 not converged, 4 converged, 6 not judged" in lines[-2]
+    assert lines[-1] == "Runs that were still improving when they ended say what learns fast."
+
+
+def test_a_collapsed_baseline_run_withholds_the_statement_of_every_row():
+    plan = plan_of()
+    records = with_health(plan, records_of(plan, {"full": FULL, "thin": WORSE}), "full", [POOR, GOOD, GOOD])
+    assert "no statement: 1 run of the baseline row collapsed" in told(plan, records)
+
+
+def test_runs_without_held_out_subjects_are_called_not_judged():
+    plan = plan_of()
+    lines = summary(build(content_of(plan), records_of(plan, {"full": FULL})))
+    assert lines[-1] == "Health: not judged, for no run has held-out subjects to judge it by."
+
+
+def told(plan, records):
+    table = build(content_of(plan), records).tables[0]
+    return finding(table, 0, "thin", cell_of(plan, records))
+
+
 def test_captions_name_data_setting_and_synthetic_sets():
     plan = plan_of()
     report = build(content_of(plan, {"b": "2", "a": "1"}), records_of(plan, {"full": FULL}))
@@ -350,7 +402,7 @@ def test_captions_name_data_setting_and_synthetic_sets():
         "3D pose estimation on synthetic_h36m17 (SYNTHETIC, 1,907 clips, 01234567)",
         "3D action recognition on synthetic_ntu25 (SYNTHETIC, 1,907 clips, 21234567)",
         "The published values are on Human3.6M (3D pose estimation), NTU RGB+D (3D action recognition), ours are not",
-        "Preset tiny with a=1, b=2; seeds 0, 1, 2; checkpoint chosen on held-out training subjects",
+        "Preset tiny with a=1, b=2; seeds 0, 1, 2; weights of the last step, no other candidates",
         "commit aaaaaaaaaaaa; device cpu; precision fp32; torch 2.13.0",
     ):
         assert part in caption
@@ -365,10 +417,20 @@ def test_the_papers_own_data_are_not_called_stand_ins():
     assert "SYNTHETIC" not in files(report)["report.md"]
 
 
-def test_open_data_are_stand_ins_and_the_last_step_is_said():
-    report = build(content_of(plan_of(name="small")), {})
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"validation_subjects": 0}, "weights of the last step, nothing was chosen"),
+        ({"validation_subjects": 1}, "no other candidates; held-out training subjects judge health alone"),
+        ({"validation_subjects": 1, "evaluate_every": 500}, "checkpoint chosen on held-out training subjects"),
+        ({"validation_subjects": 0, "evaluate_every": 500}, "weights of the last step, nothing was chosen"),
+    ],
+    ids=str,
+)
+def test_open_data_are_stand_ins_and_how_weights_were_chosen_is_said(changes, said):
+    report = build(content_of(plan_of(name="small", changes=changes)), {})
     caption = " ".join(table_caption(report, report.tables[0]))
-    assert "ours are not" in caption and "weights of the last step, nothing was chosen" in caption
+    assert "ours are not" in caption and said in caption
 
 
 # --- the whole

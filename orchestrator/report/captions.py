@@ -7,6 +7,7 @@ from orchestrator.report.cells import PROVENANCE, UNKNOWN, Origin, Report, Sourc
 from orchestrator.report.statistics import CONFIDENCE
 from orchestrator.report.wording import DAGGER, DOUBLE_DAGGER, NONE, count, listed, sign_agrees
 from ups_model.config import set_of
+from ups_model.health import COLLAPSED_GAIN, CONVERGED_GAIN, LEARNT_GAIN
 from ups_model.progress import duration
 from ups_model.tasks import TASKS
 
@@ -201,6 +202,10 @@ def legend(report: Report) -> list[str]:
         "effect, one in twenty has a *.",
         f"{NONE}: no value is published; after Δ, no seed has both rows. ↑ higher is better, ↓ lower is better.",
         "Parameters: of the model that a row's runs train.",
+        f"collapsed: a run that ended within {COLLAPSED_GAIN:.0%} of the trivial answer (most frequent class, mean "
+        "pose) on held-out training subjects, or lost half of what it had gained; nothing is said of differences to "
+        f"it. not converged: it gained {CONVERGED_GAIN:.0%} or more of the way to a perfect answer in the last fifth of "
+        f"its steps, or less than {LEARNT_GAIN:.0%} in all.",
     ]
     if any(cell.n == 1 for cell in cells):
         lines.append(
@@ -226,7 +231,23 @@ def summary(report: Report) -> list[str]:
     time = f"Training time {duration(done.train_seconds)} (h:mm:ss), shared units counted once"
     if done.untimed:
         time += f"; unknown for {count(done.untimed, 'finished unit')}"
-    return [f"{state}.", f"{time}.", _comparisons(report)]
+    return [f"{state}.", f"{time}.", _comparisons(report), *_health(report)]
+
+
+def _health(report: Report) -> list[str]:
+    """One sentence on the health of the measured runs, where there are any."""
+    states = report.progress.health
+    total = sum(states.values())
+    if not total:
+        return []
+    if states.get("not judged", 0) == total:
+        return ["Health: not judged, for no run has held-out subjects to judge it by."]
+    short = states.get("not converged", 0) + states.get("not learnt", 0)
+    text = f"Health on held-out subjects, of {count(total, 'measured task')}: {states.get('collapsed', 0)} collapsed, "
+    text += f"{short} not converged, {states.get('converged', 0)} converged"
+    if others := states.get("not judged", 0) + states.get("learnt", 0):
+        text += f", {others} not judged"
+    return [f"{text}.", *(["Runs that were still improving when they ended say what learns fast."] if short else [])]
 
 
 def _comparisons(report: Report) -> str:
@@ -239,7 +260,7 @@ def _comparisons(report: Report) -> str:
     ]
     if not cells:
         return "No row has two seeds in common with its baseline row: nothing can be told from chance."
-    found = sum(cell.difference.verdict == "distinguishable" for cell in cells)
+    found = sum(cell.difference.verdict == "distinguishable" and not cell.withheld for cell in cells)
     signs = [sign for cell in cells if (sign := sign_agrees(cell)) is not None]
     text = (
         f"Of {count(len(cells), 'difference')} to a baseline row over two seeds or more, {found} can be told from 0 "

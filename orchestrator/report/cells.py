@@ -5,8 +5,9 @@ follows the order of a mapping.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from orchestrator.ledger import Record
 from orchestrator.report.statistics import Paired, mean_and_sd, paired, proportion_se
 from search_spaces.study import Column
 from ups_model.config import TASK_NAMES, set_of
+from ups_model.health import TaskHealth
 
 State = Literal["finished", "not measured", "not finite", "failed", "parent failed", "not run"]
 UNKNOWN = "unknown"
@@ -46,6 +48,25 @@ class Cell:
     """To the published value of the baseline row; None in that row."""
     difference: Paired | None
     """To the baseline row; None in that row."""
+    health: Mapping[int, str] = field(default_factory=dict)
+    """By seed, of finished runs that were judged: "converged", "not converged", "not learnt", "collapsed" ..."""
+    baseline_collapsed: int = 0
+    """Collapsed runs of the baseline row in this column."""
+
+    @property
+    def collapsed(self) -> int:
+        """Runs that ended no better than knowing nothing."""
+        return sum(state == "collapsed" for state in self.health.values())
+
+    @property
+    def unconverged(self) -> int:
+        """Runs that had not learnt, or were still getting better when they ended."""
+        return sum(state in ("not learnt", "not converged") for state in self.health.values())
+
+    @property
+    def withheld(self) -> bool:
+        """Whether nothing is said of the difference: a run that collapsed tells nothing of its setting."""
+        return bool(self.collapsed or self.baseline_collapsed)
 
     @property
     def n(self) -> int:
@@ -161,6 +182,8 @@ class Progress:
     train_seconds: float
     untimed: int
     """Finished units whose training time is unknown."""
+    health: Mapping[str, int] = field(default_factory=dict)
+    """How many of the measured runs are in each state of health; "not judged" where none was recorded."""
 
 
 @dataclass(frozen=True)
@@ -310,6 +333,10 @@ class _Builder:
                     if is_baseline or ours is None or theirs is None
                     else round(ours - theirs, 6),
                     difference=None if is_baseline else paired(values, self._values(baseline, column)[1]),
+                    health=self._health(row, column),
+                    baseline_collapsed=0
+                    if is_baseline
+                    else list(self._health(baseline, column).values()).count("collapsed"),
                 )
             )
         measured = [self.records.get(key) for column in columns for key in row["units"][column.group]]
@@ -332,6 +359,15 @@ class _Builder:
                     values[seed] = float(value)
             states[seed] = state
         return states, values
+
+    def _health(self, row: Mapping[str, Any], column: Column) -> dict[int, str]:
+        """State of health of each seed's run in the column's task."""
+        found = {}
+        for key in sorted(row["units"][column.group], key=lambda key: self.units[key]["seed"]):
+            record = self.records.get(key)
+            if record is not None and record.status == "finished" and column.task in record.health:
+                found[self.units[key]["seed"]] = TaskHealth.from_plain(record.health[column.task]).state
+        return found
 
     def _sampling_error(self, row: Mapping[str, Any], column: Column, values: Mapping[int, float]) -> float | None:
         errors = [
@@ -384,7 +420,22 @@ class _Builder:
             not_run=states.count("not run"),
             train_seconds=math.fsum(timed),
             untimed=sum("train_seconds" not in self.records[key].about for key in finished),
+            health=Counter(self._states_of_health()),
         )
+
+    def _states_of_health(self) -> Iterable[str]:
+        """Of each finished run that stands in a cell and each task that it is measured for, once."""
+        measured = {
+            (key, column["task"])
+            for table in self.content["tables"]
+            for row in table["rows"]
+            for column in table["columns"]
+            for key in row["units"][column.get("group", column["task"])]
+            if self._state(key) == "finished"
+        }
+        for key, task in measured:
+            health = self.records[key].health
+            yield TaskHealth.from_plain(health[task]).state if task in health else "not judged"
 
 
 def _groups(table: Mapping[str, Any]) -> list[str]:

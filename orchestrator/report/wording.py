@@ -49,7 +49,13 @@ def value_texts(cell: Cell) -> tuple[str, ...]:
         text = f"{number(cell.mean, digits)}{mark} {DAGGER}± {error} ({seeds})"
     else:
         text = f"{number(cell.mean, digits)}{mark} ± {number(cell.sd, digits)} ({seeds})"
-    return (text, missing) if missing else (text,)
+    return tuple(filter(None, (text, missing, health_text(cell))))
+
+
+def health_text(cell: Cell) -> str:
+    """How many runs collapsed or did not converge; empty where none did or none was judged."""
+    parts = [(cell.collapsed, "collapsed"), (cell.unconverged, "not converged")]
+    return listed(f"{what} {runs} of {len(cell.health)}" for runs, what in parts if runs)
 
 
 def missing_text(cell: Cell) -> str:
@@ -72,7 +78,7 @@ def difference_text(cell: Cell) -> str:
     text = f"Δ {number(pairs.mean, digits, signed=True)}"
     if pairs.sd is not None:
         text += f" ± {number(pairs.sd, digits)}"
-    if pairs.verdict == "distinguishable":
+    if pairs.verdict == "distinguishable" and not cell.withheld:
         text += "*"
     return text if pairs.n == cell.n and pairs.n > 1 else f"{text} ({count(pairs.n, 'pair')})"
 
@@ -120,6 +126,13 @@ def finding(table: TableOfCells, index: int, label: str, cell: Cell) -> str:
     assert pairs is not None, "the baseline row differs from nothing"
     digits = DIGITS[cell.column.unit]
     text = f"“{label}”: {_verdict(pairs, digits, cell.column.higher_is_better)}"
+    if cell.withheld and pairs.mean is not None:
+        runs = listed(
+            f"{count(number_of, 'run')} of {whose} collapsed"
+            for number_of, whose in ((cell.collapsed, "this row"), (cell.baseline_collapsed, "the baseline row"))
+            if number_of
+        )
+        text = f"“{label}”: {number(pairs.mean, digits, signed=True)}, no statement: {runs}"
     if cell.published_difference is not None:
         paper = number(cell.published_difference, published_digits(table, index), signed=True)
         agrees = sign_agrees(cell)

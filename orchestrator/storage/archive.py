@@ -27,11 +27,12 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from orchestrator.ledger import FAILURE, OUTCOMES, PLAN, PROGRESS, RECORD, Ledger, Record
+from orchestrator.ledger import FAILURE, PLAN, PROGRESS, RECORD, Ledger, Record
 from orchestrator.storage.base import Storage
 from orchestrator.storage.contents import key_of
 from orchestrator.storage.portable import plain_json, portable
 from orchestrator.storage.searches import JOURNAL
+from ups_model.outcomes import OUTCOMES
 
 FORMAT, HEADER = 1, "ledger.json"
 EXTRAS = (OUTCOMES, PROGRESS)

@@ -9,9 +9,10 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from orchestrator.ledger import FAILURE, IMPORTED, LOG, OUTCOMES, OWNER, PROGRESS, RECORD, Ledger
+from orchestrator.ledger import FAILURE, IMPORTED, LOG, OWNER, PROGRESS, RECORD, Ledger
 from orchestrator.storage.folder import CLAIM, TEMPORARY
 from orchestrator.storage.workspace import MANIFEST, RESULT
+from ups_model.outcomes import OUTCOMES
 
 T, R = TypeVar("T"), TypeVar("R")
 
