@@ -20,7 +20,7 @@ from orchestrator.plan import DataFacts, Unit
 from search_spaces.space import Space
 from ups_model.config import Config
 from ups_model.fields import digest
-from ups_model.identity import run_key
+from ups_model.identity import run_key, training_key
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,8 @@ class SearchPlan:
         for seed in range(self.study.first_seed, self.study.first_seed + self.seeds):
             seeded = config.replace(seed=seed)
             key = run_key(seeded, facts, self.text)
-            found.append(Unit(key, stage, task, seeded, "", ", ".join(different)))
+            training = training_key(seeded, facts, self.text)
+            found.append(Unit(key, stage, task, seeded, "", ", ".join(different), training))
         return found
 
 
