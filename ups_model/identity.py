@@ -50,7 +50,7 @@ def training_key(config: Config, data: Mapping[str, str], text_identity: str, pa
     if not _chosen_by_measuring(config):
         del plain["evaluation"]
         for task in TASK_NAMES:
-            del plain["data"][task]["evaluate_stride"]
+            plain["data"][task].pop("evaluate_stride", None)
     data = dict(sorted(data.items()))
     return digest({"training": plain, "data": data, "text": text_identity, "parent": parent})
 

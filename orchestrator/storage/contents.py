@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from orchestrator.ledger import FAILURE, LOG, OWNER, PROGRESS, RECORD, Ledger
 from orchestrator.storage.folder import CLAIM, TEMPORARY
-from orchestrator.storage.workspace import MANIFEST, RESULT
+from orchestrator.storage.workspace import MANIFEST, RESULT, SOURCE
 
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -25,12 +25,15 @@ FILES = {
     FAILURE: RECORDS,
     RESULT: RECORDS,
     MANIFEST: RECORDS,
+    SOURCE: RECORDS,
     "config.json": RECORDS,
     LOG: LOGS,
     PROGRESS: LOGS,
     CLAIM: CLAIMS,
     OWNER: CLAIMS,
 }
+SET_ASIDE = re.compile(r"record-[^/]+\.json")
+"""Records of units that were trained again by other code."""
 FOLDERS = {"checkpoints": RESUME, "best": WEIGHTS, "claims": CLAIMS}
 AT_A_TIME = 4
 """Checkpoints that are read at once: each is in memory whole."""
@@ -59,11 +62,15 @@ def kind_of(name: str) -> str:
         return REPORTS
     if top == "searches":
         return SEARCHES
+    if top == "trained":
+        return RECORDS
     if top == "mlartifacts" or re.fullmatch(r"mlflow\.db.*|\.mlflow\.lock.*", name):
         return MLFLOW
     if top != "units" or "/" not in rest:
         return OTHER
     inside = rest.split("/", 1)[1]
+    if SET_ASIDE.fullmatch(inside):
+        return RECORDS
     return FILES.get(inside) or (FOLDERS.get(inside.split("/")[0], OTHER) if "/" in inside else OTHER)
 
 

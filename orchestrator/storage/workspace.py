@@ -35,8 +35,8 @@ from ups_model.checkpoint import STATE, load_checkpoint
 
 logger = logging.getLogger(__name__)
 
-MANIFEST, RESULT = "manifest.json", "result.json"
-FILES = ("progress.jsonl", "config.json", "log.txt")
+MANIFEST, RESULT, SOURCE = "manifest.json", "result.json", "source.json"
+FILES = ("progress.jsonl", "config.json", "log.txt", SOURCE)
 GROUPS = ("best", "checkpoints")
 """Folders of checkpoints; those of the second name those of the first."""
 STEP = re.compile(r"step-\d{8,}")
