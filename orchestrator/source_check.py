@@ -142,10 +142,11 @@ class Standing:
         if self.begun_otherwise:
             count = len(self.begun_otherwise)
             parts.append(f"{count} unfinished unit{'s' * (count > 1)} with checkpoints")
-        codes = dict.fromkeys([*map(training_code, self.trained_otherwise.values()), *self.begun_otherwise.values()])
+        codes_of = [*map(training_code, self.trained_otherwise.values()), *self.begun_otherwise.values()]
+        verb = "was" if len(codes_of) == 1 else "were"
         return (
-            f"{' and '.join(parts)} were trained by other code of ups_model: training code {_listed(codes)}, the "
-            f"present one is {source_digest('training')}"
+            f"{' and '.join(parts)} {verb} trained by other code of ups_model: training code "
+            f"{_listed(dict.fromkeys(codes_of))}, the present one is {source_digest('training')}"
         )
 
 
@@ -162,12 +163,12 @@ class SourceCheck:
         """
         self.policy = policy
         self._ledger = ledger
-        self._wanted = wanted or {}
+        self.wanted_by_key = wanted or {}
         self._has_weights: dict[str, bool] = {}
 
     def wanted(self, unit: Unit) -> tuple[str, ...]:
         """Metrics that tables want of a unit."""
-        return tuple(self._wanted.get(unit.key, ()))
+        return tuple(self.wanted_by_key.get(unit.key, ()))
 
     def is_current(self, unit: Unit, record: Record) -> bool:
         """Whether a finished record stays as it is."""

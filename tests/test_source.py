@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.source_copy import SourceCopy
 from ups_model import source
 from ups_model.source import source_digest, source_files, source_identity
 
@@ -18,20 +19,9 @@ EVALUATION = "decoding measure metrics"
 
 
 @pytest.fixture
-def copy(repo_root, tmp_path, monkeypatch):
+def copy(tmp_path, monkeypatch):
     """A copy of the package, which is what is digested."""
-    root = tmp_path / "ups_model"
-    shutil.copytree(repo_root / "ups_model", root, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(source, "ROOT", root)
-    source.forget()
-    yield root
-    source.forget()
-
-
-def edit(file, old, new):
-    text = file.read_text()
-    assert old in text, f"{file.name} has no {old!r}"
-    file.write_text(text.replace(old, new))
+    yield SourceCopy.make(tmp_path, monkeypatch)
     source.forget()
 
 
@@ -44,8 +34,8 @@ def test_these_modules_and_no_others_are_digested(part, modules):
 def test_the_digest_does_not_depend_on_where_the_package_lies(copy):
     moved = source_identity()
     assert all(len(digest) == 16 for digest in moved.values())
-    source.ROOT = copy.parent / "elsewhere"
-    shutil.copytree(copy, source.ROOT)
+    source.ROOT = copy.root.parent / "elsewhere"
+    shutil.copytree(copy.root, source.ROOT)
     assert source_identity() == moved
 
 
@@ -62,7 +52,7 @@ TRAINS = {
 def test_a_change_of_what_trains_changes_the_training_digest_alone(case, copy):
     before = source_identity()
     name, old, new = TRAINS[case]
-    edit(copy / name, old, new)
+    copy.edit(name, old, new)
     after = source_identity()
     assert after["training"] != before["training"]
     assert after["evaluation"] == before["evaluation"]
@@ -71,7 +61,7 @@ def test_a_change_of_what_trains_changes_the_training_digest_alone(case, copy):
 @pytest.mark.parametrize("name", ["measure.py", "metrics.py", "decoding.py"])
 def test_a_change_of_what_measures_changes_the_evaluation_digest_alone(name, copy):
     before = source_identity()
-    (copy / name).write_text((copy / name).read_text() + "\nEXTRA = 1\n")
+    (copy.root / name).write_text((copy.root / name).read_text() + "\nEXTRA = 1\n")
     source.forget()
     after = source_identity()
     assert after["evaluation"] != before["evaluation"]
@@ -80,14 +70,14 @@ def test_a_change_of_what_measures_changes_the_evaluation_digest_alone(name, cop
 
 def test_a_new_module_that_training_imports_is_digested(copy):
     before = source_digest("training")
-    (copy / "extra.py").write_text("FACTOR = 1\n")
-    edit(
-        copy / "losses.py",
+    (copy.root / "extra.py").write_text("FACTOR = 1\n")
+    copy.edit(
+        "losses.py",
         "from ups_model.tasks import",
         "from ups_model.extra import FACTOR\nfrom ups_model.tasks import",
     )
     imported = source_digest("training")
-    edit(copy / "extra.py", "1", "2")
+    copy.edit("extra.py", "1", "2")
     assert len({before, imported, source_digest("training")}) == 3
 
 
@@ -110,15 +100,13 @@ SAME = {
 def test_what_changes_no_result_changes_no_digest(case, copy):
     before = source_identity()
     name, old, new = SAME[case]
-    edit(copy / name, old, new)
+    copy.edit(name, old, new)
     assert source_identity() == before
 
 
 def test_an_import_that_the_loop_needs_is_not_taken_for_the_commands(copy):
     before = source_digest("training")
-    edit(
-        copy / "train.py", "from ups_model.losses import sequence_loss", "from ups_model.schedule import sequence_loss"
-    )
+    copy.edit("train.py", "from ups_model.losses import sequence_loss", "from ups_model.schedule import sequence_loss")
     assert source_digest("training") != before
 
 

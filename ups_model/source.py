@@ -12,6 +12,7 @@ such fields.
 
 import ast
 import hashlib
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,8 @@ LEFT_OUT = frozenset(
     }
 )  # fmt: skip
 """Modules that change neither weights nor metrics. A walk over imports doesn't enter them."""
+_PARSING = threading.Lock()
+"""Python 3.11 can't parse in two threads at a time: "AST constructor recursion depth mismatch"."""
 _SKIPPED_FIELDS = ("ctx", "kind", "type_comment")
 
 
@@ -49,7 +52,8 @@ def source_digest(part: Part) -> str:
         OSError: a source file can't be read.
         SyntaxError: a source file is not Python.
     """
-    return _digest_of(part, ROOT)
+    with _PARSING:
+        return _digest_of(part, ROOT)
 
 
 def source_files(part: Part) -> list[str]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from orchestrator.report.cells import PROVENANCE, UNKNOWN, Origin, Report, Source, TableOfCells
+from orchestrator.report.cells import CODE, PROVENANCE, UNKNOWN, Origin, Report, Source, TableOfCells
 from orchestrator.report.statistics import CONFIDENCE
 from orchestrator.report.wording import DAGGER, DOUBLE_DAGGER, NONE, count, listed, sign_agrees
 from ups_model.config import set_of
@@ -154,7 +154,7 @@ def _shown(name: str, value: str) -> str:
 def table_warnings(table: TableOfCells) -> list[str]:
     """What makes rows of one table hard to compare."""
     found = []
-    for name in PROVENANCE:
+    for name in (*PROVENANCE, *CODE):
         origins = table.origins[name]
         if len(origins) > 1:
             where = "; ".join(
