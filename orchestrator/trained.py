@@ -17,11 +17,10 @@ from orchestrator.ledger import Ledger, Record
 from orchestrator.plan import Unit
 from orchestrator.source_check import Policy, is_trained_otherwise
 from orchestrator.storage.base import as_object
+from orchestrator.storage.contents import INDEX
 from ups_model.checkpoint import STATE
 
 logger = logging.getLogger(__name__)
-
-INDEX = "trained"
 
 
 @dataclass(frozen=True)
@@ -68,15 +67,18 @@ def weights_of(ledger: Ledger, twin: Twin) -> Iterator[Path]:
         yield folder
 
 
-def enter(ledger: Ledger, unit: Unit) -> None:
+def enter(ledger: Ledger, unit: Unit, looked: bool = False) -> None:
     """Put a finished unit in the index, unless another one stands there whose weights can be taken.
+
+    Args:
+        looked: none stood there when the unit began.
 
     A storage that can't be written to leaves the index as it is: the unit is done without.
     """
     if not unit.training_key:
         return
     try:
-        if find_twin(ledger, unit) is None:
+        if looked or find_twin(ledger, unit) is None:
             content = json.dumps({"folder": unit.folder, "key": unit.key}) + "\n"
             ledger.storage.write(_name(unit), content.encode("utf-8"))
     except OSError as error:

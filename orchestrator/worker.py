@@ -341,10 +341,12 @@ class _Attempt:
             about["peak_memory_mb"] = round(max(memory), 1)
         if done is not None and trained_before:
             about = _tested_later(done.about, about)
-        return self._leave(result, about, THEN.join(codes), evaluation)
+        return self._leave(result, about, THEN.join(codes), evaluation, looked=done is None)
 
-    def _leave(self, result: "Result", about: Mapping[str, Any], training: str, evaluation: str = "") -> Outcome:
-        """Put the record of a finished unit on storage."""
+    def _leave(
+        self, result: "Result", about: Mapping[str, Any], training: str, evaluation: str = "", looked: bool = False
+    ) -> Outcome:
+        """Put the record of a finished unit on storage; `looked` as for `trained.enter`."""
         unit = self.job.unit
         assert result.key == unit.key, f"{unit.name}: planned as {unit.key}, trained as {result.key}"
         self.work.save()
@@ -354,7 +356,7 @@ class _Attempt:
         self.claim.confirm()  # Nobody else may have begun to make this unit.
         record = Record(unit.key, "finished", result.metrics, result.routes, about, checkpoint)
         self.claim.insist(lambda: self.ledger.write(unit, record))
-        enter(self.ledger, unit)
+        enter(self.ledger, unit, looked)
         keep_newest_checkpoint(self.work)
         return Outcome("finished")
 

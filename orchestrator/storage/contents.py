@@ -10,6 +10,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from orchestrator.ledger import FAILURE, LOG, OWNER, PROGRESS, RECORD, Ledger
+from orchestrator.storage.base import as_object
 from orchestrator.storage.folder import CLAIM, TEMPORARY
 from orchestrator.storage.workspace import MANIFEST, RESULT, SOURCE
 
@@ -19,6 +20,8 @@ RESUME, WEIGHTS, RECORDS, LOGS, REPORTS, SEARCHES, CLAIMS, MLFLOW, LEFT, OTHER =
     "checkpoints to resume from", "chosen weights", "records", "logs", "plans and reports", "searches", "claims",
     "MLflow", "leftovers", "other",
 )  # fmt: skip
+INDEX = "trained"
+"""Folder of the index of trained weights."""
 NO_STUDY = "(no study)"
 FILES = {
     RECORD: RECORDS,
@@ -62,7 +65,7 @@ def kind_of(name: str) -> str:
         return REPORTS
     if top == "searches":
         return SEARCHES
-    if top == "trained":
+    if top == INDEX:
         return RECORDS
     if top == "mlartifacts" or re.fullmatch(r"mlflow\.db.*|\.mlflow\.lock.*", name):
         return MLFLOW
@@ -99,7 +102,18 @@ def usage(ledger: Ledger) -> Usage:
                 used.studies.setdefault(study, Counter())[kind] += size
         elif top == "studies" and place in used.studies:
             used.studies[place][kind] += size
+        elif top == INDEX:
+            for study in users.get(_unit_of(ledger, name), [NO_STUDY]):
+                used.studies.setdefault(study, Counter())[kind] += size
     return used
+
+
+def _unit_of(ledger: Ledger, name: str) -> str:
+    """The folder of the unit that an entry of the index names; empty where it can't be told."""
+    try:
+        return str(as_object(ledger.storage.read(name)).get("folder", ""))
+    except FileNotFoundError:
+        return ""
 
 
 def key_of(folder: str) -> str:
