@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.agenda import Agenda, State
@@ -23,14 +23,17 @@ from orchestrator.command import (
 from orchestrator.commit import commit
 from orchestrator.content import plan_content
 from orchestrator.estimate import Estimate, estimate, on_slots
-from orchestrator.inputs import Inputs, read_inputs
-from orchestrator.ledger import Ledger, storage_path
+from orchestrator.inputs import Inputs, read_inputs, wanted_metrics
+from orchestrator.ledger import Ledger, Record, storage_path
 from orchestrator.plan import Plan, Unit
 from orchestrator.site import site_of
+from orchestrator.source_check import SourceCheck, Standing, evaluation_code, measured_again, not_measured_again
+from orchestrator.trained import with_twin
 from orchestrator.worker import Job
 from search_spaces import find_study, study_names
 from ups_model.command import start_logging
 from ups_model.progress import duration
+from ups_model.source import source_digest
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,8 @@ EXAMPLES = """examples:
   python -m orchestrator.ablate tables_7_9 --storage s3://my-bucket/ablations --tracking-uri http://HOST:5000
   python -m orchestrator.ablate tables_7_9 --preset paper --address auto --gpus-per-unit 1
 
-Run again to resume, with more rows or seeds to extend: finished units are never trained twice.
+Run again to resume, with more rows or seeds to extend: finished units are never trained twice. Units that other code
+of ups_model has trained are refused: --accept-other-code keeps them, --retrain trains them again.
 exit status: 0 done, 1 some units failed or were stopped (the rest finished and is reported), 2 usage or configuration,
 before anything starts"""
 
@@ -114,9 +118,11 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
             ledger = Ledger.open(given.storage)
             make_writable(out)
             # What is longest goes first, so times are needed before there are slots.
+            check = SourceCheck(ledger, given.other_code, wanted_metrics(plan, inputs.sets))
             with ledger.remembering(plan.units.values()):
+                standing = check.check(plan.units.values())
                 expected = estimates(inputs, ledger, slots)
-                agenda = Agenda(plan, ledger, expected.seconds)
+                agenda = Agenda(plan, ledger, expected.seconds, check=check)
             if not agenda.complete:
                 ray = facts, resources = connect(given)
                 slots = facts.slots(resources)
@@ -138,7 +144,8 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
 
                     def job(unit: Unit) -> Job:
                         tested = unit.key in measured
-                        return job_of(unit, plan.units.get(unit.parent), ledger, inputs.paths, given, tested, site)
+                        parent, wanted = plan.units.get(unit.parent), check.wanted(unit)
+                        return job_of(unit, parent, ledger, inputs.paths, given, tested, site, wanted)
 
                     sizes = footprints(given, agenda, job, resources)
                     try:
@@ -151,16 +158,18 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
         if ray is not None:
             ray_nodes.disconnect()
     record_failures(agenda)
-    written, copy = [], ""
+    written, copy, notes = [], "", []
     try:
-        written = write_report(content, ledger.records(plan.units.values()), out)
+        records = ledger.records(plan.units.values())
+        notes = measuring_notes(standing, agenda, records)
+        written = write_report(content, records, out)
         copy = ledger.publish_report(plan, written, out)
     except (ValueError, OSError) as error:  # All that it is made from is on storage.
         logger.error("no report: %s; make it with python -m orchestrator.report %s", error, plan.name)
     finished = agenda.counts()[State.FINISHED] == len(plan.units)
     outcome = "finished" if finished else "stopped" if agenda.stopping else "failed"
     missing = mirror.close(outcome, out if written else None, MIRROR_SECONDS)
-    print(closing(agenda, written, tracking.ui_command(uri), missing, copy))
+    print(closing(agenda, written, tracking.ui_command(uri), missing, copy, notes))
     return 0 if finished and written and (copy or ledger.root is not None) else 1
 
 
@@ -200,11 +209,36 @@ def show_plan(inputs: Inputs, ledger: Ledger | None, given: argparse.Namespace) 
 
     plan = inputs.plan
     slots = given.max_concurrent or machine_slots(given.cpus_per_unit)
-    done: set[str] = set()
-    if ledger is not None:
-        with ledger.remembering(plan.units.values()):
-            done = Agenda(plan, ledger).done_before
-    return plan_text(plan, estimates(inputs, ledger, slots), done)
+    if ledger is None:
+        return plan_text(plan, estimates(inputs, ledger, slots), ())
+    check = SourceCheck(ledger, given.other_code, wanted_metrics(plan, inputs.sets))
+    with ledger.remembering(plan.units.values()):
+        standing = check.standing(plan.units.values())
+        # What is refused is refused when the study is run: a plan counts it as done.
+        counted = check if given.other_code == "retrain" else SourceCheck(ledger, "accept", check.wanted_by_key)
+        done = Agenda(plan, ledger, check=counted).done_before
+    text = plan_text(plan, estimates(inputs, ledger, slots), done)
+    unfinished = [unit for unit in plan.units.values() if unit.key not in {*done, *standing.to_measure}]
+    return "\n".join([text, *code_notes(standing, len(with_twin(ledger, unfinished, given.other_code)))])
+
+
+def code_notes(standing: Standing, twins: int) -> list[str]:
+    """What `--plan` says of code and of measuring."""
+    lines = []
+    if standing.is_mixed:
+        lines.append(f"{standing.describe()}; run with --accept-other-code or --retrain")
+    if standing.to_measure:
+        lines.append(f"of these {measured_again(len(standing.to_measure), 'are')}")
+    if standing.without_weights:
+        lines.append(not_measured_again(len(standing.without_weights)))
+    if twins:
+        lines.append(f"of these {trained_already(twins)}")
+    return lines
+
+
+def trained_already(count: int) -> str:
+    """For a plan and for the end of a call."""
+    return f"{count} unit{'s' * (count != 1)} measured with weights that another unit was trained to, without training"
 
 
 def machine_slots(cpus_per_unit: float) -> int:
@@ -212,11 +246,30 @@ def machine_slots(cpus_per_unit: float) -> int:
     return max(1, int((os.cpu_count() or 1) / cpus_per_unit))
 
 
-def closing(agenda: Agenda, written: Sequence[Path], ui: str, missing: int, copy: str = "") -> str:
-    """What the end of a run says; `copy` is where else the report is."""
+def measuring_notes(standing: Standing, agenda: Agenda, records: Mapping[str, Record | None]) -> list[str]:
+    """What the end of a run says of units that were measured and not trained."""
+    finished = {key: record for key, record in records.items() if record is not None and record.status == "finished"}
+    measured = [
+        key
+        for key in standing.to_measure
+        if key in finished and evaluation_code(finished[key]) == source_digest("evaluation")
+    ]
+    twins = [key for key in finished.keys() - agenda.done_before if "trained_by" in finished[key].about]
+    twins = [key for key in twins if key not in standing.to_measure]
+    lines = [measured_again(len(measured), "were")] if measured else []
+    lines += [trained_already(len(twins))] if twins else []
+    kept = [key for key in standing.without_weights if key in agenda.done_before]
+    return lines + ([not_measured_again(len(kept))] if kept else [])
+
+
+def closing(
+    agenda: Agenda, written: Sequence[Path], ui: str, missing: int, copy: str = "", notes: Sequence[str] = ()
+) -> str:
+    """What the end of a run says; `copy` is where else the report is, `notes` are lines about measuring."""
     counts = agenda.counts()
     total, finished = len(agenda.units), counts[State.FINISHED]
     lines = [f"{finished} of {total} units finished, {len(agenda.done_before)} of them before this call"]
+    lines += notes
     for key, error in agenda.error.items():
         lines.append(f"{agenda.state[key]}: {agenda.units[key].name}: {error}")
     if agenda.stopping:

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, Unit
+from orchestrator.source_check import SourceCheck
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +40,25 @@ MAX_REPAIRS = 1
 class Agenda:
     """Units by state. Those with the longest way to the end of their chain go first."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, costs: Mapping[str, float] | None = None, test: bool = True) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: Ledger,
+        costs: Mapping[str, float] | None = None,
+        test: bool = True,
+        check: SourceCheck | None = None,
+    ) -> None:
         """Read the ledger: finished units are done, failed ones are tried again.
 
         Args:
             costs: expected seconds (or any unit of time) of each unit; their steps if not given.
             test: a unit that a table measures is done only when its test split has been measured. A search leaves
                 the test split alone.
+            check: compares records with the present code; None takes them as they are.
         """
+        self._check = check
+        self._measured_only: set[str] = set()
+        """Finished units that are measured again from their weights: they need no parent."""
         self._tested = plan.measured() if test else set()
         self.plan, self.ledger = plan, ledger
         self.units = plan.units
@@ -70,6 +82,8 @@ class Agenda:
         """The node of each failed try of a unit, by key; empty where it isn't known."""
         self._out_of_memory: dict[str, list[float]] = {}
         self.stopping = False
+        self._same_training: dict[str, list[str]] = {}
+        """Keys of units by training key."""
         for unit in self.units.values():
             self._enter(unit)
         for key in self.units:
@@ -85,14 +99,23 @@ class Agenda:
         self._offer(unit.key)
 
     def _enter(self, unit: Unit) -> None:
+        self._same_training.setdefault(unit.training_key, []).append(unit.key)
         done = self._is_done(unit)
         self._set(unit.key, State.FINISHED if done else State.WAITING)
         if done:
             self.done_before.add(unit.key)
+        elif self._is_only_measured(unit):
+            self._measured_only.add(unit.key)
 
     def _is_done(self, unit: Unit) -> bool:
         record = self.ledger.finished(unit)
-        return record is not None and (record.tested or unit.key not in self._tested)
+        if record is None or (unit.key in self._tested and not record.tested):
+            return False
+        return self._check is None or self._check.is_current(unit, record)
+
+    def _is_only_measured(self, unit: Unit) -> bool:
+        record = self.ledger.finished(unit) if self._check is not None else None
+        return record is not None and self._check.is_to_measure(unit, record)
 
     def _set(self, key: str, state: State) -> None:
         if key in self.state:
@@ -102,7 +125,8 @@ class Agenda:
 
     def _may_run(self, key: str) -> bool:
         parent = self.units[key].parent
-        return self.state[key] is State.WAITING and (not parent or self.state[parent] is State.FINISHED)
+        is_free = not parent or self.state[parent] is State.FINISHED or key in self._measured_only
+        return self.state[key] is State.WAITING and is_free
 
     def _offer(self, key: str) -> None:
         if self._may_run(key):
@@ -112,7 +136,8 @@ class Agenda:
         """A finished unit runs again if its weights are gone and somebody needs them."""
         unit = self.units[key]
         if self.state[key] is not State.FINISHED or not any(
-            self.state[child] is not State.FINISHED for child in self._children[key]
+            self.state[child] is not State.FINISHED and child not in self._measured_only
+            for child in self._children[key]
         ):
             return
         record = self.ledger.finished(unit)
@@ -122,13 +147,31 @@ class Agenda:
             self.done_before.discard(key)
 
     def next(self) -> Unit | None:
-        """The unit to run now, which counts as running from here on; None where none is ready."""
-        while self._ready and not self.stopping:
-            key = heapq.heappop(self._ready)[-1]
-            if self._may_run(key):
+        """The unit to run now, which counts as running from here on; None where none is ready.
+
+        Of units with the same training one runs at a time: the others take its weights when it has finished.
+        """
+        held = []
+        try:
+            while self._ready and not self.stopping:
+                entry = heapq.heappop(self._ready)
+                key = entry[-1]
+                if not self._may_run(key):
+                    continue
+                if self._twin_runs(key):
+                    held.append(entry)
+                    continue
                 self._set(key, State.RUNNING)
                 return self.units[key]
-        return None
+            return None
+        finally:
+            for entry in held:
+                heapq.heappush(self._ready, entry)
+
+    def _twin_runs(self, key: str) -> bool:
+        training = self.units[key].training_key
+        others = self._same_training.get(training, ()) if training else ()
+        return any(self.state[other] is State.RUNNING for other in others if other != key)
 
     def finished(self, key: str) -> None:
         """A record is on storage."""

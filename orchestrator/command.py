@@ -63,6 +63,23 @@ def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None
     )
     parser.add_argument("--cpus-per-unit", type=float, default=1.0, metavar="F", help="also its threads (1)")
     add_device_arguments(parser)
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument(
+        "--accept-other-code",
+        dest="other_code",
+        action="store_const",
+        const="accept",
+        default="refuse",
+        help="keep units that other code of ups_model has trained",
+    )
+    other.add_argument(
+        "--retrain",
+        dest="other_code",
+        action="store_const",
+        const="retrain",
+        default="refuse",
+        help="train them again; their records are kept under another name",
+    )
 
 
 def _gpus(text: str) -> float | str:
@@ -81,8 +98,9 @@ def job_of(
     given: argparse.Namespace,
     test: bool,
     site: Site | None = None,
+    wanted: Sequence[str] = (),
 ) -> Job:
-    """How a unit is carried out, as the arguments say."""
+    """How a unit is carried out, as the arguments say; `wanted` are the metrics that tables want of it."""
     return Job(
         unit,
         parent,
@@ -94,6 +112,8 @@ def job_of(
         given.precision,
         test,
         site,
+        other_code=given.other_code,
+        wanted=tuple(wanted),
     )
 
 

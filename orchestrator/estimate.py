@@ -208,4 +208,6 @@ def _forward_flops(network: _Network, task: TaskName, data: TaskData, joints: tu
 def _seconds(record: Record) -> float:
     """Of the whole unit, those before an interruption included: the longer of its last call and its training."""
     about = record.about
+    if "trained_by" in about:  # It was only measured, which says nothing of a training's time.
+        return 0.0
     return max(about["ended"] - about["started"], about["train_seconds"]) if "ended" in about else 0.0

@@ -169,3 +169,20 @@ def measured_names(config: Config, task: TaskName, opened: Mapping[str, ClipSet]
     """All metrics of a task that a unit of this configuration leaves."""
     data = getattr(config.data, task)
     return metric_names(task, data, config.evaluation, opened[set_of(data.sources[0])].info.classes)
+
+
+def wanted_metrics(plan: Plan, opened: Mapping[str, ClipSet]) -> dict[str, tuple[str, ...]]:
+    """Metrics that the plan's tables have columns of and that a unit can have, by the unit's key."""
+    found: dict[str, dict[str, None]] = {}
+    names: dict[tuple[str, TaskName], list[str]] = {}
+    for table, lines in plan.tables:
+        for line in lines:
+            for column in table.columns:
+                for key in line.units[column.group]:
+                    unit = plan.units[key]
+                    kind = unit.kind, column.task
+                    if kind not in names:
+                        names[kind] = measured_names(unit.config, column.task, opened)
+                    if column.metric in names[kind]:
+                        found.setdefault(key, {})[column.metric] = None
+    return {key: tuple(metrics) for key, metrics in found.items()}

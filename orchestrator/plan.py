@@ -7,7 +7,7 @@ from typing import Any, Literal
 from search_spaces.study import Column, FineTuning, Row, Study, Table, Training
 from ups_model.config import Config, TaskName
 from ups_model.fields import digest
-from ups_model.identity import configured_sets, run_key
+from ups_model.identity import configured_sets, run_key, training_key
 
 Stage = Literal["joint", "separate", "finetune"]
 
@@ -38,6 +38,9 @@ class Unit:
     """Key of the unit whose weights this one starts from; empty for none."""
     arm: str
     """Name of the first arm that asked for it, for people."""
+    training_key: str = ""
+    """Equal for units that have the same weights and are measured in different ways
+    (`ups_model.identity.training_key`); empty where that isn't known."""
 
     @property
     def seed(self) -> int:
@@ -79,6 +82,7 @@ class Unit:
             "config": self.config.canonical(),
             "parent": self.parent,
             "arm": self.arm,
+            "training_key": self.training_key,
         }
 
     @classmethod
@@ -276,7 +280,9 @@ class _Planner:
         data = {name: self._data[name] for name in configured_sets(config)}
         key = run_key(config, data, self._text, parent)
         if key not in self.units:
-            self.units[key] = Unit(key, stage, task, config, parent, arm.name)
+            before = self.units[parent].training_key if parent else ""
+            training = training_key(config, data, self._text, before)
+            self.units[key] = Unit(key, stage, task, config, parent, arm.name, training)
         return self.units[key]
 
 

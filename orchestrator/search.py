@@ -29,9 +29,10 @@ from orchestrator.ledger import REPORTS, Ledger
 from orchestrator.plan import Unit
 from orchestrator.search_inputs import SearchInputs, read_search, search_content
 from orchestrator.site import site_of
+from orchestrator.source_check import SourceCheck
 from orchestrator.storage.searches import JOURNAL, SearchPlace
 from orchestrator.trial_table import closing, write_trials
-from orchestrator.trials import Params, SearchAgenda, Trial, cut_torn_line
+from orchestrator.trials import Params, SearchAgenda, Trial, cut_torn_line, units_of_trials
 from orchestrator.worker import Job
 from search_spaces import find_space, space_names
 from search_spaces.space import Choice, Range, Space
@@ -56,7 +57,8 @@ EXAMPLES = """examples:
   python -m orchestrator.search my_space.py --trials 50 --seeds 2 --storage /mnt/shared/ablations --gpus-per-unit 1
 
 Trials are judged on validation subjects; the test split is not touched. Run again to resume, with more --trials to
-go on.
+go on. Units that other code of ups_model has trained are refused: --accept-other-code keeps them, --retrain trains
+them again.
 exit status: 0 done, 1 some trials failed or were stopped (the rest is reported), 2 usage or configuration, before
 anything starts"""
 
@@ -126,7 +128,9 @@ def run(inputs: SearchInputs, given: argparse.Namespace, command: str) -> int:
             if not place.begun():
                 ray = connect(given)  # Before there is anything to leave behind.
             book = Journal(place.hold(), plan.name, space, inputs.dimensions, inputs.start, place.keep)
-            agenda = SearchAgenda(plan, ledger, book, inputs.trials)
+            check = SourceCheck(ledger, given.other_code)
+            check.check(units_of_trials(plan, book.trials))
+            agenda = SearchAgenda(plan, ledger, book, inputs.trials, check=check)
             if ray is None and not agenda.complete:
                 ray = connect(given)
         logger.info(

@@ -9,7 +9,8 @@ is not trained again. What has no value yet when the driver dies is taken up aga
 
 import logging
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,10 +18,11 @@ from typing import Any, Literal, Protocol
 from orchestrator.agenda import SETTLED, Agenda, State
 from orchestrator.ledger import Ledger
 from orchestrator.plan import DataFacts, Unit
+from orchestrator.source_check import SourceCheck
 from search_spaces.space import Space
 from ups_model.config import Config
 from ups_model.fields import digest
-from ups_model.identity import run_key
+from ups_model.identity import run_key, training_key
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Book(Protocol):
         """Keep a new trial as running."""
 
     def again(self, trial: Trial) -> None:
-        """Keep a failed trial as running."""
+        """Keep a trial that has ended as running."""
 
     def complete(self, trial: Trial, value: float) -> None:
         """Keep its value."""
@@ -117,7 +119,8 @@ class SearchPlan:
         for seed in range(self.study.first_seed, self.study.first_seed + self.seeds):
             seeded = config.replace(seed=seed)
             key = run_key(seeded, facts, self.text)
-            found.append(Unit(key, stage, task, seeded, "", ", ".join(different)))
+            training = training_key(seeded, facts, self.text)
+            found.append(Unit(key, stage, task, seeded, "", ", ".join(different), training))
         return found
 
 
@@ -131,6 +134,7 @@ class SearchAgenda(Agenda):
         book: Book,
         trials: int,
         joined: Callable[[Unit, bool], None] = lambda unit, done: None,
+        check: SourceCheck | None = None,
     ) -> None:
         """Take up what was left: complete trials are done, running and failed ones are tried again.
 
@@ -138,6 +142,7 @@ class SearchAgenda(Agenda):
             book: the trials so far.
             trials: how many there are to be in all.
             joined: told of each unit that a new trial brings, and whether it was trained before.
+            check: compares records with the present code; None takes them as they are.
         """
         self.search, self.book, self.wanted, self.joined = plan, book, trials, joined
         self.reason: dict[int, str] = {}
@@ -146,7 +151,7 @@ class SearchAgenda(Agenda):
         """Why the search stopped by itself."""
         self._exhausted = False
         self._trials_of: dict[str, list[Trial]] = {}
-        super().__init__(plan, ledger, test=False)
+        super().__init__(plan, ledger, test=False, check=check)
         for trial in book.trials:
             if trial.state == "failed" and self._units(trial):
                 book.again(trial)
@@ -245,6 +250,9 @@ class SearchAgenda(Agenda):
                 self.search.units = self.units
                 self.joined(unit, self.state[unit.key] is State.FINISHED)
             self._trials_of.setdefault(unit.key, []).append(trial)
+        # Units of other code are trained or measured again, and the trial is worth what comes out.
+        if trial.state == "complete" and any(self.state[unit.key] is not State.FINISHED for unit in units):
+            self._kept(lambda: self.book.again(trial))
         if trial.state == "running":
             self._judge(trial, units)
 
@@ -271,6 +279,15 @@ class SearchAgenda(Agenda):
             return
         if self._kept(lambda: self.book.fail(trial)):
             logger.error("trial %d FAILED: %s", trial.number, self.reason[trial.number])
+
+
+def units_of_trials(plan: SearchPlan, trials: Iterable[Trial]) -> list[Unit]:
+    """Units of all trials whose parameters make a configuration, each once."""
+    found: dict[str, Unit] = {}
+    for trial in trials:
+        with suppress(ValueError):
+            found |= {unit.key: unit for unit in plan.units_of(trial.params)}
+    return list(found.values())
 
 
 def ranked(trials: list[Trial], direction: str) -> list[Trial]:

@@ -13,6 +13,7 @@ from search_spaces.columns import ABLATION
 from search_spaces.study import Row, Study, Table
 from ups_model.identity import configured_sets
 from ups_model.presets import preset
+from ups_model.source import source_identity
 
 DATA = {
     name: DataFacts(f"{index:064x}", True, f"synthetic: {name}", 100)
@@ -45,7 +46,7 @@ def plan_of(study: Study, seeds: int = 1, changes: Mapping[str, Any] | None = No
 def finish(ledger: Ledger, unit: Unit, **metrics: float) -> Record:
     """Leave a finished record, with weights that are there but hold nothing."""
     values = {f"test/{name}": value for name, value in {"score": 0.0, **metrics}.items()}
-    record = Record(unit.key, "finished", values, checkpoint="best/step-1")
+    record = Record(unit.key, "finished", values, about={"source": source_identity()}, checkpoint="best/step-1")
     folder = ledger.folder(unit) / "best" / "step-1"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "state.json").write_text("{}")

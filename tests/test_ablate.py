@@ -15,6 +15,7 @@ from orchestrator.inputs import read_inputs
 from orchestrator.ledger import Ledger, Record
 from search_spaces import study_names
 from tests.drivers import ROOT, Bench
+from tests.fake_driver import FakeDriver, NoMirror
 from tests.plans import finish
 from tests.runs import FLAT, POSE, SOLID, motion, session_folder, set_info
 from ups_model.data.writing import Clip, Track, write_clip_set
@@ -213,6 +214,7 @@ def test_the_flags_are_those_of_the_contract():
     assert flags == {
         "-h", "--help", "--list", "--plan", "--data", "--preset", "--seeds", "--set", "--storage", "--tracking-uri",
         "--address", "--max-concurrent", "--gpus-per-unit", "--cpus-per-unit", "--device", "--precision", "--out",
+        "--accept-other-code", "--retrain",
     }  # fmt: skip
 
 
@@ -342,61 +344,9 @@ def test_the_command_that_a_report_shows_has_no_paths():
 # --- how it ends
 
 
-class NoMirror:
-    """In MLflow's place, which has tests of its own."""
-
-    def __init__(self, *given):
-        pass
-
-    def start(self):
-        pass
-
-    def note(self, key, state):
-        pass
-
-    def close(self, outcome, out, seconds):
-        self.outcomes.append(outcome)
-        return 0
-
-    outcomes: list = []  # noqa: RUF012 - emptied by the fixture
-
-
 @pytest.fixture
 def driver(monkeypatch):
-    """The driver with a cluster of nothing: `units` says what becomes of each unit."""
-    from orchestrator import ray_nodes, run, tracking
-
-    class Fake:
-        started = 0
-
-        def becomes(self, unit):
-            return "finished"
-
-        def execute(self, agenda, job_of, resources, facts, hooks, footprints):
-            self.started += 1
-            while (unit := agenda.next()) is not None:
-                job = job_of(unit)
-                assert Path(job.paths[POSE]).is_absolute() and job.threads == 1
-                state = self.becomes(unit)
-                if state == "finished":
-                    finish(agenda.ledger, unit)
-                    agenda.finished(unit.key)
-                elif state == "failed":
-                    agenda.failed(unit.key, "it broke")
-                else:
-                    agenda.stopping = True
-                    agenda.stopped(unit.key)
-                hooks.changed(unit.key, agenda.state[unit.key])
-                hooks.tick()
-
-    fake = Fake()
-    monkeypatch.setattr(ray_nodes, "connect", lambda address: ray_nodes.ClusterFacts(2.0, 0.0, True))
-    monkeypatch.setattr(ray_nodes, "check_room", lambda facts, resources: None)
-    monkeypatch.setattr(ray_nodes, "disconnect", lambda: None)
-    monkeypatch.setattr(run, "execute", fake.execute)
-    monkeypatch.setattr(NoMirror, "outcomes", [])
-    monkeypatch.setattr(tracking, "Mirror", NoMirror)
-    return fake
+    return FakeDriver.install(monkeypatch)
 
 
 def test_status_0_when_all_is_done_and_again_without_a_cluster(bench, tmp_path, driver, capsys, monkeypatch):

@@ -1,5 +1,7 @@
 """The agenda: what is released when, and what a failure takes with it."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from orchestrator.command import record_failures
 from orchestrator.estimate import makespan
 from orchestrator.ledger import Record
 from search_spaces import find_study
+from search_spaces.study import Column, Row, Table
 from tests.plans import finish, new_ledger, plan_of, small_study
 
 
@@ -198,3 +201,20 @@ def test_a_failure_that_left_no_record_gets_one_and_a_worker_s_own_is_kept(ledge
     record_failures(agenda)
     assert ledger.record(silent).error == "its process died"
     assert "Traceback" in ledger.record(told).error
+
+
+def test_units_with_the_same_training_run_one_after_another(ledger):
+    """The second takes the weights of the first."""
+    column = Column("pe/mpjpe_mm", "MPJPE", "mm", False)
+    rows = (Row("plain"), Row("flip", {"evaluation.flip": True}))
+    table = Table("flip", "Flip", "Test", (column,), tuple(replace(row, training="separate") for row in rows), "plain")
+    plan = plan_of(small_study(tables=(table,)), seeds=2)
+    assert len(plan.units) == 4
+    agenda = Agenda(plan, ledger)
+    first, second = agenda.next(), agenda.next()
+    assert first.training_key != second.training_key and agenda.next() is None
+    agenda.finished(first.key)
+    third = agenda.next()
+    assert third.training_key == first.training_key and agenda.next() is None
+    agenda.failed(second.key, "it broke")
+    assert agenda.next().training_key == second.training_key

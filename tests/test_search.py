@@ -19,6 +19,7 @@ from orchestrator.ledger import Ledger, Record
 from orchestrator.plan import make_plan
 from orchestrator.search import JOURNAL, Journal
 from orchestrator.search_inputs import check_dimensions, read_search
+from orchestrator.source_check import SourceCheck
 from orchestrator.trial_table import caution, markdown, next_command, table
 from orchestrator.trials import SearchAgenda, SearchPlan, Trial, ranked, spread
 from orchestrator.worker import Job, run_unit
@@ -507,3 +508,16 @@ def test_a_killed_search_resumes_to_the_trials_of_an_undisturbed_one_and_measure
     assert parents == ["FINISHED"]
     with pytest.raises(ValueError, match="no study"):  # A report is of studies.
         tracking.fetch(f"sqlite:///{storage / 'mlflow.db'}", None)
+
+
+def test_trials_of_other_code_are_worth_what_their_retrained_units_are_worth(tmp_path):
+    first = Search(tmp_path, trials=2).run()  # Its records name no code.
+    before = [trial.value for trial in first.book.trials]
+    again = Search(tmp_path, trials=2)
+    again.agenda = SearchAgenda(again.plan, again.ledger, again.book, 2, check=SourceCheck(again.ledger, "retrain"))
+    assert [trial.state for trial in again.book.trials] == ["running", "running"]
+    while (unit := again.agenda.next()) is not None:
+        again.ledger.write(unit, Record(unit.key, "finished", {"validation/score": 7.0}))
+        again.agenda.finished(unit.key)
+    assert before != [7.0, 7.0] == [trial.value for trial in again.book.trials]
+    assert [trial.value for trial in Search(tmp_path, trials=2).book.trials] == [7.0, 7.0]

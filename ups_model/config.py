@@ -333,11 +333,6 @@ class OptimConfig(Section):
         return found
 
     @property
-    def warmup(self) -> int:
-        """Steps over which the rate rises."""
-        return max(1, round(self.warmup_share * self.steps), min(self.warmup_steps, self.steps // 2))
-
-    @property
     def tasks(self) -> tuple[TaskName, ...]:
         """The tasks trained, once each, in the paper's order."""
         return tuple(task for task in TASK_NAMES if task in self.cycle)

@@ -34,3 +34,27 @@ def run_key(config: Config, data: Mapping[str, str], text_identity: str, parent:
     """
     data = dict(sorted(data.items()))
     return digest({"config": config.canonical(), "data": data, "text": text_identity, "parent": parent})
+
+
+def training_key(config: Config, data: Mapping[str, str], text_identity: str, parent: str = "") -> str:
+    """16 hexadecimal digits that are equal for runs whose weights are equal: a run's key without what only changes how
+    the weights are measured.
+
+    Args:
+        config: its configuration.
+        data: content fingerprint of each clip set, by name.
+        text_identity: of the vocabulary's language model.
+        parent: training key of the run whose weights it starts from; empty for none.
+    """
+    plain = config.canonical()
+    if not _chosen_by_measuring(config):
+        del plain["evaluation"]
+        for task in TASK_NAMES:
+            plain["data"][task].pop("evaluate_stride", None)
+    data = dict(sorted(data.items()))
+    return digest({"training": plain, "data": data, "text": text_identity, "parent": parent})
+
+
+def _chosen_by_measuring(config: Config) -> bool:
+    """Whether several checkpoints are candidates, so that the way of measuring decides which weights a run leaves."""
+    return config.data.validation_subjects > 0 and 0 < config.optim.evaluate_every < config.optim.steps

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ups_model.build import Parts, data_identity
-from ups_model.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from ups_model.checkpoint import load_checkpoint, load_weights, save_checkpoint, write_atomic
 from ups_model.config import Config, set_of
 from ups_model.identity import configured_sources
 from ups_model.model import UPS
@@ -39,6 +39,12 @@ class Result:
     def tested(self) -> bool:
         """Whether the test split has been measured."""
         return any(name.startswith("test/") for name in self.metrics)
+
+
+def write_result(out: Path, result: Result) -> None:
+    """`result.json`, whole or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "result.json", json.dumps(vars(result), indent=1, allow_nan=False).encode("utf-8"))
 
 
 def save_weights(folder: Path, step: int, model: UPS, parts: Parts, key: str, metrics: dict[str, float]) -> Path:

@@ -17,10 +17,16 @@ def learning_rate(config: Config, step: int) -> float:
     """Rate of the update after `step` steps: linear warm-up, then half a cosine that would reach 0 one step after the
     last."""
     optim = config.optim
-    warm = optim.warmup
+    warm = warmup(config)
     if step < warm:
         return optim.learning_rate * (step + 1) / warm
     return optim.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, optim.steps - warm)))
+
+
+def warmup(config: Config) -> int:
+    """Steps over which the rate rises."""
+    optim = config.optim
+    return max(1, round(optim.warmup_share * optim.steps), min(optim.warmup_steps, optim.steps // 2))
 
 
 def temperature(config: Config, step: int) -> float:

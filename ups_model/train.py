@@ -37,7 +37,6 @@ from ups_model.checkpoint import (
     prune_checkpoints,
     restore_optimizer,
     save_checkpoint,
-    write_atomic,
 )
 from ups_model.command import (
     PRESETS,
@@ -61,7 +60,7 @@ from ups_model.model import UPS
 from ups_model.outcomes import Outcomes, save_outcomes
 from ups_model.processes import check_shares, first_process, mean_over_processes, start_processes, wait_for_all
 from ups_model.progress import append_row, duration, forget_after, short_line
-from ups_model.result import Result, finished_result, save_weights, start_from_parent
+from ups_model.result import Result, finished_result, save_weights, start_from_parent, write_result
 from ups_model.schedule import gumbel_noise, input_mask, learning_rate, temperature
 from ups_model.text_features import text_identity
 from ups_model.vocabulary import NonFiniteCoordinates
@@ -387,7 +386,7 @@ def _finish(
         health,
         hashed,
     )
-    write_atomic(options.out / "result.json", json.dumps(vars(result), indent=1, allow_nan=False).encode("utf-8"))
+    write_result(options.out, result)
     if checkpoint is not None:
         keep_steps(options.out / "best", {about["chosen_step"]})
     return result

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from orchestrator.report.cells import PROVENANCE, UNKNOWN, Origin, Report, Source, TableOfCells
+from orchestrator.report.cells import CODE, PROVENANCE, UNKNOWN, Origin, Report, Source, TableOfCells
 from orchestrator.report.statistics import CONFIDENCE
 from orchestrator.report.wording import DAGGER, DOUBLE_DAGGER, NONE, count, listed, sign_agrees
 from ups_model.config import set_of
@@ -157,7 +157,7 @@ def _shown(name: str, value: str) -> str:
 def table_warnings(table: TableOfCells) -> list[str]:
     """What makes rows of one table hard to compare."""
     found = []
-    for name in PROVENANCE:
+    for name in (*PROVENANCE, *CODE):
         origins = table.origins[name]
         if len(origins) > 1:
             where = "; ".join(
@@ -204,8 +204,8 @@ def legend(report: Report) -> list[str]:
         "Parameters: of the model that a row's runs train.",
         f"collapsed: a run that ended within {COLLAPSED_GAIN:.0%} of the trivial answer (most frequent class, mean "
         "pose) on held-out training subjects, or lost half of what it had gained; nothing is said of differences to "
-        f"it. not converged: it gained {CONVERGED_GAIN:.0%} or more of the way to a perfect answer in the last fifth of "
-        f"its steps, or less than {LEARNT_GAIN:.0%} in all.",
+        f"it. not converged: it gained {CONVERGED_GAIN:.0%} or more of the way to a perfect answer in the last fifth "
+        f"of its steps, or less than {LEARNT_GAIN:.0%} in all.",
     ]
     if any(cell.n == 1 for cell in cells):
         lines.append(

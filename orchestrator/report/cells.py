@@ -14,6 +14,7 @@ from typing import Any, Literal
 from orchestrator.content import FORMAT
 from orchestrator.ledger import Record
 from orchestrator.report.statistics import Paired, mean_and_sd, paired, proportion_se
+from orchestrator.source_check import evaluation_code, training_code
 from search_spaces.study import Column
 from ups_model.config import TASK_NAMES, set_of
 from ups_model.health import TaskHealth
@@ -22,6 +23,8 @@ State = Literal["finished", "not measured", "not finite", "failed", "parent fail
 UNKNOWN = "unknown"
 PROVENANCE = ("commit", "device", "precision", "torch")
 """Entries of `Record.about` that all runs of one table should share."""
+CODE = {"training code": training_code, "evaluation code": evaluation_code}
+"""Digests of source that runs should share too; a table names them only where they differ."""
 
 _SHARES = ("top", "free_top", "ended")
 """How metrics begin that are the share of test clips with some property."""
@@ -144,7 +147,7 @@ class TableOfCells:
     sources: tuple[tuple[Source, ...], ...]
     """Of each column; the first is the one that it measures."""
     origins: Mapping[str, tuple[Origin, ...]]
-    """Of each entry of PROVENANCE the values among the table's finished runs (their parents included)."""
+    """Of each entry of PROVENANCE and CODE the values among the table's finished runs (their parents included)."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -310,7 +313,7 @@ class _Builder:
             ),
             notes=tuple(table["notes"]),
             sources=tuple(self._sources(column) for column in table["columns"]),
-            origins={name: self._origins(table, name) for name in PROVENANCE},
+            origins={name: self._origins(table, name) for name in (*PROVENANCE, *CODE)},
         )
 
     def _row(self, row: Mapping[str, Any], baseline: Mapping[str, Any], columns: tuple[Column, ...]) -> RowOfCells:
@@ -385,7 +388,8 @@ class _Builder:
             for group in _groups(table):
                 for key in self._with_parents(row["units"][group]):
                     if self._state(key) == "finished":
-                        value = str(self.records[key].about.get(entry) or UNKNOWN)
+                        record = self.records[key]
+                        value = CODE[entry](record) if entry in CODE else str(record.about.get(entry) or UNKNOWN)
                         units.setdefault(value, set()).add(key)
                         if row["label"] not in rows.setdefault(value, []):
                             rows[value].append(row["label"])

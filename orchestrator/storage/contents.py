@@ -10,8 +10,9 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from orchestrator.ledger import FAILURE, IMPORTED, LOG, OWNER, PROGRESS, RECORD, Ledger
+from orchestrator.storage.base import as_object
 from orchestrator.storage.folder import CLAIM, TEMPORARY
-from orchestrator.storage.workspace import MANIFEST, RESULT
+from orchestrator.storage.workspace import MANIFEST, RESULT, SOURCE
 from ups_model.outcomes import OUTCOMES
 
 T, R = TypeVar("T"), TypeVar("R")
@@ -20,6 +21,8 @@ RESUME, WEIGHTS, RECORDS, LOGS, REPORTS, SEARCHES, CLAIMS, MLFLOW, LEFT, OTHER =
     "checkpoints to resume from", "chosen weights", "records", "logs", "plans and reports", "searches", "claims",
     "MLflow", "leftovers", "other",
 )  # fmt: skip
+INDEX = "trained"
+"""Folder of the index of trained weights."""
 NO_STUDY = "(no study)"
 FILES = {
     RECORD: RECORDS,
@@ -28,12 +31,15 @@ FILES = {
     IMPORTED: RECORDS,
     RESULT: RECORDS,
     MANIFEST: RECORDS,
+    SOURCE: RECORDS,
     "config.json": RECORDS,
     LOG: LOGS,
     PROGRESS: LOGS,
     CLAIM: CLAIMS,
     OWNER: CLAIMS,
 }
+SET_ASIDE = re.compile(r"record-[^/]+\.json")
+"""Records of units that were trained again by other code."""
 FOLDERS = {"checkpoints": RESUME, "best": WEIGHTS, "claims": CLAIMS}
 AT_A_TIME = 4
 """Checkpoints that are read at once: each is in memory whole."""
@@ -62,11 +68,15 @@ def kind_of(name: str) -> str:
         return REPORTS
     if top == "searches":
         return SEARCHES
+    if top == INDEX:
+        return RECORDS
     if top == "mlartifacts" or re.fullmatch(r"mlflow\.db.*|\.mlflow\.lock.*", name):
         return MLFLOW
     if top != "units" or "/" not in rest:
         return OTHER
     inside = rest.split("/", 1)[1]
+    if SET_ASIDE.fullmatch(inside):
+        return RECORDS
     return FILES.get(inside) or (FOLDERS.get(inside.split("/")[0], OTHER) if "/" in inside else OTHER)
 
 
@@ -95,7 +105,18 @@ def usage(ledger: Ledger) -> Usage:
                 used.studies.setdefault(study, Counter())[kind] += size
         elif top == "studies" and place in used.studies:
             used.studies[place][kind] += size
+        elif top == INDEX:
+            for study in users.get(_unit_of(ledger, name), [NO_STUDY]):
+                used.studies.setdefault(study, Counter())[kind] += size
     return used
+
+
+def _unit_of(ledger: Ledger, name: str) -> str:
+    """The folder of the unit that an entry of the index names; empty where it can't be told."""
+    try:
+        return str(as_object(ledger.storage.read(name)).get("folder", ""))
+    except FileNotFoundError:
+        return ""
 
 
 def key_of(folder: str) -> str:

@@ -23,7 +23,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -36,8 +36,9 @@ from ups_model.outcomes import OUTCOMES
 
 logger = logging.getLogger(__name__)
 
-MANIFEST, RESULT = "manifest.json", "result.json"
-FILES = ("progress.jsonl", "config.json", "log.txt", OUTCOMES)
+MANIFEST, RESULT, SOURCE = "manifest.json", "result.json", "source.json"
+CONFIG = "config.json"
+FILES = ("progress.jsonl", CONFIG, "log.txt", SOURCE, OUTCOMES)
 GROUPS = ("best", "checkpoints")
 """Folders of checkpoints; those of the second name those of the first."""
 STEP = re.compile(r"step-\d{8,}")
@@ -80,8 +81,11 @@ class RemoteWorkspace(Workspace):
 
     def _begin(self) -> None:
         """Take from the store the small files, all chosen weights, and the newest checkpoint that can be read."""
-        self._steps = {group: steps_of(self._store, self._place, group) for group in GROUPS}
+        manifest = _manifest(self._store, self._place)
+        self._steps = {group: steps_of(self._store, self._place, group, manifest) for group in GROUPS}
         for name in (*FILES, RESULT):
+            if name == CONFIG:  # The trainer writes it anew.
+                continue
             with suppress(FileNotFoundError):
                 content = self._store.read(f"{self._place}/{name}")
                 (self.folder / name).write_bytes(content)
@@ -182,14 +186,21 @@ def delete_checkpoint(store: Store, place: str, going_on: Callable[[], None] = l
         store.delete(name)
 
 
-def steps_of(store: Store, place: str, group: str) -> set[str]:
+def steps_of(store: Store, place: str, group: str, manifest: Mapping[str, Any] | None = None) -> set[str]:
     """Names of a unit's checkpoints that the store may have: by its manifest, and by a listing, which may be late. Some
     may be half there."""
+    manifest = _manifest(store, place) if manifest is None else manifest
     below = f"{place}/{group}/"
     found = {entry.name.removeprefix(below).split("/")[0] for entry in store.entries(f"{place}/{group}")}
-    with suppress(FileNotFoundError):
-        found |= set(as_object(store.read(f"{place}/{MANIFEST}")).get(group, ()))
+    found |= set(manifest.get(group, ()))
     return {step for step in found if STEP.fullmatch(step)}
+
+
+def _manifest(store: Store, place: str) -> dict[str, Any]:
+    try:
+        return as_object(store.read(f"{place}/{MANIFEST}"))
+    except FileNotFoundError:
+        return {}
 
 
 def download_all(store: Store, place: str, names: Iterable[str], folder: Path) -> None:

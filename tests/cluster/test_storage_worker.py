@@ -2,6 +2,7 @@
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from filelock import FileLock
@@ -16,7 +17,10 @@ from orchestrator.worker import run_unit
 from tests.cluster.storage_server import store_server
 from tests.drivers import Bench, wait_until
 from tests.runs import assert_same_tensors, session_folder, stop_at, weights
+from tests.source_copy import SourceCopy
 from tests.test_worker import job_of, pick, plan_of
+from ups_model import source
+from ups_model.source import source_identity
 
 pytestmark = pytest.mark.cluster
 NEVER = lambda: False  # noqa: E731
@@ -140,3 +144,35 @@ def test_a_unit_takes_few_requests(bench, plan, address, server):
     checkpoints = unit.config.optim.steps  # One a step here.
     requests = [line for line in server.requests[since:] if ".beat" not in line]
     assert len(requests) <= 30 + 10 * checkpoints
+
+
+def test_a_retrained_unit_leaves_nothing_of_other_code_but_its_record(bench, plan, address, monkeypatch, tmp_path):
+    unit, ledger = pick(plan, "separate", "pe"), Ledger.at(address)
+    code = SourceCopy.make(tmp_path / "copy", monkeypatch)
+    try:
+        old = source_identity()["training"]
+        assert run_unit(job_of(bench, plan, unit, address), NEVER).status == "finished"
+        record = ledger.storage.read(f"units/{unit.folder}/record.json")
+        code.edit_training()
+        job = replace(job_of(bench, plan, unit, address), other_code="retrain")
+        assert run_unit(job, stop_at(1)).status == "stopped"
+        names = {entry.name.split("/", 2)[2] for entry in ledger.storage.entries(f"units/{unit.folder}")}
+        assert not [name for name in names if name.startswith("best/")]
+        assert b'"stopped"' in ledger.storage.read(f"units/{unit.folder}/result.json")
+        assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} == {"step-00000001"}
+        assert ledger.storage.read(f"units/{unit.folder}/record-{old}.json") == record
+        assert run_unit(job, NEVER).status == "finished"
+        assert ledger.finished(unit).about["source"] == source_identity()
+    finally:
+        source.forget()
+
+
+def test_weights_on_a_store_are_measured_for_another_unit_without_training(bench, plan, address):
+    other = plan_of(bench, **{"evaluation.ratios": "0.5,0.9"})
+    old, new, ledger = pick(plan, "separate", "eap"), pick(other, "separate", "eap"), Ledger.at(address)
+    assert run_unit(job_of(bench, plan, old, address), NEVER).status == "finished"
+    assert run_unit(job_of(bench, other, new, address), NEVER).status == "finished"
+    record = ledger.finished(new)
+    assert record.about["trained_by"] == old.key and ledger.progress(new) == []
+    taken = weights(ledger.weights(new, record))
+    assert_same_tensors(taken, weights(ledger.weights(old, ledger.finished(old))))

@@ -1,0 +1,199 @@
+"""Digests of the source code that trains and of the source code that measures. Imports no torch.
+
+The modules are found from imports: everything that the training loop imports belongs to "training", what measuring
+imports beyond that to "evaluation", and `LEFT_OUT` to neither. A digest is of syntax trees, so comments, docstrings and
+formatting don't count, and neither does the command (`main`) of a module with the imports and constants that it alone
+uses.
+
+What a configuration says is in a unit's key, so the modules that define its fields are left out. The digest depends on
+the syntax of one Python minor version at most: fields of the tree that are empty are skipped, since newer versions add
+such fields.
+"""
+
+import ast
+import hashlib
+import threading
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+Part = Literal["training", "evaluation"]
+
+PACKAGE = "ups_model"
+ROOT = Path(__file__).resolve().parent
+"""Folder of the package whose source is digested."""
+ROOTS: dict[Part, str] = {"training": "train", "evaluation": "measure"}
+"""The module at which the walk over imports begins."""
+LEFT_OUT = frozenset(
+    {
+        "__init__",  # The version, and the number of the recipe, which is in every key.
+        "config", "fields", "identity", "presets",  # Values are in the key.
+        "command", "progress", "data.sources",  # Arguments, progress lines, where clip sets lie.
+        "health",  # Verdicts are made again from the curve, which is kept.
+        "checkpoint", "device",  # How a run is stored and where it is computed.
+        "data.checks", "data.suitable",  # They refuse and change nothing.
+    }
+)  # fmt: skip
+"""Modules that change neither weights nor metrics. A walk over imports doesn't enter them."""
+_PARSING = threading.Lock()
+"""Python 3.11 can't parse in two threads at a time: "AST constructor recursion depth mismatch"."""
+_SKIPPED_FIELDS = ("ctx", "kind", "type_comment")
+
+
+def source_identity() -> dict[str, str]:
+    """The digest of each part of the present code."""
+    return {part: source_digest(part) for part in ROOTS}
+
+
+def source_digest(part: Part) -> str:
+    """16 hexadecimal digits of the SHA-256 of all modules of a part.
+
+    Raises:
+        OSError: a source file can't be read.
+        SyntaxError: a source file is not Python.
+    """
+    with _PARSING:
+        return _digest_of(part, ROOT)
+
+
+def source_files(part: Part) -> list[str]:
+    """Modules of a part, as paths below the package's folder, sorted."""
+    return [f"{module.replace('.', '/')}.py" for module in _modules(part, ROOT)]
+
+
+def forget() -> None:
+    """Read all files again at the next call."""
+    for cached in (_digest_of, _modules, _tree):
+        cached.cache_clear()
+
+
+@cache
+def _digest_of(part: Part, root: Path) -> str:
+    digest = hashlib.sha256()
+    for module in _modules(part, root):
+        tree = _tree(_file(root, module))
+        digest.update(f"{module} {ast_text(tree)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _modules(part: Part, root: Path) -> list[str]:
+    if part == "training":
+        return sorted(_reachable(root, ROOTS["training"], LEFT_OUT | {ROOTS["evaluation"]}))
+    return sorted(_reachable(root, ROOTS["evaluation"], LEFT_OUT | set(_modules("training", root))))
+
+
+def _reachable(root: Path, start: str, without: frozenset[str] | set[str]) -> set[str]:
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        module = waiting.pop()
+        if module not in found and module not in without:
+            found.add(module)
+            waiting += _imported(root, module)
+    return found
+
+
+def _imported(root: Path, module: str) -> Iterator[str]:
+    """Modules of the package that a module imports anywhere, except for `main` alone."""
+    for node in ast.walk(_tree(_file(root, module))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = _base(node, root, module)
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for name in names:
+            below = name.removeprefix(f"{PACKAGE}.")
+            if below != name and _file(root, below).exists():
+                yield below
+
+
+def _base(node: ast.ImportFrom, root: Path, module: str) -> str:
+    """The absolute name of the module that an import takes names from."""
+    if not node.level:
+        return node.module or ""
+    is_package = _file(root, module).name == "__init__.py"
+    parents = f"{PACKAGE}.{module}".split(".")
+    parents = parents[: len(parents) - node.level + is_package]
+    return ".".join([*parents, *filter(None, [node.module])])
+
+
+def _file(root: Path, module: str) -> Path:
+    path = root.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    """The syntax tree of a file without docstrings and without its command."""
+    tree = ast.parse(file.read_text("utf-8"), str(file))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [statement for statement in body if not _is_text(statement)]
+    _drop_command(tree)
+    return tree
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """Whether a statement is a lone string: a docstring of a module, class, function or field."""
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+def _drop_command(tree: ast.Module) -> None:
+    """Remove `main`, the block that calls it, and imports and constants that nothing but these uses."""
+    kept, command = [], []
+    for statement in tree.body:
+        is_main = isinstance(statement, ast.FunctionDef) and statement.name == "main"
+        is_call = isinstance(statement, ast.If) and "__name__" in _used([statement.test])
+        (command if is_main or is_call else kept).append(statement)
+    while command:
+        alone = _used(command) - _used(kept)
+        going = [statement for statement in kept if (names := _bound(statement)) and names <= alone]
+        for statement in kept:
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                statement.names = [alias for alias in statement.names if _name_of(alias) not in alone]
+        kept = [statement for statement in kept if statement not in going and getattr(statement, "names", True)]
+        if not going:
+            break
+        command += going
+    tree.body = kept
+
+
+def _used(nodes: list[ast.expr] | list[ast.stmt]) -> set[str]:
+    """Names that code reads."""
+    return {
+        node.id
+        for each in nodes
+        for node in ast.walk(each)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+
+
+def _bound(statement: ast.stmt) -> set[str]:
+    """Names that a top-level assignment makes; empty for any other statement."""
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    targets = [statement.target] if isinstance(statement, ast.AnnAssign) else targets
+    names = {target.id for target in targets if isinstance(target, ast.Name)}
+    return names if len(names) == len(targets) else set()
+
+
+def _name_of(alias: ast.alias) -> str:
+    return alias.asname or alias.name.split(".")[0]
+
+
+def ast_text(node: object) -> str:
+    """One text for equal syntax trees, without positions and without fields that are empty."""
+    if isinstance(node, ast.AST):
+        fields = ((name, getattr(node, name, None)) for name in node._fields if name not in _SKIPPED_FIELDS)
+        inner = ",".join(f"{name}={ast_text(value)}" for name, value in fields if value is not None and value != [])
+        return f"{type(node).__name__}({inner})"
+    if isinstance(node, list):
+        return f"[{','.join(map(ast_text, node))}]"
+    return repr(node)
