@@ -37,10 +37,10 @@ from ups_model.source import source_digest
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_STUDY = "tables_7_9"
+DEFAULT_STUDY = "first_look"
 
 EXAMPLES = """examples:
-  python -m orchestrator.ablate                                  Tables 7-9 on synthetic data, preset tiny
+  python -m orchestrator.ablate                                  a first look on synthetic data, preset tiny
   python -m orchestrator.ablate paper_tables --plan              what would be trained, and how long it takes
   python -m orchestrator.ablate tables_7_9 --preset small --data uiprmd=PATH --data utd_mhad=PATH --data jhmdb=PATH
   python -m orchestrator.ablate my_study.py --seeds 5 --set steps=4000 --storage /mnt/shared/ablations

@@ -9,4 +9,5 @@ STUDY = Study(
     expectation="Depth 3 and two blocks suffice, more adds nothing; without routing every task is worse.",
     tables=(paper_tables.TABLE_7, paper_tables.TABLE_8, paper_tables.TABLE_9),
     base=paper_tables.STUDY.base,
+    fine_tuning=paper_tables.FINE_TUNING,
 )

@@ -1,0 +1,25 @@
+"""What `make ablate` runs: depth, blocks and routing on invented motion, nine joint trainings in about ten minutes."""
+
+from search_spaces.columns import ABLATION, AR2D
+from search_spaces.study import Row, Study, Table
+
+STUDY = Study(
+    name="first_look",
+    question="On invented motion, does a second layer help, and does routing?",
+    expectation="Every run learns all four tasks. Motion this simple needs neither depth nor routing.",
+    tables=(
+        Table(
+            "depth_and_routing",
+            "Depth of the encoder, and dynamic routing (DR)",
+            "Setting",
+            (*ABLATION, AR2D[0]),
+            (
+                Row("1 layer", {"encoder_layers": 1}, "joint"),
+                Row("2 layers, w/o DR", {"routing": False}, "joint"),
+                Row("2 layers, DR", training="joint"),
+            ),
+            baseline="2 layers, DR",
+        ),
+    ),
+    base={"encoder_layers": 2, "blocks_per_layer": 2, "routing": True},
+)
