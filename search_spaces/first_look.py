@@ -2,6 +2,7 @@
 
 from search_spaces.columns import ABLATION, AR2D
 from search_spaces.study import Row, Study, Table
+from ups_model.presets import LIFTING_CYCLE
 
 STUDY = Study(
     name="first_look",
@@ -21,5 +22,13 @@ STUDY = Study(
             baseline="2 layers, DR",
         ),
     ),
-    base={"encoder_layers": 2, "blocks_per_layer": 2, "routing": True},
+    base={
+        "encoder_layers": 2,
+        "blocks_per_layer": 2,
+        "routing": True,
+        "optim.cycle": LIFTING_CYCLE,
+        "steps": 600,
+        "data.pe.batch_size": 8,
+        "data.pe.targets_per_window": 8,
+    },
 )

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from orchestrator.agenda import Agenda, State
 from orchestrator.content import plan_content
-from orchestrator.ledger import FAILURE, IMPORTED, OUTCOMES, PROGRESS, RECORD, Ledger, Record
+from orchestrator.ledger import FAILURE, IMPORTED, PROGRESS, RECORD, Ledger, Record
 from orchestrator.report import build, write_report
 from orchestrator.report.sources import from_storage
 from orchestrator.storage import archive
@@ -25,6 +25,7 @@ from tests import test_worker
 from tests.drivers import Bench
 from tests.plans import plan_of, small_study
 from tests.runs import session_folder
+from ups_model.outcomes import OUTCOMES
 
 HOME = "/home/ada/some work/ups"
 TRACEBACK = (

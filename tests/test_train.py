@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import ups_model.measure
 import ups_model.train
 from tests.runs import (
     FLAT,
@@ -192,7 +193,8 @@ def test_the_step_that_validates_best_is_chosen_and_test_is_measured_once_on_it(
             asked.append((part, model.project_text.weight.detach().clone()))
         return measure(model, feeds, part, config, outcomes, most)
 
-    monkeypatch.setattr(ups_model.train, "measure", recorded)
+    for module in (ups_model.train, ups_model.measure):  # Measuring the test split is in the second.
+        monkeypatch.setattr(module, "measure", recorded)
     monkeypatch.setattr(ups_model.train, "score", lambda *_: next(scores))
     config = toy_config(evaluate_every=4, ema=0.9)
     result = train(config, paths, options(tmp_path, cache, checkpoint_every=4, keep=9))
@@ -211,7 +213,8 @@ def test_the_step_that_validates_best_is_chosen_and_test_is_measured_once_on_it(
 def test_without_validation_subjects_the_last_step_is_taken(paths, cache, tmp_path, monkeypatch):
     asked = []
     measure = ups_model.train.measure
-    monkeypatch.setattr(ups_model.train, "measure", lambda *given: asked.append(given[2]) or measure(*given))
+    for module in (ups_model.train, ups_model.measure):
+        monkeypatch.setattr(module, "measure", lambda *given: asked.append(given[2]) or measure(*given))
     config = toy_config(validation_subjects=0, evaluate_every=4)
     result = train(config, paths, options(tmp_path, cache))
     assert asked == ["test"] and result.about["chosen_by"] == "last step" and result.about["chosen_step"] == 12

@@ -7,6 +7,7 @@ Shape suffixes: B clips, R target frames, J native joints.
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from ups_model.data.batches import Batch, Feed
 from ups_model.decoding import classify, estimate_poses
 from ups_model.metrics import mpjpe_mm, mpjve_mm, n_mpjpe_mm, p_mpjpe_mm, per_action_mean, topk_accuracy
 from ups_model.model import UPS, Inputs
-from ups_model.outcomes import Outcomes, class_outcomes, pose_outcomes
+from ups_model.outcomes import Outcomes, class_outcomes, pose_outcomes, save_outcomes
 from ups_model.skeletons import Skeleton
 from ups_model.tasks import TASKS
 
@@ -61,6 +62,15 @@ def measure(
         return found
     finally:
         model.train(training)
+
+
+def measure_test(
+    model: UPS, feeds: Mapping[TaskName, Feed], config: EvalConfig, folder: Path
+) -> tuple[dict[str, float], str]:
+    """All metrics on the test split, whose outcomes are written to `folder`; also the SHA-256 of that file."""
+    outcomes: Outcomes = {}
+    metrics = measure(model, feeds, "test", config, outcomes)
+    return metrics, save_outcomes(folder, outcomes)
 
 
 def measure_classes(

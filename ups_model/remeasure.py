@@ -11,8 +11,7 @@ from ups_model.build import build, data_identity, load_model, mean_pose_error_mm
 from ups_model.checkpoint import keep_steps
 from ups_model.config import Config
 from ups_model.device import pick_device
-from ups_model.measure import measure, score
-from ups_model.outcomes import Outcomes, save_outcomes
+from ups_model.measure import measure, measure_test, score
 from ups_model.result import Result, check_same_data, save_weights, write_result
 
 if TYPE_CHECKING:
@@ -73,10 +72,10 @@ def _measure_weights(
     logger.info("measuring the weights of step %d in %s, without training", step, weights)
     options.out.mkdir(parents=True, exist_ok=True)
     for part in ["validation"] * bool(config.data.validation_subjects) + ["test"] * options.test:
-        outcomes: Outcomes = {}
-        found = measure(model, parts.feeds, part, config.evaluation, outcomes)
         if part == "test":
-            hashed = save_outcomes(options.out, outcomes)
+            found, hashed = measure_test(model, parts.feeds, config.evaluation, options.out)
+        else:
+            found = measure(model, parts.feeds, part, config.evaluation)
         metrics |= {f"{part}/{name}": value for name, value in found.items()}
         metrics[f"{part}/score"] = score(found, config.optim.tasks, mean_pose_mm)
     validation = {name: value for name, value in metrics.items() if name.startswith("validation/")}

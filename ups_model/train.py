@@ -55,9 +55,8 @@ from ups_model.health import CURVE_CLIPS, curve_steps, health_line, judge
 from ups_model.identity import configured_sets, run_key
 from ups_model.layers import seed_for
 from ups_model.losses import sequence_loss, target_tokens
-from ups_model.measure import headline_metric, measure, score, trivial_values
+from ups_model.measure import headline_metric, measure, measure_test, score, trivial_values
 from ups_model.model import UPS
-from ups_model.outcomes import Outcomes, save_outcomes
 from ups_model.processes import check_shares, first_process, mean_over_processes, start_processes, wait_for_all
 from ups_model.progress import append_row, duration, forget_after, short_line
 from ups_model.result import Result, finished_result, save_weights, start_from_parent, write_result
@@ -352,9 +351,7 @@ def _finish(
         else:
             checkpoint = save_weights(options.out / "best", step, model, parts, key, {})
         if options.test:
-            outcomes: Outcomes = {}
-            found = measure(model, parts.feeds, "test", config.evaluation, outcomes)
-            hashed = save_outcomes(options.out, outcomes)
+            found, hashed = measure_test(model, parts.feeds, config.evaluation, options.out)
             metrics |= {f"test/{name}": value for name, value in found.items()}
             metrics["test/score"] = score(found, config.optim.tasks, mean_pose_mm)
         if curve:
