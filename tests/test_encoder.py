@@ -136,6 +136,16 @@ def test_router_scores_are_scaled_dot_products_with_standard_deviation_near_1_at
     assert float(scores.std()) == pytest.approx(1, abs=4 * 0.044 / 2 + 4 / math.sqrt(8000))
 
 
+def test_eq_1_as_printed_is_the_plain_dot_product_whose_scores_drown_the_gumbel_noise():
+    raw = Router(small_config(router_width=256, encoder_layers=50, blocks_per_layer=20, router_scaled=False))
+    initialise(raw, 0)
+    scores = torch.stack([raw.scores(task) for task in range(4)]).detach()
+    by_hand = sum(float(b) * float(t) for b, t in zip(raw.block_LHQ[3, 1], raw.task_TQ[2], strict=True))
+    assert float(scores[2, 3, 1]) == pytest.approx(by_hand, rel=1e-5)
+    # Two N(0, 1) vectors of width 256: deviation 16, against pi / sqrt(6) = 1.28 of the noise.
+    assert float(scores.std()) == pytest.approx(16, rel=0.15)
+
+
 def test_choices_of_noisy_scores_are_as_frequent_as_their_softmax():
     router = Router(small_config(encoder_layers=1, blocks_per_layer=3))
     initialise(router, seed=4)

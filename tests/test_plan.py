@@ -28,11 +28,13 @@ def test_tables_7_to_9_have_8_rows_6_arms_and_24_units_a_seed():
 
 
 def test_the_paper_study_shares_units_across_tables_and_with_tables_7_to_9():
-    plan = plan_of(find_study("paper_tables"))
-    # 6 arms of Tables 7-9; four more bins (500 is the base); separate, joint; and the base's fine-tuning of AR2D.
+    plan = plan_of(find_study("paper_tables"), changes={"n_bins": 500})
+    # 6 arms of Tables 7-9; four more bins (500 is the base's); separate, joint; and the base's fine-tuning of AR2D.
     assert len(plan.arms) == 6 + 4 + 2
     assert len(plan.units) == 6 * 4 + 4 * 4 + 4 + 1 + 1
-    assert set(plan_of(find_study("tables_7_9")).units) < set(plan.units)
+    assert set(plan_of(find_study("tables_7_9"), changes={"n_bins": 500}).units) < set(plan.units)
+    # Of a preset with another number of bins, 500 is a fifth arm.
+    assert len(plan_of(find_study("paper_tables")).arms) == len(plan.arms) + 1
 
 
 def test_parents_stand_before_children_and_children_take_their_routes():
@@ -186,7 +188,7 @@ def test_what_is_kept_of_a_plan_is_plain_and_whole():
 
 
 def test_joint_training_is_measured_where_a_row_means_it_and_nowhere_else():
-    plan = plan_of(find_study("paper_tables"))
+    plan = plan_of(find_study("paper_tables"), changes={"n_bins": 500})
     measured = plan.measured()
     by_stage = {stage: [unit.key in measured for unit in plan.units.values() if unit.stage == stage]
                 for stage in ("joint", "finetune", "separate")}  # fmt: skip

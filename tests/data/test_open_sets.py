@@ -54,6 +54,58 @@ def test_jhmdb_has_no_subjects_and_three_official_splits(prepared):
     assert not np.array_equal(clips.split(0, protocol="2").test, clips.split(0).test)
 
 
+def test_clips_of_a_jhmdb_group_are_of_one_class_and_on_one_side_of_every_official_split(prepared):
+    clips = prepared["jhmdb"]
+    group = clips.extra["group"]
+    for column in (clips.label, *(clips.extra[f"split_test_{number}"] for number in (1, 2, 3))):
+        pairs = np.unique(np.stack([group, column], axis=1), axis=0)
+        assert len(pairs) == len(np.unique(group))
+    assert 300 < len(np.unique(group)) < 500  # HMDB51 cut most videos into several clips.
+
+
+def test_validation_clips_of_jhmdb_are_no_easier_to_find_in_training_than_clips_held_out_one_by_one(prepared):
+    """Nearest-neighbour accuracy: with groups held out it falls towards that of the official test clips."""
+    clips = prepared["jhmdb"]
+    poses = np.stack([open_sets._unit_pose(clips.clip(row)[0][1].astype(float)) for row in range(len(clips))])
+
+    def accuracy(asked, known):
+        distance = np.linalg.norm(poses[asked][:, None] - poses[known][None], axis=-1).mean(axis=-1)
+        return (clips.label[known][distance.argmin(axis=1)] == clips.label[asked]).mean()
+
+    splits = [clips.split(1, fold=fold) for fold in range(5)]
+    grouped = np.mean([accuracy(split.validation, split.train) for split in splits])
+    pool = np.flatnonzero(~clips.split_test)
+    one_by_one = accuracy_of_leaving_one_out(poses[pool], clips.label[pool])
+    test = accuracy(splits[0].test, pool)
+    assert test < grouped < one_by_one
+    assert grouped - test < 0.7 * (one_by_one - test)
+
+
+def accuracy_of_leaving_one_out(poses, labels):
+    distance = np.linalg.norm(poses[:, None] - poses[None], axis=-1).mean(axis=-1)
+    np.fill_diagonal(distance, np.inf)
+    return (labels[distance.argmin(axis=1)] == labels).mean()
+
+
+def near_sets():
+    """Six clips: 0-2 are nearly one pose, 2 of them tested in split 2; 3 as 0 but of another class; 4, 5 far off."""
+    rng = np.random.default_rng(0)
+    base, other, third = rng.normal(size=(3, 1, 15, 2))
+    clips = [base, base + 0.01, base + 0.02, base, other, third]
+    return {
+        "positions": np.concatenate([np.repeat(one, 4, axis=0) for one in clips]).astype(np.float32),
+        "start": np.arange(6) * 4,
+        "length": np.full(6, 4),
+        "label": np.array([0, 0, 0, 1, 0, 0]),
+        "split_test_2": np.array([0, 0, 1, 0, 0, 0]),
+    }
+
+
+def test_near_clips_of_one_class_and_one_side_of_each_split_are_a_group():
+    assert open_sets.near_groups(near_sets(), ("split_test_2",)).tolist() == [0, 0, 2, 3, 4, 5]
+    assert open_sets.near_groups(near_sets(), ()).tolist() == [0, 0, 0, 3, 4, 5]
+
+
 def test_uiprmd_joints_project_by_the_formula_of_its_readme(prepared, open_data):
     with np.load(open_data / "uiprmd_vicon17.npz", allow_pickle=False) as archive:
         point = archive["positions"][500, 3].astype(np.float64)
