@@ -243,7 +243,7 @@ def toy_plan(bench, seeds=1):
 def test_the_plan_of_tables_7_to_9_says_what_would_run(tmp_path_factory, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("UPS_CACHE", str(session_folder(tmp_path_factory, "cache")))
     storage = str(tmp_path / "storage")
-    assert ablate.main(["--plan", "--seeds", "1", "--storage", storage, "--max-concurrent", "3"]) == 0
+    assert ablate.main(["tables_7_9", "--plan", "--seeds", "1", "--storage", storage, "--max-concurrent", "3"]) == 0
     printed = capsys.readouterr().out
     assert "8 rows -> 6 arms -> 24 units with 1 seed; 8 trainings saved by sharing, 0 done already" in printed
     assert printed.count("SYNTHETIC") == 3

@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+import ups_model.measure
 import ups_model.remeasure
 from orchestrator.ledger import PROGRESS, RECORD, Ledger
 from orchestrator.source_check import SourceCheck
@@ -228,7 +229,8 @@ def test_metrics_of_other_code_are_measured_again_and_all_that_was_said_of_train
     assert run(bench, plan, unit, storage).status == "finished"
     before, curve = ledger.finished(unit), (ledger.folder(unit) / PROGRESS).read_bytes()
     code.edit_evaluation()
-    monkeypatch.setattr(ups_model.remeasure, "measure", lambda model, feeds, part, config: {"pe/mpjpe_mm": 7.0})
+    for module in (ups_model.remeasure, ups_model.measure):
+        monkeypatch.setattr(module, "measure", lambda *given: {"pe/mpjpe_mm": 7.0})
     refuse_to_train(monkeypatch)
     assert SourceCheck(ledger).standing([unit]).to_measure == (unit.key,)
     assert run(bench, plan, unit, storage).status == "finished"

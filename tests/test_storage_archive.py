@@ -5,6 +5,7 @@ import io
 import json
 import random
 import tarfile
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -476,6 +477,13 @@ def test_sizes_that_no_export_has_are_refused_without_being_read(tmp_path, capsy
     assert not (tmp_path / "storage").exists()
 
 
+def unpacks_to(packed, expected):
+    try:
+        return gzip.decompress(packed) == expected
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
 def test_an_archive_cut_or_changed_anywhere_is_refused(source, tmp_path, capsys):
     whole = export(source, tmp_path / "whole.tar.gz", capsys).read_bytes()
     file, draw = tmp_path / "damaged.tar.gz", random.Random(0)
@@ -483,7 +491,9 @@ def test_an_archive_cut_or_changed_anywhere_is_refused(source, tmp_path, capsys)
     for _ in range(40):
         content = bytearray(whole)
         content[draw.randrange(12, len(whole))] ^= 1 << draw.randrange(8)
-        damaged.append(bytes(content))
+        if not unpacks_to(bytes(content), gzip.decompress(whole)):  # Some bits of a Huffman table mean nothing.
+            damaged.append(bytes(content))
+    assert len(damaged) > 50
     for content in damaged:
         file.write_bytes(content)
         status, text = command(capsys, "import", file, "--storage", tmp_path / "storage")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ups_model.checkpoint import load_checkpoint, load_weights
 from ups_model.config import Config, TaskData, TaskName, protocol_of, set_of
@@ -29,6 +30,10 @@ class Parts:
     feeds: dict[TaskName, Feed]
     model: UPS
     device: torch.device
+    mean_pose_mm: float
+    """MPJPE of the mean training pose on the training poses; 0 where no poses are trained."""
+    validation_mean_pose_mm: float
+    """The same on the validation poses; 0 where there are none."""
 
 
 def open_sets(config: Config, paths: Mapping[str, Path]) -> dict[str, tuple[ClipSet, Split]]:
@@ -90,22 +95,20 @@ def build_vocabulary(config: Config, sets: Mapping[str, tuple[ClipSet, Split]]) 
     return Vocabulary(tuple(classes.items()), config.model.n_bins)
 
 
-def fit_quantiser(feed: Feed, n_bins: int) -> Quantiser:
-    """Bins over the range of the training poses in all cameras, 5 % wider on each side."""
-    lows, highs = [], []
-    for source in feed.sources:
-        for pose_BJ3 in feed.poses(source):
-            lows.append(pose_BJ3.flatten(0, 1).amin(dim=0))
-            highs.append(pose_BJ3.flatten(0, 1).amax(dim=0))
-    return Quantiser.fit(torch.stack(lows + highs), n_bins)
+def training_poses(feed: Feed) -> Tensor:
+    """[poses, J, 3] root-relative training poses in all cameras, metres."""
+    return torch.cat([pose for source in feed.sources for pose in feed.poses(source)])
 
 
-def mean_pose_error_mm(feed: Feed, part: str = "train") -> float:
-    """MPJPE, in millimetres, of the mean training pose on the poses of `part`: what knowing nothing costs."""
-    mean_J3 = torch.cat([pose for source in feed.sources for pose in feed.poses(source)]).mean(dim=0)
-    sources = feed.sources if part == "train" else feed.sources[:1]
-    pose_BJ3 = torch.cat([pose for source in sources for pose in feed.poses(source, part)])
-    return 1000 * float((pose_BJ3 - mean_J3).norm(dim=-1).mean())
+def mean_pose_error_mm(feed: Feed, training_BJ3: Tensor, part: str = "train") -> float:
+    """MPJPE, in millimetres, of the mean training pose on the poses of `part`: what knowing nothing costs.
+
+    Args:
+        training_BJ3: of `training_poses`.
+        part: "train", or another part of the first source.
+    """
+    pose_BJ3 = training_BJ3 if part == "train" else torch.cat(list(feed.poses(feed.sources[0], part)))
+    return 1000 * float((pose_BJ3 - training_BJ3.mean(dim=0)).norm(dim=-1).mean())
 
 
 def build(
@@ -114,9 +117,15 @@ def build(
     """All parts of a run on `device`, the model freshly initialised (or given); text features come from `cache`."""
     sets = open_sets(config, paths)
     feeds = build_feeds(config, sets, device)
+    mean_pose_mm = validation_mean_pose_mm = 0.0
+    if "pe" in feeds:
+        feed, poses_BJ3 = feeds["pe"], training_poses(feeds["pe"])
+        mean_pose_mm = mean_pose_error_mm(feed, poses_BJ3)
+        if len(feed.sources[0].rows("validation")):
+            validation_mean_pose_mm = mean_pose_error_mm(feed, poses_BJ3, "validation")
     if model is None:
         vocabulary = build_vocabulary(config, sets)
-        quantiser = fit_quantiser(feeds["pe"], config.model.n_bins) if "pe" in feeds else None
+        quantiser = Quantiser.fit(poses_BJ3.flatten(0, 1), config.model.n_bins) if "pe" in feeds else None
         pose_sets = config.data.pe.sources
         text_VE = text_features(vocabulary.prompts, config.model.text_model, cache)
         model = UPS(
@@ -131,7 +140,7 @@ def build(
         )
         for feed in feeds.values():
             model.set_input_statistics(feed.statistics_batch().inputs)
-    return Parts(config, sets, feeds, model.to(device), device)
+    return Parts(config, sets, feeds, model.to(device), device, mean_pose_mm, validation_mean_pose_mm)
 
 
 def load_model(checkpoint: Path, device: torch.device) -> tuple[UPS, Config, dict[str, Any]]:

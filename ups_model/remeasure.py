@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ups_model.build import build, data_identity, load_model, mean_pose_error_mm
+from ups_model.build import build, data_identity, load_model
 from ups_model.checkpoint import keep_steps
 from ups_model.config import Config
 from ups_model.device import pick_device
@@ -67,7 +67,6 @@ def _measure_weights(
         raise ValueError(f"{weights}: weights of another model than this configuration's; train the run")
     parts = build(config, paths, device, options.cache / "text", model)
     check_same_data(parts, weights, state)
-    mean_pose_mm = mean_pose_error_mm(parts.feeds["pe"]) if "pe" in parts.feeds else 0.0
     step, metrics, hashed = int(state["step"]), {}, ""
     logger.info("measuring the weights of step %d in %s, without training", step, weights)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -77,7 +76,7 @@ def _measure_weights(
         else:
             found = measure(model, parts.feeds, part, config.evaluation)
         metrics |= {f"{part}/{name}": value for name, value in found.items()}
-        metrics[f"{part}/score"] = score(found, config.optim.tasks, mean_pose_mm)
+        metrics[f"{part}/score"] = score(found, config.optim.tasks, parts.mean_pose_mm)
     validation = {name: value for name, value in metrics.items() if name.startswith("validation/")}
     best = options.out / "best"
     checkpoint = best / weights.name
@@ -89,7 +88,7 @@ def _measure_weights(
         "config": config.canonical(),
         "data": data_identity(parts.sets),
         "synthetic": sorted({clips.name for clips, _ in parts.sets.values() if clips.info.synthetic}),
-        "mean_pose_mm": mean_pose_mm,
+        "mean_pose_mm": parts.mean_pose_mm,
     }
     result = Result(
         "finished", key, config.optim.steps, metrics, model.routes(), str(checkpoint), about, dict(health), hashed

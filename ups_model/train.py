@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ups_model.build import Parts, build, data_identity, mean_pose_error_mm
+from ups_model.build import Parts, build, data_identity
 from ups_model.checkpoint import (
     STATE,
     keep_steps,
@@ -154,7 +154,6 @@ def _train(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema)) if optim.ema else None
     parallel = DistributedDataParallel(model, find_unused_parameters=True) if processes > 1 else model
-    mean_pose_mm = mean_pose_error_mm(feeds["pe"]) if "pe" in feeds else 0.0
     curve_at = curve_steps(optim.steps) if config.data.validation_subjects else ()
     step, best, seconds = 0, None, 0.0
     curve: dict[int, dict[str, float]] = {}
@@ -277,7 +276,7 @@ def _train(
             if rank == 0:
                 seconds_before = time.monotonic()
                 found = measure(_evaluated(model, average), feeds, "validation", config.evaluation)
-                value = score(found, optim.tasks, mean_pose_mm)
+                value = score(found, optim.tasks, parts.mean_pose_mm)
                 found = {f"validation/{name}": number for name, number in found.items()} | {"validation/score": value}
                 if best is None or value > best["score"]:
                     best = {"step": step, "score": value, "metrics": found}
@@ -317,7 +316,7 @@ def _train(
     wait_for_all(processes)
     result = None
     if rank == 0:
-        result = _finish(parts, options, average, best, curve, step, key, seconds, stopped, made_on, mean_pose_mm)
+        result = _finish(parts, options, average, best, curve, step, key, seconds, stopped, made_on)
     if processes > 1:
         shared = [result]
         dist.broadcast_object_list(shared)
@@ -336,7 +335,6 @@ def _finish(
     seconds: float,
     stopped: bool,
     made_on: list[list[str]],
-    mean_pose_mm: float,
 ) -> Result:
     """Choose the weights, measure them once on the test split, write `result.json`."""
     config, model = parts.config, _evaluated(parts.model, average)
@@ -353,10 +351,9 @@ def _finish(
         if options.test:
             found, hashed = measure_test(model, parts.feeds, config.evaluation, options.out)
             metrics |= {f"test/{name}": value for name, value in found.items()}
-            metrics["test/score"] = score(found, config.optim.tasks, mean_pose_mm)
+            metrics["test/score"] = score(found, config.optim.tasks, parts.mean_pose_mm)
         if curve:
-            pose_mm = mean_pose_error_mm(parts.feeds["pe"], "validation") if "pe" in parts.feeds else 0.0
-            health = judge(curve, trivial_values(parts.feeds, pose_mm))
+            health = judge(curve, trivial_values(parts.feeds, parts.validation_mean_pose_mm))
             logger.info("health, on validation subjects: %s", health_line(health))
     about = {
         "config": config.canonical(),
@@ -370,7 +367,7 @@ def _finish(
         "precision": " then ".join(dict.fromkeys(name for _, name in made_on)),
         "train_seconds": round(seconds, 1),
         "torch": torch.__version__,
-        "mean_pose_mm": mean_pose_mm,
+        "mean_pose_mm": parts.mean_pose_mm,
     }
     result = Result(
         "stopped" if stopped else "finished",

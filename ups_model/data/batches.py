@@ -110,15 +110,13 @@ class Feed:
         return self if len(self.sources) == 1 else Feed(self.task, self.data, [source], self.seed)
 
     def poses(self, source: Source, part: str = "train") -> Iterator[Tensor]:
-        """[frames, J, 3] root-relative poses of `part` in each camera, metres, clip by clip (pose estimation)."""
+        """[cameras * frames, J, 3] root-relative poses of `part`, metres, clip by clip (pose estimation)."""
         for row in source.rows(part):
-            length = int(source.clips.clip_length[row])
-            frame_R = torch.arange(length)
-            for camera in range(len(source.clips.cameras(int(row)))):
-                batch = self._pose_batch(
-                    source, torch.tensor([int(row)]), torch.tensor([camera]), frame_R[None], frame_R[None], None
-                )
-                yield batch.pose_BRJ3[0]
+            frame_1R = torch.arange(int(source.clips.clip_length[row]))[None]
+            camera_B = torch.arange(len(source.clips.cameras(int(row))))
+            frame_BR = frame_1R.expand(len(camera_B), -1)
+            row_B = torch.full_like(camera_B, int(row))
+            yield self._pose_batch(source, row_B, camera_B, frame_BR, frame_BR, None).pose_BRJ3.flatten(0, 1)
 
     # -- class tasks ----------------------------------------------------------------------------------------------
 
