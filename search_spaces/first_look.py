@@ -30,5 +30,6 @@ STUDY = Study(
         "steps": 600,
         "data.pe.batch_size": 8,
         "data.pe.targets_per_window": 8,
+        "data.pe.evaluate_targets": 8,
     },
 )

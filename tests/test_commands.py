@@ -104,7 +104,10 @@ def refusal(main, arguments, capsys):
 
 
 EARLY = {
-    "no preset": (lambda out: ["--out", out], "give one of --preset (tiny, small, paper) and --config FILE"),
+    "no preset": (
+        lambda out: ["--out", out],
+        "give one of --preset (tiny, small, paper, paper_twin) and --config FILE",
+    ),
     "preset and config": (lambda out: [*tiny(out), "--config", "x.json"], "give one of --preset"),
     "no such config": (lambda out: ["--config", "nowhere.json", "--out", out], "nowhere.json: not a configuration"),
     "unknown field": (
@@ -318,6 +321,7 @@ def test_a_joint_run_leaves_its_configuration_progress_result_and_weights(joint,
         "best",
         "checkpoints",
         "config.json",
+        "outcomes.npz",
         "progress.jsonl",
         "result.json",
     ]

@@ -66,6 +66,8 @@ class RemoteWorkspace(Workspace):
         self._store, self._place, self._claim = store, place, claim
         self._there: dict[str, str] = {}
         """What the store is known to have: digests of small files, and of the `state.json` of checkpoints."""
+        self._tensors: dict[str, list[str]] = {}
+        """Files of the checkpoints that this process has put there."""
         self._steps: dict[str, set[str]] = {}
         """Of each group, names of checkpoints that the store may have any file of."""
 
@@ -84,8 +86,8 @@ class RemoteWorkspace(Workspace):
         manifest = _manifest(self._store, self._place)
         self._steps = {group: steps_of(self._store, self._place, group, manifest) for group in GROUPS}
         for name in (*FILES, RESULT):
-            if name == CONFIG:  # The trainer writes it anew.
-                continue
+            if name in (CONFIG, OUTCOMES) or (name == RESULT and not manifest):
+                continue  # Whoever trains or measures writes them anew; a result comes after a manifest.
             with suppress(FileNotFoundError):
                 content = self._store.read(f"{self._place}/{name}")
                 (self.folder / name).write_bytes(content)
@@ -166,20 +168,31 @@ class RemoteWorkspace(Workspace):
             self._claim.check()
             self._store.upload(folder / name, f"{place}/{name}", self._claim.check)
         self._claim.insist(lambda: self._store.write(f"{place}/{STATE}", state))
-        self._there[f"{group}/{step}"] = _digest(state)
+        self._there[f"{group}/{step}"], self._tensors[f"{group}/{step}"] = _digest(state), list(_tensors(state))
 
     def _delete_checkpoint(self, group: str, step: str) -> None:
         self._claim.check()
-        delete_checkpoint(self._store, f"{self._place}/{group}/{step}", self._claim.check)
+        own = self._tensors.pop(f"{group}/{step}", None)
+        delete_checkpoint(self._store, f"{self._place}/{group}/{step}", self._claim.check, own)
         self._there.pop(f"{group}/{step}", None)
         self._steps[group].discard(step)
 
 
-def delete_checkpoint(store: Store, place: str, going_on: Callable[[], None] = lambda: None) -> None:
-    """Its state first, so that it is none from there on. What the state names is deleted whatever a listing says."""
+def delete_checkpoint(
+    store: Store, place: str, going_on: Callable[[], None] = lambda: None, tensors: Iterable[str] | None = None
+) -> None:
+    """Its state first, so that it is none from there on. What the state names is deleted whatever a listing says.
+
+    Args:
+        store: where it lies.
+        place: its folder.
+        going_on: called between requests; what it raises ends the deleting.
+        tensors: what its state names, if that is known; else the state is read.
+    """
     names = {entry.name for entry in store.entries(place)}
     with suppress(FileNotFoundError, ValueError):
-        names |= {f"{place}/{name}" for name in _tensors(store.read(f"{place}/{STATE}"))}
+        listed = _tensors(store.read(f"{place}/{STATE}")) if tensors is None else tensors
+        names |= {f"{place}/{name}" for name in listed}
     store.delete(f"{place}/{STATE}")
     for name in sorted(names - {f"{place}/{STATE}"}):
         going_on()
