@@ -104,7 +104,7 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
     from orchestrator import ray_nodes, tracking
     from orchestrator import run as driver
     from orchestrator.display import Display, several
-    from orchestrator.report import write_report
+    from orchestrator.report import build, health_lines, write_report
 
     plan = inputs.plan
     aimed = Ledger.at(given.storage)
@@ -161,7 +161,7 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
     written, copy, notes = [], "", []
     try:
         records = ledger.records(plan.units.values())
-        notes = measuring_notes(standing, agenda, records)
+        notes = [*measuring_notes(standing, agenda, records), *health_lines(build(content, records))]
         written = write_report(content, records, out)
         copy = ledger.publish_report(plan, written, out)
     except (ValueError, OSError) as error:  # All that it is made from is on storage.

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger import write_whole
-from orchestrator.report.captions import summary
+from orchestrator.report.captions import health_lines, summary
 from orchestrator.report.cells import Records, Report, build
 from orchestrator.report.figures import figure
 from orchestrator.report.render import cells_csv, html_page, latex, markdown, views
 
-__all__ = ["Records", "Report", "build", "files", "summary", "write_report"]
+__all__ = ["Records", "Report", "build", "files", "health_lines", "summary", "write_report"]
 
 
 def write_report(content: Mapping[str, Any], records: Records, out: Path) -> list[Path]:

@@ -231,10 +231,10 @@ def summary(report: Report) -> list[str]:
     time = f"Training time {duration(done.train_seconds)} (h:mm:ss), shared units counted once"
     if done.untimed:
         time += f"; unknown for {count(done.untimed, 'finished unit')}"
-    return [f"{state}.", f"{time}.", _comparisons(report), *_health(report)]
+    return [f"{state}.", f"{time}.", _comparisons(report), *health_lines(report)]
 
 
-def _health(report: Report) -> list[str]:
+def health_lines(report: Report) -> list[str]:
     """One sentence on the health of the measured runs, where there are any."""
     states = report.progress.health
     total = sum(states.values())
