@@ -232,6 +232,8 @@ class Agenda:
         return self._out_of_memory.get(key, [])
 
     def _block(self, key: str, by: str) -> None:
+        if key in self._measured_only:
+            return  # It needs no parent.
         if self.state[key] in (State.WAITING, State.STOPPED):
             self._set(key, State.BLOCKED)
             self.error[key] = f"needs {by}, which failed"
@@ -249,6 +251,7 @@ class Agenda:
     def parent_unreadable(self, key: str, error: str) -> None:
         """The weights it starts from are damaged: the parent makes them again, once, and it waits for that."""
         parent = self.units[key].parent
+        self._measured_only.discard(key)  # Its weights could not be read: it has to be trained.
         if self.state[parent] is not State.FINISHED:  # Another child has said so before; the repair is under way.
             self._again(key)
         elif self._repairs[parent] >= MAX_REPAIRS:

@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestrator.plan import Plan, with_layers
 from search_spaces.study import Column
-from ups_model.config import Config, canonical
+from ups_model.config import canonical
 
 FORMAT = 1
 
@@ -34,7 +34,7 @@ def plan_content(plan: Plan, command: str, changes: Mapping[str, str]) -> dict[s
         "fine_tuning": asdict(study.fine_tuning),
         "data": {name: asdict(facts) for name, facts in plan.data.items()},
         "sources": {task: list(getattr(plan.base.data, task).sources) for task in plan.base.optim.tasks},
-        "chosen_by": chosen_by(plan.base),
+        "chosen_by": plan.base.chosen_by,
         "tables": [
             {
                 "name": table.name,
@@ -76,13 +76,6 @@ def plan_content(plan: Plan, command: str, changes: Mapping[str, str]) -> dict[s
             for unit in plan.units.values()
         },
     }
-
-
-def chosen_by(config: Config) -> str:
-    """How the weights that are measured were chosen; a key of the report's CHOSEN_BY."""
-    if config.chooses:
-        return "validation subjects"
-    return "last step, validated" if config.data.validation_subjects else "last step"
 
 
 def overridden(plan: Plan) -> list[str]:

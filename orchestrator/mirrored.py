@@ -193,7 +193,8 @@ def new_rows(
 
 
 def _kind(row: Mapping[str, float]) -> str:
-    return "validation" if any(name.startswith("validation/") for name in row) else "train"
+    kinds = {name.partition("/")[0] for name in row}
+    return next((kind for kind in ("validation", "curve") if kind in kinds), "train")
 
 
 def arm_values(plan: Plan, records: Mapping[str, Record | None]) -> dict[str, float]:

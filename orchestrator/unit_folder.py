@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.ledger import PROGRESS, Ledger, Record
@@ -10,6 +11,7 @@ from orchestrator.source_check import THEN, training_code
 from orchestrator.storage import Claim, Workspace
 from orchestrator.storage.workspace import GROUPS, RESULT, SOURCE
 from ups_model.checkpoint import STATE, load_checkpoint, prune_checkpoints
+from ups_model.outcomes import OUTCOMES
 from ups_model.stored import json_object
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,10 @@ def set_aside(ledger: Ledger, claim: Claim, work: Workspace, unit: Unit, done: R
     """
     if done is not None:
         name, content = _name_aside(ledger, unit, done), done.to_json().encode("utf-8")
+        with suppress(FileNotFoundError):  # Its outcomes go with it.
+            outcomes = ledger.storage.read(f"units/{unit.folder}/{OUTCOMES}")
+            beside = name.replace("/record-", "/outcomes-").removesuffix(".json") + ".npz"
+            claim.insist(lambda: ledger.storage.write(beside, outcomes))
         claim.insist(lambda: ledger.storage.write(name, content))
     # The result first: it says that the weights are there.
     for name in (RESULT, PROGRESS):

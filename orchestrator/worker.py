@@ -212,11 +212,13 @@ def _codes(
     present = source_digest("training")
     expected = chain([*([training_code(parent)] if parent is not None else []), present])
     begun = list(Begun.read(work.folder).training)
-    if done is not None and not is_trained_otherwise(done):
+    is_current = done is not None and not is_trained_otherwise(done)
+    # A record without weights, as an import leaves it, says nothing of checkpoints beside it.
+    if is_current and (begun in ([], expected) or readable(work.folder / done.checkpoint)):
         return done, [present]
     if done is None and begun in ([], expected):
         return None, expected
-    before = chain([training_code(done)] if done is not None else begun)
+    before = chain([training_code(done)] if done is not None and not is_current else begun)
     if job.other_code == "accept":
         return done, chain([*before, *expected])
     if job.other_code == "retrain":

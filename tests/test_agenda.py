@@ -162,6 +162,41 @@ def test_a_finished_parent_without_weights_runs_again_only_if_a_child_needs_it(l
     assert Agenda(plan, ledger).state[parent.key] is State.FINISHED
 
 
+class MeasuresAll:
+    """A check by which every finished unit is measured again from its weights, as after a change of the metrics."""
+
+    def is_current(self, unit, record):
+        return False
+
+    def is_to_measure(self, unit, record):
+        return True
+
+
+def test_a_unit_that_is_only_measured_waits_for_its_parent_once_its_weights_prove_unreadable(ledger):
+    plan = plan_of(small_study())
+    for unit in plan.units.values():
+        finish(ledger, unit)
+    agenda = Agenda(plan, ledger, check=MeasuresAll())
+    released = list(iter(agenda.next, None))
+    assert len(released) == len(plan.units)  # None of them needs its parent.
+    child = next(unit for unit in released if unit.parent)
+    agenda.finished(child.parent)
+    agenda.parent_unreadable(child.key, "cut short")
+    assert agenda.next().key == child.parent and agenda.next() is None
+    agenda.finished(child.parent)
+    assert agenda.next() == child
+
+
+def test_a_failed_parent_leaves_units_that_are_only_measured_alone(ledger):
+    plan = plan_of(small_study())
+    for unit in plan.units.values():
+        finish(ledger, unit)
+    agenda = Agenda(plan, ledger, check=MeasuresAll())
+    parent = next(unit for unit in iter(agenda.next, None) if not unit.parent and plan.children(unit.key))
+    agenda.failed(parent.key, "it broke")
+    assert not any(state is State.BLOCKED for state in agenda.state.values())
+
+
 def test_counts_always_add_up(ledger):
     plan = plan_of(find_study("paper_tables"))
     agenda = Agenda(plan, ledger)

@@ -20,6 +20,7 @@ from ups_model.config import (
     canonical,
     digest,
 )
+from ups_model.presets import preset
 
 
 def base(**optim):
@@ -426,3 +427,24 @@ def test_text_that_does_not_fit_its_field_is_refused(name, text, message):
     with pytest.raises(ValueError) as caught:
         base().with_fields({name: text})
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_seeds_take_turns_in_the_folds_and_hold_out_the_same_without_any():
+    config = preset("tiny").with_fields({"validation_folds": 3, "validation_subjects": 2, "split_seed": 7})
+    assert [config.replace(seed=seed).held_out for seed in range(4)] == [(2, 7, 0), (2, 7, 1), (2, 7, 2), (2, 7, 0)]
+    assert config.with_fields({"validation_folds": 1, "seed": 5}).held_out == (2, 7, 0)
+
+
+@pytest.mark.parametrize(
+    ("subjects", "every", "steps", "chosen_by"),
+    [
+        (0, 0, 10, "last step"),
+        (0, 5, 10, "last step"),
+        (1, 0, 10, "last step, validated"),
+        (1, 10, 10, "last step, validated"),
+        (1, 5, 10, "validation subjects"),
+    ],
+)
+def test_weights_are_chosen_only_where_several_are_validated(subjects, every, steps, chosen_by):
+    config = preset("tiny").with_fields({"validation_subjects": subjects, "evaluate_every": every, "steps": steps})
+    assert config.chosen_by == chosen_by and config.chooses == (chosen_by == "validation subjects")

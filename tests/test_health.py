@@ -7,7 +7,7 @@ import pytest
 
 from tests.runs import POSE, options, toy_config
 from ups_model.data.clips import ClipSet, to_camera
-from ups_model.health import TaskHealth, curve_steps, health_line, judge
+from ups_model.health import TaskHealth, check_health, curve_steps, health_line, judge
 from ups_model.progress import read_rows
 from ups_model.train import train
 
@@ -30,12 +30,26 @@ def test_the_gain_is_the_share_of_the_way_from_the_trivial_answer_to_a_perfect_o
         ((20, 21, 22, 23, 25), "not learnt"),  # 5 / 80 of the way.
         ((20, 20, 20, 20, 22), "collapsed"),  # 2 / 80: no better than the trivial answer.
         ((20, 60, 80, 90, 50), "collapsed"),  # 30 / 80, less than half of the 70 / 80 that it had.
-        ((20, 60, 80, 90, 58), "converged"),  # 38 / 80, more than half.
+        ((20, 60, 80, 90, 58), "not converged"),  # 38 / 80, more than half, but far below the best.
+        ((20, 60, 80, 90, 88), "converged"),  # 2 / 80 below the best.
         ((90,), "learnt"),  # One point tells nothing of convergence.
     ],
 )
 def test_a_curve_has_one_of_five_states(values, state):
     assert top1(*values).state == state
+
+
+def test_with_one_class_alone_there_is_nothing_to_gain_and_a_perfect_run_has_not_collapsed():
+    assert top1(100, 100, trivial=100.0).state == "converged"
+    assert top1(100, 50, trivial=100.0).state == "collapsed"
+
+
+@pytest.mark.parametrize("damage", [[], "x", {}, {"curve": []}, {"trivial": "much"}, {"metric": 5}, {"curve": [[1]]}])
+def test_health_that_is_none_is_refused(damage):
+    plain = damage if not isinstance(damage, dict) or not damage else {**top1(20, 60).to_plain(), **damage}
+    with pytest.raises(ValueError, match="health of a task"):
+        check_health(plain)
+    check_health(top1(20, 60).to_plain())
 
 
 def test_a_run_worse_than_the_mean_pose_has_collapsed():

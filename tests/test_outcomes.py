@@ -8,6 +8,7 @@ import torch
 
 from tests.runs import FLAT, POSE, SOLID, options, toy_config
 from ups_model.data.clips import ClipSet
+from ups_model.metrics import topk_accuracy
 from ups_model.outcomes import OUTCOMES, class_outcomes, load_outcomes, pose_outcomes, save_outcomes
 from ups_model.train import train
 
@@ -18,6 +19,13 @@ def test_rank_and_margin_of_the_true_class_by_hand():
     assert found["predicted@0.2"].tolist() == [0, 0, 2]
     assert found["rank@0.2"].tolist() == [0, 2, 0]
     assert found["margin@0.2"].tolist() == [1, -2, 5]
+
+
+def test_of_equal_scores_the_lower_class_counts_as_better_as_in_the_accuracy():
+    logits_BK = torch.zeros(3, 3)
+    found = class_outcomes(logits_BK, torch.tensor([0, 1, 2]))
+    assert found["rank"].tolist() == [0, 1, 2]
+    assert float(topk_accuracy(logits_BK, torch.tensor([0, 1, 2]), 1)) == pytest.approx((found["rank"] == 0).mean())
 
 
 def test_errors_of_frames_are_added_up_by_clip_and_camera():

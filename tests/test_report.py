@@ -371,7 +371,9 @@ def test_a_cell_counts_its_collapsed_runs_and_nothing_is_said_of_its_difference(
     assert value_texts(cell_of(plan, records))[-1] == "collapsed 1 of 3, not converged 1 of 3"
     assert len(value_texts(cell_of(plan, records, "full"))) == 1
     assert "*" not in difference_text(cell_of(plan, records))
-    assert told(plan, records) == "“thin”: −9.50, no statement: 1 run of this row collapsed (paper −1.3, same sign)"
+    assert told(plan, records) == (
+        "“thin”: −9.50, no statement: 1 run of this row collapsed, 1 run of this row did not converge (paper −1.3)"
+    )
     lines = summary(build(content_of(plan), records))
     assert "1 collapsed, 1 not converged, 4 converged, 6 not judged" in lines[-2]
     assert lines[-1] == "Runs that were still improving when they ended say what learns fast."

@@ -188,10 +188,10 @@ def test_the_step_that_validates_best_is_chosen_and_test_is_measured_once_on_it(
     asked = []
     measure = ups_model.train.measure
 
-    def recorded(model, feeds, part, config, outcomes=None, most=0):
-        if not most:  # The points of the health curve are no candidates.
+    def recorded(model, feeds, part, config, outcomes=None, max_clips=0):
+        if not max_clips:  # The points of the health curve are no candidates.
             asked.append((part, model.project_text.weight.detach().clone()))
-        return measure(model, feeds, part, config, outcomes, most)
+        return measure(model, feeds, part, config, outcomes, max_clips)
 
     for module in (ups_model.train, ups_model.measure):  # Measuring the test split is in the second.
         monkeypatch.setattr(module, "measure", recorded)

@@ -292,7 +292,8 @@ class OptimConfig(Section):
     """Share of the steps over which the rate rises linearly."""
     warmup_steps: int = 100
     """Least number of steps over which it rises, at most half of the run; 0 leaves the share alone. Until AdamW's
-    second moment has averaged 2 / (1 - beta2) gradients, its updates are those of a sign (Ma and Yarats, 2021)."""
+    second moment has averaged 2 / (1 - beta2) gradients, its updates are those of a sign (Ma and Yarats, 2021). With
+    `update="cycle"` it counts updates, each of a whole cycle of steps."""
     weight_decay: float = 5e-4
     """AdamW's decoupled weight decay, on matrices alone."""
     beta2: float = 0.98
@@ -386,6 +387,13 @@ class Config(Section):
         """Whether there are several checkpoints of which validation subjects choose one."""
         every = self.optim.evaluate_every
         return self.data.validation_subjects > 0 and 0 < every < self.optim.steps
+
+    @property
+    def chosen_by(self) -> str:
+        """How the weights that are measured are chosen, in the words of records and plans."""
+        if self.chooses:
+            return "validation subjects"
+        return "last step, validated" if self.data.validation_subjects else "last step"
 
     def faults(self) -> list[str]:
         found = at_least(self, "seed", 0)

@@ -29,9 +29,9 @@ from ups_model.result import check_same_data
 logger = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
-  python -m ups_model.evaluate runs/tiny/best/step-00000800
-  python -m ups_model.evaluate runs/small/best/step-00010000 --set evaluation.flip=true --set pe.evaluate_stride=2
-  python -m ups_model.evaluate runs/small/best/step-00010000 --part validation --out scores.json
+  python -m ups_model.evaluate runs/tiny/best/step-00000480
+  python -m ups_model.evaluate runs/small/best/step-00004200 --set evaluation.flip=true --set pe.evaluate_stride=2
+  python -m ups_model.evaluate runs/small/best/step-00004200 --part validation --out scores.json
 
 exit status: 0 done, 2 usage or configuration"""
 
@@ -62,10 +62,11 @@ def evaluate(
     if (changed.model, changed.optim, changed.seed) != (config.model, config.optim, config.seed):
         given = ", ".join(changes or {})
         raise ValueError(f"only evaluation and data fields can be changed after training, got {given}")
-    if changed.data.split_seed != config.data.split_seed:
-        raise ValueError("split_seed cannot be changed after training: training clips would be evaluated")
-    if changed.data.validation_subjects != config.data.validation_subjects:
-        raise ValueError("validation_subjects cannot be changed after training: training clips would be evaluated")
+    if changed.held_out != config.held_out:
+        raise ValueError(
+            "validation_subjects, split_seed and validation_folds cannot be changed after training: training clips "
+            f"would be evaluated; held out were {config.held_out}, asked for are {changed.held_out}"
+        )
     others = [source for source in configured_sources(changed) if source not in configured_sources(config)]
     if others:
         raise ValueError(
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="folder of chosen weights, e.g. runs/tiny/best/step-00000800")
+    parser.add_argument("checkpoint", type=Path, help="folder of chosen weights, e.g. runs/tiny/best/step-00000480")
     parser.add_argument("--part", choices=("test", "validation"), default="test", help="(test)")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change how it is measured")
     add_data_arguments(parser)

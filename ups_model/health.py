@@ -4,6 +4,7 @@ Every measure is put on one scale, the gain: 0 for the trivial answer (the most 
 1 for a perfect one. A run is measured at every fifth of its steps on the same clips.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
@@ -16,18 +17,20 @@ LEARNT_GAIN = 0.1
 """Learnt: the last gain is at least this."""
 CONVERGED_GAIN = 0.02
 """Converged: the last fifth of the steps gained less than this."""
+MAX_FALL = 0.05
+"""Not converged either: the last gain is so far below the best one."""
 COLLAPSED_GAIN = 0.05
 """Collapsed: the last gain is below this, or below half of the best gain before it."""
 
 
 @dataclass(frozen=True)
 class TaskHealth:
-    """What became of one task in one run."""
+    """Health of one task in one run."""
 
     metric: str
     """Validation metric of the curve, without its "validation/": "ar3d/top1"."""
     trivial: float
-    """Its value for the trivial answer on the same clips."""
+    """Its value for the trivial answer on all validation clips."""
     curve: tuple[tuple[int, float], ...]
     """(step, value) at each fifth of the run, in the metric's unit."""
 
@@ -36,7 +39,8 @@ class TaskHealth:
         """Share of the way from the trivial answer to a perfect one, at each point of the curve."""
         perfect = 0.0 if self.metric.endswith("_mm") else 100.0
         way = perfect - self.trivial
-        return tuple((value - self.trivial) / way if way else 0.0 for _, value in self.curve)
+        # Where the trivial answer is perfect (one class alone) there is nothing to gain, only to lose.
+        return tuple((value - self.trivial) / way if way else float(value == perfect) for _, value in self.curve)
 
     @property
     def learnt(self) -> bool:
@@ -45,9 +49,12 @@ class TaskHealth:
 
     @property
     def converged(self) -> bool | None:
-        """Whether the last fifth of the steps gained less than CONVERGED_GAIN; None where the run was too short for a
-        curve of two points."""
-        return None if len(self.curve) < 2 else self.gains[-1] - self.gains[-2] < CONVERGED_GAIN
+        """Whether the last fifth of the steps gained, or lost, less than CONVERGED_GAIN; what was lost against the best
+        point before it counts too. None where the run was too short for a curve of two points."""
+        if len(self.curve) < 2:
+            return None
+        rise, fall = self.gains[-1] - self.gains[-2], max(self.gains) - self.gains[-1]
+        return rise < CONVERGED_GAIN and fall < MAX_FALL
 
     @property
     def collapsed(self) -> bool:
@@ -70,8 +77,20 @@ class TaskHealth:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        """Of what `to_plain` made; see `check_health` for what may come from elsewhere."""
         curve = tuple((int(step), float(value)) for step, value in plain["curve"])
         return cls(plain["metric"], float(plain["trivial"]), curve)
+
+
+def check_health(plain: Any) -> None:
+    """ValueError for data that `TaskHealth.from_plain` can't take."""
+    try:
+        health = TaskHealth.from_plain(plain)
+        numbers = [health.trivial, *(value for _, value in health.curve)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not the health of a task ({error!r})") from error
+    if not health.curve or not isinstance(health.metric, str) or not all(map(math.isfinite, numbers)):
+        raise ValueError("the health of a task needs a metric's name and a curve of finite numbers")
 
 
 def curve_steps(steps: int) -> tuple[int, ...]:

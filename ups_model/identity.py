@@ -47,14 +47,9 @@ def training_key(config: Config, data: Mapping[str, str], text_identity: str, pa
         parent: training key of the run whose weights it starts from; empty for none.
     """
     plain = config.canonical()
-    if not _chosen_by_measuring(config):
+    if not config.chooses:
         del plain["evaluation"]
         for task in TASK_NAMES:
             plain["data"][task].pop("evaluate_stride", None)
     data = dict(sorted(data.items()))
     return digest({"training": plain, "data": data, "text": text_identity, "parent": parent})
-
-
-def _chosen_by_measuring(config: Config) -> bool:
-    """Whether several checkpoints are candidates, so that the way of measuring decides which weights a run leaves."""
-    return config.data.validation_subjects > 0 and 0 < config.optim.evaluate_every < config.optim.steps

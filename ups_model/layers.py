@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ups_model.skeletons import SLOTS
 from ups_model.tasks import TASKS
@@ -127,6 +128,7 @@ class LayerNormRelu(torch.autograd.Function):
         return out_BDX.view(x_BDJN.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(
         ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

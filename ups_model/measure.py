@@ -35,13 +35,14 @@ def measure(
     part: str,
     config: EvalConfig,
     outcomes: Outcomes | None = None,
-    most: int = 0,
+    max_clips: int = 0,
 ) -> dict[str, float]:
     """All metrics of all tasks in `feeds` on "validation" or "test"; the model is left in the mode it was in.
 
     Args:
-        outcomes: takes what was said of each clip, by `task/source/what` (`ups_model.outcomes`).
-        most: measure on about so many evenly spaced clips (pose estimation: frames) of each task at most; 0 is all.
+        outcomes: takes the per-clip results, by `task/source/what` (`ups_model.outcomes`).
+        max_clips: measure on at most about that many evenly spaced clips (pose estimation: frames) of each task; 0 is
+            all.
     """
     training = model.training
     model.eval()
@@ -52,7 +53,7 @@ def measure(
                 alone = feed.only(source)
                 measure_one = measure_poses if TASKS[task].kind == "pose" else measure_classes
                 said: Outcomes = {}
-                values = measure_one(model, alone, part, config, said, most)
+                values = measure_one(model, alone, part, config, said, max_clips)
                 if outcomes is not None:
                     outcomes |= {f"{task}/{source.name}/{name}": value for name, value in said.items()}
                 if len(feed.sources) > 1:
@@ -74,7 +75,7 @@ def measure_test(
 
 
 def measure_classes(
-    model: UPS, feed: Feed, part: str, config: EvalConfig, outcomes: Outcomes | None = None, most: int = 0
+    model: UPS, feed: Feed, part: str, config: EvalConfig, outcomes: Outcomes | None = None, max_clips: int = 0
 ) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent; for early prediction at each observation ratio.
 
@@ -85,7 +86,7 @@ def measure_classes(
     found = {}
     for ratio in config.ratios if feed.task == "eap" else (1.0,):
         logits, labels, free, ended, clips = [], [], [], [], []
-        for batch in feed.evaluate(part, ratio, most=most):
+        for batch in feed.evaluate(part, ratio, max_clips=max_clips):
             clips.append(batch.clip_B)
             answer = classify(model, batch.inputs, source.clips.name)
             logits.append(answer.logits_BK)
@@ -113,7 +114,7 @@ def measure_classes(
 
 
 def measure_poses(
-    model: UPS, feed: Feed, part: str, config: EvalConfig, outcomes: Outcomes | None = None, most: int = 0
+    model: UPS, feed: Feed, part: str, config: EvalConfig, outcomes: Outcomes | None = None, max_clips: int = 0
 ) -> dict[str, float]:
     """MPJPE, P-MPJPE, N-MPJPE in millimetres (mean over actions and over frames), MPJVE where every frame is predicted,
     clip rate in percent and quantisation floor in millimetres.
@@ -125,7 +126,7 @@ def measure_poses(
     predicted, truth, actions, sequence, in_grammar = [], [], [], [], []
     groups = source.clips.info.camera_groups
     cameras_apart = max(64, *(len(group) for group in groups)) if groups else 64
-    for batch in feed.evaluate(part, most=most):
+    for batch in feed.evaluate(part, max_clips=max_clips):
         pose_BJ3, admitted_B = predict_poses(model, batch, source.skeleton, config)
         kept_B = batch.frame_BR.flatten() >= 0
         repeats = batch.frame_BR.shape[1]
@@ -162,7 +163,7 @@ def measure_poses(
         subject = source.clips.subject
         pair = errors["mpjpe_mm"], errors["p_mpjpe_mm"]
         outcomes |= pose_outcomes(*pair, clip_B, camera_B, sequence_B2[:, 1], subject)
-    if feed.data.evaluate_stride == 1 and not most:
+    if feed.data.evaluate_stride == 1 and not max_clips:
         order = torch.argsort(sequence_B2[:, 0] * 10**7 + sequence_B2[:, 1])
         lengths = torch.unique_consecutive(sequence_B2[order, 0], return_counts=True)[1].tolist()
         found["mpjve_mm_per_frame"] = float(mpjve_mm(pred_BJ3[order], true_BJ3[order], lengths=lengths))
@@ -198,7 +199,7 @@ def headline_metric(task: TaskName) -> str:
 
 
 def trivial_values(feeds: Mapping[TaskName, Feed], mean_pose_mm: float) -> dict[str, float]:
-    """What knowing nothing reaches on the validation split, by headline metric: the share of its most frequent class
+    """Headline metrics of the trivial predictor on the validation split: the share of its most frequent class
     (percent), the error of the mean training pose (mm)."""
     found = {}
     for task, feed in feeds.items():

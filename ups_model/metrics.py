@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import torch
 
+from ups_model.vocabulary import NonFiniteValues
+
 Reduction = Literal["mean", "none"]
 
 
@@ -176,7 +178,9 @@ def _poses(pred: Any, target: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def _check_finite(what: str, x: torch.Tensor) -> None:
     if not x.isfinite().all():
         bad = int((~x.isfinite()).sum())
-        raise ValueError(f"{what} must be finite, got {bad} of {x.numel()} that are not; leave out what is missing")
+        raise NonFiniteValues(
+            f"{what} must be finite, got {bad} of {x.numel()} that are not; leave out what is missing"
+        )
 
 
 def _joint_error_B(pred_BJ3: torch.Tensor, target_BJ3: torch.Tensor) -> torch.Tensor:

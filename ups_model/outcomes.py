@@ -1,4 +1,4 @@
-"""What a tested run said of each test clip: `outcomes.npz` beside its result, from which any statistic can be made.
+"""Per-clip results of the test split: `outcomes.npz` beside a run's result, from which any statistic can be made.
 
 Arrays are named `task/source/what`; rows are clips in the order of the fingerprinted clip set:
 
@@ -37,7 +37,9 @@ def class_outcomes(logits_BK: Tensor, label_B: Tensor, at: str = "") -> Outcomes
     """Predicted class, rank of the true one, margin; `at` is the suffix of an observation ratio."""
     true_B1 = logits_BK.gather(1, label_B[:, None])
     others_BK = logits_BK.scatter(1, label_B[:, None], -torch.inf)
-    rank_B = (others_BK > true_B1).sum(dim=1)
+    # Of equal scores the lower class counts as better, as in `topk_accuracy`.
+    before_BK = torch.arange(logits_BK.shape[1], device=logits_BK.device) < label_B[:, None]
+    rank_B = ((others_BK > true_B1) | ((others_BK == true_B1) & before_BK)).sum(dim=1)
     margin_B = true_B1[:, 0] - others_BK.amax(dim=1)
     return {
         f"predicted{at}": logits_BK.argmax(dim=1).cpu().numpy().astype(np.int16),

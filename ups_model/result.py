@@ -32,8 +32,7 @@ class Result:
     health: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By task, as `ups_model.health.TaskHealth.to_plain` has it; empty where no subjects are held out."""
     outcomes: str = ""
-    """SHA-256 of `outcomes.npz`, which has what was said of each test clip; empty where the test split was not
-    measured."""
+    """SHA-256 of `outcomes.npz`, the per-clip results of the test split; empty where that was not measured."""
 
     @property
     def tested(self) -> bool:

@@ -26,7 +26,8 @@ def learning_rate(config: Config, step: int) -> float:
 def warmup(config: Config) -> int:
     """Steps over which the rate rises."""
     optim = config.optim
-    return max(1, round(optim.warmup_share * optim.steps), min(optim.warmup_steps, optim.steps // 2))
+    least = optim.warmup_steps * (len(optim.cycle) if optim.update == "cycle" else 1)
+    return max(1, round(optim.warmup_share * optim.steps), min(least, optim.steps // 2))
 
 
 def temperature(config: Config, step: int) -> float:

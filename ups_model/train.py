@@ -14,7 +14,8 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ from ups_model.progress import append_row, duration, forget_after, short_line
 from ups_model.result import Result, finished_result, save_weights, start_from_parent, write_result
 from ups_model.schedule import gumbel_noise, input_mask, learning_rate, temperature
 from ups_model.text_features import text_identity
-from ups_model.vocabulary import NonFiniteCoordinates
+from ups_model.vocabulary import NonFiniteValues
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ EXAMPLES = """examples:
   python -m ups_model.train --preset tiny
   python -m ups_model.train --preset small --data uiprmd=PATH --data utd_mhad=PATH --data jhmdb=PATH
   python -m ups_model.train --preset small --task ar3d --set encoder_layers=2 --seed 1 --out runs/ar3d-depth2
-  python -m ups_model.train --preset small --task pe --parent runs/small/best/step-00020000 --out runs/small-pe
+  python -m ups_model.train --preset small --task pe --parent runs/small/best/step-00004200 --out runs/small-pe
   torchrun --nproc-per-node 8 -m ups_model.train --preset paper --data h36m=PATH ...
 
 --data may be left out for a set that `python -m ups_model.data prepare` has put in its usual place.
@@ -257,12 +258,9 @@ def _train(
 
         if step in curve_at:
             if rank == 0:
-                try:
-                    found = measure(
-                        _evaluated(model, average), feeds, "validation", config.evaluation, most=CURVE_CLIPS
-                    )
-                except NonFiniteCoordinates:
-                    _raise_non_finite(step, task, loss_now, config)
+                evaluated = _evaluated(model, average)
+                with _diverged_at(step, config):
+                    found = measure(evaluated, feeds, "validation", config.evaluation, max_clips=CURVE_CLIPS)
                 curve[step] = {name: found[name] for name in map(headline_metric, optim.tasks)}
                 row = {f"curve/{name}": value for name, value in curve[step].items()}
                 append_row(options.out / "progress.jsonl", {"step": step, **row})
@@ -275,7 +273,8 @@ def _train(
         if validate:
             if rank == 0:
                 seconds_before = time.monotonic()
-                found = measure(_evaluated(model, average), feeds, "validation", config.evaluation)
+                with _diverged_at(step, config):
+                    found = measure(_evaluated(model, average), feeds, "validation", config.evaluation)
                 value = score(found, optim.tasks, parts.mean_pose_mm)
                 found = {f"validation/{name}": number for name, number in found.items()} | {"validation/score": value}
                 if best is None or value > best["score"]:
@@ -349,7 +348,8 @@ def _finish(
         else:
             checkpoint = save_weights(options.out / "best", step, model, parts, key, {})
         if options.test:
-            found, hashed = measure_test(model, parts.feeds, config.evaluation, options.out)
+            with _diverged_at(step, config):
+                found, hashed = measure_test(model, parts.feeds, config.evaluation, options.out)
             metrics |= {f"test/{name}": value for name, value in found.items()}
             metrics["test/score"] = score(found, config.optim.tasks, parts.mean_pose_mm)
         if curve:
@@ -361,7 +361,7 @@ def _finish(
         "synthetic": sorted({clips.name for clips, _ in parts.sets.values() if clips.info.synthetic}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "chosen_step": best["step"] if best else step,
-        "chosen_by": "validation subjects" if config.chooses else "last step",
+        "chosen_by": config.chosen_by,
         # In the order in which they came, e.g. "fp16 then bf16" of a run that was moved to another kind of GPU.
         "device": " then ".join(dict.fromkeys(name for name, _ in made_on)),
         "precision": " then ".join(dict.fromkeys(name for _, name in made_on)),
@@ -398,9 +398,22 @@ def _evaluated(model: UPS, average: nn.Module | None) -> UPS:
     return model if average is None else average.module
 
 
+@contextmanager
+def _diverged_at(step: int, config: Config) -> Iterator[None]:
+    """The output of a model that diverged is the run's fault, not that of its configuration or data."""
+    try:
+        yield
+    except NonFiniteValues as error:
+        raise NonFiniteLoss(f"the output is not finite at step {step} ({error}); {_ways_out(config)}") from error
+
+
 def _raise_non_finite(step: int, task: str, loss: float, config: Config) -> None:
-    raise NonFiniteLoss(
-        f"loss or gradient of {task} is not finite at step {step} (loss {loss}); the newest checkpoint is kept. "
+    raise NonFiniteLoss(f"loss or gradient of {task} is not finite at step {step} (loss {loss}); {_ways_out(config)}")
+
+
+def _ways_out(config: Config) -> str:
+    return (
+        "the newest checkpoint is kept. "
         f"Try a learning_rate below {config.optim.learning_rate}, a longer warmup_share, a smaller clip_norm, or "
         "--precision fp32"
     )

@@ -133,8 +133,8 @@ class Vocabulary:
         return self.n_classes + 3 * self.n_bins + list(EOT_PROMPTS).index(kind)
 
 
-class NonFiniteCoordinates(ValueError):
-    """Coordinates that are NaN or infinite: missing joints, or answers of a model whose training diverged."""
+class NonFiniteValues(ValueError):
+    """NaN or infinite coordinates or scores: missing joints, or the output of a model whose training diverged."""
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ def _check_coordinates(x: torch.Tensor, axis: int | None) -> None:
     _check_last_dimension(x, axis)
     if not x.isfinite().all():
         bad = int((~x.isfinite()).sum())
-        raise NonFiniteCoordinates(
+        raise NonFiniteValues(
             f"coordinates must be finite, got {bad} of {x.numel()} that are not; mask missing joints first"
         )
 

@@ -7,7 +7,7 @@ from orchestrator.report.cells import CODE, PROVENANCE, UNKNOWN, Origin, Report,
 from orchestrator.report.statistics import CONFIDENCE
 from orchestrator.report.wording import DAGGER, DOUBLE_DAGGER, NONE, count, listed, sign_agrees
 from ups_model.config import set_of
-from ups_model.health import COLLAPSED_GAIN, CONVERGED_GAIN, LEARNT_GAIN
+from ups_model.health import COLLAPSED_GAIN, CONVERGED_GAIN, LEARNT_GAIN, MAX_FALL
 from ups_model.progress import duration
 from ups_model.tasks import TASKS
 
@@ -203,9 +203,10 @@ def legend(report: Report) -> list[str]:
         f"{NONE}: no value is published; after Δ, no seed has both rows. ↑ higher is better, ↓ lower is better.",
         "Parameters: of the model that a row's runs train.",
         f"collapsed: a run that ended within {COLLAPSED_GAIN:.0%} of the trivial answer (most frequent class, mean "
-        "pose) on held-out training subjects, or lost half of what it had gained; nothing is said of differences to "
-        f"it. not converged: it gained {CONVERGED_GAIN:.0%} or more of the way to a perfect answer in the last fifth "
-        f"of its steps, or less than {LEARNT_GAIN:.0%} in all.",
+        "pose) on held-out training subjects, or lost half of what it had gained. not converged: it gained "
+        f"{CONVERGED_GAIN:.0%} or more of the way to a perfect answer in the last fifth of its steps, lost "
+        f"{MAX_FALL:.0%}, or gained less than {LEARNT_GAIN:.0%} in all. Differences to such runs have no * and no "
+        "statement.",
     ]
     if any(cell.n == 1 for cell in cells):
         lines.append(

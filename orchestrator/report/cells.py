@@ -53,23 +53,14 @@ class Cell:
     """To the baseline row; None in that row."""
     health: Mapping[int, str] = field(default_factory=dict)
     """By seed, of finished runs that were judged: "converged", "not converged", "not learnt", "collapsed" ..."""
-    baseline_collapsed: int = 0
-    """Collapsed runs of the baseline row in this column."""
-
-    @property
-    def collapsed(self) -> int:
-        """Runs that ended no better than knowing nothing."""
-        return sum(state == "collapsed" for state in self.health.values())
-
-    @property
-    def unconverged(self) -> int:
-        """Runs that had not learnt, or were still getting better when they ended."""
-        return sum(state in ("not learnt", "not converged") for state in self.health.values())
+    baseline_health: Mapping[int, str] = field(default_factory=dict)
+    """The same of the baseline row in this column; empty in that row."""
 
     @property
     def withheld(self) -> bool:
-        """Whether nothing is said of the difference: a run that collapsed tells nothing of its setting."""
-        return bool(self.collapsed or self.baseline_collapsed)
+        """Whether nothing is said of the difference: a run that collapsed or did not converge tells of its training and
+        not of its setting."""
+        return any(sum(unhealthy(health)) for health in (self.health, self.baseline_health))
 
     @property
     def n(self) -> int:
@@ -88,6 +79,12 @@ class Cell:
     def unequal_budget(self) -> bool:
         """Whether this row saw another number of samples of the task than the baseline row."""
         return self.samples != self.baseline_samples
+
+
+def unhealthy(health: Mapping[int, str]) -> tuple[int, int]:
+    """Runs that collapsed, and runs that had not learnt or were still getting better (or worse) when they ended."""
+    states = list(health.values())
+    return states.count("collapsed"), states.count("not learnt") + states.count("not converged")
 
 
 @dataclass(frozen=True)
@@ -337,9 +334,7 @@ class _Builder:
                     else round(ours - theirs, 6),
                     difference=None if is_baseline else paired(values, self._values(baseline, column)[1]),
                     health=self._health(row, column),
-                    baseline_collapsed=0
-                    if is_baseline
-                    else list(self._health(baseline, column).values()).count("collapsed"),
+                    baseline_health={} if is_baseline else self._health(baseline, column),
                 )
             )
         measured = [self.records.get(key) for column in columns for key in row["units"][column.group]]

@@ -307,6 +307,6 @@ def _csv_cell(row: RowOfCells, cell: Cell) -> dict[str, Any]:
             "difference_low": pairs.low,
             "difference_high": pairs.high,
             "difference_pairs": pairs.n,
-            "difference_verdict": pairs.verdict,
+            "difference_verdict": "withheld" if cell.withheld else pairs.verdict,
         }
     return found

@@ -5,7 +5,7 @@ Marks: + is never left out of a difference; minus is U+2212; † sampling error;
 
 from collections.abc import Iterable, Sequence
 
-from orchestrator.report.cells import Cell, State, TableOfCells
+from orchestrator.report.cells import Cell, State, TableOfCells, unhealthy
 from orchestrator.report.statistics import Paired
 from search_spaces.study import Column
 
@@ -54,7 +54,7 @@ def value_texts(cell: Cell) -> tuple[str, ...]:
 
 def health_text(cell: Cell) -> str:
     """How many runs collapsed or did not converge; empty where none did or none was judged."""
-    parts = [(cell.collapsed, "collapsed"), (cell.unconverged, "not converged")]
+    parts = zip(unhealthy(cell.health), ("collapsed", "not converged"), strict=True)
     return listed(f"{what} {runs} of {len(cell.health)}" for runs, what in parts if runs)
 
 
@@ -114,8 +114,8 @@ def column_text(column: Column) -> str:
 
 
 def sign_agrees(cell: Cell) -> bool | None:
-    """Whether our difference and the paper's have one sign; None where either is 0 or missing."""
-    if cell.difference is None or not cell.difference.mean or not cell.published_difference:
+    """Whether our difference and the paper's have one sign; None where either is 0 or missing, or ours is withheld."""
+    if cell.withheld or cell.difference is None or not cell.difference.mean or not cell.published_difference:
         return None
     return (cell.difference.mean > 0) == (cell.published_difference > 0)
 
@@ -127,12 +127,13 @@ def finding(table: TableOfCells, index: int, label: str, cell: Cell) -> str:
     digits = DIGITS[cell.column.unit]
     text = f"“{label}”: {_verdict(pairs, digits, cell.column.higher_is_better)}"
     if cell.withheld and pairs.mean is not None:
-        runs = listed(
-            f"{count(number_of, 'run')} of {whose} collapsed"
-            for number_of, whose in ((cell.collapsed, "this row"), (cell.baseline_collapsed, "the baseline row"))
-            if number_of
+        reasons = listed(
+            f"{count(runs, 'run')} of {whose} {what}"
+            for health, whose in ((cell.health, "this row"), (cell.baseline_health, "the baseline row"))
+            for runs, what in zip(unhealthy(health), ("collapsed", "did not converge"), strict=True)
+            if runs
         )
-        text = f"“{label}”: {number(pairs.mean, digits, signed=True)}, no statement: {runs}"
+        text = f"“{label}”: {number(pairs.mean, digits, signed=True)}, no statement: {reasons}"
     if cell.published_difference is not None:
         paper = number(cell.published_difference, published_digits(table, index), signed=True)
         agrees = sign_agrees(cell)

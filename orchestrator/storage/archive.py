@@ -32,6 +32,7 @@ from orchestrator.storage.base import Storage
 from orchestrator.storage.contents import key_of
 from orchestrator.storage.portable import plain_json, portable
 from orchestrator.storage.searches import JOURNAL
+from ups_model.health import check_health
 from ups_model.outcomes import OUTCOMES
 
 FORMAT, HEADER = 1, "ledger.json"
@@ -354,6 +355,13 @@ def _record(folder: str, name: str, content: bytes) -> Record:
         raise ValueError("metrics must be finite numbers by name")
     if not isinstance(record.about, dict) or not isinstance(record.routes, dict) or not isinstance(record.error, str):
         raise ValueError("about and routes must be objects, error a text")
+    if not isinstance(record.outcomes, str) or not isinstance(record.health, dict):
+        raise ValueError("health must be an object, outcomes a text")
+    for task, plain in record.health.items():
+        try:
+            check_health(plain)
+        except ValueError as error:
+            raise ValueError(f"health of {task}: {error}") from error
     numbers = ("started", "ended", "train_seconds", "chosen_step")
     if wrong := [name for name in numbers if name in record.about and not _is_number(record.about[name])]:
         raise ValueError(f"about.{wrong[0]} must be a number, got {record.about[wrong[0]]!r}")

@@ -38,7 +38,7 @@ FILES = {
     CLAIM: CLAIMS,
     OWNER: CLAIMS,
 }
-SET_ASIDE = re.compile(r"record-[^/]+\.json")
+SET_ASIDE = re.compile(r"record-[^/]+\.json|outcomes-[^/]+\.npz")
 """Records of units that were trained again by other code."""
 FOLDERS = {"checkpoints": RESUME, "best": WEIGHTS, "claims": CLAIMS}
 AT_A_TIME = 4

@@ -60,11 +60,11 @@ def test_clips_of_a_jhmdb_group_are_of_one_class_and_on_one_side_of_every_offici
     for column in (clips.label, *(clips.extra[f"split_test_{number}"] for number in (1, 2, 3))):
         pairs = np.unique(np.stack([group, column], axis=1), axis=0)
         assert len(pairs) == len(np.unique(group))
-    assert 300 < len(np.unique(group)) < 500  # HMDB51 cut most videos into several clips.
+    assert 250 < len(np.unique(group)) < 450  # HMDB51 cut most videos into several clips.
 
 
-def test_validation_clips_of_jhmdb_are_no_easier_to_find_in_training_than_clips_held_out_one_by_one(prepared):
-    """Nearest-neighbour accuracy: with groups held out it falls towards that of the official test clips."""
+def test_validation_clips_of_jhmdb_are_about_as_hard_as_its_official_test_clips(prepared):
+    """For a nearest-neighbour classifier: clips held out one by one are twice as far or more from the test clips."""
     clips = prepared["jhmdb"]
     poses = np.stack([open_sets._unit_pose(clips.clip(row)[0][1].astype(float)) for row in range(len(clips))])
 
@@ -77,8 +77,7 @@ def test_validation_clips_of_jhmdb_are_no_easier_to_find_in_training_than_clips_
     pool = np.flatnonzero(~clips.split_test)
     one_by_one = accuracy_of_leaving_one_out(poses[pool], clips.label[pool])
     test = accuracy(splits[0].test, pool)
-    assert test < grouped < one_by_one
-    assert grouped - test < 0.7 * (one_by_one - test)
+    assert grouped - test < 0.5 * (one_by_one - test)
 
 
 def accuracy_of_leaving_one_out(poses, labels):

@@ -82,6 +82,27 @@ def test_clips_of_one_group_are_never_parted(tmp_path):
     assert len(set(seen)) == 6  # Three groups of two labels, each held out by one fold.
 
 
+def test_a_large_group_stays_in_training_and_of_two_groups_one_is_held_out(tmp_path):
+    # Label 0: groups of 1 and 9 clips; label 1: ten single clips. A fifth of ten is two.
+    rows = [Clip(f"a{i}", TRACKS, label=0, subject=-1, extra={"group": min(i, 1)}) for i in range(10)]
+    rows += [Clip(f"b{i}", TRACKS, label=1, subject=-1, extra={"group": 10 + i}) for i in range(10)]
+    rows += [Clip("test", TRACKS, label=0, subject=-1, split_test=True, extra={"group": 99})]
+    clips = write_clip_set(tmp_path / "toy", INFO, rows)
+    for fold in range(3):
+        split = clips.split(validation_subjects=2, fold=fold)
+        counts = np.bincount(clips.label[split.validation], minlength=2)
+        assert counts.tolist() == [1, 2]
+
+
+def test_a_set_whose_classes_are_one_group_each_can_hold_out_nothing_and_says_so(tmp_path):
+    rows = [Clip(f"c{i}", TRACKS, label=i % 2, subject=-1, extra={"group": i % 2}) for i in range(8)]
+    rows += [Clip("test", TRACKS, label=0, subject=-1, split_test=True, extra={"group": 9})]
+    clips = write_clip_set(tmp_path / "toy", INFO, rows)
+    with pytest.raises(ValueError, match="can be held out, for every class is one group"):
+        clips.split(validation_subjects=1)
+    assert not len(clips.split(0).validation)
+
+
 def test_validation_subjects_depend_on_seed_and_set_and_on_no_global_state(tmp_path):
     clips = _toy(tmp_path / "toy", subjects=40)
     np.random.seed(1)

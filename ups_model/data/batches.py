@@ -101,7 +101,8 @@ class Feed:
         return _share(batch, *share)
 
     def statistics_batch(self) -> Batch:
-        """A large batch of training clips, from which the scale of input features is taken: the same in every seed."""
+        """A large batch of training clips, from which the scale of input features is taken: the same in every seed that
+        holds out the same subjects."""
         clone = Feed(self.task, dataclasses.replace(self.data, batch_size=STATISTICS_CLIPS), self.sources[:1], 0)
         return clone.train(0)
 
@@ -157,20 +158,21 @@ class Feed:
         inputs = Inputs(self.task, pose, source.slot_mask_S, None, None if source.persons == 1 else seen_BP)
         return Batch(inputs, source.clips.name, row_B, source.label[row_B])
 
-    def evaluate(self, part: str, ratio: float = 1.0, batch_size: int = 0, most: int = 0) -> Iterator[Batch]:
+    def evaluate(self, part: str, ratio: float = 1.0, batch_size: int = 0, max_clips: int = 0) -> Iterator[Batch]:
         """All clips of "validation" or "test" once, in order; class tasks see the first `ratio` of each clip.
 
-        With `most`, about so many of them at most (pose estimation: predicted frames, in whole windows), evenly spaced.
+        With `max_clips`, at most about that many of them (pose estimation: predicted frames, in whole windows), evenly
+        spaced.
         """
         batch_size = batch_size or 4 * self.data.batch_size
         for source in self.sources:
             if TASKS[self.task].kind == "pose":
-                yield from self._pose_evaluate(source, part, batch_size, most)
+                yield from self._pose_evaluate(source, part, batch_size, max_clips)
                 continue
             if not len(source.rows(part)):
                 continue  # `split` would give one batch of no clips.
             rows = torch.tensor(source.rows(part))
-            for row_B in rows[_spaced(len(rows), most)].split(batch_size):
+            for row_B in rows[_spaced(len(rows), max_clips)].split(batch_size):
                 # In float32 0.6 is above 0.6, and of 5 frames 4 would be shown.
                 share = torch.full((len(row_B),), ratio, dtype=torch.float64)
                 yield self._class_batch(source, row_B, share, torch.zeros(len(row_B)))
@@ -186,9 +188,9 @@ class Feed:
         frame_BN = item_B[:, 2, None] + data.frame_stride * (torch.arange(data.frames) - (data.frames - 1) // 2)
         return self._pose_batch(source, item_B[:, 0], item_B[:, 1], frame_BN, target_BR, generator)
 
-    def _pose_evaluate(self, source: Source, part: str, batch_size: int, most: int) -> Iterator[Batch]:
+    def _pose_evaluate(self, source: Source, part: str, batch_size: int, max_clips: int) -> Iterator[Batch]:
         windows = evaluation_windows(source, part, self.data)
-        kept = _spaced(len(windows[0]), -(-most // windows[2].shape[1]))
+        kept = _spaced(len(windows[0]), -(-max_clips // windows[2].shape[1]))
         item, frame, target, wanted = (value[kept] for value in windows)
         for index in range(0, len(item), batch_size):
             chosen = slice(index, index + batch_size)
@@ -243,11 +245,11 @@ class Feed:
         return Batch(inputs, source.clips.name, row_B, label, target_BRJ3, frame_BN[rows, target_BR], camera_B)
 
 
-def _spaced(count: int, most: int) -> Tensor:
-    """Indices of `most` of `count` things, evenly spaced; of all with 0 or too few."""
-    if not most or count <= most:
+def _spaced(count: int, max_clips: int) -> Tensor:
+    """Indices of `max_clips` of `count` things, evenly spaced; of all with 0 or too few."""
+    if not max_clips or count <= max_clips:
         return torch.arange(count)
-    return (torch.arange(most, dtype=torch.float64) * count / most).long()
+    return (torch.arange(max_clips, dtype=torch.float64) * count / max_clips).long()
 
 
 def _share(batch: Batch, rank: int, processes: int) -> Batch:

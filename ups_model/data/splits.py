@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 GROUP = "group"
-"""Column that says which clips belong together, as those cut from one video do: a split never parts them."""
+"""Column that says which clips of a class belong together, as those cut from one video do: where subjects are unknown,
+training and validation never part them."""
 CONTENT_ID = "content-"
 """How ids of clips begin whose file has no names: a hash of their content follows."""
 
@@ -54,6 +55,11 @@ def split_clips(
         held_out = np.isin(clips.subject[pool], turned[:validation_subjects])
     else:
         held_out = _stratified(clips, pool, validation_subjects / 10, seed, fold)
+    if validation_subjects and not held_out.any():
+        raise ValueError(
+            f"{clips.name}: no training clip of protocol {protocol!r} can be held out, for every class is one group of "
+            "clips that belong together; set validation_subjects=0"
+        )
     return Split(pool[~held_out], pool[held_out], np.flatnonzero(test_N))
 
 
@@ -141,7 +147,8 @@ def _test_flags(clips: ClipSet, protocol: str) -> np.ndarray:
 def _stratified(clips: ClipSet, pool: np.ndarray, fraction: float, seed: int, fold: int) -> np.ndarray:
     """Flags about `fraction` of the clips of each label, in whole groups; at least one group of a label with several.
 
-    Fold 0 takes the first groups of a pseudo-random order, fold 1 those that follow, and so on round the circle.
+    Fold 0 takes the first groups of a pseudo-random order, fold 1 those that follow, and so on round the circle. Groups
+    of more than twice as many clips as are wanted stay in training: one of them would be most of a validation split.
     """
     if fraction >= 1:
         raise ValueError(
@@ -152,19 +159,27 @@ def _stratified(clips: ClipSet, pool: np.ndarray, fraction: float, seed: int, fo
     labels, groups = clips.label[pool], clips.extra.get(GROUP, np.arange(len(clips)))[pool]
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        own, first = np.unique(groups[members], return_index=True)
-        names = dict(zip(own.tolist(), clips.clip_id[pool[members[first]]].tolist(), strict=True))
+        own, first, sizes = np.unique(groups[members], return_index=True, return_counts=True)
+        wanted = max(round(fraction * len(members)), 1)
+        small = sizes <= max(2 * wanted, sizes.min())
+        names = dict(zip(own[small].tolist(), clips.clip_id[pool[members[first[small]]]].tolist(), strict=True))
         ranked = sorted(names, key=lambda group: _rank(seed, clips.name, names[group]))
-        wanted, position = max(round(fraction * len(members)), 1), 0
-        for _ in range(fold + 1):
-            taken = np.zeros(len(members), dtype=bool)
-            while taken.sum() < wanted and taken.sum() < len(members):
-                taken |= groups[members] == ranked[position % len(ranked)]
-                position += 1
-        if taken.all():
-            taken[:] = False  # Of one group nothing can be held out.
-        held_out[members[taken]] = True
+        held_out[members[_next_groups(groups[members], ranked, wanted, fold)]] = True
     return held_out
+
+
+def _next_groups(group_M: np.ndarray, ranked: list[int], wanted: int, fold: int) -> np.ndarray:
+    """[M] flags of the groups that a fold takes, until `wanted` clips are taken or all but one group are."""
+    position = 0
+    for _ in range(fold + 1):
+        taken_M = np.zeros(len(group_M), dtype=bool)
+        for _ in ranked:
+            own_M = group_M == ranked[position % len(ranked)]
+            if taken_M.sum() >= wanted or (taken_M | own_M).all():
+                break
+            taken_M |= own_M
+            position += 1
+    return taken_M
 
 
 def _rank(seed: int, set_name: str, item: int | str) -> bytes:
