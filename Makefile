@@ -10,7 +10,7 @@ WORKERS ?= 2
 .PHONY: ablate test lint format train mlflow-server setup
 .DEFAULT_GOAL := test
 
-# Nine joint trainings on invented motion, in ten minutes. ARGS="tables_7_9 --preset small --data uiprmd=PATH ..." runs another study, preset or data.
+# Nine joint trainings on synthetic motion, in ten minutes. ARGS="tables_7_9 --preset small --data uiprmd=PATH ..." runs another study, preset or data.
 ablate: ARGS ?=
 ablate: setup
 	$(BIN)/python -m orchestrator.ablate $(ARGS)

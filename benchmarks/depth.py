@@ -18,6 +18,7 @@ import torch
 
 from ups_model.data.sources import default_cache
 from ups_model.presets import preset
+from ups_model.source import source_digest
 from ups_model.train import NonFiniteLoss, RunOptions, train
 
 ARMS = {
@@ -63,7 +64,7 @@ def measure(given: argparse.Namespace, arm: str, rate: float, steps: int, split:
     name = {"label": given.label, "task": given.task, "arm": arm, "rate": rate, "steps": steps, "split": split}
     if any(name.items() <= row.items() for row in rows(given.out)):
         return
-    fields = {"n_bins": 500, "validation_subjects": 1, "split_seed": split, "learning_rate": rate, "steps": steps}
+    fields = {"validation_subjects": 1, "split_seed": split, "learning_rate": rate, "steps": steps}
     if given.task != "joint":
         fields["optim.cycle"] = given.task
     config = preset("small").with_fields({**fields, **ARMS[arm], **changes})
@@ -75,7 +76,8 @@ def measure(given: argparse.Namespace, arm: str, rate: float, steps: int, split:
         except NonFiniteLoss:
             metrics = {}
     kept = {key.removeprefix("validation/"): round(value, 2) for key, value in metrics.items() if key in HEADLINE}
-    line = {**name, **kept, "seconds": round(time.time() - started), "changes": changes}
+    about = {"changes": changes, "source": source_digest("training"), "seconds": round(time.time() - started)}
+    line = {**name, **kept, **about}
     with given.out.open("a") as file:
         file.write(json.dumps(line) + "\n")
     print(line, flush=True)

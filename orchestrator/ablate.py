@@ -238,7 +238,7 @@ def code_notes(standing: Standing, twins: int) -> list[str]:
 
 def trained_already(count: int) -> str:
     """For a plan and for the end of a call."""
-    return f"{count} unit{'s' * (count != 1)} measured with weights that another unit was trained to, without training"
+    return f"{count} unit{'s' * (count != 1)} measured with another unit's weights, without training"
 
 
 def machine_slots(cpus_per_unit: float) -> int:

@@ -1,4 +1,4 @@
-"""What `make ablate` runs: depth, blocks and routing on invented motion, nine joint trainings in about ten minutes."""
+"""What `make ablate` runs: depth and routing on synthetic motion, nine joint trainings in about ten minutes."""
 
 from search_spaces.columns import ABLATION, AR2D
 from search_spaces.study import Row, Study, Table
@@ -6,7 +6,7 @@ from ups_model.presets import LIFTING_CYCLE
 
 STUDY = Study(
     name="first_look",
-    question="On invented motion, does a second layer help, and does routing?",
+    question="On synthetic motion, does a second layer help, and does routing?",
     expectation="Every run learns all four tasks. Motion this simple needs neither depth nor routing.",
     tables=(
         Table(

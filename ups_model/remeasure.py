@@ -1,4 +1,4 @@
-"""Measuring weights that are there, in place of training: after a change of how runs are measured."""
+"""Re-measure existing weights without training, after a change of how runs are measured."""
 
 import logging
 from collections.abc import Mapping
