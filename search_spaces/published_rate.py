@@ -15,7 +15,7 @@ STUDY = Study(
             (*ABLATION, AR2D[0]),
             tuple(
                 Row(text, {"learning_rate": float(text)}, training="joint")
-                for text in ("1e-2", "1e-3", "5e-4", "2.5e-4")
+                for text in ("1e-2", "5e-4")
             ),
             baseline="5e-4",
             notes=(
