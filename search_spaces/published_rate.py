@@ -13,10 +13,7 @@ STUDY = Study(
             "Peak learning rate of AdamW",
             "Rate",
             (*ABLATION, AR2D[0]),
-            tuple(
-                Row(text, {"learning_rate": float(text)}, training="joint")
-                for text in ("1e-2", "5e-4")
-            ),
+            tuple(Row(text, {"learning_rate": float(text)}, training="joint") for text in ("1e-2", "5e-4")),
             baseline="5e-4",
             notes=(
                 "Preset paper_twin has the recipe of preset paper (loss, memory, features, decoding, warm-up) with "

@@ -86,8 +86,8 @@ class RemoteWorkspace(Workspace):
         manifest = _manifest(self._store, self._place)
         self._steps = {group: steps_of(self._store, self._place, group, manifest) for group in GROUPS}
         for name in (*FILES, RESULT):
-            if name in (CONFIG, OUTCOMES) or (name == RESULT and not manifest):
-                continue  # Whoever trains or measures writes them anew; a result comes after a manifest.
+            if name in (CONFIG, OUTCOMES):  # Whoever trains or measures writes them anew.
+                continue
             with suppress(FileNotFoundError):
                 content = self._store.read(f"{self._place}/{name}")
                 (self.folder / name).write_bytes(content)
