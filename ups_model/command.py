@@ -139,7 +139,8 @@ def report(result: "Result") -> str:
     if trained:
         routes = ", ".join(f"{task} {'-'.join(map(str, route))}" for task, route in trained.items())
         lines.append(f"routes (block per layer): {routes}")
-    chosen = f", chosen by {about['chosen_by']}" if result.checkpoint else ""
+    by = about["chosen_by"]
+    chosen = ", chosen by validation subjects" if by == "validation subjects" else ", the last"
     lines.append(
         f"{result.status} at step {result.step}, {about['train_seconds']:.0f} s on {about['device']} "
         f"({about['precision']}), {about['parameters'] / 1e6:.2f} M parameters, run {result.key}"
