@@ -118,7 +118,7 @@ def small() -> Config:
 def paper() -> Config:
     """The published sizes and batch on Human3.6M, Kinetics-400 and NTU RGB+D 120.
 
-    The published rate of 1e-2 is a row of the study `published_rate`: `paper_twin` stays at chance with it.
+    The published rate of 1e-2 is a row of the study `published_rate`, which trains `paper_twin` with both.
     """
     clips = TaskData(("ntu120",), frames=64, batch_size=1024, crop_min=0.5, rotation_deg=17)
     return Config(
