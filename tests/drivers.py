@@ -90,7 +90,7 @@ class Bench:
             )  # fmt: skip
         return Driver(process, log)
 
-    def run(self, storage: Path, *more: str, timeout: float = 300) -> Driver:
+    def run(self, storage: Path, *more: str, timeout: float = 900) -> Driver:
         """A driver, until it ends by itself."""
         driver = self.start(storage, *more)
         driver.process.wait(timeout)
