@@ -20,7 +20,7 @@ from orchestrator.ledger import Ledger, Record
 from orchestrator.plan import Unit
 from orchestrator.storage.base import as_object
 from orchestrator.storage.workspace import RESULT, SOURCE
-from ups_model.source import source_digest
+from ups_model.source import present_form, source_digest
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +34,12 @@ MAX_NAMED = 4
 
 def training_code(record: Record) -> str:
     """The source that trained a record's weights."""
-    return str(_source(record).get("training", UNKNOWN))
+    return THEN.join(chain([str(_source(record).get("training", UNKNOWN))]))
 
 
 def evaluation_code(record: Record) -> str:
     """The source that measured a record's metrics."""
-    return str(_source(record).get("evaluation", UNKNOWN))
+    return present_form(str(_source(record).get("evaluation", UNKNOWN)))
 
 
 def _source(record: Record) -> Mapping[str, Any]:
@@ -67,7 +67,7 @@ def needs_measuring(record: Record, wanted: Iterable[str] = ()) -> bool:
 
 def chain(codes: Iterable[str]) -> list[str]:
     """Digests in the order in which their code trained, each once; an entry may itself be such a chain."""
-    return list(dict.fromkeys(code for entry in codes for code in entry.split(THEN)))
+    return list(dict.fromkeys(present_form(code) for entry in codes for code in entry.split(THEN)))
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Begun:
         training = plain.get("training")
         if not isinstance(training, list) or not training:
             return cls((UNKNOWN,))
-        return cls(tuple(map(str, training)), str(plain.get("evaluation", "")))
+        return cls(tuple(chain(map(str, training))), present_form(str(plain.get("evaluation", ""))))
 
     def write(self, folder: Path) -> None:
         """Before the first step of a run."""

@@ -103,6 +103,16 @@ def test_a_change_that_changes_no_result_trains_nothing(name, old, new, bench, t
     assert f"{UNITS} of {UNITS} units finished, {UNITS} of them before this call" in capsys.readouterr().out
 
 
+def test_records_with_a_former_digest_of_the_same_code_are_kept(bench, tmp_path, driver, capsys, monkeypatch):
+    monkeypatch.setattr(source, "FORMER", {f"former {part}": digest for part, digest in source_identity().items()})
+    former = {part: f"former {part}" for part in source_identity()}
+    assert ablate.main(command(bench, tmp_path)) == 0
+    edit_records(tmp_path, lambda record: record["about"].update(source=former))
+    assert ablate.main(command(bench, tmp_path)) == 0
+    assert driver.started == 1
+    assert f"{UNITS} of {UNITS} units finished, {UNITS} of them before this call" in capsys.readouterr().out
+
+
 def test_records_from_before_there_were_digests_are_of_unknown_code(bench, tmp_path, driver, capsys):
     def from_before(record):
         del record["about"]["source"]

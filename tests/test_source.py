@@ -68,6 +68,14 @@ def test_a_change_of_what_measures_changes_the_evaluation_digest_alone(name, cop
     assert after["training"] == before["training"]
 
 
+def test_a_change_of_a_measure_that_the_loop_calls_changes_the_evaluation_digest_alone(copy):
+    before = source_identity()
+    copy.edit("measure.py", "return sum(parts) / len(parts)", "return min(parts)")
+    after = source_identity()
+    assert after["evaluation"] != before["evaluation"]
+    assert after["training"] == before["training"]
+
+
 def test_a_new_module_that_training_imports_is_digested(copy):
     before = source_digest("training")
     (copy.root / "extra.py").write_text("FACTOR = 1\n")
@@ -108,6 +116,37 @@ def test_an_import_that_the_loop_needs_is_not_taken_for_the_commands(copy):
     before = source_digest("training")
     copy.edit("train.py", "from ups_model.losses import sequence_loss", "from ups_model.schedule import sequence_loss")
     assert source_digest("training") != before
+
+
+def test_a_module_may_move_and_its_definitions_be_divided(copy):
+    before = source_identity()
+    schedule = (copy.root / "schedule.py").read_text()
+    start = schedule.index("def warmup(")
+    (copy.root / "training").mkdir()
+    (copy.root / "training" / "__init__.py").write_text('"""Training."""\n')
+    (copy.root / "training" / "warmup.py").write_text(
+        "from ups_model.config import Config, OptimConfig\n" + schedule[start : schedule.index("\n\n\n", start)]
+    )
+    (copy.root / "training" / "schedule.py").write_text(
+        schedule.replace(
+            "from ups_model.config", "from ups_model.training.warmup import warmup\nfrom ups_model.config"
+        ).replace(schedule[start : schedule.index("\n\n\n", start)], "")
+    )
+    (copy.root / "schedule.py").unlink()
+    copy.edit("train.py", "from ups_model.schedule import", "from ups_model.training.schedule import")
+    assert source_identity() == before
+
+
+def test_a_definition_of_the_same_name_elsewhere_is_another(copy):
+    before = source_digest("training")
+    copy.edit("tasks.py", "\n\n\n", "\n\n\ndef sequence_loss():\n    return 0\n\n\n")
+    both = source_digest("training")
+    copy.edit(
+        "train.py",
+        "from ups_model.losses import sequence_loss, target_tokens",
+        "from ups_model.losses import target_tokens\nfrom ups_model.tasks import sequence_loss",
+    )
+    assert len({before, both, source_digest("training")}) == 3
 
 
 def test_the_digest_needs_no_torch():

@@ -1,9 +1,9 @@
 """Digests of the source code that trains and of the source code that measures. Imports no torch.
 
 The modules are found from imports: everything that the training loop imports belongs to "training", what measuring
-imports beyond that to "evaluation", and `LEFT_OUT` to neither. A digest is of syntax trees, so comments, docstrings and
-formatting don't count, and neither does the command (`main`) of a module with the imports and constants that it alone
-uses.
+imports beyond that to "evaluation", and `LEFT_OUT` to neither. A digest is of the set of top-level definitions, as
+syntax trees. So comments, docstrings and formatting don't count, nor does the module in which a definition stands, and
+neither does the command (`main`) of a module with the imports and constants that it alone uses.
 
 What a configuration says is in a unit's key, so the modules that define its fields are left out. The digest depends on
 the syntax of one Python minor version at most: fields of the tree that are empty are skipped, since newer versions add
@@ -36,6 +36,9 @@ LEFT_OUT = frozenset(
     }
 )  # fmt: skip
 """Modules that change neither weights nor metrics. A walk over imports doesn't enter them."""
+FORMER = {"4e3cea99b703030b": "5318324335c4f801", "615cdbe8586cc8d5": "20ea961b5624bf08"}
+"""Digests that an earlier form of `source_digest`, which knew the names of modules, gave for code that hasn't changed
+since, and what the present form gives for it."""
 _PARSING = threading.Lock()
 """Python 3.11 can't parse in two threads at a time: "AST constructor recursion depth mismatch"."""
 _SKIPPED_FIELDS = ("ctx", "kind", "type_comment")
@@ -64,17 +67,61 @@ def source_files(part: Part) -> list[str]:
 
 def forget() -> None:
     """Read all files again at the next call."""
-    for cached in (_digest_of, _modules, _tree):
+    for cached in (_digest_of, _ambiguous, _modules, _tree):
         cached.cache_clear()
+
+
+def present_form(digest: str) -> str:
+    """A digest that a record has, as `source_digest` would give it today."""
+    return FORMER.get(digest, digest)
 
 
 @cache
 def _digest_of(part: Part, root: Path) -> str:
-    digest = hashlib.sha256()
+    texts: set[str] = set()
     for module in _modules(part, root):
-        tree = _tree(_file(root, module))
-        digest.update(f"{module} {ast_text(tree)}\n".encode())
-    return digest.hexdigest()[:16]
+        for statement in _tree(_file(root, module)).body:
+            texts.add(ast_text(statement))
+            imports = (node for node in ast.walk(statement) if isinstance(node, ast.Import | ast.ImportFrom))
+            texts.update(text for node in imports for text in _import_texts(part, root, module, node))
+    return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]
+
+
+def _import_texts(part: Part, root: Path, module: str, node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    """What must be known of an import: where a name of another package comes from, and which definition one of this
+    part means, where the name alone doesn't tell."""
+    base = _base(node, root, module) if isinstance(node, ast.ImportFrom) else ""
+    for alias in node.names:
+        as_name = alias.asname or alias.name
+        if base.partition(".")[0] != PACKAGE:
+            yield f"import {as_name}: {base} {alias.name}"
+        elif as_name != alias.name or alias.name in _ambiguous(part, root):
+            yield f"import {as_name}: {_definition(part, root, base, alias.name)}"
+
+
+@cache
+def _ambiguous(part: Part, root: Path) -> set[str]:
+    """Names that modules of a part define in several ways."""
+    texts: dict[str, set[str]] = {}
+    for module in _modules(part, root):
+        for statement in _tree(_file(root, module)).body:
+            for name in _defined(statement):
+                texts.setdefault(name, set()).add(ast_text(statement))
+    return {name for name, found in texts.items() if len(found) > 1}
+
+
+def _definition(part: Part, root: Path, module: str, name: str) -> str:
+    """Digest of what defines a name in a module of a part, wherever the module has it from; empty for other modules."""
+    below = module.removeprefix(PACKAGE).removeprefix(".")
+    file = _file(root, below)
+    for statement in _tree(file).body if file.exists() else ():
+        if isinstance(statement, ast.ImportFrom):
+            for alias in statement.names:
+                if _name_of(alias) == name and (base := _base(statement, root, below)).startswith(PACKAGE):
+                    return _definition(part, root, base, alias.name)
+        elif below in _modules(part, root) and name in _defined(statement):
+            return hashlib.sha256(ast_text(statement).encode()).hexdigest()[:16]
+    return ""
 
 
 @cache
@@ -184,16 +231,24 @@ def _bound(statement: ast.stmt) -> set[str]:
     return names if len(names) == len(targets) else set()
 
 
+def _defined(statement: ast.stmt) -> set[str]:
+    """Names that a top-level statement makes, but for imports."""
+    named = isinstance(statement, ast.FunctionDef | ast.ClassDef)
+    return {statement.name} if named else _bound(statement)
+
+
 def _name_of(alias: ast.alias) -> str:
     return alias.asname or alias.name.split(".")[0]
 
 
 def ast_text(node: object) -> str:
-    """One text for equal syntax trees, without positions and without fields that are empty."""
+    """One text for equal syntax trees, without imports, positions and fields that are empty."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return ""
     if isinstance(node, ast.AST):
         fields = ((name, getattr(node, name, None)) for name in node._fields if name not in _SKIPPED_FIELDS)
         inner = ",".join(f"{name}={ast_text(value)}" for name, value in fields if value is not None and value != [])
         return f"{type(node).__name__}({inner})"
     if isinstance(node, list):
-        return f"[{','.join(map(ast_text, node))}]"
+        return f"[{','.join(filter(None, map(ast_text, node)))}]"
     return repr(node)
