@@ -3,7 +3,7 @@
     python benchmarks/cluster_scaling.py            # as root, with netlab; about nine minutes
 
 Each time Ray is brought up by `ray up` on hosts of this machine that have an address, processes and disks of their own
-(tests/cluster/hosts.py), with one slot each; then 24 units that sleep for ten seconds go through the planner, Tune and
+(tests/support/hosts.py), with one slot each; then 24 units that sleep for ten seconds go through the planner, Tune and
 the ledger's claims as trainings do. Ideal is units / hosts times the ten seconds; what comes on top is starting the
 workers' processes, and the way from one unit to the next.
 """
@@ -22,17 +22,18 @@ UNITS, SECONDS = 24, 10.0
 def on_the_head(folder: str) -> None:
     """Runs in the first host: the units, and what they took."""
     from benchmarks.orchestration import plan_of
-    from orchestrator import ray_nodes, run
-    from orchestrator.agenda import Agenda
-    from orchestrator.ledger import Ledger
-    from orchestrator.worker import Job
+    from orchestrator.execution import driver as run
+    from orchestrator.execution import ray_cluster as ray_nodes
+    from orchestrator.scheduling.task_graph import Agenda
+    from orchestrator.storage.ledger import Ledger
+    from orchestrator.worker.run_unit import Job
 
     plan = plan_of(UNITS)
     ledger = Ledger.open(folder)
 
     def sleep(text, should_stop):
-        from orchestrator.ledger import Ledger
-        from orchestrator.worker import Job
+        from orchestrator.storage.ledger import Ledger
+        from orchestrator.worker.run_unit import Job
 
         job = Job.from_json(text)
         with Ledger.open(job.storage).claim(job.unit):
@@ -56,7 +57,7 @@ def on_the_head(folder: str) -> None:
 def main() -> None:
     """The command."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from tests.cluster.hosts import ROOT, SHARED, Cluster, Hosts, why_not
+    from tests.support.hosts import ROOT, SHARED, Cluster, Hosts, why_not
 
     if why_not():
         raise SystemExit(f"error: {why_not()}")

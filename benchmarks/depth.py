@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from ups_model.data.sources import default_cache
-from ups_model.presets import preset
+from ups_model.config.presets import preset
+from ups_model.data.prepare.catalog import default_cache
 from ups_model.source import source_digest
 from ups_model.train import NonFiniteLoss, RunOptions, train
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.drivers import Bench, cells, mlflow_runs, records
+from tests.support.drivers import Bench, cells, mlflow_runs, records
 
 STEPS = 240
 BEYOND_START_SECONDS = 15.0

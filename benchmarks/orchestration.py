@@ -14,12 +14,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from orchestrator.agenda import Agenda
-from orchestrator.ledger import Ledger
-from orchestrator.plan import DataFacts, Plan, make_plan
+from orchestrator.planning.plan import DataFacts, Plan, make_plan
+from orchestrator.scheduling.task_graph import Agenda
+from orchestrator.storage.ledger import Ledger
 from search_spaces.columns import ABLATION, AR3D
 from search_spaces.study import Row, Study, Table
-from ups_model.presets import preset
+from ups_model.config.presets import preset
 
 UNITS = 40
 ROUNDS = 3
@@ -49,7 +49,8 @@ def sleep(job: str, should_stop) -> Mapping[str, str]:
 
 def ours(plan: Plan, work) -> float:
     """Seconds from a connected Ray to the last unit's end."""
-    from orchestrator import ray_nodes, run
+    from orchestrator.execution import driver as run
+    from orchestrator.execution import ray_cluster as ray_nodes
 
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger.open(folder)

@@ -23,10 +23,10 @@ import numpy as np
 from numpy.lib import format as npy
 from prepare import measure_prepare, names, write_files
 
-from ups_model.data.cameras import project
-from ups_model.data.h36m_cameras import SUBJECTS, cameras_of
-from ups_model.data.h36m_files import ACTIONS, KEPT_JOINTS
-from ups_model.data.ntu_names import PROTOCOLS, is_test, parse_name
+from ups_model.data.format.cameras import project
+from ups_model.data.readers.h36m.cameras import SUBJECTS, cameras_of
+from ups_model.data.readers.h36m.files import ACTIONS, KEPT_JOINTS
+from ups_model.data.readers.ntu.names import PROTOCOLS, is_test, parse_name
 
 DIFFERENT = 200
 KINETICS_LABELS = ((0, "abseiling"), (399, "zumba"))

@@ -26,15 +26,15 @@ from dataclasses import dataclass, field
 from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
 
-from orchestrator.agenda import Agenda, State
-from orchestrator.dispatch import Dispatcher, Hooks
-from orchestrator.ledger import Ledger
-from orchestrator.plan import DataFacts, Plan, Unit, make_plan
-from orchestrator.run import DispatchSearcher
-from orchestrator.worker import CHECKPOINTS_PER_UNIT, Job
+from orchestrator.execution.driver import DispatchSearcher
+from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan
+from orchestrator.scheduling.dispatcher import Dispatcher, Hooks
+from orchestrator.scheduling.task_graph import Agenda, State
+from orchestrator.storage.ledger import Ledger
+from orchestrator.worker.run_unit import CHECKPOINTS_PER_UNIT, Job
 from search_spaces.columns import ABLATION
 from search_spaces.study import Row, Study, Table
-from ups_model.presets import preset
+from ups_model.config.presets import preset
 
 SECONDS_PER_STEP = 0.5
 DEPTHS = 5

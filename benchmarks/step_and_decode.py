@@ -15,11 +15,11 @@ from collections.abc import Callable
 import torch
 
 from ups_model.config import Config
-from ups_model.decoding import decode_poses, estimate_poses
-from ups_model.model import UPS, Inputs
-from ups_model.presets import small
+from ups_model.config.presets import small
+from ups_model.model.decoding import decode_poses, estimate_poses
+from ups_model.model.ups import UPS, Inputs
+from ups_model.model.vocabulary import Quantiser, Vocabulary
 from ups_model.skeletons import get_skeleton
-from ups_model.vocabulary import Quantiser, Vocabulary
 
 
 def make_model(config: Config) -> UPS:

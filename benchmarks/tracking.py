@@ -19,13 +19,13 @@ import tempfile
 import time
 from importlib.metadata import version
 
-from orchestrator.content import plan_content
-from orchestrator.ledger import Ledger
-from orchestrator.plan import DataFacts, Plan, Unit, make_plan
-from orchestrator.tracking import Mirror, default_uri
+from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan
+from orchestrator.planning.plan_file import plan_content
+from orchestrator.storage.ledger import Ledger
+from orchestrator.tracking.mlflow_store import Mirror, default_uri
 from search_spaces import find_study
-from ups_model.presets import preset
-from ups_model.progress import append_row
+from ups_model.config.presets import preset
+from ups_model.training.progress import append_row
 
 METRICS = 20
 WARM_UP = 2

@@ -13,12 +13,12 @@ import logging
 import torch
 from torch import Tensor
 
-from ups_model.build import build
-from ups_model.command import add_data_arguments, data_paths
-from ups_model.data.sources import default_cache
-from ups_model.encoder import Tem
-from ups_model.presets import small
-from ups_model.tokenizer import TcnGcnLayer
+from ups_model.cli import add_data_arguments, data_paths
+from ups_model.config.presets import small
+from ups_model.data.prepare.catalog import default_cache
+from ups_model.model.encoder import Tem
+from ups_model.model.tokenizer import TcnGcnLayer
+from ups_model.training.build import build
 
 BATCHES, FITTED = 32, 2400
 

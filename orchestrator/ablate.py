@@ -7,8 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.agenda import Agenda, State
-from orchestrator.command import (
+from orchestrator.cli.session import (
     MIRROR_SECONDS,
     add_shared_arguments,
     check_numbers,
@@ -20,20 +19,20 @@ from orchestrator.command import (
     record_failures,
     unmade_if_refused,
 )
-from orchestrator.commit import commit
-from orchestrator.content import plan_content
-from orchestrator.estimate import Estimate, estimate, on_slots
-from orchestrator.inputs import Inputs, read_inputs, wanted_metrics
-from orchestrator.ledger import Ledger, Record, storage_path
-from orchestrator.plan import Plan, Unit
-from orchestrator.site import site_of
-from orchestrator.source_check import SourceCheck, Standing, evaluation_code, measured_again, not_measured_again
-from orchestrator.trained import with_twin
-from orchestrator.worker import Job
+from orchestrator.planning.estimate import Estimate, estimate, on_slots
+from orchestrator.planning.plan import Plan, Unit
+from orchestrator.planning.plan_file import plan_content
+from orchestrator.planning.resolve import Inputs, read_inputs, wanted_metrics
+from orchestrator.scheduling.task_graph import Agenda, State
+from orchestrator.storage.ledger import Ledger, Record, storage_path
+from orchestrator.storage.source_check import SourceCheck, Standing, evaluation_code, measured_again, not_measured_again
+from orchestrator.storage.trained import with_twin
+from orchestrator.worker.environment import commit, site_of
+from orchestrator.worker.run_unit import Job
 from search_spaces import find_study, study_names
-from ups_model.command import start_logging
-from ups_model.progress import duration
+from ups_model.cli import start_logging
 from ups_model.source import source_digest
+from ups_model.training.progress import duration
 
 logger = logging.getLogger(__name__)
 
@@ -101,17 +100,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
     """Everything after the arguments were found good."""
     # Ray and MLflow take seconds to import, which --help and --plan need not wait for.
-    from orchestrator import ray_nodes, tracking
-    from orchestrator import run as driver
-    from orchestrator.display import Display, several
+    from orchestrator.cli.display import Display, several
+    from orchestrator.execution import driver, ray_cluster
     from orchestrator.report import build, health_lines, write_report
+    from orchestrator.tracking import mlflow_store
 
     plan = inputs.plan
     aimed = Ledger.at(given.storage)
     out = given.out or aimed.report_folder(plan)
-    uri = given.tracking_uri or tracking.default_uri(aimed)
+    uri = given.tracking_uri or mlflow_store.default_uri(aimed)
     if given.tracking_uri is not None:
-        tracking.check(given.tracking_uri)
+        mlflow_store.check(given.tracking_uri)
     ray, slots = None, 1
     try:
         with unmade_if_refused(*aimed.folders(), out):
@@ -130,7 +129,7 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
         content = plan_content(plan, command, inputs.changes)
         ledger.save_plan(plan, content)
         logger.info("%s", summary(plan, agenda, expected))
-        mirror = tracking.Mirror(ledger, plan, content, uri)
+        mirror = mlflow_store.Mirror(ledger, plan, content, uri)
         mirror.start()
         display = Display(agenda, expected.seconds, slots)
         measured = plan.measured()
@@ -156,7 +155,7 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
                 display.close()
     finally:
         if ray is not None:
-            ray_nodes.disconnect()
+            ray_cluster.disconnect()
     record_failures(agenda)
     written, copy, notes = [], "", []
     try:
@@ -169,7 +168,7 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
     finished = agenda.counts()[State.FINISHED] == len(plan.units)
     outcome = "finished" if finished else "stopped" if agenda.stopping else "failed"
     missing = mirror.close(outcome, out if written else None, MIRROR_SECONDS)
-    print(closing(agenda, written, tracking.ui_command(uri), missing, copy, notes))
+    print(closing(agenda, written, mlflow_store.ui_command(uri), missing, copy, notes))
     return 0 if finished and written and (copy or ledger.root is not None) else 1
 
 
@@ -205,7 +204,7 @@ def summary(plan: Plan, agenda: Agenda, expected: Estimate) -> str:
 
 def show_plan(inputs: Inputs, ledger: Ledger | None, given: argparse.Namespace) -> str:
     """What `--plan` prints."""
-    from orchestrator.plan_text import plan_text
+    from orchestrator.planning.describe import plan_text
 
     plan = inputs.plan
     slots = given.max_concurrent or machine_slots(given.cpus_per_unit)

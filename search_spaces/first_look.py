@@ -2,7 +2,7 @@
 
 from search_spaces.columns import ABLATION, AR2D
 from search_spaces.study import Row, Study, Table
-from ups_model.presets import LIFTING_CYCLE
+from ups_model.config.presets import LIFTING_CYCLE
 
 STUDY = Study(
     name="first_look",

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from ups_model.config import TASK_NAMES, Config, canonical
-from ups_model.fields import digest
+from ups_model.config.schema import digest
 
 Training = Literal["fine-tuned", "joint", "separate"]
 TRAININGS: tuple[Training, ...] = ("fine-tuned", "joint", "separate")
@@ -21,7 +21,7 @@ class Column:
     """One measure of one task."""
 
     metric: str
-    """Key as `ups_model.measure` names it, e.g. "eap/top1@0.2"."""
+    """Key as `ups_model.evaluation.measure` names it, e.g. "eap/top1@0.2"."""
     title: str
     unit: Literal["%", "mm"]
     higher_is_better: bool

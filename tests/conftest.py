@@ -34,7 +34,7 @@ def open_data() -> Path:
 @pytest.fixture(scope="session")
 def toy_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folder of each of the three toy clip sets, by name."""
-    from tests.runs import session_folder, write_toy_sets
+    from tests.support.runs import session_folder, write_toy_sets
 
     folder = session_folder(tmp_path_factory, "toy_sets")
     with FileLock(folder / "lock"):
@@ -45,6 +45,6 @@ def toy_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of text features that all tests share."""
-    from tests.runs import session_folder
+    from tests.support.runs import session_folder
 
     return session_folder(tmp_path_factory, "cache")

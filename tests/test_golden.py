@@ -18,16 +18,16 @@ from unittest import mock
 
 import pytest
 
-from orchestrator.ledger import Record
 from orchestrator.report import build, files
+from orchestrator.storage.ledger import Record
 from search_spaces import find_study, study_names
 from search_spaces.columns import AR3D, MPJPE
 from search_spaces.study import Reference, Row
-from tests.plans import plan_of as study_plan
-from tests.report_cases import content_of, keys_of, plan_of, records_of
-from ups_model.fields import digest
-from ups_model.health import TaskHealth
-from ups_model.presets import PRESETS
+from tests.support.plans import plan_of as study_plan
+from tests.support.report_cases import content_of, keys_of, plan_of, records_of
+from ups_model.config.presets import PRESETS
+from ups_model.config.schema import digest
+from ups_model.evaluation.health import TaskHealth
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = (

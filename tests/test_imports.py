@@ -93,19 +93,27 @@ def test_the_sources_that_are_read_include_those_of_the_model(repo_root):
         ("ups_model", "x = 1\nimport ray.tune as tune", "<source>:2 imports ray.tune"),
         ("ups_model", "from mlflow import log_metric", "<source>:1 imports mlflow.log_metric"),
         ("ups_model", "def f():\n    if 1:\n        import optuna", "<source>:3 imports optuna"),
-        ("ups_model.data", "from orchestrator.plan import plan", "<source>:1 imports orchestrator.plan.plan"),
+        (
+            "ups_model.data",
+            "from orchestrator.planning.plan import plan",
+            "<source>:1 imports orchestrator.planning.plan.plan",
+        ),
         (
             "ups_model",
             "import importlib\nimportlib.import_module('search_spaces.a')",
             "<source>:2 imports search_spaces.a",
         ),
         ("ups_model", "__import__('ray')", "<source>:1 imports ray"),
-        ("search_spaces", "from orchestrator import plan", "<source>:1 imports orchestrator.plan"),
+        ("search_spaces", "from orchestrator import plan", "<source>:1 imports orchestrator.planning.plan"),
         ("search_spaces", "import ray", "<source>:1 imports ray"),
         ("orchestrator", "import tests.conftest", "<source>:1 imports tests.conftest"),
         ("orchestrator", "from cluster import check", "<source>:1 imports cluster.check"),
         ("cluster", "import ups_model.config", "<source>:1 imports ups_model.config"),
-        ("cluster.rules", "from orchestrator.ledger import Ledger", "<source>:1 imports orchestrator.ledger.Ledger"),
+        (
+            "cluster.rules",
+            "from orchestrator.storage.ledger import Ledger",
+            "<source>:1 imports orchestrator.storage.ledger.Ledger",
+        ),
     ],
 )
 def test_the_checker_finds_a_wrong_arrow(package, source, found):
@@ -127,7 +135,7 @@ def test_the_checker_admits_what_is_allowed(package, source):
     assert wrong_arrows(source, package) == []
 
 
-@pytest.mark.parametrize("module", ["ups_model.config", "ups_model.tasks", "ups_model.vocabulary"])
+@pytest.mark.parametrize("module", ["ups_model.config", "ups_model.tasks", "ups_model.model.vocabulary"])
 def test_planning_needs_no_torch(repo_root, module):
     """Planning and --help must answer at once; torch takes seconds to import."""
     if not (repo_root / Path(*module.split("."))).with_suffix(".py").exists():
@@ -138,6 +146,6 @@ def test_planning_needs_no_torch(repo_root, module):
 
 
 def test_the_check_for_torch_can_fail(repo_root):
-    program = "import sys, ups_model.metrics; print('torch' in sys.modules)"
+    program = "import sys, ups_model.evaluation.metrics; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=repo_root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"

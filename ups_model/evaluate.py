@@ -11,8 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ups_model.build import build, data_identity, load_model
-from ups_model.command import (
+from ups_model.cli import (
     add_data_arguments,
     assignments,
     data_paths,
@@ -20,11 +19,12 @@ from ups_model.command import (
     start_logging,
 )
 from ups_model.config import Config
-from ups_model.data.sources import default_cache
+from ups_model.config.identity import configured_sets, configured_sources
+from ups_model.data.prepare.catalog import default_cache
 from ups_model.device import pick_device
-from ups_model.identity import configured_sets, configured_sources
-from ups_model.measure import measure
-from ups_model.result import check_same_data
+from ups_model.evaluation.measure import measure
+from ups_model.training.build import build, data_identity, load_model
+from ups_model.training.result import check_same_data
 
 logger = logging.getLogger(__name__)
 

@@ -20,23 +20,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from ups_model.build import load_model
-from ups_model.command import start_logging
+from ups_model.cli import start_logging
 from ups_model.config import TASK_NAMES, Config, TaskName, set_of
-from ups_model.data.batches import Feed
-from ups_model.data.formats import clip_names, read_recording
-from ups_model.data.recording import Recording
-from ups_model.data.single import ONLY, class_set, pose_set
-from ups_model.data.store import Source
-from ups_model.decoding import classify
+from ups_model.data.batching.batches import Feed
+from ups_model.data.batching.device_clips import Source
+from ups_model.data.batching.in_memory import ONLY, class_set, pose_set
+from ups_model.data.prepare.jobs import Recording
+from ups_model.data.readers.detect import clip_names, read_recording
 from ups_model.device import pick_device
-from ups_model.measure import MM, predict_poses
-from ups_model.metrics import mpjpe_mm, p_mpjpe_mm
-from ups_model.model import UPS
+from ups_model.evaluation.measure import MM, predict_poses
+from ups_model.evaluation.metrics import mpjpe_mm, p_mpjpe_mm
+from ups_model.inference.find_weights import DEFAULT_STORAGE, find_weights
+from ups_model.model.decoding import classify
+from ups_model.model.ups import UPS
 from ups_model.pipes import end_with
 from ups_model.skeletons import SKELETONS, Skeleton
-from ups_model.stored import DEFAULT_STORAGE, find_weights
 from ups_model.tasks import TASKS
+from ups_model.training.build import load_model
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def predict_class(
     """Class probabilities of a clip.
 
     Args:
-        model: of `ups_model.build.load_model`.
+        model: of `ups_model.training.build.load_model`.
         config: of the same.
         recording: the clip; two persons at most are looked at, those who are there longest.
         task: a class task that the model was trained for.
@@ -204,9 +204,9 @@ def write(
 ) -> None:
     """Write a prediction as JSON, npz, PNG or GIF, as the file's ending says."""
     if file.suffix in (".png", ".gif"):
-        from ups_model import pictures  # Matplotlib takes a second to import.
+        from ups_model.inference import visualize  # Matplotlib takes a second to import.
 
-        pictures.draw(file, prediction, recording)
+        visualize.draw(file, prediction, recording)
         return
     plain, arrays = _content(prediction)
     if file.suffix == ".npz":

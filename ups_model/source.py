@@ -23,16 +23,16 @@ Part = Literal["training", "evaluation"]
 PACKAGE = "ups_model"
 ROOT = Path(__file__).resolve().parent
 """Folder of the package whose source is digested."""
-ROOTS: dict[Part, str] = {"training": "train", "evaluation": "measure"}
+ROOTS: dict[Part, str] = {"training": "train", "evaluation": "evaluation.measure"}
 """The module at which the walk over imports begins."""
 LEFT_OUT = frozenset(
     {
         "__init__",  # The version, and the number of the recipe, which is in every key.
-        "config", "fields", "identity", "presets",  # Values are in the key.
-        "command", "progress", "data.sources",  # Arguments, progress lines, where clip sets lie.
-        "health",  # Verdicts are made again from the curve, which is kept.
-        "checkpoint", "device",  # How a run is stored and where it is computed.
-        "data.checks", "data.suitable",  # They refuse and change nothing.
+        "config", "config.config", "config.schema", "config.identity", "config.presets",  # Values are in the key.
+        "cli", "training.progress", "data.prepare.catalog",  # Arguments, progress lines, where clip sets lie.
+        "evaluation.health",  # Verdicts are made again from the curve, which is kept.
+        "training.checkpoint", "device",  # How a run is stored and where it is computed.
+        "data.format.rules", "data.batching.suitability",  # They refuse and change nothing.
     }
 )  # fmt: skip
 """Modules that change neither weights nor metrics. A walk over imports doesn't enter them."""

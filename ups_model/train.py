@@ -26,8 +26,28 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ups_model.build import Parts, build, data_identity
-from ups_model.checkpoint import (
+from ups_model.cli import (
+    PRESETS,
+    StopOnSignal,
+    add_data_arguments,
+    add_device_arguments,
+    data_paths,
+    read_config,
+    report,
+    start_logging,
+)
+from ups_model.config import TASK_NAMES, Config
+from ups_model.config.identity import configured_sets, run_key
+from ups_model.data.prepare.catalog import default_cache
+from ups_model.device import Precision, autocast_dtype, device_name, memory_mb, pick_device, pick_precision
+from ups_model.evaluation.health import CURVE_CLIPS, curve_steps, health_line, judge
+from ups_model.evaluation.measure import headline_metric, measure, measure_test, score, trivial_values
+from ups_model.model.layers import seed_for
+from ups_model.model.text_features import text_identity
+from ups_model.model.ups import UPS
+from ups_model.model.vocabulary import NonFiniteValues
+from ups_model.training.build import Parts, build, data_identity
+from ups_model.training.checkpoint import (
     STATE,
     keep_steps,
     load_checkpoint,
@@ -39,31 +59,17 @@ from ups_model.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from ups_model.command import (
-    PRESETS,
-    StopOnSignal,
-    add_data_arguments,
-    add_device_arguments,
-    data_paths,
-    read_config,
-    report,
-    start_logging,
+from ups_model.training.distributed import (
+    check_shares,
+    first_process,
+    mean_over_processes,
+    start_processes,
+    wait_for_all,
 )
-from ups_model.config import TASK_NAMES, Config
-from ups_model.data.sources import default_cache
-from ups_model.device import Precision, autocast_dtype, device_name, memory_mb, pick_device, pick_precision
-from ups_model.health import CURVE_CLIPS, curve_steps, health_line, judge
-from ups_model.identity import configured_sets, run_key
-from ups_model.layers import seed_for
-from ups_model.losses import sequence_loss, target_tokens
-from ups_model.measure import headline_metric, measure, measure_test, score, trivial_values
-from ups_model.model import UPS
-from ups_model.processes import check_shares, first_process, mean_over_processes, start_processes, wait_for_all
-from ups_model.progress import append_row, duration, forget_after, short_line
-from ups_model.result import Result, finished_result, save_weights, start_from_parent, write_result
-from ups_model.schedule import gumbel_noise, input_mask, learning_rate, temperature
-from ups_model.text_features import text_identity
-from ups_model.vocabulary import NonFiniteValues
+from ups_model.training.losses import sequence_loss, target_tokens
+from ups_model.training.progress import append_row, duration, forget_after, short_line
+from ups_model.training.result import Result, finished_result, save_weights, start_from_parent, write_result
+from ups_model.training.schedule import gumbel_noise, input_mask, learning_rate, temperature
 
 logger = logging.getLogger(__name__)
 

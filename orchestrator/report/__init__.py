@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ledger import write_whole
+from orchestrator.report.build import Records, Report, build
 from orchestrator.report.captions import health_lines, summary
-from orchestrator.report.cells import Records, Report, build
 from orchestrator.report.figures import figure
 from orchestrator.report.render import cells_csv, html_page, latex, markdown, views
+from orchestrator.storage.ledger import write_whole
 
 __all__ = ["Records", "Report", "build", "files", "health_lines", "summary", "write_report"]
 
@@ -18,7 +18,7 @@ def write_report(content: Mapping[str, Any], records: Records, out: Path) -> lis
     """Write report.md, report.html, tables.tex, cells.csv and tables/*.svg; each is there whole or not at all.
 
     Args:
-        content: of the plan (`orchestrator.content.plan_content`).
+        content: of the plan (`orchestrator.planning.plan_file.plan_content`).
         records: of its units, by key; None or absent where a unit has none.
         out: a folder; made if it isn't there. Other files in it stay.
 

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.command import DEFAULT_STORAGE
-from orchestrator.ledger import Ledger
+from orchestrator.cli.session import DEFAULT_STORAGE
 from orchestrator.report import build, summary, write_report
-from orchestrator.report.sources import from_storage, from_tracking
+from orchestrator.report.load import from_storage, from_tracking
+from orchestrator.storage.ledger import Ledger
 
 EXAMPLES = """examples:
   python -m orchestrator.report                                the one study in runs/ablations

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.report.cells import TableOfCells
+from orchestrator.report.build import TableOfCells
 from orchestrator.report.wording import column_text, missing_text
 
 OURS, PAPER, GREY = "#1f5fa8", "#c4572b", "#767676"

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.command import DEFAULT_STORAGE
-from orchestrator.ledger import Ledger
+from orchestrator.cli.session import DEFAULT_STORAGE
 from orchestrator.storage.archive import export_ledger
-from orchestrator.storage.contents import KINDS, Usage, bytes_text, over, usage
+from orchestrator.storage.gc import Swept, sweep_rest, sweep_unit, units_of
+from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.merge import Imported, import_archives
-from orchestrator.storage.sweep import Swept, sweep_rest, sweep_unit, units_of
+from orchestrator.storage.usage import KINDS, Usage, bytes_text, over, usage
 from orchestrator.storage.verify import Verified, verify_studies, verify_unit
 
 LARGEST = 10

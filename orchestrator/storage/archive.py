@@ -27,13 +27,13 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from orchestrator.ledger import FAILURE, PLAN, PROGRESS, RECORD, Ledger, Record
-from orchestrator.storage.base import Storage
-from orchestrator.storage.contents import key_of
+from orchestrator.storage.backends.base import Storage
+from orchestrator.storage.ledger import FAILURE, PLAN, PROGRESS, RECORD, Ledger, Record
 from orchestrator.storage.portable import plain_json, portable
-from orchestrator.storage.searches import JOURNAL
-from ups_model.health import check_health
-from ups_model.outcomes import OUTCOMES
+from orchestrator.storage.search_journal import JOURNAL
+from orchestrator.storage.usage import key_of
+from ups_model.evaluation.health import check_health
+from ups_model.evaluation.outcomes import OUTCOMES
 
 FORMAT, HEADER = 1, "ledger.json"
 EXTRAS = (OUTCOMES, PROGRESS)

@@ -21,11 +21,11 @@ from typing import BinaryIO, Literal
 
 from tqdm import tqdm
 
-from orchestrator.ledger import FAILURE, IMPORTED, RECORD, REPORTS, Ledger, Record
 from orchestrator.storage.archive import UNITS_AT_A_TIME, NamedFile, UnitFiles, contents, read_unit
-from orchestrator.storage.base import Storage, as_object
+from orchestrator.storage.backends.base import Storage, as_object
+from orchestrator.storage.ledger import FAILURE, IMPORTED, RECORD, REPORTS, Ledger, Record
 from orchestrator.storage.portable import portable
-from orchestrator.storage.searches import SearchPlace
+from orchestrator.storage.search_journal import SearchPlace
 
 Became = Literal["added", "brought up to date", "there already", "in conflict", "held"]
 

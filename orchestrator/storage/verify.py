@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from orchestrator.ledger import FAILURE, PLAN, RECORD, Ledger, Record
-from orchestrator.storage.base import as_object
-from orchestrator.storage.contents import key_of
+from orchestrator.storage.backends.base import as_object
+from orchestrator.storage.backends.workspace import RESULT
+from orchestrator.storage.gc import checkpoint_fault, checkpoints_of, weights_fault
+from orchestrator.storage.ledger import FAILURE, PLAN, RECORD, Ledger, Record
 from orchestrator.storage.merge import came_without_weights
-from orchestrator.storage.sweep import checkpoint_fault, checkpoints_of, weights_fault
-from orchestrator.storage.workspace import RESULT
-from ups_model.checkpoint import STATE
+from orchestrator.storage.usage import key_of
+from ups_model.training.checkpoint import STATE
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ import pytest
 
 from cluster import mlflow_server, postgres
 from cluster.postgres import Postgres
-from orchestrator import mirrored, tracking
-from orchestrator.ledger import Ledger
-from orchestrator.mirror import LASTING
-from tests.cluster.tracking_server import client, missing, running_server
-from tests.drivers import ROOT, Bench, alive, command_of, descendants, records, wait_until
+from orchestrator.storage.ledger import Ledger
+from orchestrator.tracking import mlflow_store as tracking
+from orchestrator.tracking import schema as mirrored
+from orchestrator.tracking.sync import LASTING
+from tests.support.drivers import ROOT, Bench, alive, command_of, descendants, records, wait_until
+from tests.support.tracking_server import client, missing, running_server
 
 pytestmark = [
     pytest.mark.cluster,
@@ -245,8 +246,9 @@ def environment_of(pid):
 def test_only_the_file_that_is_named_for_it_writes_to_mlflow_and_no_worker_reaches_it(repo_root):
     """Whatever a worker imports, by way of anything, is not MLflow and not the file that imports it."""
     program = (
-        "import sys, orchestrator.worker, orchestrator.run\n"
-        "print(sorted({'mlflow', 'orchestrator.tracking', 'orchestrator.mirror'} & set(sys.modules)))"
+        "import sys, orchestrator.worker.run_unit, orchestrator.execution.driver\n"
+        "names = {'mlflow', 'orchestrator.tracking.mlflow_store', 'orchestrator.tracking.sync'}\n"
+        "print(sorted(names & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=repo_root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ups_model.data.clips import MANIFEST, ClipSet
-from ups_model.data.preparation import available_workers, is_prepared
-from ups_model.data.sources import GROUPS, SOURCES, Options, check_options, default_cache, expand, make, target
-from ups_model.data.summaries import classes, overview, protocols
+from ups_model.data.format.clip_set import MANIFEST, ClipSet
+from ups_model.data.prepare.catalog import GROUPS, SOURCES, Options, check_options, default_cache, expand, make, target
+from ups_model.data.prepare.runner import available_workers, is_prepared
+from ups_model.data.prepare.tables import classes, overview, protocols
 from ups_model.pipes import end_with
 
 EXAMPLES = """examples:

@@ -1,0 +1,1 @@
+"""What the commands share: arguments, a study's session, the live display."""

@@ -1,0 +1,169 @@
+"""What a person sees while a study runs: one live line on a terminal, plain log lines where the output is a file."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+from tqdm import tqdm
+
+from orchestrator.planning.plan import Unit
+from orchestrator.scheduling.task_graph import Agenda, State
+from orchestrator.storage.ledger import LOG
+from ups_model.evaluation.measure import is_headline
+from ups_model.training.progress import duration
+
+logger = logging.getLogger(__name__)
+
+LINE_SECONDS = 30.0
+"""Between two status lines in a log."""
+REFRESH_SECONDS = 1.0
+REMOTE_SECONDS = 15.0
+"""Between looks at the progress of a unit on an object store."""
+SHOWN_METRICS = 5
+
+
+class Display:
+    """Done, running, waiting and failed units; what the running ones measure; time left."""
+
+    def __init__(self, agenda: Agenda, seconds: Mapping[str, float], slots: int) -> None:
+        """`seconds` is the expected time of each unit; those of this call replace it as they come."""
+        self._agenda, self._slots = agenda, slots
+        self._expected = dict(seconds)
+        self._started: dict[str, float] = {}
+        self._ratios: list[float] = []
+        self._rows: dict[str, tuple[float, list[dict[str, float]]]] = {}
+        self._last = self._refreshed = time.monotonic()
+        self._bar = tqdm(
+            total=len(agenda.units),
+            initial=len(agenda.done_before),
+            unit="unit",
+            disable=None,  # Where standard error is no terminal.
+            bar_format="{n_fmt}/{total_fmt} units |{bar:20}| {desc}",
+        )
+
+    def changed(self, key: str, state: State) -> None:
+        """A unit has a new state."""
+        unit, now = self._agenda.units[key], time.monotonic()
+        if state is State.RUNNING:
+            self._started[key] = now
+            self._say("start   %s  (%s)", unit.name, unit.folder)
+            return
+        here = key in self._started
+        took = now - self._started.pop(key, now)
+        if state is State.FINISHED:
+            if here:
+                self._ratios.append(took / max(self._expected[key], 1e-9))
+            where = f"in {duration(took)}" if here else "elsewhere"
+            self._say("done    %s  %s  %s", unit.name, where, self._result(key))
+            self._bar.update(1)
+        elif state is State.FAILED:
+            error = self._agenda.error.get(key, "")
+            log = self._agenda.ledger.where(unit, LOG)
+            self._say("FAILED  %s: %s  (log: %s)", unit.name, error, log, level=logging.ERROR)
+        elif state is State.STOPPED:
+            self._say("stopped %s after %s; its checkpoint is kept", unit.name, duration(took))
+        elif state is State.ELSEWHERE:
+            self._say("held    %s by %s; waiting for it", unit.name, self._agenda.ledger.owner(unit))
+        elif state is State.WAITING:
+            parent = self._agenda.units.get(unit.parent)
+            if parent is not None and self._agenda.state[parent.key] is not State.FINISHED:
+                self._say("waits   %s for %s", unit.name, parent.name)
+            else:
+                self._say("again   %s after %s, from its newest checkpoint", unit.name, duration(took))
+
+    def expect(self, key: str, seconds: float, done: bool) -> None:
+        """A unit has joined the agenda."""
+        self._expected[key] = seconds
+        self._bar.total = len(self._agenda.units)
+        if done:
+            self._bar.update(1)
+
+    def tick(self) -> None:
+        """Let the display move; cheap when nothing is due."""
+        now = time.monotonic()
+        if self._bar.disable:
+            if now - self._last >= LINE_SECONDS:
+                self._last = now
+                logger.info("%s", self.line())
+        elif now - self._refreshed >= REFRESH_SECONDS:
+            self._refreshed = now
+            self._bar.set_description_str(self.line())
+
+    def line(self) -> str:
+        """The state of the study on one line."""
+        counts = self._agenda.counts()
+        running = len(self._started)
+        counts[State.WAITING] += counts[State.RUNNING] - running  # Released, and waiting for room.
+        parts = [f"{counts[State.FINISHED]} done", f"{running} running"]
+        parts += [f"{counts[state]} {state}" for state in (State.WAITING, State.ELSEWHERE) if counts[state]]
+        failed = counts[State.FAILED] + counts[State.BLOCKED]
+        parts += [f"{failed} failed"] if failed else []
+        parts.append(f"{duration(self.seconds_left())} left")
+        return ", ".join(parts) + "".join(f" | {text}" for text in self._running())
+
+    def seconds_left(self) -> float:
+        """Until all is done, from the estimate, corrected by how far it was off so far."""
+        correction = sorted(self._ratios)[len(self._ratios) // 2] if self._ratios else 1.0
+        expected = {key: value * correction for key, value in self._expected.items()}
+        for key, started in self._started.items():
+            expected[key] = max(expected[key] - (time.monotonic() - started), 1.0)
+        return self._agenda.time_left(expected, self._slots)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._bar.close()
+
+    def _running(self) -> list[str]:
+        texts = []
+        for key in list(self._started)[:4]:
+            unit = self._agenda.units[key]
+            rows = self._progress(unit)
+            text = unit.name
+            if rows:
+                losses = [f"{name.split('/')[-1]} {value:.3g}" for name, value in rows[-1].items() if "loss" in name]
+                text += f" {rows[-1]['step']:.0f}/{unit.config.optim.steps} {' '.join(losses[:2])}"
+            texts.append(text)
+        return texts
+
+    def _progress(self, unit: Unit) -> list[dict[str, float]]:
+        """What a unit has reported. An object store is asked now and then, for it changes with checkpoints alone."""
+        ledger, now = self._agenda.ledger, time.monotonic()
+        asked, rows = self._rows.get(unit.key, (-LINE_SECONDS, []))
+        if ledger.root is None and now - asked < REMOTE_SECONDS:
+            return rows
+        try:
+            rows = ledger.progress(unit)
+        except OSError as error:
+            logger.debug("progress of %s: %s", unit.name, error)
+        self._rows[unit.key] = (now, rows)
+        return rows
+
+    def _result(self, key: str) -> str:
+        record = self._agenda.ledger.finished(self._agenda.units[key])
+        if record is None:
+            return ""
+        part = "test/" if record.tested else "validation/"
+        shown = {
+            name.removeprefix(part): value
+            for name, value in record.metrics.items()
+            if name.startswith(part) and is_headline(name.removeprefix(part)) and "top5" not in name
+        }
+        text = "  ".join(f"{name} {value:.4g}" for name, value in list(shown.items())[:SHOWN_METRICS])
+        return f"{part.removesuffix('/')}: {text}" if text else ""
+
+    def _say(self, text: str, *values: object, level: int = logging.INFO) -> None:
+        if self._bar.disable:
+            logger.log(level, text, *values)
+        else:
+            self._bar.write(time.strftime("%H:%M:%S ") + text % values, file=sys.stderr)
+
+
+def several(*calls: Callable[[str, State], None]) -> Callable[[str, State], None]:
+    """One call that makes all of them."""
+
+    def call(key: str, state: State) -> None:
+        for each in calls:
+            each(key, state)
+
+    return call

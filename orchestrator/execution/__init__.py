@@ -1,0 +1,1 @@
+"""All of Ray: the driver, Tune's trials, the cluster's nodes."""

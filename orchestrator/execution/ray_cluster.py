@@ -1,0 +1,214 @@
+"""What Ray has: joining a cluster or starting one, its nodes now and those to come, what a unit takes of a GPU."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray.exceptions import RayTaskError
+
+from orchestrator.scheduling import gpu_sharing
+from orchestrator.scheduling.gpu_sharing import Footprint
+from orchestrator.worker.run_unit import Job
+
+logger = logging.getLogger(__name__)
+
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` leaves its configuration on the head."""
+NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""Where Kubernetes tells a pod its namespace."""
+
+MOST_SLOTS = 2**15
+"""Of a cluster that has no bound of its own."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a unit gets, and how many units may run at once."""
+
+    cpus_per_unit: float = 1.0
+    gpus_per_unit: float = 0.0
+    max_concurrent: int | None = None
+    """None: as many as the cluster has room for."""
+
+
+@dataclass(frozen=True)
+class ClusterFacts:
+    """What Ray says there is."""
+
+    cpus: float
+    gpus: float
+    local: bool
+    """Ray was started by this call: one node, and no more to come."""
+    types: tuple[Mapping[str, float], ...] = ()
+    """Resources of the kinds of nodes that an autoscaler may add."""
+    most: Mapping[str, float] = field(default_factory=dict)
+    """What it may grow to, where that is known."""
+    missing: int = 0
+    """Machines of the user's own that `ray up` knows and that have not joined yet."""
+
+    @property
+    def growing(self) -> bool:
+        """Whether an autoscaler adds nodes for units that wait."""
+        return bool(self.types)
+
+    @property
+    def has_gpus(self) -> bool:
+        """Now, or once it has grown."""
+        return self.gpus > 0 or any(kind.get("GPU", 0) for kind in self.types)
+
+    def slots(self, resources: Resources) -> int:
+        """Units that run at once, once it has grown."""
+        cpus, gpus = max(self.cpus, self.most.get("CPU", 0.0)), max(self.gpus, self.most.get("GPU", 0.0))
+        room = cpus / resources.cpus_per_unit if resources.cpus_per_unit else float("inf")
+        if resources.gpus_per_unit:
+            room = min(room, gpus / resources.gpus_per_unit)
+        most = resources.max_concurrent if resources.max_concurrent is not None else float("inf")
+        return int(max(1, min(room + 1e-9, most, MOST_SLOTS)))
+
+
+def connect(address: str) -> ClusterFacts:
+    """Start Ray on this machine ("local"), or join a cluster that runs ("auto": if there is one; HOST:PORT).
+
+    Raises:
+        ValueError: no cluster answers at the address.
+    """
+    if not ray.is_initialized():
+        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+        try:
+            if address == "auto":
+                # RAY_ADDRESS or a cluster of `ray start` (so of `ray up`), else one of our own. Ray's own "auto" would
+                # also take what another driver on this machine has started for itself, and end with it.
+                ray.init(**quiet)
+            else:
+                ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"--address {address}: no Ray cluster answers ({reason}); start one with ray up, or use local"
+            ) from error
+    found = ray.cluster_resources()
+    # Private: whether this process has started the head; then `ray up`'s file, if any, is of another cluster.
+    own = ray._private.worker._global_node is not None and ray._private.worker._global_node.is_head()
+    plain = {} if own else _autoscaler_config()
+    types, most = ((), {}) if own else _growth(plain)
+    missing = 0
+    if plain.get("provider", {}).get("type") == "local":
+        missing = max(0, 1 + plain.get("max_workers", 0) - sum(node["Alive"] for node in ray.nodes()))
+    return ClusterFacts(found.get("CPU", 0.0), found.get("GPU", 0.0), own, types, most, missing)
+
+
+def _autoscaler_config() -> Mapping[str, Any]:
+    """What the cluster's autoscaler was told: by `ray up` in a file on the head, by KubeRay in a resource that the
+    head's pod may read. Empty where there is neither."""
+    if BOOTSTRAP.expanduser().is_file():
+        return yaml.safe_load(BOOTSTRAP.expanduser().read_text("utf-8"))
+    name = os.environ.get("RAY_CLUSTER_NAME")
+    if not name or "KUBERNETES_SERVICE_HOST" not in os.environ:
+        return {}
+    # Private; what the autoscaler beside the head calls itself. Nothing of Ray's tells a driver what may still come.
+    from ray.autoscaler._private.kuberay import autoscaling_config
+
+    try:
+        space = NAMESPACE.read_text("utf-8").strip()
+        resource = autoscaling_config.node_provider.KubernetesHttpApiClient(space).get(f"rayclusters/{name}")
+        return autoscaling_config._derive_autoscaling_config_from_ray_cr(resource)
+    except (OSError, ValueError, KeyError) as error:  # Those of requests are OSErrors.
+        logger.warning(
+            "Kubernetes doesn't tell which pods may come for RayCluster %s (%s): units are given to those that are "
+            "there; the head needs enableInTreeAutoscaling, and its service account",
+            name, error,
+        )  # fmt: skip
+        return {}
+
+
+def _growth(bootstrap: Mapping[str, Any]) -> tuple[tuple[Mapping[str, float], ...], Mapping[str, float]]:
+    """Resources of node types that the cluster's autoscaler may add, and of all nodes when it has added them.
+
+    Args:
+        bootstrap: of the autoscaler; empty where there is none.
+    """
+    types, most = [], {}
+    for name, kind in bootstrap.get("available_node_types", {}).items():
+        if name != bootstrap.get("head_node_type"):
+            types.append((kind.get("resources", {}), kind.get("max_workers", bootstrap.get("max_workers", 0))))
+    if bootstrap.get("provider", {}).get("type") == "local":
+        types = []  # Its nodes are the user's own, and all there are.
+    usable = [(kind, count) for kind, count in types if count and any(kind.get(name) for name in ("CPU", "GPU"))]
+    for kind, count in usable:
+        for name in ("CPU", "GPU"):
+            most[name] = most.get(name, 0.0) + kind.get(name, 0.0) * (count if count > 0 else float("inf"))
+    for name, amount in most.items():  # Spot and on demand each may have as many as all together.
+        largest = max(kind.get(name, 0.0) for kind, _ in usable)
+        most[name] = min(amount, bootstrap.get("max_workers", float("inf")) * largest)
+    return tuple(kind for kind, _ in usable), most
+
+
+def check_room(facts: ClusterFacts, resources: Resources) -> None:
+    """ValueError where no node could ever run one unit."""
+    nodes = [*(node["Resources"] for node in ray.nodes() if node["Alive"]), *facts.types]
+    for flag, name, asked in (
+        ("--gpus-per-unit", "GPU", resources.gpus_per_unit),
+        ("--cpus-per-unit", "CPU", resources.cpus_per_unit),
+    ):
+        most = max((node.get(name, 0.0) for node in nodes), default=0.0)
+        if asked > most:
+            total = facts.gpus if name == "GPU" else facts.cpus
+            raise ValueError(
+                f"{flag} must be at most what one node has, got {asked:g}: the cluster has {total:g} {name} in all and "
+                f"{most:g} on its largest node; try {flag} {most:g}"
+            )
+    fits = [node for node in nodes if node.get("GPU", 0.0) >= resources.gpus_per_unit]
+    most = max((node.get("CPU", 0.0) for node in fits), default=0.0)
+    if resources.cpus_per_unit > most:
+        raise ValueError(
+            f"--cpus-per-unit must be at most what a node with --gpus-per-unit {resources.gpus_per_unit:g} has, got "
+            f"{resources.cpus_per_unit:g}: the largest of those has {most:g}; try --cpus-per-unit {most:g}"
+        )
+
+
+def usable_nodes(resources: Resources) -> list[str]:
+    """Ids of the nodes that live, and have room for a unit when nothing else runs there."""
+    wanted = {"CPU": resources.cpus_per_unit, "GPU": resources.gpus_per_unit}
+    return [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and all(node["Resources"].get(name, 0.0) >= amount for name, amount in wanted.items())
+    ]
+
+
+def measure_footprints(
+    jobs: Mapping[str, Job], resources: Resources, measure: Callable[[Job], Footprint] = gpu_sharing.measure
+) -> dict[str, Footprint]:
+    """What each kind of unit takes of a GPU, measured on whole ones, as many at once as there are.
+
+    Args:
+        jobs: one of each kind, by `Unit.kind`.
+        resources: CPUs of a unit.
+        measure: what a worker does.
+
+    Raises:
+        ValueError: a unit doesn't fit on a whole GPU, or torch sees none.
+    """
+
+    def call(text: str) -> Footprint:
+        return measure(Job.from_json(text))
+
+    remote = ray.remote(num_gpus=1, num_cpus=resources.cpus_per_unit, max_retries=3)(call)
+    asked = {kind: remote.remote(job.to_json()) for kind, job in jobs.items()}
+    try:
+        return gpu_sharing.smallest_gpu({kind: ray.get(answer) for kind, answer in asked.items()})
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, ValueError):
+            raise ValueError(str(cause)) from error
+        raise
+
+
+def disconnect() -> None:
+    """End the connection, and Ray itself where `connect` started it."""
+    ray.shutdown()

@@ -1,0 +1,1 @@
+"""From a study to the units that fill its tables. Pure; starts nothing."""

@@ -1,0 +1,322 @@
+"""From a study to the fewest training units that fill its tables. Pure and deterministic; no Ray, no torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from search_spaces.study import Column, FineTuning, Row, Study, Table, Training
+from ups_model.config import Config, TaskName
+from ups_model.config.identity import configured_sets, run_key, training_key
+from ups_model.config.schema import digest
+
+Stage = Literal["joint", "separate", "finetune"]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a plan says of one clip set."""
+
+    fingerprint: str
+    synthetic: bool
+    description: str
+    clips: int
+    published_clips: int | None = None
+    """As its authors, or those who published figures on it, counted them; None where nobody did."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training run, the node of the plan."""
+
+    key: str
+    """Names everything that can change the result (`ups_model.config.identity.run_key`)."""
+    stage: Stage
+    task: TaskName | Literal[""]
+    """The task trained alone; empty for joint training."""
+    config: Config
+    parent: str
+    """Key of the unit whose weights this one starts from; empty for none."""
+    arm: str
+    """Name of the first arm that asked for it, for people."""
+    training_key: str = ""
+    """Equal for units that have the same weights and are measured in different ways
+    (`ups_model.config.identity.training_key`); empty where that isn't known."""
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def slug(self) -> str:
+        """What a person sees of the unit's folder; a function of what the key holds, so that one key has one folder."""
+        return "-".join(filter(None, (self.stage, self.task, f"seed{self.seed}")))
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder in the ledger."""
+        return f"{self.slug}-{self.key}"
+
+    @property
+    def name(self) -> str:
+        """For progress and for MLflow, e.g. "encoder_layers=1 · finetune pe · seed 0"."""
+        return " · ".join((self.arm, " ".join(filter(None, (self.stage, self.task))), f"seed {self.seed}"))
+
+    @property
+    def kind(self) -> str:
+        """Equal for units that differ in the seed alone: they take equal times, and equal memory."""
+        return "-".join((self.stage, self.task, self.config.replace(seed=0).fingerprint()))
+
+    @property
+    def samples(self) -> dict[str, int]:
+        """Training samples of each task in this run, its parents' not counted."""
+        optim = self.config.optim
+        turns = optim.turns_before(optim.steps)
+        return {task: count * getattr(self.config.data, task).batch_size for task, count in turns.items()}
+
+    def to_plain(self) -> dict[str, Any]:
+        """JSON data; `from_plain` is its inverse."""
+        return {
+            "key": self.key,
+            "stage": self.stage,
+            "task": self.task,
+            "config": self.config.canonical(),
+            "parent": self.parent,
+            "arm": self.arm,
+            "training_key": self.training_key,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Unit":
+        return cls(**{**plain, "config": Config.from_canonical(plain["config"])})
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One full configuration, i.e. what a row means."""
+
+    name: str
+    """What sets it apart from the base, e.g. "encoder_layers=1"; "base" for the base itself."""
+    config: Config
+    """With seed 0."""
+    training: Training
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table and the units that fill it."""
+
+    row: Row
+    arms: Mapping[str, Arm]
+    """By group of columns (`Column.group`)."""
+    units: Mapping[str, tuple[str, ...]]
+    """Of each group of columns, the key of the unit that is measured, one a seed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What has to be trained, and which cell each training fills."""
+
+    study: Study
+    preset: str
+    data: Mapping[str, DataFacts]
+    seeds: int
+    arms: tuple[Arm, ...]
+    tables: tuple[tuple[Table, tuple[Line, ...]], ...]
+    units: Mapping[str, Unit]
+    """By key, parents before children."""
+    base: Config
+
+    @property
+    def name(self) -> str:
+        """Names the study on storage and in MLflow. Rows, tables and seeds may be added without changing it; another
+        base configuration or other data make another name."""
+        data = {name: facts.fingerprint for name, facts in self.data.items()}
+        return f"{self.study.name}-{self.preset}-{digest([self.base.canonical(), data])[:8]}"
+
+    @property
+    def rows(self) -> int:
+        return sum(len(lines) for _, lines in self.tables)
+
+    @property
+    def unshared_units(self) -> int:
+        """How many trainings there would be if each row trained its own."""
+        return sum(
+            len({key for keys in line.units.values() for key in self.with_parents(keys)})
+            for _, lines in self.tables
+            for line in lines
+        )
+
+    def measured(self) -> set[str]:
+        """Keys of units whose test figures stand in a cell. Of others, such as joint training before fine-tuning, the
+        test split is left alone."""
+        return {key for _, lines in self.tables for line in lines for keys in line.units.values() for key in keys}
+
+    def with_parents(self, keys: Sequence[str]) -> list[str]:
+        """These units and all units that they start from, parents first."""
+        found: dict[str, None] = {}
+        for key in keys:
+            chain = []
+            while key:
+                chain.append(key)
+                key = self.units[key].parent
+            found.update(dict.fromkeys(reversed(chain)))
+        return list(found)
+
+    def children(self, key: str) -> list[str]:
+        """Units that start from this one."""
+        return [unit.key for unit in self.units.values() if unit.parent == key]
+
+    def samples(self, key: str, task: str) -> int:
+        """Training samples of a task that a unit's weights have seen, its parents' included."""
+        return sum(self.units[step].samples.get(task, 0) for step in self.with_parents([key]))
+
+
+def make_plan(
+    study: Study,
+    preset: str,
+    base: Config,
+    changes: Mapping[str, Any],
+    seeds: int,
+    data: Mapping[str, DataFacts],
+    text_identity: str,
+) -> Plan:
+    """Rows -> arms -> units, equal ones once.
+
+    Args:
+        preset: name of the preset that `base` is.
+        base: the preset's configuration.
+        changes: the user's own fields; they override the study's base, and a row overrides both.
+        seeds: repetitions of every row.
+        data: the clip sets by name.
+        text_identity: of the vocabulary's language model.
+
+    Raises:
+        ValueError: a field that doesn't exist, a row out of a field's range, a column whose task isn't trained, or too
+            few steps to divide among stages. Names the study, the table and the row.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    base = with_layers(base, study.base, changes).replace(seed=0)
+    planner = _Planner(study.fine_tuning, {name: facts.fingerprint for name, facts in data.items()}, text_identity)
+    arms: dict[str, Arm] = {}
+    tables = []
+    for table in study.tables:
+        lines = []
+        for row in table.rows:
+            where = f"study {study.name!r}, table {table.name!r}, row {row.label!r}"
+            found: dict[str, Arm] = {}
+            units: dict[str, tuple[str, ...]] = {}
+            try:
+                for column in table.columns:
+                    if column.group not in units:
+                        arm = _arm(arms, base, column, row)
+                        found[column.group], units[column.group] = arm, planner.line(arm, column.task, seeds)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+            lines.append(Line(row, found, units))
+        tables.append((table, tuple(lines)))
+    return Plan(study, preset, dict(data), seeds, tuple(arms.values()), tuple(tables), planner.units, base)
+
+
+def with_layers(base: Config, *layers: Mapping[str, Any]) -> Config:
+    """`base` with the fields of each layer, later ones over earlier ones under whatever name: the user's "steps"
+    replaces the study's "optim.steps"."""
+    return base.with_fields({base.field_path(name): value for layer in layers for name, value in layer.items()})
+
+
+def setting(base: Config, column: Column, row: Row) -> Config:
+    """What a row means in a column: the study's base with the column's fields, and the row's over them."""
+    return with_layers(base, column.changes, row.changes)
+
+
+def _arm(arms: dict[str, Arm], base: Config, column: Column, row: Row) -> Arm:
+    config = setting(base, column, row)
+    identity = digest([config.canonical(), row.training])
+    if identity not in arms:
+        changes = {base.field_path(name): (name, value) for name, value in {**column.changes, **row.changes}.items()}
+        different = [
+            f"{name.removesuffix('.sources')}={_short(value)}"
+            for name, value in changes.values()
+            if base.with_fields({name: value}) != base
+        ]
+        if row.training != "fine-tuned":
+            different.append(row.training)
+        arms[identity] = Arm(", ".join(different) or "base", config, row.training)
+    return arms[identity]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+class _Planner:
+    """Collects units; equal ones are one."""
+
+    def __init__(self, fine_tuning: FineTuning, data: Mapping[str, str], text_identity: str) -> None:
+        self.units: dict[str, Unit] = {}
+        self._fine_tuning, self._data, self._text = fine_tuning, data, text_identity
+
+    def line(self, arm: Arm, task: TaskName, seeds: int) -> tuple[str, ...]:
+        """Keys of the units on which the task is measured, one a seed."""
+        if task not in arm.config.optim.cycle:
+            raise ValueError(
+                f"a column measures {task}, which is not trained: name its clip set in data.{task}.sources "
+                f"and the task in optim.cycle, or leave the column out; trained are {', '.join(arm.config.optim.tasks)}"
+            )
+        return tuple(self._measured(arm, task, arm.config.replace(seed=seed)).key for seed in range(seeds))
+
+    def _measured(self, arm: Arm, task: TaskName, config: Config) -> Unit:
+        if arm.training == "joint":
+            return self._add("joint", "", config, "", arm)
+        if arm.training == "separate":
+            return self._add("separate", task, alone(config, task), "", arm)
+        joint, tuned = two_stages(config, self._fine_tuning)
+        parent = self._add("joint", "", joint, "", arm)
+        return self._add("finetune", task, tuned[task], parent.key, arm)
+
+    def _add(self, stage: Stage, task: TaskName | Literal[""], config: Config, parent: str, arm: Arm) -> Unit:
+        data = {name: self._data[name] for name in configured_sets(config)}
+        key = run_key(config, data, self._text, parent)
+        if key not in self.units:
+            before = self.units[parent].training_key if parent else ""
+            training = training_key(config, data, self._text, before)
+            self.units[key] = Unit(key, stage, task, config, parent, arm.name, training)
+        return self.units[key]
+
+
+def alone(config: Config, task: TaskName) -> Config:
+    """One task from scratch, with as many iterations of it as joint training has."""
+    return _one_task(config, task, config.optim.turns_before(config.optim.steps)[task])
+
+
+def two_stages(config: Config, fine_tuning: FineTuning) -> tuple[Config, dict[TaskName, Config]]:
+    """Joint training, and for each task the fine-tuning that follows; together as many iterations as `config` has.
+
+    Raises:
+        ValueError: too few steps for both stages.
+    """
+    optim = config.optim
+    cycle = len(optim.cycle)
+    steps = round(optim.steps * (1 - fine_tuning.share) / cycle) * cycle
+    total, joint = optim.turns_before(optim.steps), optim.turns_before(steps)
+    if steps < cycle or any(total[task] == joint[task] for task in optim.tasks):
+        raise ValueError(
+            f"steps must be enough for joint training and fine-tuning of every task, got {optim.steps} for a cycle of "
+            f"{cycle} with a fine-tuning share of {fine_tuning.share}; try {2 * cycle * round(1 / fine_tuning.share)}"
+        )
+    tuned = {}
+    for task in optim.tasks:
+        one = _one_task(config, task, total[task] - joint[task])
+        one = one.replace(optim=one.optim.replace(learning_rate=optim.learning_rate * fine_tuning.rate))
+        tuned[task] = one.replace(freeze_routes=True)
+    return config.replace(optim=optim.replace(steps=steps)), tuned
+
+
+def _one_task(config: Config, task: TaskName, steps: int) -> Config:
+    optim = config.optim
+    every = optim.evaluate_every
+    if every:  # As many samples of the task between validations as in joint training.
+        every = max(1, every * optim.cycle.count(task) // len(optim.cycle))
+    return config.replace(optim=optim.replace(cycle=(task,), update="iteration", steps=steps, evaluate_every=every))

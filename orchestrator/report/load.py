@@ -1,0 +1,71 @@
+"""Where plans and records come from: the ledger on storage, or MLflow. Both give the same pairs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.report.build import Records
+from orchestrator.storage.ledger import Ledger
+
+Found = tuple[Mapping[str, Any], Records]
+"""A plan's content, and the records of its units by key."""
+
+
+def from_storage(ledger: Ledger, study: str | None) -> tuple[Found, Path]:
+    """The plan of a study on storage with its records, and the folder that its report goes to.
+
+    Raises:
+        ValueError: no such study or several plans of it, or not one record.
+        OSError: the storage doesn't answer.
+    """
+    plans, storage = ledger.studies(study), ledger.address
+    content = plans[choose([(name, plan["study"]) for name, plan in plans.items()], study, f"--storage {storage}")]
+    records = ledger.read_all({key: unit["folder"] for key, unit in content["units"].items()})
+    return _with_records(content, records), ledger.report_folder(content["name"])
+
+
+def from_tracking(tracking_uri: str, study: str | None) -> tuple[Found, Path]:
+    """The same from MLflow alone; the report goes to the working folder.
+
+    Raises:
+        ValueError: as `from_storage`, and if the store can't be read.
+    """
+    from orchestrator.tracking import mlflow_store  # MLflow takes seconds to import.
+
+    plans = {content["name"]: (content, records) for content, records in mlflow_store.fetch(tracking_uri, study)}
+    # The address may hold a password: it stays out of messages.
+    name = choose([(name, content["study"]) for name, (content, _) in plans.items()], study, "--tracking-uri")
+    return _with_records(*plans[name]), Path(f"report-{name}")
+
+
+def choose(plans: Sequence[tuple[str, str]], wanted: str | None, where: str) -> str:
+    """Name of the plan that is meant.
+
+    Args:
+        plans: name of each plan and of its study.
+        wanted: name of a plan, or of a study that has one plan; None where there is one plan at all.
+        where: the option that says where was looked, for messages.
+
+    Raises:
+        ValueError: none or several are meant; names those that there are.
+    """
+    names = sorted(name for name, _ in plans)
+    if not names:
+        raise ValueError(f"{where}: nothing to report, no study has been run there; run orchestrator.ablate first")
+    if wanted in names:
+        return wanted
+    found = names if wanted is None else sorted(name for name, study in plans if study == wanted)
+    if not found:
+        raise ValueError(f"{where}: no study {wanted!r}; there are {', '.join(names)}")
+    if len(found) > 1:
+        raise ValueError(f"{where}: several plans are there; name one of {', '.join(found)}")
+    return found[0]
+
+
+def _with_records(content: Mapping[str, Any], records: Records) -> Found:
+    if not any(records.values()):
+        raise ValueError(
+            f"nothing to report: no unit of {content['name']} has left a record; run its ablate command again: "
+            f"{content['command']}"
+        )
+    return content, records

@@ -1,0 +1,155 @@
+"""How many units share a GPU: measured in a few steps of training, with a margin. Imports no Ray.
+
+A unit that has a fraction of a GPU may take that fraction of its memory and no more, so that one that grows runs out of
+memory itself, and not its neighbours. It is then tried again with a whole GPU (`orchestrator.scheduling.task_graph`).
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from orchestrator.worker.run_unit import Job
+
+logger = logging.getLogger(__name__)
+
+MARGIN = 0.1
+"""Of a GPU's memory, left free: the allocator's pieces don't fit together without gaps."""
+MOST_UNITS_PER_GPU = 16
+"""Beyond this many, processes wait for each other more than they gain."""
+CONTEXT_BYTES = 700 * 2**20
+"""What a process is given of a GPU beside its tensors, for the driver and its libraries."""
+CYCLES = 2
+"""Turns of every task: the first allocates gradients and the optimizer's state, the second shows what both take."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a unit takes of a GPU."""
+
+    peak_bytes: int
+    """The most that its process held, the libraries' own memory included, which counts for `CONTEXT_BYTES` at least."""
+    total_bytes: int
+    """Of the GPU."""
+    gpu: str
+    """Its name."""
+
+    @classmethod
+    def measured(cls, tensors: int, beside: int, total: int, gpu: str) -> Self:
+        """Of the most bytes that tensors took, and what the process took beside them.
+
+        `limit_memory` takes `CONTEXT_BYTES` off each share, so a share has to hold as much: with less a small unit
+        would run out of the memory that it was measured to need.
+        """
+        return cls(tensors + max(beside, CONTEXT_BYTES), total, gpu)
+
+    @property
+    def fit(self) -> int:
+        """Units of this size that fit on such a GPU with the margin, 1 at least."""
+        return max(1, min(MOST_UNITS_PER_GPU, int(self.total_bytes * (1 - MARGIN) // max(self.peak_bytes, 1))))
+
+    @property
+    def share(self) -> float:
+        """Of a GPU for each unit, in the ten-thousandths that Ray counts in; never rounded up, so that `fit` do fit."""
+        return int(10_000 / self.fit) / 10_000
+
+    def to_plain(self) -> dict[str, Any]:
+        """JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        return cls(**plain)
+
+
+def smallest_gpu(found: Mapping[str, Footprint]) -> dict[str, Footprint]:
+    """Footprints as if all were measured on the smallest of their GPUs: any unit may come to run there."""
+    total = min((one.total_bytes for one in found.values()), default=0)
+    return {key: Footprint(one.peak_bytes, total, one.gpu) for key, one in found.items()}
+
+
+def described(found: Iterable[tuple[str, Footprint]]) -> str:
+    """A line a kind of unit, for people."""
+    return "\n".join(
+        f"  {name}: {one.peak_bytes / 2**30:.2f} of {one.total_bytes / 2**30:.1f} GiB ({one.gpu}), {one.fit} on a GPU"
+        for name, one in found
+    )
+
+
+def measure(job: "Job") -> Footprint:
+    """Train a few steps of a unit and evaluate one batch of each task, on a GPU that nothing else uses.
+
+    Raises:
+        ValueError: torch sees no GPU here, or the unit doesn't fit on a whole one.
+    """
+    import torch
+
+    from ups_model.train import RunOptions, train
+
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "--gpus-per-unit auto measures memory on a GPU, and torch sees none on this node; give a number, or "
+            "install the build of torch for its GPU"
+        )
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    config = job.unit.config
+    short = config.with_fields({"optim.steps": CYCLES * len(config.optim.cycle), "data.validation_subjects": 0})
+    paths = {name: Path(path) for name, path in job.paths.items()}
+    try:
+        with tempfile.TemporaryDirectory(prefix="ups-packing-") as folder:
+            options = RunOptions(Path(folder), job.device, job.precision, cache=Path(job.cache), test=False)
+            train(short, paths, options)
+            _evaluate_a_batch(job, paths)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"{job.unit.name} does not fit on a whole GPU ({torch.cuda.get_device_name()}): lower the batch_size of "
+            "its tasks, or take larger GPUs"
+        ) from error
+    free, total = torch.cuda.mem_get_info()
+    beside = total - free - torch.cuda.memory_reserved()
+    return Footprint.measured(torch.cuda.max_memory_reserved(), beside, total, torch.cuda.get_device_name())
+
+
+def _evaluate_a_batch(job: "Job", paths: Mapping[str, Path]) -> None:
+    """One batch of each task as validation has them, or the test split where there is none; nothing is kept of it."""
+    import torch
+
+    from ups_model.device import pick_device
+    from ups_model.evaluation.measure import predict_poses
+    from ups_model.model.decoding import classify
+    from ups_model.tasks import TASKS
+    from ups_model.training.build import build
+
+    config = job.unit.config
+    parts = build(config, paths, pick_device(job.device), Path(job.cache) / "text")
+    part = "validation" if config.data.validation_subjects else "test"
+    parts.model.eval()
+    with torch.no_grad():
+        for task, feed in parts.feeds.items():
+            for source in feed.sources:
+                batch = next(iter(feed.only(source).evaluate(part)))
+                if TASKS[task].kind == "pose":
+                    predict_poses(parts.model, batch, source.skeleton, config.evaluation)
+                else:
+                    classify(parts.model, batch.inputs, source.clips.name)
+
+
+def limit_memory(share: float) -> None:
+    """Let this process take its share of the GPU, and no more."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction(fraction_for_tensors(share, total))
+
+
+def fraction_for_tensors(share: float, total_bytes: int) -> float:
+    """Of a GPU's memory, for the tensors of a unit that has a share of the GPU: its libraries' memory isn't counted by
+    the limit, and comes out of the same share."""
+    return 1.0 if share >= 1 else max(0.01, share - CONTEXT_BYTES / total_bytes)

@@ -1,0 +1,311 @@
+"""What to run next: the state of every unit of a plan, and the order in which they are released. No Ray."""
+
+import heapq
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from enum import StrEnum
+
+from orchestrator.planning.plan import Plan, Unit
+from orchestrator.storage.ledger import Ledger
+from orchestrator.storage.source_check import SourceCheck
+
+logger = logging.getLogger(__name__)
+
+
+class State(StrEnum):
+    """Of a unit."""
+
+    WAITING = "waiting"
+    """For its parent, or for a free slot."""
+    RUNNING = "running"
+    """Released to Ray by this driver."""
+    ELSEWHERE = "elsewhere"
+    """Another driver on this storage runs it."""
+    FINISHED = "finished"
+    FAILED = "failed"
+    BLOCKED = "blocked"
+    """A unit that it starts from has failed."""
+    STOPPED = "stopped"
+    """Asked to stop; goes on from its checkpoint when the study is run again."""
+
+
+RETRIES = 3
+"""How often a unit is tried again, from its newest checkpoint, after it failed by its own doing or for no known reason.
+What the machine did, a lost node or a notice to leave it, is not counted."""
+SETTLED = (State.FINISHED, State.FAILED, State.BLOCKED, State.STOPPED)
+MAX_REPAIRS = 1
+
+
+class Agenda:
+    """Units by state. Those with the longest way to the end of their chain go first."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: Ledger,
+        costs: Mapping[str, float] | None = None,
+        test: bool = True,
+        check: SourceCheck | None = None,
+    ) -> None:
+        """Read the ledger: finished units are done, failed ones are tried again.
+
+        Args:
+            costs: expected seconds (or any unit of time) of each unit; their steps if not given.
+            test: a unit that a table measures is done only when its test split has been measured. A search leaves
+                the test split alone.
+            check: compares records with the present code; None takes them as they are.
+        """
+        self._check = check
+        self._measured_only: set[str] = set()
+        """Finished units that are measured again from their weights: they need no parent."""
+        self._tested = plan.measured() if test else set()
+        self.plan, self.ledger = plan, ledger
+        self.units = plan.units
+        costs = costs or {key: float(unit.config.optim.steps) for key, unit in self.units.items()}
+        self._children: dict[str, list[str]] = {key: [] for key in self.units}
+        for unit in self.units.values():
+            if unit.parent:
+                self._children[unit.parent].append(unit.key)
+        self._way: dict[str, float] = {}
+        for key in reversed(self.units):  # Children stand after their parents.
+            self._way[key] = costs[key] + max((self._way[child] for child in self._children[key]), default=0.0)
+        self._order = {key: place for place, key in enumerate(self.units)}
+        self._ready: list[tuple[float, int, str]] = []
+        """Heap of units that may run: longest way first, then the plan's order. Entries may be out of date."""
+        self.state: dict[str, State] = {}
+        self._counts: Counter[State] = Counter()
+        self.error: dict[str, str] = {}
+        self.done_before: set[str] = set()
+        self._repairs: Counter[str] = Counter()
+        self._tries: dict[str, list[str]] = {}
+        """The node of each failed try of a unit, by key; empty where it isn't known."""
+        self._out_of_memory: dict[str, list[float]] = {}
+        self.stopping = False
+        self._same_training: dict[str, list[str]] = {}
+        """Keys of units by training key."""
+        for unit in self.units.values():
+            self._enter(unit)
+        for key in self.units:
+            self._remake_lost_weights(key)
+        for key in self.units:
+            self._offer(key)
+
+    def add(self, unit: Unit) -> None:
+        """One more unit, which starts from no other."""
+        self.units = {**self.units, unit.key: unit}  # Another thread may be going through the old ones.
+        self._children[unit.key], self._way[unit.key], self._order[unit.key] = [], 0.0, len(self._order)
+        self._enter(unit)
+        self._offer(unit.key)
+
+    def _enter(self, unit: Unit) -> None:
+        self._same_training.setdefault(unit.training_key, []).append(unit.key)
+        done = self._is_done(unit)
+        self._set(unit.key, State.FINISHED if done else State.WAITING)
+        if done:
+            self.done_before.add(unit.key)
+        elif self._is_only_measured(unit):
+            self._measured_only.add(unit.key)
+
+    def _is_done(self, unit: Unit) -> bool:
+        record = self.ledger.finished(unit)
+        if record is None or (unit.key in self._tested and not record.tested):
+            return False
+        return self._check is None or self._check.is_current(unit, record)
+
+    def _is_only_measured(self, unit: Unit) -> bool:
+        record = self.ledger.finished(unit) if self._check is not None else None
+        return record is not None and self._check.is_to_measure(unit, record)
+
+    def _set(self, key: str, state: State) -> None:
+        if key in self.state:
+            self._counts[self.state[key]] -= 1
+        self.state[key] = state
+        self._counts[state] += 1
+
+    def _may_run(self, key: str) -> bool:
+        parent = self.units[key].parent
+        is_free = not parent or self.state[parent] is State.FINISHED or key in self._measured_only
+        return self.state[key] is State.WAITING and is_free
+
+    def _offer(self, key: str) -> None:
+        if self._may_run(key):
+            heapq.heappush(self._ready, (-self._way[key], self._order[key], key))
+
+    def _remake_lost_weights(self, key: str) -> None:
+        """A finished unit runs again if its weights are gone and somebody needs them."""
+        unit = self.units[key]
+        if self.state[key] is not State.FINISHED or not any(
+            self.state[child] is not State.FINISHED and child not in self._measured_only
+            for child in self._children[key]
+        ):
+            return
+        record = self.ledger.finished(unit)
+        if record is not None and not self.ledger.has_weights(unit, record):
+            logger.warning("%s is finished but its weights are not on the storage; making them again", unit.name)
+            self._set(key, State.WAITING)
+            self.done_before.discard(key)
+
+    def next(self) -> Unit | None:
+        """The unit to run now, which counts as running from here on; None where none is ready.
+
+        Of units with the same training one runs at a time: the others take its weights when it has finished.
+        """
+        held = []
+        try:
+            while self._ready and not self.stopping:
+                entry = heapq.heappop(self._ready)
+                key = entry[-1]
+                if not self._may_run(key):
+                    continue
+                if self._twin_runs(key):
+                    held.append(entry)
+                    continue
+                self._set(key, State.RUNNING)
+                return self.units[key]
+            return None
+        finally:
+            for entry in held:
+                heapq.heappush(self._ready, entry)
+
+    def _twin_runs(self, key: str) -> bool:
+        training = self.units[key].training_key
+        others = self._same_training.get(training, ()) if training else ()
+        return any(self.state[other] is State.RUNNING for other in others if other != key)
+
+    def finished(self, key: str) -> None:
+        """A record is on storage."""
+        self._set(key, State.FINISHED)
+        self.error.pop(key, None)
+        for child in self._children[key]:
+            self._offer(child)
+
+    def failed(self, key: str, error: str) -> None:
+        """For good: what starts from it can't run in this call; all else goes on."""
+        self._set(key, State.FAILED)
+        self.error[key] = error
+        for child in self._children[key]:
+            self._block(child, self.units[key].name)
+
+    def tried(self, key: str, error: str, node: str = "") -> None:
+        """A try failed, by what may be gone at the next one; after too many of them the unit has failed for good."""
+        tries = self._tries.setdefault(key, [])
+        tries.append(node)
+        if len(tries) > RETRIES:
+            self.failed(key, error)
+        else:
+            logger.warning("%s: try %d of %d failed (%s)", self.units[key].name, len(tries), RETRIES + 1, error)
+            self._again(key)
+
+    def failed_on(self, key: str) -> set[str]:
+        """Nodes on which tries of a unit have failed, which its next try had better not take."""
+        return set(self._tries.get(key, ())) - {""}
+
+    def forgive(self, key: str, node: str) -> None:
+        """Tries that failed on a node don't count: the node was at fault. What has failed for good waits again."""
+        self._tries[key] = [one for one in self._tries.get(key, ()) if one != node]
+        if self.state[key] is State.FAILED:
+            self._revive(key)
+
+    def _revive(self, key: str) -> None:
+        self.error.pop(key, None)
+        self._again(key)
+        for child in self._children[key]:
+            if self.state[child] is State.BLOCKED:
+                self._revive(child)
+
+    def again(self, key: str) -> None:
+        """It ended without an end of its own, for a reason that isn't counted: its machine went, or was told to go."""
+        self._again(key)
+
+    def out_of_memory(self, key: str, share: float, error: str) -> None:
+        """It did not fit into its share of a GPU: the next try has a whole one for itself; with that it has failed."""
+        if share >= 1:
+            self.failed(key, f"{error}; it had a whole GPU: lower the batch_size of its tasks, or take larger GPUs")
+            return
+        logger.warning("%s does not fit into %g of a GPU; it gets a whole one", self.units[key].name, share)
+        self._out_of_memory.setdefault(key, []).append(share)
+        self._again(key)
+
+    def shares_too_small(self, key: str) -> list[float]:
+        """Shares of a GPU in which a unit ran out of memory."""
+        return self._out_of_memory.get(key, [])
+
+    def _block(self, key: str, by: str) -> None:
+        if key in self._measured_only:
+            return  # It needs no parent.
+        if self.state[key] in (State.WAITING, State.STOPPED):
+            self._set(key, State.BLOCKED)
+            self.error[key] = f"needs {by}, which failed"
+        for child in self._children[key]:
+            self._block(child, by)
+
+    def stopped(self, key: str) -> None:
+        """It was asked to stop and has saved a checkpoint."""
+        self._set(key, State.STOPPED)
+
+    def busy(self, key: str) -> None:
+        """Another process holds it."""
+        self._set(key, State.ELSEWHERE)
+
+    def parent_unreadable(self, key: str, error: str) -> None:
+        """The weights it starts from are damaged: the parent makes them again, once, and it waits for that."""
+        parent = self.units[key].parent
+        self._measured_only.discard(key)  # Its weights could not be read: it has to be trained.
+        if self.state[parent] is not State.FINISHED:  # Another child has said so before; the repair is under way.
+            self._again(key)
+        elif self._repairs[parent] >= MAX_REPAIRS:
+            self.failed(key, error)
+        else:
+            logger.warning("%s; %s makes them again", error, self.units[parent].name)
+            self._repairs[parent] += 1
+            self._again(key)
+            self._again(parent)
+
+    def _again(self, key: str) -> None:
+        self._set(key, State.WAITING)
+        self._offer(key)
+
+    def look_elsewhere(self) -> list[str]:
+        """Ask the ledger about units that other processes hold: those done are finished, those let go are waiting.
+
+        Returns the keys that have finished.
+        """
+        held = [key for key, state in self.state.items() if state is State.ELSEWHERE]
+
+        def ask(key: str) -> tuple[bool, bool]:
+            is_done = self._is_done(self.units[key])
+            return is_done, is_done or not self.ledger.claimed(self.units[key])
+
+        done = []
+        for key, (is_done, is_free) in zip(held, self.ledger.storage.each(ask, held), strict=True):
+            if is_done:
+                self.finished(key)
+                done.append(key)
+            elif is_free:
+                self._again(key)
+        return done
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is left to release or to wait for."""
+        if self.stopping:
+            return not self._counts[State.RUNNING]
+        return sum(self._counts[state] for state in SETTLED) == len(self.units)
+
+    def unfinished(self) -> list[str]:
+        """Keys of units that are still to be done."""
+        return [key for key, state in self.state.items() if state is not State.FINISHED]
+
+    def counts(self) -> Counter[State]:
+        """Units by state."""
+        return +self._counts
+
+    def time_left(self, seconds: Mapping[str, float], slots: int) -> float:
+        """Seconds until all that isn't settled is done, at best: the work shared by `slots`, or the longest chain."""
+        open_units = [key for key, state in self.state.items() if state not in SETTLED]
+        way: dict[str, float] = {}
+        for key in reversed(self.units):
+            if self.state[key] not in SETTLED:
+                way[key] = seconds[key] + max((way.get(child, 0.0) for child in self._children[key]), default=0.0)
+        return max(sum(seconds[key] for key in open_units) / max(slots, 1), max(way.values(), default=0.0))

@@ -1,0 +1,1 @@
+"""Hyperparameter searches with Optuna over the same units."""

@@ -1,0 +1,210 @@
+"""From the search command's values to what it needs; every fault is found here, before anything starts."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.planning.plan import with_layers
+from orchestrator.planning.resolve import check_data, facts_of, measured_names, open_sets
+from orchestrator.search.trial_queue import Params, SearchPlan, field_of
+from search_spaces import find_space
+from search_spaces.space import Choice, Range, Space
+from ups_model.cli import assignments, data_paths
+from ups_model.config import Config
+from ups_model.config.identity import configured_sets
+from ups_model.config.presets import preset
+from ups_model.data.format.clip_set import ClipSet
+from ups_model.evaluation.measure import is_headline
+from ups_model.model.text_features import text_identity
+
+MOST_COMBINATIONS = 256
+"""Combinations of ends that are built to see whether they are configurations; of more, each dimension alone."""
+UNCOMPARABLE = {
+    "seed": "is not a choice: raise the space's seeds instead",
+    "freeze_routes": "needs a parent, which a trial doesn't have",
+    "model.text_model": "changes the vocabulary that all trials share",
+    "data.validation_subjects": "changes the subjects that trials are judged by",
+    "data.split_seed": "changes the subjects that trials are judged by",
+    "optim.cycle": "changes the tasks that trials are judged by",
+    "optim.evaluate_every": "changes how many checkpoints a trial may choose from",
+}
+
+
+@dataclass(frozen=True)
+class SearchInputs:
+    """What a search trains, on which clip sets."""
+
+    plan: SearchPlan
+    trials: int
+    dimensions: Mapping[str, Range | Choice]
+    """By dotted field name."""
+    start: Params | None
+    """The base configuration as a trial; None where it lies outside the space."""
+    sets: Mapping[str, ClipSet]
+    paths: Mapping[str, Path]
+    changes: Mapping[str, str]
+
+    def seconds_of_a_unit(self, slots: int) -> float:
+        """A guess from the operations of the base configuration; those measured take its place."""
+        from orchestrator.planning.estimate import estimate
+
+        units = {unit.key: unit for unit in self.plan.units_of(self.plan.start)[:1]}
+        (seconds,) = estimate(_OneUnit(units), self.sets, {}, slots).seconds.values()
+        return seconds
+
+
+@dataclass(frozen=True)
+class _OneUnit:
+    """As much of a plan as an estimate asks for."""
+
+    units: Mapping[str, object]
+
+
+def read_search(
+    name: str, preset_name: str, data: Sequence[str], sets: Sequence[str], seeds: int | None, trials: int | None
+) -> SearchInputs:
+    """Prepare a search.
+
+    Args:
+        name: of a space, a file's path, or module:name.
+        preset_name: tiny, small or paper.
+        data: NAME=PATH texts.
+        sets: FIELD=VALUE texts.
+        seeds: repetitions of each trial; None takes the space's own number.
+        trials: None takes the space's own number.
+
+    Raises:
+        ValueError: an unknown space or field, a dimension out of a field's range or one that makes trials
+            incomparable, no validation subjects, an objective that isn't measured, an unusable clip set.
+    """
+    space = find_space(name)
+    for flag, value in (("--seeds", seeds), ("--trials", trials)):
+        if value is not None and value < 1:
+            raise ValueError(f"{flag} must be at least 1, got {value}")
+    changes = assignments(sets, "--set", "FIELD=VALUE")
+    base = with_layers(preset(preset_name), space.base, changes)
+    if base.data.validation_subjects < 1:
+        raise ValueError(
+            f"data.validation_subjects must be at least 1 for a search, got {base.data.validation_subjects}: trials "
+            "are judged by subjects held out from training, never by the test split; try --set validation_subjects=1"
+        )
+    dimensions = check_dimensions(space, base, [base.field_path(name) for name in changes])
+    paths = data_paths(data, configured_sets(base))
+    opened = open_sets(paths)
+    check_data(base, opened)
+    check_objective(space, base, opened)
+    facts = facts_of(opened)
+    plan = SearchPlan(space, preset_name, base, seeds or space.seeds, facts, text_identity(base.model.text_model))
+    start = plan.start if all(_holds(where, plan.start[path]) for path, where in dimensions.items()) else None
+    return SearchInputs(plan, trials or space.trials, dimensions, start, opened, paths, changes)
+
+
+def check_dimensions(space: Space, base: Config, changed: Sequence[str]) -> dict[str, Range | Choice]:
+    """Dimensions by dotted field name, ranges of whole numbers with whole ends.
+
+    Args:
+        changed: fields that the user has set.
+
+    Raises:
+        ValueError: see `read_search`.
+    """
+    found: dict[str, Range | Choice] = {}
+    for name, where in space.dimensions.items():
+        at = f"space {space.name!r}, dimension {name!r}"
+        try:
+            path = base.field_path(name)
+            if path in found:
+                raise ValueError(f"{path} is searched twice; keep one")
+            if path in changed:
+                raise ValueError(f"{path} is searched and set; leave out --set {name}")
+            found[path] = _as_field(path, where, field_of(base, path))
+            for value in where.ends:
+                _check_comparable(path, base, base.with_fields({path: value}))
+        except ValueError as error:
+            raise ValueError(f"{at}: {error}") from error
+    combinations = itertools.product(*(where.ends for where in found.values()))
+    for values in itertools.islice(combinations, MOST_COMBINATIONS):
+        try:
+            base.with_fields(dict(zip(found, values, strict=True)))
+        except ValueError as error:
+            raise ValueError(f"space {space.name!r}: {error}; narrow its dimensions") from error
+    return found
+
+
+def _as_field(path: str, where: Range | Choice, value: object) -> Range | Choice:
+    if isinstance(where, Choice):
+        return where
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{path} is no number, so it has no range; give a Choice")
+    numbers = (where.low, where.high, where.step or 0)
+    if isinstance(value, float):
+        return dataclasses.replace(
+            where, low=float(where.low), high=float(where.high), step=None if where.step is None else float(where.step)
+        )
+    if any(number != int(number) for number in numbers):
+        raise ValueError(f"{path} must be a whole number, got a range of {where.low} to {where.high} by {where.step}")
+    return dataclasses.replace(where, low=int(where.low), high=int(where.high))
+
+
+def _check_comparable(path: str, base: Config, config: Config) -> None:
+    leaf = path.rsplit(".", 1)[-1]
+    if path in UNCOMPARABLE:
+        raise ValueError(f"{path} {UNCOMPARABLE[path]}")
+    if path.startswith("evaluation.") or leaf in ("evaluate_targets", "evaluate_stride"):
+        raise ValueError(f"{path} changes how trials are measured, not what they learn; use --set")
+    if leaf in ("sources", "detections"):
+        raise ValueError(f"{path} changes the data that trials are judged by; use --set")
+    if samples_of(config) != samples_of(base):
+        raise ValueError(
+            f"{path} changes how many samples a trial trains on, so that trials would have unequal budgets; use --set"
+        )
+
+
+def samples_of(config: Config) -> dict[str, int]:
+    """Training samples of each task."""
+    turns = config.optim.turns_before(config.optim.steps)
+    return {task: count * getattr(config.data, task).batch_size for task, count in turns.items()}
+
+
+def check_objective(space: Space, base: Config, opened: Mapping[str, ClipSet]) -> None:
+    """ValueError for an objective that no unit of the search will measure."""
+    known = ["validation/score"]
+    for task in base.optim.tasks:
+        known += [f"validation/{name}" for name in measured_names(base, task, opened) if is_headline(name)]
+    if space.objective not in known:
+        raise ValueError(
+            f"space {space.name!r}: objective {space.objective!r} is not measured; measured are {', '.join(known)}"
+        )
+
+
+def _holds(where: Range | Choice, value: bool | int | float | str) -> bool:
+    if isinstance(where, Choice):
+        return value in where.values
+    if not where.low <= value <= where.high:
+        return False
+    steps = (value - where.low) / where.step if where.step else 0.0
+    return abs(steps - round(steps)) < 1e-8
+
+
+def search_content(inputs: SearchInputs, command: str) -> dict[str, Any]:
+    """What MLflow keeps of a search beside its units."""
+    plan, space = inputs.plan, inputs.plan.study
+    return {
+        "kind": "search",
+        "name": plan.name,
+        "study": space.name,
+        "question": space.question,
+        "expectation": f"{space.direction} {space.objective} over {plan.seeds} seed{'s' * (plan.seeds > 1)} a trial",
+        "preset": plan.preset,
+        "changes": dict(inputs.changes),
+        "command": command,
+        "seeds": plan.seeds,
+        "first_seed": space.first_seed,
+        "dimensions": {name: vars(where) for name, where in inputs.dimensions.items()},
+        "data": {name: vars(facts) for name, facts in plan.data.items()},
+        "tables": [],
+        "units": {},
+    }

@@ -1,0 +1,211 @@
+"""What a search has found, for people: trials best first, what to make of them, and how to go on."""
+
+import csv
+import io
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.search.resolve_space import SearchInputs
+from orchestrator.search.trial_queue import SearchAgenda, Trial, named, ranked, spread
+from orchestrator.storage.ledger import write_whole
+
+STUDY_SEEDS = 5
+"""Repetitions that the printed command asks for."""
+SHOWN = 3
+"""Trials that the end of the command shows."""
+
+
+def write_trials(
+    inputs: SearchInputs, agenda: SearchAgenda, importances: Mapping[str, float], command: str, folders: Sequence[Path]
+) -> list[Path]:
+    """Write search.md and trials.csv into each folder; returns their paths."""
+    texts = {"search.md": markdown(inputs, agenda, importances, command), "trials.csv": table(inputs, agenda)}
+    written = []
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            write_whole(folder / name, text)
+            written.append(folder / name)
+    return written
+
+
+def table(inputs: SearchInputs, agenda: SearchAgenda) -> str:
+    """All trials as CSV, best first, with each seed's value."""
+    space, seeds = inputs.plan.study, range(inputs.plan.seeds)
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(
+        ["trial", "state", space.objective, "sd", "n"]
+        + [f"seed {space.first_seed + index}" for index in seeds]
+        + [*inputs.dimensions, "units", "error"]
+    )
+    for trial in ranked(agenda.book.trials, space.direction):
+        values = agenda.values(trial)
+        known = values if len(values) == len(seeds) else [""] * len(seeds)
+        sd = statistics.stdev(values) if len(values) > 1 else ""
+        mean = "" if trial.value is None else trial.value
+        writer.writerow(
+            [trial.number, trial.state, mean, sd, len(values), *known]
+            + [trial.params[path] for path in inputs.dimensions]
+            + [" ".join(_keys(inputs, trial)), agenda.reason.get(trial.number, "")]
+        )
+    return stream.getvalue()
+
+
+def markdown(inputs: SearchInputs, agenda: SearchAgenda, importances: Mapping[str, float], command: str) -> str:
+    """The search's report."""
+    plan, space, trials = inputs.plan, inputs.plan.study, agenda.book.trials
+    order = ranked(trials, space.direction)
+    counts = {state: sum(trial.state == state for trial in trials) for state in ("complete", "failed", "running")}
+    synthetic = sorted(name for name, facts in plan.data.items() if facts.synthetic)
+    lines = [
+        f"# Search: {space.name}",
+        "",
+        space.question,
+        "",
+        f"{space.direction.capitalize()} `{space.objective}`; {plan.seeds} seed{'s' * (plan.seeds > 1)} a trial, from "
+        f"{space.first_seed}; preset {plan.preset}; data: {', '.join(plan.data)}; "
+        f"{plan.base.data.validation_subjects} validation subject{'s' * (plan.base.data.validation_subjects > 1)}. "
+        f"Of {agenda.total} trials {counts['complete']} are complete, {counts['failed']} failed, "
+        f"{agenda.total - counts['complete'] - counts['failed']} are open.",
+        "",
+    ]
+    if synthetic:
+        lines += [f"**Synthetic data ({', '.join(synthetic)}): these numbers say nothing about real motion.**", ""]
+    lines += [f"    {command}", "", f"Every unit: {_samples(inputs)}. The search measured no test split.", ""]
+    lines += [*_rows(inputs, agenda, order), "", *caution(inputs, agenda, order), ""]
+    if importances:
+        shown = ", ".join(f"`{name}` {value:.2f}" for name, value in importances.items())
+        lines += [
+            f"What sets the best tenth of the trials apart (Optuna's PED-ANOVA, shares of 1): {shown}. A rough guide: "
+            "trials are few, and crowd where earlier ones were good.",
+            "",
+        ]
+    commits = sorted({commit for trial in trials for commit in _commits(inputs, agenda, trial)})
+    if len(commits) > 1:
+        lines += [f"Trials were trained at different commits: {', '.join(commits)}.", ""]
+    if order and order[0].value is not None:
+        lines += ["To measure the best fields on the test split, beside the rows of a study:", ""]
+        lines += [f"    {next_command(inputs, order[0])}", ""]
+    return "\n".join(lines)
+
+
+def caution(inputs: SearchInputs, agenda: SearchAgenda, order: Sequence[Trial]) -> list[str]:
+    """What the best value is worth."""
+    plan = inputs.plan
+    complete = [trial for trial in order if trial.value is not None]
+    if not complete:
+        return ["No trial is complete yet."]
+    lines = [
+        f"**The best of {len(complete)} trials looks better than it is**: it was chosen by these very values, on these "
+        "validation subjects and seeds, and part of its lead is luck. Its own value is therefore no result. Train it "
+        f"with fresh seeds in an ablation (below; a study's seeds begin at 0, these at {plan.study.first_seed}) and "
+        "take the test metrics of that.",
+    ]
+    if plan.study.first_seed < STUDY_SEEDS:
+        lines += ["", f"Seeds from {plan.study.first_seed} on are not fresh in a study: the search has chosen by them."]
+    if plan.seeds == 1:
+        lines += ["", "With one seed a trial (n = 1) the spread between seeds is unknown: trials can't be told apart."]
+    start = next((trial for trial in complete if inputs.start is not None and trial.params == inputs.start), None)
+    if start is not None and start is complete[0]:
+        lines += ["", "No trial was better than the base configuration."]
+    elif start is not None:
+        lines += ["", f"The base configuration is trial {start.number}, with {_value(agenda, start)}."]
+    return lines
+
+
+def next_command(inputs: SearchInputs, best: Trial) -> str:
+    """A study with the best fields."""
+    parts = ["python", "-m", "orchestrator.ablate", "STUDY", "--preset", inputs.plan.preset]
+    parts += ["--seeds", str(STUDY_SEEDS)]
+    for name, facts in inputs.plan.data.items():
+        parts += [] if facts.synthetic and name.startswith("synthetic_") else ["--data", f"{name}=PATH"]
+    base = inputs.plan.study.base
+    fields = {inputs.plan.base.field_path(name): value for name, value in base.items()}
+    fields.pop("data.validation_subjects", None)  # Held out to judge trials; a study trains as its preset says.
+    fields |= {inputs.plan.base.field_path(name): value for name, value in inputs.changes.items()}
+    for path, value in {**fields, **best.params}.items():
+        parts += ["--set", f"{path}={_text(value)}"]
+    return shlex.join(parts)
+
+
+def closing(inputs: SearchInputs, agenda: SearchAgenda, written: Sequence[Path], ui: str, missing: int) -> str:
+    """What the end of a search says."""
+    trials = agenda.book.trials
+    order = ranked(trials, inputs.plan.study.direction)
+    complete = [trial for trial in order if trial.value is not None]
+    lines = [f"{len(complete)} of {agenda.total} trials complete"]
+    lines += [f"trial {t.number}: {_value(agenda, t)}  {named(t.params)}" for t in complete[:SHOWN]]
+    for trial in trials:
+        if trial.state == "failed":
+            lines.append(f"trial {trial.number} failed: {agenda.reason.get(trial.number, 'see the log of its units')}")
+    if agenda.fault:
+        lines.append(f"stopped: {agenda.fault}")
+    if agenda.stopping:
+        lines.append("stopped; the same command goes on from here")
+    elif any(trial.state == "failed" for trial in trials):
+        lines.append("the same command tries the failed trials again")
+    elif len(trials) < agenda.wanted:
+        lines.append(f"the space has no more than these {len(trials)} configurations")
+    if complete:
+        lines.append(
+            f"the best of {len(complete)} is chosen by these values and so too good; measure it with fresh seeds:"
+        )
+        lines.append(f"  {next_command(inputs, complete[0])}")
+    if missing:
+        lines.append(f"{missing} units are not in MLflow yet; the same command makes up for it")
+    lines += [f"trials: {path}" for path in written]
+    lines.append(f"compare in MLflow: {ui}")
+    return "\n".join(lines)
+
+
+def _rows(inputs: SearchInputs, agenda: SearchAgenda, order: Sequence[Trial]) -> list[str]:
+    heads = ["Trial", inputs.plan.study.objective, *(path.rsplit(".", 1)[-1] for path in inputs.dimensions), "Units"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for trial in order:
+        base = " (base)" if trial.params == inputs.start else ""
+        cells = [f"{trial.number}{base}", _value(agenda, trial)]
+        cells += [str(trial.params[path]) for path in inputs.dimensions]
+        cells += [", ".join(f"`{key}`" for key in _keys(inputs, trial)) or "none"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _value(agenda: SearchAgenda, trial: Trial) -> str:
+    if trial.state != "complete":
+        reason = agenda.reason.get(trial.number, "").replace("|", "/").splitlines()
+        return "open" if trial.state == "running" else "failed" + (f": {reason[0]}" if reason else "")
+    values = agenda.values(trial)
+    if len(values) < agenda.search.seeds:
+        return f"{trial.value:.4g} (its records are gone)"
+    return spread(values)
+
+
+def _keys(inputs: SearchInputs, trial: Trial) -> list[str]:
+    try:
+        return [unit.key for unit in inputs.plan.units_of(trial.params)]
+    except ValueError:
+        return []
+
+
+def _commits(inputs: SearchInputs, agenda: SearchAgenda, trial: Trial) -> set[str]:
+    found = set()
+    for key in _keys(inputs, trial):
+        record = agenda.ledger.finished(agenda.units[key]) if key in agenda.units else None
+        if record is not None:
+            found.add(str(record.about.get("commit", "unknown")))
+    return found
+
+
+def _samples(inputs: SearchInputs) -> str:
+    from orchestrator.search.resolve_space import samples_of
+
+    return ", ".join(f"{count} samples of {task}" for task, count in samples_of(inputs.plan.base).items())
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value)

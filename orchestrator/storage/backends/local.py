@@ -1,0 +1,232 @@
+"""A folder, or a shared mount whose locks hold between machines."""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, SoftFileLock, Timeout
+
+from orchestrator.storage.backends.base import Claim, Entry, Leftover, Storage, Workspace, as_object, holder
+
+CLAIM, OWNER = ".claim", "owner.json"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+TEMPORARY = re.compile(r"\.(.+-[0-9a-f]{32}|result\.json|progress\.jsonl)")
+"""Names under which files are written before they get their own."""
+
+
+class FolderStorage(Storage):
+    """A unit is trained in its folder, under a lock of the operating system, which ends with its process."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.address = str(root)
+
+    def check(self, create: bool) -> None:
+        """See `Storage`."""
+        if not create:
+            if not (self.root / "units").is_dir():
+                raise ValueError(f"--storage {self.root}: no study has been run there; run orchestrator.ablate first")
+            return
+        try:
+            (self.root / "units").mkdir(parents=True, exist_ok=True)
+            (self.root / "studies").mkdir(exist_ok=True)
+            probe = self.root / "units" / f".probe-{uuid.uuid4().hex}"
+            write_whole(probe, "probe")
+            try:
+                _check_locks(probe)
+            finally:
+                probe.unlink()
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                raise ValueError(f"--storage {self.root}: {_no_locks(error)}") from error
+            raise ValueError(
+                f"--storage {self.root}: cannot be written to ({error.strerror or error}); give another folder"
+            ) from error
+
+    def read(self, name: str) -> bytes:
+        """See `Storage`."""
+        return (self.root / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        """See `Storage`."""
+        file = self.root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, content)
+
+    def delete(self, name: str) -> None:
+        """See `Storage`."""
+        (self.root / name).unlink(missing_ok=True)
+
+    def remove(self, place: str) -> None:
+        """See `Storage`."""
+        away = (self.root / place).with_name(f".{Path(place).name}-{uuid.uuid4().hex}")
+        with suppress(FileNotFoundError):
+            os.replace(self.root / place, away)
+            _remove(away)
+
+    def look(self, name: str) -> Entry | None:
+        """See `Storage`."""
+        return self._entry(self.root / name)
+
+    def _entry(self, file: Path) -> Entry | None:
+        try:
+            stat = file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        name = file.relative_to(self.root).as_posix()
+        return Entry(name, stat.st_size, max(0.0, time.time() - stat.st_mtime), f"{stat.st_size}-{stat.st_mtime_ns}")
+
+    def entries(self, place: str) -> Iterator[Entry]:
+        """See `Storage`."""
+        for folder, below, files in os.walk(self.root / place):
+            below.sort()
+            for name in sorted(files):
+                if (entry := self._entry(Path(folder) / name)) is not None:
+                    yield entry
+
+    def children(self, place: str) -> list[str]:
+        """See `Storage`."""
+        try:
+            with os.scandir(self.root / place) as found:
+                return sorted(one.name for one in found if one.is_dir() and not one.name.startswith("."))
+        except FileNotFoundError:
+            return []
+
+    def fetch(self, name: str, file: Path) -> None:
+        """See `Storage`."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, self.read(name))
+
+    @contextmanager
+    def claim(self, place: str) -> Iterator[Claim]:
+        """See `Storage`. OSError where the mount has no locks."""
+        folder = self.root / place
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
+        if lock is None:
+            yield Claim(False)
+            return
+        try:
+            write_whole(folder / OWNER, json.dumps(holder()))
+            yield Claim(True)
+        finally:
+            lock.release()
+
+    def claimed(self, place: str) -> bool:
+        """See `Storage`."""
+        folder = self.root / place
+        if not (folder / CLAIM).exists():
+            return False
+        lock = _lock(folder)
+        if lock is not None:
+            lock.release()
+        return lock is None
+
+    def owner(self, place: str) -> dict[str, Any]:
+        """See `Storage`."""
+        try:
+            return as_object(self.read(f"{place}/{OWNER}"))
+        except OSError:
+            return {}
+
+    @contextmanager
+    def workspace(self, place: str, claim: Claim) -> Iterator[Workspace]:
+        """See `Storage`."""
+        yield Workspace(self.root / place)
+
+    @contextmanager
+    def local(self, place: str) -> Iterator[Path]:
+        """See `Storage`."""
+        yield self.root / place
+
+    def leftovers(self, place: str) -> Iterator[Leftover]:
+        """See `Storage`."""
+        for folder, below, files in os.walk(self.root / place):
+            for name in list(below):
+                if TEMPORARY.fullmatch(name):
+                    below.remove(name)
+                    yield self._leftover(Path(folder) / name)
+            for name in files:
+                if TEMPORARY.fullmatch(name):
+                    yield self._leftover(Path(folder) / name)
+
+    def _leftover(self, path: Path) -> Leftover:
+        name = path.relative_to(self.root).as_posix()
+        found = [*self.entries(name)] if path.is_dir() else [entry for entry in [self._entry(path)] if entry]
+        own = self._entry(path)  # Of a folder, too: it may be empty.
+        age = min((entry.age for entry in (*found, own) if entry is not None), default=0.0)
+        return Leftover(name, sum(entry.size for entry in found), age, lambda: _remove(path))
+
+
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all, and stays after a crash of the machine."""
+    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    descriptor = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(folder: Path) -> FileLock | None:
+    """The held lock of a folder; None where another process has it."""
+    lock = FileLock(folder / CLAIM)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return None
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            raise OSError(error.errno, _no_locks(error), str(folder)) from error
+        raise
+    if isinstance(lock, SoftFileLock):
+        # Where the system has no locks, filelock goes over to files that outlive a killed process by for ever.
+        lock.release()
+        error = OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise OSError(errno.ENOSYS, _no_locks(error), str(folder))
+    return lock
+
+
+def _check_locks(file: Path) -> None:
+    """OSError where a lock can't be taken, or keeps nobody out."""
+    # For writing: on NFS an exclusive lock is refused to who only reads (flock(2)).
+    with file.open("r+b") as one, file.open("r+b") as other:
+        fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+    raise OSError(errno.ENOLCK, "a lock keeps nobody out")
+
+
+def _no_locks(error: OSError) -> str:
+    return (
+        f"this mount has no file locks ({error.strerror or error}), without which two processes could train one unit; "
+        "mount it as NFS version 4 without nolock, or give another folder or s3://BUCKET/PREFIX"
+    )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,345 @@
+"""The ledger: one folder a unit on storage, one record a unit. It alone decides what is done.
+
+    <storage>/units/<slug>-<key>/   checkpoints/ best/ progress.jsonl log.txt result.json, and at the end record.json
+                                    outcomes.npz beside a record, imported.json beside one that came without weights
+    <storage>/studies/<name>/       plan.json, and the report
+
+A record is there whole or not at all. A unit is trained under a claim, which ends with the process that holds it:
+nobody waits for the dead, and two drivers on one storage don't train one unit at a time. What kind of storage it is,
+`orchestrator.storage` knows; names are asked for one by one and nothing rests on a listing.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from orchestrator.planning.plan import Plan, Unit
+from orchestrator.storage import Claim, Storage, Workspace, parse_address, storage_at
+from orchestrator.storage.backends.base import as_object
+from orchestrator.storage.backends.local import CLAIM, OWNER, FolderStorage, write_whole
+from orchestrator.storage.backends.workspace import download_all, scratch
+from ups_model.training.checkpoint import STATE
+from ups_model.training.progress import read_rows
+
+__all__ = ["CLAIM", "FAILURE", "LOG", "OWNER", "RECORD", "Ledger", "Record", "storage_path", "write_whole"]
+
+logger = logging.getLogger(__name__)
+
+RECORD, FAILURE, LOG, PROGRESS, PLAN = "record.json", "failure.json", "log.txt", "progress.jsonl", "plan.json"
+IMPORTED = "imported.json"
+"""Which record was imported (`orchestrator.storage.merge`)."""
+REPORTS = Path("runs/reports")
+"""Where reports are written that are then brought to an object store."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a unit leaves."""
+
+    key: str
+    status: Literal["finished", "failed"]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """As `ups_model.training.result.Result` has them: "test/...", "validation/..."."""
+    routes: Mapping[str, list[int]] = field(default_factory=dict)
+    """The block that each task takes in each encoder layer."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Configuration, data, parameters, times, device, versions, commit."""
+    checkpoint: str = ""
+    """Folder of the chosen weights, relative to the unit's."""
+    error: str = ""
+    """Of a failed unit: what it raised, with the traceback."""
+    health: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By task, as `health.TaskHealth.to_plain` has it; empty where nothing was held out to judge by."""
+    outcomes: str = ""
+    """SHA-256 of the unit's `outcomes.npz`; empty where the test split was not measured."""
+
+    @property
+    def tested(self) -> bool:
+        """Whether the test split has been measured; a search leaves it alone."""
+        return any(name.startswith("test/") for name in self.metrics)
+
+    def to_json(self) -> str:
+        """One text for equal records."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Raises ValueError where the text is not a record."""
+        try:
+            record = cls(**json.loads(text))
+        except TypeError as error:
+            raise ValueError(f"not a record ({error})") from error
+        if record.status not in ("finished", "failed"):
+            raise ValueError(f"not a record (status {record.status!r})")
+        return record
+
+
+class Ledger:
+    """Records, checkpoints and studies on one storage."""
+
+    def __init__(self, storage: Storage | Path) -> None:
+        self.storage: Storage = FolderStorage(storage) if isinstance(storage, Path) else storage
+        self.address = self.storage.address
+        """What `at` makes the same ledger of, on any machine that reaches it."""
+        self.root = self.storage.root
+        """Its folder; None on an object store."""
+        self._remembered: dict[str, Record | None] = {}
+        self._copies = ExitStack()
+
+    @classmethod
+    def at(cls, storage: str) -> Self:
+        """The ledger at an address, without a look at it. ValueError where that names nothing that can be one."""
+        return cls(storage_at(storage))
+
+    @classmethod
+    def open(cls, storage: str, create: bool = True) -> Self:
+        """The ledger at a path, file:// or s3:// address.
+
+        Raises:
+            ValueError: the storage can't be reached or written to, or (without `create`) there is none.
+        """
+        found = storage_at(storage)
+        found.check(create)
+        return cls(found)
+
+    def fault(self) -> str:
+        """Why units can't be kept there now, empty where they can."""
+        try:
+            self.storage.check(create=True)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def folder(self, unit: Unit) -> Path:
+        """Where a unit's files lie. ValueError on an object store: there is no such folder."""
+        return self._own() / "units" / unit.folder
+
+    def folders(self) -> list[Path]:
+        """What `open` makes."""
+        return [] if self.root is None else [self.root / "units", self.root / "studies"]
+
+    def _own(self) -> Path:
+        if self.root is None:
+            raise ValueError(f"{self.address} is no folder; ask the ledger for a unit's record, weights or workspace")
+        return self.root
+
+    def where(self, unit: Unit, name: str = "") -> str:
+        """The address of a unit's file, for people."""
+        return self.storage.where(f"{_place(unit)}/{name}".rstrip("/"))
+
+    def record(self, unit: Unit) -> Record | None:
+        """The finished record of a unit, else that of its last failure, else None. One that can't be read now counts as
+        none: who is about to train asks `done`."""
+        return self.read(unit.folder, unit.key)
+
+    def read(self, folder: str, key: str) -> Record | None:
+        """`record`, by the unit's folder and key."""
+        return self._unless_unreadable(folder, key, (RECORD, FAILURE))
+
+    def finished(self, unit: Unit) -> Record | None:
+        """The finished record of a unit."""
+        record = self._unless_unreadable(unit.folder, unit.key, (RECORD,))
+        return record if record is not None and record.status == "finished" else None
+
+    def done(self, unit: Unit) -> Record | None:
+        """`finished`, for who would train the unit if it isn't. OSError where the storage doesn't answer: that is no
+        reason to train a unit twice."""
+        record = self._read(unit.folder, unit.key, (RECORD,))
+        return record if record is not None and record.status == "finished" else None
+
+    def records(self, units: Iterable[Unit]) -> dict[str, Record | None]:
+        """`record` of many units by key, many requests at a time. OSError where the storage doesn't answer."""
+        folders = {unit.key: unit.folder for unit in units}
+        if folders.keys() <= self._remembered.keys():
+            return {key: self._remembered[key] for key in folders}
+        return self.read_all(folders)
+
+    def read_all(self, folders: Mapping[str, str]) -> dict[str, Record | None]:
+        """`records`, by the units' keys and folders."""
+        found = self.storage.each(lambda pair: self._read(pair[1], pair[0], (RECORD, FAILURE)), folders.items())
+        return dict(zip(folders, found, strict=True))
+
+    @contextmanager
+    def remembering(self, units: Iterable[Unit]) -> Iterator[None]:
+        """While it lasts, `record`, `records`, `read` and `finished` answer for these units from one reading of them
+        all at its start: one request after another would take minutes for a large plan. OSError as of `records`."""
+        self._remembered = self.records(units)
+        try:
+            yield
+        finally:
+            self._remembered = {}
+
+    def _unless_unreadable(self, folder: str, key: str, names: tuple[str, ...]) -> Record | None:
+        if key in self._remembered:
+            return self._remembered[key]
+        try:
+            return self._read(folder, key, names)
+        except OSError as error:
+            where = self.storage.where(f"units/{folder}")
+            logger.warning("%s can't be read (%s): the unit counts as not done", where, error)
+            return None
+
+    def _read(self, folder: str, key: str, names: tuple[str, ...]) -> Record | None:
+        for name in names:
+            file = f"units/{folder}/{name}"
+            try:
+                record = Record.from_json(self.storage.read(file).decode("utf-8"))
+            except FileNotFoundError:
+                continue
+            except ValueError as error:
+                where = self.storage.where(file)
+                logger.warning("%s can't be read (%s): the unit counts as not done", where, error)
+                continue
+            if record.key == key:
+                return record
+            logger.warning("%s is the record of another unit (%s); it is ignored", self.storage.where(file), record.key)
+        return None
+
+    def write(self, unit: Unit, record: Record) -> None:
+        """Put a record on storage. A finished one stays: it is never replaced by a failure."""
+        name = FAILURE if record.status == "failed" else RECORD
+        self.storage.write(f"{_place(unit)}/{name}", record.to_json().encode("utf-8"))
+        if record.status == "finished":
+            with suppress(OSError):
+                self.storage.delete(f"{_place(unit)}/{FAILURE}")
+
+    def written(self, unit: Unit) -> float | None:
+        """Age in seconds of a unit's record; None where it has none."""
+        found = [self.storage.look(f"{_place(unit)}/{name}") for name in (RECORD, FAILURE)]
+        return next((entry.age for entry in found if entry is not None), None)
+
+    def weights(self, unit: Unit, record: Record) -> Path:
+        """Folder of a finished unit's chosen weights, which may be missing or damaged. Of an object store it is a
+        copy on this machine, good until the next call; OSError where the store doesn't answer."""
+        if self.root is not None:
+            return self.folder(unit) / record.checkpoint
+        self._copies.close()
+        folder = self._copies.enter_context(scratch(self.address)) / unit.folder / record.checkpoint
+        place = f"{_place(unit)}/{record.checkpoint}"
+        names = [STATE]
+        with suppress(FileNotFoundError):
+            state = as_object(self.storage.read(f"{place}/{STATE}"))
+            names += [name for name in state.get("sha256", {}) if Path(name).name == name]
+            with suppress(FileNotFoundError):  # The folder then lacks it, as it would on a disk.
+                download_all(self.storage, place, [f"{place}/{name}" for name in names], folder)
+        return folder
+
+    def has_weights(self, unit: Unit, record: Record) -> bool:
+        """Whether the chosen weights of a finished unit lie where the record says; their content is not read."""
+        if not record.checkpoint:
+            return False
+        try:
+            return self.storage.look(f"{_place(unit)}/{record.checkpoint}/{STATE}") is not None
+        except OSError as error:
+            logger.warning("%s: the storage doesn't answer (%s); its weights count as there", unit.name, error)
+            return True  # Who starts from them looks again.
+
+    def claim(self, unit: Unit) -> AbstractContextManager[Claim]:
+        """Hold a unit without waiting; the claim is false where another process does. Ends with the process at the
+        latest, on an object store after the lease at the latest."""
+        return self.storage.claim(_place(unit))
+
+    def claimed(self, unit: Unit) -> bool:
+        """Whether some process holds the unit now; if the storage doesn't answer it counts as held."""
+        try:
+            return self.storage.claimed(_place(unit))
+        except OSError as error:
+            logger.warning("%s: the storage doesn't tell who holds it (%s)", unit.name, error)
+            return True
+
+    def owner(self, unit: Unit) -> str:
+        """Who holds or last held a unit, for people."""
+        owner = self.storage.owner(_place(unit))
+        return f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
+
+    def workspace(self, unit: Unit, claim: Claim) -> AbstractContextManager[Workspace]:
+        """The folder that a unit that is held is trained in, which has what is needed to go on with it."""
+        return self.storage.workspace(_place(unit), claim)
+
+    def progress(self, unit: Unit) -> list[dict[str, float]]:
+        """What a unit has reported so far: rows with "step", "time" and metrics. On an object store they come with the
+        checkpoints."""
+        if self.root is not None:
+            return read_rows(self.folder(unit) / PROGRESS)
+        try:
+            content = self.storage.read(f"{_place(unit)}/{PROGRESS}")
+        except FileNotFoundError:
+            return []
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / PROGRESS).write_bytes(content)
+            return read_rows(Path(folder) / PROGRESS)
+
+    def progress_tag(self, unit: Unit) -> str:
+        """Another one whenever a unit has reported more; empty where it has reported nothing."""
+        entry = self.storage.look(f"{_place(unit)}/{PROGRESS}")
+        return entry.tag if entry is not None else ""
+
+    def study(self, plan: Plan | str) -> Path:
+        """Folder of a study's plan and report. ValueError on an object store: there is no such folder."""
+        return self._own() / "studies" / _name(plan)
+
+    def report_folder(self, plan: Plan | str) -> Path:
+        """Where a study's report is written unless told otherwise; of an object store, on this machine."""
+        return REPORTS / _name(plan) if self.root is None else self.study(plan) / "report"
+
+    def publish_report(self, plan: Plan | str, files: Iterable[Path], out: Path) -> str:
+        """Bring the files of a report in `out` to an object store.
+
+        Returns:
+            Their address, empty where the storage is a folder. OSError where it can't be written to.
+        """
+        place = f"studies/{_name(plan)}/report"
+        if self.root is not None:
+            return ""
+        self.storage.each(
+            lambda file: self.storage.write(f"{place}/{file.relative_to(out).as_posix()}", file.read_bytes()), files
+        )
+        return self.storage.where(place)
+
+    def save_plan(self, plan: Plan, content: Mapping[str, Any]) -> None:
+        """Keep what the report needs of a plan."""
+        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+        self.storage.write(f"studies/{plan.name}/{PLAN}", text.encode("utf-8"))
+
+    def studies(self, known: str | None = None) -> dict[str, dict[str, Any]]:
+        """Saved plans by the name of their folder; `known` is looked for whether or not it is listed."""
+        names = sorted({*self.storage.children("studies"), *([known] if known and "/" not in known else [])})
+        return {
+            name: content
+            for name, content in zip(names, self.storage.each(self._plan, names), strict=True)
+            if content is not None
+        }
+
+    def _plan(self, name: str) -> dict[str, Any] | None:
+        file = f"studies/{name}/{PLAN}"
+        try:
+            return json.loads(self.storage.read(file))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            where = self.storage.where(file)
+            logger.warning("%s can't be read (%s); run the study's ablate command again", where, error)
+            return None
+
+
+def storage_path(storage: str) -> Path | None:
+    """The folder that a path or file:// address names, None for an object store. Looks at no disk.
+
+    Raises:
+        ValueError: any other address.
+    """
+    found = parse_address(storage)
+    return found if isinstance(found, Path) else None
+
+
+def _place(unit: Unit) -> str:
+    return f"units/{unit.folder}"
+
+
+def _name(plan: Plan | str) -> str:
+    return plan if isinstance(plan, str) else plan.name

@@ -1,0 +1,96 @@
+"""The index of trained weights: which unit has those of a training key.
+
+    <storage>/trained/<training key>.json      {"folder": <the unit's>, "key": <the unit's>}
+
+Units that differ only in how they are measured have one training key. The first to finish is in the index; the others
+take its weights and are measured. An entry is a hint: whoever follows it looks at the unit's record and weights.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.planning.plan import Unit
+from orchestrator.storage.backends.base import as_object
+from orchestrator.storage.ledger import Ledger, Record
+from orchestrator.storage.source_check import Policy, is_trained_otherwise
+from orchestrator.storage.usage import INDEX
+from ups_model.training.checkpoint import STATE
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A finished unit with the weights that another one would be trained to."""
+
+    folder: str
+    record: Record
+
+    @property
+    def weights(self) -> str:
+        """Place of its chosen weights on storage."""
+        return f"units/{self.folder}/{self.record.checkpoint}"
+
+
+def find_twin(ledger: Ledger, unit: Unit, policy: Policy = "refuse") -> Twin | None:
+    """The unit of the index whose weights this one can take; None where there is none. Weights aren't read.
+
+    Raises:
+        OSError: the storage doesn't answer.
+    """
+    if not unit.training_key:
+        return None
+    try:
+        entry = as_object(ledger.storage.read(_name(unit)))
+    except FileNotFoundError:
+        return None
+    folder, key = str(entry.get("folder", "")), str(entry.get("key", ""))
+    if not key or key == unit.key or "/" in folder:
+        return None
+    record = ledger.read_all({key: folder})[key]
+    if record is None or record.status != "finished" or not record.checkpoint:
+        return None
+    if is_trained_otherwise(record) and policy != "accept":
+        return None
+    twin = Twin(folder, record)
+    return twin if ledger.storage.look(f"{twin.weights}/{STATE}") is not None else None
+
+
+@contextmanager
+def weights_of(ledger: Ledger, twin: Twin) -> Iterator[Path]:
+    """A folder on this machine with a twin's weights, to read from while the block lasts."""
+    with ledger.storage.local(twin.weights) as folder:
+        yield folder
+
+
+def enter(ledger: Ledger, unit: Unit, looked: bool = False) -> None:
+    """Put a finished unit in the index, unless another one stands there whose weights can be taken.
+
+    Args:
+        looked: none stood there when the unit began.
+
+    A storage that can't be written to leaves the index as it is: the unit is done without.
+    """
+    if not unit.training_key:
+        return
+    try:
+        if looked or find_twin(ledger, unit) is None:
+            content = json.dumps({"folder": unit.folder, "key": unit.key}) + "\n"
+            ledger.storage.write(_name(unit), content.encode("utf-8"))
+    except OSError as error:
+        logger.warning("%s is not in the index of trained weights (%s)", unit.name, error)
+
+
+def with_twin(ledger: Ledger, units: Iterable[Unit], policy: Policy) -> list[str]:
+    """Keys of those units that only have to be measured. OSError where the storage doesn't answer."""
+    every = list(units)
+    twins = ledger.storage.each(lambda unit: find_twin(ledger, unit, policy), every)
+    return [unit.key for unit, twin in zip(every, twins, strict=True) if twin is not None]
+
+
+def _name(unit: Unit) -> str:
+    return f"{INDEX}/{unit.training_key}.json"

@@ -1,0 +1,141 @@
+"""What lies on a storage, and how much room each kind of it takes."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from orchestrator.storage.backends.base import as_object
+from orchestrator.storage.backends.local import CLAIM, TEMPORARY
+from orchestrator.storage.backends.workspace import MANIFEST, RESULT, SOURCE
+from orchestrator.storage.ledger import FAILURE, IMPORTED, LOG, OWNER, PROGRESS, RECORD, Ledger
+from ups_model.evaluation.outcomes import OUTCOMES
+
+T, R = TypeVar("T"), TypeVar("R")
+
+RESUME, WEIGHTS, RECORDS, LOGS, REPORTS, SEARCHES, CLAIMS, MLFLOW, LEFT, OTHER = KINDS = (
+    "checkpoints to resume from", "chosen weights", "records", "logs", "plans and reports", "searches", "claims",
+    "MLflow", "leftovers", "other",
+)  # fmt: skip
+INDEX = "trained"
+"""Folder of the index of trained weights."""
+NO_STUDY = "(no study)"
+FILES = {
+    RECORD: RECORDS,
+    FAILURE: RECORDS,
+    OUTCOMES: RECORDS,
+    IMPORTED: RECORDS,
+    RESULT: RECORDS,
+    MANIFEST: RECORDS,
+    SOURCE: RECORDS,
+    "config.json": RECORDS,
+    LOG: LOGS,
+    PROGRESS: LOGS,
+    CLAIM: CLAIMS,
+    OWNER: CLAIMS,
+}
+SET_ASIDE = re.compile(r"record-[^/]+\.json|outcomes-[^/]+\.npz")
+"""Records of units that were trained again by other code."""
+FOLDERS = {"checkpoints": RESUME, "best": WEIGHTS, "claims": CLAIMS}
+AT_A_TIME = 4
+"""Checkpoints that are read at once: each is in memory whole."""
+
+
+@dataclass
+class Usage:
+    """Bytes. A unit that several studies use counts with each of them, and once in `kinds`."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    studies: dict[str, Counter[str]] = field(default_factory=dict)
+    units: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        """Of all kinds."""
+        return sum(self.kinds.values())
+
+
+def kind_of(name: str) -> str:
+    """The kind of a content, by its name."""
+    top, _, rest = name.partition("/")
+    if any(TEMPORARY.fullmatch(part) or part.startswith(".probe-") for part in name.split("/")):
+        return LEFT
+    if top == "studies":
+        return REPORTS
+    if top == "searches":
+        return SEARCHES
+    if top == INDEX:
+        return RECORDS
+    if top == "mlartifacts" or re.fullmatch(r"mlflow\.db.*|\.mlflow\.lock.*", name):
+        return MLFLOW
+    if top != "units" or "/" not in rest:
+        return OTHER
+    inside = rest.split("/", 1)[1]
+    if SET_ASIDE.fullmatch(inside):
+        return RECORDS
+    return FILES.get(inside) or (FOLDERS.get(inside.split("/")[0], OTHER) if "/" in inside else OTHER)
+
+
+def usage(ledger: Ledger) -> Usage:
+    """How much room everything takes. Uploads that never ended count as leftovers. OSError where it can't be read."""
+    used = Usage()
+    users: dict[str, list[str]] = {}
+    for study, content in ledger.studies().items():
+        used.studies[study] = Counter()
+        for unit in content["units"].values():
+            users.setdefault(unit["folder"], []).append(study)
+    sizes = [(entry.name, entry.size) for entry in ledger.storage.entries("")]
+    listed = {name for name, _ in sizes}
+    uploads = [left for left in ledger.storage.leftovers("units") if left.name not in listed]
+    sizes += [(left.name, left.size) for left in uploads if ledger.root is None]
+    seen = set()
+    for name, size in sizes:
+        kind = LEFT if name in seen or name not in listed else kind_of(name)
+        seen.add(name)
+        used.kinds[kind] += size
+        top, _, rest = name.partition("/")
+        place = rest.split("/")[0]
+        if top == "units" and "/" in rest:
+            used.units[place] += size
+            for study in users.get(place, [NO_STUDY]):
+                used.studies.setdefault(study, Counter())[kind] += size
+        elif top == "studies" and place in used.studies:
+            used.studies[place][kind] += size
+        elif top == INDEX:
+            for study in users.get(_unit_of(ledger, name), [NO_STUDY]):
+                used.studies.setdefault(study, Counter())[kind] += size
+    return used
+
+
+def _unit_of(ledger: Ledger, name: str) -> str:
+    """The folder of the unit that an entry of the index names; empty where it can't be told."""
+    try:
+        return str(as_object(ledger.storage.read(name)).get("folder", ""))
+    except FileNotFoundError:
+        return ""
+
+
+def key_of(folder: str) -> str:
+    """The key of the unit of a folder."""
+    return folder.rsplit("-", 1)[-1]
+
+
+def bytes_text(size: int) -> str:
+    """Bytes for people."""
+    number, unit = float(size), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if number < 1000 or unit == "TB":
+            break
+        number /= 1000
+    return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+
+
+def over(call: Callable[[T], R], items: Iterable[T], title: str) -> Sequence[R]:
+    """Results in order, a few at a time, under a progress bar where standard error is a terminal."""
+    every = list(items)
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        return list(tqdm(pool.map(call, every), total=len(every), desc=title, disable=None, leave=False))

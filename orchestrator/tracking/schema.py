@@ -1,0 +1,224 @@
+"""What MLflow is told of a study, as plain data: names, parameters, tags, points of curves. Imports no MLflow."""
+
+import hashlib
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.planning.plan import Plan, Unit
+from orchestrator.storage.ledger import Record
+from ups_model.config.identity import configured_sets
+
+KEY, PLAN, STUDY = "ups.key", "ups.plan", "ups.study"
+MIRRORED = "ups.mirrored"
+"""Digest of the record that a run shows completely; the record's text is its artifact."""
+SYNCED = "ups.synced_step"
+"""Newest step of each kind of progress line that a run has, e.g. "train=400 validation=300"."""
+ERROR = "ups.error"
+SEARCH = "ups.search"
+"""Marks the run of a search among those of studies."""
+PLAN_DIGEST = "ups.plan_digest"
+PARENT_RUN, RUN_NAME, NOTE = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
+
+PARAM_LENGTH, TAG_LENGTH, NAME_LENGTH = 6000, 5000, 250
+"""MLflow's limits, in characters; tags of up to 8000 are taken by new servers alone."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric."""
+
+    name: str
+    value: float
+    step: int
+    time_ms: int
+
+
+def digest_of(text: str) -> str:
+    """Names a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def clean(name: str) -> str:
+    """A name in MLflow's alphabet, readable, and no two alike where it has to be cut."""
+    found = name.replace("@", "_at_").replace("=", " ").replace(",", " ")
+    found = re.sub(r"[^/\w.\- :]", "_", found)
+    found = re.sub(r" +", " ", re.sub(r"/{2,}", "/", found)).strip("/ ")
+    if len(found) > NAME_LENGTH:
+        found = f"{found[: NAME_LENGTH - 17]}-{digest_of(name)}"
+    return found
+
+
+def unit_params(unit: Unit) -> dict[str, str]:
+    """The unit's whole configuration by dotted names, and what it is in the study."""
+    found = {"arm": unit.arm, "seed": str(unit.seed), "stage": unit.stage, "task": unit.task or "all"}
+    if unit.parent:
+        found["parent"] = unit.parent
+    for name, value in _leaves(unit.config.canonical()):
+        found.setdefault(clean(name), value if isinstance(value, str) else json.dumps(value))
+    return {name: value[:PARAM_LENGTH] for name, value in found.items()}
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def study_tag(plan: Plan) -> dict[str, str]:
+    """Marks a unit's run as used by a study; a run may have several."""
+    return {clean(f"{STUDY}.{plan.study.name}"): "yes"}
+
+
+def run_name(plan: Plan, unit: Unit) -> str:
+    """Short enough for MLflow's narrow column, where what differs must be seen: "Layers 1 pe s0", "base joint s0"."""
+    arm = unit.arm
+    if "=" in arm:
+        names = (
+            " ".join(filter(None, (table.varies, line.row.label, column.title if column.changes else "")))
+            for table, lines in plan.tables
+            for line in lines
+            for column in table.columns
+            if line.arms[column.group].name == arm
+        )
+        arm = next(names, arm)
+    return " ".join((*dict.fromkeys((arm, unit.task or unit.stage)), f"s{unit.seed}"))
+
+
+def unit_tags(plan: Plan, unit: Unit) -> dict[str, str]:
+    """What a unit's run is created with."""
+    facts = {name: plan.data[name] for name in configured_sets(unit.config) if name in plan.data}
+    found = {
+        RUN_NAME: run_name(plan, unit),
+        KEY: unit.key,
+        "ups.arm": unit.arm,
+        "ups.seed": str(unit.seed),
+        "ups.stage": unit.stage,
+        "ups.task": unit.task or "all",
+        "ups.storage_folder": unit.folder,
+        **study_tag(plan),
+        **{clean(f"ups.data.{name}"): fact.fingerprint for name, fact in facts.items()},
+    }
+    if synthetic := sorted(name for name, fact in facts.items() if fact.synthetic):
+        found["ups.synthetic_data"] = ", ".join(synthetic)
+    return {name: value[:TAG_LENGTH] for name, value in found.items()}
+
+
+def plan_tags(plan: Plan, content: Mapping[str, Any]) -> dict[str, str]:
+    """What a study's run has."""
+    note = [f"**{content['question']}**", f"Expected: {content['expectation']}"]
+    note += [f"- {table['title']}" for table in content["tables"]]
+    if synthetic := sorted(name for name, fact in plan.data.items() if fact.synthetic):
+        note.append(f"Synthetic data ({', '.join(synthetic)}): these numbers say nothing about real motion.")
+    found = {
+        RUN_NAME: plan.name,
+        PLAN: plan.name,
+        STUDY: plan.study.name,
+        "ups.preset": plan.preset,
+        "ups.seeds": str(plan.seeds),
+        "ups.command": content["command"],
+        NOTE: "\n\n".join(note),
+    }
+    if content.get("kind") == "search":
+        found[SEARCH] = "yes"
+    return {name: value[:TAG_LENGTH] for name, value in found.items()}
+
+
+def record_tags(record: Record) -> dict[str, str]:
+    """What the end of a unit adds."""
+    about = record.about
+    shown = ("commit", "device", "precision", "gpus", "out_of_memory_at")
+    found = {f"ups.{name}": str(about[name]) for name in shown if name in about}
+    if record.routes:
+        found["ups.routes"] = json.dumps(dict(record.routes), sort_keys=True)
+    if record.error:
+        found[ERROR] = record.error[-TAG_LENGTH:]
+    return {name: value[:TAG_LENGTH] for name, value in found.items()}
+
+
+def record_points(record: Record, time_ms: int) -> list[Point]:
+    """The values that the report takes, as `best/...`, and the costs. Equal for equal records, so that MLflow sees a
+    repetition as one."""
+    about = record.about
+    costs = ("train_seconds", "parameters", "peak_memory_mb", "chosen_step")
+    values = {f"best/{name}": value for name, value in record.metrics.items()}
+    values |= {name: about[name] for name in costs if name in about}
+    step = int(about.get("chosen_step", 0))
+    return [Point(clean(name), float(value), step, time_ms) for name, value in values.items() if _is_number(value)]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def parse_synced(text: str) -> dict[str, int]:
+    """The value of the tag SYNCED; what isn't one counts as nothing synced."""
+    return {kind: int(step) for kind, step in re.findall(r"(\w+)=(\d+)", text)}
+
+
+def format_synced(synced: Mapping[str, int]) -> str:
+    """Inverse of `parse_synced`."""
+    return " ".join(f"{kind}={step}" for kind, step in sorted(synced.items()))
+
+
+def new_rows(
+    rows: Sequence[Mapping[str, float]], synced: Mapping[str, int]
+) -> tuple[list[list[Point]], dict[str, int]]:
+    """Points of the progress lines that are newer than `synced`, a list a line, and what is synced after them.
+
+    Training and validation write lines of their own at the same step, so each has its own newest step. A resumed unit
+    repeats steps, with equal values at another time: they are not newer.
+    """
+    after, found = dict(synced), []
+    for row in rows:
+        kind, step = _kind(row), int(row["step"])
+        if step <= after.get(kind, -1):
+            continue
+        after[kind] = step
+        time_ms = int(1000 * row.get("time", 0))
+        points = [
+            Point(clean(name), float(value), step, time_ms)
+            for name, value in row.items()
+            if name not in ("step", "time") and _is_number(value)
+        ]
+        if points:
+            found.append(points)
+    return found, after
+
+
+def _kind(row: Mapping[str, float]) -> str:
+    kinds = {name.partition("/")[0] for name in row}
+    return next((kind for kind in ("validation", "curve") if kind in kinds), "train")
+
+
+def arm_values(plan: Plan, records: Mapping[str, Record | None]) -> dict[str, float]:
+    """Mean over finished seeds, standard deviation (from two seeds on) and their number, of each arm's columns."""
+    found: dict[str, float] = {}
+    for table, lines in plan.tables:
+        for line in lines:
+            for column in table.columns:
+                values = [
+                    float(record.metrics[f"test/{column.metric}"])
+                    for record in map(records.get, line.units[column.group])
+                    if record is not None and record.status == "finished" and f"test/{column.metric}" in record.metrics
+                ]
+                if not values:
+                    continue
+                name = f"arm/{line.arms[column.group].name.replace('/', '_')}/{column.metric}"
+                found[clean(name)] = statistics.fmean(values)
+                found[clean(f"{name}/seeds")] = float(len(values))
+                if len(values) > 1:
+                    found[clean(f"{name}/sd")] = statistics.stdev(values)
+    return found
+
+
+def unit_counts(plan: Plan, records: Mapping[str, Record | None]) -> dict[str, float]:
+    """How far a study is."""
+    states = [record.status if record else "left" for record in map(records.get, plan.units)]
+    return {f"units/{state}": float(states.count(state)) for state in ("finished", "failed", "left")}

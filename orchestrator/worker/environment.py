@@ -1,0 +1,165 @@
+"""What must be equal on every node that runs units: code, packages, clip sets, storage. Made by the driver, checked by
+each worker before it runs a unit, so that no table mixes units that were trained by different code or on other data."""
+
+import hashlib
+import importlib.metadata
+import platform
+import socket
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+import ups_model
+from ups_model.data.format.clip_set import ClipSet
+
+COMPARED = ("torch", "numpy", "transformers", "ray")
+"""Packages of which all nodes must have the same version; a build for other hardware (2.13.0+cu126) is the same."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Plain data, sent with every job."""
+
+    host: str
+    """Of the driver."""
+    commit: str
+    """That runs; equal code has no other."""
+    code: str
+    """`code_digest` of the driver."""
+    versions: Mapping[str, str]
+    clips: Mapping[str, str]
+    """Content fingerprint of each clip set, by name."""
+    probe: str = ""
+    """A file on the storage that the driver holds a lock on; empty for an object store: its address is one for all."""
+
+
+@contextmanager
+def site_of(root: Path | None, commit: str, clips: Mapping[str, str]) -> Iterator[Site]:
+    """The driver's own, with a probe on the storage for as long as the block lasts.
+
+    Args:
+        root: folder of the storage; None for an object store.
+        commit: of the code that runs.
+        clips: content fingerprints by name.
+    """
+    own = Site(socket.gethostname(), commit, code_digest(), versions(), dict(clips))
+    if root is None:
+        yield own
+        return
+    for left in root.glob(".driver-*"):  # Of drivers that were killed: their locks ended with them.
+        lock = FileLock(left)
+        with suppress(OSError, Timeout):
+            lock.acquire(blocking=False)
+            left.unlink()
+            lock.release()
+    probe = root / f".driver-{uuid.uuid4().hex}"
+    with FileLock(probe):
+        try:
+            yield Site(**{**vars(own), "probe": str(probe)})
+        finally:
+            with suppress(OSError):
+                probe.unlink()
+
+
+def faults(site: Site, paths: Mapping[str, str]) -> list[str]:
+    """Why this node must not run the driver's units; empty where it may. Each names the way out.
+
+    Args:
+        site: the driver's.
+        paths: folder of each clip set.
+    """
+    found = []
+    here = versions()
+    for name, wanted in site.versions.items():
+        if _release(name, here.get(name, "none")) != _release(name, wanted):
+            found.append(f"{name} {here.get(name, 'none')} where the driver has {wanted}; install from constraints.txt")
+    if code_digest() != site.code:
+        found.append(
+            "ups_model is not the driver's code: send the same working tree to every node, and start the command again "
+            "after changing it"
+        )
+    for name, path in paths.items():
+        try:
+            fingerprint = ClipSet.open(Path(path)).fingerprint
+        except (ValueError, OSError) as error:
+            found.append(f"clip set {name} can't be read at {path} ({error}); copy it to every node, at one path")
+            continue
+        if fingerprint != site.clips.get(name):
+            found.append(f"clip set {name} at {path} is another than the driver's; copy the driver's to every node")
+    return found + (_probe_faults(Path(site.probe), site.host) if site.probe else [])
+
+
+def _probe_faults(probe: Path, host: str) -> list[str]:
+    """Whether storage is one, and locks reach from one host to another."""
+    folder = probe.parent
+    if not probe.exists():
+        # Asking for the lock would make the file: a folder of this node alone must be left as it was.
+        return [
+            f"--storage {folder} is not the driver's folder here: mount it on every node at one path, or give s3://"
+        ]
+    lock = FileLock(probe)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return []
+    except OSError as error:
+        return [f"--storage {folder} can't be locked ({error.strerror or error}); mount it with locks, or give s3://"]
+    lock.release()
+    if not probe.exists():
+        return []  # The driver has ended meanwhile.
+    return [
+        f"--storage {folder}: locks don't reach from {host} to {socket.gethostname()}, so one unit could be trained "
+        "twice at a time; mount it with locks between hosts (NFS version 4, without nolock or local_lock), or give s3://"
+    ]
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of what can change a result, as installed here."""
+    # This package's own from its source: it may run without being installed, on a cluster that was sent the folder.
+    own = {"python": platform.python_version(), "ups-ablate": ups_model.__version__}
+    return own | {name: importlib.metadata.version(name) for name in COMPARED}
+
+
+@cache
+def code_digest() -> str:
+    """Hash of the source of `ups_model`, all of what a unit's result depends on."""
+    root = Path(ups_model.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(root).as_posix()} {len(content)} ".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _release(name: str, version: str) -> str:
+    """A version without its build; of Python, the first two numbers."""
+    return ".".join(version.split(".")[:2]) if name == "python" else version.split("+")[0]
+
+
+@cache
+def commit() -> str:
+    """Commit of the working tree that this package lies in, with "-dirty" where files differ from it; where there is no
+    such tree, as on a cluster that was sent the packages, the version and a hash of the source."""
+    folder = Path(ups_model.__file__).resolve().parents[1]
+    without = f"version {ups_model.__version__}, source {code_digest()[:12]}"
+    if not (folder / ".git").exists():
+        return without
+    try:
+        head = _git(folder, "rev-parse", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return without
+    return head[:12] + ("-dirty" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
+    return done.stdout.strip()

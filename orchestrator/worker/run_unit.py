@@ -1,0 +1,409 @@
+"""What one unit does, in a process of Ray's: take it, train it or go on with it, leave a record. Imports no Ray."""
+
+import json
+import logging
+import os
+import platform
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from orchestrator.planning.plan import Unit
+from orchestrator.scheduling.gpu_sharing import limit_memory
+from orchestrator.storage import Claim, ClaimLost, Workspace
+from orchestrator.storage.backends.workspace import RESULT
+from orchestrator.storage.ledger import LOG, PROGRESS, Ledger, Record
+from orchestrator.storage.source_check import (
+    THEN,
+    UNKNOWN,
+    Begun,
+    Policy,
+    chain,
+    is_trained_otherwise,
+    needs_measuring,
+    training_code,
+)
+from orchestrator.storage.trained import Twin, enter, find_twin, weights_of
+from orchestrator.worker.environment import Site, commit, faults, versions
+from orchestrator.worker.unit_folder import discard_unreadable_weights, keep_newest_checkpoint, readable, set_aside
+from ups_model.inference.find_weights import json_object
+from ups_model.source import source_digest
+from ups_model.training.progress import read_rows
+
+if TYPE_CHECKING:
+    from ups_model.train import RunOptions
+    from ups_model.training.result import Result
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS_PER_UNIT = 10
+MEASURED_AT = ", measured at "
+MOST_STEPS_BETWEEN = 500
+"""A kill loses at most a tenth of a unit, and never more than so many steps."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A unit, and how it is carried out here; nothing but the unit can change its result."""
+
+    unit: Unit
+    parent: Unit | None
+    storage: str
+    paths: Mapping[str, str]
+    """Folder of each clip set."""
+    cache: str
+    """Folder of text features."""
+    threads: int = 1
+    device: str = "auto"
+    precision: str = "auto"
+    test: bool = True
+    """Measure the test split, also of a unit that finished without."""
+    site: Site | None = None
+    """What must be the same here as at the driver's; None checks nothing."""
+    gpus: float = 0.0
+    """Share of a GPU, or GPUs."""
+    too_small: tuple[float, ...] = ()
+    """Shares of a GPU in which the unit ran out of memory before."""
+    other_code: Policy = "refuse"
+    """What becomes of what other code has trained."""
+    wanted: tuple[str, ...] = ()
+    """Metrics that tables want of the unit."""
+
+    def to_json(self) -> str:
+        """`from_json` is its inverse."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("unit", "parent", "site")}
+        parent = self.parent.to_plain() if self.parent else None
+        site = vars(self.site) if self.site else None
+        return json.dumps(
+            plain | {"paths": dict(self.paths), "unit": self.unit.to_plain(), "parent": parent, "site": site}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        plain = json.loads(text)
+        parent, site = plain.pop("parent"), plain.pop("site")
+        too_small, wanted = plain.pop("too_small"), plain.pop("wanted")
+        return cls(
+            unit=Unit.from_plain(plain.pop("unit")),
+            parent=Unit.from_plain(parent) if parent else None,
+            site=Site(**site) if site else None,
+            too_small=tuple(too_small),
+            wanted=tuple(wanted),
+            **plain,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call to `run_unit` ended, where it didn't raise."""
+
+    status: Literal["finished", "stopped", "busy", "failed", "parent_unreadable", "refused", "out_of_memory"]
+    error: str = ""
+    sure: bool = True
+    """Of a failure: another node would fail as well."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """JSON data."""
+        return asdict(self)
+
+
+def run_unit(job: Job, should_stop: Callable[[], bool]) -> Outcome:
+    """Train a unit to its end, or report that it is done, held by another process, stopped, or that this node must not
+    run it.
+
+    Raises:
+        Exception: whatever may be gone at another try: a full disk, a lost device. What can't be, such as a loss that
+            isn't finite, is a record and an outcome "failed".
+    """
+    if job.site is not None and (found := faults(job.site, job.paths)):
+        return Outcome("refused", "; ".join(found))
+    ledger = Ledger.at(job.storage)
+    unit = job.unit
+    try:
+        with ledger.claim(unit) as claim:
+            if not claim:
+                return Outcome("busy", f"{unit.name} is held by {ledger.owner(unit)}")
+            done = ledger.done(unit)
+            if done is not None and _is_complete(job, done) and readable(ledger.weights(unit, done)):
+                return Outcome("finished")
+            with ledger.workspace(unit, claim) as work:
+                return _logged(job, ledger, claim, work, done, lambda: claim.lost() or should_stop())
+    except ClaimLost as error:
+        return Outcome("busy", f"{unit.name}: {error}")
+
+
+def _is_complete(job: Job, done: Record) -> bool:
+    """Whether a finished record stays as it is."""
+    if (job.test and not done.tested) or (is_trained_otherwise(done) and job.other_code != "accept"):
+        return False
+    return not needs_measuring(done, job.wanted)
+
+
+def _logged(
+    job: Job, ledger: Ledger, claim: Claim, work: Workspace, done: Record | None, should_stop: Callable[[], bool]
+) -> Outcome:
+    try:
+        with _log_to(work.folder / LOG):
+            try:
+                return _train(job, ledger, claim, work, done, should_stop)
+            except Exception:
+                logger.exception("%s", job.unit.name)
+                raise
+    finally:
+        work.save_log()
+
+
+def _train(
+    job: Job, ledger: Ledger, claim: Claim, work: Workspace, done: Record | None, should_stop: Callable[[], bool]
+) -> Outcome:
+    # Imported here, after Ray has set the threads that a worker may use; the driver needs none of it.
+    import torch
+
+    from ups_model.train import NonFiniteLoss
+
+    unit, started = job.unit, time.time()
+    torch.set_num_threads(job.threads)
+    if job.gpus:
+        limit_memory(job.gpus)
+    parent = ledger.done(job.parent) if job.parent is not None else None
+    try:
+        done, codes = _codes(job, ledger, claim, work, done, parent)
+    except OtherCode as error:
+        return Outcome("failed", str(error))
+    attempt = _Attempt(job, ledger, claim, work, started)
+    try:
+        if (outcome := attempt.measure(done)) is not None:
+            return outcome
+        return attempt.train(done, parent, codes, should_stop)
+    except (ValueError, NonFiniteLoss) as error:
+        # The same again at every try: the configuration, the data or the numbers are at fault, not the machine.
+        logger.exception("%s", unit.name)
+        about = _about(job, started)
+        claim.confirm()
+        failure = Record(unit.key, "failed", error=traceback.format_exc().strip(), about=about)
+        claim.insist(lambda: ledger.write(unit, failure))
+        # Of anything but numbers, another node may think otherwise: its language model, its device.
+        return Outcome("failed", str(error), sure=isinstance(error, NonFiniteLoss))
+    except torch.OutOfMemoryError as error:
+        logger.exception("%s", unit.name)
+        torch.cuda.empty_cache()  # This process goes on to other units.
+        return Outcome("out_of_memory", str(error).splitlines()[0])
+
+
+class OtherCode(ValueError):
+    """Other code has trained a unit, or a part of it, and may not be mixed with the present one."""
+
+
+def _codes(
+    job: Job, ledger: Ledger, claim: Claim, work: Workspace, done: Record | None, parent: Record | None
+) -> tuple[Record | None, list[str]]:
+    """What counts as done, and which code will have trained the unit at its end.
+
+    Raises:
+        OtherCode: what is there is of other code, and the driver said nothing of it.
+    """
+    present = source_digest("training")
+    expected = chain([*([training_code(parent)] if parent is not None else []), present])
+    begun = list(Begun.read(work.folder).training)
+    is_current = done is not None and not is_trained_otherwise(done)
+    # A record without weights, as an import leaves it, says nothing of checkpoints beside it.
+    if is_current and (begun in ([], expected) or readable(work.folder / done.checkpoint)):
+        return done, [present]
+    if done is None and begun in ([], expected):
+        return None, expected
+    before = chain([training_code(done)] if done is not None and not is_current else begun)
+    if job.other_code == "accept":
+        return done, chain([*before, *expected])
+    if job.other_code == "retrain":
+        if begun != expected:  # Else an earlier call has set it aside and begun anew.
+            logger.warning("%s was trained by other code (%s); training it again", job.unit.name, THEN.join(before))
+            set_aside(ledger, claim, work, job.unit, done)
+        return None, expected
+    raise OtherCode(
+        f"{job.unit.name} was trained by other code ({THEN.join(before)}, the present one is {present}); give "
+        "--accept-other-code or --retrain"
+    )
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A try at a unit that this process holds."""
+
+    job: Job
+    ledger: Ledger
+    claim: Claim
+    work: Workspace
+    started: float
+
+    @property
+    def _options(self) -> "RunOptions":
+        from ups_model.train import RunOptions
+
+        steps = self.job.unit.config.optim.steps
+        return RunOptions(
+            out=self.work.folder,
+            device=self.job.device,
+            precision=self.job.precision,
+            checkpoint_every=max(1, min(MOST_STEPS_BETWEEN, steps // CHECKPOINTS_PER_UNIT)),
+            log_every=max(1, min(50, steps // 10)),
+            cache=Path(self.job.cache),
+            test=self.job.test,
+        )
+
+    @property
+    def _paths(self) -> dict[str, Path]:
+        return {name: Path(path) for name, path in self.job.paths.items()}
+
+    def measure(self, done: Record | None) -> Outcome | None:
+        """Measure weights that are there already; None where the unit has to be trained."""
+        job, unit = self.job, self.job.unit
+        if done is not None:
+            lacks_test = job.test and not done.tested
+            weights = self.work.folder / done.checkpoint
+            if not (lacks_test or needs_measuring(done, job.wanted)) or not done.checkpoint or not readable(weights):
+                return None
+            options = replace(self._options, test=job.test or done.tested)  # What has been measured stays so.
+            result = self._measured(options, weights, done.about, done.health)
+            return self._leave(result, self._later(done.about), training_code(done))
+        own = json_object(self.work.folder / RESULT)
+        is_tested = any(name.startswith("test/") for name in own.get("metrics", {}))
+        if own.get("key") == unit.key and own.get("status") == "finished" and (is_tested or not job.test):
+            return None  # Its record is missing and nothing else.
+        twin = find_twin(self.ledger, unit, job.other_code)
+        if twin is None:
+            return None
+        try:
+            with weights_of(self.ledger, twin) as weights:
+                return self._take(twin, weights)
+        except ValueError as error:
+            logger.warning("the weights of %s can't be taken (%s); training", twin.folder, error)
+            return None
+
+    def _take(self, twin: Twin, weights: Path) -> Outcome:
+        """Measure another unit's weights as this one's."""
+        code = training_code(twin.record)
+        about = {
+            **self._later(twin.record.about),
+            "trained_by": twin.record.about.get("trained_by", twin.record.key),
+            "train_seconds": 0.0,  # They are in the record of the other unit.
+            "started": round(self.started, 1),
+        }
+        Begun(tuple(chain([code])), source_digest("evaluation")).write(self.work.folder)
+        result = self._measured(self._options, weights, about, twin.record.health)
+        return self._leave(result, about | {"ended": round(time.time(), 1)}, code)
+
+    def _measured(
+        self, options: "RunOptions", weights: Path, trained: Mapping[str, Any], health: Mapping[str, Any]
+    ) -> "Result":
+        from ups_model.evaluation.remeasure import measure_weights
+
+        unit = self.job.unit
+        return measure_weights(unit.config, self._paths, options, weights, unit.key, trained, health)
+
+    def _later(self, trained: Mapping[str, Any]) -> dict[str, Any]:
+        return _tested_later(trained, _about(self.job, self.started))
+
+    def train(
+        self, done: Record | None, parent: Record | None, codes: list[str], should_stop: Callable[[], bool]
+    ) -> Outcome:
+        """Train the unit, go on with it, or make a record of a result that is there."""
+        from ups_model.train import train
+        from ups_model.training.checkpoint import load_checkpoint
+
+        job, unit, folder = self.job, self.job.unit, self.work.folder
+        start = None
+        if job.parent is not None:
+            try:
+                if parent is None:
+                    raise ValueError(f"{job.parent.name} has no record")
+                start = self.ledger.weights(job.parent, parent)
+                load_checkpoint(start)
+            except ValueError as error:
+                return Outcome("parent_unreadable", str(error))
+        discard_unreadable_weights(folder)
+        trained_before = done is not None and (folder / RESULT).exists()
+        options = replace(self._options, test=job.test or (done is not None and done.tested))
+        evaluation = Begun.read(folder).evaluation if (folder / RESULT).exists() else ""
+        evaluation = evaluation or source_digest("evaluation")
+        Begun(tuple(codes), evaluation).write(folder)
+        result = train(unit.config, self._paths, options, start, should_stop=should_stop, on_checkpoint=self.work.save)
+        if result.status == "stopped":
+            self.work.save()
+            self.claim.check()
+            return Outcome("stopped")
+        about = {**result.about, **_about(job, self.started)}
+        if "trained_by" in result.about:  # Killed after it had measured another unit's weights.
+            times = {"started": result.about["started"], "ended": round(time.time(), 1)}
+            about = self._later(result.about) | times
+        if memory := [row["memory_mb"] for row in read_rows(folder / PROGRESS) if "memory_mb" in row]:
+            about["peak_memory_mb"] = round(max(memory), 1)
+        if done is not None and trained_before:
+            about = _tested_later(done.about, about)
+        return self._leave(result, about, THEN.join(codes), evaluation, looked=done is None)
+
+    def _leave(
+        self, result: "Result", about: Mapping[str, Any], training: str, evaluation: str = "", looked: bool = False
+    ) -> Outcome:
+        """Put the record of a finished unit on storage; `looked` as for `trained.enter`."""
+        unit = self.job.unit
+        assert result.key == unit.key, f"{unit.name}: planned as {unit.key}, trained as {result.key}"
+        self.work.save()
+        source = {"training": training, "evaluation": evaluation or source_digest("evaluation")}
+        about = {**result.about, **about, "config": result.about["config"], "source": source}
+        checkpoint = f"best/{Path(result.checkpoint).name}"  # Relative: a storage may be mounted elsewhere tomorrow.
+        self.claim.confirm()  # Nobody else may have begun to make this unit.
+        judged = {"health": result.health, "outcomes": result.outcomes}
+        record = Record(unit.key, "finished", result.metrics, result.routes, about, checkpoint, **judged)
+        self.claim.insist(lambda: self.ledger.write(unit, record))
+        enter(self.ledger, unit, looked)
+        keep_newest_checkpoint(self.work)
+        return Outcome("finished")
+
+
+def _tested_later(trained: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a unit that was trained by one job and measured by a later one: times and places are those of training."""
+    kept = ("commit", "versions", "host", "machine", "device", "precision", "started", "ended")
+    found = {**trained, "tested": {name: measured[name] for name in kept if name in measured}}
+    trained_at = str(trained.get("commit", UNKNOWN)).partition(MEASURED_AT)[0]
+    found["commit"] = trained_at
+    if measured["commit"] != trained_at:
+        found["commit"] += f"{MEASURED_AT}{measured['commit']}"
+    return found
+
+
+def _about(job: Job, started: float) -> dict[str, Any]:
+    gpus = {"gpus": job.gpus} | ({"out_of_memory_at": list(job.too_small)} if job.too_small else {})
+    return {
+        "commit": job.site.commit if job.site else commit(),  # The same code; its copy here may be without a history.
+        "versions": dict(versions()),
+        "host": socket.gethostname(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} processors",
+        "threads": job.threads,
+        "started": round(started, 1),
+        "ended": round(time.time(), 1),
+    } | (gpus if job.gpus else {})
+
+
+@contextmanager
+def _log_to(file: Path) -> Iterator[None]:
+    """Everything that the unit logs goes to its own file."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        logger.info("%s, process %d on %s", " ".join(sys.argv[:1]), os.getpid(), socket.gethostname())
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()

@@ -1,0 +1,92 @@
+"""The folder in which a unit is trained: what of it is kept, discarded and set aside."""
+
+import logging
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from orchestrator.planning.plan import Unit
+from orchestrator.storage import Claim, Workspace
+from orchestrator.storage.backends.workspace import GROUPS, RESULT, SOURCE
+from orchestrator.storage.ledger import PROGRESS, Ledger, Record
+from orchestrator.storage.source_check import THEN, training_code
+from ups_model.evaluation.outcomes import OUTCOMES
+from ups_model.inference.find_weights import json_object
+from ups_model.training.checkpoint import STATE, load_checkpoint, prune_checkpoints
+
+logger = logging.getLogger(__name__)
+
+
+def set_aside(ledger: Ledger, claim: Claim, work: Workspace, unit: Unit, done: Record | None) -> None:
+    """Make room for training a unit again: its record is kept under another name, its weights, checkpoints and curve
+    are deleted. Until the new one is there, the old record stays in its place too.
+
+    Raises:
+        OSError: the storage can't be written to.
+    """
+    if done is not None:
+        name, content = _name_aside(ledger, unit, done), done.to_json().encode("utf-8")
+        with suppress(FileNotFoundError):  # Its outcomes go with it.
+            outcomes = ledger.storage.read(f"units/{unit.folder}/{OUTCOMES}")
+            beside = name.replace("/record-", "/outcomes-").removesuffix(".json") + ".npz"
+            claim.insist(lambda: ledger.storage.write(beside, outcomes))
+        claim.insist(lambda: ledger.storage.write(name, content))
+    # The result first: it says that the weights are there.
+    for name in (RESULT, PROGRESS):
+        (work.folder / name).unlink(missing_ok=True)
+    for group in GROUPS:
+        shutil.rmtree(work.folder / group, ignore_errors=True)
+    (work.folder / SOURCE).unlink(missing_ok=True)
+    work.save()
+
+
+def _name_aside(ledger: Ledger, unit: Unit, done: Record) -> str:
+    """A name that no other record has."""
+    code, number = training_code(done).replace(THEN, "-"), 1
+    while True:
+        name = f"units/{unit.folder}/record-{code}{f'-{number}' * (number > 1)}.json"
+        try:
+            if ledger.storage.read(name) == done.to_json().encode("utf-8"):
+                return name
+        except FileNotFoundError:
+            return name
+        number += 1
+
+
+def keep_newest_checkpoint(work: Workspace) -> None:
+    """A finished unit needs one checkpoint, should its chosen weights be damaged or its test split be measured later;
+    while it runs, an older one stands by."""
+    try:
+        prune_checkpoints(work.folder / "checkpoints", 1)
+        work.save()
+    except OSError as error:  # The unit is done, and this is only space.
+        logger.warning("older checkpoints are left on storage (%s)", error)
+
+
+def discard_unreadable_weights(folder: Path) -> None:
+    """Forget chosen weights that can't be read, and whatever says that they were chosen, so that they are made again.
+
+    A run that has finished makes them from its last checkpoint, without training; where they were chosen by validation,
+    it goes on from the last checkpoint before that.
+    """
+    best = {path.name: readable(path) for path in (folder / "best").glob("step-*")}
+    result = json_object(folder / "result.json")
+    if result and result.get("status") == "finished" and not best.get(Path(result.get("checkpoint", "")).name):
+        logger.warning("the weights of %s can't be read; making them again", folder.name)
+        (folder / "result.json").unlink()
+    for file in (folder / "checkpoints").glob(f"step-*/{STATE}"):
+        chosen = json_object(file).get("best")  # Of an unreadable checkpoint nothing: resuming passes it over.
+        if chosen and not best.get(f"step-{chosen['step']:08d}"):
+            shutil.rmtree(file.parent)
+    for name, is_readable in best.items():
+        if not is_readable:
+            shutil.rmtree(folder / "best" / name)
+
+
+def readable(weights: Path) -> bool:
+    """Whether a checkpoint folder can be read whole."""
+    try:
+        load_checkpoint(weights)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,81 @@
+"""A study, or a worker, that is asked to end does so, whatever it was waiting for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from orchestrator.execution.driver import LEAVE_SECONDS
+from orchestrator.scheduling.dispatcher import QUIET_SECONDS
+from orchestrator.scheduling.task_graph import Agenda, State
+from orchestrator.worker.run_unit import Job
+from tests.orchestrator.scheduling.test_dispatcher import Stage
+from tests.support.plans import new_ledger, plan_of, small_study
+
+IDLE_WORKER = """
+import signal, threading, time
+from orchestrator.worker.preemption import Notice
+from orchestrator.execution.driver import _UnitTrainable
+
+worker = _UnitTrainable.__new__(_UnitTrainable)
+worker._told, worker._node, worker._notice, worker._config = False, "here", Notice([]), {}
+signal.signal(signal.SIGTERM, worker._tell)
+signal.raise_signal(signal.SIGTERM)
+print(worker.step()["status"], flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_stopping_study_waits_for_what_runs_and_not_for_what_has_no_room(tmp_path):
+    stage = Stage(tmp_path)
+    runs, waits = stage.next().unit.key, stage.next().unit.key
+    stage.dispatcher.began(runs)
+    stage.agenda.stopping = True
+    stage.dispatcher.tick()
+    stage.now = 100 * QUIET_SECONDS
+    stage.dispatcher.tick()
+    assert not stage.dispatcher.at_rest, "one saves a checkpoint"
+    stage.end(runs, "stopped")
+    stage.dispatcher.tick()
+    assert not stage.dispatcher.at_rest, "another may have begun just now"
+    stage.now += QUIET_SECONDS
+    assert stage.dispatcher.at_rest
+    assert not stage.dispatcher.complete
+    stage.dispatcher.abandon()
+    assert stage.dispatcher.complete
+    assert stage.agenda.state[waits] is State.STOPPED
+    assert stage.told[-1] == (waits, State.STOPPED)
+
+
+def test_a_worker_that_is_asked_to_end_while_it_has_no_unit_ends_at_the_next(repo_root):
+    """It would be given unit after unit, and hand each back, for ever."""
+    started = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", IDLE_WORKER], cwd=repo_root, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (0, "stopped\n"), ended.stderr
+    assert LEAVE_SECONDS <= time.monotonic() - started < 55
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_study_whose_units_no_machine_has_room_for(tmp_path):
+    from orchestrator.execution import driver as run
+    from orchestrator.execution import ray_cluster as ray_nodes
+
+    facts = ray_nodes.connect("local")
+    try:
+        agenda = Agenda(plan_of(small_study()), new_ledger(tmp_path))
+        resources = ray_nodes.Resources(cpus_per_unit=facts.cpus + 1)  # As when the last machine has gone.
+        threading.Timer(5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        hooks = run.Hooks(lambda key, state: None, lambda: None)
+        run.execute(agenda, lambda unit: Job(unit, None, str(tmp_path), {}, ""), resources, facts, hooks)
+    finally:
+        ray_nodes.disconnect()
+    assert agenda.counts()[State.STOPPED] == 1
+    assert agenda.counts()[State.RUNNING] == 0

@@ -1,0 +1,149 @@
+"""Sizes of a plan's models against models that are really built and counted, and times against hand-worked ones."""
+
+import dataclasses
+
+import pytest
+import torch
+from filelock import FileLock
+from torch.utils.flop_counter import FlopCounterMode
+
+from orchestrator.planning.estimate import BACKWARD, TEXT_WIDTHS, estimate, sizes_of
+from orchestrator.planning.resolve import read_inputs
+from orchestrator.storage.ledger import Record
+from tests.support.drivers import Bench
+from tests.support.runs import session_folder, toy_config, write_toy_sets
+from ups_model.data.format.clip_set import ClipSet
+from ups_model.training.build import build
+from ups_model.training.losses import target_tokens
+from ups_model.training.schedule import gumbel_noise
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Folder of each toy clip set, and one for text features."""
+    folder = session_folder(tmp_path_factory, "estimate")
+    with FileLock(folder / "lock"):
+        if not (folder / "done").exists():
+            write_toy_sets(folder / "clips")
+            (folder / "done").touch()
+    return {file.name: file for file in (folder / "clips").iterdir()}, folder / "text"
+
+
+@pytest.fixture(scope="module")
+def sets(made):
+    return {name: ClipSet.open(path) for name, path in made[0].items()}
+
+
+def parts_of(config, made):
+    return build(config, made[0], torch.device("cpu"), made[1])
+
+
+VARIANTS = {
+    "routed": {},
+    "all blocks": {"routing": False},
+    "dense": {"routing_execution": "dense", "blocks_per_layer": 3},
+    "aligned, ordered, several targets": {
+        "decoder_alignment": True,
+        "vocabulary_ordinal": True,
+        "pe.targets_per_window": 2,
+        "input_features": "position,velocity",
+    },
+    "all joint tokens": {"decoder_memory": "joints", "tem_width": 0, "tem_heads": 4},
+}
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+def test_sizes_are_those_of_the_model_that_is_trained(case, made, sets):
+    config = toy_config(**VARIANTS[case])
+    parts, sizes = parts_of(config, made), sizes_of(config, sets)
+    # A model's text features are as wide as their rank; the estimate runs no language model and takes the full width.
+    missing = TEXT_WIDTHS["minilm"] - parts.model.text_VE.shape[1]
+    assert 0 < missing < TEXT_WIDTHS["minilm"]
+    width, tokens = config.model.decoder_width, parts.model.vocabulary.size
+    real = sum(value.numel() for value in parts.model.parameters())
+    assert sizes.parameters == real + missing * width
+    parts.model.train()
+    for task, feed in parts.feeds.items():
+        batch = feed.train(0)
+        target_BK = target_tokens(parts.model, batch)
+        with FlopCounterMode(display=False) as counter:
+            parts.model(batch.inputs, target_BK, None, gumbel_noise(config, 0), 1.0)
+        clips = batch.inputs.pose_BPNSC.shape[0]
+        counted = (counter.get_total_flops() + 2 * tokens * missing * width) / clips
+        # Scoring blocks and embedding tasks, which the estimate leaves out, is next to nothing.
+        assert sizes.flops[task] == pytest.approx(counted, rel=0.01), task
+
+
+def test_a_wider_mlp_costs_what_its_two_matrices_do(sets):
+    narrow, wide = (sizes_of(toy_config(decoder_mlp_ratio=ratio), sets) for ratio in (1, 2))
+    # Decoder width 16, one layer: 16 x 16 more weights in each of two matrices, and 16 more biases. A multiplication
+    # and an addition for each weight and token; a class task has 2 tokens (class, end), a pose 3 x 17 + 1.
+    assert wide.parameters - narrow.parameters == 2 * 16 * 16 + 16
+    for task, tokens in (("ar3d", 2), ("ar2d", 2), ("eap", 2), ("pe", 3 * 17 + 1)):
+        assert wide.flops[task] - narrow.flops[task] == tokens * 2 * 2 * 16 * 16, task
+
+
+def test_a_routed_layer_costs_one_block_and_an_unrouted_one_all(sets):
+    one, two, five = (sizes_of(toy_config(blocks_per_layer=blocks), sets) for blocks in (1, 2, 5))
+    assert one.flops == two.flops == five.flops
+    assert five.parameters - two.parameters == pytest.approx(3 * (two.parameters - one.parameters))
+    free = [sizes_of(toy_config(blocks_per_layer=blocks, routing=False), sets).flops["ar3d"] for blocks in (1, 2, 3)]
+    assert free[2] - free[1] == free[1] - free[0] > 0
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """The toy study on its clips, two seeds."""
+    bench = Bench.make(tmp_path_factory.mktemp("bench"), 16)
+    return read_inputs(str(bench.study), "tiny", [f"{name}={path}" for name, path in bench.data.items()], [], 2)
+
+
+def record(unit, seconds, trained=0.0):
+    about = {"started": 1000.0, "ended": 1000.0 + seconds, "train_seconds": trained}
+    return Record(unit.key, "finished", {"test/score": 1.0}, about=about)
+
+
+def test_operations_are_three_forward_passes_of_every_sample(inputs):
+    found = estimate(inputs.plan, inputs.sets, {}, 2)
+    for key, unit in inputs.plan.units.items():
+        flops = sizes_of(unit.config, inputs.sets).flops
+        turns = unit.config.optim.turns_before(unit.config.optim.steps)
+        by_hand = sum(4 * turns[task] * flops[task] for task in unit.config.optim.tasks)  # Batches of 4.
+        assert found.operations[key] == pytest.approx((1 + BACKWARD) * by_hand)
+    assert found.measured == 0
+    assert found.total == found.left == pytest.approx(sum(found.seconds.values()))
+    assert 0.499 * found.left <= found.makespan <= found.left
+
+
+def test_measured_times_replace_guesses_also_for_other_seeds(inputs):
+    plan = inputs.plan
+    unit = next(iter(plan.units.values()))
+    twin = next(one for one in plan.units.values() if one.arm == unit.arm and one.slug == "joint-seed1")
+    found = estimate(plan, inputs.sets, {unit.key: record(unit, 50.0)}, 1)
+    assert found.seconds[unit.key] == found.seconds[twin.key] == 50.0
+    assert found.measured == 1
+    assert found.left == pytest.approx(found.total - 50.0)
+    # All others at the rate of the one that was measured.
+    rate = found.operations[unit.key] / 50.0
+    other = next(one for one in plan.units.values() if one.stage == "separate")
+    assert found.seconds[other.key] == pytest.approx(found.operations[other.key] / rate)
+
+
+def test_a_unit_that_was_resumed_counts_with_all_of_its_training(inputs):
+    unit = next(iter(inputs.plan.units.values()))
+    found = estimate(inputs.plan, inputs.sets, {unit.key: record(unit, 2.0, trained=90.0)}, 1)
+    assert found.seconds[unit.key] == 90.0
+
+
+def test_nothing_is_left_when_all_is_done_even_of_records_without_a_time(inputs):
+    done = {key: Record(key, "finished", {"test/score": 1.0}) for key in inputs.plan.units}
+    found = estimate(inputs.plan, inputs.sets, done, 2)
+    assert (found.left, found.makespan, found.measured) == (0, 0, 0)
+
+
+def test_slots_share_the_work(inputs):
+    alone, many = (estimate(inputs.plan, inputs.sets, {}, slots) for slots in (1, 100))
+    assert alone.makespan == pytest.approx(alone.left)
+    joint = max(alone.seconds[key] for key, unit in inputs.plan.units.items() if unit.stage == "joint")
+    assert joint < many.makespan < alone.makespan
+    assert dataclasses.replace(alone, slots=100, makespan=many.makespan) == many

@@ -1,0 +1,344 @@
+"""Whose fault a failure is, and what follows: for the unit, for its node, for the study."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.scheduling.dispatcher import (
+    DOUBT_SECONDS,
+    MOST_REFUSING_NODES,
+    MOST_UNSTARTED,
+    STORAGE_SECONDS,
+    Broken,
+    Dispatcher,
+    Hooks,
+)
+from orchestrator.scheduling.task_graph import RETRIES, Agenda, State
+from tests.support.plans import finish, new_ledger, plan_of, small_study
+
+
+class Stage:
+    """A dispatcher with a clock and nodes that a test moves."""
+
+    def __init__(self, folder, nodes=("a", "b", "c"), growing=False, gpus=0.0):
+        self.now, self.alive, self.stops, self.storage_fault = 0.0, set(nodes), 0, ""
+        self.agenda = Agenda(plan_of(small_study()), new_ledger(folder))
+        self.told = []
+        hooks = Hooks(lambda key, state: self.told.append((key, state)), lambda: None)
+        self.dispatcher = Dispatcher(
+            self.agenda, hooks, lambda unit: gpus, lambda: self.alive, growing, self.stop, lambda: self.now,
+            lambda: self.storage_fault,
+        )  # fmt: skip
+
+    def stop(self):
+        self.stops += 1
+
+    def next(self):
+        """The next assignment, which there must be."""
+        given = self.dispatcher.next()
+        assert given is not None
+        return given
+
+    def end(self, key, status, node="a", **more):
+        self.dispatcher.ended(key, {"status": status, "node": node, **more})
+
+    def breaks(self, key, kind, node="a"):
+        self.dispatcher.broke(key, Broken("it broke", node, kind))
+
+
+@pytest.fixture
+def stage(tmp_path):
+    return Stage(tmp_path)
+
+
+def test_a_units_own_failures_are_counted_and_then_it_has_failed(stage):
+    key = stage.next().unit.key
+    for _ in range(RETRIES):
+        stage.breaks(key, "raised", node="")
+        assert stage.agenda.state[key] is State.WAITING
+        assert stage.next().unit.key == key
+    stage.breaks(key, "raised", node="")
+    assert stage.agenda.state[key] is State.FAILED
+    assert stage.agenda.error[key] == "it broke"
+
+
+def test_lost_machines_are_not_counted(stage):
+    key = stage.next().unit.key
+    for _ in range(10 * RETRIES):
+        stage.breaks(key, "machine")
+        assert stage.next().unit.key == key
+    assert stage.agenda.state[key] is State.RUNNING
+
+
+def test_a_dead_process_on_a_dead_node_is_not_the_units_fault(stage):
+    key = stage.next().unit.key
+    stage.breaks(key, "died", node="a")
+    assert stage.agenda.state[key] is State.RUNNING, "not decided yet"
+    stage.alive.discard("a")
+    stage.dispatcher.tick()
+    assert stage.agenda.state[key] is State.WAITING
+    assert stage.agenda.failed_on(key) == set()
+
+
+def test_a_dead_process_on_a_node_that_stays_is_a_try_of_the_unit(stage):
+    key = stage.next().unit.key
+    stage.breaks(key, "died", node="a")
+    stage.now = DOUBT_SECONDS - 0.1
+    stage.dispatcher.tick()
+    assert stage.agenda.state[key] is State.RUNNING
+    stage.now = DOUBT_SECONDS
+    stage.dispatcher.tick()
+    assert stage.agenda.state[key] is State.WAITING
+    assert stage.agenda.failed_on(key) == {"a"}
+
+
+def test_processes_that_end_before_they_begin_are_bounded(stage):
+    key = stage.next().unit.key
+    for _ in range(MOST_UNSTARTED + RETRIES):
+        stage.breaks(key, "died", node="")
+        assert stage.next().unit.key == key
+    stage.breaks(key, "died", node="")
+    assert stage.agenda.state[key] is State.FAILED
+
+
+def test_while_the_storage_is_away_neither_units_nor_nodes_are_blamed(stage):
+    stage.storage_fault = "no route to the bucket"
+    for _ in range(10 * RETRIES):
+        for given, node in zip([stage.dispatcher.next(), stage.dispatcher.next()], "ab", strict=True):
+            stage.breaks(given.unit.key, "unreachable", node)
+        stage.now += 20
+    key = stage.next().unit.key
+    assert stage.agenda.failed_on(key) == set()
+    assert not stage.dispatcher.nodes.avoided
+    stage.storage_fault = ""
+    stage.now += 20
+    stage.breaks(key, "unreachable", "a")
+    assert stage.agenda.failed_on(key) == {"a"}, "the driver reaches it: something is wrong there"
+
+
+def test_a_storage_that_stays_away_ends_the_study(tmp_path):
+    stage = Stage(tmp_path, nodes=("a",))
+    stage.storage_fault = "no route to the bucket"
+    while not stage.dispatcher.complete and stage.now < 2 * STORAGE_SECONDS:
+        for given in (stage.dispatcher.next(), stage.dispatcher.next()):
+            if given is not None:
+                stage.breaks(given.unit.key, "unreachable", "a")
+        stage.now += 60
+    assert stage.dispatcher.complete
+    assert STORAGE_SECONDS <= stage.now < 2 * STORAGE_SECONDS
+
+
+def test_a_unit_that_failed_on_a_node_tries_another_one_first(stage):
+    key = stage.next().unit.key
+    stage.breaks(key, "raised", node="b")
+    assert stage.next().avoid == ("b",)
+    stage.breaks(key, "raised", node="a")
+    assert stage.next().avoid == ("a", "b")
+    stage.breaks(key, "raised", node="c")
+    assert stage.next().avoid == (), "everywhere it has failed, anywhere it may try again"
+
+
+def test_a_node_that_fails_everything_is_used_no_more_and_its_failures_are_forgiven(stage):
+    first, second = stage.next().unit.key, stage.next().unit.key
+    stage.breaks(first, "raised", node="a")
+    stage.breaks(second, "raised", node="a")
+    assert not stage.dispatcher.nodes.avoided
+    third = stage.next().unit.key
+    stage.breaks(third, "raised", node="a")
+    assert set(stage.dispatcher.nodes.avoided) == {"a"}
+    assert stage.agenda.failed_on(first) == stage.agenda.failed_on(second) == set()
+    assert stage.next().avoid == ("a",)
+
+
+def test_a_unit_that_fails_everywhere_condemns_no_node(stage):
+    key = stage.next().unit.key
+    for node in ("a", "b", "c"):
+        stage.breaks(key, "raised", node)
+        stage.next()
+    stage.breaks(key, "raised", "a")
+    assert stage.agenda.state[key] is State.FAILED
+    assert not stage.dispatcher.nodes.avoided
+
+
+def test_a_node_on_which_units_finish_keeps_its_name(stage):
+    first, second = stage.next().unit, stage.next().unit.key
+    stage.breaks(first.key, "raised", node="a")
+    stage.breaks(second, "raised", node="a")
+    good = stage.next().unit
+    finish(stage.agenda.ledger, good)
+    stage.end(good.key, "finished", node="a")
+    other = stage.next().unit.key
+    stage.breaks(other, "raised", node="a")
+    assert not stage.dispatcher.nodes.avoided
+
+
+def test_the_only_node_is_never_given_up(tmp_path):
+    stage = Stage(tmp_path, nodes=("a",))
+    for _ in range(3):
+        stage.breaks(stage.next().unit.key, "raised", node="a")
+    assert not stage.dispatcher.nodes.avoided
+    assert stage.next().avoid == ()
+
+
+def test_what_failed_for_good_on_a_bad_node_waits_again(tmp_path):
+    stage = Stage(tmp_path, nodes=("a",))
+    keys = [stage.next().unit.key]
+    for _ in range(RETRIES):
+        stage.breaks(keys[0], "raised", node="a")
+        stage.next()
+    stage.breaks(keys[0], "raised", node="a")
+    assert stage.agenda.state[keys[0]] is State.FAILED
+    blocked = [key for key, state in stage.agenda.state.items() if state is State.BLOCKED]
+    assert blocked
+    stage.alive.add("b")
+    stage.breaks(stage.next().unit.key, "raised", node="a")
+    assert set(stage.dispatcher.nodes.avoided) == {"a"}
+    assert stage.agenda.state[keys[0]] is State.WAITING
+    assert all(stage.agenda.state[key] is State.WAITING for key in blocked)
+
+
+def test_a_notice_moves_the_unit_and_keeps_others_away(stage):
+    key = stage.next().unit.key
+    stage.end(key, "stopped", node="a", notice="it goes in two minutes")
+    assert stage.agenda.state[key] is State.WAITING
+    given = stage.next()
+    assert given.unit.key == key and given.avoid == ("a",)
+    assert stage.agenda.failed_on(key) == set()
+
+
+def test_a_notice_with_a_result_still_counts_for_the_node(stage):
+    unit = stage.next().unit
+    finish(stage.agenda.ledger, unit)
+    stage.end(unit.key, "finished", node="b", notice="soon")
+    assert stage.agenda.state[unit.key] is State.FINISHED
+    assert stage.next().avoid == ("b",)
+
+
+def test_a_notice_on_the_only_machine_stops_the_study(tmp_path):
+    stage = Stage(tmp_path, nodes=("a",))
+    key = stage.next().unit.key
+    stage.end(key, "stopped", node="a", notice="it goes")
+    assert stage.agenda.stopping and stage.stops == 1
+    assert stage.agenda.state[key] is State.STOPPED
+    assert stage.dispatcher.complete
+
+
+def test_on_a_cluster_that_grows_it_waits_for_the_next_machine(tmp_path):
+    stage = Stage(tmp_path, nodes=("a",), growing=True)
+    key = stage.next().unit.key
+    stage.end(key, "stopped", node="a", notice="it goes")
+    assert not stage.agenda.stopping
+    assert stage.next().avoid == ("a",)
+
+
+def test_a_unit_that_lost_the_driver_for_a_moment_goes_on(stage):
+    key = stage.next().unit.key
+    stage.end(key, "stopped")
+    assert stage.agenda.state[key] is State.WAITING
+    assert stage.next().avoid == ()
+
+
+def test_a_node_that_refuses_gets_no_more_units_and_the_unit_is_not_blamed(stage):
+    key = stage.next().unit.key
+    stage.end(key, "refused", node="a", error="torch 2.12 where the driver has 2.13")
+    assert stage.agenda.state[key] is State.WAITING
+    assert stage.next().avoid == ("a",)
+    assert "torch 2.12" in stage.dispatcher.nodes.avoided["a"]
+
+
+def test_units_that_wait_for_nodes_that_refuse_go_to_the_one_that_does_not(stage):
+    first, second = stage.next().unit.key, stage.next().unit.key
+    for node in ("a", "b"):
+        stage.end(first, "refused", node=node, error="torch 2.12")
+        stage.end(second, "refused", node=node, error="torch 2.12")  # It was given out before the node was known.
+        given = [stage.next(), stage.next()]
+        assert {one.unit.key for one in given} == {first, second}
+    assert {one.avoid for one in given} == {("a", "b")}
+
+
+def test_where_every_node_refuses_units_fail_and_say_why(tmp_path):
+    stage = Stage(tmp_path, nodes=("a",))
+    key = stage.next().unit.key
+    stage.end(key, "refused", node="a", error="torch 2.12")
+    assert stage.agenda.state[key] is State.FAILED
+    assert stage.agenda.error[key] == "torch 2.12"
+
+
+def test_a_growing_cluster_whose_nodes_all_refuse_does_not_grow_for_ever(tmp_path):
+    stage = Stage(tmp_path, nodes=(), growing=True)
+    key = stage.next().unit.key
+    for number in range(MOST_REFUSING_NODES - 1):
+        stage.end(key, "refused", node=f"new{number}", error="torch 2.12")
+        assert stage.next().unit.key == key
+    stage.end(key, "refused", node="new9", error="torch 2.12")
+    assert stage.agenda.state[key] is State.FAILED
+
+
+def test_what_fails_on_every_new_node_of_a_growing_cluster_comes_to_an_end(tmp_path):
+    stage = Stage(tmp_path, nodes=("new0",), growing=True)
+    used = 1
+    for _ in range(1000):
+        if stage.alive <= set(stage.dispatcher.nodes.avoided):  # Idle, it is given back, and another one comes.
+            stage.alive = {f"new{used}"}
+            used += 1
+        for given in [stage.dispatcher.next() for _ in range(4)]:
+            if given is not None:
+                stage.breaks(given.unit.key, "raised", next(iter(stage.alive)))
+        if stage.dispatcher.complete:
+            break
+    assert stage.dispatcher.complete
+    assert used == MOST_REFUSING_NODES + 1
+
+
+def test_what_may_be_the_nodes_fault_is_believed_of_two(stage):
+    key = stage.next().unit.key
+    stage.end(key, "failed", node="a", error="no language model here", sure=False)
+    assert stage.agenda.state[key] is State.WAITING
+    assert stage.next().avoid == ("a",)
+    stage.end(key, "failed", node="b", error="no language model here", sure=False)
+    assert stage.agenda.state[key] is State.FAILED
+
+
+def test_what_is_sure_is_believed_at_once(stage):
+    key = stage.next().unit.key
+    stage.end(key, "failed", node="a", error="not finite", sure=True)
+    assert stage.agenda.state[key] is State.FAILED
+
+
+def test_units_that_wait_for_machines_that_are_gone_are_told_of(stage, caplog):
+    key = stage.next().unit.key
+    stage.dispatcher.began(key)
+    stage.breaks(key, "machine")
+    stage.next()
+    stage.alive.clear()
+    stage.now += 61
+    stage.dispatcher.tick()
+    assert "no machine that lives has room for a unit; 1 wait" in caplog.text
+    stage.alive.add("a")
+    caplog.clear()
+    stage.now += 61
+    stage.dispatcher.tick()
+    assert not caplog.text
+
+
+def test_out_of_memory_is_tried_again_alone_and_remembered(tmp_path):
+    stage = Stage(tmp_path, gpus=0.25)
+    given = stage.next()
+    assert given.gpus == 0.25 and given.too_small == ()
+    stage.end(given.unit.key, "out_of_memory", error="CUDA out of memory")
+    again = stage.next()
+    assert again.unit.key == given.unit.key
+    assert again.gpus == 1.0 and again.too_small == (0.25,)
+    assert again.avoid == (), "the share was at fault, not the node"
+    stage.end(given.unit.key, "out_of_memory", error="CUDA out of memory")
+    assert stage.agenda.state[given.unit.key] is State.FAILED
+    assert "whole GPU" in stage.agenda.error[given.unit.key]
+
+
+def test_a_stopping_study_keeps_what_stopped(stage):
+    key = stage.next().unit.key
+    stage.agenda.stopping = True
+    stage.end(key, "stopped")
+    assert stage.agenda.state[key] is State.STOPPED
+    assert stage.dispatcher.next() is None
+    assert stage.dispatcher.complete

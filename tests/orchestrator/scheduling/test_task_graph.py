@@ -1,0 +1,255 @@
+"""The agenda: what is released when, and what a failure takes with it."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.cli.session import record_failures
+from orchestrator.planning.estimate import makespan
+from orchestrator.scheduling.task_graph import SETTLED, Agenda, State
+from orchestrator.storage.ledger import Record
+from search_spaces import find_study
+from search_spaces.study import Column, Row, Table
+from tests.support.plans import finish, new_ledger, plan_of, small_study
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return new_ledger(tmp_path)
+
+
+def run_all(agenda, slots=1, outcome=lambda unit: "finished"):
+    """Every release and end, as a driver with so many slots makes them; returns the units in order of release."""
+    order, running = [], []
+    while not agenda.complete:
+        while len(running) < slots and (unit := agenda.next()):
+            order.append(unit)
+            running.append(unit)
+        unit = running.pop(0)
+        result = outcome(unit)
+        if result == "finished":
+            agenda.finished(unit.key)
+        elif result == "failed":
+            agenda.failed(unit.key, "it broke")
+    return order
+
+
+def test_every_unit_is_released_once_and_after_its_parent(ledger):
+    plan = plan_of(find_study("paper_tables"), seeds=2)
+    order = run_all(Agenda(plan, ledger), slots=3)
+    keys = [unit.key for unit in order]
+    assert sorted(keys) == sorted(plan.units)
+    for place, unit in enumerate(order):
+        assert not unit.parent or unit.parent in keys[:place]
+
+
+def test_the_longest_chains_go_first(ledger):
+    plan = plan_of(small_study())
+    costs = {unit.key: 10.0 if "=1" in unit.arm else 20.0 for unit in plan.units.values()}
+    agenda = Agenda(plan, ledger, costs)
+    first, second = agenda.next(), agenda.next()
+    assert (first.arm, second.arm) == ("base", "encoder_layers=1")
+    assert agenda.next() is None
+    agenda.finished(second.key)
+    assert agenda.next().parent == second.key
+
+
+def test_finished_units_are_never_released_again(ledger):
+    plan = plan_of(small_study())
+    keys = list(plan.units)
+    for key in keys[:3]:
+        finish(ledger, plan.units[key])
+    agenda = Agenda(plan, ledger)
+    assert agenda.done_before == set(keys[:3])
+    assert {unit.key for unit in run_all(agenda)} == set(keys[3:])
+    for key in keys:
+        finish(ledger, plan.units[key])
+    assert Agenda(plan, ledger).complete
+    assert Agenda(plan, ledger).next() is None
+
+
+def test_a_failed_record_is_tried_again_in_the_next_call(ledger):
+    plan = plan_of(small_study())
+    key = next(iter(plan.units))
+    ledger.write(plan.units[key], Record(key, "failed", error="full disk"))
+    assert Agenda(plan, ledger).state[key] is State.WAITING
+
+
+@given(broken=st.sets(st.integers(0, 45)))
+def test_a_failure_takes_its_descendants_alone(tmp_path_factory, broken):
+    plan = plan_of(find_study("paper_tables"))
+    keys = list(plan.units)
+    bad = {keys[index] for index in broken}
+    agenda = Agenda(plan, new_ledger(tmp_path_factory.mktemp("ledger")))
+    run_all(agenda, 2, lambda unit: "failed" if unit.key in bad else "finished")
+    for key, unit in plan.units.items():
+        expected = State.BLOCKED if unit.parent in bad else State.FAILED if key in bad else State.FINISHED
+        assert agenda.state[key] is expected
+        if expected is State.BLOCKED:
+            assert plan.units[unit.parent].name in agenda.error[key]
+
+
+def test_stopping_releases_nothing_more_and_waits_for_what_runs(ledger):
+    agenda = Agenda(plan_of(small_study()), ledger)
+    unit = agenda.next()
+    agenda.stopping = True
+    assert agenda.next() is None
+    assert not agenda.complete
+    agenda.stopped(unit.key)
+    assert agenda.complete
+
+
+def test_a_unit_held_elsewhere_is_waited_for_and_taken_when_let_go(ledger):
+    agenda = Agenda(plan_of(small_study()), ledger)
+    first, second = agenda.next(), agenda.next()
+    with ledger.claim(first) as held:
+        assert held
+        agenda.busy(first.key)
+        assert agenda.look_elsewhere() == []
+        assert agenda.state[first.key] is State.ELSEWHERE
+    assert agenda.look_elsewhere() == []
+    assert agenda.next() == first  # Let go without a record: its process died.
+    agenda.busy(second.key)
+    finish(ledger, second)
+    assert agenda.look_elsewhere() == [second.key]
+    assert agenda.next().parent == second.key
+
+
+def test_damaged_weights_are_made_again_once_before_what_needs_them(ledger):
+    plan = plan_of(small_study())
+    agenda = Agenda(plan, ledger)
+    parent = agenda.next()
+    agenda.finished(parent.key)
+    child = next(unit for unit in iter(agenda.next, None) if unit.parent == parent.key)
+    agenda.parent_unreadable(child.key, "cut short")
+    assert agenda.state[parent.key] is agenda.state[child.key] is State.WAITING
+    again = next(unit for unit in iter(agenda.next, None))
+    assert again.key == parent.key
+    agenda.finished(parent.key)
+    assert agenda.state[child.key] is State.WAITING
+    while agenda.next() is not None:
+        pass
+    agenda.parent_unreadable(child.key, "cut short")
+    assert agenda.state[child.key] is State.FAILED
+    assert agenda.state[parent.key] is State.FINISHED
+
+
+def test_all_children_of_damaged_weights_wait_for_one_repair(ledger):
+    agenda = Agenda(plan_of(small_study()), ledger)
+    parent = agenda.next()
+    agenda.finished(parent.key)
+    children = [unit for unit in iter(agenda.next, None) if unit.parent == parent.key]
+    assert len(children) == 3
+    agenda.parent_unreadable(children[0].key, "cut short")
+    assert agenda.next() == parent
+    for child in children[1:]:  # They were running at the same time and say so after the repair has begun.
+        agenda.parent_unreadable(child.key, "cut short")
+    assert {agenda.state[child.key] for child in children} == {State.WAITING}
+    agenda.finished(parent.key)
+    assert {unit.key for unit in iter(agenda.next, None)} >= {child.key for child in children}
+
+
+def test_a_finished_parent_without_weights_runs_again_only_if_a_child_needs_it(ledger):
+    plan = plan_of(small_study())
+    parent = next(iter(plan.units.values()))
+    finish(ledger, parent)
+    (ledger.folder(parent) / "best" / "step-1" / "state.json").unlink()
+    assert Agenda(plan, ledger).state[parent.key] is State.WAITING
+    for key in plan.children(parent.key):
+        finish(ledger, plan.units[key])
+    assert Agenda(plan, ledger).state[parent.key] is State.FINISHED
+
+
+class MeasuresAll:
+    """A check by which every finished unit is measured again from its weights, as after a change of the metrics."""
+
+    def is_current(self, unit, record):
+        return False
+
+    def is_to_measure(self, unit, record):
+        return True
+
+
+def test_a_unit_that_is_only_measured_waits_for_its_parent_once_its_weights_prove_unreadable(ledger):
+    plan = plan_of(small_study())
+    for unit in plan.units.values():
+        finish(ledger, unit)
+    agenda = Agenda(plan, ledger, check=MeasuresAll())
+    released = list(iter(agenda.next, None))
+    assert len(released) == len(plan.units)  # None of them needs its parent.
+    child = next(unit for unit in released if unit.parent)
+    agenda.finished(child.parent)
+    agenda.parent_unreadable(child.key, "cut short")
+    assert agenda.next().key == child.parent and agenda.next() is None
+    agenda.finished(child.parent)
+    assert agenda.next() == child
+
+
+def test_a_failed_parent_leaves_units_that_are_only_measured_alone(ledger):
+    plan = plan_of(small_study())
+    for unit in plan.units.values():
+        finish(ledger, unit)
+    agenda = Agenda(plan, ledger, check=MeasuresAll())
+    parent = next(unit for unit in iter(agenda.next, None) if not unit.parent and plan.children(unit.key))
+    agenda.failed(parent.key, "it broke")
+    assert not any(state is State.BLOCKED for state in agenda.state.values())
+
+
+def test_counts_always_add_up(ledger):
+    plan = plan_of(find_study("paper_tables"))
+    agenda = Agenda(plan, ledger)
+    places = iter(range(1000))
+    while not agenda.complete:
+        unit = agenda.next()
+        place = next(places)
+        if place % 7 == 3:
+            agenda.failed(unit.key, "broke")
+        else:
+            agenda.finished(unit.key)
+        counts = agenda.counts()
+        assert sum(counts.values()) == len(plan.units)
+        assert counts == {state: list(agenda.state.values()).count(state) for state in set(agenda.state.values())}
+    assert set(agenda.state.values()) <= set(SETTLED)
+
+
+def test_makespan_by_hand():
+    plan = plan_of(small_study())  # Two arms, each joint training and three fine-tunings.
+    seconds = {key: 10.0 if unit.stage == "joint" else 1.0 for key, unit in plan.units.items()}
+    keys = list(plan.units)
+    assert makespan(plan, seconds, keys, 1) == 26
+    assert makespan(plan, seconds, keys, 2) == 13
+    assert makespan(plan, seconds, keys, 100) == 11
+    assert makespan(plan, seconds, [], 2) == 0
+    assert makespan(plan, seconds, plan.children(keys[0]), 2) == 2
+
+
+def test_a_failure_that_left_no_record_gets_one_and_a_worker_s_own_is_kept(ledger):
+    plan = plan_of(small_study())
+    agenda = Agenda(plan, ledger)
+    silent, told = agenda.next(), agenda.next()
+    ledger.write(silent, Record(silent.key, "failed", error="Traceback of an earlier call"))
+    ledger.write(told, Record(told.key, "failed", error="Traceback ...\nNonFiniteLoss: at step 3"))
+    agenda.failed(silent.key, "its process died")
+    agenda.failed(told.key, "at step 3")
+    record_failures(agenda)
+    assert ledger.record(silent).error == "its process died"
+    assert "Traceback" in ledger.record(told).error
+
+
+def test_units_with_the_same_training_run_one_after_another(ledger):
+    """The second takes the weights of the first."""
+    column = Column("pe/mpjpe_mm", "MPJPE", "mm", False)
+    rows = (Row("plain"), Row("flip", {"evaluation.flip": True}))
+    table = Table("flip", "Flip", "Test", (column,), tuple(replace(row, training="separate") for row in rows), "plain")
+    plan = plan_of(small_study(tables=(table,)), seeds=2)
+    assert len(plan.units) == 4
+    agenda = Agenda(plan, ledger)
+    first, second = agenda.next(), agenda.next()
+    assert first.training_key != second.training_key and agenda.next() is None
+    agenda.finished(first.key)
+    third = agenda.next()
+    assert third.training_key == first.training_key and agenda.next() is None
+    agenda.failed(second.key, "it broke")
+    assert agenda.next().training_key == second.training_key

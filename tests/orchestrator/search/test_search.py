@@ -1,0 +1,524 @@
+"""Searches: what is suggested, what survives a crash, what is judged, and that the test split stays untouched."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from filelock import FileLock
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from orchestrator.planning.plan import make_plan
+from orchestrator.scheduling.task_graph import RETRIES, Agenda, State
+from orchestrator.search import __main__ as search
+from orchestrator.search.__main__ import JOURNAL, Journal
+from orchestrator.search.resolve_space import check_dimensions, read_search
+from orchestrator.search.trial_queue import SearchAgenda, SearchPlan, Trial, ranked, spread
+from orchestrator.search.trial_report import caution, markdown, next_command, table
+from orchestrator.storage.ledger import Ledger, Record
+from orchestrator.storage.source_check import SourceCheck
+from orchestrator.tracking import mlflow_store as tracking
+from orchestrator.worker.run_unit import Job, run_unit
+from search_spaces import find_space, space_names
+from search_spaces.columns import AR3D
+from search_spaces.space import Choice, Range, Space
+from search_spaces.study import Row, Study, Table
+from tests.support.drivers import STUDY, Bench, Driver, mlflow_runs, records, wait_until
+from tests.support.plans import DATA, TEXT, new_ledger
+from tests.support.runs import session_folder
+from ups_model.config.presets import preset
+
+DIMENSIONS = {"learning_rate": Range(1e-4, 1e-2, log=True), "dropout": Range(0, 0.4), "encoder_layers": Range(1, 3)}
+TRIALS = 13
+"""More than are drawn at random before the sampler learns from results."""
+
+
+def small_space(**changes):
+    return Space(**({"name": "small", "question": "?", "dimensions": DIMENSIONS, "trials": TRIALS} | changes))
+
+
+def plan_of(space, seeds=None, **changes):
+    base = preset("tiny").with_fields(changes)
+    return SearchPlan(space, "tiny", base, seeds or space.seeds, DATA, TEXT)
+
+
+def worth(config):
+    """A hill at a rate of 0.002 without dropout, and the luck of the seed."""
+    distance = math.log10(config.optim.learning_rate / 0.002) ** 2 + config.model.dropout
+    return 50 - 20 * distance + config.model.encoder_layers - 0.5 * (config.seed % 2)
+
+
+def finish(ledger, unit, **metrics):
+    values = metrics or {"validation/score": worth(unit.config)}
+    ledger.write(unit, Record(unit.key, "finished", values, checkpoint="best/step-1"))
+
+
+class Search:
+    """A search whose units take no time; each instance is a driver that starts anew."""
+
+    def __init__(self, folder, space=None, trials=TRIALS, seeds=None, **changes):
+        space = space or small_space()
+        self.plan = plan_of(space, seeds, **changes)
+        self.ledger = Ledger.open(str(folder / "storage"))
+        self.file = folder / JOURNAL
+        dimensions = check_dimensions(space, self.plan.base, [])
+        start = self.plan.start if space.name == "small" else None
+        self.book = Journal(self.file, self.plan.name, space, dimensions, start)
+        self.agenda = SearchAgenda(self.plan, self.ledger, self.book, trials)
+        self.trained = []
+
+    def run(self, units=10**6):
+        """One unit at a time, until all is done or so many have been trained."""
+        while len(self.trained) < units and (unit := self.agenda.next()):
+            finish(self.ledger, unit)
+            self.trained.append(unit.key)
+            self.agenda.finished(unit.key)
+        return self
+
+    @property
+    def outcome(self):
+        return [(trial.number, dict(trial.params), trial.state, trial.value) for trial in self.book.trials]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return Search(tmp_path_factory.mktemp("undisturbed")).run()
+
+
+def in_journal(file):
+    """What Optuna itself reads, as state and parameters."""
+    storage = JournalStorage(JournalFileBackend(str(file)))
+    (study,) = storage.get_all_studies()
+    return [(trial.state.name, trial.params) for trial in storage.get_all_trials(study._study_id)]
+
+
+def test_the_same_seed_suggests_the_same_trials_and_another_seed_others(tmp_path, undisturbed):
+    again = Search(tmp_path / "again").run()
+    other = Search(tmp_path / "other", small_space(sampler_seed=1)).run()
+    assert again.outcome == undisturbed.outcome
+    pairs = list(zip(other.outcome, undisturbed.outcome, strict=True))
+    assert pairs[0][0][1] == pairs[0][1][1], "the first trial is the base configuration"
+    assert all(one[1] != two[1] for one, two in pairs[1:])
+
+
+def test_the_first_trial_is_the_base_configuration_and_the_search_finds_better(undisturbed):
+    base = preset("tiny")
+    first = undisturbed.book.trials[0]
+    assert first.params == {
+        "optim.learning_rate": base.optim.learning_rate,
+        "model.dropout": base.model.dropout,
+        "model.encoder_layers": base.model.encoder_layers,
+    }
+    best = ranked(undisturbed.book.trials, "maximize")[0]
+    assert best.value > first.value
+    assert best.value == max(trial.value for trial in undisturbed.book.trials)
+    late = [trial.value for trial in undisturbed.book.trials[10:]]
+    early = [trial.value for trial in undisturbed.book.trials[1:10]]
+    assert sum(late) / len(late) > sum(early) / len(early), "suggestions learn from results"
+
+
+@pytest.mark.parametrize("units", [0, 1, 2, 5, 11, 12])
+def test_a_search_that_dies_between_units_ends_as_an_undisturbed_one_and_trains_nothing_twice(
+    tmp_path, undisturbed, units
+):
+    first = Search(tmp_path).run(units)
+    unit = first.agenda.next()  # Running at the time of death.
+    assert unit is not None
+    second = Search(tmp_path).run()
+    assert second.outcome == undisturbed.outcome
+    assert second.trained[0] == unit.key, "what was running is taken up first"
+    assert sorted(first.trained + second.trained) == sorted(undisturbed.trained)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.31, 0.5, 0.72, 0.9, 0.999])
+def test_a_journal_that_ends_anywhere_is_gone_on_with_and_no_value_changes(tmp_path, undisturbed, share):
+    Search(tmp_path).run()
+    text = (tmp_path / JOURNAL).read_bytes()
+    (tmp_path / JOURNAL).write_bytes(text[: int(share * len(text))])
+    second = Search(tmp_path).run()
+    assert second.outcome == undisturbed.outcome
+    assert second.trained == [], "every unit had its record"
+    assert Search(tmp_path).outcome == undisturbed.outcome
+
+
+def test_a_line_that_a_full_disk_cut_short_does_not_spoil_what_comes_after_it(tmp_path, undisturbed):
+    one = Search(tmp_path).run(4)
+    with one.file.open("ab") as stream:
+        stream.write(b'{"op_code":4,"worker')
+    one.run()
+    assert one.outcome == undisturbed.outcome == Search(tmp_path).outcome
+
+
+def test_a_journal_of_something_else_is_refused_in_one_line(tmp_path):
+    (tmp_path / JOURNAL).write_text("a diary\nof two lines\n")
+    with pytest.raises(ValueError, match=r"journal\.log: not the trials of this search.*move it away") as refused:
+        Search(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_more_trials_go_on_from_those_that_are_there(tmp_path, undisturbed):
+    assert Search(tmp_path, trials=4).run().agenda.complete
+    more = Search(tmp_path).run()
+    assert more.outcome == undisturbed.outcome
+    assert len(more.trained) == TRIALS - 4
+
+
+def test_a_unit_that_a_study_has_trained_is_not_trained_again(tmp_path):
+    space = small_space(first_seed=0)
+    ledger = new_ledger(tmp_path)
+    row = Row("joint", training="joint")
+    study = Study("other", "?", "!", (Table("t", "T", "V", (AR3D,), (row,), "joint"),))
+    plan = make_plan(study, "tiny", preset("tiny"), {}, 1, DATA, TEXT)
+    (unit,) = plan.units.values()
+    finish(ledger, unit, **{"validation/score": 33.0, "test/score": 99.0})
+    found = Search(tmp_path, space, trials=1).run()
+    assert found.trained == []
+    assert found.book.trials[0].value == 33.0
+
+
+def test_several_trials_at_once_differ_and_are_finished_in_any_order(tmp_path):
+    found = Search(tmp_path, seeds=2, trials=12)
+    running = [found.agenda.next() for _ in range(6)]
+    assert len({unit.key for unit in running}) == 6
+    assert [unit.seed for unit in running] == [100, 101] * 3
+    assert len(found.book.trials) == 3
+    for unit in reversed(running):
+        finish(found.ledger, unit)
+        found.agenda.finished(unit.key)
+    found.run()
+    assert found.agenda.complete
+    assert found.agenda.whole
+    for trial in found.book.trials:
+        values = [worth(unit.config) for unit in found.plan.units_of(trial.params)]
+        assert len(values) == 2
+        assert trial.value == pytest.approx((values[0] + values[1]) / 2)
+    assert len({str(trial.params) for trial in found.book.trials}) == 12
+
+
+def test_a_failed_unit_fails_its_trial_alone_and_is_tried_again_with_the_same_parameters(tmp_path):
+    one = Search(tmp_path, seeds=2, trials=5)
+    units = [one.agenda.next() for _ in range(4)]
+    for unit in units:
+        if unit is units[2]:
+            one.agenda.failed(unit.key, "the loss was not finite")
+        else:
+            finish(one.ledger, unit)
+            one.agenda.finished(unit.key)
+    one.run()
+    assert one.agenda.complete
+    assert not one.agenda.whole
+    assert [trial.state for trial in one.book.trials] == ["complete", "failed", "complete", "complete", "complete"]
+    assert "the loss was not finite" in one.agenda.reason[1]
+    assert [state for state, _ in in_journal(one.file)] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    two = Search(tmp_path, seeds=2, trials=5).run()
+    assert two.trained == [units[2].key]
+    assert two.agenda.whole
+    assert [trial.params for trial in two.book.trials] == [trial.params for trial in one.book.trials]
+    assert [state for state, _ in in_journal(one.file)] == [*["COMPLETE", "FAIL"], *["COMPLETE"] * 4]
+    assert in_journal(one.file)[5][1] == in_journal(one.file)[1][1]
+
+
+def test_a_trial_whose_unit_is_forgiven_what_a_machine_did_gets_its_value(tmp_path):
+    found = Search(tmp_path, trials=2)
+    unit = found.agenda.next()
+    for _ in range(RETRIES + 1):
+        found.agenda.tried(unit.key, "its process died", "a bad node")
+    assert found.book.trials[0].state == "failed"
+    found.agenda.forgive(unit.key, "a bad node")
+    found.run()
+    assert found.agenda.whole
+    assert [state for state, _ in in_journal(found.file)] == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_suggestions_keep_away_from_where_trials_failed(tmp_path):
+    def suggestions(failures):
+        found = []
+        for seed in range(8):
+            space = Space("hill", "?", {"dropout": Range(0, 0.9)}, sampler_seed=seed)
+            book = Journal(tmp_path / f"{failures}-{seed}", "hill", space, {"model.dropout": Range(0.0, 0.9)}, None)
+            for place in range(18):  # The two best are at 0.2 and 0.8.
+                trial = book.begin({"model.dropout": place / 20})
+                book.complete(trial, 1.0 if place in (4, 16) else 0.0)
+            for place in range(failures):
+                book.fail(book.begin({"model.dropout": 0.77 + place / 200}))
+            found.append(book.suggest()["model.dropout"])
+        return found
+
+    assert sum(value > 0.6 for value in suggestions(0)) > 4
+    assert all(value < 0.6 for value in suggestions(20))
+
+
+def test_a_small_space_ends_when_it_has_no_more_configurations(tmp_path):
+    choices = {"routing_execution": Choice(("sparse", "dense")), "weight_decay": Choice((0.0, 1.23456e-4))}
+    space = Space("tiny_one", "?", {"encoder_layers": Range(1, 3), **choices})
+    found = Search(tmp_path, space, trials=20).run()
+    assert found.agenda.complete
+    assert found.agenda.whole
+    assert len(found.book.trials) == len({str(trial.params) for trial in found.book.trials}) == 12
+    assert {trial.params["optim.weight_decay"] for trial in found.book.trials} == {0.0, 1.23456e-4}
+
+
+def test_a_stopped_trial_is_neither_complete_nor_failed(tmp_path):
+    found = Search(tmp_path, trials=3)
+    unit = found.agenda.next()
+    found.agenda.stopping = True
+    found.agenda.stopped(unit.key)
+    assert found.agenda.complete
+    assert not found.agenda.whole
+    assert found.agenda.next() is None
+    assert [state for state, _ in in_journal(found.file)] == ["RUNNING"]
+
+
+def test_a_journal_that_cannot_be_written_stops_the_search_and_loses_nothing(tmp_path, undisturbed, monkeypatch):
+    found = Search(tmp_path).run(3)
+    unit = found.agenda.next()
+    finish(found.ledger, unit)
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalFileBackend, "append_logs", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        found.agenda.finished(unit.key)
+    assert found.agenda.complete
+    assert "No space left" in found.agenda.fault
+    assert Search(tmp_path).run().outcome == undisturbed.outcome
+
+
+def test_values_are_means_with_their_spread_and_best_comes_first():
+    # 50 and 54: mean 52, standard deviation sqrt(((-2)^2 + 2^2) / 1) = 2.83.
+    assert spread([50.0, 54.0]) == "52 ± 2.8 (n = 2)"
+    assert spread([50.0]) == "50 (n = 1)"
+    trials = [Trial(0, {}, "complete", 3.0), Trial(1, {}, "failed"), Trial(2, {}, "complete", 5.0)]
+    assert [trial.number for trial in ranked(trials, "maximize")] == [2, 0, 1]
+    assert [trial.number for trial in ranked(trials, "minimize")] == [0, 2, 1]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """Toy clip sets, and a space on them."""
+    folder = session_folder(tmp_path_factory, "search")
+    with FileLock(folder / "lock"):
+        if (folder / "toy_space.py").exists():
+            return SearchBench.opened(folder)
+        made = SearchBench.make(folder, 80)
+        base = STUDY[STUDY.index("    base={") : STUDY.index("    seeds=1")].replace("STEPS", "80")
+        (folder / "toy_space.py").write_text(
+            "from search_spaces.space import Range, Space\n"
+            'SPACE = Space("toy_space", "Which?", {"learning_rate": Range(1e-3, 1e-1, log=True), '
+            f'"dropout": Range(0, 0.3)}}, trials=4, seeds=2,\n{base})\n'
+        )
+    return made
+
+
+class SearchBench(Bench):
+    """Drivers of a search instead of a study."""
+
+    def command(self, storage: Path, *more: str) -> list[str]:
+        command = super().command(storage, *more)
+        place = command.index("orchestrator.ablate")
+        return [*command[:place], "orchestrator.search", str(self.folder / "toy_space.py"), *command[place + 2 :]]
+
+    def inputs(self, *sets: str, seeds=None, trials=None):
+        data = [f"{name}={path}" for name, path in self.data.items()]
+        return read_search(str(self.folder / "toy_space.py"), "tiny", data, sets, seeds, trials)
+
+    def refusal(self, capsys, storage, *more, space=None):
+        """What the command says when it refuses."""
+        _, _, _, own, *rest = self.command(storage, *more)
+        assert search.main([str(space or own), *rest]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ")
+        return error
+
+
+def searches(storage):
+    """The trials as a search has written them, each seed's value and each key included."""
+    (file,) = (storage / "searches").glob("*/trials.csv")
+    return file.read_text()
+
+
+def job(bench, storage, unit, test):
+    paths = {name: str(path) for name, path in bench.data.items()}
+    return Job(unit, None, str(storage), paths, str(bench.folder / "cache"), device="cpu", test=test)
+
+
+def test_a_study_measures_what_a_search_has_trained_without_training_it_again(bench, tmp_path):
+    inputs = bench.inputs("optim.steps=8")
+    (unit,) = inputs.plan.units_of(inputs.start)[:1]
+    ledger = Ledger.open(str(tmp_path / "searched"))
+    assert run_unit(job(bench, ledger.root, unit, test=False), lambda: False).status == "finished"
+    before, folder = ledger.finished(unit), ledger.folder(unit)
+    progress = (folder / "progress.jsonl").read_text()
+    assert any(name.startswith("validation/") for name in before.metrics)
+    assert not [name for name in before.metrics if name.startswith("test/")]
+    assert "test/" not in (folder / "result.json").read_text() + progress
+
+    table = Table("t", "T", "V", (AR3D,), (Row("joint", training="joint"),), "joint")
+    study = Study("after", "?", "!", (table,), inputs.plan.study.base)
+    study = make_plan(
+        study, "tiny", preset("tiny"), {"optim.steps": 8, "seed": 0}, 101, inputs.plan.data, inputs.plan.text
+    )
+    assert study.units[unit.key].folder == unit.folder
+    agenda = Agenda(study, ledger)
+    assert agenda.state[unit.key] is State.WAITING
+    assert run_unit(job(bench, ledger.root, unit, test=True), lambda: False).status == "finished"
+    assert Agenda(study, ledger).state[unit.key] is State.FINISHED
+
+    after = ledger.finished(unit)
+    direct = Ledger.open(str(tmp_path / "direct"))
+    run_unit(job(bench, direct.root, unit, test=True), lambda: False)
+    assert after.metrics == direct.finished(unit).metrics
+    assert {name: after.metrics[name] for name in before.metrics} == before.metrics
+    assert (folder / "progress.jsonl").read_text() == progress, "no step was taken again"
+    assert after.about["train_seconds"] == before.about["train_seconds"]
+    assert (after.about["started"], after.about["ended"]) == (before.about["started"], before.about["ended"])
+    assert after.about["tested"]["started"] >= before.about["ended"]
+    # A search that comes back to it takes it as it is, and leaves its test metrics.
+    assert run_unit(job(bench, ledger.root, unit, test=False), lambda: False).status == "finished"
+    assert ledger.finished(unit) == after
+
+
+def test_weights_that_are_made_again_for_a_search_keep_their_test_metrics(bench, tmp_path):
+    inputs = bench.inputs("optim.steps=8")
+    (unit,) = inputs.plan.units_of(inputs.start)[:1]
+    ledger = Ledger.open(str(tmp_path))
+    run_unit(job(bench, tmp_path, unit, test=True), lambda: False)
+    before = ledger.finished(unit)
+    (ledger.weights(unit, before) / "model.safetensors").write_bytes(b"")
+    assert run_unit(job(bench, tmp_path, unit, test=False), lambda: False).status == "finished"
+    assert ledger.finished(unit).metrics == before.metrics
+
+
+def test_the_report_says_what_a_best_value_is_worth_and_how_to_measure_it(bench, tmp_path):
+    inputs = bench.inputs("optim.steps=8", seeds=1, trials=3)
+    book = Journal(tmp_path / JOURNAL, inputs.plan.name, inputs.plan.study, inputs.dimensions, inputs.start)
+    agenda = SearchAgenda(inputs.plan, Ledger.open(str(tmp_path)), book, 3)
+    while unit := agenda.next():
+        finish(agenda.ledger, unit)
+        agenda.finished(unit.key)
+    text = markdown(inputs, agenda, {}, "python -m orchestrator.search toy")
+    order = ranked(book.trials, "maximize")
+    lines = [line for line in text.splitlines() if line.startswith("| ") and "Trial" not in line and "---" not in line]
+    assert [int(line.split("|")[1].split()[0]) for line in lines] == [trial.number for trial in order]
+    assert all("(n = 1)" in line for line in lines)
+    assert all(f"`{inputs.plan.units_of(trial.params)[0].key}`" in text for trial in book.trials)
+    assert "looks better than it is" in text
+    assert "fresh seeds" in text
+    assert "Synthetic data" in text
+    assert any("trials can't be told apart" in line for line in caution(inputs, agenda, order))
+    command = next_command(inputs, order[0])
+    for path, value in order[0].params.items():
+        assert f"--set {path}={value}" in command
+    assert "--set optim.steps=8" in command
+    rows = table(inputs, agenda).splitlines()
+    assert rows[1].split(",")[0] == str(order[0].number)
+    assert float(rows[1].split(",")[2]) == order[0].value
+
+
+def test_bad_input_is_one_clear_line_before_anything_starts(bench, tmp_path, capsys):
+    storage = tmp_path / "storage"
+    own = (bench.folder / "toy_space.py").read_text()
+
+    def refused(old, new, *more):
+        assert old in own
+        file = tmp_path / "spoilt.py"
+        file.write_text(own.replace(old, new))
+        return bench.refusal(capsys, storage, *more, space=file)
+
+    assert "near: learning_rate" in bench.refusal(capsys, storage, space="lerning_rate")
+    assert "--trials must be at least 1, got 0" in bench.refusal(capsys, storage, "--trials", "0")
+    assert "--seeds must be at least 1, got 0" in bench.refusal(capsys, storage, "--seeds", "0")
+    assert "validation_subjects must be at least 1 for a search, got 0" in bench.refusal(
+        capsys, storage, "--set", "validation_subjects=0"
+    )
+    assert "searched and set" in bench.refusal(capsys, storage, "--set", "dropout=0.2")
+    assert "unknown field 'dropuot'; near: dropout" in refused('"dropout"', '"dropuot"')
+    assert "dropout must lie in [0, 0.99], got 1.5" in refused("Range(0, 0.3)", "Range(0, 1.5)")
+    assert "unequal budgets" in refused('"dropout": Range(0, 0.3)', '"steps": Range(40, 80)')
+    assert "unequal budgets" in refused('"dropout": Range(0, 0.3)', '"pe.batch_size": Range(2, 8)')
+    assert "seeds instead" in refused('"dropout": Range(0, 0.3)', '"seed": Range(0, 8)')
+    assert "whole number" in refused('"dropout": Range(0, 0.3)', '"encoder_layers": Range(1, 2.5)')
+    assert "would spoil it" in refused("seeds=2", 'seeds=2, objective="test/score"')
+    assert "is not measured" in refused("seeds=2", 'seeds=2, objective="validation/ar3d/f1"')
+    assert "direction of validation/pe/mpjpe_mm must be 'minimize'" in refused(
+        "seeds=2", 'seeds=2, objective="validation/pe/mpjpe_mm"'
+    )
+    assert not storage.exists()
+
+
+def test_two_drivers_do_not_run_one_search(bench, tmp_path, capsys):
+    name = bench.inputs().plan.name
+    folder = tmp_path / "searches" / name
+    folder.mkdir(parents=True)
+    (folder / JOURNAL).touch()
+    with FileLock(folder.with_name(f".{name}.lock")):
+        assert "another process runs the search" in bench.refusal(capsys, tmp_path)
+
+
+def test_the_packaged_spaces_fit_the_presets():
+    assert {"learning_rate", "routed_encoder"} <= set(space_names())
+    for name in space_names():
+        space = find_space(name)
+        for preset_name in ("tiny", "small", "paper"):
+            base = preset(preset_name).with_fields(space.base)
+            assert base.data.validation_subjects >= 1
+            assert len(check_dimensions(space, base, [])) == len(space.dimensions)
+
+
+def test_only_the_search_command_imports_optuna(repo_root):
+    files = [
+        file.name
+        for file in (repo_root / "orchestrator").rglob("*.py")
+        if any(line.strip().startswith(("import optuna", "from optuna")) for line in file.read_text().splitlines())
+    ]
+    assert files == ["search.py"]
+    assert optuna.__version__
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
+def test_a_killed_search_resumes_to_the_trials_of_an_undisturbed_one_and_measures_no_test_split(bench, tmp_path):
+    reference, storage = tmp_path / "reference", tmp_path / "killed"
+    whole: Driver = bench.run(reference, "--max-concurrent", "1")
+    assert whole.process.returncode == 0, whole.text
+
+    killed = bench.start(storage, "--max-concurrent", "1")
+    killed.wait_for("start   ", times=4)  # The second seed of the second trial.
+    wait_until(lambda: len(list((storage / "units").glob("*/checkpoints/step-*"))) > 4, 60)
+    killed.kill()
+    assert len(records(storage)) < 8
+    resumed = bench.run(storage, "--max-concurrent", "1")
+    assert resumed.process.returncode == 0, resumed.text
+    assert "2 of 4 trials there" in resumed.text
+    assert searches(storage) == searches(reference)
+    assert records(storage).keys() == records(reference).keys()
+    starts = [file.read_text().count("training ") for file in (storage / "units").glob("*/log.txt")]
+    assert len(starts) == 8
+    assert sum(starts) <= 9, "only the unit that ran may have begun again"
+
+    for root in (storage, reference):
+        for file in [*root.glob("units/*/*.json"), *root.glob("units/*/progress.jsonl")]:
+            assert '"test/' not in file.read_text(), file
+        for content in records(root).values():
+            assert any(name.startswith("validation/") for name in json.loads(content)["metrics"])
+    units, parents = mlflow_runs(storage)
+    assert len(units) == 8
+    assert all(status == ["FINISHED"] for status in units.values()), units
+    assert parents == ["FINISHED"]
+    with pytest.raises(ValueError, match="no study"):  # A report is of studies.
+        tracking.fetch(f"sqlite:///{storage / 'mlflow.db'}", None)
+
+
+def test_trials_of_other_code_are_worth_what_their_retrained_units_are_worth(tmp_path):
+    first = Search(tmp_path, trials=2).run()  # Its records name no code.
+    before = [trial.value for trial in first.book.trials]
+    again = Search(tmp_path, trials=2)
+    again.agenda = SearchAgenda(again.plan, again.ledger, again.book, 2, check=SourceCheck(again.ledger, "retrain"))
+    assert [trial.state for trial in again.book.trials] == ["running", "running"]
+    while (unit := again.agenda.next()) is not None:
+        again.ledger.write(unit, Record(unit.key, "finished", {"validation/score": 7.0}))
+        again.agenda.finished(unit.key)
+    assert before != [7.0, 7.0] == [trial.value for trial in again.book.trials]
+    assert [trial.value for trial in Search(tmp_path, trials=2).book.trials] == [7.0, 7.0]

@@ -1,0 +1,272 @@
+"""python -m orchestrator.storage: how full, what can go, what is damaged; a cleaned unit stays done."""
+
+import shutil
+import time
+
+import pytest
+from filelock import FileLock
+
+pytest.importorskip("moto", reason="needs moto[s3,server] for an object store")
+pytest.importorskip("boto3", reason="needs boto3 for an object store")
+
+import boto3
+
+import ups_model.train
+from orchestrator.scheduling.task_graph import Agenda
+from orchestrator.storage.__main__ import main
+from orchestrator.storage.ledger import RECORD, Ledger
+from orchestrator.storage.usage import KINDS, bytes_text, kind_of, usage
+from orchestrator.worker.run_unit import run_unit
+from tests.orchestrator.worker.test_run_unit import job_of, pick, plan_of
+from tests.support.drivers import Bench
+from tests.support.runs import session_folder
+from tests.support.storage_server import store_server
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def server():
+    with store_server() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    folder = session_folder(tmp_path_factory, "storage-commands")
+    with FileLock(folder / "lock"):
+        return Bench.opened(folder) if (folder / "toy.py").exists() else Bench.make(folder, 16)
+
+
+@pytest.fixture(scope="module")
+def plan(bench):
+    return plan_of(bench)
+
+
+@pytest.fixture(scope="module")
+def trained(bench, plan, tmp_path_factory):
+    """A folder with a joint unit and one fine-tuned from it, both finished."""
+    folder = tmp_path_factory.mktemp("trained") / "storage"
+    for unit in units_of(plan):
+        assert run_unit(job_of(bench, plan, unit, folder), lambda: False).status == "finished"
+    Ledger(folder).save_plan(plan, {"study": "toy", "units": {u.key: {"folder": u.folder} for u in units_of(plan)}})
+    return folder
+
+
+def units_of(plan):
+    child = pick(plan, "finetune", "pe")
+    return plan.units[child.parent], child
+
+
+@pytest.fixture(params=["folder", "s3"])
+def address(request, trained, server, tmp_path, monkeypatch):
+    """Storage of each kind with the trained units."""
+    monkeypatch.setenv("UPS_SCRATCH", str(tmp_path / "scratch"))
+    if request.param == "folder":
+        shutil.copytree(trained, tmp_path / "storage")
+        return str(tmp_path / "storage")
+    bucket = server.new_bucket()
+    for file in trained.rglob("*"):
+        if file.is_file() and file.name not in (".claim", "owner.json"):
+            boto3.client("s3").upload_file(str(file), bucket, f"p/{file.relative_to(trained).as_posix()}")
+    return f"s3://{bucket}/p"
+
+
+def command(capsys, *arguments):
+    status = main([*arguments])
+    found = capsys.readouterr()
+    assert "Traceback" not in found.err
+    return status, found.out + found.err
+
+
+def names(ledger):
+    return {entry.name for entry in ledger.storage.entries("")}
+
+
+def refuse_to_train(monkeypatch):
+    def step(*given):
+        raise AssertionError("nothing is left to train")
+
+    monkeypatch.setattr(ups_model.train, "sequence_loss", step)
+
+
+def spoil(ledger, name):
+    content = bytearray(ledger.storage.read(name))
+    content[len(content) // 2] ^= 1
+    ledger.storage.write(name, bytes(content))
+
+
+def test_a_finished_unit_keeps_one_checkpoint_to_resume_from(trained, plan):
+    for unit in units_of(plan):
+        found = [path.name for path in (trained / "units" / unit.folder / "checkpoints").iterdir()]
+        assert found == [f"step-{unit.config.optim.steps:08d}"]
+
+
+def test_du_counts_every_byte_once(address, capsys, plan):
+    ledger = Ledger.at(address)
+    used = usage(ledger)
+    assert used.total == sum(entry.size for entry in ledger.storage.entries(""))
+    assert (
+        used.kinds["other"] == 0 and used.kinds["chosen weights"] > 0 and used.kinds["checkpoints to resume from"] > 0
+    )
+    resume = sum(entry.size for entry in ledger.storage.entries("") if "/checkpoints/" in entry.name)
+    assert used.kinds["checkpoints to resume from"] == resume > 0
+    assert used.studies[plan.name].total() == used.total  # Nothing here is of no study.
+    status, text = command(capsys, "du", "--storage", address)
+    assert status == 0 and f"{bytes_text(resume)}  checkpoints to resume from" in text
+    assert all(unit.folder in text for unit in units_of(plan))
+
+
+def test_gc_says_first_and_deletes_checkpoints_of_finished_units_alone(address, capsys, plan):
+    ledger = Ledger.at(address)
+    before = names(ledger)
+    status, text = command(capsys, "gc", "--storage", address, "--dry-run")
+    assert status == 0 and text.count("would delete") == 2 and "2 checkpoints and leftovers" in text
+    assert names(ledger) == before
+    status, text = command(capsys, "gc", "--storage", address)
+    assert status == 0 and text.count("\ndeleted") + text.startswith("deleted") == 2
+    gone = before - names(ledger)
+    assert gone and all("/checkpoints/step-" in name for name in gone)
+    assert not [name for name in names(ledger) if "/checkpoints/" in name]
+    assert command(capsys, "gc", "--storage", address)[1].startswith("0 checkpoints and leftovers")
+    assert command(capsys, "verify", "--storage", address)[0] == 0
+
+
+def test_a_cleaned_unit_is_done_and_a_parent_and_never_trained_again(address, bench, plan, capsys, monkeypatch):
+    assert command(capsys, "gc", "--storage", address)[0] == 0
+    ledger, (parent, child) = Ledger.at(address), units_of(plan)
+    agenda = Agenda(plan, ledger)
+    assert {parent.key, child.key} <= agenda.done_before
+    sibling = next(unit for unit in plan.units.values() if unit.parent == parent.key and unit.key != child.key)
+    assert run_unit(job_of(bench, plan, sibling, address), lambda: False).status == "finished"
+    record = ledger.finished(parent)
+    refuse_to_train(monkeypatch)
+    assert run_unit(job_of(bench, plan, parent, address), lambda: False).status == "finished"
+    # Nor if its record is lost: its result and its weights are there.
+    ledger.storage.delete(f"units/{parent.folder}/{RECORD}")
+    assert run_unit(job_of(bench, plan, parent, address), lambda: False).status == "finished"
+    assert ledger.finished(parent).metrics == record.metrics
+
+
+def test_a_cleaned_unit_with_damaged_weights_is_trained_again_when_a_child_needs_it(address, bench, plan, capsys):
+    assert command(capsys, "gc", "--storage", address)[0] == 0
+    ledger, (parent, child) = Ledger.at(address), units_of(plan)
+    record = ledger.finished(parent)
+    spoil(ledger, f"units/{parent.folder}/{record.checkpoint}/model.safetensors")
+    ledger.storage.delete(f"units/{child.folder}/{RECORD}")
+    for name in [name for name in names(ledger) if name.startswith(f"units/{child.folder}/")]:
+        ledger.storage.delete(name)
+    outcome = run_unit(job_of(bench, plan, child, address), lambda: False)
+    assert outcome.status == "parent_unreadable"
+    assert run_unit(job_of(bench, plan, parent, address), lambda: False).status == "finished"
+    assert ledger.finished(parent).metrics == record.metrics  # Every step depends on (seed, step) alone.
+    assert run_unit(job_of(bench, plan, child, address), lambda: False).status == "finished"
+
+
+def test_gc_leaves_checkpoints_of_a_unit_whose_weights_are_damaged(address, capsys, plan):
+    ledger, (parent, child) = Ledger.at(address), units_of(plan)
+    spoil(ledger, f"units/{parent.folder}/{ledger.finished(parent).checkpoint}/model.safetensors")
+    before = names(ledger)
+    status, text = command(capsys, "gc", "--storage", address)
+    assert status == 0 and f"{parent.folder}: its chosen weights can't be read, so its checkpoints stay" in text
+    assert {name.split("/")[1] for name in before - names(ledger)} == {child.folder}
+
+
+def test_gc_leaves_a_unit_that_is_held(address, capsys, plan):
+    ledger, (parent, child) = Ledger.at(address), units_of(plan)
+    with ledger.claim(parent):
+        before = names(ledger)
+        status, text = command(capsys, "gc", "--storage", address, "--older-than", "0")
+        assert status == 0 and f"{parent.folder}: held by a process" in text
+        assert {name.split("/")[1] for name in before - names(ledger)} == {child.folder}
+
+
+@pytest.mark.parametrize("missing", ["record", "test"])
+def test_gc_leaves_what_a_unit_that_is_not_done_goes_on_from(address, capsys, plan, missing):
+    ledger, (parent, _) = Ledger.at(address), units_of(plan)
+    file = f"units/{parent.folder}/{RECORD}"
+    if missing == "record":
+        ledger.storage.delete(file)
+    else:  # As a search leaves it.
+        ledger.storage.write(file, ledger.storage.read(file).replace(b'"test/', b'"validation/'))
+    assert command(capsys, "gc", "--storage", address)[0] == 0
+    assert [name for name in names(ledger) if name.startswith(f"units/{parent.folder}/checkpoints/")]
+
+
+def test_leftovers_go_when_they_are_old_enough(address, capsys, plan):
+    ledger, (parent, _) = Ledger.at(address), units_of(plan)
+    half = f"units/{parent.folder}/best/step-00000001/model.safetensors"
+    ledger.storage.write(half, b"half")
+    if ledger.root is None:
+        client = boto3.client("s3")
+        client.create_multipart_upload(Bucket=ledger.storage.bucket, Key=f"p/units/{parent.folder}/best/x")
+    else:
+        (ledger.root / "units" / parent.folder / f".record.json-{'0' * 32}").write_text("{")
+    before = names(ledger)
+    status, text = command(capsys, "gc", "--storage", address)
+    assert status == 0 and half in names(ledger) and "half a checkpoint" not in text
+    # Of uploads, moto says that all were begun in 2010.
+    assert ("left by a writer that was killed" in text) == (ledger.root is None)
+    time.sleep(2.1)  # A store's ages are whole seconds.
+    status, more = command(capsys, "gc", "--storage", address, "--older-than", "0")
+    assert status == 0 and "half a checkpoint" in more and "left by a writer that was killed" in text + more
+    assert half not in names(ledger) and list(ledger.storage.leftovers("units")) == []
+    assert before - names(ledger) >= {half}
+    assert command(capsys, "verify", "--storage", address)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "then"),
+    [
+        ("weights", "makes them again, from step-"),
+        ("record", "makes it again from result.json, without training"),
+        ("another's record", "makes it again from result.json, without training"),
+        ("checkpoint", "nothing: the unit is finished"),
+        ("plan", "the study's ablate command writes it again"),
+        ("no weights", "makes them again, from step-"),
+    ],
+)
+def test_verify_finds_every_damage_and_says_what_becomes_of_it(address, capsys, plan, damage, then):
+    ledger, (parent, child) = Ledger.at(address), units_of(plan)
+    assert command(capsys, "verify", "--storage", address)[0] == 0
+    place, record = f"units/{parent.folder}", ledger.finished(parent)
+    (resume,) = {name.rsplit("/", 1)[0] for name in names(ledger) if name.startswith(f"{place}/checkpoints/")}
+    if damage == "weights":
+        spoil(ledger, name := f"{place}/{record.checkpoint}/model.safetensors")
+    elif damage == "no weights":
+        ledger.storage.remove(name := f"{place}/{record.checkpoint}")
+    elif damage == "record":
+        ledger.storage.write(name := f"{place}/{RECORD}", b"{")
+    elif damage == "another's record":
+        ledger.storage.write(name := f"{place}/{RECORD}", ledger.storage.read(f"units/{child.folder}/{RECORD}"))
+    elif damage == "checkpoint":
+        spoil(ledger, name := f"{resume}/optimizer.safetensors")
+    else:
+        ledger.storage.write(name := f"studies/{plan.name}/plan.json", b"[]")
+    status, text = command(capsys, "verify", "--storage", address)
+    assert status == 1 and then in text and "1 damaged" in text
+    assert (
+        ledger.storage.where(name.rsplit("/", 1)[0] if "weights" in damage or damage == "checkpoint" else name) in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("du", "--storage", "/nowhere/at/all"), "no study has been run there"),
+        (("verify", "--storage", "gs://bucket"), "gs:// is not supported"),
+        (("gc", "--older-than", "-1"), "--older-than must be 0 or more hours"),
+        (("gc", "--older-than", "nan"), "--older-than must be 0 or more hours"),
+        (("du", "--dry-run"), "--dry-run is for gc"),
+    ],
+)
+def test_what_can_t_be_done_is_one_line_and_status_2(capsys, arguments, message):
+    status, text = command(capsys, *arguments)
+    assert status == 2 and message in text and text.startswith("error: ") and text.count("\n") == 1
+
+
+def test_every_file_of_a_trained_unit_has_a_kind(trained):
+    kinds = {kind_of(file.relative_to(trained).as_posix()) for file in trained.rglob("*") if file.is_file()}
+    assert kinds <= set(KINDS) - {"other", "leftovers"}
+    assert kind_of("units/a-b/best/.step-00000001-" + "0" * 32 + "/x") == "leftovers"
+    assert kind_of("notes.txt") == "other"

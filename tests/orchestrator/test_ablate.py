@@ -1,0 +1,430 @@
+"""The command that runs a study, as its users meet it: what it refuses and how, what it plans, how it ends."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from orchestrator import ablate
+from orchestrator.cli.session import command_line
+from orchestrator.planning.resolve import read_inputs
+from orchestrator.storage.ledger import Ledger, Record
+from search_spaces import study_names
+from tests.support.drivers import ROOT, Bench
+from tests.support.fake_driver import FakeDriver, NoMirror
+from tests.support.plans import finish
+from tests.support.runs import FLAT, POSE, SOLID, motion, session_folder, set_info
+from ups_model.data.format.writer import Clip, Track, write_clip_set
+
+NAMELESS = "toy_nameless"
+"""3D clips without a class."""
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """The toy study, its clips, and a clip set without classes."""
+    folder = session_folder(tmp_path_factory, "ablate")
+    with FileLock(folder / "lock"):
+        if (folder / "done").exists():
+            return Bench.opened(folder)
+        bench = Bench.make(folder, 16)
+        clips = [
+            Clip(f"{row}", (Track(motion(row, 0, 14, 20)),), -1, row % 4, split_test=row % 4 == 0) for row in range(8)
+        ]
+        write_clip_set(folder / "clips" / NAMELESS, set_info(NAMELESS, "kinect20", classes=()), clips)
+        (folder / "done").touch()
+    return bench
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """No clip set is prepared."""
+    monkeypatch.setenv("UPS_CACHE", str(tmp_path / "cache"))
+
+
+def toy(bench, tmp_path, *more, leave_out=(), study=None):
+    """Arguments for the toy study with all of its clip sets but some."""
+    data = [f"--data={name}={bench.data[name]}" for name in (POSE, SOLID, FLAT) if name not in leave_out]
+    return [str(study or bench.study), *data, "--storage", str(tmp_path / "deep" / "storage"), *more]
+
+
+def tree(folder):
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+def refusal(arguments, capsys, folder):
+    """The one line that a refused command prints; nothing starts and nothing is left behind."""
+    capsys.readouterr()
+    before = tree(folder)
+    assert ablate.main([str(argument) for argument in arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and printed.err.endswith("\n")
+    assert tree(folder) == before
+    return printed.err.removeprefix("error: ").rstrip()
+
+
+# --- what is refused
+
+
+def changed(old, new):
+    """The toy study with another text, as a file of the user's."""
+
+    def arguments(bench, tmp_path):
+        text = bench.study.read_text()
+        assert old in text
+        (tmp_path / "mine.py").write_text(text.replace(old, new))
+        return toy(bench, tmp_path, study=tmp_path / "mine.py")
+
+    return arguments
+
+
+def given(*more, **named):
+    return lambda bench, tmp_path: toy(bench, tmp_path, *more, **named)
+
+
+def file_in_the_way(flag):
+    def arguments(bench, tmp_path):
+        (tmp_path / "file").write_text("")
+        return toy(bench, tmp_path, flag, str(tmp_path / "file" / "below"))
+
+    return arguments
+
+
+CASES = {
+    "unknown study": (lambda bench, tmp_path: ["tables_79"], "unknown study 'tables_79'; near: tables_7_9"),
+    "no study file": (lambda bench, tmp_path: [tmp_path / "gone.py"], "gone.py: no such Python file"),
+    "unknown field": (given("--set", "encoder_layer=2"), "unknown field 'encoder_layer'; near: encoder_layers"),
+    "no value": (given("--set", "steps"), "--set takes FIELD=VALUE, got 'steps'"),
+    "field twice": (given("--set", "steps=8", "--set", "steps=9"), "--set steps is given twice"),
+    "not a number": (given("--set", "dropout=much"), "dropout must be a number, got 'much'"),
+    "too few steps": (given("--set", "steps=4"), "row 'without': steps must be enough for joint training"),
+    "row out of range": (
+        changed('{"routing": False}', '{"encoder_layers": 0}'),
+        "study 'toy', table 'toy', row 'without': ModelConfig: encoder_layers must be at least 1, got 0",
+    ),
+    "row with an unknown field": (
+        changed('{"routing": False}', '{"rooting": False}'),
+        "study 'toy', table 'toy', row 'without': unknown field 'rooting'; near: routing",
+    ),
+    "row on other clips": (
+        changed('{"routing": False}', '{"eap.sources": ("toy_pose",)}'),
+        "row 'without': rows of one table must have the same clip sets, got toy_pose for eap beside toy_solid",
+    ),
+    "row that its clips can't serve": (
+        changed('{"routing": False}', '{"validation_subjects": 9}'),
+        "row 'without': toy_pose: validation_subjects must be below the 3 training subjects",
+    ),
+    "column never measured": (
+        given("--set", "evaluation.ratios=0.2"),
+        "column 'eap/top1@0.5' is not measured on toy_solid with evaluation.ratios=0.2; near: eap/top1@0.2",
+    ),
+    "mistyped metric": (
+        changed('Column("eap/top1@0.5"', 'Column("eap/topone@0.5"'),
+        "column 'eap/topone@0.5' is not measured on toy_solid with evaluation.ratios=0.5; near: eap/top1@0.5",
+    ),
+    "column of a task not trained": (given("--set", "cycle=pe,eap"), "a column measures ar3d, which is not trained"),
+    "study file that fails": (changed("STUDY = Study(", "STUDY = Studie("), "mine.py: cannot be read (NameError"),
+    "2D clips for pose estimation": (
+        given("--set", f"data.pe.sources={FLAT}", leave_out=(POSE,)),
+        f"pe needs 3D clips with cameras, '{FLAT}' has none",
+    ),
+    "2D clips for 3D recognition": (
+        given("--set", f"ar3d.sources={FLAT}"),
+        f"ar3d needs 3D clips, '{FLAT}' has 2D",
+    ),
+    "clips without classes": (
+        lambda bench, tmp_path: toy(
+            bench, tmp_path, "--set", f"ar3d.sources={NAMELESS}", f"--data={NAMELESS}={bench.folder}/clips/{NAMELESS}"
+        ),
+        f"ar3d needs labelled clips, '{NAMELESS}' has clips without a class",
+    ),
+    "no folder given": (given(leave_out=(SOLID,)), f"clip set '{SOLID}' is not prepared: give --data {SOLID}=PATH"),
+    "no such folder": (given("--data", f"{SOLID}=/nowhere", leave_out=(SOLID,)), "/nowhere"),
+    "no clip set there": (
+        lambda bench, tmp_path: toy(bench, tmp_path, f"--data={SOLID}={tmp_path}", leave_out=(SOLID,)),
+        "clips.json",
+    ),
+    "another clip set there": (
+        lambda bench, tmp_path: toy(bench, tmp_path, f"--data={SOLID}={bench.data[FLAT]}", leave_out=(SOLID,)),
+        f"expected clip set '{SOLID}', got '{FLAT}'; check --data",
+    ),
+    "clips that nobody uses": (given("--data", "ntu120=/data"), "--data ntu120: no task uses this clip set"),
+    "no seeds": (given("--seeds", "0"), "--seeds must be at least 1, got 0"),
+    "no concurrency": (given("--max-concurrent", "0"), "--max-concurrent must be at least 1, got 0"),
+    "negative GPUs": (given("--gpus-per-unit", "-1"), "--gpus-per-unit must be at least 0, got -1"),
+    "broken GPUs": (given("--gpus-per-unit", "1.5"), "--gpus-per-unit above 1 must be whole, got 1.5"),
+    "no number of GPUs": (given("--gpus-per-unit", "nan"), "--gpus-per-unit must be finite, got nan"),
+    "no CPUs": (given("--cpus-per-unit", "0"), "--cpus-per-unit must be above 0, got 0"),
+    "infinite CPUs": (given("--cpus-per-unit", "inf"), "--cpus-per-unit must be finite, got inf"),
+    "unknown device": (given("--device", "gpu"), "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+    "storage below a file": (file_in_the_way("--storage"), "cannot be written to"),
+    "storage that can't be made": (given("--storage", "/proc/nothing/here"), "--storage /proc/nothing/here: cannot be"),
+    "object storage": (given("--storage", "gs://bucket/folder"), "gs:// is not supported; give a folder"),
+    "report below a file": (file_in_the_way("--out"), "--out "),
+    "report that can't be made": (given("--out", "/proc/nothing"), "--out /proc/nothing: cannot be written to"),
+    "tracking without a host": (given("--tracking-uri", "http:/host"), "--tracking-uri http:/host: names no host"),
+    "tracking in a folder": (given("--tracking-uri", "mlruns"), "--tracking-uri mlruns: must be http(s)://"),
+    "no address": (given("--address", "head"), "--address must be auto, local or HOST:PORT, got 'head'"),
+    "nobody at the address": (given("--address", "127.0.0.1:1"), "--address 127.0.0.1:1: no Ray cluster answers"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(case, bench, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = CASES[case]
+    assert message in refusal(arguments(bench, tmp_path), capsys, tmp_path)
+    assert not (tmp_path / "deep").exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_more_than_any_machine_has_is_refused_before_a_unit_starts(bench, tmp_path, capsys):
+    start = toy(bench, tmp_path, "--address", "local")
+    message = refusal([*start, "--gpus-per-unit", "1024"], capsys, tmp_path)
+    assert re.search(r"--gpus-per-unit must be at most what one node has, got 1024: the cluster has \d+ GPU", message)
+    message = refusal([*start, "--cpus-per-unit", "100000"], capsys, tmp_path)
+    assert f"got 100000: the cluster has {os.cpu_count()} CPU in all" in message
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_refusal_leaves_a_storage_that_was_there_as_it_was(bench, tmp_path, capsys):
+    ledger = Ledger.open(str(tmp_path / "deep" / "storage"))
+    finish(ledger, next(iter(toy_plan(bench).units.values())))
+    refusal(toy(bench, tmp_path, "--address", "127.0.0.1:1"), capsys, tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [["--colour"], ["--preset", "huge"], ["--seeds", "one"], ["--stor", "x"]])
+def test_an_unknown_flag_or_choice_is_a_usage_error(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        ablate.main(arguments)
+    assert ended.value.code == 2
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+# --- what it shows without starting anything
+
+
+def test_the_flags_are_those_of_the_contract():
+    flags = {text for action in ablate.parser()._actions for text in action.option_strings}
+    assert flags == {
+        "-h", "--help", "--list", "--plan", "--data", "--preset", "--seeds", "--set", "--storage", "--tracking-uri",
+        "--address", "--max-concurrent", "--gpus-per-unit", "--cpus-per-unit", "--device", "--precision", "--out",
+        "--accept-other-code", "--retrain",
+    }  # fmt: skip
+
+
+def test_help_has_examples_and_exit_statuses(capsys):
+    with pytest.raises(SystemExit) as ended:
+        ablate.main(["--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "python -m orchestrator.ablate paper_tables --plan" in printed and "exit status: 0 done" in printed
+
+
+def test_list_names_every_study_with_its_question(capsys):
+    assert ablate.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == study_names()
+    assert {"paper_tables", "smoke", "tables_7_9"} <= {line.split()[0] for line in lines}
+    assert all(line.endswith("?") for line in lines)
+
+
+def toy_plan(bench, seeds=1):
+    return read_inputs(
+        str(bench.study), "tiny", [f"{name}={path}" for name, path in bench.data.items()], [], seeds
+    ).plan
+
+
+def test_the_plan_of_tables_7_to_9_says_what_would_run(tmp_path_factory, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("UPS_CACHE", str(session_folder(tmp_path_factory, "cache")))
+    storage = str(tmp_path / "storage")
+    assert ablate.main(["tables_7_9", "--plan", "--seeds", "1", "--storage", storage, "--max-concurrent", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "8 rows -> 6 arms -> 24 units with 1 seed; 8 trainings saved by sharing, 0 done already" in printed
+    assert printed.count("SYNTHETIC") == 3
+    for title in ("Table 7. Depth of the encoder", "Table 8. Number of blocks", "Table 9. Dynamic routing (DR)"):
+        assert title in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("base · joint ")]
+    seeds, done, parameters, _, operations, _, after = line.removeprefix("base · joint").split()
+    parameters, operations = float(parameters), float(operations)
+    assert (seeds, done, after) == ("1", "0", "-")
+    assert 0.4 < parameters < 1.2  # README's tiny run: 0.55 M with its 2 layers; here 3.
+    assert 1e11 < operations < 1e13
+    assert re.search(r"to run: 24 units, \d:\d\d:\d\d of one slot, about \d:\d\d:\d\d on 3 at once", printed)
+    assert "Times: a guess: nothing has been measured here." in printed
+    assert not (tmp_path / "storage").exists()
+
+
+def test_a_plan_counts_what_the_ledger_has(bench, tmp_path, capsys):
+    plan = toy_plan(bench)
+    ledger = Ledger.open(str(tmp_path / "deep" / "storage"))
+    joint = next(unit for unit in plan.units.values() if unit.stage == "joint")
+    finish(ledger, joint)
+    for key in plan.children(joint.key):
+        finish(ledger, plan.units[key])
+    before = tree(tmp_path)
+    assert ablate.main(toy(bench, tmp_path, "--plan")) == 0
+    printed = capsys.readouterr().out
+    assert "3 rows -> 3 arms -> 11 units with 1 seed; 0 trainings saved by sharing, 4 done already" in printed
+    assert re.search(r"without +arm routing=False \(fine-tuned\): 4 units, 0 to run", printed)
+    assert re.search(r"separate +arm separate \(separate\): 3 units, 3 to run", printed)
+    assert "to run: 7 units" in printed
+    kinds = re.findall(r"^.* · .*? (\d+) +(\d+) +[\d.]+ M ", printed, re.MULTILINE)
+    assert [sum(int(kind[place]) for kind in kinds) for place in (0, 1)] == [11, 4]
+    assert tree(tmp_path) == before
+
+
+def test_a_plan_on_a_storage_that_can_never_be_is_refused(bench, tmp_path, capsys):
+    message = refusal(toy(bench, tmp_path, "--plan", "--storage", "gs://bucket"), capsys, tmp_path)
+    assert "gs:// is not supported" in message
+
+
+def test_a_plan_imports_no_scheduler_and_makes_no_folder(bench, tmp_path):
+    program = (
+        "import sys; from orchestrator import ablate; status = ablate.main(sys.argv[1:]); "
+        "print(status, sorted({'ray', 'mlflow', 'optuna'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *toy(bench, tmp_path, "--plan")], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def page(repo_root):
+    return (repo_root / "docs" / "ablations.md").read_text("utf-8")
+
+
+def test_the_study_in_the_documentation_is_planned_as_its_text_says(
+    page, tmp_path_factory, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("UPS_CACHE", str(session_folder(tmp_path_factory, "cache")))
+    (text,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "expectation.py").write_text(text)
+    assert ablate.main([str(tmp_path / "expectation.py"), "--plan", "--storage", str(tmp_path / "storage")]) == 0
+    printed = capsys.readouterr().out
+    # Each seed: joint training and fine-tuning for each of two rows, one training alone for the third.
+    assert "3 rows -> 3 arms -> 25 units with 5 seeds; 0 trainings saved by sharing" in printed
+    plan = read_inputs(str(tmp_path / "expectation.py"), "tiny", [], [], None).plan
+    tuned = next(unit for unit in plan.units.values() if unit.stage == "finetune")
+    joint = plan.units[tuned.parent]
+    # 400 steps over four tasks are 100 of each; a quarter of them fine-tunes, at 0.3 of tiny's rate of 2e-3.
+    assert (joint.config.optim.steps, tuned.config.optim.steps) == (300, 25)
+    assert tuned.config.optim.learning_rate == pytest.approx(6e-4)
+
+
+def test_the_documentation_names_no_flag_that_is_not_there(page):
+    known = {text for action in ablate.parser()._actions for text in action.option_strings}
+    named = set(re.findall(r"--[a-z][a-z-]+", page))
+    assert {"--plan", "--seeds", "--gpus-per-unit"} <= named <= known
+
+
+def test_the_command_that_a_report_shows_has_no_paths():
+    shown = command_line(
+        "orchestrator.ablate",
+        [
+            "/home/me/my_study.py", "--data", "uiprmd=/data/x", "--data=jhmdb=/data/y", "--storage", "/mnt/s",
+            "--tracking-uri=http://me:secret@host:5000", "--out", "/tmp/o", "--address", "10.0.0.1:6379",
+            "--set", "steps=400", "--set", "text_model=/home/me/roberta", "--seeds", "5",
+        ]
+    )  # fmt: skip
+    assert shown == (
+        "python -m orchestrator.ablate my_study.py --data uiprmd=PATH --data=jhmdb=PATH "
+        "--set steps=400 --set text_model=PATH --seeds 5"
+    )
+
+
+# --- how it ends
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    return FakeDriver.install(monkeypatch)
+
+
+def test_status_0_when_all_is_done_and_again_without_a_cluster(bench, tmp_path, driver, capsys, monkeypatch):
+    from orchestrator.execution import ray_cluster as ray_nodes
+
+    assert ablate.main(toy(bench, tmp_path)) == 0
+    printed = capsys.readouterr().out
+    assert "11 of 11 units finished, 0 of them before this call" in printed
+    report = re.search(r"report: (.*report\.md)", printed)[1]
+    assert Path(report).is_file() and f"mlflow ui --backend-store-uri sqlite:///{tmp_path}" in printed
+
+    def connect(address):
+        raise AssertionError("a finished study needs no cluster")
+
+    monkeypatch.setattr(ray_nodes, "connect", connect)
+    assert ablate.main(toy(bench, tmp_path, "--address", "127.0.0.1:1")) == 0
+    assert "11 of 11 units finished, 11 of them before this call" in capsys.readouterr().out
+    assert driver.started == 1 and NoMirror.outcomes == ["finished", "finished"]
+
+
+def test_more_seeds_train_the_new_ones_alone(bench, tmp_path, driver, capsys):
+    assert ablate.main(toy(bench, tmp_path)) == 0
+    released = []
+    driver.becomes = lambda unit: released.append(unit.seed) or "finished"
+    assert ablate.main(toy(bench, tmp_path, "--seeds", "2")) == 0
+    assert released == [1] * 11
+    assert "22 of 22 units finished, 11 of them before this call" in capsys.readouterr().out
+
+
+def test_status_1_when_a_unit_failed_and_the_rest_is_reported(bench, tmp_path, driver, capsys):
+    driver.becomes = lambda unit: "failed" if unit.stage == "separate" and unit.task == "pe" else "finished"
+    assert ablate.main(toy(bench, tmp_path)) == 1
+    printed = capsys.readouterr().out
+    assert "10 of 11 units finished" in printed and "failed: separate · separate pe · seed 0: it broke" in printed
+    assert "the same command tries the failed units again" in printed
+    report = Path(re.search(r"report: (.*report\.md)", printed)[1]).read_text()
+    assert "10 of 11 units finished, 1 failed" in report
+    storage = Ledger(tmp_path / "deep" / "storage")
+    (unit,) = [one for one in toy_plan(bench).units.values() if one.stage == "separate" and one.task == "pe"]
+    assert storage.record(unit) == Record(unit.key, "failed", error="it broke")
+    assert NoMirror.outcomes == ["failed"]
+    driver.becomes = lambda unit: "finished"
+    assert ablate.main(toy(bench, tmp_path)) == 0
+
+
+def test_status_1_when_stopped_and_it_says_how_to_go_on(bench, tmp_path, driver, capsys):
+    driver.becomes = lambda unit: "stopped" if unit.stage == "finetune" else "finished"
+    assert ablate.main(toy(bench, tmp_path)) == 1
+    assert "stopped; the same command goes on from here" in capsys.readouterr().out
+    assert NoMirror.outcomes == ["stopped"]
+
+
+def test_stopping_when_nothing_was_left_is_no_failure(bench, tmp_path, driver, capsys, monkeypatch):
+    from orchestrator.execution import driver as run
+
+    def execute(agenda, *more, **named):
+        driver.execute(agenda, *more, **named)
+        agenda.stopping = True
+
+    monkeypatch.setattr(run, "execute", execute)
+    assert ablate.main(toy(bench, tmp_path)) == 0
+    assert NoMirror.outcomes == ["finished"]
+
+
+def test_a_report_folder_lost_during_the_run_costs_the_report_alone(bench, tmp_path, driver, capsys, caplog):
+    out = tmp_path / "out"
+
+    def becomes(unit):
+        if out.is_dir():
+            out.rmdir()
+            out.write_text("in the way")
+        return "finished"
+
+    driver.becomes = becomes
+    assert ablate.main(toy(bench, tmp_path, "--out", str(out))) == 1
+    assert "11 of 11 units finished" in capsys.readouterr().out
+    assert "make it with python -m orchestrator.report toy-tiny-" in caplog.text
+    assert NoMirror.outcomes == ["finished"]
+    out.unlink()
+    assert ablate.main(toy(bench, tmp_path, "--out", str(out))) == 0
+    assert (out / "report.md").is_file()

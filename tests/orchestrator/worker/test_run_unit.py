@@ -1,0 +1,295 @@
+"""What one unit does in a worker: every way it can end, and that the process it runs in leaves no trace in it."""
+
+import dataclasses
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from filelock import FileLock
+
+import ups_model.train
+from orchestrator.planning.resolve import read_inputs
+from orchestrator.storage.ledger import FAILURE, RECORD, Ledger
+from orchestrator.worker.run_unit import Job, run_unit
+from search_spaces import find_study, study_names
+from tests.support.drivers import ROOT, Bench
+from tests.support.runs import FLAT, POSE, SOLID, assert_same_tensors, session_folder, stop_at, weights
+from ups_model.config import TASK_NAMES
+
+LIGHT = {
+    "token_width": 8, "tokenizer_layers": 1, "router_width": 16, "tem_width": 16, "tem_heads": 2, "tem_mlp_ratio": 1,
+    "decoder_layers": 1, "decoder_width": 16, "decoder_heads": 2, "steps": 12,
+    "pe.sources": POSE, "pe.frames": 4, "pe.batch_size": 2, "pe.frame_stride": 1, "pe.targets_per_window": 1,
+    "pe.evaluate_targets": 4, "pe.evaluate_stride": 4, "evaluation.decoding": "parallel", "validation_subjects": 0,
+    "ar2d.sources": FLAT, "ar2d.frames": 4, "ar2d.batch_size": 2,
+    "eap.sources": SOLID, "eap.frames": 4, "eap.batch_size": 2,
+    "ar3d.sources": SOLID, "ar3d.frames": 4, "ar3d.batch_size": 2,
+}  # fmt: skip
+"""The tiny preset on toy clips, so light that a unit takes a fraction of a second. Rows keep what they vary."""
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """The toy study and its clips."""
+    folder = session_folder(tmp_path_factory, "worker")
+    with FileLock(folder / "lock"):
+        return Bench.opened(folder) if (folder / "toy.py").exists() else Bench.make(folder, 16)
+
+
+@pytest.fixture(autouse=True)
+def threads_given_back():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def plan_of(bench, study=None, **fields):
+    """A plan as the command makes it."""
+    data = [f"{name}={path}" for name, path in bench.data.items()]
+    sets = [f"{name}={value}" for name, value in fields.items()]
+    return read_inputs(study or str(bench.study), "tiny", data, sets, 1).plan
+
+
+def job_of(bench, plan, unit, storage):
+    paths = {name: str(path) for name, path in bench.data.items()}
+    cache = str(bench.folder / "cache")
+    return Job(unit, plan.units.get(unit.parent), str(storage), paths, cache, 1, "cpu", "fp32")
+
+
+def run(bench, plan, unit, storage, should_stop=lambda: False):
+    return run_unit(job_of(bench, plan, unit, storage), should_stop)
+
+
+def pick(plan, stage, task="", arm=""):
+    """The first unit of this kind."""
+    return next(one for one in plan.units.values() if (one.stage, one.task) == (stage, task) and arm in one.arm)
+
+
+def chosen(storage, unit):
+    """All tensors of a finished unit's weights."""
+    ledger = Ledger(storage)
+    return weights(ledger.weights(unit, ledger.finished(unit)))
+
+
+def refuse_to_train(monkeypatch):
+    def step(*given):
+        raise AssertionError("nothing is left to train")
+
+    monkeypatch.setattr(ups_model.train, "sequence_loss", step)
+
+
+def test_a_job_comes_back_from_its_text(bench, tmp_path):
+    plan = plan_of(bench)
+    for unit in (pick(plan, "joint"), pick(plan, "finetune", "pe"), pick(plan, "separate", "ar3d")):
+        job = dataclasses.replace(job_of(bench, plan, unit, tmp_path), threads=3, test=False)
+        assert Job.from_json(job.to_json()) == job
+
+
+def test_a_finished_unit_has_a_record_of_all_its_tasks_and_is_not_trained_again(bench, tmp_path, monkeypatch):
+    plan = plan_of(bench)
+    unit, ledger = pick(plan, "joint", arm="base"), Ledger(tmp_path)
+    assert run(bench, plan, unit, tmp_path).status == "finished"
+    record = ledger.finished(unit)
+    assert {f"test/{name}" for name in ("ar3d/top1", "pe/mpjpe_mm", "eap/top1@0.5", "ar2d/top1")} <= set(record.metrics)
+    assert record.routes.keys() == set(TASK_NAMES) and ledger.has_weights(unit, record)
+    assert record.about["config"] == unit.config.canonical()
+    assert record.about["started"] <= record.about["ended"] and record.about["threads"] == 1
+    before = (ledger.folder(unit) / RECORD).read_bytes()
+    refuse_to_train(monkeypatch)
+    assert run(bench, plan, unit, tmp_path).status == "finished"
+    assert (ledger.folder(unit) / RECORD).read_bytes() == before
+
+
+def test_a_unit_that_another_process_holds_is_left_alone(bench, tmp_path, monkeypatch):
+    plan = plan_of(bench)
+    unit, ledger = pick(plan, "joint"), Ledger(tmp_path)
+    refuse_to_train(monkeypatch)
+    with ledger.claim(unit) as held:
+        assert held
+        files = sorted(ledger.folder(unit).iterdir())
+        outcome = run(bench, plan, unit, tmp_path)
+        assert outcome.status == "busy" and f"process {os.getpid()}" in outcome.error
+        assert sorted(ledger.folder(unit).iterdir()) == files
+
+
+@pytest.mark.parametrize("every", [0, 2], ids=["validated at the end", "validated before it stops"])
+def test_a_stopped_unit_goes_on_where_it_was_and_ends_as_if_never_stopped(bench, tmp_path, every):
+    plan = plan_of(bench, evaluate_every=every)
+    unit = pick(plan, "joint")
+    ledger = Ledger(tmp_path / "parts")
+    assert run(bench, plan, unit, tmp_path / "parts", stop_at(5)).status == "stopped"
+    assert ledger.record(unit) is None
+    assert run(bench, plan, unit, tmp_path / "parts").status == "finished"
+    log = (ledger.folder(unit) / "log.txt").read_text()
+    assert "resuming at step 5 of 12" in log and "making the weights again" not in log
+    assert log.count("training ") == 1
+    assert run(bench, plan, unit, tmp_path / "whole").status == "finished"
+    assert_same_tensors(chosen(tmp_path / "parts", unit), chosen(tmp_path / "whole", unit))
+    assert ledger.finished(unit).metrics == Ledger(tmp_path / "whole").finished(unit).metrics
+
+
+def test_a_loss_that_is_not_finite_is_a_failed_record_with_its_traceback(bench, tmp_path):
+    plan = plan_of(bench, learning_rate=1e30)
+    unit, ledger = pick(plan, "joint"), Ledger(tmp_path)
+    outcome = run(bench, plan, unit, tmp_path)
+    assert outcome.status == "failed" and "not finite" in outcome.error
+    record = ledger.record(unit)
+    assert record.status == "failed" and record.error.startswith("Traceback")
+    assert "NonFiniteLoss" in record.error.splitlines()[-1]
+    assert record.about["host"] and record.about["commit"]
+    assert not (ledger.folder(unit) / RECORD).exists()
+
+
+def test_what_may_pass_is_raised_for_another_try_and_leaves_no_record(bench, tmp_path, monkeypatch):
+    plan = plan_of(bench)
+    unit, ledger = pick(plan, "joint"), Ledger(tmp_path)
+
+    def full(*given, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ups_model.train, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(bench, plan, unit, tmp_path)
+    assert ledger.record(unit) is None and not (ledger.folder(unit) / FAILURE).exists()
+    assert "No space left" in (ledger.folder(unit) / "log.txt").read_text()
+    monkeypatch.undo()
+    assert run(bench, plan, unit, tmp_path).status == "finished"
+
+
+@pytest.mark.parametrize("damage", ["no record", "no weights", "a changed byte"])
+def test_an_unreadable_parent_is_said_and_nothing_is_trained_from_it(bench, tmp_path, damage):
+    plan = plan_of(bench)
+    child, ledger = pick(plan, "finetune", "pe"), Ledger(tmp_path)
+    parent = plan.units[child.parent]
+    assert run(bench, plan, parent, tmp_path).status == "finished"
+    folder = ledger.weights(parent, ledger.finished(parent))
+    if damage == "no record":
+        (ledger.folder(parent) / RECORD).unlink()
+    elif damage == "no weights":
+        shutil.rmtree(folder)
+    else:
+        content = bytearray((folder / "model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (folder / "model.safetensors").write_bytes(content)
+    outcome = run(bench, plan, child, tmp_path)
+    assert outcome.status == "parent_unreadable"
+    assert ("has no record" if damage == "no record" else str(folder)) in outcome.error
+    assert ledger.record(child) is None and not (ledger.folder(child) / "checkpoints").exists()
+
+
+def test_damaged_weights_of_a_finished_unit_are_made_again_with_the_same_bits(bench, tmp_path):
+    plan = plan_of(bench)
+    unit, ledger = pick(plan, "joint"), Ledger(tmp_path)
+    assert run(bench, plan, unit, tmp_path).status == "finished"
+    record, before = ledger.finished(unit), chosen(tmp_path, unit)
+    shutil.rmtree(ledger.weights(unit, record))
+    assert run(bench, plan, unit, tmp_path).status == "finished"
+    assert_same_tensors(chosen(tmp_path, unit), before)
+    assert ledger.finished(unit).metrics == record.metrics
+
+
+def test_an_unfinished_unit_whose_chosen_weights_are_damaged_goes_on_from_before_they_were_chosen(bench, tmp_path):
+    plan = plan_of(bench, validation_subjects=1, evaluate_every=4)
+    unit = pick(plan, "joint")
+    assert run(bench, plan, unit, tmp_path / "whole").status == "finished"
+    stopped = stop_at(unit.config.optim.steps - 1)
+    assert run(bench, plan, unit, tmp_path / "damaged", stopped).status == "stopped"
+    (best,) = (Ledger(tmp_path / "damaged").folder(unit) / "best").iterdir()
+    file = best / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert run(bench, plan, unit, tmp_path / "damaged").status == "finished"
+    assert_same_tensors(chosen(tmp_path / "damaged", unit), chosen(tmp_path / "whole", unit))
+    metrics = [Ledger(tmp_path / name).finished(unit).metrics for name in ("whole", "damaged")]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_unit_killed_between_its_result_and_its_record_makes_the_record_without_training(
+    bench, tmp_path, monkeypatch
+):
+    plan = plan_of(bench)
+    unit, ledger = pick(plan, "joint"), Ledger(tmp_path)
+    assert run(bench, plan, unit, tmp_path).status == "finished"
+    record = ledger.finished(unit)
+    (ledger.folder(unit) / RECORD).unlink()
+    refuse_to_train(monkeypatch)
+    monkeypatch.setattr(ups_model.train, "measure", ups_model.train.sequence_loss)
+    assert run(bench, plan, unit, tmp_path).status == "finished"
+    again = ledger.finished(unit)
+    assert (again.metrics, again.routes, again.checkpoint) == (record.metrics, record.routes, record.checkpoint)
+    assert again.about["train_seconds"] == record.about["train_seconds"]
+
+
+@pytest.mark.slow
+def test_a_unit_takes_nothing_from_those_that_ran_before_it_in_its_process(bench, tmp_path):
+    """Workers are used again: each unit must have the bits of one that had a process to itself."""
+    plan = plan_of(bench)
+    joint, other = pick(plan, "joint", arm="base"), pick(plan, "joint", arm="routing=False")
+    separate = pick(plan, "separate", "eap")
+    tuned, other_tuned = pick(plan, "finetune", "ar3d", "base"), pick(plan, "finetune", "pe", "routing=False")
+    torch.manual_seed(12345)  # What no fresh process has.
+    torch.rand(7)
+    reused, fresh = tmp_path / "reused", tmp_path / "fresh"
+    for unit in (joint, other, tuned, other_tuned, separate):
+        assert run(bench, plan, unit, reused).status == "finished"
+    program = (
+        "import sys; from orchestrator.worker.run_unit import *\n"
+        "print(run_unit(Job.from_json(sys.stdin.read()), bool).status)"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for unit in (other, other_tuned, separate):
+        done = subprocess.run(
+            [sys.executable, "-c", program], input=job_of(bench, plan, unit, fresh).to_json(),
+            env=environment, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        assert done.stdout.split() == ["finished"], done.stderr
+        assert_same_tensors(chosen(reused, unit), chosen(fresh, unit))
+        one, two = (Ledger(storage).finished(unit) for storage in (reused, fresh))
+        assert (one.metrics, one.routes) == (two.metrics, two.routes)
+    # And in another order, in this process once more.
+    for unit in (separate, tuned):
+        if unit.parent:
+            assert run(bench, plan, plan.units[unit.parent], tmp_path / "order").status == "finished"
+        assert run(bench, plan, unit, tmp_path / "order").status == "finished"
+        assert_same_tensors(chosen(tmp_path / "order", unit), chosen(reused, unit))
+
+
+def features(prompts, *given, **named):
+    """Numbers in place of a language model's: a thousand bins would take it a minute, and no claim here is on words."""
+    return torch.randn(len(prompts), 24, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A storage: units that studies share are trained once, as a user's would be."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in study_names() if name != "tables_1_6"])  # test_tables_1_6.py has it
+def test_every_arm_of_every_study_trains_and_measures_all_its_columns(name, bench, shared, monkeypatch):
+    monkeypatch.setattr("ups_model.training.build.text_features", features)
+    plan, ledger = plan_of(bench, name, **LIGHT), Ledger(shared)
+    assert find_study(name).name == plan.study.name
+    trained = {}
+    for table, lines in plan.tables:
+        for line in lines:
+            for task in line.units:
+                if line.row.training == "fine-tuned" and line.arms[task].name != "base" and task != "eap":
+                    continue  # Of each fine-tuned arm one task's second stage; of the base all.
+                for key in plan.with_parents(line.units[task]):
+                    unit = plan.units[key]
+                    if key not in trained:
+                        assert run(bench, plan, unit, shared).status == "finished", unit.name
+                        trained[key] = unit
+                record = ledger.finished(plan.units[line.units[task][0]])
+                measured = [f"test/{column.metric}" for column in table.columns if column.task == task]
+                measured = [key for key in measured if not key.endswith("top5")]  # The toy clips have two classes.
+                assert measured or task == "ar2d"
+                assert all(math.isfinite(record.metrics[key]) for key in measured), line.row.label
+    assert {unit.arm for unit in trained.values()} == {arm.name for arm in plan.arms}
+    steps = [unit.config.optim.steps for unit in trained.values() if unit.stage != "finetune"]
+    assert min(steps) >= 2

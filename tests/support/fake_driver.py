@@ -1,0 +1,74 @@
+"""A driver with a cluster of nothing, for tests of the command around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.planning.plan import Unit
+from tests.support.plans import finish
+
+
+class NoMirror:
+    """In MLflow's place, which has tests of its own."""
+
+    outcomes: list[str] = []  # noqa: RUF012 - emptied by `FakeDriver.install`
+
+    def __init__(self, *given: Any) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    def note(self, key: str, state: str) -> None:
+        pass
+
+    def close(self, outcome: str, out: Path | None, seconds: float) -> int:
+        self.outcomes.append(outcome)
+        return 0
+
+
+class FakeDriver:
+    """Releases units and ends them; `becomes` says what becomes of each unit."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.becomes: Callable[[Unit], str] = lambda unit: "finished"
+        self.jobs: list[Any] = []
+        """Of all units that were released."""
+
+    @classmethod
+    def install(cls, monkeypatch: Any) -> FakeDriver:
+        """One that takes the place of Ray and MLflow while the test runs."""
+        from orchestrator.execution import driver as run
+        from orchestrator.execution import ray_cluster as ray_nodes
+        from orchestrator.tracking import mlflow_store as tracking
+
+        fake = cls()
+        monkeypatch.setattr(ray_nodes, "connect", lambda address: ray_nodes.ClusterFacts(2.0, 0.0, True))
+        monkeypatch.setattr(ray_nodes, "check_room", lambda facts, resources: None)
+        monkeypatch.setattr(ray_nodes, "disconnect", lambda: None)
+        monkeypatch.setattr(run, "execute", fake.execute)
+        monkeypatch.setattr(NoMirror, "outcomes", [])
+        monkeypatch.setattr(tracking, "Mirror", NoMirror)
+        return fake
+
+    def execute(self, agenda: Any, job_of: Any, resources: Any, facts: Any, hooks: Any, footprints: Any) -> None:
+        """In place of `orchestrator.execution.driver.execute`."""
+        self.started += 1
+        while (unit := agenda.next()) is not None:
+            job = job_of(unit)
+            assert all(Path(path).is_absolute() for path in job.paths.values()) and job.threads == 1
+            self.jobs.append(job)
+            state = self.becomes(unit)
+            if state == "finished":
+                finish(agenda.ledger, unit)
+                agenda.finished(unit.key)
+            elif state == "failed":
+                agenda.failed(unit.key, "it broke")
+            else:
+                agenda.stopping = True
+                agenda.stopped(unit.key)
+            hooks.changed(unit.key, agenda.state[unit.key])
+            hooks.tick()

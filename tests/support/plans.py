@@ -1,0 +1,59 @@
+"""Small plans, ledgers and records that the orchestrator's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan, with_layers
+from orchestrator.planning.resolve import column_settings
+from orchestrator.storage.ledger import Ledger, Record
+from search_spaces.columns import ABLATION
+from search_spaces.study import Row, Study, Table
+from ups_model.config.identity import configured_sets
+from ups_model.config.presets import preset
+from ups_model.source import source_identity
+
+DATA = {
+    name: DataFacts(f"{index:064x}", True, f"synthetic: {name}", 100)
+    for index, name in enumerate(("synthetic_h36m17", "synthetic_openpose18", "synthetic_ntu25"))
+}
+TEXT = "a language model"
+
+
+def small_study(**changes: Any) -> Study:
+    """One table with a baseline and another row; 8 units a seed."""
+    table = Table(
+        "depth",
+        "Depth",
+        "Layers",
+        ABLATION,
+        (Row("1", {"encoder_layers": 1}), Row("2", {"encoder_layers": 2})),
+        baseline="2",
+    )
+    return Study(**({"name": "small", "question": "?", "expectation": "!", "tables": (table,)} | changes))
+
+
+def plan_of(study: Study, seeds: int = 1, changes: Mapping[str, Any] | None = None, name: str = "tiny") -> Plan:
+    """A plan on invented data."""
+    base = with_layers(preset(name), study.base, changes or {})
+    used = {source for config in column_settings(study, base) for source in configured_sets(config)}
+    others = {one: DataFacts(f"of {one}", False, f"invented: {one}", 100) for one in sorted(used - DATA.keys())}
+    return make_plan(study, name, preset(name), changes or {}, seeds, {**DATA, **others}, TEXT)
+
+
+def finish(ledger: Ledger, unit: Unit, **metrics: float) -> Record:
+    """Leave a finished record, with weights that are there but hold nothing."""
+    values = {f"test/{name}": value for name, value in {"score": 0.0, **metrics}.items()}
+    record = Record(unit.key, "finished", values, about={"source": source_identity()}, checkpoint="best/step-1")
+    folder = ledger.folder(unit) / "best" / "step-1"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "state.json").write_text("{}")
+    ledger.write(unit, record)
+    return record
+
+
+def new_ledger(folder: Path) -> Ledger:
+    """An empty one."""
+    return Ledger.open(str(folder / "storage"))

@@ -1,0 +1,121 @@
+"""The command `python -m ups_model.data`, and `prepare` as a function."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ups_model.data import ClipSet, prepare
+from ups_model.data.__main__ import main
+from ups_model.data.prepare import catalog as sources
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    assert main(["prepare", "synthetic", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_preparing_again_keeps_what_is_there_and_says_so(cache, capsys):
+    inodes = [path.stat().st_ino for path in sorted(cache.rglob("*.npy"))]
+    assert main(["prepare", "synthetic", "--out", str(cache)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("already prepared") == 3
+    assert inodes == [path.stat().st_ino for path in sorted(cache.rglob("*.npy"))]
+    row = next(line for line in printed.splitlines() if line.startswith("synthetic_h36m17 "))
+    assert row.split()[1:7] == ["240", "120", "120", "12", "10", "1"] and row.split()[8] == "4"
+
+
+def test_a_damaged_set_is_prepared_again(tmp_path):
+    path = prepare("synthetic_h36m17", out=tmp_path)
+    before = ClipSet.open(path).fingerprint
+    (path / "label.npy").unlink()
+    assert prepare("synthetic_h36m17", out=tmp_path) == path
+    assert ClipSet.open(path).fingerprint == before
+
+
+def test_seeds_do_not_replace_each_other(cache):
+    path = prepare("synthetic_h36m17", out=cache, seed=9)
+    assert path.name == "synthetic_h36m17-seed9"
+    assert ClipSet.open(path).fingerprint != ClipSet.open(cache / "synthetic_h36m17").fingerprint
+
+
+def test_a_mistyped_name_and_a_group_are_refused_by_the_function(tmp_path):
+    with pytest.raises(ValueError, match="unknown data 'synthetic_ntu52'; try synthetic_ntu25"):
+        prepare("synthetic_ntu52", out=tmp_path)
+    with pytest.raises(ValueError, match="one set at a time, got the group 'open'; it is uiprmd, utd_mhad, jhmdb"):
+        prepare("open", out=tmp_path)
+
+
+def test_list_shows_known_sources_and_prepared_sets(cache, capsys):
+    assert main(["list", str(cache)]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in sources.SOURCES) and "needs uiprmd_vicon17.npz" in printed
+    assert ClipSet.open(cache / "synthetic_ntu25").fingerprint[:16] in printed
+
+
+def test_list_of_an_empty_folder_says_so(tmp_path, capsys):
+    assert main(["list", str(tmp_path / "nowhere")]) == 0
+    assert "no prepared sets" in capsys.readouterr().out
+
+
+def test_verify_reports_every_folder_and_fails_on_a_damaged_one(tmp_path, cache, capsys):
+    path = prepare("synthetic_h36m17", out=tmp_path)
+    raw = bytearray((path / "keypoints.npy").read_bytes())
+    raw[5000] ^= 1
+    (path / "keypoints.npy").write_bytes(raw)
+    assert main(["verify", str(path), str(cache / "synthetic_ntu25")]) == 1
+    output = capsys.readouterr()
+    assert "synthetic_ntu25: ok, 480 clips" in output.out
+    assert "keypoints.npy: content differs" in output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "jhmd"], "unknown data 'jhmd'; try jhmdb"),
+        (["prepare", "jhmdb"], "give their folder with --source"),
+        (["prepare", "synthetic", "jhmdb", "--source", "/nowhere"], "/nowhere/jhmdb2d15.npz: no such file"),
+        (["prepare", "synthetic", "--seed", "-3"], "--seed must be >= 0, got -3"),
+        (["verify", "/nowhere"], "/nowhere: no such folder"),
+    ],
+)
+def test_bad_usage_ends_with_2_and_one_line_before_anything_starts(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.setenv("UPS_CACHE", str(tmp_path))
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert message in output.err and output.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_source_ends_with_1_and_one_line(tmp_path, capsys):
+    (tmp_path / "jhmdb2d15.npz").write_bytes(b"PK not a zip file")
+    assert main(["prepare", "jhmdb", "--source", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("UPS_CACHE", str(tmp_path / "elsewhere"))
+    assert sources.default_cache() == tmp_path / "elsewhere"
+    monkeypatch.delenv("UPS_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert sources.default_cache() == tmp_path / ".cache" / "ups" / "clips"
+
+
+@pytest.mark.parametrize("command", ["ups_model.data list {0}", "ups_model.predict none {0}/synthetic_ntu25 --list"])
+def test_output_into_a_pipe_that_is_closed_early_ends_quietly(cache, command):
+    command = f"{sys.executable} -m {command.format(cache)}"
+    for reader in ("head -1", "true"):
+        finished = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", f"{command} | {reader}"], capture_output=True, text=True, timeout=60
+        )
+        assert finished.stderr == "" and finished.returncode in (0, 141)
+
+
+def test_the_command_runs_without_torch_and_prints_no_progress_into_a_pipe(tmp_path):
+    code = "import sys; sys.modules['torch'] = None\n"  # so that importing it fails
+    code += "from ups_model.data.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "prepare", "synthetic_h36m17", "--out", str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0 and finished.stderr == "" and "prepared at" in finished.stdout

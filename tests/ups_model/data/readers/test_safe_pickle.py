@@ -1,0 +1,338 @@
+"""Pickles of data are read as pickle itself reads them; nothing that is in a pickle runs; damage is a ValueError."""
+
+import io
+import pickle
+import re
+import tracemalloc
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ups_model.data.readers.io.safe_pickle import ItemStream, load, read_object_array
+
+PLAIN = {
+    "numbers": (1, -2.5, True, False, None, 2**70, 1 + 2j),
+    "text": ["", "é", b"", b"\x00\xff", bytearray(b"ab")],
+    "sets": [set(), {1, 2}, frozenset("ab")],
+    "nested": [[[()]], {"a": {(1, "b"): OrderedDict(x=1)}}],
+    "spans": (slice(1, None, 2), range(3, 9, 2)),
+}
+ARRAYS = {
+    "big_endian": np.arange(6, dtype=">f4").reshape(2, 3),
+    "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "half": np.array([0.5, 1.5], dtype=np.float16),
+    "empty": np.zeros((0, 3)),
+    "flags": np.array([True, False]),
+    "text": np.array(["ab", "é"]),
+    "bytes": np.array([b"ab"]),
+    "scalar": np.array(7, dtype=np.uint8),
+    "objects": np.array([1, "x", None, np.arange(2)], dtype=object),
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_values_are_read_as_pickle_reads_them(protocol):
+    raw = pickle.dumps(PLAIN, protocol)
+    found = load(io.BytesIO(raw), "file")
+    assert found == pickle.loads(raw) and repr(found) == repr(PLAIN)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_keep_type_shape_order_and_content(protocol, name):
+    array = ARRAYS[name]
+    twice = load(io.BytesIO(pickle.dumps([array, array], protocol)), "file")
+    assert twice[0] is twice[1] and type(twice[0]) is np.ndarray
+    assert (twice[0].dtype, twice[0].shape, twice[0].flags.f_contiguous) == (
+        array.dtype,
+        array.shape,
+        array.flags.f_contiguous,
+    )
+    assert twice[0].flags.writeable
+    for got, expected in zip(twice[0].ravel(), array.ravel(), strict=True):
+        assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_numpy_scalars_keep_their_type(protocol):
+    values = [np.float32(1.5), np.int64(-3), np.bool_(True), np.str_("ab")]
+    found = load(io.BytesIO(pickle.dumps(values, protocol)), "file")
+    assert found == values and [type(value) for value in found] == [type(value) for value in values]
+
+
+def test_files_of_numpy_1_and_of_python_2_are_read():
+    raw = pickle.dumps(np.arange(3, dtype="<i4"), 2)
+    assert b"numpy._core.multiarray" in raw
+    assert load(io.BytesIO(raw.replace(b"numpy._core", b"numpy.core")), "file").tolist() == [0, 1, 2]
+    # As Python 2 wrote it: the dtype and the data are strings of bytes (opcode U), not unicode.
+    python_2 = (
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\nq\x00cnumpy\nndarray\nq\x01K\x00\x85U\x01b\x87R"
+        b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02i2K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89U\x04\x01\x00\xff\xfftb."
+    )
+    assert np.array_equal(pickle.loads(python_2, encoding="latin1"), np.array([1, -1], dtype=np.int16))
+    found = load(io.BytesIO(python_2), "file")
+    assert found.dtype == np.int16 and found.tolist() == [1, -1]
+
+
+class Reduced:
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def _attacks(target):
+    """Pickles each of which makes the file `target` when `pickle.loads` reads it."""
+    command = f"touch {target}"
+    call = f"open({str(target)!r}, 'w')"
+    text = command.encode()
+    return {
+        "reduce": pickle.dumps(Reduced(eval, (call,)), 2),
+        "stack_global": pickle.dumps(Reduced(eval, (call,)), 4),
+        "inst": b"(S" + repr(command).encode() + b"\nios\nsystem\n.",
+        "obj": b"(cos\nsystem\nX" + len(text).to_bytes(4, "little") + text + b"o.",
+        "in_a_list_in_a_dict": pickle.dumps({"a": [np.zeros(3), Reduced(eval, (call,))]}, 5),
+        "hidden_in_an_object_array": pickle.dumps(np.array([Reduced(eval, (call,))], dtype=object), 4),
+        "popped_before_the_end": pickle.dumps(Reduced(eval, (call,)), 2)[:-1] + b"0N.",
+        "by_the_memo": b"cbuiltins\neval\np0\n0g0\n(X" + len(call).to_bytes(4, "little") + call.encode() + b"tR.",
+        "numpy_loader": pickle.dumps(Reduced(np.load, (str(target) + ".npy", None, True)), 2),
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in _attacks("x") if name != "numpy_loader"])
+def test_what_pickle_would_run_is_refused_and_does_not_run(tmp_path, name):
+    target = tmp_path / "made"
+    raw = _attacks(target)[name]
+    pickle.loads(raw)
+    assert target.exists(), "the attack must work where nothing guards against it"
+    target.unlink()
+    with pytest.raises(ValueError, match="arrays and plain values alone"):
+        load(io.BytesIO(raw), "file.pkl")
+    assert not target.exists()
+
+
+def test_numpys_own_loader_that_would_unpickle_a_second_file_is_refused(tmp_path):
+    raw = _attacks(tmp_path / "made")["numpy_loader"]
+    with pytest.raises(ValueError, match=r"file.pkl: .*asks for numpy.*load \(byte \d+\); have the program"):
+        load(io.BytesIO(raw), "file.pkl")
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"cos\nsystem\n.", r"asks for os.system"),
+        (b"cbuiltins\ngetattr\n.", r"asks for builtins.getattr"),
+        (b"c__builtin__\neval\n.", r"asks for __builtin__.eval"),
+        (b"cnumpy\nfromfile\n.", r"asks for numpy.fromfile"),
+        (b"cnumpy.f2py.diagnose\nrun\n.", r"asks for numpy.f2py.diagnose.run"),
+        (b"cnumpy.core.multiarray\n__builtins__\n.", "asks for numpy.core.multiarray.__builtins__"),
+        (b"Pid\n.", "uses PERSID"),
+        (b"NQ.", "uses BINPERSID"),
+        (b"\x82\x01.", "uses EXT1"),
+        (b"\x97.", "uses NEXT_BUFFER"),
+        (b"cnumpy\nndarray\n(K\x02\x85t\x81.", "uses NEWOBJ"),
+        (b"cbuiltins\nset\n}X\x01\x00\x00\x00aNsb.", "sets a Global's state"),
+        (b"]}X\x08\x00\x00\x00__init__Nsb.", "sets a list's state"),
+        (b"]\x85]R.", "calls a"),
+        (b"cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85R.", "ndarray is not called as data are written"),
+        (b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.", "bytearray is not called as data are written"),
+        (b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00rot\x86R.", "encode is not called as data are written"),
+    ],
+)
+def test_opcodes_and_names_that_data_do_not_need_are_refused_by_name(raw, message):
+    with pytest.raises(ValueError, match=f"^file.pkl: .*{message}"):
+        load(io.BytesIO(raw), "file.pkl")
+
+
+def _with_dtype_state(state):
+    """An object array whose dtype's state is forged, its data given as bytes: numpy would take them for pointers."""
+    head = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R(K\x01K\x01\x85"
+    return head + b"cnumpy\ndtype\nX\x02\x00\x00\x00O8K\x00K\x01\x87R(" + state + b"tb\x89C\x08ABCDEFGHtb."
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00",
+        b"K\x03X\x01\x00\x00\x00|NNNK\x08K\x08K\x00",
+        b"K\x03X\x01\x00\x00\x00|NN}K\x08K\x08K\x00",
+    ],
+)
+def test_bytes_are_never_taken_for_objects_whatever_the_flags_say(state):
+    with pytest.raises(ValueError, match=r"needs a list of 1 objects|a dtype with fields"):
+        load(io.BytesIO(_with_dtype_state(state)), "file.pkl")
+
+
+def test_an_array_that_claims_more_than_it_has_is_refused():
+    raw = pickle.dumps(np.arange(4, dtype=np.uint8), 2)
+    assert raw.count(b"K\x01K\x04\x85") == 1
+    for shape in (b"K\x01K\x05\x85", b"K\x01J\xff\xff\xff\xff\x85", b"K\x01J\xff\xff\xff\x7f\x85"):
+        with pytest.raises(ValueError, match=r"bytes, got 4|none below 0"):
+            load(io.BytesIO(raw.replace(b"K\x01K\x04\x85", shape)), "file.pkl")
+
+
+def test_deep_nesting_is_read_or_refused_without_exhausting_the_stack():
+    deep = 200_000
+    assert isinstance(load(io.BytesIO(b"]" * deep + b"a" * (deep - 1) + b"."), "file"), list)
+    with pytest.raises(ValueError, match="keys of dicts"):
+        load(io.BytesIO(b"})" + b"\x85" * deep + b"Ns."), "file")
+
+
+def _types(value):
+    if isinstance(value, dict):
+        return {dict}.union(*(_types(part) for pair in value.items() for part in pair))
+    if isinstance(value, (list, tuple, set, frozenset)) or (isinstance(value, np.ndarray) and value.dtype == object):
+        return {type(value)}.union(*map(_types, value.tolist() if isinstance(value, np.ndarray) else value))
+    return {type(value)}
+
+
+SAMPLE = pickle.dumps({"a": np.arange(4.0), "b": ["x", (1, 2.5)], "o": np.array([{}, 1], dtype=object)}, 4)
+
+
+@given(st.integers(0, len(SAMPLE) - 1))
+def test_a_truncated_pickle_is_refused(size):
+    with pytest.raises(ValueError, match=r"^file: not a whole pickle"):
+        load(io.BytesIO(SAMPLE[:size]), "file")
+
+
+@given(st.lists(st.tuples(st.integers(0, len(SAMPLE) - 1), st.integers(0, 255)), min_size=1, max_size=4))
+def test_altered_bytes_give_data_or_a_value_error(changes):
+    raw = bytearray(SAMPLE)
+    for place, value in changes:
+        raw[place] = value
+    try:
+        found = load(io.BytesIO(bytes(raw)), "file")
+    except ValueError as error:
+        assert str(error).startswith("file: ")
+    else:
+        assert all(kind.__module__ in ("builtins", "numpy", "collections") for kind in _types(found))
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_give_data_or_a_value_error(raw):
+    try:
+        load(io.BytesIO(raw), "file")
+    except ValueError as error:
+        assert str(error).startswith("file: ")
+
+
+def _items(count, frames=50):
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        pose = rng.normal(size=(2, frames, 25, 3)).astype(np.float32)
+        yield {"frame_dir": f"S{index:06d}", "label": index % 60, "keypoint": pose, "img_shape": (1080, 1920)}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("count", [0, 1, 2, 1001])
+def test_items_come_one_by_one_in_order_with_the_rest_of_the_file(protocol, count):
+    frames = 1 if count > 2 else 5
+    whole = {"split": {"train": ["a", "b"]}, "annotations": list(_items(count, frames)), "after": 3}
+    items = ItemStream(io.BytesIO(pickle.dumps(whole, protocol)), "file", "annotations")
+    before = []
+    for item, expected in zip(items, _items(count, frames), strict=True):
+        before.append(items.rest.get("split"))
+        assert np.array_equal(item.pop("keypoint"), expected.pop("keypoint")) and item == expected
+    assert before == [{"train": ["a", "b"]}] * count
+    assert items.rest == {"split": {"train": ["a", "b"]}, "after": 3}
+
+
+def test_names_shared_by_the_list_and_the_rest_are_kept_whichever_comes_first():
+    items = list(_items(3, 1))
+    names = [item["frame_dir"] for item in items]
+    for whole in ({"split": names, "annotations": items}, {"annotations": items, "split": names}):
+        stream = ItemStream(io.BytesIO(pickle.dumps(whole, 2)), "file", "annotations")
+        assert [item["frame_dir"] for item in stream] == names == stream.rest["split"]
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_stream_holds_one_item_at_a_time_however_many_there_are(tmp_path, protocol):
+    file = tmp_path / "many.pkl"
+    with file.open("wb") as stream:
+        pickle.dump({"annotations": list(_items(1200))}, stream, protocol)
+    size = file.stat().st_size
+    assert size > 35e6
+    tracemalloc.start()
+    with file.open("rb") as stream:
+        assert sum(1 for _ in ItemStream(stream, "many.pkl", "annotations")) == 1200
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6, f"{peak} bytes for a file of {size}"
+
+
+@pytest.mark.parametrize(
+    ("whole", "message"),
+    [
+        ([1, 2], "must hold a dict with a list under 'annotations'"),
+        ({"other": []}, "must hold a dict with a list under 'annotations'"),
+        ({"annotations": 3}, "must hold a dict with a list under 'annotations'"),
+        ({"annotations": [{}, 3]}, r"\['annotations'\]\[1\]: must be a dict, got int"),
+    ],
+)
+def test_a_file_without_the_list_is_refused(whole, message):
+    with pytest.raises(ValueError, match=message):
+        list(ItemStream(io.BytesIO(pickle.dumps(whole, 2)), "file", "annotations"))
+
+
+def test_a_list_written_elsewhere_and_referred_to_is_refused_and_not_lost():
+    shared = [{"a": 1}]
+    with pytest.raises(ValueError, match="must be written in place"):
+        list(ItemStream(io.BytesIO(pickle.dumps({"x": shared, "annotations": shared}, 2)), "file", "annotations"))
+
+
+def test_object_members_of_an_npz_are_read_as_numpy_reads_them(tmp_path):
+    file = tmp_path / "file.npz"
+    nested = {"S1": {"Walking 1": np.arange(6, dtype=np.float32).reshape(1, 2, 3)}}
+    rows = np.array([[1, 2], None, "x"], dtype=object)
+    np.savez(file, positions=nested, rows=rows, numbers=np.arange(3))
+    with np.load(file, allow_pickle=True) as archive:
+        expected = archive["positions"].item()
+    found = read_object_array(file, "positions")
+    assert found.keys() == expected.keys() and np.array_equal(found["S1"]["Walking 1"], expected["S1"]["Walking 1"])
+    assert read_object_array(file, "rows").tolist() == rows.tolist()
+    with pytest.raises(ValueError, match=re.escape(f"{file}: has no member 'poses'")):
+        read_object_array(file, "poses")
+    with pytest.raises(ValueError, match=r"must hold objects of 0 or 1 dimensions, got int64 \[3\]"):
+        read_object_array(file, "numbers")
+
+
+def test_a_member_that_would_run_code_is_refused(tmp_path):
+    file, target = tmp_path / "file.npz", tmp_path / "made"
+    np.savez(file, positions=np.array([Reduced(eval, (f"open({str(target)!r}, 'w')",))], dtype=object))
+    with pytest.raises(ValueError, match=r"file.npz\[positions\]: .*asks for builtins.eval"):
+        read_object_array(file, "positions")
+    assert not target.exists()
+
+
+def test_a_member_whose_header_and_content_differ_is_refused(tmp_path):
+    file = tmp_path / "file.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|O", "fortran_order": False, "shape": (2,)})
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("rows.npy", header.getvalue() + pickle.dumps(np.array([1], dtype=object)))
+    with pytest.raises(ValueError, match=r"does not match its header \[2\]"):
+        read_object_array(file, "rows")
+
+
+@given(kept=st.floats(0, 0.999))
+def test_a_truncated_npz_is_named(tmp_path_factory, kept):
+    file = tmp_path_factory.mktemp("npz") / "file.npz"
+    np.savez(file, positions={"S1": np.arange(50)})
+    raw = file.read_bytes()
+    file.write_bytes(raw[: int(kept * len(raw))])
+    with pytest.raises(ValueError, match=r"file.npz"):
+        read_object_array(file, "positions")
+
+
+def test_an_array_that_two_items_share_is_refused_and_read_whole_by_load():
+    pose = np.arange(600.0)
+    raw = pickle.dumps({"annotations": [{"a": 1, "pose": pose}, {"a": 2, "pose": pose}]}, 2)
+    with pytest.raises(ValueError, match="values of an item of 'annotations' must not be used again"):
+        list(ItemStream(io.BytesIO(raw), "file", "annotations"))
+    assert np.array_equal(load(io.BytesIO(raw), "file")["annotations"][1]["pose"], pose)

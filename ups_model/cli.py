@@ -1,0 +1,162 @@
+"""What the commands of this package share: arguments, presets, where clip sets lie, the closing report."""
+
+import argparse
+import json
+import logging
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from ups_model.config import Config
+from ups_model.config.presets import PRESETS, preset
+from ups_model.data.prepare.catalog import GROUPS, SOURCES, default_cache, prepare
+from ups_model.evaluation.measure import is_headline
+from ups_model.training.distributed import first_process
+
+if TYPE_CHECKING:
+    from ups_model.train import Result
+
+logger = logging.getLogger(__name__)
+
+__all__ = [
+    "PRESETS",
+    "StopOnSignal",
+    "add_data_arguments",
+    "add_device_arguments",
+    "data_paths",
+    "metric_table",
+    "read_config",
+    "report",
+    "start_logging",
+]
+
+
+class StopOnSignal:
+    """True once SIGTERM or SIGINT has come: the trainer then saves and ends. A second SIGINT ends at once."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def __call__(self) -> bool:
+        return self.stopping
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.stopping = True
+        logger.warning("%s: saving a checkpoint after this step, then ending", signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def start_logging() -> None:
+    """Log lines with the time, to standard error; of several processes the first alone tells its progress."""
+    level = logging.INFO if first_process() else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--data NAME=PATH`, repeatable."""
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="NAME=PATH", help="folder of a prepared clip set (repeatable)"
+    )
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--device` and `--precision`."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(auto)")
+
+
+def read_config(given: argparse.Namespace) -> Config:
+    """The configuration that `--preset` or `--config`, `--task`, `--parent`, `--set` and `--seed` describe."""
+    if (given.preset is None) == (given.config is None):
+        raise ValueError(f"give one of --preset ({', '.join(PRESETS)}) and --config FILE")
+    if given.config is not None:
+        try:
+            config = Config.from_canonical(json.loads(given.config.read_text("utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{given.config}: not a configuration ({error})") from error
+    else:
+        config = preset(given.preset)
+    config = config.replace(seed=given.seed, freeze_routes=given.parent is not None or config.freeze_routes)
+    if given.task is not None:
+        alone = {"optim.cycle": (given.task,)}
+        if config.optim.update == "cycle":
+            alone["optim.update"] = "iteration"
+        config = config.with_fields(alone)
+    return config.with_fields(assignments(given.set, "--set", "FIELD=VALUE"))
+
+
+def assignments(texts: Sequence[str], flag: str, form: str) -> dict[str, str]:
+    """NAME=VALUE texts as a dict; ValueError for a text without = and for a name given twice."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise ValueError(f"{flag} takes {form}, got {text!r}")
+        if name in found:
+            raise ValueError(f"{flag} {name} is given twice, {found[name]!r} and {value!r}; keep one")
+        found[name] = value
+    return found
+
+
+def data_paths(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+    """Folder of each clip set: as given, else in the usual place; synthetic sets are made there on first use.
+
+    Raises:
+        ValueError: a set that is neither given nor prepared, or a given one that the configuration does not use.
+    """
+    given = {name: Path(value).expanduser() for name, value in assignments(texts, "--data", "NAME=PATH").items()}
+    unused = [name for name in given if name not in names]
+    if unused:
+        raise ValueError(f"--data {unused[0]}: no task uses this clip set; used are {', '.join(names)}")
+    paths = {}
+    for name in names:
+        if name in given:
+            paths[name] = given[name]
+        elif name in GROUPS["synthetic"]:
+            paths[name] = prepare(name)
+        elif (default_cache() / name).is_dir():
+            paths[name] = default_cache() / name
+        else:
+            way = f"or run python -m ups_model.data prepare {name} --source DIR"
+            if name not in SOURCES:
+                way = "of a clip set in the format of docs/data.md; no reader is known by that name"
+            raise ValueError(f"clip set {name!r} is not prepared: give --data {name}=PATH {way}")
+    return paths
+
+
+def report(result: "Result") -> str:
+    """What a finished run did, for people: headline metrics, routes, time, where the weights are."""
+    about = result.about
+    shown = {name: value for name, value in result.metrics.items() if is_headline(name.split("/", 1)[1])}
+    lines = [metric_table(shown), "all metrics: result.json in the run's folder"] if shown else []
+    if about["synthetic"]:
+        lines.append(f"Synthetic data ({', '.join(about['synthetic'])}): these numbers say nothing about real motion.")
+    trained = {task: route for task, route in result.routes.items() if task in about["config"]["optim"]["cycle"]}
+    if trained:
+        routes = ", ".join(f"{task} {'-'.join(map(str, route))}" for task, route in trained.items())
+        lines.append(f"routes (block per layer): {routes}")
+    by = about["chosen_by"]
+    chosen = ", chosen by validation subjects" if by == "validation subjects" else ", the last"
+    lines.append(
+        f"{result.status} at step {result.step}, {about['train_seconds']:.0f} s on {about['device']} "
+        f"({about['precision']}), {about['parameters'] / 1e6:.2f} M parameters, run {result.key}"
+    )
+    if result.checkpoint:
+        lines.append(f"weights: {result.checkpoint} (step {about['chosen_step']}{chosen})")
+    return "\n".join(lines)
+
+
+def metric_table(metrics: dict[str, float]) -> str:
+    """Metrics as aligned lines, one a name, with a column for each part (validation, test)."""
+    parts = list(dict.fromkeys(name.split("/", 1)[0] for name in metrics))
+    names = list(dict.fromkeys(name.split("/", 1)[1] for name in metrics))
+    width = max(map(len, names))
+    rows = [" " * width + "".join(f"{part:>12}" for part in parts)]
+    for name in names:
+        cells = (metrics.get(f"{part}/{name}") for part in parts)
+        rows.append(f"{name:<{width}}" + "".join(f"{'' if cell is None else f'{cell:.2f}':>12}" for cell in cells))
+    return "\n".join(rows)

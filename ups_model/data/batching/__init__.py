@@ -1,0 +1,1 @@
+"""From a clip set to batches on the device."""

@@ -1,0 +1,1 @@
+"""The clip set on disk: its arrays, rules and splits."""

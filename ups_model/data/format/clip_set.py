@@ -1,0 +1,330 @@
+"""The on-disk format of motion clips: a folder with a JSON manifest and memory-mapped .npy arrays.
+
+    clips.json        what the set is, its cameras, and dtype, shape and sha256 of every array
+    positions.npy     [F, J, C] float16 or float32: the frames of all tracks, end to end
+    confidence.npy    [F, J], optional: detector confidence, 0 = not seen
+    keypoints.npy     [F, K, J, 2], optional: 2D keypoints in pixels of K cameras, aligned with positions
+    track_*.npy       [T] one row per person and clip: start, length (frames), clip (index), offset (in the clip)
+    clip_*.npy, ...   [M] one row per clip: clip_id, label, subject, split_test, clip_length, camera_group
+    column_*.npy      [M] further integer columns
+
+See docs/data.md. Writing is in `ups_model.data.format.writer`, splits in `ups_model.data.format.splits`.
+
+Shape suffixes: F frames of the set, N frames of a track, K cameras, J joints, C coordinates, T tracks, M clips.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ups_model.data.format.cameras import Camera, project, to_camera
+from ups_model.data.format.rules import (
+    CLIP_TABLE,
+    DAMAGED,
+    FRAME_ARRAYS,
+    TRACK_TABLE,
+    count_non_finite,
+    sha256_of,
+    shape_faults,
+    table_faults,
+)
+from ups_model.data.format.splits import Split, check_no_leak, split_clips, without_leaks
+from ups_model.skeletons import Skeleton, get_skeleton
+
+__all__ = [
+    "Camera",
+    "ClipSet",
+    "ClipSetInfo",
+    "Split",
+    "check_no_leak",
+    "project",
+    "to_camera",
+    "without_leaks",
+]
+
+FORMAT = "ups-clips"
+VERSION = 1
+MANIFEST = "clips.json"
+
+UNITS = ("metre", "normalised")
+
+
+@dataclass(frozen=True)
+class ClipSetInfo:
+    """What a clip set is, beside its arrays."""
+
+    name: str
+    skeleton: str
+    """A name in `ups_model.skeletons.SKELETONS`."""
+    dims: int
+    """2 or 3 coordinates."""
+    fps: float
+    units: str
+    """ "metre" for 3D, "normalised" for 2D (image coordinates without a unit; the description says which)."""
+    up_axis: str
+    """ "x", "y", "z" or with a minus: "-y" is up where y grows downward."""
+    licence: str
+    classes: tuple[str, ...]
+    """Plain text, in label order; empty where clips have no labels."""
+    synthetic: bool
+    """Whether the motion was made by a program. Captions must say so."""
+    description: str
+    """One sentence for captions."""
+    origin: str = ""
+    """Qualifies clip ids: sets of one origin share clips (NTU60 and NTU120). Empty: the name."""
+    camera_groups: tuple[tuple[Camera, ...], ...] = ()
+    """Groups of cameras that saw the same clips; a clip's `camera_group` indexes them."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Why how many clips of the source are not here. Provenance: not part of the fingerprint."""
+    filled: bool = False
+    """Whether joints of confidence 0 are stored where `detections.fill_undetected` puts them, and not at 0. For sets
+    that are too large to be filled in memory."""
+    recipe: Mapping[str, str | int] = field(default_factory=dict)
+    """What the set was prepared from. Equal recipes need no second preparation. Provenance, as above."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+        faults = []
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            faults.append(f"name must be a plain folder name, got {self.name!r}")
+        if self.dims not in (2, 3):
+            faults.append(f"dims must be 2 or 3, got {self.dims!r}")
+        if not self.fps > 0:
+            faults.append(f"fps must be positive, got {self.fps!r}")
+        if self.units not in UNITS:
+            faults.append(f"units must be one of {', '.join(UNITS)}, got {self.units!r}")
+        if self.up_axis.lstrip("-") not in ("x", "y", "z"):
+            faults.append(f"up_axis must be x, y or z, with or without a minus, got {self.up_axis!r}")
+        if len(set(self.classes)) < len(self.classes):
+            faults.append(f"classes must differ, got {self.classes}")
+        try:
+            get_skeleton(self.skeleton)
+        except ValueError as error:
+            faults.append(str(error))
+        if faults:
+            raise ValueError(f"clip set {self.name!r}: " + "; ".join(faults))
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's part of it, without provenance."""
+        plain = {key: getattr(self, key) for key in _PLAIN_KEYS}
+        plain["fps"] = float(self.fps)
+        plain["classes"] = list(self.classes)
+        plain["camera_groups"] = [[camera.to_json() for camera in group] for group in self.camera_groups]
+        return plain | ({"filled": True} if self.filled else {})
+
+    @classmethod
+    def from_json(cls, manifest: Mapping[str, Any]) -> ClipSetInfo:
+        """The inverse of `to_json`, provenance included. Raises KeyError, TypeError or ValueError on a bad manifest."""
+        groups = tuple(tuple(Camera(**camera) for camera in group) for group in manifest["camera_groups"])
+        plain = {key: manifest[key] for key in _PLAIN_KEYS} | {"filled": bool(manifest.get("filled", False))}
+        return cls(**plain, classes=tuple(manifest["classes"]), camera_groups=groups, **manifest.get("provenance", {}))
+
+
+_PLAIN_KEYS = (
+    "name",
+    "origin",
+    "skeleton",
+    "dims",
+    "fps",
+    "units",
+    "up_axis",
+    "licence",
+    "synthetic",
+    "description",
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClipSet:
+    """An opened clip set: its manifest and its arrays, memory mapped and read-only.
+
+    Pickles as its path, so that worker processes map the same files and receive no copies.
+    """
+
+    path: Path
+    info: ClipSetInfo
+    fingerprint: str
+    """sha256 of the manifest's content and every array's hash; the same wherever the folder lies."""
+    arrays: Mapping[str, Mapping[str, Any]]
+    """dtype, shape and sha256 of each array, as in the manifest."""
+    positions: np.ndarray
+    confidence: np.ndarray | None
+    keypoints: np.ndarray | None
+    track_start: np.ndarray
+    track_length: np.ndarray
+    track_clip: np.ndarray
+    track_offset: np.ndarray
+    clip_id: np.ndarray
+    label: np.ndarray
+    subject: np.ndarray
+    split_test: np.ndarray
+    clip_length: np.ndarray
+    camera_group: np.ndarray
+    extra: Mapping[str, np.ndarray]
+    """Further integer columns, [M] each."""
+
+    @classmethod
+    def open(cls, path: str | Path) -> ClipSet:
+        """Opens a clip set without reading its frames.
+
+        Checks the manifest, and size, dtype and shape of every file; `verify` checks contents.
+
+        Raises:
+            ValueError: the folder, the manifest or an array is missing, damaged or of another version; names the file.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        file = path / MANIFEST
+        try:
+            info = ClipSetInfo.from_json(manifest)
+            described = dict(manifest["arrays"])
+            fingerprint = manifest["fingerprint"]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{file}: damaged manifest ({error!r}); prepare the set again") from error
+        if fingerprint != fingerprint_of(manifest):
+            raise ValueError(f"{file}: content does not match its fingerprint, so it was edited; prepare the set again")
+        if unsafe := [key for key in described if not key.isidentifier()]:
+            raise ValueError(f"{file}: array names must be identifiers, got {unsafe}")
+        required = {"positions", *TRACK_TABLE, *CLIP_TABLE}
+        if missing := sorted(required - set(described)):
+            raise ValueError(f"{file}: lists no array {', '.join(missing)}; prepare the set again")
+        arrays = {key: _map_array(path / f"{key}.npy", spec) for key, spec in described.items()}
+        extra = {key.removeprefix("column_"): array for key, array in arrays.items() if key.startswith("column_")}
+        named = {key: arrays.get(key) for key in (*FRAME_ARRAYS, *TRACK_TABLE, *CLIP_TABLE)}
+        clips = cls(path, info, fingerprint, described, extra=extra, **named)
+        if faults := shape_faults(info, arrays):
+            raise ValueError(f"{path}: " + "; ".join(faults))
+        if read_manifest(path).get("fingerprint") != fingerprint:
+            # Another process replaced the set in between, so that some arrays may be the new ones.
+            return cls.open(path)
+        return clips
+
+    def __len__(self) -> int:
+        return len(self.clip_id)
+
+    def __repr__(self) -> str:
+        return f"ClipSet({self.name!r}, {len(self)} clips, fingerprint {self.fingerprint[:16]}, at {self.path})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ClipSet.open, (self.path,)
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def origin(self) -> str:
+        """What qualifies the clip ids: sets of one origin share clips."""
+        return self.info.origin or self.info.name
+
+    @property
+    def skeleton(self) -> Skeleton:
+        return get_skeleton(self.info.skeleton)
+
+    def tracks(self, clip: int) -> range:
+        """Indices into the track table of the persons of a clip."""
+        first, last = np.searchsorted(self.track_clip, [clip, clip + 1])
+        return range(int(first), int(last))
+
+    def frames(self, track: int) -> slice:
+        """The rows of `positions`, `confidence` and `keypoints` that hold a track."""
+        start = int(self.track_start[track])
+        return slice(start, start + int(self.track_length[track]))
+
+    def clip(self, clip: int) -> list[tuple[int, np.ndarray]]:
+        """(offset, positions [N, J, C]) of each person of a clip: there from frame `offset` of the clip on.
+
+        Raises:
+            IndexError: no such clip.
+        """
+        if not 0 <= clip < len(self):
+            raise IndexError(f"{self.name} has clips 0..{len(self) - 1}, got {clip}")
+        return [(int(self.track_offset[track]), self.positions[self.frames(track)]) for track in self.tracks(clip)]
+
+    def cameras(self, clip: int) -> tuple[Camera, ...]:
+        """The cameras that saw a clip; empty where none are known."""
+        group = int(self.camera_group[clip])
+        return self.info.camera_groups[group] if group >= 0 else ()
+
+    def split(self, validation_subjects: int, seed: int = 0, protocol: str = "default", fold: int = 0) -> Split:
+        """Training, validation and test clips.
+
+        Test clips are those of the protocol: `split_test`, or the column `split_test_<protocol>`. Of the others,
+        `validation_subjects` subjects are held out, chosen by (seed, set name, fold) and nothing else. Where subjects
+        are unknown (-1), a fraction validation_subjects / 10 of the clips of each label is held out instead, in whole
+        groups where the set has a column `group`: 2 gives 20 %. Each fold holds out others until all have had their
+        turn. 0 subjects give an empty validation part.
+
+        Raises:
+            ValueError: unknown protocol, no training or test clips, or as many validation subjects as there are.
+        """
+        return split_clips(self, validation_subjects, seed, protocol, fold)
+
+    def verify(self) -> None:
+        """Reads everything and checks hashes, finiteness, index bounds, label range, unique ids and lengths.
+
+        Raises:
+            ValueError: lists all faults, each with its file.
+        """
+        faults = []
+        for key, spec in self.arrays.items():
+            array = getattr(self, key, None) if not key.startswith("column_") else self.extra[key[7:]]
+            if sha256_of(array) != spec["sha256"]:
+                faults.append(f"{key}.npy: content differs from the sha256 in {MANIFEST}")
+        for key in FRAME_ARRAYS:
+            array = getattr(self, key)
+            if array is not None and (bad := count_non_finite(array)):
+                faults.append(f"{key}.npy: {bad} values are not finite")
+        columns = {f"column_{key}": value for key, value in self.extra.items()}
+        tables = {key: getattr(self, key) for key in (*TRACK_TABLE, *CLIP_TABLE)} | columns
+        faults += table_faults(self.info, tables, len(self.positions), self.keypoints)
+        if faults:
+            raise ValueError(f"{self.path}: " + "; ".join(faults))
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the clip set at `path`, its format and version checked. Raises ValueError naming the file."""
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: no such file, so {path} is not a clip set; prepare one first") from error
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: not valid JSON ({error}); prepare the set again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{file}: not a manifest of format {FORMAT!r}")
+    if manifest.get("version") != VERSION:
+        raise ValueError(f"{file}: format version must be {VERSION}, got {manifest.get('version')!r}; prepare it again")
+    return manifest
+
+
+def fingerprint_of(manifest: Mapping[str, Any]) -> str:
+    """sha256 of the manifest in canonical form, without provenance and the fingerprint itself."""
+    content = {key: value for key, value in manifest.items() if key not in ("fingerprint", "provenance")}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _map_array(file: Path, spec: Mapping[str, Any]) -> np.ndarray:
+    """Maps one array read-only and checks that the whole of it is there."""
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        expected = (np.dtype(spec["dtype"]), tuple(spec["shape"]))
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: missing; prepare the set again") from error
+    except DAMAGED as error:
+        raise ValueError(f"{file}: truncated or damaged ({error}); prepare the set again") from error
+    if (array.dtype, array.shape) != expected:
+        raise ValueError(f"{file}: must be {expected[0]} {list(expected[1])}, got {array.dtype} {list(array.shape)}")
+    if file.stat().st_size != (size := array.offset + array.nbytes):
+        raise ValueError(f"{file}: must be {size} bytes, got {file.stat().st_size}; prepare the set again")
+    return array.view(np.ndarray)

@@ -1,0 +1,244 @@
+"""The known sources: clip set names, and how each is prepared."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ups_model.data.format.clip_set import ClipSet
+from ups_model.data.prepare.jobs import Reading
+from ups_model.data.prepare.runner import is_prepared, prepare_reading
+from ups_model.data.readers import open_sets
+from ups_model.data.readers.bvh import reader as bvh
+from ups_model.data.readers.h36m import reader as h36m
+from ups_model.data.readers.keypoints import reader as keypoints
+from ups_model.data.readers.kinetics import reader as kinetics
+from ups_model.data.readers.ntu import reader as ntu
+from ups_model.data.readers.synthetic import reader as synthetic
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `prepare` can be told beside names and folders."""
+
+    seed: int = 0
+    """Of synthetic sets."""
+    workers: int = 1
+    """Processes that read."""
+    missing: tuple[Path, ...] = ()
+    """NTU RGB+D: lists of recordings to leave out, beside those found in the source folder."""
+    metres_per_unit: float | None = None
+    """BVH: length of a file's unit; None takes the one that gives a person's height."""
+    progress: bool = False
+    """Show what is done and the time left, on a terminal."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A source of the user's, looked at: what would be made of it, and how."""
+
+    recipe: Mapping[str, str | int]
+    """What the result depends on."""
+    make: Callable[[Path], ClipSet]
+    """Prepares the set in a folder."""
+    notes: tuple[str, ...] = ()
+    """How the source is taken, one line each; for people."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a clip set comes about."""
+
+    description: str
+    needs: str
+    """What the user must have; empty where nothing is."""
+    look: Callable[[Path | None, Options], Found]
+    """(source folder, options) -> what is there; ValueError where it isn't."""
+    published: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Protocol -> training and test clips, as counted by others."""
+    seeded: bool = False
+
+
+def _open_source(name: str, spec: open_sets.OpenSet) -> Source:
+    def look(source: Path | None, options: Options) -> Found:
+        folder = _given(name, source)
+        return Found(open_sets.recipe(name, folder), lambda path: open_sets.prepare(name, folder, path))
+
+    return Source(spec.description, spec.file, look)
+
+
+def _synthetic_source(name: str, spec: synthetic.SyntheticSet) -> Source:
+    def look(source: Path | None, options: Options) -> Found:
+        recipe = synthetic.recipe(name, options.seed)
+        return Found(recipe, lambda path: synthetic.prepare(name, path, options.seed, progress=options.progress))
+
+    return Source(spec.description, "", look, seeded=True)
+
+
+def _read_source(
+    name: str,
+    description: str,
+    needs: str,
+    reading: Callable[[Path, Options], Reading],
+    published: Mapping[str, tuple[int, int]] | None = None,
+) -> Source:
+    """A source that is read in jobs."""
+
+    def look(source: Path | None, options: Options) -> Found:
+        found = reading(_given(name, source), options)
+        return Found(
+            found.info.recipe,
+            lambda path: prepare_reading(path, found, options.workers, options.progress),
+            found.notes,
+        )
+
+    return Source(description, needs, look, published or {})
+
+
+def _ntu_source(name: str, description: str) -> Source:
+    return _read_source(
+        name,
+        description,
+        ".skeleton files, CTR-GCN's .npz or pyskl's .pkl",
+        lambda source, options: ntu.reading(name, source, options.missing),
+        ntu.PUBLISHED_COUNTS[name],
+    )
+
+
+def _h36m_source(name: str, description: str) -> Source:
+    files = f"{h36m.POSES_FILE} and {h36m.KEYPOINT_FILES[name]}"
+    # Seven subjects, fifteen actions, two recordings of each, less S11's first "Directions".
+    counts = {"default": (5 * 30, 2 * 30 - 1)}
+    return _read_source(name, description, files, lambda source, options: h36m.reading(name, source), counts)
+
+
+SOURCES: Mapping[str, Source] = {
+    "h36m": _h36m_source("h36m", "Human3.6M: motion capture, keypoints by CPN"),
+    "h36m_gt": _h36m_source("h36m_gt", "Human3.6M with true keypoints"),
+    "ntu60": _ntu_source("ntu60", "NTU RGB+D: Kinect v2 skeletons of 60 actions"),
+    "ntu120": _ntu_source("ntu120", "NTU RGB+D 120: Kinect v2 skeletons of 120 actions"),
+    "kinetics": _read_source(
+        "kinetics",
+        "Kinetics-400: OpenPose skeletons in video, 400 actions",
+        "ST-GCN's JSON folders or .npy with .pkl",
+        lambda source, options: kinetics.reading(source),
+        kinetics.PUBLISHED_COUNTS["kinetics"],
+    ),
+    "bvh": _read_source(
+        "bvh",
+        "motion capture of your own, any skeleton",
+        "a folder of .bvh files, a folder a class",
+        lambda source, options: bvh.reading(source, options.metres_per_unit),
+    ),
+    "keypoints": _read_source(
+        "keypoints",
+        "COCO keypoints of your own videos",
+        "a folder of .json or .npz files of MMPose, ViTPose, AlphaPose or MediaPipe, a folder a class",
+        lambda source, options: keypoints.reading(source),
+    ),
+    **{name: _open_source(name, spec) for name, spec in open_sets.OPEN_SETS.items()},
+    **{name: _synthetic_source(name, spec) for name, spec in synthetic.SYNTHETIC_SETS.items()},
+}
+"""Everything `prepare` knows, by the name of the clip set."""
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "open": tuple(open_sets.OPEN_SETS),
+    "synthetic": tuple(synthetic.SYNTHETIC_SETS),
+    "ntu": ("ntu60", "ntu120"),
+}
+"""Names that stand for several sets; "ntu" for those of the two that can be made from the files that are there."""
+
+
+def default_cache() -> Path:
+    """Where clip sets are prepared unless a folder is given: UPS_CACHE, else ~/.cache/ups/clips."""
+    given = os.environ.get("UPS_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "ups" / "clips"
+
+
+def check_options(options: Options) -> None:
+    """ValueError names the option, its value and what it must be."""
+    if options.seed < 0:
+        raise ValueError(f"--seed must be >= 0, got {options.seed}")
+    if options.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    if options.metres_per_unit is not None and not 0 < options.metres_per_unit <= 100:
+        raise ValueError(f"--metres-per-unit must be above 0 and at most 100, got {options.metres_per_unit}")
+    for file in options.missing:
+        if not file.is_file():
+            raise ValueError(f"--missing {file}: no such file; give a list with a recording's name on each line")
+
+
+def expand(names: Sequence[str], source: Path | None = None) -> list[str]:
+    """Names with groups replaced by their members, each once, in order. Of a group of which a user may hold a part, the
+    members that can be made from `source`.
+
+    Raises:
+        ValueError: an unknown name; lists near names.
+    """
+    expanded: dict[str, None] = {}
+    for name in names:
+        if name not in SOURCES and name not in GROUPS:
+            known = [*GROUPS, *SOURCES]
+            near = difflib.get_close_matches(name, known, n=3) or known
+            raise ValueError(f"unknown data {name!r}; try {', '.join(near)}")
+        members = GROUPS.get(name, (name,))
+        if name == "ntu" and source is not None:
+            members = ntu.available(source)
+        expanded.update(dict.fromkeys(members))
+    return list(expanded)
+
+
+def prepare(
+    name: str,
+    source: str | Path | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    workers: int = 1,
+) -> Path:
+    """Prepares a clip set, unless it is there already, and returns its folder.
+
+    Args:
+        name: a name in SOURCES.
+        source: the folder (or file) the set is read from; none for synthetic sets.
+        out: the folder to put it in, by default `default_cache()`. The set is `<out>/<name>`, and
+            `<out>/<name>-seed<N>` for a synthetic set of another seed than 0, so that seeds do not replace each other.
+        seed: of synthetic sets; others have nothing random.
+        progress: show a progress bar on a terminal.
+        workers: processes that read.
+
+    Raises:
+        ValueError: an unknown name, a missing or damaged source.
+    """
+    if name in GROUPS:
+        raise ValueError(f"prepare takes one set at a time, got the group {name!r}; it is {', '.join(GROUPS[name])}")
+    expand([name])
+    source = None if source is None else Path(source).expanduser()
+    found = SOURCES[name].look(source, Options(seed=seed, workers=workers, progress=progress))
+    return make(found, target(name, out, seed)).path
+
+
+def make(found: Found, path: Path) -> ClipSet:
+    """The clip set at `path`, prepared unless it is there already."""
+    if is_prepared(path, found.recipe):
+        log.info("%s: already prepared", path)
+        return ClipSet.open(path)
+    return found.make(path)
+
+
+def target(name: str, out: str | Path | None = None, seed: int = 0) -> Path:
+    """The folder that `prepare` makes."""
+    folder = name if seed == 0 or not SOURCES[name].seeded else f"{name}-seed{seed}"
+    return (Path(out).expanduser() if out is not None else default_cache()) / folder
+
+
+def _given(name: str, source: Path | None) -> Path:
+    if source is None:
+        raise ValueError(f"{name} is read from files of yours; give their folder with --source")
+    return source

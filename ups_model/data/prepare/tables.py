@@ -1,0 +1,76 @@
+"""Clip sets as plain text tables: what is in them, by split and class, and what was left out and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ups_model.data.format.clip_set import ClipSet
+from ups_model.data.prepare.runner import LEFT_OUT_FILE
+
+
+def overview(sets: Sequence[ClipSet]) -> str:
+    """A row for each set; below it, what was left out of them and why."""
+    header = ("folder", "clips", "train", "test", "classes", "subjects", "persons", "frames", "cameras", "fingerprint")
+    rows = [header]
+    notes = []
+    for clips in sets:
+        known = np.unique(clips.subject[clips.subject >= 0])
+        persons = np.bincount(clips.track_clip).max()
+        cameras = max((len(group) for group in clips.info.camera_groups), default=0)
+        test = int(clips.split_test.sum())
+        counts = (len(clips), len(clips) - test, test, len(clips.info.classes), len(known) or "?", persons)
+        counts += (len(clips.positions), cameras)
+        rows.append((clips.path.name, *(f"{n:,}" if n != "?" else n for n in counts), clips.fingerprint[:16]))
+        for why, count in clips.info.left_out.items():
+            notes.append(f"{clips.path.name}: left out {count:,} clip{'s' * (count != 1)}: {why}")
+        if (file := clips.path / LEFT_OUT_FILE).exists():
+            notes.append(f"{clips.path.name}: each of them is listed in {file}")
+    if sets and not notes:
+        notes = ["nothing was left out"]
+    return "\n".join([*_aligned(rows, text=(0, len(header) - 1)), *notes])
+
+
+def protocols(clips: ClipSet, published: Mapping[str, tuple[int, int]]) -> str:
+    """Training and test clips of each protocol, beside the published counts; empty where there is one and no count."""
+    there = [name.removeprefix("split_test_") for name in clips.extra if name.startswith("split_test_")]
+    names = [name for name in published if name in there] + [name for name in there if name not in published]
+    flags = {name: clips.extra[f"split_test_{name}"] != 0 for name in names} or {"default": clips.split_test}
+    if not published and len(flags) < 2:
+        return ""
+    rows = [("protocol", "train", "test", "published train", "published test", "")]
+    for name, test_M in flags.items():
+        counts = (int((~test_M).sum()), int(test_M.sum()))
+        expected = published.get(name)
+        verdict = "" if expected is None else "as published" if counts == expected else "other than published"
+        shown = ("", "") if expected is None else tuple(f"{count:,}" for count in expected)
+        rows.append((name, *(f"{count:,}" for count in counts), *shown, verdict))
+    return "\n".join(_aligned(rows, text=(0, 5)))
+
+
+def classes(clips: ClipSet) -> str:
+    """Training clips, test clips and frames of each class under the default protocol; empty for a set without."""
+    if not clips.info.classes:
+        return ""
+    rows = [("class", "", "train", "test", "frames")]
+    frames_M = np.bincount(clips.track_clip, weights=clips.track_length, minlength=len(clips)).astype(np.int64)
+    unlabelled = [(-1, "(no class)")] if (clips.label < 0).any() else []
+    for label, name in [*enumerate(clips.info.classes), *unlabelled]:
+        own_M = clips.label == label
+        test = int((own_M & clips.split_test).sum())
+        counts = (int(own_M.sum()) - test, test, int(frames_M[own_M].sum()))
+        rows.append((str(label + 1), name, *(f"{count:,}" for count in counts)))
+    return "\n".join(_aligned(rows, text=(1,)))
+
+
+def _aligned(rows: Sequence[Sequence[str]], text: Sequence[int]) -> list[str]:
+    """Lines of columns, numbers to the right; `text` are the columns that go to the left."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column in text else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

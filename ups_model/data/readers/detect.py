@@ -1,0 +1,143 @@
+"""One clip out of a file of any known format: which reader it is for is told from its name and its first content."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from ups_model.data.format.cameras import project, to_camera
+from ups_model.data.format.clip_set import MANIFEST, ClipSet
+from ups_model.data.format.writer import Track
+from ups_model.data.prepare.jobs import Recording
+from ups_model.data.readers.bvh import reader as bvh
+from ups_model.data.readers.h36m import reader as h36m
+from ups_model.data.readers.io.json_files import load_json
+from ups_model.data.readers.keypoints import reader as keypoints
+from ups_model.data.readers.keypoints.json_formats import MAX_BYTES
+from ups_model.data.readers.kinetics import reader as kinetics
+from ups_model.data.readers.ntu import reader as ntu
+
+KNOWN = (
+    "a prepared clip set, NTU .skeleton, CTR-GCN .npz, pyskl .pkl, VideoPose3D 2D .npz, ST-GCN Kinetics .json and "
+    ".npy, .bvh, and COCO keypoints as .json or .npz"
+)
+
+
+def read_recording(path: Path, clip: str | None = None) -> Recording:
+    """The clip of a file.
+
+    Args:
+        path: a file of a known format, or the folder of a prepared clip set.
+        clip: which one, where there are several; see `clip_names`.
+
+    Raises:
+        ValueError: no known format, damaged content, or no such clip; names the file.
+        OSError: the file can't be read.
+    """
+    path = path.expanduser()
+    if (path / MANIFEST).is_file():
+        return _prepared(ClipSet.open(path), clip)
+    return _reader(path).read_recording(path, clip)
+
+
+def clip_names(path: Path) -> list[str]:
+    """What `read_recording` takes as `clip`, in the file's order."""
+    path = path.expanduser()
+    if (path / MANIFEST).is_file():
+        return ClipSet.open(path).clip_id.tolist()
+    return list(_reader(path).clip_names(path))
+
+
+def _reader(path: Path) -> ModuleType:
+    if not path.exists():
+        raise ValueError(f"{path}: no such file; give {KNOWN}")
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, but no prepared clip set (it has no {MANIFEST}); give one of its files")
+    match path.suffix.lower():
+        case ".skeleton" | ".pkl":
+            return ntu
+        case ".bvh":
+            return bvh
+        case ".npy":
+            return kinetics
+        case ".npz":
+            return _npz_reader(path)
+        case ".json":
+            return _json_reader(path)
+    raise ValueError(f"{path}: no known format; known are {KNOWN}")
+
+
+def _npz_reader(path: Path) -> ModuleType:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name.removesuffix(".npy") for name in archive.namelist()}
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{path}: not a whole .npz file ({error})") from error
+    for wanted, reader in (({"x_train", "x_test"}, ntu), ({"positions_2d"}, h36m), ({"keypoints"}, keypoints)):
+        if wanted & members:
+            return reader
+    raise ValueError(
+        f"{path}: its arrays {', '.join(sorted(members)) or '(none)'} are of no known format: CTR-GCN's files have "
+        "x_train, VideoPose3D's 2D files positions_2d, files of COCO keypoints have keypoints"
+    )
+
+
+def _json_reader(path: Path) -> ModuleType:
+    content = load_json(path, MAX_BYTES)
+    frames = content.get("data") if isinstance(content, dict) else None
+    if isinstance(frames, list) and all(isinstance(frame, dict) and "skeleton" in frame for frame in frames):
+        return kinetics
+    return keypoints
+
+
+def _prepared(clips: ClipSet, name: str | None) -> Recording:
+    """A clip by its id, or "ID/0" for what camera 0 saw of it."""
+    ids = clips.clip_id.tolist()
+    if name is None and len(ids) == 1:
+        name = ids[0]
+    if name is None:
+        raise ValueError(f"{clips.path}: holds {len(ids):,} clips; name one with --clip, such as {ids[0]}")
+    camera = None
+    if name not in ids and (parts := name.rsplit("/", 1))[0] in ids and re.fullmatch("[0-9]{1,3}", parts[-1]):
+        name, camera = parts[0], int(parts[1])
+    if name not in ids:
+        raise ValueError(f"{clips.path}: has no clip {name!r}; --list shows them, the first is {ids[0]}")
+    row = ids.index(name)
+    if camera is not None:
+        return _seen(clips, row, camera)
+    info = clips.info
+    tracks = []
+    for track in clips.tracks(row):
+        confidence = None if clips.confidence is None else np.asarray(clips.confidence[clips.frames(track)])
+        if info.filled:
+            confidence = None  # What was missed has been put in its place already.
+        positions = np.asarray(clips.positions[clips.frames(track)])
+        tracks.append(Track(positions, int(clips.track_offset[track]), confidence))
+    return Recording(name, info.skeleton, info.dims, info.fps, info.units, info.up_axis, tuple(tracks))
+
+
+def _seen(clips: ClipSet, row: int, number: int) -> Recording:
+    """What a camera saw: the set's keypoints, else exact projections."""
+    cameras = clips.cameras(row)
+    name = f"{clips.clip_id[row]}/{number}"
+    if number >= len(cameras):
+        raise ValueError(f"{clips.path}: clip {clips.clip_id[row]} has {len(cameras)} cameras, got camera {number}")
+    camera, frames = cameras[number], clips.frames(clips.tracks(row)[0])
+    world_NJ3 = np.asarray(clips.positions[frames], dtype=np.float32)
+    stored = clips.keypoints
+    pixel_NJ2 = project(world_NJ3, camera) if stored is None else np.asarray(stored[frames, number])
+    return Recording(
+        name,
+        clips.info.skeleton,
+        2,
+        clips.info.fps,
+        "pixel",
+        "-y",
+        (Track(pixel_NJ2.astype(np.float32)),),
+        camera.wh,
+        Track(to_camera(world_NJ3, camera).astype(np.float32)),
+    )

@@ -1,0 +1,1 @@
+"""Human3.6M as VideoPose3D packs it."""

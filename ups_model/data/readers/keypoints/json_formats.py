@@ -1,0 +1,333 @@
+"""Parsers of 2D keypoints in JSON, as pose estimators write them for a video.
+
+MMPose:     [{"frame_id": 0, "instances": [{"keypoints": [[x, y] 17], "keypoint_scores": [17], "track_id": 1}]}], or
+            {"meta_info": {...}, "instance_info": [the same]}
+COCO:       [{"image_id": "12.jpg", "category_id": 1, "keypoints": [x, y, score, ... 51], "score": 2.5, "idx": 1}], the
+            results of COCO's evaluation, which AlphaPose, ViTPose and detectron write
+MediaPipe:  [null, [{"x": 0.5, "y": 0.5, "visibility": 0.9} 33], ...]; the 33 may be under "landmark", "landmarks" or
+            "pose_landmarks", the frames under "frames", beside "width", "height", "fps". x, y in parts of the image
+
+"width", "height" (pixels) and "fps" are taken from the outermost object or its "meta_info", where there is one. So is
+what MMPose says of the joints, "keypoint_id2name" or else "keypoint_name2id" or else "dataset_name": Human3.6M has 17
+joints too.
+Shape suffixes: D detections of a file, J 17 joints, L 33 landmarks.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ups_model.data.readers.io.json_files import load_json
+from ups_model.data.readers.keypoints.tracks import JOINTS, Detections
+from ups_model.skeletons import get_skeleton
+
+DEFAULT_FPS = 30.0
+MAX_BYTES = 128 << 20
+MAX_FRAME = 1_000_000
+MAX_PERSONS = 200
+"""Detections of a frame."""
+MAX_PIXELS = 1e6
+MAX_PARTS = 100.0
+"""Of coordinates in parts of the image: landmarks may be out of it, not a hundred times its size."""
+MAX_SCORE = 1000.0
+FPS_BOUNDS = (1.0, 1000.0)
+LANDMARKS = 33
+COCO_LANDMARKS = (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28)
+"""MediaPipe's landmark for each joint of COCO: nose, eyes, ears, shoulders, .. ankles, the left one first."""
+
+_SPARSE = 1000
+_MOST_DIGITS = 18
+_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]*\Z")
+_WAY_OUT = "write the file again"
+_NUMBERS = {int, float}
+_LANDMARK_KEYS = ("landmark", "landmarks", "pose_landmarks")
+_SIDES = {"l_": "left_", "r_": "right_"}
+_COCO_NAMES = tuple(_SIDES.get(name[:2], name[:2]) + name[2:] for name in get_skeleton("coco17").joint_names)
+_COCO_WAY_OUT = "export COCO's 17 keypoints"
+
+
+@dataclass
+class _Found:
+    """Detections as they are read."""
+
+    file: Path
+    frames: set[int] = field(default_factory=set)
+    frame: list[int] = field(default_factory=list)
+    xy: list[list[float]] = field(default_factory=list)
+    score: list[list[float]] = field(default_factory=list)
+    person: list[int | None] = field(default_factory=list)
+    persons_are_sure: bool = True
+    """Whether two detections of a frame must not have one number."""
+
+    def fault(self, key: str, rule: str, got: Any) -> ValueError:
+        shown = got if isinstance(got, str) else repr(got)
+        return ValueError(f"{self.file}: {key} {rule}, got {shown:.60}; {_WAY_OUT}")
+
+    def add_frame(self, key: str, frame: Any) -> int:
+        if type(frame) is not int or not 0 <= frame <= MAX_FRAME:
+            raise self.fault(key, f"must be a frame's number in 0..{MAX_FRAME}", frame)
+        self.frames.add(frame)
+        return frame
+
+    def add(self, frame: int, xy: list[float], score: list[float], person: int | None) -> None:
+        self.frame.append(frame)
+        self.xy.append(xy)
+        self.score.append(score)
+        self.person.append(person)
+
+    def numbers(self, key: str, values: Any, count: int, bound: float, what: str = "numbers") -> list[float]:
+        """Exact types: numpy would take true and "1.5" for numbers."""
+        if not isinstance(values, list) or len(values) != count:
+            got = f"{len(values)} of them" if isinstance(values, list) else type(values).__name__
+            raise self.fault(key, f"must have {count} {what}", got)
+        for index, value in enumerate(values):
+            if type(value) not in _NUMBERS or not -bound <= value <= bound:
+                raise self.fault(f"{key}[{index}]", f"must be a number within {bound:g}", value)
+        return values
+
+
+def read_json(file: Path) -> Detections:
+    """Reads and checks one file; which of the formats it is is told from its first entry.
+
+    Raises:
+        ValueError: not one of the formats, or a value breaks a rule; names the file and the key.
+        OSError: the file cannot be read.
+    """
+    content = load_json(file, MAX_BYTES)
+    found = _Found(file)
+    about: dict[str, Any] = {}
+    if isinstance(content, dict):
+        meta = content.get("meta_info")
+        about = {**(meta if isinstance(meta, dict) else {}), **content}
+        key = next((key for key in ("instance_info", "frames") if isinstance(content.get(key), list)), None)
+        if key is None:
+            raise ValueError(f"{file}: an object must have a list under 'instance_info' or 'frames'; is it keypoints?")
+        content = content[key]
+    if not isinstance(content, list) or not content:
+        got = "an empty list" if content == [] else type(content).__name__
+        raise ValueError(f"{file}: must hold a list of frames or of detections, got {got}; is it keypoints?")
+    first = next((entry for entry in content if entry is not None), None)
+    read = _format(file, first)
+    if read is not _read_mediapipe:
+        _check_joints(file, about)
+    size, fps = size_of(file, about), fps_of(file, about)
+    read(found, content)
+    if read is _read_mediapipe and size is not None:
+        for xy in found.xy:
+            xy[::2], xy[1::2] = [x * size[0] for x in xy[::2]], [y * size[1] for y in xy[1::2]]
+    units = "normalised" if read is _read_mediapipe and size is None else "pixel"
+    return _collect(found, units, fps, size)
+
+
+def size_of(file: Path, about: dict[str, Any]) -> tuple[float, float] | None:
+    """Width and height in pixels. Raises ValueError where they are not numbers or one is missing."""
+    size = [about.get(key) for key in ("width", "height")]
+    if size == [None, None]:
+        return None
+    for key, value in zip(("width", "height"), size, strict=True):
+        if type(value) not in _NUMBERS or not 1 <= value <= MAX_PIXELS:
+            raise ValueError(f"{file}: {key} must be pixels in 1..{MAX_PIXELS:g}, got {value!r:.60}; {_WAY_OUT}")
+    return float(size[0]), float(size[1])
+
+
+def fps_of(file: Path, about: dict[str, Any]) -> float:
+    """Frames per second, 30 where the file does not say. Raises ValueError where it is no number in bounds."""
+    fps = about.get("fps", DEFAULT_FPS)
+    low, high = FPS_BOUNDS
+    if type(fps) not in _NUMBERS or not low <= fps <= high:
+        raise ValueError(f"{file}: fps must be in {low:g}..{high:g}, got {fps!r:.60}; {_WAY_OUT}")
+    return float(fps)
+
+
+def _check_joints(file: Path, about: dict[str, Any]) -> None:
+    """Raises ValueError where the file says that its joints are not COCO's 17 in their order."""
+    key = next((key for key in ("keypoint_id2name", "keypoint_name2id") if about.get(key) is not None), None)
+    if key is None:
+        dataset = about.get("dataset_name")
+        if dataset is not None and not (isinstance(dataset, str) and dataset.lower().startswith("coco")):
+            raise ValueError(f"{file}: dataset_name must begin with coco, got {dataset!r:.60}; {_COCO_WAY_OUT}")
+        return
+    names = about[key]
+    if isinstance(names, list) and key == "keypoint_id2name":
+        names = {str(index): name for index, name in enumerate(names)}
+    if not isinstance(names, dict):
+        raise ValueError(f"{file}: {key} must hold the names of joints, got {type(names).__name__}; {_COCO_WAY_OUT}")
+    pairs = names.items() if key == "keypoint_id2name" else [(str(index), name) for name, index in names.items()]
+    given = dict(pairs)
+    for index, wanted in enumerate(_COCO_NAMES):
+        got = given.get(str(index))
+        if not isinstance(got, str) or _plain(got) != _plain(wanted):
+            shown = "none" if got is None else f"{got!r:.60}"
+            raise ValueError(f"{file}: {key} must have {wanted} as joint {index}, got {shown}; {_COCO_WAY_OUT}")
+    if len(names) != JOINTS:
+        other = next((name for index, name in pairs if index not in map(str, range(JOINTS))), "one twice")
+        raise ValueError(f"{file}: {key} must have {JOINTS} joints, got {len(names)}, {other!r:.60}; {_COCO_WAY_OUT}")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace(" ", "")
+
+
+def _format(file: Path, first: Any) -> Callable[[_Found, list[Any]], None]:
+    if isinstance(first, dict):
+        if "instances" in first:
+            return _read_mmpose
+        if "image_id" in first and "keypoints" in first:
+            return _read_coco
+        if any(key in first for key in _LANDMARK_KEYS):
+            return _read_mediapipe
+        what = f"keys {', '.join(first)}"
+    elif first is None or isinstance(first, list):
+        return _read_mediapipe
+    else:
+        what = type(first).__name__
+    raise ValueError(
+        f"{file}: entries must be MMPose's (instances), COCO results (image_id, keypoints) or MediaPipe's (landmarks), "
+        f"got {what:.100}; is it keypoints?"
+    )
+
+
+def _read_mmpose(found: _Found, entries: list[Any]) -> None:
+    for number, entry in enumerate(entries):
+        key = f"[{number}]"
+        if not isinstance(entry, dict) or not isinstance(entry.get("instances"), list):
+            raise found.fault(key, "must be an object with a list under 'instances'", type(entry).__name__)
+        before = len(found.frames)
+        frame = found.add_frame(f"{key}.frame_id", entry.get("frame_id", number))
+        if len(found.frames) == before:
+            raise found.fault(f"{key}.frame_id", "must stand once", frame)
+        for index, person in enumerate(entry["instances"]):
+            where = f"{key}.instances[{index}]"
+            if not isinstance(person, dict):
+                raise found.fault(where, "must be an object", type(person).__name__)
+            points = person.get("keypoints")
+            if not isinstance(points, list) or len(points) != JOINTS:
+                got = f"{len(points)} of them" if isinstance(points, list) else type(points).__name__
+                raise found.fault(f"{where}.keypoints", f"must have {JOINTS} points, those of COCO", got)
+            pairs = [
+                found.numbers(f"{where}.keypoints[{joint}]", point, 2, MAX_PIXELS) for joint, point in enumerate(points)
+            ]
+            scores = found.numbers(
+                f"{where}.keypoint_scores", person.get("keypoint_scores"), JOINTS, MAX_SCORE, "scores"
+            )
+            who = _person(found, f"{where}.track_id", person.get("track_id"))
+            found.add(frame, [value for pair in pairs for value in pair], scores, who)
+
+
+def _read_coco(found: _Found, entries: list[Any]) -> None:
+    videos: dict[str, str] = {}
+    for number, entry in enumerate(entries):
+        key = f"[{number}]"
+        if not isinstance(entry, dict):
+            raise found.fault(key, "must be an object", type(entry).__name__)
+        if (category := entry.get("category_id", 1)) != 1 or isinstance(category, bool):
+            raise found.fault(f"{key}.category_id", "must be 1, a person", category)
+        image, video = entry.get("image_id"), ""
+        if isinstance(image, str):
+            image, video = _number_in(found, f"{key}.image_id", image)
+        videos.setdefault(video, key)
+        if len(videos) > 1:
+            names = " and ".join(f"{name!r:.40}" for name in videos)
+            raise found.fault(f"{key}.image_id", "must be of one video; part the file by video", names)
+        frame = found.add_frame(f"{key}.image_id", image)
+        values = found.numbers(f"{key}.keypoints", entry.get("keypoints"), 3 * JOINTS, MAX_PIXELS)
+        scores = found.numbers(f"{key}.keypoints' scores", values[2::3], JOINTS, MAX_SCORE, "scores")
+        xy = [value for joint in range(JOINTS) for value in values[3 * joint : 3 * joint + 2]]
+        if "track_id" not in entry and "idx" in entry:
+            # AlphaPose writes idx without tracking too, the same for all.
+            found.persons_are_sure = False
+        who = _person(found, f"{key}.track_id or idx", entry.get("track_id", entry.get("idx")))
+        found.add(frame, xy, scores, who)
+
+
+def _number_in(found: _Found, key: str, image: str) -> tuple[int, str]:
+    """The number in which text ends, but for a suffix, and what is before it."""
+    stem = _SUFFIX.sub("", image)
+    video = stem.rstrip(string.digits)
+    digits = stem[len(video) :]
+    if not digits:
+        raise found.fault(key, "must be a number, or text that ends in one, such as 12.jpg", image)
+    if len(digits) > _MOST_DIGITS:
+        raise found.fault(key, f"must have a number of at most {_MOST_DIGITS} digits", image)
+    return int(digits), video
+
+
+def _read_mediapipe(found: _Found, entries: list[Any]) -> None:
+    for number, entry in enumerate(entries):
+        key = f"[{number}]"
+        frame = found.add_frame(key, number)
+        for name in (*_LANDMARK_KEYS, *_LANDMARK_KEYS):  # {"pose_landmarks": {"landmark": [...]}} too
+            if isinstance(entry, dict) and name in entry:
+                entry, key = entry[name], f"{key}.{name}"
+        if entry is None or entry == []:
+            continue
+        if not isinstance(entry, list):
+            raise found.fault(key, f"must be null or a list of {LANDMARKS} landmarks", type(entry).__name__)
+        several = isinstance(entry[0], list)  # The newer interface gives a list for each person.
+        for index, person in enumerate(entry if several else [entry]):
+            where = f"{key}[{index}]" if several else key
+            if not isinstance(person, list) or len(person) != LANDMARKS:
+                got = f"{len(person)} of them" if isinstance(person, list) else type(person).__name__
+                raise found.fault(where, f"must have {LANDMARKS} landmarks, those of MediaPipe's pose", got)
+            xy, scores = [], []
+            for landmark, point in enumerate(person):
+                if not isinstance(point, dict):
+                    raise found.fault(f"{where}[{landmark}]", "must be an object with x and y", type(point).__name__)
+                pair = [point.get("x"), point.get("y")]
+                xy.append(found.numbers(f"{where}[{landmark}].xy", pair, 2, MAX_PARTS))
+                seen = [point.get("visibility", 1.0)]
+                scores += found.numbers(f"{where}[{landmark}].visibility", seen, 1, MAX_SCORE)
+            chosen = [value for landmark in COCO_LANDMARKS for value in xy[landmark]]
+            found.add(frame, chosen, [scores[landmark] for landmark in COCO_LANDMARKS], None)
+
+
+def _person(found: _Found, key: str, value: Any) -> int | None:
+    """A person's number; None where there is none, which trackers write as -1 too."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is None:
+        return None
+    if type(value) not in _NUMBERS or not -(2**53) <= value <= 2**53 or value != int(value):
+        raise found.fault(key, "must be a whole number", value)
+    return int(value) if value >= 0 else None
+
+
+def _collect(found: _Found, units: str, fps: float, size: tuple[float, float] | None) -> Detections:
+    first, last = min(found.frames), max(found.frames)
+    length = last - first + 1
+    if length > _SPARSE and len(found.frames) < length / 100:
+        raise found.fault(
+            "frames", f"must follow one another, {len(found.frames)} frames are there", f"numbers {first}..{last}"
+        )
+    frames = np.array(found.frame, dtype=np.int64)
+    order = np.argsort(frames, kind="stable")
+    frames = frames[order] - first
+    if len(frames) and (most := int(np.bincount(frames).max())) > MAX_PERSONS:
+        raise found.fault("a frame", f"must have at most {MAX_PERSONS} persons", most)
+    persons = [found.person[index] for index in order.tolist()]
+    numbers: Sequence[int] | None = [person for person in persons if person is not None]
+    if len(numbers) < len(persons):
+        numbers = None
+    elif len(set(zip(frames.tolist(), persons, strict=True))) < len(persons):
+        if found.persons_are_sure:
+            ((frame, person), times), *_ = Counter(zip(frames.tolist(), persons, strict=True)).most_common(1)
+            raise found.fault(f"frame {frame + first}", "must have each track_id once", f"{person} {times} times")
+        numbers = None
+    return Detections(
+        frames,
+        np.array(found.xy, dtype=np.float64).reshape(-1, JOINTS, 2)[order],
+        np.array(found.score, dtype=np.float64).reshape(-1, JOINTS)[order],
+        numbers,
+        length,
+        units,
+        fps,
+        size,
+    )

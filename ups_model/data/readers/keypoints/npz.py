@@ -1,0 +1,152 @@
+"""Parser of 2D keypoints in .npz files of COCO joints.
+
+    keypoints  [N, 17, 2 or 3] or [M, N, 17, 2 or 3]: pixels, the third is the score; M persons
+    scores     [N, 17] or [M, N, 17], optional
+    fps, width, height   numbers, optional
+
+Without scores every joint was seen, but for persons whose 17 points are all at 0 in a frame: they are not there.
+Shape suffixes: M persons, N frames, D detections of a file, J 17 joints.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import struct
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from ups_model.data.readers.keypoints.json_formats import MAX_FRAME, MAX_PERSONS, MAX_PIXELS, MAX_SCORE, fps_of, size_of
+from ups_model.data.readers.keypoints.tracks import JOINTS, Detections
+
+MAX_BYTES = 1 << 30
+"""Of an array, unpacked."""
+_ARRAYS = ("keypoints", "scores", "fps", "width", "height")
+_DAMAGED = (
+    ValueError,
+    EOFError,
+    KeyError,
+    TypeError,
+    SyntaxError,
+    RecursionError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,  # encrypted
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_WAY_OUT = "write the file again"
+
+
+def read_arrays(file: Path) -> Detections:
+    """Reads and checks one file, without pickle.
+
+    Raises:
+        ValueError: not a whole .npz file of this layout, or a value breaks a rule; names the file and the array.
+        OSError: the file cannot be read.
+    """
+    arrays = _load(file)
+    if "keypoints" not in arrays:
+        raise ValueError(f"{file}: must have an array 'keypoints'; is it keypoints?")
+    keypoints = arrays["keypoints"]
+    if keypoints.ndim == 3:
+        keypoints = keypoints[None]
+    shape = list(arrays["keypoints"].shape)
+    if keypoints.ndim != 4 or keypoints.shape[2] != JOINTS or keypoints.shape[3] not in (2, 3):
+        raise ValueError(f"{file}[keypoints]: must be [N, {JOINTS}, 2 or 3] or [M, N, {JOINTS}, 2 or 3], got {shape}")
+    people, frames = keypoints.shape[:2]
+    if not 1 <= people <= MAX_PERSONS or not 1 <= frames <= MAX_FRAME:
+        rule = f"must have 1..{MAX_PERSONS} persons and 1..{MAX_FRAME} frames"
+        raise ValueError(f"{file}[keypoints]: {rule}, got {shape}")
+    xy_MNJ2 = _bounded(file, "keypoints", keypoints[..., :2], MAX_PIXELS)
+    if keypoints.shape[3] == 3:
+        if "scores" in arrays:
+            raise ValueError(f"{file}[scores]: scores must stand once, they are in keypoints {shape} too; {_WAY_OUT}")
+        score_MNJ = _bounded(file, "keypoints", keypoints[..., 2], MAX_SCORE)
+    elif "scores" in arrays:
+        scores = arrays["scores"]
+        if scores.shape != arrays["keypoints"].shape[:-1]:
+            raise ValueError(f"{file}[scores]: must be {shape[:-1]} as keypoints, got {list(scores.shape)}; {_WAY_OUT}")
+        score_MNJ = _bounded(file, "scores", scores.reshape(people, frames, JOINTS), MAX_SCORE)
+    else:
+        there_MN11 = (xy_MNJ2 != 0).any(axis=(2, 3))[..., None]
+        score_MNJ = np.broadcast_to(there_MN11, xy_MNJ2.shape[:3]).astype(np.float64)
+    about = {key: _number(file, key, arrays[key]) for key in ("fps", "width", "height") if key in arrays}
+    person_D = np.tile(np.arange(people), frames)
+    return Detections(
+        np.repeat(np.arange(frames), people),
+        xy_MNJ2.swapaxes(0, 1).reshape(-1, JOINTS, 2),
+        score_MNJ.swapaxes(0, 1).reshape(-1, JOINTS),
+        person_D.tolist(),
+        frames,
+        "pixel",
+        fps_of(file, about),
+        size_of(file, about),
+    )
+
+
+def _load(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.namelist()
+            if len(set(members)) < len(members):
+                raise ValueError("it has an array twice")
+            return {key: _member(archive, f"{key}.npy") for key in _ARRAYS if f"{key}.npy" in members}
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # That is seeking to a place that damage names; others are the disk's.
+            raise
+        raise _damage(file, error) from error
+    except _DAMAGED as error:
+        raise _damage(file, error) from error
+
+
+def _damage(file: Path, error: Exception) -> ValueError:
+    what = str(error) or type(error).__name__
+    return ValueError(f"{file}: not a whole .npz file of this layout ({what:.200}); {_WAY_OUT}")
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array, of which nothing is unpacked before its header is known to be that of numbers of a bearable size."""
+    if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} must be packed as NumPy packs it or not at all")
+    with archive.open(name) as stream:
+        version = npy.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} has the version {version}")
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+        if dtype.kind not in "fiu":
+            raise ValueError(f"{name} must hold numbers, got {dtype}")
+        size = math.prod(shape) * dtype.itemsize
+        if any(length < 0 for length in shape) or size > MAX_BYTES:
+            raise ValueError(f"{name} must have at most {MAX_BYTES} bytes, got {list(shape)} of {dtype}")
+        raw = stream.read(size + 1)
+        if len(raw) != size:
+            raise ValueError(f"{name} must have {size} bytes, got {len(raw)}{'' if len(raw) < size else ' or more'}")
+    return np.frombuffer(raw, dtype=dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _bounded(file: Path, key: str, values: np.ndarray, bound: float) -> np.ndarray:
+    values = values.astype(np.float64)
+    good = np.abs(values) <= bound
+    if not good.all():
+        place = np.argwhere(~good)[0].tolist()
+        raise ValueError(
+            f"{file}[{key}]: must be numbers within {bound:g}, got {values[tuple(place)]} for person {place[0]}, frame "
+            f"{place[1]}, joint {place[2]}; {_WAY_OUT}"
+        )
+    return values
+
+
+def _number(file: Path, key: str, array: np.ndarray) -> Any:
+    if array.size != 1:
+        raise ValueError(f"{file}[{key}]: must be one number, got {list(array.shape)}; {_WAY_OUT}")
+    return array.item()

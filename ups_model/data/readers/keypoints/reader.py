@@ -1,0 +1,155 @@
+"""Reader of the user's own 2D keypoints: a folder of files of COCO's 17 joints becomes the set "keypoints".
+
+Which files are of which class and for testing: `readers.user_folder`. Formats: `json_formats` (MMPose, COCO
+results, MediaPipe) and `npz` (.npz); persons: `tracks`. In the set, coordinates in pixels are
+divided by the width of the image, x and y alike, so that bodies keep their form; where the size is not known, by the
+larger extent of all that is seen in the clip. MediaPipe's without a size stay in parts of width and height.
+
+Shape suffixes: N frames, J joints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ups_model.data.format.clip_set import ClipSetInfo
+from ups_model.data.format.writer import Clip, Track
+from ups_model.data.prepare.jobs import LeftOut, Reading, Recording
+from ups_model.data.readers.keypoints.json_formats import read_json
+from ups_model.data.readers.keypoints.npz import read_arrays
+from ups_model.data.readers.keypoints.tracks import Detections, make_tracks
+from ups_model.data.readers.user_folder import OwnFile, first_readable, frames_at_rate, look, make_jobs
+
+__all__ = ["clip_names", "read_recording", "reading"]
+
+READER_VERSION = 2
+"""Raised when the reader changes what it writes, so that prepared sets are made again."""
+NAME = "keypoints"
+SKELETON = "coco17"
+UP_AXIS = "-y"
+
+
+def reading(source: Path) -> Reading:
+    """The set "keypoints" from the .json and .npz files in the folder `source`.
+
+    The set has the frame rate of the first file that can be read, 30 where that file has none. Of files of another rate
+    the frame nearest in time is taken. Left out are clips that cannot be read, and those in which nobody is seen.
+
+    Raises:
+        ValueError: no folder, or no file that can be read; names it.
+        OSError: a folder cannot be read.
+    """
+    own = look(Path(source), (".json", ".npz"))
+    first, found = first_readable(own, _read)
+    notes = [*own.notes, f"{found.fps:g} frames per second, as in {first.name}; other files are put at that rate"]
+    if found.size is None:
+        what = "the form of bodies is not known" if found.units == "normalised" else "clips are scaled to their extent"
+        notes.append(f"{first.name} does not tell the size of the image (width, height): {what}")
+    info = ClipSetInfo(
+        name=NAME,
+        skeleton=SKELETON,
+        dims=2,
+        fps=found.fps,
+        units="normalised",
+        up_axis=UP_AXIS,
+        licence="that of the files",
+        classes=own.classes,
+        synthetic=False,
+        description="Keypoints: 2D detections of COCO's joints in one's own videos, normalised image coordinates",
+        recipe={
+            "reader": NAME,
+            "reader_version": READER_VERSION,
+            "files": len(own.files),
+            "files_sha256": own.digest,
+            "split": own.split,
+            "fps": repr(found.fps),
+            "resampling": "nearest frame",
+        },
+    )
+    return Reading(info, make_jobs(own, partial(_clip, fps=found.fps)), tuple(notes))
+
+
+def clip_names(file: Path) -> tuple[str, ...]:
+    """What `read_recording` takes as `clip`: the file's name without suffix."""
+    return (Path(file).stem,)
+
+
+def read_recording(file: Path, clip: str | None = None) -> Recording:
+    """The clip of a file, in pixels, or normalised where MediaPipe's file has no width and height.
+
+    Raises:
+        ValueError: the file is damaged or of no known format, or nobody is seen in it; names it.
+        OSError: the file cannot be read.
+    """
+    file = Path(file)
+    if clip not in (None, file.stem):
+        raise ValueError(f"{file}: holds one clip, {file.stem}, got {clip!r}")
+    found = _read(file)
+    tracks = make_tracks(found)
+    if not tracks:
+        raise ValueError(f"{file}: nobody is seen in it; give another clip")
+    units = "pixel" if found.units == "pixel" else "normalised"
+    return Recording(file.stem, SKELETON, 2, found.fps, units, UP_AXIS, tracks, found.size)
+
+
+def _read(file: Path) -> Detections:
+    return read_arrays(file) if file.suffix.lower() == ".npz" else read_json(file)
+
+
+def _clip(file: OwnFile, fps: float) -> Clip | LeftOut:
+    path = Path(file.path)
+    found = _read(path)
+    tracks = make_tracks(found)
+    if not tracks:
+        return LeftOut(file.name, "nobody seen", f"{path}: no joint has a score above 0")
+    if found.units == "pixel":
+        tracks = _normalised(path, tracks, found.size)
+    length = found.length
+    if not math.isclose(fps, found.fps, rel_tol=1e-9):
+        count = frames_at_rate(path, length, found.fps, fps)
+        tracks, length = at_rate(tracks, length, found.fps, fps, count), count
+        if not tracks:
+            return LeftOut(file.name, "nobody seen", f"{path}: in none of the frames kept at {fps:g} a second")
+    return Clip(file.name, tracks, label=file.label, split_test=file.split_test, length=length)
+
+
+def _normalised(file: Path, tracks: Sequence[Track], size: tuple[float, float] | None) -> tuple[Track, ...]:
+    if size is not None:
+        unit = size[0]
+    else:
+        seen = np.concatenate([track.positions[_seen(track)] for track in tracks])
+        unit = float(np.ptp(seen, axis=0).max())
+        if unit <= 0:
+            raise ValueError(f"{file}: joints must not all be at one point, got {seen[0].tolist()}; leave it out")
+    return tuple(replace(track, positions=(track.positions / unit).astype(np.float32)) for track in tracks)
+
+
+def _seen(track: Track) -> np.ndarray:
+    assert track.confidence is not None, "detections have scores"
+    return track.confidence > 0
+
+
+def at_rate(tracks: Sequence[Track], length: int, fps: float, wanted: float, count: int) -> tuple[Track, ...]:
+    """The first `count` frames of tracks at another rate: for each instant the frame nearest to it, the earlier of two.
+
+    Detections are not mixed: half a joint that was not seen is no joint.
+    """
+    taken_N = np.minimum(np.ceil(np.arange(count) * (fps / wanted) - 0.5 - 1e-9).astype(np.int64), length - 1)
+    kept = []
+    for track in tracks:
+        confidence_NJ = track.confidence
+        assert confidence_NJ is not None, "detections have scores"
+        inside = np.flatnonzero((taken_N >= track.offset) & (taken_N < track.offset + len(track.positions)))
+        inside = inside[(confidence_NJ[taken_N[inside] - track.offset] > 0).any(axis=1)]
+        if not len(inside):
+            continue
+        first, last = int(inside[0]), int(inside[-1])
+        rows = taken_N[first : last + 1] - track.offset
+        kept.append(Track(track.positions[rows], first, confidence_NJ[rows]))
+    return tuple(kept)

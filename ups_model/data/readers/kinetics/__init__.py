@@ -1,0 +1,1 @@
+"""Kinetics-400 skeletons as ST-GCN publishes them."""

@@ -1,0 +1,69 @@
+"""What clip sets of NTU RGB+D hold, whatever files they come from: their description, classes, columns and splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ups_model.data.format.clip_set import ClipSetInfo
+from ups_model.data.format.writer import Clip
+from ups_model.data.readers.ntu.bodies import Persons
+from ups_model.data.readers.ntu.class_names import NTU60_CLASSES, NTU120_CLASSES
+from ups_model.data.readers.ntu.names import PROTOCOLS, NtuName, is_test
+
+FPS = 30.0
+SKELETON = "ntu25"
+UP_AXIS = "y"
+MISSING = "listed as missing skeletons"
+"""Why a recording is left out."""
+CLASSES: Mapping[str, tuple[str, ...]] = {"ntu60": NTU60_CLASSES, "ntu120": NTU120_CLASSES}
+
+_LICENCE = "NTU RGB+D, ROSE Lab, Nanyang Technological University: academic research by agreement, no redistribution"
+
+
+def set_info(name: str, recipe: Mapping[str, str | int]) -> ClipSetInfo:
+    """The clip set "ntu60" or "ntu120". Both have the origin "ntu": NTU60 is part of NTU120, names and all."""
+    return ClipSetInfo(
+        name=name,
+        skeleton=SKELETON,
+        dims=3,
+        fps=FPS,
+        units="metre",
+        up_axis=UP_AXIS,
+        licence=_LICENCE,
+        classes=CLASSES[name],
+        synthetic=False,
+        description=f"NTU RGB+D {name.removeprefix('ntu')}: Kinect v2 skeletons of {len(CLASSES[name])} actions",
+        origin="ntu",
+        recipe=dict(recipe),
+    )
+
+
+def named_clip(name: NtuName, set_name: str, persons: Persons) -> Clip:
+    """The clip of a recording whose name is known: subject, label, cameras and both protocols go by it."""
+    tests = {protocol: is_test(name, set_name, protocol) for protocol in PROTOCOLS[set_name]}
+    return Clip(
+        clip_id=name.text,
+        tracks=persons.tracks,
+        label=name.action - 1,
+        subject=name.performer,
+        split_test=tests[PROTOCOLS[set_name][0]],
+        extra={
+            **{f"split_test_{protocol}": int(test) for protocol, test in tests.items()},
+            "setup": name.setup,
+            "camera": name.camera,
+            "replication": name.replication,
+            "bodies_dropped": persons.bodies_dropped,
+            "frames_dropped": persons.frames_dropped,
+        },
+    )
+
+
+def nameless_clip(clip_id: str, label: int, protocol: str, test: bool, persons: Persons) -> Clip:
+    """The clip of a row of arrays of which nothing but the content, the label and one protocol is known."""
+    return Clip(
+        clip_id=clip_id,
+        tracks=persons.tracks,
+        label=label,
+        split_test=test,
+        extra={f"split_test_{protocol}": int(test), "frames_dropped": persons.frames_dropped},
+    )

@@ -1,0 +1,1 @@
+"""Invented motion for tests and first runs."""

@@ -1,0 +1,115 @@
+"""The body of the synthetic sets: bone lengths, and joint positions from joint angles by forward kinematics.
+
+Body frame: x to the person's left, y backward, z up, metres. Shape suffixes: F frames, P points of the body (31).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ups_model.data.readers.synthetic.motion import LIMB, TRUNK
+from ups_model.skeletons import SLOT_NAMES
+
+# name: (parent, offset from it in the rest pose of a body 1.7 m tall, arms hanging). The left side; right is mirrored.
+_CENTRE = {
+    "spine_base": ("", (0.0, 0.0, 0.0)),
+    "spine_mid": ("spine_base", (0.0, 0.0, 0.22)),
+    "spine_shoulder": ("spine_mid", (0.0, 0.0, 0.26)),
+    "neck": ("spine_shoulder", (0.0, 0.0, 0.08)),
+    "head": ("neck", (0.0, -0.02, 0.14)),
+    "nose": ("neck", (0.0, -0.12, 0.12)),
+    "head_top": ("neck", (0.0, 0.0, 0.25)),
+}
+_LEFT = {
+    "shoulder": ("spine_shoulder", (0.18, 0.0, -0.03)),
+    "elbow": ("l_shoulder", (0.0, 0.0, -0.29)),
+    "wrist": ("l_elbow", (0.0, 0.0, -0.25)),
+    "hand": ("l_wrist", (0.0, 0.0, -0.08)),
+    "hand_tip": ("l_hand", (0.0, 0.0, -0.08)),
+    "thumb": ("l_hand", (0.0, -0.05, -0.03)),
+    "hip": ("spine_base", (0.09, 0.0, -0.04)),
+    "knee": ("l_hip", (0.0, 0.0, -0.42)),
+    "ankle": ("l_knee", (0.0, 0.0, -0.41)),
+    "foot": ("l_ankle", (0.0, -0.13, -0.06)),
+    "eye": ("neck", (0.03, -0.10, 0.15)),
+    "ear": ("neck", (0.075, -0.01, 0.14)),
+}
+
+
+def _body() -> dict[str, tuple[str, tuple[float, float, float]]]:
+    body = dict(_CENTRE)
+    for name, (parent, (x, y, z)) in _LEFT.items():
+        body[f"l_{name}"] = (parent, (x, y, z))
+        body[f"r_{name}"] = (parent.replace("l_", "r_", 1) if parent.startswith("l_") else parent, (-x, y, z))
+    return body
+
+
+_BODY = _body()
+POINTS = (*SLOT_NAMES, *(name for name in _BODY if name not in SLOT_NAMES))
+"""Names of the body's points; the first 25 are the common slots."""
+
+_INDEX = {name: index for index, name in enumerate(POINTS)}
+
+
+def draw_body(rng: np.random.Generator) -> np.ndarray:
+    """Bone offsets [P, 3] of a person: a size, and a variation of every bone, the same on both sides."""
+    size = rng.normal(1.0, 0.07)
+    bones = {name.removeprefix("l_").removeprefix("r_"): rng.normal(1.0, 0.05) for name in _BODY}
+    return np.array([np.multiply(_BODY[n][1], size * bones[n.removeprefix("l_").removeprefix("r_")]) for n in POINTS])
+
+
+def pose(offsets_FP3: np.ndarray, angles_FA: np.ndarray, right_F: np.ndarray, yaw_F: np.ndarray) -> np.ndarray:
+    """Joint positions by forward kinematics.
+
+    Args:
+        offsets_FP3: bone offsets of the person in each frame, metres.
+        angles_FA: [F, A] degrees, in the order of `synthetic_motion.ANGLES`.
+        right_F: whether the dominant side is the right one.
+        yaw_F: facing of the body, radians.
+
+    Returns:
+        [F, P, 3] metres, z up, the lower foot on the ground (z = 0) and the base of the spine above x = y = 0.
+    """
+    radians_FA = np.deg2rad(angles_FA)
+    trunk = dict(zip(TRUNK, radians_FA[:, : len(TRUNK)].T, strict=True))
+    dominant, other = radians_FA[:, len(TRUNK) : len(TRUNK) + len(LIMB)], radians_FA[:, len(TRUNK) + len(LIMB) :]
+    right_F1 = right_F[:, None]
+    limbs = {"r": np.where(right_F1, dominant, other), "l": np.where(right_F1, other, dominant)}
+
+    # Rotation of each joint relative to its parent; joints that are not here do not rotate.
+    root = _rotation("z", yaw_F + trunk["turn"]) @ _rotation("x", trunk["lean"]) @ _rotation("y", trunk["sway"])
+    half = _rotation("x", trunk["bend"] / 2) @ _rotation("y", trunk["side"] / 2) @ _rotation("z", trunk["twist"] / 2)
+    head = _rotation("x", trunk["nod"]) @ _rotation("z", trunk["look"])
+    local = {"spine_base": root, "spine_mid": half, "spine_shoulder": half, "neck": head}
+    for side, out in (("l", -1.0), ("r", 1.0)):
+        limb = dict(zip(LIMB, limbs[side].T, strict=True))
+        arm = _rotation("x", -limb["flex"]) @ _rotation("y", out * limb["abd"]) @ _rotation("z", out * limb["rot"])
+        local[f"{side}_shoulder"] = arm
+        local[f"{side}_elbow"] = _rotation("x", -np.maximum(limb["elbow"], 0))  # Elbows and knees bend one way.
+        local[f"{side}_hip"] = _rotation("x", -limb["hip"]) @ _rotation("y", out * limb["splay"])
+        local[f"{side}_knee"] = _rotation("x", np.maximum(limb["knee"], 0))
+
+    points_FP3 = np.zeros_like(offsets_FP3)
+    turned: dict[str, np.ndarray] = {}
+    for name in _BODY:  # Parents come before their children.
+        parent = _BODY[name][0]
+        turned[name] = turned[parent] if parent else np.broadcast_to(np.eye(3), (len(angles_FA), 3, 3))
+        if parent:
+            step_F3 = np.einsum("fij,fj->fi", turned[parent], offsets_FP3[:, _INDEX[name]])
+            points_FP3[:, _INDEX[name]] = points_FP3[:, _INDEX[parent]] + step_F3
+        if name in local:
+            turned[name] = turned[name] @ local[name]
+    feet = [_INDEX[name] for name in ("l_foot", "r_foot", "l_ankle", "r_ankle")]
+    points_FP3[..., 2] -= points_FP3[:, feet, 2].min(axis=1, keepdims=True)
+    return points_FP3
+
+
+def _rotation(axis: str, angle_F: np.ndarray) -> np.ndarray:
+    """[F, 3, 3]: right-handed rotation about a coordinate axis."""
+    i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
+    matrix = np.zeros((len(angle_F), 3, 3))
+    matrix[:, [0, 1, 2], [0, 1, 2]] = 1.0
+    cos, sin = np.cos(angle_F), np.sin(angle_F)
+    matrix[:, i, i], matrix[:, j, j] = cos, cos
+    matrix[:, i, j], matrix[:, j, i] = -sin, sin
+    return matrix

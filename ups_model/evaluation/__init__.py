@@ -1,0 +1,1 @@
+"""Metrics, measuring, outcomes by clip and the health of a run."""

@@ -1,0 +1,262 @@
+"""Measures of a model on a validation or test split: one function a kind of task, plain numbers out.
+
+Keys are `task/metric`, and `task/source/metric` where a task has several sources; the plain key is the first one's.
+
+Shape suffixes: B clips, R target frames, J native joints.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ups_model.config import EvalConfig, TaskData, TaskName
+from ups_model.data.batching.augment import mirror_slots
+from ups_model.data.batching.batches import Batch, Feed
+from ups_model.evaluation.metrics import mpjpe_mm, mpjve_mm, n_mpjpe_mm, p_mpjpe_mm, per_action_mean, topk_accuracy
+from ups_model.evaluation.outcomes import Outcomes, class_outcomes, pose_outcomes, save_outcomes
+from ups_model.model.decoding import classify, estimate_poses
+from ups_model.model.ups import UPS, Inputs
+from ups_model.skeletons import Skeleton
+from ups_model.tasks import TASKS
+
+logger = logging.getLogger(__name__)
+
+MM = 1000.0
+"""Millimetres in a metre: poses are metres inside the model, millimetres in every metric."""
+
+
+def measure(
+    model: UPS,
+    feeds: Mapping[TaskName, Feed],
+    part: str,
+    config: EvalConfig,
+    outcomes: Outcomes | None = None,
+    max_clips: int = 0,
+) -> dict[str, float]:
+    """All metrics of all tasks in `feeds` on "validation" or "test"; the model is left in the mode it was in.
+
+    Args:
+        outcomes: takes the per-clip results, by `task/source/what` (`ups_model.evaluation.outcomes`).
+        max_clips: measure on at most about that many evenly spaced clips (pose estimation: frames) of each task; 0 is
+            all.
+    """
+    training = model.training
+    model.eval()
+    try:
+        found: dict[str, float] = {}
+        for task, feed in feeds.items():
+            for index, source in enumerate(feed.sources):
+                alone = feed.only(source)
+                measure_one = measure_poses if TASKS[task].kind == "pose" else measure_classes
+                said: Outcomes = {}
+                values = measure_one(model, alone, part, config, said, max_clips)
+                if outcomes is not None:
+                    outcomes |= {f"{task}/{source.name}/{name}": value for name, value in said.items()}
+                if len(feed.sources) > 1:
+                    found |= {f"{task}/{source.name}/{name}": value for name, value in values.items()}
+                if index == 0:
+                    found |= {f"{task}/{name}": value for name, value in values.items()}
+        return found
+    finally:
+        model.train(training)
+
+
+def measure_test(
+    model: UPS, feeds: Mapping[TaskName, Feed], config: EvalConfig, folder: Path
+) -> tuple[dict[str, float], str]:
+    """All metrics on the test split, whose outcomes are written to `folder`; also the SHA-256 of that file."""
+    outcomes: Outcomes = {}
+    metrics = measure(model, feeds, "test", config, outcomes)
+    return metrics, save_outcomes(folder, outcomes)
+
+
+def measure_classes(
+    model: UPS, feed: Feed, part: str, config: EvalConfig, outcomes: Outcomes | None = None, max_clips: int = 0
+) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent; for early prediction at each observation ratio.
+
+    `free_top1` counts a clip only if the right class is also the best token of the whole vocabulary, unconstrained by
+    the grammar; `ended` is the share of clips after whose class the best token is the task's end.
+    """
+    source = feed.sources[0]
+    found = {}
+    for ratio in config.ratios if feed.task == "eap" else (1.0,):
+        logits, labels, free, ended, clips = [], [], [], [], []
+        for batch in feed.evaluate(part, ratio, max_clips=max_clips):
+            clips.append(batch.clip_B)
+            answer = classify(model, batch.inputs, source.clips.name)
+            logits.append(answer.logits_BK)
+            labels.append(batch.label_B)
+            free.append(answer.free_token_B - model.vocabulary.class_ids(source.clips.name).start == batch.label_B)
+            ended.append(answer.ended_B)
+        if not labels:
+            raise ValueError(f"{part} split must have clips, got none in {source.name!r} for {feed.task}")
+        logits_BK, label_B = torch.cat(logits), torch.cat(labels)
+        at = f"@{ratio:g}" if feed.task == "eap" else ""
+        found[f"top1{at}"] = 100 * float(topk_accuracy(logits_BK, label_B, 1))
+        if logits_BK.shape[1] >= 5:
+            found[f"top5{at}"] = 100 * float(topk_accuracy(logits_BK, label_B, 5))
+        found[f"free_top1{at}"] = 100 * float(torch.cat(free).double().mean())
+        found[f"ended{at}"] = 100 * float(torch.cat(ended).double().mean())
+        found["clips"] = float(len(label_B))
+        if outcomes is not None:
+            clip = torch.cat(clips).cpu().numpy()
+            outcomes |= class_outcomes(logits_BK, label_B, at)
+            outcomes |= {"clip": clip.astype(np.int32), "label": label_B.cpu().numpy().astype(np.int16)}
+            outcomes["subject"] = source.clips.subject[clip].astype(np.int32)
+    if feed.task == "eap":
+        found["top1"] = sum(found[f"top1@{ratio:g}"] for ratio in config.ratios) / len(config.ratios)
+    return found
+
+
+def measure_poses(
+    model: UPS, feed: Feed, part: str, config: EvalConfig, outcomes: Outcomes | None = None, max_clips: int = 0
+) -> dict[str, float]:
+    """MPJPE, P-MPJPE, N-MPJPE in millimetres (mean over actions and over frames), MPJVE where every frame is predicted,
+    clip rate in percent and quantisation floor in millimetres.
+
+    `mpjpe_mm` is the unweighted mean over actions where clips have classes, as on Human3.6M; `frames_mpjpe_mm` the mean
+    over frames. The root is at 0 and counts as one of the joints.
+    """
+    source = feed.sources[0]
+    predicted, truth, actions, sequence, in_grammar = [], [], [], [], []
+    groups = source.clips.info.camera_groups
+    cameras_apart = max(64, *(len(group) for group in groups)) if groups else 64
+    for batch in feed.evaluate(part, max_clips=max_clips):
+        pose_BJ3, admitted_B = predict_poses(model, batch, source.skeleton, config)
+        kept_B = batch.frame_BR.flatten() >= 0
+        repeats = batch.frame_BR.shape[1]
+        predicted.append(pose_BJ3[kept_B])
+        truth.append(batch.pose_BRJ3.flatten(0, 1)[kept_B])
+        in_grammar.append(admitted_B[kept_B])
+        actions.append(batch.label_B.repeat_interleave(repeats)[kept_B])
+        clip_camera_B = batch.clip_B * cameras_apart + batch.camera_B
+        sequence.append(
+            torch.stack([clip_camera_B.repeat_interleave(repeats), batch.frame_BR.flatten()], dim=1)[kept_B]
+        )
+    if not truth:
+        raise ValueError(f"{part} split must have clips, got none in {source.name!r} for {feed.task}")
+    pred_BJ3, true_BJ3 = MM * torch.cat(predicted).cpu(), MM * torch.cat(truth).cpu()
+    label_B, sequence_B2 = torch.cat(actions).cpu(), torch.cat(sequence).cpu()
+    names = source.clips.info.classes
+    found, errors = {}, {}
+    for name, metric in (("mpjpe_mm", mpjpe_mm), ("p_mpjpe_mm", p_mpjpe_mm), ("n_mpjpe_mm", n_mpjpe_mm)):
+        error_B = errors[name] = metric(pred_BJ3, true_BJ3, reduction="none")
+        found[f"frames_{name}"] = float(error_B.mean())
+        found[name] = found[f"frames_{name}"]
+        if name != "n_mpjpe_mm":
+            found[f"{name}_se"] = standard_error_over(error_B, sequence_B2[:, 0] // cameras_apart)
+        if names and int(label_B.min()) >= 0:
+            by_action, found[name] = per_action_mean(error_B, [names[label] for label in label_B.tolist()])
+            if name != "n_mpjpe_mm":
+                found |= {f"{name}/{action}": value for action, value in by_action.items()}
+                for action in by_action:
+                    own_B = label_B == names.index(action)
+                    clip_B = sequence_B2[own_B, 0] // cameras_apart
+                    found[f"{name}/{action}_se"] = standard_error_over(error_B[own_B], clip_B)
+    if outcomes is not None:
+        clip_B, camera_B = sequence_B2[:, 0] // cameras_apart, sequence_B2[:, 0] % cameras_apart
+        subject = source.clips.subject
+        pair = errors["mpjpe_mm"], errors["p_mpjpe_mm"]
+        outcomes |= pose_outcomes(*pair, clip_B, camera_B, sequence_B2[:, 1], subject)
+    if feed.data.evaluate_stride == 1 and not max_clips:
+        order = torch.argsort(sequence_B2[:, 0] * 10**7 + sequence_B2[:, 1])
+        lengths = torch.unique_consecutive(sequence_B2[order, 0], return_counts=True)[1].tolist()
+        found["mpjve_mm_per_frame"] = float(mpjve_mm(pred_BJ3[order], true_BJ3[order], lengths=lengths))
+    found["clip_rate"] = 100 * model.quantiser.clip_rate(true_BJ3 / MM)
+    found["floor_mm"] = model.quantiser.floor_mm(true_BJ3 / MM, mm_per_unit=MM)
+    found["in_grammar"] = 100 * float(torch.cat(in_grammar).mean())
+    found["poses"] = float(len(true_BJ3))
+    return found
+
+
+def metric_names(task: TaskName, data: TaskData, config: EvalConfig, classes: Sequence[str]) -> list[str]:
+    """Names of all that `measure` gives for a task's first clip set, before anything is measured.
+
+    Args:
+        classes: of that clip set; empty where clips have no labels.
+    """
+    if TASKS[task].kind == "class":
+        ratios = [f"@{ratio:g}" for ratio in config.ratios] if task == "eap" else [""]
+        kinds = ["top1", *(["top5"] if len(classes) >= 5 else []), "free_top1", "ended"]
+        return [f"{task}/{kind}{at}" for at in ratios for kind in kinds] + (
+            [f"{task}/clips", f"{task}/top1"] if task == "eap" else [f"{task}/clips"]
+        )
+    errors = ["mpjpe_mm", "p_mpjpe_mm", "n_mpjpe_mm"]
+    names = [*errors, *(f"frames_{name}" for name in errors), "mpjpe_mm_se", "p_mpjpe_mm_se"]
+    names += [f"{error}/{action}{end}" for error in errors[:2] for action in classes for end in ("", "_se")]
+    names += ["mpjve_mm_per_frame"] if data.evaluate_stride == 1 else []
+    return [f"{task}/{name}" for name in (*names, "clip_rate", "floor_mm", "in_grammar", "poses")]
+
+
+def headline_metric(task: TaskName) -> str:
+    """The metric of a task that a run is judged by, e.g. "ar3d/top1"."""
+    return f"{task}/mpjpe_mm" if TASKS[task].kind == "pose" else f"{task}/top1"
+
+
+def trivial_values(feeds: Mapping[TaskName, Feed], mean_pose_mm: float) -> dict[str, float]:
+    """Headline metrics of the trivial predictor on the validation split: the share of its most frequent class
+    (percent), the error of the mean training pose (mm)."""
+    found = {}
+    for task, feed in feeds.items():
+        source = feed.sources[0]
+        if TASKS[task].kind == "pose":
+            found[headline_metric(task)] = mean_pose_mm
+        else:
+            labels = np.asarray(source.clips.label[source.rows("validation")])
+            found[headline_metric(task)] = 100 * float(np.bincount(labels).max()) / len(labels)
+    return found
+
+
+def standard_error_over(error_B: Tensor, clip_B: Tensor) -> float:
+    """Standard error of the mean over clips, each clip one observation: frames of a clip, and its views, are alike.
+
+    For one clip, where it can't be known, the error itself.
+    """
+    _, clip_B = torch.unique(clip_B, return_inverse=True)
+    total = torch.zeros(int(clip_B.max()) + 1, dtype=torch.float64).index_add_(0, clip_B, error_B.double())
+    means = total / torch.bincount(clip_B)
+    return float(means.std(correction=1) / len(means) ** 0.5) if len(means) > 1 else float(means[0])
+
+
+def predict_poses(model: UPS, batch: Batch, skeleton: Skeleton, config: EvalConfig) -> tuple[Tensor, Tensor]:
+    """Poses of a batch's targets, root-relative metres [B * R, J, 3], and the share of tokens within the grammar
+    [B * R]; with `config.flip` the mean of the answers to the windows and to their mirror images."""
+    answer = estimate_poses(model, batch.inputs, config.coordinates, config.decoding)
+    if not config.flip:
+        return answer.pose_BJ3, answer.in_grammar_B
+    mirrored = estimate_poses(model, mirror_inputs(batch.inputs), config.coordinates, config.decoding)
+    flip = torch.tensor(skeleton.flip, device=answer.pose_BJ3.device)
+    back_BJ3 = mirrored.pose_BJ3[:, flip] * torch.tensor([-1.0, 1.0, 1.0], device=flip.device)
+    return (answer.pose_BJ3 + back_BJ3) / 2, (answer.in_grammar_B + mirrored.in_grammar_B) / 2
+
+
+def mirror_inputs(inputs: Inputs) -> Inputs:
+    """The same windows seen in a mirror: x negated, left and right slots swapped."""
+    return Inputs(**{**vars(inputs), "pose_BPNSC": mirror_slots(inputs.pose_BPNSC)})
+
+
+def score(metrics: Mapping[str, float], tasks: tuple[TaskName, ...], mean_pose_mm: float) -> float:
+    """One number to choose a checkpoint by, higher is better: the mean over tasks of the share solved, in percent.
+
+    For class tasks that is top-1 accuracy (early prediction: its mean over ratios); for pose estimation the share of
+    the mean training pose's error that is gone.
+    """
+    parts = []
+    for task in tasks:
+        if TASKS[task].kind == "class":
+            parts.append(metrics[f"{task}/top1"])
+        else:
+            parts.append(100 * (1 - metrics[f"{task}/mpjpe_mm"] / mean_pose_mm))
+    return sum(parts) / len(parts)
+
+
+def is_headline(name: str) -> bool:
+    """Whether a metric belongs in a progress line: not the values of single actions, counts and diagnostics."""
+    parts = name.split("/")
+    quiet = ("frames_", "free_", "ended", "clips", "poses", "in_grammar", "n_mpjpe")
+    return len(parts) <= 2 and not parts[-1].startswith(quiet) and not parts[-1].endswith("_se")

@@ -1,0 +1,1 @@
+"""Stored weights, and pictures of what they predict."""

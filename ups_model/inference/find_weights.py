@@ -1,0 +1,61 @@
+"""Finding trained weights: a checkpoint, the folder of a run, or a unit of a ledger by its key."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ups_model.training.checkpoint import STATE
+
+DEFAULT_STORAGE = Path("runs/ablations")
+"""Where `orchestrator.ablate` keeps its units unless told otherwise."""
+
+
+def find_weights(model: str, storage: Path = DEFAULT_STORAGE) -> Path:
+    """The checkpoint folder that is meant.
+
+    Args:
+        model: a checkpoint's folder, the folder of a finished run or unit, or (the first digits of) a unit's key.
+        storage: the folder of a ledger; looked at for keys alone.
+
+    Raises:
+        ValueError: there is no such model, several begin so, or the run has not finished.
+    """
+    path = Path(model).expanduser()
+    if (path / STATE).is_file():
+        return path
+    if path.is_dir():
+        return _chosen(path)
+    if not re.fullmatch(r"[0-9a-f]{4,16}", model):
+        raise ValueError(
+            f"{model}: no such folder; give a checkpoint, a run's folder, or at least 4 digits of a unit's key"
+        )
+    units = [folder for folder in storage.expanduser().glob("units/*-*") if _key(folder).startswith(model)]
+    if not units:
+        raise ValueError(f"no unit whose key begins with {model} in {storage}; name the folder with --storage")
+    if len(units) > 1:
+        names = ", ".join(sorted(folder.name for folder in units)[:5])
+        raise ValueError(f"several units have keys that begin with {model}: {names}; give more digits")
+    return _chosen(units[0])
+
+
+def _key(folder: Path) -> str:
+    return folder.name.rsplit("-", 1)[-1]
+
+
+def _chosen(run: Path) -> Path:
+    """The chosen weights of a finished run. Its folder may have been moved: only the last part of the path counts."""
+    for name in ("record.json", "result.json"):
+        checkpoint = json_object(run / name).get("checkpoint")
+        if checkpoint and (found := run / "best" / Path(checkpoint).name).is_dir():
+            return found
+    raise ValueError(f"{run}: holds no chosen weights, the run has not finished; finish it, or give a folder of best/")
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is none that can be read."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

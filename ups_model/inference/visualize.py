@@ -1,0 +1,192 @@
+"""Predictions as pictures: a strip of frames (PNG) or an animation (GIF). Needs Matplotlib.
+
+Shape suffixes: N frames, J joints, C coordinates.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ups_model.data.prepare.jobs import Recording
+from ups_model.skeletons import Skeleton, get_skeleton
+
+try:
+    import matplotlib
+    from matplotlib.animation import FuncAnimation, PillowWriter
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ValueError(f"pictures need Matplotlib ({error}); pip install 'ups-ablate[pictures]'") from error
+
+if TYPE_CHECKING:
+    from ups_model.predict import ClassPrediction, PosePrediction
+
+STRIP = 6
+"""Frames side by side in a PNG."""
+GIF_FRAMES = 120
+"""At most so many frames in a GIF, evenly spaced."""
+LEFT, RIGHT, MIDDLE = "#1f5fa8", "#c4572b", "#555555"
+SHOWN_CLASSES = 5
+
+
+def draw(file: Path, prediction: ClassPrediction | PosePrediction, recording: Recording) -> None:
+    """Write a picture of a prediction; .gif moves, anything else is a strip of frames."""
+    scene = _scene(prediction, recording)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # The user's own matplotlibrc must not show.
+        logging.getLogger("matplotlib.animation").setLevel(logging.WARNING)  # It tells of each file that it writes.
+        if file.suffix == ".gif":
+            _animate(file, scene)
+        else:
+            _strip(file, scene)
+
+
+class _Panel:
+    """A moving body in two dimensions, or three."""
+
+    def __init__(self, title: str, persons: list[tuple[int, np.ndarray]], skeleton: Skeleton, down: bool) -> None:
+        self.title, self.persons, self.skeleton, self.down = title, persons, skeleton, down
+        every = np.concatenate([pose_NJC.reshape(-1, pose_NJC.shape[-1]) for _, pose_NJC in persons])
+        self.centre = (every.min(axis=0) + every.max(axis=0)) / 2
+        self.reach = max(float((every.max(axis=0) - every.min(axis=0)).max()) / 2, 1e-6) * 1.05
+        self.dims = every.shape[-1]
+
+    def open(self, axes: Axes) -> _View:
+        """Set up axes, and a line for each bone of each person."""
+        low, high = self.centre - self.reach, self.centre + self.reach
+        height = (high[1], low[1]) if self.down else (low[1], high[1])
+        axes.set_xlim(low[0], high[0])
+        if self.dims == 3:
+            # Matplotlib's z is up: depth goes to its y, height to its z.
+            axes.set_ylim(low[2], high[2])
+            axes.set_zlim(*height)
+            axes.set_box_aspect((1, 1, 1), zoom=1.3)
+            for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+                axis.set_ticklabels([])
+        else:
+            axes.set_ylim(*height)
+            axes.set_aspect("equal")
+            axes.set_xticks([])
+            axes.set_yticks([])
+        empty = ([],) * self.dims
+        bones = [
+            [
+                (joint, parent, axes.plot(*empty, color=_side(name), linewidth=1.5, solid_capstyle="round")[0])
+                for joint, (name, parent) in enumerate(
+                    zip(self.skeleton.joint_names, self.skeleton.parents, strict=True)
+                )
+                if parent >= 0
+            ]
+            for _ in self.persons
+        ]
+        return _View(self, axes, bones)
+
+
+class _View:
+    """A panel in its axes."""
+
+    def __init__(self, panel: _Panel, axes: Axes, bones: list[list[tuple[int, int, Any]]]) -> None:
+        self.panel, self.axes, self.bones = panel, axes, bones
+
+    def show(self, frame: int) -> None:
+        """Draw the persons that are there at a frame."""
+        for (offset, pose_NJC), bones in zip(self.panel.persons, self.bones, strict=True):
+            there = offset <= frame < offset + len(pose_NJC)
+            for joint, parent, line in bones:
+                line.set_visible(there)
+                if there:
+                    ends = pose_NJC[frame - offset, [joint, parent]].T
+                    if self.panel.dims == 3:
+                        line.set_data_3d(ends[0], ends[2], ends[1])
+                    else:
+                        line.set_data(ends[0], ends[1])
+        self.axes.set_title(f"{self.panel.title}\nframe {frame}", fontsize=7)
+
+
+def _side(joint: str) -> str:
+    return {"l_": LEFT, "r_": RIGHT}.get(joint[:2], MIDDLE)
+
+
+class _Scene:
+    """Panels of bodies, and a list of classes where there is one."""
+
+    def __init__(
+        self, name: str, panels: list[_Panel], frames: range, fps: float, classes: list[tuple[str, float]]
+    ) -> None:
+        self.name, self.panels, self.frames, self.fps, self.classes = name, panels, frames, fps, classes
+
+
+def _scene(prediction: ClassPrediction | PosePrediction, recording: Recording) -> _Scene:
+    skeleton = get_skeleton(recording.skeleton)
+    if hasattr(prediction, "probability_K"):
+        persons = [(track.offset, _upright(track.positions, recording.up_axis)) for track in recording.tracks]
+        panel = _Panel(f"{recording.dims}D {recording.units}", persons, skeleton, down=recording.up_axis == "-y")
+        return _Scene(recording.name, [panel], range(recording.length), recording.fps, prediction.best[:SHOWN_CLASSES])
+    first = prediction.first_frame
+    seen = _Panel("keypoints", [(first, prediction.keypoints_NJ2)], prediction.seen, down=True)
+    answer = _Panel("predicted, metres", [(first, prediction.pose_NJ3)], prediction.skeleton, down=True)
+    return _Scene(recording.name, [seen, answer], range(first, first + len(prediction.pose_NJ3)), prediction.fps, [])
+
+
+def _upright(pose_NJC: np.ndarray, up_axis: str) -> np.ndarray:
+    """Coordinates in which the second one is height."""
+    pose_NJC = np.asarray(pose_NJC, dtype=np.float32)
+    if up_axis == "z":
+        return pose_NJC[..., [0, 2, 1]]
+    return pose_NJC
+
+
+def _strip(file: Path, scene: _Scene) -> None:
+    count = min(STRIP, len(scene.frames))
+    chosen = [scene.frames[int(index)] for index in np.linspace(0, len(scene.frames) - 1, count).round()]
+    rows, columns = len(scene.panels), count + (2 if scene.classes else 0)
+    drawing = Figure(figsize=(1.7 * columns, 2.0 * rows), dpi=150)
+    for row, panel in enumerate(scene.panels):
+        for column, frame in enumerate(chosen):
+            axes = drawing.add_subplot(rows, columns, row * columns + column + 1, **_kind(panel))
+            panel.open(axes).show(frame)
+    if scene.classes:
+        _bars(drawing.add_subplot(rows, columns, (columns - 1, columns)), scene.classes)
+    drawing.suptitle(scene.name, fontsize=8)
+    drawing.tight_layout()
+    drawing.savefig(file)
+
+
+def _animate(file: Path, scene: _Scene) -> None:
+    step = -(-len(scene.frames) // GIF_FRAMES)
+    columns = len(scene.panels) + bool(scene.classes)
+    drawing = Figure(figsize=(3.2 * columns, 3.2), dpi=80)
+    views = [
+        panel.open(drawing.add_subplot(1, columns, index + 1, **_kind(panel)))
+        for index, panel in enumerate(scene.panels)
+    ]
+    if scene.classes:
+        _bars(drawing.add_subplot(1, columns, columns), scene.classes)
+    drawing.suptitle(scene.name, fontsize=8)
+    drawing.tight_layout()
+
+    def show(frame: int) -> None:
+        for view in views:
+            view.show(frame)
+
+    moving = FuncAnimation(drawing, show, frames=list(scene.frames[::step]), init_func=lambda: None)
+    moving.save(file, writer=PillowWriter(fps=max(1.0, scene.fps / step)))
+
+
+def _kind(panel: _Panel) -> dict[str, str]:
+    return {"projection": "3d"} if panel.dims == 3 else {}
+
+
+def _bars(axes: Axes, classes: list[tuple[str, float]]) -> None:
+    names, shares = zip(*classes[::-1], strict=True)
+    axes.barh(range(len(names)), [100 * share for share in shares], color=LEFT, height=0.6)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.tick_params(axis="x", labelsize=6)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("probability, %", fontsize=7)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,1 @@
+"""UPS: tokenizer, encoder, decoder, vocabulary, decoding (paper section 3)."""

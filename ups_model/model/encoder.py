@@ -1,0 +1,172 @@
+"""The UPS encoder: L layers of H parallel SEM-TEM blocks, of which each task takes one (paper sections 3.3 and 3.4).
+
+Shape suffixes: B clips (persons folded in), N frames, J joint slots present, D token width, W frame-token width,
+L layers, H blocks, T tasks, Q router width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ups_model.config import ModelConfig
+from ups_model.model.layers import Mlp, Scene, SlotsToToken, TokenToSlots, attend, drawn, linear, split_heads
+from ups_model.model.tokenizer import GcnUnit
+from ups_model.skeletons import SLOTS
+from ups_model.tasks import TASKS
+
+
+class FrameAttention(nn.Module):
+    """Pre-norm transformer block over frame tokens: multi-head self-attention, then a 2-layer MLP."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = linear(width, 3 * width)
+        self.merge = linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = Mlp(width, mlp_ratio * width, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BNW: Tensor, frame_mask_BN: Tensor | None) -> Tensor:
+        parts = self.query_key_value(self.attention_norm(x_BNW)).chunk(3, dim=-1)
+        query, key, value = (split_heads(part, self.heads) for part in parts)
+        mask = None if frame_mask_BN is None else frame_mask_BN[:, None, None, :]
+        x_BNW = x_BNW + self.dropout(self.merge(attend(query, key, value, mask)))
+        return x_BNW + self.dropout(self.mlp(self.mlp_norm(x_BNW)))
+
+
+class Tem(nn.Module):
+    """Temporal encoding module: attention between frames, each frame one token of width J*D.
+
+    With a bottleneck (`tem_width`), frames are projected to that width and back: 12 (J*D)^2 parameters become
+    12 W^2 + 2 J*D W. Absent slots enter as zeros and are dropped from the output.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.tem_width or SLOTS * config.token_width
+        self.bottleneck = bool(config.tem_width)
+        self.frames = FrameAttention(width, config.tem_heads, config.tem_mlp_ratio, config.dropout)
+        if self.bottleneck:
+            self.norm = nn.LayerNorm(config.token_width)
+            self.down = SlotsToToken(config.token_width, width)
+            self.up = TokenToSlots(width, config.token_width)
+
+    def forward(self, x_BNJD: Tensor, scene: Scene) -> Tensor:
+        if self.bottleneck:
+            frames_BNW = self.frames(self.down(self.norm(x_BNJD), scene), scene.frame_mask_BN)
+            return x_BNJD + self.up(frames_BNW, scene)
+        full_BNSD = x_BNJD.new_zeros(*x_BNJD.shape[:2], SLOTS, x_BNJD.shape[-1])
+        full_BNSD = full_BNSD.index_copy(2, scene.slots, x_BNJD)
+        out_BNSD = self.frames(full_BNSD.flatten(2), scene.frame_mask_BN).unflatten(-1, (SLOTS, -1))
+        return out_BNSD.index_select(2, scene.slots)
+
+
+class SemTemBlock(nn.Module):
+    """Spatial encoding (two GCN blocks in sequence), then temporal encoding: theta_{l,h} of the paper."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.token_width
+        self.sem = nn.ModuleList(GcnUnit(width, width, config.normalisation) for _ in range(2))
+        self.tem = Tem(config)
+
+    def forward(self, x_BNJD: Tensor, scene: Scene) -> Tensor:
+        for gcn in self.sem:
+            x_BNJD = gcn(x_BNJD, scene)
+        return self.tem(x_BNJD, scene)
+
+
+class Router(nn.Module):
+    """Block selection (Eq. 1 and 2): s_{l,h} = B_{l,h} . tau / sqrt(q), and a Gumbel-Softmax over h.
+
+    The paper has no 1/sqrt(q); without it the scores of two N(0, 1) vectors of width 256 deviate by 16 against Gumbel
+    noise of 1.28, and routes would be frozen from the first step.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.scale = config.router_width**-0.5 if config.router_scaled else 1.0
+        self.task_TQ = drawn(len(TASKS), config.router_width, std=1.0)
+        self.block_LHQ = drawn(config.encoder_layers, config.blocks_per_layer, config.router_width, std=1.0)
+        self.register_buffer("frozen_TL", torch.full((len(TASKS), config.encoder_layers), -1))
+
+    def scores(self, task: int) -> Tensor:
+        """[L, H] scaled dot products of task and block embeddings."""
+        return self.block_LHQ @ self.task_TQ[task] * self.scale
+
+    def routes(self, task: int) -> list[int]:
+        """The block of each layer that inference takes: the frozen one, or the best score."""
+        frozen = self.frozen_TL[task].tolist()
+        best = self.scores(task).argmax(dim=1).tolist()
+        return [best_ if frozen_ < 0 else frozen_ for frozen_, best_ in zip(frozen, best, strict=True)]
+
+    def freeze(self) -> None:
+        """Keep the present routes of all tasks, whatever the embeddings become."""
+        for task in range(len(TASKS)):
+            self.frozen_TL[task] = torch.tensor(self.routes(task))
+
+    def unfreeze(self) -> None:
+        """Let the embeddings choose the routes again."""
+        self.frozen_TL.fill_(-1)
+
+    def sample(self, task: int, noise_LH: Tensor, temperature: float) -> Tensor:
+        """[L, H] soft Gumbel-Softmax weights for Gumbel `noise_LH`."""
+        return F.softmax((self.scores(task) + noise_LH) / temperature, dim=1)
+
+
+class StraightThroughGate(torch.autograd.Function):
+    """x times a weight that is 1 forward and has the soft weight's gradient: x * (1 + w - w.detach()), without two
+    products of whole tensors with 1."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight_dtype = weight.dtype
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (x,) = ctx.saved_tensors
+        return gradient, (gradient * x).sum(dtype=torch.float32).to(ctx.weight_dtype)
+
+
+class Encoder(nn.Module):
+    """Joint tokens to encoded tokens, [B, N, J, D] -> [B, N, J, D], by the route of the batch's task."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.routing, self.execution = config.routing, config.routing_execution
+        self.router = Router(config)
+        self.layers = nn.ModuleList(
+            nn.ModuleList(SemTemBlock(config) for _ in range(config.blocks_per_layer))
+            for _ in range(config.encoder_layers)
+        )
+
+    def forward(self, x_BNJD: Tensor, scene: Scene, noise_LH: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """Encode; `noise_LH` is the Gumbel noise of a training step, None in evaluation.
+
+        sparse: the chosen block alone, times its straight-through weight (1, with the gradient of the soft weight).
+        dense: all H blocks, weighted by the straight-through one-hot sample, so that each weight has a gradient. In
+        evaluation both are the chosen block alone.
+        """
+        if not self.routing:
+            for blocks in self.layers:
+                x_BNJD = torch.stack([block(x_BNJD, scene) for block in blocks]).mean(dim=0)
+            return x_BNJD
+        if noise_LH is None or int(self.router.frozen_TL[scene.task, 0]) >= 0:
+            for blocks, chosen in zip(self.layers, self.router.routes(scene.task), strict=True):
+                x_BNJD = blocks[chosen](x_BNJD, scene)
+            return x_BNJD
+        soft_LH = self.router.sample(scene.task, noise_LH, temperature)
+        for blocks, soft_H in zip(self.layers, soft_LH, strict=True):
+            chosen = int(soft_H.argmax())
+            if self.execution == "sparse":
+                x_BNJD = blocks[chosen](x_BNJD, scene)
+                if len(blocks) > 1:
+                    x_BNJD = StraightThroughGate.apply(x_BNJD, soft_H[chosen])
+            else:
+                weight_H = F.one_hot(soft_H.argmax(), len(blocks)) + soft_H - soft_H.detach()
+                x_BNJD = sum(weight * block(x_BNJD, scene) for weight, block in zip(weight_H, blocks, strict=True))
+        return x_BNJD

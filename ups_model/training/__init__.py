@@ -1,0 +1,1 @@
+"""Losses, schedule, checkpoints and results of a run."""

@@ -1,0 +1,63 @@
+"""What a step depends on besides its batch: rate, temperature, noise, masks; each a function of (configuration, step).
+
+Shape suffixes: B target sequences, K target steps, L encoder layers, H blocks.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ups_model.config import Config, TaskName
+from ups_model.model.layers import seed_for
+from ups_model.tasks import TASKS
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Rate of the update after `step` steps: linear warm-up, then half a cosine that would reach 0 one step after the
+    last."""
+    optim = config.optim
+    warm = warmup(config)
+    if step < warm:
+        return optim.learning_rate * (step + 1) / warm
+    return optim.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, optim.steps - warm)))
+
+
+def warmup(config: Config) -> int:
+    """Steps over which the rate rises."""
+    optim = config.optim
+    least = optim.warmup_steps * (len(optim.cycle) if optim.update == "cycle" else 1)
+    return max(1, round(optim.warmup_share * optim.steps), min(least, optim.steps // 2))
+
+
+def temperature(config: Config, step: int) -> float:
+    """Gumbel-Softmax temperature, geometric from start to end."""
+    model = config.model
+    return model.gumbel_start * (model.gumbel_end / model.gumbel_start) ** (step / config.optim.steps)
+
+
+def gumbel_noise(config: Config, step: int) -> Tensor:
+    """[L, H] Gumbel noise of a step, fading to 0 over the exploring share of the run; the same in every process."""
+    generator = torch.Generator().manual_seed(seed_for(config.seed, "gumbel", step))
+    uniform = torch.rand(config.model.encoder_layers, config.model.blocks_per_layer, generator=generator)
+    exploring = config.model.routing_explore_share * config.optim.steps
+    strength = max(0.0, 1 - step / exploring) if exploring else 0.0
+    if not config.model.gumbel_fades:
+        strength = 1.0
+    return -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7))) * strength
+
+
+def input_mask(
+    config: Config, task: TaskName, turn: int, target_BK: Tensor, share: tuple[int, int] = (0, 1)
+) -> Tensor | None:
+    """[B, K-1] True where a decoder input of a pose sequence is masked: a share u ~ U(0, 1) of each sequence."""
+    if not config.optim.mask_inputs or TASKS[task].kind != "pose":
+        return None
+    rank, processes = share
+    data = config.data.pe
+    targets = len(target_BK) * processes // data.batch_size
+    generator = torch.Generator().manual_seed(seed_for(config.seed, "mask", task, turn))
+    shape = (data.batch_size, targets, target_BK.shape[1] - 1)
+    ratio = torch.rand(shape[:2], generator=generator)
+    mask = torch.rand(shape, generator=generator) < ratio[..., None]
+    return mask[rank::processes].flatten(0, 1).to(target_BK.device)
