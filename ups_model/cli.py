@@ -16,7 +16,7 @@ from ups_model.evaluation.measure import is_headline
 from ups_model.training.distributed import first_process
 
 if TYPE_CHECKING:
-    from ups_model.train import Result
+    from ups_model.training.result import Result
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from ups_model.device import pick_device
 from ups_model.evaluation.measure import MM, predict_poses
 from ups_model.evaluation.metrics import mpjpe_mm, p_mpjpe_mm
 from ups_model.inference.find_weights import DEFAULT_STORAGE, find_weights
+from ups_model.inference.predictions import ClassPrediction, PosePrediction
 from ups_model.model.decoding import classify
 from ups_model.model.ups import UPS
 from ups_model.pipes import end_with
@@ -50,43 +50,6 @@ EXAMPLES = """examples:
 exit status: 0 done, 2 usage, a file that can't be read, or a model that can't answer"""
 
 OUTPUTS = (".json", ".npz", ".png", ".gif")
-
-
-@dataclass(frozen=True)
-class ClassPrediction:
-    """Which class a clip is of."""
-
-    task: TaskName
-    data_set: str
-    classes: tuple[str, ...]
-    probability_K: np.ndarray
-    """float64 [K]: softmax of the model's scores over the data set's classes; how sure it is, not how right."""
-
-    @property
-    def best(self) -> list[tuple[str, float]]:
-        """Classes with their probabilities, best first."""
-        order = np.argsort(-self.probability_K, kind="stable")
-        return [(self.classes[index], float(self.probability_K[index])) for index in order]
-
-
-@dataclass(frozen=True)
-class PosePrediction:
-    """The poses of one person."""
-
-    task: TaskName
-    pose_NJ3: np.ndarray
-    """float32 [N, J, 3] metres in camera axes (x right, y down, z away), the root at 0."""
-    keypoints_NJ2: np.ndarray
-    """float32 [N, J', 2] pixels: what was looked at."""
-    first_frame: int
-    """Of the recording, for which the first pose is."""
-    fps: float
-    skeleton: Skeleton
-    """Of the answer."""
-    seen: Skeleton
-    """Of the keypoints."""
-    errors: dict[str, float]
-    """mpjpe_mm and p_mpjpe_mm against the file's own 3D poses; empty where it has none."""
 
 
 def choose_task(config: Config, recording: Recording, wanted: str | None = None) -> TaskName:

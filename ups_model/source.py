@@ -2,8 +2,8 @@
 
 The modules are found from imports: everything that the training loop imports belongs to "training", what measuring
 imports beyond that to "evaluation", and `LEFT_OUT` to neither. A digest is of the set of top-level definitions, as
-syntax trees. So comments, docstrings and formatting don't count, nor does the module in which a definition stands, and
-neither does the command (`main`) of a module with the imports and constants that it alone uses.
+syntax trees. So comments, docstrings, annotations and formatting don't count, nor does the module in which a definition
+stands, and neither does the command (`main`) of a module with the imports and constants that it alone uses.
 
 What a configuration says is in a unit's key, so the modules that define its fields are left out. The digest depends on
 the syntax of one Python minor version at most: fields of the tree that are empty are skipped, since newer versions add
@@ -36,11 +36,13 @@ LEFT_OUT = frozenset(
     }
 )  # fmt: skip
 """Modules that change neither weights nor metrics. A walk over imports doesn't enter them."""
-FORMER = {"4e3cea99b703030b": "5318324335c4f801", "615cdbe8586cc8d5": "20ea961b5624bf08"}
+FORMER = {"4e3cea99b703030b": "3167f9a12b1ceaeb", "615cdbe8586cc8d5": "789985c65d310e69"}
 """Digests that an earlier form of `source_digest`, which knew the names of modules, gave for code that hasn't changed
 since, and what the present form gives for it."""
 _PARSING = threading.Lock()
 """Python 3.11 can't parse in two threads at a time: "AST constructor recursion depth mismatch"."""
+TYPES = ("__future__", "collections.abc", "typing")
+"""Modules from which annotations are made."""
 _SKIPPED_FIELDS = ("ctx", "kind", "type_comment")
 
 
@@ -91,6 +93,8 @@ def _import_texts(part: Part, root: Path, module: str, node: ast.Import | ast.Im
     """What must be known of an import: where a name of another package comes from, and which definition one of this
     part means, where the name alone doesn't tell."""
     base = _base(node, root, module) if isinstance(node, ast.ImportFrom) else ""
+    if base in TYPES:
+        return
     for alias in node.names:
         as_name = alias.asname or alias.name
         if base.partition(".")[0] != PACKAGE:
@@ -174,14 +178,44 @@ def _file(root: Path, module: str) -> Path:
 
 @cache
 def _tree(file: Path) -> ast.Module:
-    """The syntax tree of a file without docstrings and without its command."""
-    tree = ast.parse(file.read_text("utf-8"), str(file))
+    """The syntax tree of a file without docstrings, without what is for type checkers alone and without its command."""
+    tree = _WithoutTypes().visit(ast.parse(file.read_text("utf-8"), str(file)))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [statement for statement in body if not _is_text(statement)]
     _drop_command(tree)
     return tree
+
+
+class _WithoutTypes(ast.NodeTransformer):
+    """Drops annotations, but for those of a class's fields, which dataclasses and configurations read."""
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST | None:
+        if any(ast.unparse(base).startswith("Protocol") for base in node.bases):
+            return None
+        fields = [statement for statement in node.body if isinstance(statement, ast.AnnAssign)]
+        kept = {id(field): field.annotation for field in fields}
+        self.generic_visit(node)
+        for field in node.body:
+            if id(field) in kept:
+                field.annotation = kept[id(field)]
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
 
 
 def _is_text(statement: ast.stmt) -> bool:

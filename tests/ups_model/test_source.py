@@ -101,6 +101,7 @@ SAME = {
     "another command": ("predict.py", "\n\n\ndef ", "\n\n\nUNUSED = 1\n\n\ndef "),
     "the picture": ("inference/visualize.py", "\n\n\ndef ", "\n\n\nUNUSED = 1\n\n\ndef "),
     "a default": ("config/config.py", "label_smoothing: float = 0.0", "label_smoothing: float = 0.1"),
+    "an annotation": ("training/losses.py", "target_tokens(model: UPS,", "target_tokens(model: object,"),
     "how lines are broken": ("training/losses.py", "target_tokens(model: UPS,", "target_tokens(\n    model: UPS,"),
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ except ImportError as error:
     raise ValueError(f"pictures need Matplotlib ({error}); pip install 'ups-ablate[pictures]'") from error
 
 if TYPE_CHECKING:
-    from ups_model.predict import ClassPrediction, PosePrediction
+    from ups_model.inference.predictions import ClassPrediction, PosePrediction
 
 STRIP = 6
 """Frames side by side in a PNG."""

@@ -3,11 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
-
-if TYPE_CHECKING:
-    from orchestrator.storage.backends.base import Storage
 
 BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
@@ -52,19 +48,3 @@ def parse_address(storage: str) -> Path | S3Address:
     if any(part in (".", "..") for part in parts) or re.search(r"[?#\s]", prefix):
         raise ValueError(f"--storage {storage}: a prefix has plain names between slashes; give s3://BUCKET/PREFIX")
     return S3Address(bucket, "/".join(parts))
-
-
-def storage_at(storage: str) -> "Storage":
-    """The storage at an address; asks nobody yet. ValueError as of `parse_address`, and without boto3 for s3://."""
-    from orchestrator.storage.backends.local import FolderStorage
-
-    found = parse_address(storage)
-    if isinstance(found, Path):
-        return FolderStorage(found)
-    try:
-        from orchestrator.storage.backends.s3 import S3Storage
-    except ImportError as error:
-        raise ValueError(
-            f"--storage {found}: needs boto3, which is not installed ({error}); pip install 'ups-ablate[aws]'"
-        ) from error
-    return S3Storage(found)

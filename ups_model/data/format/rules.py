@@ -18,7 +18,7 @@ import numpy as np
 from ups_model.skeletons import get_skeleton
 
 if TYPE_CHECKING:
-    from ups_model.data.format.clip_set import ClipSetInfo
+    from ups_model.data.format.info import ClipSetInfo
 
 FRAME_ARRAYS = ("positions", "confidence", "keypoints")
 TRACK_TABLE = {"track_start": np.int64, "track_length": np.int32, "track_clip": np.int32, "track_offset": np.int32}

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from ups_model.data.format.clip_set import ClipSet
-
 
 GROUP = "group"
 """Column that says which clips of a class belong together, as those cut from one video do: where subjects are unknown,
 training and validation never part them."""
 CONTENT_ID = "content-"
 """How ids of clips begin whose file has no names: a hash of their content follows."""
+
+
+class Clips(Protocol):
+    """What a split needs of a clip set (`clip_set.ClipSet`)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def origin(self) -> str: ...
+    @property
+    def clip_id(self) -> np.ndarray: ...
+    @property
+    def label(self) -> np.ndarray: ...
+    @property
+    def subject(self) -> np.ndarray: ...
+    @property
+    def split_test(self) -> np.ndarray: ...
+    @property
+    def extra(self) -> Mapping[str, np.ndarray]: ...
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,7 @@ class Split:
 
 
 def split_clips(
-    clips: ClipSet, validation_subjects: int, seed: int = 0, protocol: str = "default", fold: int = 0
+    clips: Clips, validation_subjects: int, seed: int = 0, protocol: str = "default", fold: int = 0
 ) -> Split:
     """Splits a clip set; see `ClipSet.split`."""
     if validation_subjects < 0:
@@ -63,7 +79,7 @@ def split_clips(
     return Split(pool[~held_out], pool[held_out], np.flatnonzero(test_N))
 
 
-def check_no_leak(tasks: Sequence[tuple[ClipSet, Split]]) -> None:
+def check_no_leak(tasks: Sequence[tuple[Clips, Split]]) -> None:
     """Raises if a clip that any task validates or tests on is trained on by any task.
 
     Clips are the same when id and `origin` are: NTU60 is part of NTU120, and its cross-subject test sequences are in
@@ -88,7 +104,7 @@ def check_no_leak(tasks: Sequence[tuple[ClipSet, Split]]) -> None:
             )
 
 
-def without_leaks(tasks: Sequence[tuple[ClipSet, Split]]) -> list[Split]:
+def without_leaks(tasks: Sequence[tuple[Clips, Split]]) -> list[Split]:
     """The tasks' splits, each training part without the clips that any of the tasks validates or tests on.
 
     Raises:
@@ -107,7 +123,7 @@ def without_leaks(tasks: Sequence[tuple[ClipSet, Split]]) -> list[Split]:
     return kept
 
 
-def _check_comparable(tasks: Sequence[tuple[ClipSet, Split]]) -> None:
+def _check_comparable(tasks: Sequence[tuple[Clips, Split]]) -> None:
     """ValueError where two sets of one origin name their clips in ways that can't be compared."""
     named: dict[str, str] = {}
     for clips, _ in tasks:
@@ -120,7 +136,7 @@ def _check_comparable(tasks: Sequence[tuple[ClipSet, Split]]) -> None:
             )
 
 
-def _evaluated(tasks: Sequence[tuple[ClipSet, Split]]) -> dict[str, dict[str, str]]:
+def _evaluated(tasks: Sequence[tuple[Clips, Split]]) -> dict[str, dict[str, str]]:
     """origin -> clip id -> the split that evaluates it, in words."""
     evaluated: dict[str, dict[str, str]] = {}
     for clips, split in tasks:
@@ -131,7 +147,7 @@ def _evaluated(tasks: Sequence[tuple[ClipSet, Split]]) -> dict[str, dict[str, st
     return evaluated
 
 
-def _test_flags(clips: ClipSet, protocol: str) -> np.ndarray:
+def _test_flags(clips: Clips, protocol: str) -> np.ndarray:
     if protocol == "default":
         return np.asarray(clips.split_test)
     column = f"split_test_{protocol}"
@@ -144,7 +160,7 @@ def _test_flags(clips: ClipSet, protocol: str) -> np.ndarray:
     return clips.extra[column] != 0
 
 
-def _stratified(clips: ClipSet, pool: np.ndarray, fraction: float, seed: int, fold: int) -> np.ndarray:
+def _stratified(clips: Clips, pool: np.ndarray, fraction: float, seed: int, fold: int) -> np.ndarray:
     """Flags about `fraction` of the clips of each label, in whole groups; at least one group of a label with several.
 
     Fold 0 takes the first groups of a pseudo-random order, fold 1 those that follow, and so on round the circle. Groups
