@@ -26,14 +26,14 @@ def on_the_head(folder: str) -> None:
     from orchestrator.execution import ray_cluster as ray_nodes
     from orchestrator.scheduling.task_graph import Agenda
     from orchestrator.storage.ledger import Ledger
-    from orchestrator.worker.run_unit import Job
+    from orchestrator.worker.job import Job
 
     plan = plan_of(UNITS)
     ledger = Ledger.open(folder)
 
     def sleep(text, should_stop):
         from orchestrator.storage.ledger import Ledger
-        from orchestrator.worker.run_unit import Job
+        from orchestrator.worker.job import Job
 
         job = Job.from_json(text)
         with Ledger.open(job.storage).claim(job.unit):

@@ -31,7 +31,8 @@ from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan
 from orchestrator.scheduling.dispatcher import Dispatcher, Hooks
 from orchestrator.scheduling.task_graph import Agenda, State
 from orchestrator.storage.ledger import Ledger
-from orchestrator.worker.run_unit import CHECKPOINTS_PER_UNIT, Job
+from orchestrator.worker.job import Job
+from orchestrator.worker.run_unit import CHECKPOINTS_PER_UNIT
 from search_spaces.columns import ABLATION
 from search_spaces.study import Row, Study, Table
 from ups_model.config.presets import preset

@@ -23,12 +23,13 @@ from orchestrator.planning.estimate import Estimate, estimate, on_slots
 from orchestrator.planning.plan import Plan, Unit
 from orchestrator.planning.plan_file import plan_content
 from orchestrator.planning.resolve import Inputs, read_inputs, wanted_metrics
+from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import Agenda, State
-from orchestrator.storage.ledger import Ledger, Record, storage_path
+from orchestrator.storage.ledger import Ledger, storage_path
 from orchestrator.storage.source_check import SourceCheck, Standing, evaluation_code, measured_again, not_measured_again
 from orchestrator.storage.trained import with_twin
 from orchestrator.worker.environment import commit, site_of
-from orchestrator.worker.run_unit import Job
+from orchestrator.worker.job import Job
 from search_spaces import find_study, study_names
 from ups_model.cli import start_logging
 from ups_model.source import source_digest

@@ -18,8 +18,8 @@ from unittest import mock
 
 import pytest
 
+from orchestrator.record import Record
 from orchestrator.report import build, files
-from orchestrator.storage.ledger import Record
 from search_spaces import find_study, study_names
 from search_spaces.columns import AR3D, MPJPE
 from search_spaces.study import Reference, Row

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.plan import Unit
-from orchestrator.scheduling.gpu_sharing import Footprint, described
+from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import SETTLED, Agenda, State
-from orchestrator.storage.ledger import Ledger, Record
+from orchestrator.storage.ledger import Ledger
 from orchestrator.worker.environment import Site
-from orchestrator.worker.run_unit import Job
+from orchestrator.worker.gpu_memory import Footprint, described
+from orchestrator.worker.job import Job
 from ups_model.cli import add_data_arguments, add_device_arguments
 from ups_model.config.presets import PRESETS
 from ups_model.data.prepare.catalog import default_cache

@@ -35,10 +35,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.execution.ray_cluster import ClusterFacts, Resources, usable_nodes
 from orchestrator.planning.plan import Unit
 from orchestrator.scheduling.dispatcher import Assignment, Broken, Dispatcher, Hooks
-from orchestrator.scheduling.gpu_sharing import Footprint
 from orchestrator.scheduling.task_graph import Agenda
+from orchestrator.worker.gpu_memory import Footprint
+from orchestrator.worker.job import Job
 from orchestrator.worker.preemption import Notice, configured
-from orchestrator.worker.run_unit import Job, run_unit
+from orchestrator.worker.run_unit import run_unit
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import ray
 import yaml
 from ray.exceptions import RayTaskError
 
-from orchestrator.scheduling import gpu_sharing
-from orchestrator.scheduling.gpu_sharing import Footprint
-from orchestrator.worker.run_unit import Job
+from orchestrator.worker import gpu_memory
+from orchestrator.worker.gpu_memory import Footprint
+from orchestrator.worker.job import Job
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def usable_nodes(resources: Resources) -> list[str]:
 
 
 def measure_footprints(
-    jobs: Mapping[str, Job], resources: Resources, measure: Callable[[Job], Footprint] = gpu_sharing.measure
+    jobs: Mapping[str, Job], resources: Resources, measure: Callable[[Job], Footprint] = gpu_memory.measure
 ) -> dict[str, Footprint]:
     """What each kind of unit takes of a GPU, measured on whole ones, as many at once as there are.
 
@@ -201,7 +201,7 @@ def measure_footprints(
     remote = ray.remote(num_gpus=1, num_cpus=resources.cpus_per_unit, max_retries=3)(call)
     asked = {kind: remote.remote(job.to_json()) for kind, job in jobs.items()}
     try:
-        return gpu_sharing.smallest_gpu({kind: ray.get(answer) for kind, answer in asked.items()})
+        return gpu_memory.smallest_gpu({kind: ray.get(answer) for kind, answer in asked.items()})
     except RayTaskError as error:
         cause = error.cause
         if isinstance(cause, ValueError):

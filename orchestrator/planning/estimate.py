@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from orchestrator.planning.plan import Plan
-from orchestrator.storage.ledger import Record
+from orchestrator.record import Record
 from ups_model.config import Config, ModelConfig, TaskData, TaskName, set_of
 from ups_model.config.identity import configured_tasks
 from ups_model.data.format.clip_set import ClipSet

@@ -12,8 +12,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 from orchestrator.planning.plan_file import FORMAT
+from orchestrator.record import Record
 from orchestrator.report.statistics import Paired, mean_and_sd, paired, proportion_se
-from orchestrator.storage.ledger import Record
 from orchestrator.storage.source_check import evaluation_code, training_code
 from search_spaces.study import Column
 from ups_model.config import TASK_NAMES, set_of

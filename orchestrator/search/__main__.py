@@ -32,7 +32,7 @@ from orchestrator.storage.ledger import REPORTS, Ledger
 from orchestrator.storage.search_journal import JOURNAL, SearchPlace
 from orchestrator.storage.source_check import SourceCheck
 from orchestrator.worker.environment import commit, site_of
-from orchestrator.worker.run_unit import Job
+from orchestrator.worker.job import Job
 from search_spaces import find_space, space_names
 from search_spaces.space import Choice, Range, Space
 from ups_model.cli import start_logging

@@ -27,8 +27,9 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from orchestrator.record import Record
 from orchestrator.storage.backends.base import Storage
-from orchestrator.storage.ledger import FAILURE, PLAN, PROGRESS, RECORD, Ledger, Record
+from orchestrator.storage.ledger import FAILURE, PLAN, PROGRESS, RECORD, Ledger
 from orchestrator.storage.portable import plain_json, portable
 from orchestrator.storage.search_journal import JOURNAL
 from orchestrator.storage.usage import key_of

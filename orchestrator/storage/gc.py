@@ -8,9 +8,10 @@ records, chosen weights or logs, and nothing of a unit that a process holds.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from orchestrator.record import Record
 from orchestrator.storage.backends.base import Entry
 from orchestrator.storage.backends.workspace import GROUPS
-from orchestrator.storage.ledger import Ledger, Record
+from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.usage import key_of
 from ups_model.training.checkpoint import STATE, load_checkpoint
 

@@ -21,9 +21,10 @@ from typing import BinaryIO, Literal
 
 from tqdm import tqdm
 
+from orchestrator.record import Record
 from orchestrator.storage.archive import UNITS_AT_A_TIME, NamedFile, UnitFiles, contents, read_unit
 from orchestrator.storage.backends.base import Storage, as_object
-from orchestrator.storage.ledger import FAILURE, IMPORTED, RECORD, REPORTS, Ledger, Record
+from orchestrator.storage.ledger import FAILURE, IMPORTED, RECORD, REPORTS, Ledger
 from orchestrator.storage.portable import portable
 from orchestrator.storage.search_journal import SearchPlace
 

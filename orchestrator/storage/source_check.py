@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.planning.plan import Unit
+from orchestrator.record import Record
 from orchestrator.storage.backends.base import as_object
 from orchestrator.storage.backends.workspace import RESULT, SOURCE
-from orchestrator.storage.ledger import Ledger, Record
+from orchestrator.storage.ledger import Ledger
 from ups_model.source import present_form, source_digest
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.planning.plan import Unit
+from orchestrator.record import Record
 from orchestrator.storage.backends.base import as_object
-from orchestrator.storage.ledger import Ledger, Record
+from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import Policy, is_trained_otherwise
 from orchestrator.storage.usage import INDEX
 from ups_model.training.checkpoint import STATE

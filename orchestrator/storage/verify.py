@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+from orchestrator.record import Record
 from orchestrator.storage.backends.base import as_object
 from orchestrator.storage.backends.workspace import RESULT
 from orchestrator.storage.gc import checkpoint_fault, checkpoints_of, weights_fault
-from orchestrator.storage.ledger import FAILURE, PLAN, RECORD, Ledger, Record
+from orchestrator.storage.ledger import FAILURE, PLAN, RECORD, Ledger
 from orchestrator.storage.merge import came_without_weights
 from orchestrator.storage.usage import key_of
 from ups_model.training.checkpoint import STATE

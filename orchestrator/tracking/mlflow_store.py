@@ -24,8 +24,9 @@ from urllib.request import Request, urlopen
 from filelock import FileLock
 
 from orchestrator.planning.plan import Plan
+from orchestrator.record import Record
 from orchestrator.storage.backends.workspace import scratch_base
-from orchestrator.storage.ledger import RECORD, Ledger, Record
+from orchestrator.storage.ledger import RECORD, Ledger
 from orchestrator.tracking import schema
 from orchestrator.tracking.location import ARTIFACTS, LOCK, LOCK_SECONDS, local_file, moved_from, own_storage, settle
 from orchestrator.tracking.schema import Point

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.planning.plan import Plan, Unit
-from orchestrator.storage.ledger import Record
+from orchestrator.record import Record
 from ups_model.config.identity import configured_sets
 
 KEY, PLAN, STUDY = "ups.key", "ups.plan", "ups.study"

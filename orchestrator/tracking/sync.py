@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from orchestrator.planning.plan import Plan, Unit
-from orchestrator.storage.ledger import RECORD, Ledger, Record
+from orchestrator.record import Record
+from orchestrator.storage.ledger import RECORD, Ledger
 from orchestrator.tracking import schema
 from orchestrator.tracking.schema import Point
 

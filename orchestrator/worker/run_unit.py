@@ -1,6 +1,5 @@
 """What one unit does, in a process of Ray's: take it, train it or go on with it, leave a record. Imports no Ray."""
 
-import json
 import logging
 import os
 import platform
@@ -10,27 +9,27 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.planning.plan import Unit
-from orchestrator.scheduling.gpu_sharing import limit_memory
+from orchestrator.record import Record
 from orchestrator.storage import Claim, ClaimLost, Workspace
 from orchestrator.storage.backends.workspace import RESULT
-from orchestrator.storage.ledger import LOG, PROGRESS, Ledger, Record
+from orchestrator.storage.ledger import LOG, PROGRESS, Ledger
 from orchestrator.storage.source_check import (
     THEN,
     UNKNOWN,
     Begun,
-    Policy,
     chain,
     is_trained_otherwise,
     needs_measuring,
     training_code,
 )
 from orchestrator.storage.trained import Twin, enter, find_twin, weights_of
-from orchestrator.worker.environment import Site, commit, faults, versions
+from orchestrator.worker.environment import commit, faults, versions
+from orchestrator.worker.gpu_memory import limit_memory
+from orchestrator.worker.job import Job, Outcome
 from orchestrator.worker.unit_folder import discard_unreadable_weights, keep_newest_checkpoint, readable, set_aside
 from ups_model.inference.find_weights import json_object
 from ups_model.source import source_digest
@@ -46,71 +45,6 @@ CHECKPOINTS_PER_UNIT = 10
 MEASURED_AT = ", measured at "
 MOST_STEPS_BETWEEN = 500
 """A kill loses at most a tenth of a unit, and never more than so many steps."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A unit, and how it is carried out here; nothing but the unit can change its result."""
-
-    unit: Unit
-    parent: Unit | None
-    storage: str
-    paths: Mapping[str, str]
-    """Folder of each clip set."""
-    cache: str
-    """Folder of text features."""
-    threads: int = 1
-    device: str = "auto"
-    precision: str = "auto"
-    test: bool = True
-    """Measure the test split, also of a unit that finished without."""
-    site: Site | None = None
-    """What must be the same here as at the driver's; None checks nothing."""
-    gpus: float = 0.0
-    """Share of a GPU, or GPUs."""
-    too_small: tuple[float, ...] = ()
-    """Shares of a GPU in which the unit ran out of memory before."""
-    other_code: Policy = "refuse"
-    """What becomes of what other code has trained."""
-    wanted: tuple[str, ...] = ()
-    """Metrics that tables want of the unit."""
-
-    def to_json(self) -> str:
-        """`from_json` is its inverse."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("unit", "parent", "site")}
-        parent = self.parent.to_plain() if self.parent else None
-        site = vars(self.site) if self.site else None
-        return json.dumps(
-            plain | {"paths": dict(self.paths), "unit": self.unit.to_plain(), "parent": parent, "site": site}
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        plain = json.loads(text)
-        parent, site = plain.pop("parent"), plain.pop("site")
-        too_small, wanted = plain.pop("too_small"), plain.pop("wanted")
-        return cls(
-            unit=Unit.from_plain(plain.pop("unit")),
-            parent=Unit.from_plain(parent) if parent else None,
-            site=Site(**site) if site else None,
-            too_small=tuple(too_small),
-            wanted=tuple(wanted),
-            **plain,
-        )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a call to `run_unit` ended, where it didn't raise."""
-
-    status: Literal["finished", "stopped", "busy", "failed", "parent_unreadable", "refused", "out_of_memory"]
-    error: str = ""
-    sure: bool = True
-    """Of a failure: another node would fail as well."""
-
-    def to_plain(self) -> dict[str, Any]:
-        """JSON data."""
-        return asdict(self)
 
 
 def run_unit(job: Job, should_stop: Callable[[], bool]) -> Outcome:

@@ -6,9 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.planning.plan import Unit
+from orchestrator.record import Record
 from orchestrator.storage import Claim, Workspace
 from orchestrator.storage.backends.workspace import GROUPS, RESULT, SOURCE
-from orchestrator.storage.ledger import PROGRESS, Ledger, Record
+from orchestrator.storage.ledger import PROGRESS, Ledger
 from orchestrator.storage.source_check import THEN, training_code
 from ups_model.evaluation.outcomes import OUTCOMES
 from ups_model.inference.find_weights import json_object

@@ -12,7 +12,8 @@ from filelock import FileLock
 from orchestrator import ablate
 from orchestrator.cli.session import command_line
 from orchestrator.planning.resolve import read_inputs
-from orchestrator.storage.ledger import Ledger, Record
+from orchestrator.record import Record
+from orchestrator.storage.ledger import Ledger
 from search_spaces import study_names
 from tests.support.drivers import ROOT, Bench
 from tests.support.fake_driver import FakeDriver, NoMirror

@@ -8,7 +8,8 @@ from typing import Any
 
 from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan, with_layers
 from orchestrator.planning.resolve import column_settings
-from orchestrator.storage.ledger import Ledger, Record
+from orchestrator.record import Record
+from orchestrator.storage.ledger import Ledger
 from search_spaces.columns import ABLATION
 from search_spaces.study import Row, Study, Table
 from ups_model.config.identity import configured_sets

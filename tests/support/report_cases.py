@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.planning.plan import DataFacts, Plan, make_plan
 from orchestrator.planning.plan_file import plan_content
-from orchestrator.storage.ledger import Record
+from orchestrator.record import Record
 from search_spaces.columns import AR3D, MPJPE
 from search_spaces.study import Column, Row, Study, Table
 from ups_model.config.presets import preset

@@ -7,8 +7,8 @@ import pytest
 
 from orchestrator.cli import display
 from orchestrator.cli.display import LINE_SECONDS, Display, several
+from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import Agenda
-from orchestrator.storage.ledger import Record
 from tests.support.plans import finish, new_ledger, plan_of, small_study
 from ups_model.training.progress import append_row
 

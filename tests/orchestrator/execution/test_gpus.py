@@ -12,9 +12,9 @@ import pytest
 from orchestrator.execution import driver as run
 from orchestrator.execution import ray_cluster as ray_nodes
 from orchestrator.planning.plan import Plan
-from orchestrator.scheduling.gpu_sharing import Footprint
 from orchestrator.scheduling.task_graph import Agenda, State
-from orchestrator.worker.run_unit import Job
+from orchestrator.worker.gpu_memory import Footprint
+from orchestrator.worker.job import Job
 from search_spaces.columns import AR3D
 from search_spaces.study import Row, Study, Table
 from tests.support.plans import new_ledger, plan_of

@@ -14,7 +14,7 @@ import pytest
 from orchestrator.execution.driver import LEAVE_SECONDS
 from orchestrator.scheduling.dispatcher import QUIET_SECONDS
 from orchestrator.scheduling.task_graph import Agenda, State
-from orchestrator.worker.run_unit import Job
+from orchestrator.worker.job import Job
 from tests.orchestrator.scheduling.test_dispatcher import Stage
 from tests.support.plans import new_ledger, plan_of, small_study
 

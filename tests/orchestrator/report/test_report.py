@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.record import Record
 from orchestrator.report import build, files
 from orchestrator.report.captions import budget_notes, legend, summary, table_caption, table_warnings
 from orchestrator.report.statistics import mean_and_sd, paired, proportion_se, t_interval
 from orchestrator.report.wording import difference_text, finding, number, published_texts, value_texts
-from orchestrator.storage.ledger import Record
 from search_spaces import paper_tables
 from search_spaces.columns import AR3D, EAP, FLOOR, MPJPE
 from search_spaces.study import Reference, Row

@@ -13,10 +13,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from orchestrator.record import Record
 from orchestrator.report import __main__ as command
 from orchestrator.report import build, files, write_report
 from orchestrator.report.render import CSV_COLUMNS, escape_latex, escape_markdown
-from orchestrator.storage.ledger import Ledger, Record
+from orchestrator.storage.ledger import Ledger
 from search_spaces.columns import ABLATION, AR3D, MPJPE
 from search_spaces.study import Column, Reference, Row
 from tests.support.report_cases import ROWS, content_of, finished, keys_of, plan_of, records_of

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from orchestrator.cli.session import record_failures
 from orchestrator.planning.estimate import makespan
+from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import SETTLED, Agenda, State
-from orchestrator.storage.ledger import Record
 from search_spaces import find_study
 from search_spaces.study import Column, Row, Table
 from tests.support.plans import finish, new_ledger, plan_of, small_study

@@ -14,16 +14,18 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from orchestrator.planning.plan import make_plan
+from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import RETRIES, Agenda, State
 from orchestrator.search import __main__ as search
 from orchestrator.search.__main__ import JOURNAL, Journal
 from orchestrator.search.resolve_space import check_dimensions, read_search
 from orchestrator.search.trial_queue import SearchAgenda, SearchPlan, Trial, ranked, spread
 from orchestrator.search.trial_report import caution, markdown, next_command, table
-from orchestrator.storage.ledger import Ledger, Record
+from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import SourceCheck
 from orchestrator.tracking import mlflow_store as tracking
-from orchestrator.worker.run_unit import Job, run_unit
+from orchestrator.worker.job import Job
+from orchestrator.worker.run_unit import run_unit
 from search_spaces import find_space, space_names
 from search_spaces.columns import AR3D
 from search_spaces.space import Choice, Range, Space

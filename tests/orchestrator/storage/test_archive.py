@@ -12,12 +12,13 @@ import pytest
 from filelock import FileLock
 
 from orchestrator.planning.plan_file import plan_content
+from orchestrator.record import Record
 from orchestrator.report import build, write_report
 from orchestrator.report.load import from_storage
 from orchestrator.scheduling.task_graph import Agenda, State
 from orchestrator.storage import archive
 from orchestrator.storage.__main__ import main
-from orchestrator.storage.ledger import FAILURE, IMPORTED, PROGRESS, RECORD, Ledger, Record
+from orchestrator.storage.ledger import FAILURE, IMPORTED, PROGRESS, RECORD, Ledger
 from orchestrator.storage.portable import portable
 from orchestrator.storage.search_journal import SearchPlace
 from orchestrator.storage.usage import usage

@@ -12,7 +12,8 @@ import warnings
 
 import pytest
 
-from orchestrator.storage.ledger import CLAIM, FAILURE, RECORD, Ledger, Record, write_whole
+from orchestrator.record import Record
+from orchestrator.storage.ledger import CLAIM, FAILURE, RECORD, Ledger, write_whole
 from tests.support.plans import finish, new_ledger, plan_of, small_study
 
 

@@ -4,9 +4,10 @@ import os
 
 import pytest
 
+from orchestrator.record import Record
 from orchestrator.storage import ClaimLost, parse_address
 from orchestrator.storage.backends.local import FolderStorage
-from orchestrator.storage.ledger import FAILURE, RECORD, Ledger, Record
+from orchestrator.storage.ledger import FAILURE, RECORD, Ledger
 from tests.support.plans import plan_of, small_study
 
 pytest.importorskip("moto", reason="needs moto[s3,server] for an object store")

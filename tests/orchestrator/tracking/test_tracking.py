@@ -18,7 +18,8 @@ import pytest
 
 from orchestrator.planning.plan import DataFacts, make_plan
 from orchestrator.planning.plan_file import plan_content
-from orchestrator.storage.ledger import Ledger, Record
+from orchestrator.record import Record
+from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking import mlflow_store as tracking
 from orchestrator.tracking import schema as mirrored
 from orchestrator.tracking import sync as mirror

@@ -14,7 +14,8 @@ from filelock import FileLock
 import ups_model.train
 from orchestrator.planning.resolve import read_inputs
 from orchestrator.storage.ledger import FAILURE, RECORD, Ledger
-from orchestrator.worker.run_unit import Job, run_unit
+from orchestrator.worker.job import Job
+from orchestrator.worker.run_unit import run_unit
 from search_spaces import find_study, study_names
 from tests.support.drivers import ROOT, Bench
 from tests.support.runs import FLAT, POSE, SOLID, assert_same_tensors, session_folder, stop_at, weights

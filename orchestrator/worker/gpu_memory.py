@@ -9,10 +9,9 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-if TYPE_CHECKING:
-    from orchestrator.worker.run_unit import Job
+from orchestrator.worker.job import Job
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ def described(found: Iterable[tuple[str, Footprint]]) -> str:
     )
 
 
-def measure(job: "Job") -> Footprint:
+def measure(job: Job) -> Footprint:
     """Train a few steps of a unit and evaluate one batch of each task, on a GPU that nothing else uses.
 
     Raises:
@@ -115,7 +114,7 @@ def measure(job: "Job") -> Footprint:
     return Footprint.measured(torch.cuda.max_memory_reserved(), beside, total, torch.cuda.get_device_name())
 
 
-def _evaluate_a_batch(job: "Job", paths: Mapping[str, Path]) -> None:
+def _evaluate_a_batch(job: Job, paths: Mapping[str, Path]) -> None:
     """One batch of each task as validation has them, or the test split where there is none; nothing is kept of it."""
     import torch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.scheduling.gpu_sharing import (
+from orchestrator.worker.gpu_memory import (
     MARGIN,
     MOST_UNITS_PER_GPU,
     Footprint,

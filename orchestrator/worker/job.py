@@ -1,0 +1,75 @@
+"""What a worker process is given, and what it answers: plain data at the border between processes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+from orchestrator.planning.plan import Unit
+from orchestrator.storage.source_check import Policy
+from orchestrator.worker.environment import Site
+
+
+@dataclass(frozen=True)
+class Job:
+    """A unit, and how it is carried out here; nothing but the unit can change its result."""
+
+    unit: Unit
+    parent: Unit | None
+    storage: str
+    paths: Mapping[str, str]
+    """Folder of each clip set."""
+    cache: str
+    """Folder of text features."""
+    threads: int = 1
+    device: str = "auto"
+    precision: str = "auto"
+    test: bool = True
+    """Measure the test split, also of a unit that finished without."""
+    site: Site | None = None
+    """What must be the same here as at the driver's; None checks nothing."""
+    gpus: float = 0.0
+    """Share of a GPU, or GPUs."""
+    too_small: tuple[float, ...] = ()
+    """Shares of a GPU in which the unit ran out of memory before."""
+    other_code: Policy = "refuse"
+    """What becomes of what other code has trained."""
+    wanted: tuple[str, ...] = ()
+    """Metrics that tables want of the unit."""
+
+    def to_json(self) -> str:
+        """`from_json` is its inverse."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("unit", "parent", "site")}
+        parent = self.parent.to_plain() if self.parent else None
+        site = vars(self.site) if self.site else None
+        return json.dumps(
+            plain | {"paths": dict(self.paths), "unit": self.unit.to_plain(), "parent": parent, "site": site}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        plain = json.loads(text)
+        parent, site = plain.pop("parent"), plain.pop("site")
+        too_small, wanted = plain.pop("too_small"), plain.pop("wanted")
+        return cls(
+            unit=Unit.from_plain(plain.pop("unit")),
+            parent=Unit.from_plain(parent) if parent else None,
+            site=Site(**site) if site else None,
+            too_small=tuple(too_small),
+            wanted=tuple(wanted),
+            **plain,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call to `run_unit` ended, where it didn't raise."""
+
+    status: Literal["finished", "stopped", "busy", "failed", "parent_unreadable", "refused", "out_of_memory"]
+    error: str = ""
+    sure: bool = True
+    """Of a failure: another node would fail as well."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """JSON data."""
+        return asdict(self)
