@@ -187,7 +187,8 @@ def mlflow_runs(storage: Path) -> tuple[dict[str, list[str]], list[str]]:
     """Status of the runs of each unit key, and of parent runs, read from MLflow's database without MLflow."""
     import sqlite3
 
-    with sqlite3.connect(f"file:{storage / 'mlflow.db'}?mode=ro", uri=True) as database:
+    # Not read-only: what a killed driver left half written has to be rolled back first.
+    with sqlite3.connect(f"file:{storage / 'mlflow.db'}?mode=rw", uri=True) as database:
         status = dict(database.execute("SELECT run_uuid, status FROM runs"))
         keys = dict(database.execute("SELECT run_uuid, value FROM tags WHERE key = 'ups.key'"))
     units: dict[str, list[str]] = {}
