@@ -11,6 +11,7 @@ checked before any of it is used.
 """
 
 import gzip
+import hashlib
 import json
 import math
 import os
@@ -57,6 +58,8 @@ class UnitFiles:
     record: Record
     files: Mapping[str, bytes]
     """By name; the record's own file among them."""
+    left_out: str = ""
+    """What of the unit was left out, and why."""
 
     @property
     def place(self) -> str:
@@ -89,7 +92,7 @@ class Exported:
     size: int = 0
     """Of the file, in bytes."""
     unreadable: list[str] = field(default_factory=list)
-    """Records and plans that were left out, and why."""
+    """Records, outcomes and plans that were left out, and why."""
 
 
 def export_ledger(ledger: Ledger, file: Path, studies: Iterable[str] = ()) -> Exported:
@@ -167,6 +170,8 @@ def _units(storage: Storage, folders: list[str], found: Exported) -> Iterator[Un
                 if isinstance(unit, ValueError):
                     found.unreadable.append(str(unit))
                 elif unit is not None:
+                    if unit.left_out:
+                        found.unreadable.append(unit.left_out)
                     yield unit
             bar.update(len(some))
 
@@ -192,6 +197,10 @@ def read_unit(storage: Storage, folder: str) -> UnitFiles | None:
         for extra in EXTRAS:
             with suppress(FileNotFoundError):
                 files[extra] = storage.read(f"units/{folder}/{extra}")
+        if not _are_outcomes_of(record, files):
+            del files[OUTCOMES]
+            left_out = f"{storage.where(f'units/{folder}/{OUTCOMES}')}: not the outcomes of its record"
+            return UnitFiles(folder, record, files, left_out)
         return UnitFiles(folder, record, files)
     if fault is not None:
         raise fault
@@ -339,7 +348,16 @@ def _unit(folder: str, files: dict[str, bytes]) -> UnitFiles:
         record = _record(folder, name, files[name])
     with _at(f"units/{folder}/{PROGRESS}"):
         files.get(PROGRESS, b"").decode("utf-8")
+    with _at(f"units/{folder}/{OUTCOMES}"):
+        if not _are_outcomes_of(record, files):
+            raise ValueError(f"not the outcomes that {name} has the digest of")
     return UnitFiles(folder, record, files)
+
+
+def _are_outcomes_of(record: Record, files: Mapping[str, bytes]) -> bool:
+    """Whether outcomes, where there are some, are those of the record; one of before there were digests names none."""
+    content = files.get(OUTCOMES)
+    return content is None or not record.outcomes or hashlib.sha256(content).hexdigest() == record.outcomes
 
 
 def _record(folder: str, name: str, content: bytes) -> Record:

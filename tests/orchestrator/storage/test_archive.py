@@ -450,6 +450,10 @@ BAD_PLAN = {"study": "a", "units": {"0123456789abcdef": {"folder": "../../elsewh
         ([(f"{GOOD}/record.json", record_with(health=[]))], "health must be an object"),
         ([(f"{GOOD}/record.json", record_with(health={"pe": {"metric": "pe/mpjpe_mm"}}))], "not the health of a task"),
         ([(f"{GOOD}/record.json", record_with(outcomes=5))], "outcomes a text"),
+        (
+            [(f"{GOOD}/outcomes.npz", b"other"), (f"{GOOD}/record.json", record_with(outcomes="0" * 64))],
+            "outcomes.npz': not the outcomes that record.json has the digest of",
+        ),
         ([(f"{GOOD}/record.json", record_with(about={"ended": "1"}))], "about.ended must be a number"),
         ([(f"{GOOD}/progress.jsonl", b"")], "needs either record.json or failure.json"),
         ([(f"{GOOD}/failure.json", b"{}"), RECORD_ENTRY], "needs either record.json or failure.json"),
@@ -465,6 +469,20 @@ def test_an_archive_with_anything_else_in_it_is_refused_before_anything_is_writt
     assert status == 2 and text.startswith(f"error: {file}: ") and message in text and text.count("\n") == 1
     assert "nothing was imported" in text and not (tmp_path / "storage").exists()
     assert command(capsys, "import", good, "--storage", tmp_path / "storage")[0] == 0
+
+
+def test_outcomes_that_are_not_the_records_are_named_and_left_out(tmp_path, capsys):
+    ledger = Ledger(tmp_path / "storage")
+    unit = next(iter(plan_of(small_study()).units.values()))
+    finish(ledger, unit, 1.0)
+    ledger.write(
+        unit, Record(unit.key, "finished", {"test/ar3d/top1": 1.0}, checkpoint="best/step-1", outcomes="0" * 64)
+    )
+    status, text = command(capsys, "export", tmp_path / "a.tar.gz", "--storage", ledger.root)
+    assert status == 1 and "outcomes.npz: not the outcomes of its record" in text
+    assert command(capsys, "import", tmp_path / "a.tar.gz", "--storage", tmp_path / "other")[0] == 0
+    there = {file.name for file in (tmp_path / "other" / "units" / unit.folder).iterdir()}
+    assert {RECORD, PROGRESS, IMPORTED} <= there and OUTCOMES not in there
 
 
 def test_sizes_that_no_export_has_are_refused_without_being_read(tmp_path, capsys, monkeypatch):
