@@ -9,7 +9,7 @@ import pytest
 from writers_kinetics import entry, nobody, person, to_row, video, write_arrays, write_json
 
 from ups_model.data import kinetics
-from ups_model.data.class_names_kinetics import KINETICS_CLASSES
+from ups_model.data.kinetics_tracks import KINETICS_CLASSES
 from ups_model.data.preparation import prepare_reading
 from ups_model.data.recording import LeftOut
 from ups_model.data.writing import Clip

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ups_model.data.class_names_ntu import NTU60_CLASSES, NTU120_CLASSES
 from ups_model.data.clips import without_leaks
 from ups_model.data.ntu_bodies import Persons
 from ups_model.data.ntu_clips import named_clip, set_info
 from ups_model.data.ntu_names import (
+    NTU60_CLASSES,
+    NTU120_CLASSES,
     PUBLISHED_COUNTS,
     PUBLISHED_TOTAL,
     belongs,

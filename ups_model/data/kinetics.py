@@ -18,12 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ups_model.data.class_names_kinetics import KINETICS_CLASSES
 from ups_model.data.clips import ClipSetInfo
 from ups_model.data.json_files import load_json
 from ups_model.data.kinetics_arrays import label_file, open_rows, read_listing, read_row
 from ups_model.data.kinetics_json import read_video
-from ups_model.data.kinetics_tracks import SKELETON, label_fault, make_tracks
+from ups_model.data.kinetics_tracks import KINETICS_CLASSES, SKELETON, label_fault, make_tracks
 from ups_model.data.recording import Job, LeftOut, Reading, Recording
 from ups_model.data.source_files import listing_sha256, source_kept
 from ups_model.data.writing import Clip, Track

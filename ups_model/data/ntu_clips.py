@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ups_model.data.class_names_ntu import NTU60_CLASSES, NTU120_CLASSES
 from ups_model.data.clips import ClipSetInfo
 from ups_model.data.ntu_bodies import Persons
-from ups_model.data.ntu_names import PROTOCOLS, NtuName, is_test
+from ups_model.data.ntu_names import NTU60_CLASSES, NTU120_CLASSES, PROTOCOLS, NtuName, is_test
 from ups_model.data.writing import Clip
 
 FPS = 30.0

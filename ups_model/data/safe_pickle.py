@@ -70,7 +70,8 @@ def load(stream: BinaryIO, name: str) -> Any:
         name: what messages call it, the file's path.
 
     Returns:
-        Arrays are writable; long ones that the file makes of the same bytes share them. Text of Python 2 is decoded as latin-1.
+        Arrays are writable; long ones that the file makes of the same bytes share them. Text of Python 2 is decoded as
+        latin-1.
 
     Raises:
         ValueError: it is damaged or truncated, or asks for anything but arrays and plain values; names what and where.
