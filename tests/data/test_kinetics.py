@@ -295,6 +295,7 @@ def test_a_score_too_small_to_be_kept_is_not_seen(tmp_path):
         ((2, 3, 20000, 18, 2), "f2", ["a", "b"], "must have 1..10000 frames a row, got 20000"),
         ((2, 3, 10, 18, 2), "f4", ["a"], r"_label.pkl\[names\]: must have the 2 rows of the data file, got 1"),
         ((2, 3, 10, 18, 2), "f4", ["a", 5], r"_label.pkl\[names\]\[1\]: must be a video's name, got 5"),
+        ((2, 3, 10, 18, 2), "f4", ["a", [[]]], r"_label.pkl\[names\]\[1\]: must be a video's name, got list"),
         ((2, 3, 10, 18, 2), "f4", 5, r"_label.pkl\[names\]: must be a list, got int"),
     ],
 )

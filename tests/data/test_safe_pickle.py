@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ups_model.data.safe_pickle import load, read_object_array
+from ups_model.data.safe_pickle import load, read_object_array, shown
 
 PLAIN = {
     "numbers": (1, -2.5, True, False, None, 2**70, 1 + 2j),
@@ -299,6 +299,14 @@ def test_long_arrays_of_the_same_bytes_are_writable_and_short_ones_apart():
         array = b"h\x00h\x01R(K\x01M" + size.to_bytes(2, "little") + b"\x85h\x02\x89h\x03tb"
         one, other = load(io.BytesIO(RECONSTRUCT + b"00" + dtype + array * 2 + b"\x86."), "file")
         assert one.flags.writeable and np.shares_memory(one, other) == shared
+
+
+@pytest.mark.parametrize(
+    "raw", [b"]" * DEEP + b"a" * (DEEP - 1) + b".", b"N" + b"q\x010]h\x01ah\x01a" * 60 + b"."], ids=["deep", "doubling"]
+)
+def test_values_without_a_bounded_text_are_shown_by_their_type(raw):
+    assert shown(load(io.BytesIO(raw), "file")) == "list"
+    assert [shown(value) for value in (None, 5, np.int64(5), "a" * 100)] == ["None", "5", "np.int64(5)", "'" + "a" * 59]
 
 
 def _types(value):

@@ -24,6 +24,7 @@ from ups_model.data.kinetics_arrays import label_file, open_rows, read_listing, 
 from ups_model.data.kinetics_json import read_video
 from ups_model.data.kinetics_tracks import KINETICS_CLASSES, SKELETON, label_fault, make_tracks
 from ups_model.data.recording import Job, LeftOut, Reading, Recording
+from ups_model.data.safe_pickle import shown
 from ups_model.data.source_files import listing_sha256, source_kept
 from ups_model.data.writing import Clip, Track
 
@@ -240,7 +241,7 @@ def _array_entries(source: Path, part: str) -> list[_Entry]:
             entries.append(LeftOut(video, "twice", f"{place}: it is row {first[video]} already"))
         elif type(label) is not int or not 0 <= label < len(KINETICS_CLASSES):
             bound = len(KINETICS_CLASSES) - 1
-            entries.append(LeftOut(video, "label at odds", f"{place}: must be in 0..{bound}, got {label!r:.60}"))
+            entries.append(LeftOut(video, "label at odds", f"{place}: must be in 0..{bound}, got {shown(label)}"))
         else:
             entries.append((video, label))
     return entries

@@ -88,6 +88,11 @@ def load(stream: BinaryIO, name: str) -> Any:
         ) from error
 
 
+def shown(value: Any) -> str:
+    """Numbers and text of a pickle for messages; of others the type, as the text of a nested value has no bound."""
+    return f"{value!r:.60}" if isinstance(value, (str, int, float, np.number, type(None))) else type(value).__name__
+
+
 def read_object_array(npz_path: str | Path, member: str) -> Any:
     """An object member of an .npz file: the one object of a 0-d member, an object array [n] of a 1-d one.
 
