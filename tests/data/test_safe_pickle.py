@@ -326,6 +326,14 @@ def test_a_truncated_pickle_is_refused(size):
         load(io.BytesIO(SAMPLE[:size]), "file")
 
 
+@pytest.mark.parametrize("protocol", [0, 2])
+def test_a_pickle_that_ends_amid_a_name_is_called_truncated(protocol):
+    raw = pickle.dumps(np.arange(3), protocol)
+    for size in range(raw.index(b"multiarray"), raw.index(b"ndarray")):
+        with pytest.raises(ValueError, match=r"^file: not a whole pickle of plain data, it ends early"):
+            load(io.BytesIO(raw[:size]), "file")
+
+
 @given(st.lists(st.tuples(st.integers(0, len(SAMPLE) - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_altered_bytes_give_data_or_a_value_error(changes):
     raw = bytearray(SAMPLE)

@@ -130,7 +130,6 @@ class _Source:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self.readline = stream.readline
         self.taken = 0
 
     def read(self, size: int) -> bytes:
@@ -146,6 +145,13 @@ class _Source:
             raise EOFError("it ends early")
         self.taken += size
         return data
+
+    def readline(self) -> bytes:
+        line = self._stream.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError("it ends early")
+        self.taken += len(line)
+        return line
 
 
 class _Memo(dict[int, Any]):
