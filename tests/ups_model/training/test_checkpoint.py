@@ -258,6 +258,8 @@ def test_no_module_of_the_package_unpickles_anything():
         r"(import|from) _?pickle\b", r"\bpickle\.loads?\(", "Unpickler", r"torch\.load\(", r"torch\.save\(",
         "allow_pickle=True", "marshal", "shelve",
     )  # fmt: skip
-    for file in root.rglob("*.py"):
+    restricted = root / "data" / "safe_pickle.py"  # whose restrictions tests/data/test_safe_pickle.py has
+    assert restricted.exists()
+    for file in set(root.rglob("*.py")) - {restricted}:
         text = file.read_text("utf-8")
         assert not [word for word in forbidden if re.search(word, text)], file

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ups_model.data.readers.io.safe_pickle import ItemStream, load, read_object_array
+from ups_model.data.readers.io.safe_pickle import load, read_object_array, shown
 
 PLAIN = {
     "numbers": (1, -2.5, True, False, None, 2**70, 1 + 2j),
@@ -137,6 +137,12 @@ def test_numpys_own_loader_that_would_unpickle_a_second_file_is_refused(tmp_path
         (b"\x82\x01.", "uses EXT1"),
         (b"\x97.", "uses NEXT_BUFFER"),
         (b"cnumpy\nndarray\n(K\x02\x85t\x81.", "uses NEWOBJ"),
+        (b"cbuiltins\nset\n)}\x92.", "uses NEWOBJ_EX"),
+        (b"(cbuiltins\nset\no.", "uses OBJ"),
+        (b"(ibuiltins\nset\n.", "uses INST"),
+        (b"]2.", "uses DUP"),
+        (b"ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsNsb.", "sets a OrderedDict's state"),
+        (b"cbuiltins\nset\nN}X\x04\x00\x00\x00whatNs\x86b.", "sets a Global's state"),
         (b"cbuiltins\nset\n}X\x01\x00\x00\x00aNsb.", "sets a Global's state"),
         (b"]}X\x08\x00\x00\x00__init__Nsb.", "sets a list's state"),
         (b"]\x85]R.", "calls a"),
@@ -184,6 +190,125 @@ def test_deep_nesting_is_read_or_refused_without_exhausting_the_stack():
         load(io.BytesIO(b"})" + b"\x85" * deep + b"Ns."), "file")
 
 
+RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\nq\x00cnumpy\nndarray\nK\x00\x85C\x01b\x87q\x01"
+HUGE = b"\xff\xff\xff\xff\xff\xff\xff\x7f"
+DEEP = 200_000
+
+
+def _object_array(content):
+    return b"h\x00h\x01R(K\x01K\x01\x85cnumpy\ndtype\nC\x02O8\x85R\x89" + content + b"tb"
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"cbuiltins\nslice\nq\x000N" + b"q\x010h\x00h\x01NN\x87R" * DEEP + b".", "slice is not called as data are"),
+        (RECONSTRUCT + b"00N" + (b"q\x030" + _object_array(b"]h\x03a")) * DEEP + b".", "must not hold object arrays"),
+        (b"cbuiltins\nfrozenset\nq\x000)" + b"q\x010h\x00h\x01\x85\x85R" * DEEP + b".", "keys of dicts"),
+    ],
+    ids=["slices", "object_arrays", "frozensets"],
+)
+def test_nests_that_overflow_the_stack_when_hashed_or_freed_are_refused(raw, message):
+    with pytest.raises(ValueError, match=message):
+        load(io.BytesIO(raw), "file.pkl")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"B" + HUGE[4:],
+        b"\x8e" + HUGE,
+        b"\x96" + HUGE,
+        b"\x8d" + HUGE,
+        b"X" + HUGE[4:],
+        b"T" + HUGE[4:],
+        b"\x8b" + HUGE[4:],
+    ],
+    ids=["BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINUNICODE8", "BINUNICODE", "BINSTRING", "LONG4"],
+)
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_a_length_that_the_file_only_claims_takes_no_memory(tmp_path, raw, from_disk):
+    (tmp_path / "file.pkl").write_bytes(raw + b"abc.")
+    tracemalloc.start()
+    with open(tmp_path / "file.pkl", "rb") as file, pytest.raises(ValueError, match="it ends early"):
+        load(file if from_disk else io.BytesIO(raw + b"abc."), "file.pkl")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6
+
+
+def test_memo_numbers_and_frames_take_no_memory_either():
+    tracemalloc.start()
+    assert load(io.BytesIO(b"\x80\x04\x95" + HUGE + b"]r\xff\xff\xff\x7fj\xff\xff\xff\x7f\x86."), "file") == ([], [])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6
+
+
+BODY = b"B" + (1 << 22).to_bytes(4, "little") + bytes(1 << 22)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"cbuiltins\nbytearray\nq\x00" + BODY + b"\x85q\x010](" + b"h\x00h\x01R" * 100 + b"e.",
+        RECONSTRUCT + b"cnumpy\ndtype\nC\x03>f4\x85Rq\x02" + BODY + b"q\x030]("
+        + b"h\x00h\x01R(K\x01J\x00\x00\x10\x00\x85h\x02\x89h\x03tb" * 100 + b"e.",
+    ],
+    ids=["bytearrays", "arrays"],
+)  # fmt: skip
+def test_bytes_that_are_there_once_are_not_made_into_many_values(raw):
+    with pytest.raises(ValueError, match="made into values again and again"):
+        load(io.BytesIO(raw), "file.pkl")
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"cbuiltins\nset\ncbuiltins\nrange\n(K\x00M\xff\xffK\x01tRR.", "arguments must be a tuple"),
+        (b"cbuiltins\nrange\n(K\x00\x8a\x07\xff\xff\xff\xff\xff\xff\x0fK\x01tR.", "range is not called as data are"),
+        (b"cbuiltins\nset\n\x8c\x03abc\x85R.", "keys of dicts"),
+        (b"]K\x00Ns.", "only dicts have keys"),
+        (b"](K\x00Nu.", "only dicts have keys"),
+        (b"](K\x00\x90.", "only sets are added to"),
+        (b"](K\x01d.", "zip"),
+        (b"cnumpy\ndtype\nC\x02V8\x85R.", "arrays must be of numbers, text or objects"),
+        (b"\x07", "byte 0x07 is no opcode"),
+        (b"]].", "it ends in the middle"),
+        (RECONSTRUCT + b"R.", "it ends in the middle"),
+        (
+            RECONSTRUCT + b"00h\x00h\x01Rq\x05(K\x01K\x01\x85cnumpy\ndtype\nC\x02O8\x85R\x89]h\x05atb.",
+            "contains itself",
+        ),
+    ],
+)
+def test_other_abuse_of_what_data_need_is_refused(raw, message):
+    with pytest.raises(ValueError, match=f"^file.pkl: not a whole pickle of plain data, .*{message}"):
+        load(io.BytesIO(raw), "file.pkl")
+
+
+def test_an_empty_array_of_a_shape_beyond_all_memory_is_refused():
+    shape = b"(K\x00\x8a\x08" + HUGE + b"\x8a\x08" + HUGE + b"t"
+    with pytest.raises(ValueError, match=r"^file.pkl: not a whole pickle"):
+        load(io.BytesIO(RECONSTRUCT + b"R(K\x01" + shape + b"cnumpy\ndtype\nC\x02f4\x85R\x89C\x00tb."), "file.pkl")
+
+
+def test_long_arrays_of_the_same_bytes_are_writable_and_short_ones_apart():
+    for size, shared in ((5000, True), (100, False)):
+        dtype = b"cnumpy\ndtype\nC\x02u1\x85Rq\x020B" + size.to_bytes(4, "little") + bytes(size) + b"q\x030"
+        array = b"h\x00h\x01R(K\x01M" + size.to_bytes(2, "little") + b"\x85h\x02\x89h\x03tb"
+        one, other = load(io.BytesIO(RECONSTRUCT + b"00" + dtype + array * 2 + b"\x86."), "file")
+        assert one.flags.writeable and np.shares_memory(one, other) == shared
+
+
+@pytest.mark.parametrize(
+    "raw", [b"]" * DEEP + b"a" * (DEEP - 1) + b".", b"N" + b"q\x010]h\x01ah\x01a" * 60 + b"."], ids=["deep", "doubling"]
+)
+def test_values_without_a_bounded_text_are_shown_by_their_type(raw):
+    assert shown(load(io.BytesIO(raw), "file")) == "list"
+    assert [shown(value) for value in (None, 5, np.int64(5), "a" * 100)] == ["None", "5", "np.int64(5)", "'" + "a" * 59]
+
+
 def _types(value):
     if isinstance(value, dict):
         return {dict}.union(*(_types(part) for pair in value.items() for part in pair))
@@ -199,6 +324,14 @@ SAMPLE = pickle.dumps({"a": np.arange(4.0), "b": ["x", (1, 2.5)], "o": np.array(
 def test_a_truncated_pickle_is_refused(size):
     with pytest.raises(ValueError, match=r"^file: not a whole pickle"):
         load(io.BytesIO(SAMPLE[:size]), "file")
+
+
+@pytest.mark.parametrize("protocol", [0, 2])
+def test_a_pickle_that_ends_amid_a_name_is_called_truncated(protocol):
+    raw = pickle.dumps(np.arange(3), protocol)
+    for size in range(raw.index(b"multiarray"), raw.index(b"ndarray")):
+        with pytest.raises(ValueError, match=r"^file: not a whole pickle of plain data, it ends early"):
+            load(io.BytesIO(raw[:size]), "file")
 
 
 @given(st.lists(st.tuples(st.integers(0, len(SAMPLE) - 1), st.integers(0, 255)), min_size=1, max_size=4))
@@ -222,68 +355,26 @@ def test_any_bytes_give_data_or_a_value_error(raw):
         assert str(error).startswith("file: ")
 
 
-def _items(count, frames=50):
-    rng = np.random.default_rng(0)
-    for index in range(count):
-        pose = rng.normal(size=(2, frames, 25, 3)).astype(np.float32)
-        yield {"frame_dir": f"S{index:06d}", "label": index % 60, "keypoint": pose, "img_shape": (1080, 1920)}
-
-
-@pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("count", [0, 1, 2, 1001])
-def test_items_come_one_by_one_in_order_with_the_rest_of_the_file(protocol, count):
-    frames = 1 if count > 2 else 5
-    whole = {"split": {"train": ["a", "b"]}, "annotations": list(_items(count, frames)), "after": 3}
-    items = ItemStream(io.BytesIO(pickle.dumps(whole, protocol)), "file", "annotations")
-    before = []
-    for item, expected in zip(items, _items(count, frames), strict=True):
-        before.append(items.rest.get("split"))
-        assert np.array_equal(item.pop("keypoint"), expected.pop("keypoint")) and item == expected
-    assert before == [{"train": ["a", "b"]}] * count
-    assert items.rest == {"split": {"train": ["a", "b"]}, "after": 3}
-
-
-def test_names_shared_by_the_list_and_the_rest_are_kept_whichever_comes_first():
-    items = list(_items(3, 1))
-    names = [item["frame_dir"] for item in items]
-    for whole in ({"split": names, "annotations": items}, {"annotations": items, "split": names}):
-        stream = ItemStream(io.BytesIO(pickle.dumps(whole, 2)), "file", "annotations")
-        assert [item["frame_dir"] for item in stream] == names == stream.rest["split"]
-
-
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_a_stream_holds_one_item_at_a_time_however_many_there_are(tmp_path, protocol):
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_memory_is_at_most_one_and_a_half_times_the_file(tmp_path, protocol):
     file = tmp_path / "many.pkl"
+    rng = np.random.default_rng(0)
+    poses = [rng.normal(size=(2, 50, 25, 3)).astype(np.float32) for _ in range(1200)]
     with file.open("wb") as stream:
-        pickle.dump({"annotations": list(_items(1200))}, stream, protocol)
+        pickle.dump(
+            {"annotations": [{"frame_dir": f"S{row:06d}", "keypoint": pose} for row, pose in enumerate(poses)]},
+            stream,
+            protocol,
+        )
     size = file.stat().st_size
     assert size > 35e6
     tracemalloc.start()
     with file.open("rb") as stream:
-        assert sum(1 for _ in ItemStream(stream, "many.pkl", "annotations")) == 1200
+        found = load(stream, "many.pkl")["annotations"]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2e6, f"{peak} bytes for a file of {size}"
-
-
-@pytest.mark.parametrize(
-    ("whole", "message"),
-    [
-        ([1, 2], "must hold a dict with a list under 'annotations'"),
-        ({"other": []}, "must hold a dict with a list under 'annotations'"),
-        ({"annotations": 3}, "must hold a dict with a list under 'annotations'"),
-        ({"annotations": [{}, 3]}, r"\['annotations'\]\[1\]: must be a dict, got int"),
-    ],
-)
-def test_a_file_without_the_list_is_refused(whole, message):
-    with pytest.raises(ValueError, match=message):
-        list(ItemStream(io.BytesIO(pickle.dumps(whole, 2)), "file", "annotations"))
-
-
-def test_a_list_written_elsewhere_and_referred_to_is_refused_and_not_lost():
-    shared = [{"a": 1}]
-    with pytest.raises(ValueError, match="must be written in place"):
-        list(ItemStream(io.BytesIO(pickle.dumps({"x": shared, "annotations": shared}, 2)), "file", "annotations"))
+    assert peak < 1.5 * size, f"{peak} bytes for a file of {size}"
+    assert all(np.array_equal(item["keypoint"], pose) for item, pose in zip(found, poses, strict=True))
 
 
 def test_object_members_of_an_npz_are_read_as_numpy_reads_them(tmp_path):
@@ -328,11 +419,3 @@ def test_a_truncated_npz_is_named(tmp_path_factory, kept):
     file.write_bytes(raw[: int(kept * len(raw))])
     with pytest.raises(ValueError, match=r"file.npz"):
         read_object_array(file, "positions")
-
-
-def test_an_array_that_two_items_share_is_refused_and_read_whole_by_load():
-    pose = np.arange(600.0)
-    raw = pickle.dumps({"annotations": [{"a": 1, "pose": pose}, {"a": 2, "pose": pose}]}, 2)
-    with pytest.raises(ValueError, match="values of an item of 'annotations' must not be used again"):
-        list(ItemStream(io.BytesIO(raw), "file", "annotations"))
-    assert np.array_equal(load(io.BytesIO(raw), "file")["annotations"][1]["pose"], pose)

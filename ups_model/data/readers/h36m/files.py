@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ups_model.data.readers.h36m.cameras import CAMERA_IDS, SUBJECTS
-from ups_model.data.readers.io.safe_pickle import read_object_array
+from ups_model.data.readers.io.safe_pickle import read_object_array, shown
 
 ACTIONS: tuple[str, ...] = (
     "Directions",
@@ -79,13 +79,14 @@ def read_keypoints(file: Path) -> Actions:
         )
     joints = metadata.get("num_joints")
     if not isinstance(joints, (int, np.integer)) or joints != len(KEPT_JOINTS):
-        got = f"{joints!r:.60}"
-        raise ValueError(f"{file}[metadata]: num_joints must be 17, got {got}; take the file of Human3.6M's joints")
+        raise ValueError(
+            f"{file}[metadata]: num_joints must be 17, got {shown(joints)}; take the file of Human3.6M's joints"
+        )
     layout, sides = metadata.get("layout_name", "h36m"), metadata.get("keypoints_symmetry")
     if not isinstance(layout, str) or layout != "h36m" or _joints(sides) != _joints(_SIDES):
         raise ValueError(
             f"{file}[metadata]: the joints must be Human3.6M's, with keypoints_symmetry {_joints(_SIDES)}, got "
-            f"layout {layout!r:.60} and {sides!r:.120}; take the file of Human3.6M's joints"
+            f"layout {shown(layout)} and {_joints(sides) or _what(sides)}; take the file of Human3.6M's joints"
         )
     return _nested(f"{file}[positions_2d]", read_object_array(file, "positions_2d"))
 
@@ -168,8 +169,10 @@ def _check_bounds(where: str, values: np.ndarray, bound: float, unit: str) -> No
 
 
 def _joints(sides: Any) -> list[list[int]] | None:
-    """Lists of joints as plain integers; None where it is none."""
+    """Two lists of joints as plain integers; None where it is none."""
     try:
+        if len(sides) != 2 or max(map(len, sides)) > len(KEPT_JOINTS):
+            return None
         return [[int(joint) for joint in side] for side in sides]
     except (TypeError, ValueError, OverflowError):
         return None

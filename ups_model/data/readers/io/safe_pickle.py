@@ -1,21 +1,24 @@
 """Pickles of arrays and plain values, read without running anything that is in them.
 
 `pickle.load` calls whatever callable a file names, and numpy's own `__setstate__` takes flags from the file that decide
-whether its bytes are pointers. So the opcodes are taken one by one from `pickletools.genops`, which parses and runs
-nothing, and the few calls by which arrays, dtypes, numpy scalars, sets and the like are written are recognised and
-done here, their arguments checked. Any other call is refused by its name. Protocols 0 to 5, numpy 1 and 2.
+whether its bytes are pointers. So nothing is imported: a name stands for itself, the few calls by which arrays, dtypes,
+numpy scalars, sets and the like are written are done in `safe_pickle_values`, their arguments checked, and everything
+else is refused by its name. Protocols 0 to 5, numpy 1 and 2.
 
-The program of opcodes is read front to back, so the dicts of a long list can be handed out as they come (`ItemStream`):
-files of several gigabytes that hold one list need little memory.
+`pickle.Unpickler` with a strict `find_class` is not enough: its C code hashes keys of any depth, which overflows the
+stack and ends the process, allocates whatever a length or a memo index says, takes objects from the registry of
+extensions unasked, and its BUILD sets attributes of any object. Its twin in Python has a method for each opcode.
 """
 
 from __future__ import annotations
 
+import pickle
 import pickletools
 import struct
+import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,80 +36,69 @@ from ups_model.data.readers.io.safe_pickle_values import (
     checked_keys,
 )
 
+_RULE = "a pickle may hold arrays and plain values alone"
 _WAY_OUT = "have the program that wrote it save arrays, lists, dicts, numbers and text alone"
 
 _DAMAGED = (
-    ValueError,  # UnicodeDecodeError too, and what genops raises
+    pickle.UnpicklingError,
+    ValueError,  # UnicodeDecodeError too
     TypeError,
     IndexError,
     KeyError,
     AttributeError,
     OverflowError,
     MemoryError,
+    BufferError,
     EOFError,
     RecursionError,
     struct.error,
     zlib.error,
     zipfile.BadZipFile,
 )
-_KEPT_TEXT = 256
-"""Longest text, in characters, that a stream of items remembers for later references."""
+_BLOCK = 1 << 20
+_MOST_MADE, _MADE_FREELY = 8, 1 << 24
+"""Calls make at most `_MOST_MADE` bytes of values for each byte read, beside the first; files of arrays need two."""
+
+_OPCODES = """PROTO FRAME STOP MARK POP POP_MARK PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
+NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
+EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS
+EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET FROZENSET ADDITEMS GLOBAL STACK_GLOBAL REDUCE BUILD"""
+"""The opcodes that data need. The others make instances, or refer to what is outside of the file."""
 
 
 def load(stream: BinaryIO, name: str) -> Any:
     """The object that a pickle holds: numpy arrays and builtins alone, whatever the file asks for.
+
+    Memory is at most about 1.5 times the file's size, most of it the arrays.
 
     Args:
         stream: at the pickle's first byte; read up to its end, which may come before the file's.
         name: what messages call it, the file's path.
 
     Returns:
-        Arrays are new and writable. Text of Python 2 is decoded as latin-1.
+        Arrays are writable; long ones that the file makes of the same bytes share them. Text of Python 2 is decoded as
+        latin-1.
 
     Raises:
         ValueError: it is damaged or truncated, or asks for anything but arrays and plain values; names what and where.
         OSError: the stream cannot be read.
     """
-    machine = _Machine(name)
-    for _ in machine.run(stream):
-        raise AssertionError("only a stream of items yields")
-    return machine.stack[0]
+    try:
+        return _Unpickler(stream).load()
+    except _Refused as refused:
+        raise ValueError(f"{name}: {_RULE}, it {refused} (byte {stream.tell()}); {_WAY_OUT}") from refused
+    except _DAMAGED as error:
+        what = str(error) or type(error).__name__
+        raise ValueError(
+            f"{name}: not a whole pickle of plain data, {what:.200} (byte {stream.tell()}); get the file again"
+        ) from error
 
 
-class ItemStream:
-    """The dicts of the list under one key of a pickled dict, `{..., key: [{...}, ...], ...}`, one at a time.
-
-        items = ItemStream(stream, name, "annotations")
-        for item in items: ...
-        items.rest["split"]
-
-    An item is forgotten once handed out, save its short texts, to which later parts of the file may refer (about 200
-    bytes for an item that has one). A later reference to anything longer is an error.
-
-    Raises:
-        ValueError: while iterating, as `load`; and where there is no list of dicts under `key`.
-    """
-
-    def __init__(self, stream: BinaryIO, name: str, key: str) -> None:
-        self._stream, self._name, self._key = stream, name, key
-        self.rest: dict[Any, Any] = {}
-        """The outermost dict without the list: at an item, what the file has before the list; at the end, all."""
-
-    def __iter__(self) -> Iterator[dict[Any, Any]]:
-        machine = _Machine(self._name, self._key)
-        for index, item in enumerate(machine.run(self._stream)):
-            if not isinstance(item, dict):
-                raise ValueError(f"{self._name}[{self._key!r}][{index}]: must be a dict, got {type(item).__name__}")
-            if index == 0:
-                self.rest = machine.read_of_dict()
-                self.rest.pop(self._key, None)
-            yield item
-        whole = machine.stack[0]
-        if not isinstance(whole, dict) or not isinstance(whole.get(self._key), list):
-            raise ValueError(f"{self._name}: must hold a dict with a list under {self._key!r}; is it another format?")
-        if whole[self._key]:
-            raise ValueError(f"{self._name}: the list under {self._key!r} must be written in place; save it again")
-        self.rest = {key: value for key, value in whole.items() if key != self._key}
+def shown(value: Any) -> str:
+    """Numbers and text of a pickle for messages; of others the type, as the text of a nested value has no bound."""
+    return f"{value!r:.60}" if isinstance(value, (str, int, float, np.number, type(None))) else type(value).__name__
 
 
 def read_object_array(npz_path: str | Path, member: str) -> Any:
@@ -138,190 +130,81 @@ def read_object_array(npz_path: str | Path, member: str) -> Any:
 
 
 class _Refused(Exception):
-    """A pickle asks for what is no data."""
+    """What a pickle does that is no data: "calls a list"."""
 
 
-class _Machine:
-    """Runs one pickle's opcodes on a stack. `memo` holds what later opcodes may refer to, by number."""
+class _Source:
+    """A stream that gives all the bytes asked for or fails, and allocates for no more than it has."""
 
-    def __init__(self, name: str, key: str | None = None) -> None:
-        self.name, self.key = name, key
-        self.stack: list[Any] = []
-        self.outer: list[list[Any]] = []  # the stacks below the marks
-        self.memo: dict[int, Any] = {}
-        self.memoized = 0
-        self.unbuilt = 0
-        self.items: list[Any] | None = None  # the stack above the mark of the streamed list, while there is one
-        self.ready: list[Any] = []  # items complete and not yet handed out
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.taken = 0
 
-    def run(self, stream: BinaryIO) -> Iterator[Any]:
-        """Yields the items of the streamed list, if there is a key, as they are complete."""
-        position = 0
-        try:
-            for opcode, argument, found in pickletools.genops(stream):
-                position = found or 0
-                if (step := _STEPS.get(opcode.name)) is None:
-                    raise _Refused(f"a pickle may hold arrays and plain values alone, it uses {opcode.name}")
-                step(self, argument)
-                if self.ready:
-                    if self.unbuilt:
-                        raise ValueError("an array has no content")
-                    yield from self.ready
-                    self.ready.clear()
-            if len(self.stack) != 1 or self.outer or self.unbuilt:
-                raise ValueError("it ends in the middle of something")
-        except _Refused as refused:
-            raise ValueError(f"{self.name}: {refused} (byte {position}); {_WAY_OUT}") from refused
-        except _DAMAGED as error:
-            what = str(error) or type(error).__name__
-            raise ValueError(
-                f"{self.name}: not a whole pickle of plain data, {what:.200} (byte {position}); get the file again"
-            ) from error
+    def read(self, size: int) -> bytes:
+        if size <= _BLOCK:
+            data = self._stream.read(size)
+        else:  # a buffered file allocates `size` bytes before it reads
+            blocks, left = [], size
+            while left and (block := self._stream.read(min(left, _BLOCK))):
+                blocks.append(block)
+                left -= len(block)
+            data = b"".join(blocks)
+        if len(data) < size:
+            raise EOFError("it ends early")
+        self.taken += size
+        return data
 
-    def read_of_dict(self) -> dict[Any, Any]:
-        """The outermost dict as far as it has been read, while the list in it is."""
-        levels = [*self.outer, self.stack]
-        pairs = levels[1] if len(levels) > 1 else []
-        return {**levels[0][0], **dict(zip(pairs[::2], pairs[1::2], strict=False))}
+    def readline(self) -> bytes:
+        line = self._stream.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError("it ends early")
+        self.taken += len(line)
+        return line
 
-    def streams(self) -> bool:
-        """Whether the top of the stack is the list whose items are handed out."""
-        stack, depth = self.stack, len(self.outer)
-        if self.key is None or depth > 1 or len(stack) < 2 or not isinstance(stack[-1], list):
-            return False
-        base = self.outer[0] if depth else stack[:-2]
-        is_key = isinstance(stack[-2], str) and stack[-2] == self.key
-        return is_key and len(base) == 1 and isinstance(base[0], dict) and (depth == 0 or len(stack) % 2 == 0)
 
-    # Marks and the stack
+class _Memo(dict[int, Any]):
+    """What later opcodes may refer to. An array takes the place of its announcement."""
 
-    def mark(self, _: Any) -> None:
-        streams = self.streams()
-        self.outer.append(self.stack)
-        self.stack = []
-        if streams:
-            self.items = self.stack
-
-    def pop_mark(self, _: Any = None) -> list[Any]:
-        values, self.stack = self.stack, self.outer.pop()
-        if values is self.items:
-            self.items = None
-        return values
-
-    def pop(self, _: Any) -> None:
-        if self.stack:
-            self.stack.pop()
-        else:
-            self.pop_mark()
-
-    def push_tuple(self, _: Any) -> None:
-        values = self.pop_mark()
-        self.stack.append(tuple(values))
-
-    def push_list(self, _: Any) -> None:
-        values = self.pop_mark()
-        self.stack.append(values)
-
-    def push_frozenset(self, _: Any) -> None:
-        values = self.pop_mark()
-        self.stack.append(frozenset(checked_keys(values)))
-
-    def push_dict(self, _: Any) -> None:
-        values = self.pop_mark()
-        self.stack.append(dict(zip(checked_keys(values[::2]), values[1::2], strict=True)))
-
-    def push_empty_dict(self, _: Any) -> None:
-        # A dict is no key, so the one before this is complete and not waiting for its value.
-        if self.stack is self.items and len(self.stack) == 1:
-            self.ready.append(self.stack.pop())
-        self.stack.append({})
-
-    # Filling containers
-
-    def append(self, _: Any) -> None:
-        value = self.stack.pop()
-        self.extend([value])
-
-    def appends(self, _: Any) -> None:
-        self.extend(self.pop_mark())
-
-    def extend(self, values: list[Any]) -> None:
-        if self.streams():
-            self.ready += values
-        elif isinstance(self.stack[-1], list):
-            self.stack[-1] += values
-        else:
-            raise ValueError("only lists are appended to")
-
-    def add_items(self, _: Any) -> None:
-        values = self.pop_mark()
-        if not isinstance(self.stack[-1], set):
-            raise ValueError("only sets are added to")
-        self.stack[-1].update(checked_keys(values))
-
-    def set_item(self, _: Any) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.update([key], [value])
-
-    def set_items(self, _: Any) -> None:
-        values = self.pop_mark()
-        self.update(values[::2], values[1::2])
-
-    def update(self, keys: list[Any], values: list[Any]) -> None:
-        if not isinstance(self.stack[-1], dict):
-            raise ValueError("only dicts have keys")
-        self.stack[-1].update(zip(checked_keys(keys), values, strict=True))
-
-    # References
-
-    def put(self, index: int) -> None:
-        self.memoized += 1
-        value = self.stack[-1]
-        if self.items is None or _kept(value):
-            self.memo[index] = value
-
-    def memoize(self, _: Any) -> None:
-        self.put(self.memoized)
-
-    def get(self, index: int) -> None:
-        if index not in self.memo:
-            if self.key is not None and index < self.memoized:
-                raise _Refused(
-                    f"values of an item of {self.key!r} must not be used again outside of it, value {index} is"
-                )
-            raise ValueError(f"refers to value {index}, which is not there")
-        value = self.memo[index]
+    def __getitem__(self, index: int) -> Any:
+        value = super().__getitem__(index)
         if isinstance(value, Unbuilt):
             if value.array is None:
                 raise ValueError("an array contains itself")
-            value = value.array
-        self.stack.append(value)
+            return value.array
+        return value
 
-    # What would be code
 
-    def global_(self, name: str) -> None:
-        self.push_global(*name.split(" ", 1))
+class _Unpickler(pickle._Unpickler):  # private in name, but the only one whose opcodes can be restricted
+    """Runs the opcodes of data. Refuses the others, and those that would call, or fill, or set what is no data."""
 
-    def stack_global(self, _: Any) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        self.push_global(module, name)
+    def __init__(self, stream: BinaryIO) -> None:
+        self.source = _Source(stream)
+        super().__init__(self.source, encoding="latin-1")
+        self.memo = _Memo()
+        self.unbuilt = 0  # arrays announced
+        self.made = 0  # bytes
 
-    def push_global(self, module: Any, name: Any) -> None:
-        what = GLOBALS.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
-        if what is None:
-            asked = f"{module}.{name}"[:100] if isinstance(module, str) and isinstance(name, str) else "no name"
-            raise _Refused(f"a pickle may hold arrays and plain values alone, it asks for {asked}")
-        self.stack.append(Global(what))
+    def load(self) -> Any:
+        value = super().load()
+        if self.stack or self.metastack or self.unbuilt:
+            raise ValueError("it ends in the middle of something")
+        return value
 
-    def reduce(self, _: Any) -> None:
+    def find_class(self, module: str, name: str) -> Global:
+        if (module, name) not in GLOBALS:
+            asked = f"{module}.{name}"[:100]
+            raise _Refused(f"asks for {asked}")
+        return Global(GLOBALS[module, name])
+
+    def load_reduce(self) -> None:
         arguments, called = self.stack.pop(), self.stack.pop()
         if not isinstance(called, Global):
-            raise _Refused(f"a pickle may hold arrays and plain values alone, it calls a {type(called).__name__}")
+            raise _Refused(f"calls a {type(called).__name__}")
         value = call(called.what, arguments)
         self.unbuilt += isinstance(value, Unbuilt)
-        self.stack.append(value)
+        self._push(value)
 
-    def build(self, _: Any) -> None:
+    def load_build(self) -> None:
         state, value = self.stack.pop(), self.stack.pop()
         if isinstance(value, Dtype):
             value.set_state(state)
@@ -331,74 +214,64 @@ class _Machine:
             self.unbuilt -= 1
             value = value.array
         else:
-            raise _Refused(f"a pickle may hold arrays and plain values alone, it sets a {type(value).__name__}'s state")
-        self.stack.append(value)
+            raise _Refused(f"sets a {type(value).__name__}'s state")
+        self._push(value)
+
+    def _push(self, value: Any) -> None:
+        self.made += value.nbytes if isinstance(value, np.ndarray) else sys.getsizeof(value)
+        if self.made > _MOST_MADE * self.source.taken + _MADE_FREELY:
+            raise ValueError("the same bytes are made into values again and again")
+        self.append(value)
+
+    def load_frame(self) -> None:
+        self.read(8)  # a frame's length: how the rest may be buffered
+
+    def load_bytearray8(self) -> None:
+        self.load_binbytes8()
+        self.append(bytearray(self.stack.pop()))
+
+    def load_dict(self) -> None:
+        values = self.pop_mark()
+        self.append({})
+        self._update(values)
+
+    def load_setitem(self) -> None:
+        values = [self.stack.pop(-2), self.stack.pop()]
+        self._update(values)
+
+    def load_setitems(self) -> None:
+        self._update(self.pop_mark())
+
+    def _update(self, values: list[Any]) -> None:
+        if not isinstance(self.stack[-1], dict):
+            raise ValueError("only dicts have keys")
+        self.stack[-1].update(zip(checked_keys(values[::2]), values[1::2], strict=True))
+
+    def load_frozenset(self) -> None:
+        values = self.pop_mark()  # which changes `append`
+        self.append(frozenset(checked_keys(values)))
+
+    def load_additems(self) -> None:
+        values = self.pop_mark()
+        if not isinstance(self.stack[-1], set):
+            raise ValueError("only sets are added to")
+        self.stack[-1].update(checked_keys(values))
 
 
-def _kept(value: Any) -> bool:
-    """Whether a stream of items remembers a value: what repeats in them is short."""
-    if isinstance(value, (str, bytes)):
-        return len(value) <= _KEPT_TEXT
-    if isinstance(value, tuple):
-        return len(value) <= 8 and all(isinstance(part, (int, float, bool, type(None))) for part in value)
-    return isinstance(value, (Global, Dtype))
+def _step(code: int) -> Callable[[_Unpickler], None]:
+    """What a byte does at the place of an opcode."""
+    opcode = _NAMES.get(code)
+    if opcode in _OPCODES.split():
+        method = pickle._Unpickler.dispatch[code].__name__
+        return getattr(_Unpickler, method)
+
+    def refuse(_: _Unpickler) -> None:
+        if opcode is None:
+            raise ValueError(f"byte {code:#04x} is no opcode")
+        raise _Refused(f"uses {opcode}")
+
+    return refuse
 
 
-def _last_as_tuple(count: int) -> Callable[[_Machine, Any], None]:
-    def step(machine: _Machine, _: Any) -> None:
-        if len(machine.stack) < count:
-            raise ValueError("a tuple lacks its parts")
-        machine.stack[-count:] = [tuple(machine.stack[-count:])]
-
-    return step
-
-
-def _push(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
-    return lambda machine, _: machine.stack.append(make())
-
-
-def _literal(machine: _Machine, value: Any) -> None:
-    machine.stack.append(value)
-
-
-def _nothing(machine: _Machine, _: Any) -> None:
-    """PROTO and FRAME say how the rest is written; STOP ends genops."""
-
-
-_STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
-    **dict.fromkeys(("PROTO", "FRAME", "STOP"), _nothing),
-    **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"), _literal),
-    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), _literal),
-    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _literal),
-    **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _literal),
-    "NONE": _push(lambda: None),
-    "NEWTRUE": _push(lambda: True),
-    "NEWFALSE": _push(lambda: False),
-    "EMPTY_TUPLE": _push(tuple),
-    "EMPTY_LIST": _push(list),
-    "EMPTY_SET": _push(set),
-    "EMPTY_DICT": _Machine.push_empty_dict,
-    "TUPLE1": _last_as_tuple(1),
-    "TUPLE2": _last_as_tuple(2),
-    "TUPLE3": _last_as_tuple(3),
-    "TUPLE": _Machine.push_tuple,
-    "LIST": _Machine.push_list,
-    "DICT": _Machine.push_dict,
-    "FROZENSET": _Machine.push_frozenset,
-    "MARK": _Machine.mark,
-    "POP": _Machine.pop,
-    "POP_MARK": _Machine.pop_mark,
-    "APPEND": _Machine.append,
-    "APPENDS": _Machine.appends,
-    "ADDITEMS": _Machine.add_items,
-    "SETITEM": _Machine.set_item,
-    "SETITEMS": _Machine.set_items,
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
-    "MEMOIZE": _Machine.memoize,
-    "GLOBAL": _Machine.global_,
-    "STACK_GLOBAL": _Machine.stack_global,
-    "REDUCE": _Machine.reduce,
-    "BUILD": _Machine.build,
-}
-"""The opcodes that data need. The others make instances, or refer to what is outside of the file."""
+_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+_Unpickler.dispatch = {code: _step(code) for code in range(256)}

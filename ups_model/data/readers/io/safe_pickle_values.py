@@ -34,6 +34,10 @@ GLOBALS = {
 """(module, name) as a pickle writes it -> what it stands for here. Nothing is imported."""
 
 _DTYPE = re.compile(r"[<>|=]?(?:\?|b1|[iu][1248]|f[248]|c8|c16|[SU][1-9][0-9]{0,6}|O[48]?)")
+_LONGEST_RANGE = 1 << 20
+"""A range is a few bytes, but who goes through it makes all of its numbers."""
+_COPIED = 1000
+"""Bytes up to this size are copied. Python shares the shortest, which must not change."""
 
 
 class Global:
@@ -90,6 +94,8 @@ def build_array(shape: Any, dtype: Any, fortran: bool, raw: Any) -> np.ndarray:
     if dtype.dtype == np.dtype(object):
         if not isinstance(raw, list) or len(raw) != count:
             raise ValueError(f"an object array of shape {list(shape)} needs a list of {count} objects")
+        if any(isinstance(value, np.ndarray) and value.dtype == object for value in raw):
+            raise ValueError("object arrays must not hold object arrays")  # freeing a deep nest overflows the stack
         flat = np.empty(count, dtype=object)
         for index, value in enumerate(raw):
             flat[index] = value
@@ -97,8 +103,13 @@ def build_array(shape: Any, dtype: Any, fortran: bool, raw: Any) -> np.ndarray:
     raw = _bytes(raw)
     if len(raw) != count * dtype.dtype.itemsize:
         raise ValueError(f"{dtype.dtype} {list(shape)} needs {count * dtype.dtype.itemsize} bytes, got {len(raw)}")
-    # The order is kept, as numpy itself does.
-    return np.frombuffer(raw, dtype=dtype.dtype, count=count).reshape(shape, order=order).copy(order="K")
+    if isinstance(raw, bytes) and len(raw) > _COPIED and dtype.dtype.isnative:
+        # All arguments are checked. The array lies in the bytes, which numpy alone can do and stay writable.
+        array = np.ndarray(0, dtype.dtype)
+        array.__setstate__((1, shape, dtype.dtype, fortran, raw))
+        return array
+    array = np.frombuffer(raw, dtype=dtype.dtype, count=count).reshape(shape, order=order)
+    return array if array.flags.writeable else array.copy(order="K")
 
 
 def _bytes(raw: Any) -> bytes | bytearray:
@@ -160,8 +171,8 @@ def call(what: str, args: Any) -> Any:
             return bytearray(text, "latin-1")
         case "complex", (float() as real, float() as imaginary):
             return complex(real, imaginary)
-        case "slice", (start, stop, step):
+        case "slice", (start, stop, step) if all(part is None or isinstance(part, int) for part in args):
             return slice(start, stop, step)
-        case "range", (int() as start, int() as stop, int() as step):
+        case "range", (int() as start, int() as stop, int() as step) if len(range(*args)) <= _LONGEST_RANGE:
             return range(start, stop, step)
     raise ValueError(f"{what} is not called as data are written")

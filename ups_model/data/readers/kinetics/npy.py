@@ -79,7 +79,9 @@ def read_listing(file: Path, rows: int) -> Listing:
     names, labels = (_sequence(file, what, part, rows) for what, part in zip(("names", "labels"), content, strict=True))
     for row, name in enumerate(names):
         if not isinstance(name, str) or not name.removesuffix(".json"):
-            raise ValueError(f"{file}[names][{row}]: must be a video's name, got {name!r:.60}; get the file again")
+            raise ValueError(
+                f"{file}[names][{row}]: must be a video's name, got {safe_pickle.shown(name)}; get the file again"
+            )
     return Listing(tuple(str(name).removesuffix(".json") for name in names), tuple(map(_plain, labels)))
 
 

@@ -22,11 +22,11 @@ from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
 from ups_model.data.prepare.jobs import Job, LeftOut, Reading, Recording
 from ups_model.data.readers.io.json_files import load_json
+from ups_model.data.readers.io.safe_pickle import shown
 from ups_model.data.readers.io.source_files import listing_sha256, source_kept
-from ups_model.data.readers.kinetics.class_names import KINETICS_CLASSES
 from ups_model.data.readers.kinetics.json_format import read_video
 from ups_model.data.readers.kinetics.npy import label_file, open_rows, read_listing, read_row
-from ups_model.data.readers.kinetics.tracks import SKELETON, label_fault, make_tracks
+from ups_model.data.readers.kinetics.tracks import KINETICS_CLASSES, SKELETON, label_fault, make_tracks
 
 READER_VERSION = 2
 """Raised when the reader changes what it writes, so that prepared sets are made again."""
@@ -241,7 +241,7 @@ def _array_entries(source: Path, part: str) -> list[_Entry]:
             entries.append(LeftOut(video, "twice", f"{place}: it is row {first[video]} already"))
         elif type(label) is not int or not 0 <= label < len(KINETICS_CLASSES):
             bound = len(KINETICS_CLASSES) - 1
-            entries.append(LeftOut(video, "label at odds", f"{place}: must be in 0..{bound}, got {label!r:.60}"))
+            entries.append(LeftOut(video, "label at odds", f"{place}: must be in 0..{bound}, got {shown(label)}"))
         else:
             entries.append((video, label))
     return entries

@@ -7,12 +7,21 @@ Shape suffixes: N frames, P persons (slots), J 18 joints.
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 
 import numpy as np
 
 from ups_model.data.format.writer import Track
 from ups_model.data.readers.fill_missing import fill_undetected
-from ups_model.data.readers.kinetics.class_names import KINETICS_CLASSES
+
+KINETICS_CLASSES: tuple[str, ...] = tuple(
+    (files("ups_model.data.readers.kinetics") / "class_names.txt").read_text("utf-8").splitlines()
+)
+"""The 400 actions of Kinetics-400 in label order, which is alphabetical but for letter case.
+
+Source: W. Kay et al., "The Kinetics Human Action Video Dataset", 2017, appendix A; the order is that of the label files
+of the Kinetics skeletons published with ST-GCN.
+"""
 
 SKELETON = "openpose18"
 JOINTS = 18

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip
 from ups_model.data.readers.ntu.bodies import Persons
-from ups_model.data.readers.ntu.class_names import NTU60_CLASSES, NTU120_CLASSES
-from ups_model.data.readers.ntu.names import PROTOCOLS, NtuName, is_test
+from ups_model.data.readers.ntu.names import NTU60_CLASSES, NTU120_CLASSES, PROTOCOLS, NtuName, is_test
 
 FPS = 30.0
 SKELETON = "ntu25"

@@ -1,4 +1,5 @@
-"""What a recording of NTU RGB+D tells by its name SsssCcccPpppRrrrAaaa, and the protocols, which go by the name alone.
+"""What a recording of NTU RGB+D tells by its name SsssCcccPpppRrrrAaaa, the actions, and the protocols, which go by
+the name alone.
 
 Sources: Shahroudy et al., CVPR 2016 (NTU RGB+D); Liu et al., TPAMI 2019 (NTU RGB+D 120).
 """
@@ -8,10 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 
 _NAME = re.compile(r"S([0-9]{3})C([0-9]{3})P([0-9]{3})R([0-9]{3})A([0-9]{3})")
+
+NTU120_CLASSES: tuple[str, ...] = tuple(
+    (files("ups_model.data.readers.ntu") / "class_names.txt").read_text("utf-8").splitlines()
+)
+"""The actions of NTU RGB+D in label order: label a - 1 is action Aaaa of a recording's name.
+
+Source: the list of action classes that its publisher, the ROSE Lab of NTU Singapore, keeps with the data set.
+"""
+NTU60_CLASSES: tuple[str, ...] = NTU120_CLASSES[:60]
+"""NTU RGB+D 60 has the first sixty."""
 
 _XSUB_60 = frozenset({1, 2, 4, 5, 8, 9, *range(13, 20), 25, 27, 28, 31, 34, 35, 38})
 _XSUB_120 = _XSUB_60 | {45, 46, 47, 49, 50, *range(52, 60), 70, 74, 78, *range(80, 87)}

@@ -3,7 +3,7 @@
     {"split": {"xsub_train": [frame_dir, ...], "xsub_val": ..., ...},
      "annotations": [{"frame_dir": name, "label": 0.., "total_frames": N, "keypoint": [persons, N, 25, 3]}, ...]}
 
-One pickle of several gigabytes, read front to back, an annotation at a time, without running anything in it.
+One pickle of several gigabytes, read whole, without running anything in it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from ups_model.data.format.writer import Clip
 from ups_model.data.prepare.jobs import LeftOut
-from ups_model.data.readers.io.safe_pickle import ItemStream
+from ups_model.data.readers.io.safe_pickle import load
 from ups_model.data.readers.ntu.bodies import Persons
 from ups_model.data.readers.ntu.clips import MISSING, named_clip
 from ups_model.data.readers.ntu.ctrgcn import persons_of_poses
@@ -28,26 +28,23 @@ _TEST_PARTS = {"train": False, "val": True}
 
 
 def check_pickle(file: Path, set_name: str) -> None:
-    """Reads the start of a file, up to its first annotation, and the splits where they come before.
+    """Checks the first annotation of a file and its splits.
 
     Raises:
         ValueError: another format, 2D keypoints, no annotations, or splits that differ from the protocols.
     """
-    with file.open("rb") as stream:
-        items = ItemStream(stream, str(file), _LIST)
-        first = next(iter(items), None)
-        if first is None:
-            raise ValueError(f"{file}: its list {_LIST!r} is empty; get the file again")
-        pose = first.get("keypoint")
-        if isinstance(pose, np.ndarray) and pose.ndim >= 2 and pose.shape[-2] != JOINTS:
-            raise ValueError(
-                f"{file}: must hold 3D poses of {JOINTS} joints, got keypoints {list(pose.shape)}, which are 2D "
-                f"detections in the RGB video; give {set_name}_3danno.pkl"
-            )
-        if not isinstance(pose, np.ndarray) or not isinstance(first.get("frame_dir"), str):
-            raise ValueError(f"{file}: annotations must have frame_dir and keypoint, got {sorted(map(str, first))}")
-        if "split" in items.rest:
-            check_splits(file, set_name, items.rest["split"])
+    items, rest = _load(file)
+    if not items:
+        raise ValueError(f"{file}: its list {_LIST!r} is empty; get the file again")
+    pose = items[0].get("keypoint")
+    if isinstance(pose, np.ndarray) and pose.ndim >= 2 and pose.shape[-2] != JOINTS:
+        raise ValueError(
+            f"{file}: must hold 3D poses of {JOINTS} joints, got keypoints {list(pose.shape)}, which are 2D "
+            f"detections in the RGB video; give {set_name}_3danno.pkl"
+        )
+    if not isinstance(pose, np.ndarray) or not isinstance(items[0].get("frame_dir"), str):
+        raise ValueError(f"{file}: annotations must have frame_dir and keypoint, got {sorted(map(str, items[0]))}")
+    check_splits(file, set_name, rest.get("split", {}))
 
 
 def check_splits(file: Path, set_name: str, splits: Any) -> None:
@@ -67,53 +64,59 @@ def check_splits(file: Path, set_name: str, splits: Any) -> None:
 
 def read_pickle(file: Path, set_name: str, missing: frozenset[str]) -> Iterator[Clip | LeftOut]:
     """The clips of a file in its order. Raises ValueError where the file as a whole is damaged or its splits differ."""
-    with file.open("rb") as stream:
-        items = ItemStream(stream, str(file), _LIST)
-        seen: set[str] = set()
-        for index, item in enumerate(items):
-            text = item.get("frame_dir")
-            known = isinstance(text, str) and bool(text) and len(text) < 100
-            name = text if known else f"{_LIST}[{index}]"
-            if name in missing:
-                yield LeftOut(name, MISSING)
-                continue
-            if name in seen:
-                yield LeftOut(name, "duplicate", f"{file}[{index}]: the name came before")
-                continue
-            seen.add(name)
-            try:
-                parsed, persons = parse_name(name), _persons(file, index, item)
-                if not belongs(parsed, set_name):
-                    raise ValueError(f"{file}[{index}]: {name} is not in {set_name}")
-                if item.get("label") != parsed.action - 1:
-                    raise ValueError(f"{file}[{index}]: {name} must have the label {parsed.action - 1}, has another")
-            except ValueError as error:
-                yield LeftOut(name, "unreadable", str(error))
-                continue
-            yield named_clip(parsed, set_name, persons) if persons.tracks else LeftOut(name, "empty")
-        check_splits(file, set_name, items.rest.get("split", {}))
+    items, rest = _load(file)
+    check_splits(file, set_name, rest.get("split", {}))
+    seen: set[str] = set()
+    for index, item in enumerate(items):
+        text = item.get("frame_dir")
+        known = isinstance(text, str) and bool(text) and len(text) < 100
+        name = text if known else f"{_LIST}[{index}]"
+        if name in missing:
+            yield LeftOut(name, MISSING)
+            continue
+        if name in seen:
+            yield LeftOut(name, "duplicate", f"{file}[{index}]: the name came before")
+            continue
+        seen.add(name)
+        try:
+            parsed, persons = parse_name(name), _persons(file, index, item)
+            if not belongs(parsed, set_name):
+                raise ValueError(f"{file}[{index}]: {name} is not in {set_name}")
+            if item.get("label") != parsed.action - 1:
+                raise ValueError(f"{file}[{index}]: {name} must have the label {parsed.action - 1}, has another")
+        except ValueError as error:
+            yield LeftOut(name, "unreadable", str(error))
+            continue
+        yield named_clip(parsed, set_name, persons) if persons.tracks else LeftOut(name, "empty")
 
 
 def find_item(file: Path, name: str | None) -> tuple[str, Persons]:
     """The annotation called `name`, or the only one of a file. Raises ValueError where there is none, or it is bad."""
-    found: tuple[str, Persons] | None = None
-    with file.open("rb") as stream:
-        for index, item in enumerate(ItemStream(stream, str(file), _LIST)):
-            if name is None and found is not None:
-                raise ValueError(f"{file}: holds many recordings; give the name of one, such as {found[0]}")
-            if name is None or item.get("frame_dir") == name:
-                found = str(item.get("frame_dir")), _persons(file, index, item)
-                if name is not None:
-                    return found
-    if found is None:
-        raise ValueError(f"{file}: has no recording {name!r}; it lists its names in frame_dir")
-    return found
+    items, _ = _load(file)
+    if name is None and len(items) > 1:
+        raise ValueError(f"{file}: holds many recordings; give the name of one, such as {items[0].get('frame_dir')}")
+    for index, item in enumerate(items):
+        if name is None or item.get("frame_dir") == name:
+            return str(item.get("frame_dir")), _persons(file, index, item)
+    raise ValueError(f"{file}: has no recording {name!r}; it lists its names in frame_dir")
 
 
 def item_names(file: Path) -> tuple[str, ...]:
     """frame_dir of every annotation, in order."""
+    return tuple(str(item.get("frame_dir")) for item in _load(file)[0])
+
+
+def _load(file: Path) -> tuple[list[dict[Any, Any]], dict[Any, Any]]:
+    """The annotations of a file, and the rest of it. Raises ValueError where it has no list of dicts."""
     with file.open("rb") as stream:
-        return tuple(str(item.get("frame_dir")) for item in ItemStream(stream, str(file), _LIST))
+        whole = load(stream, str(file))
+    if not isinstance(whole, dict) or not isinstance(whole.get(_LIST), list):
+        raise ValueError(f"{file}: must hold a dict with a list under {_LIST!r}; is it another format?")
+    items = whole.pop(_LIST)
+    for index, item in enumerate(items):
+        if not isinstance(item, dict):
+            raise ValueError(f"{file}[{_LIST!r}][{index}]: must be a dict, got {type(item).__name__}")
+    return items, whole
 
 
 def _persons(file: Path, index: int, item: Mapping[str, Any]) -> Persons:

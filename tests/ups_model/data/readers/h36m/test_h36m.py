@@ -287,6 +287,8 @@ def test_files_that_break_the_format_are_refused_before_anything_starts(files, t
         ({"keypoints_symmetry": [[1, 3, 5, 7, 9, 11, 13, 15], [2, 4, 6, 8, 10, 12, 14, 16]]}, "must be Human3.6M's"),
         ({"keypoints_symmetry": None}, "must be Human3.6M's"),
         ({"keypoints_symmetry": [[[]], 5]}, "must be Human3.6M's"),
+        ({"keypoints_symmetry": [[1] * 18, [2]]}, "must be Human3.6M's.*got layout 'h36m' and list of 2"),
+        ({"num_joints": [[17]]}, "num_joints must be 17, got list"),
     ],
 )
 def test_keypoints_of_other_joints_are_refused(whole, tmp_path, changes, message):

@@ -12,7 +12,7 @@ from ups_model.data.format.writer import Clip
 from ups_model.data.prepare.jobs import LeftOut
 from ups_model.data.prepare.runner import prepare_reading
 from ups_model.data.readers.kinetics import reader as kinetics
-from ups_model.data.readers.kinetics.class_names import KINETICS_CLASSES
+from ups_model.data.readers.kinetics.tracks import KINETICS_CLASSES
 
 WALK = [(index, [person(0.1 + 0.01 * index, 0.9, 0.5)]) for index in range(1, 8)]
 
@@ -295,6 +295,7 @@ def test_a_score_too_small_to_be_kept_is_not_seen(tmp_path):
         ((2, 3, 20000, 18, 2), "f2", ["a", "b"], "must have 1..10000 frames a row, got 20000"),
         ((2, 3, 10, 18, 2), "f4", ["a"], r"_label.pkl\[names\]: must have the 2 rows of the data file, got 1"),
         ((2, 3, 10, 18, 2), "f4", ["a", 5], r"_label.pkl\[names\]\[1\]: must be a video's name, got 5"),
+        ((2, 3, 10, 18, 2), "f4", ["a", [[]]], r"_label.pkl\[names\]\[1\]: must be a video's name, got list"),
         ((2, 3, 10, 18, 2), "f4", 5, r"_label.pkl\[names\]: must be a list, got int"),
     ],
 )

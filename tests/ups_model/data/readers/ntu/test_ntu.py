@@ -388,6 +388,32 @@ def test_altered_pickles_give_clips_reasons_or_a_value_error(tmp_path_factory, d
             assert isinstance(clip, LeftOut) or all(np.abs(track.positions).max() <= 100 for track in clip.tracks)
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_annotations_may_share_names_and_poses_with_each_other_and_the_splits(tmp_path, protocol):
+    items = [annotation(name, POSES[TRAIN[0]][None]) for name in TRAIN]
+    _pyskl(tmp_path, [{**item, "keypoint": items[0]["keypoint"]} for item in items], protocol=protocol)
+    clips = _clips(ntu.reading("ntu60", tmp_path))
+    assert sorted(clips) == sorted(TRAIN)
+    for clip in clips.values():
+        assert np.array_equal(clip.tracks[0].positions, POSES[TRAIN[0]])
+
+
+@pytest.mark.parametrize(
+    ("whole", "message"),
+    [
+        ([1, 2], "must hold a dict with a list under 'annotations'"),
+        ({"other": []}, "must hold a dict with a list under 'annotations'"),
+        ({"annotations": 3}, "must hold a dict with a list under 'annotations'"),
+        ({"annotations": []}, "its list 'annotations' is empty"),
+        ({"annotations": [{}, 3]}, r"\['annotations'\]\[1\]: must be a dict, got int"),
+    ],
+)
+def test_a_pickle_without_a_list_of_annotations_is_refused(tmp_path, whole, message):
+    (tmp_path / "ntu60_3danno.pkl").write_bytes(pickle.dumps(whole, 2))
+    with pytest.raises(ValueError, match=rf"ntu60_3danno\.pkl.*{message}"):
+        ntu.reading("ntu60", tmp_path)
+
+
 def test_one_recording_of_each_layout_is_read_by_its_name(tmp_path):
     _pyskl(_arrays(_raw(tmp_path)))
     name = NAMES[2]

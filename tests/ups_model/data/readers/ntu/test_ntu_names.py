@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from ups_model.data.format.clip_set import without_leaks
 from ups_model.data.format.writer import Track, write_clip_set
 from ups_model.data.readers.ntu.bodies import Persons
-from ups_model.data.readers.ntu.class_names import NTU60_CLASSES, NTU120_CLASSES
 from ups_model.data.readers.ntu.clips import named_clip, set_info
 from ups_model.data.readers.ntu.names import (
+    NTU60_CLASSES,
+    NTU120_CLASSES,
     PUBLISHED_COUNTS,
     PUBLISHED_TOTAL,
     belongs,

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.data.writers_ntu import one_body, skeleton_text, standing, write_skeleton
 
-from tests.support.writers_ntu import one_body, skeleton_text, standing, write_skeleton
-from ups_model.data.readers.io.decimals import parse_decimals
 from ups_model.data.readers.ntu.skeleton_file import read_skeleton
 
 IDS = ("72057594037931101", "72057594037931102")  # equal as floats
@@ -51,23 +50,41 @@ def test_numbers_are_parsed_as_python_parses_them(file):
     assert "e-0" in text and np.array_equal(body.joints_NJ3, joints.astype(np.float32))
 
 
-FORMS = st.one_of(
-    st.from_regex(r"-?[0-9]\.[0-9]{1,14}", fullmatch=True),
+NUMBERS = st.one_of(
+    st.from_regex(r"-?[0-9]\.[0-9]{1,16}", fullmatch=True),
     st.floats(-9.9, 9.9, allow_nan=False).map(lambda value: f"{value:.7g}"),
-    st.floats(-9.9, 9.9, allow_nan=False).map(repr),
-    st.from_regex(r"[-+0-9.e_:/nainf\x80]{1,18}", fullmatch=True),
+    st.floats(-99, 99, allow_nan=False).map(repr),
+    st.sampled_from(["+1.5", "1e-3", "2", "00.25", ".5", "-5.", "1.25E1", "-0.0"]),
 )
+ANYTHING = st.from_regex(r"[-+0-9.e_:/nainf\x00\x80]{1,18}", fullmatch=True)
+FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?(nan|inf)")
 
 
-@given(st.lists(FORMS, min_size=1, max_size=40))
-def test_decimals_equal_float_bit_for_bit_and_other_forms_are_told_apart(texts):
-    raw = ("a line before    " + " ".join(texts) + "\n").encode("latin-1")
-    start = np.cumsum([17] + [len(text) + 1 for text in texts])[:-1]
-    end = start + [len(text) for text in texts]
-    values, plain = parse_decimals(np.frombuffer(raw, dtype=np.uint8), start, end)
-    assert plain.tolist() == [re.fullmatch(r"-?[0-9]\.[0-9]{1,14}", text) is not None for text in texts]
-    exact = [float(text) if is_plain else float("nan") for text, is_plain in zip(texts, plain, strict=True)]
-    assert values.tobytes() == np.array(exact).tobytes()
+@given(
+    st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), min_size=1, max_size=25),
+    st.lists(st.tuples(NUMBERS, NUMBERS | ANYTHING, NUMBERS), max_size=2),
+)
+def test_coordinates_equal_pythons_floats_bit_for_bit_and_other_forms_are_refused(tmp_path_factory, texts, more):
+    texts = (texts + more)[:25]
+    file = tmp_path_factory.mktemp("raw") / "a.skeleton"
+    lines = skeleton_text(one_body(standing(1))).split("\n")
+    for number, xyz in enumerate(texts, start=4):
+        lines[number] = " ".join([*xyz, *lines[number].split()[3:]])
+    file.write_bytes("\n".join(lines).encode("latin-1"))
+    odd = [line for line, xyz in enumerate(texts, start=5) if not all(map(FLOAT.fullmatch, xyz))]
+    far = [] if odd else [line for line, xyz in enumerate(texts, start=5) if not _within(xyz)]
+    if odd or far:
+        rule = "must be numbers" if odd else "must be finite and within 100 m"
+        with pytest.raises(ValueError, match=rf"a\.skeleton:{(odd or far)[0]}: coordinates {rule}"):
+            read_skeleton(file)
+    else:
+        (body,) = read_skeleton(file).bodies.values()
+        exact = np.array([[float(text) for text in xyz] for xyz in texts]).astype(np.float32)
+        assert body.joints_NJ3[0, : len(texts)].tobytes() == exact.tobytes()
+
+
+def _within(xyz):
+    return all(abs(float(text)) <= 100 for text in xyz)
 
 
 def test_odd_numbers_among_plain_ones_are_read_in_their_place(file):
