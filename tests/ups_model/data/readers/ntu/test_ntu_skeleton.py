@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.data.writers_ntu import one_body, skeleton_text, standing, write_skeleton
 
+from tests.support.writers_ntu import one_body, skeleton_text, standing, write_skeleton
 from ups_model.data.readers.ntu.skeleton_file import read_skeleton
 
 IDS = ("72057594037931101", "72057594037931102")  # equal as floats
