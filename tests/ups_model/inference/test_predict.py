@@ -253,7 +253,7 @@ def test_clips_are_listed_without_a_model(paths, capsys):
 def test_pictures_without_matplotlib_are_refused_in_one_line(run, paths, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "ups_model.inference.visualize", raising=False)
-    monkeypatch.delattr(ups_model, "pictures", raising=False)
+    monkeypatch.delattr(ups_model.inference, "visualize", raising=False)
     clip, _ = test_clips(paths[SOLID])[0]
     assert command(run[0], paths[SOLID], "--clip", clip, "--out", tmp_path / "a.png") == 2
     assert "pip install 'ups-ablate[pictures]'" in capsys.readouterr().err
