@@ -9,7 +9,7 @@ from orchestrator.report.build import Records, Report, build
 from orchestrator.report.captions import health_lines, summary
 from orchestrator.report.figures import figure
 from orchestrator.report.render import cells_csv, html_page, latex, markdown, views
-from orchestrator.storage.ledger import write_whole
+from ups_model.atomic import write_atomic
 
 __all__ = ["Records", "Report", "build", "files", "health_lines", "summary", "write_report"]
 
@@ -35,7 +35,7 @@ def write_report(content: Mapping[str, Any], records: Records, out: Path) -> lis
         for name, text in reversed(texts.items()):
             file = out / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, text)
+            write_atomic(file, text)
             written.append(file)
     except OSError as error:
         raise ValueError(f"{out}: cannot be written to ({error.strerror or error}); give another --out") from error

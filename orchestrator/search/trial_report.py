@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator.search.resolve_space import SearchInputs
 from orchestrator.search.trial_queue import SearchAgenda, Trial, named, ranked, spread
-from orchestrator.storage.ledger import write_whole
+from ups_model.atomic import write_atomic
 
 STUDY_SEEDS = 5
 """Repetitions that the printed command asks for."""
@@ -26,7 +26,7 @@ def write_trials(
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            write_whole(folder / name, text)
+            write_atomic(folder / name, text)
             written.append(folder / name)
     return written
 

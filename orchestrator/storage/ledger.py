@@ -21,12 +21,12 @@ from orchestrator.planning.plan import Plan, Unit
 from orchestrator.record import Record
 from orchestrator.storage import Claim, Storage, Workspace, parse_address, storage_at
 from orchestrator.storage.backends.base import as_object
-from orchestrator.storage.backends.local import CLAIM, OWNER, FolderStorage, write_whole
+from orchestrator.storage.backends.local import CLAIM, OWNER, FolderStorage
 from orchestrator.storage.backends.workspace import download_all, scratch
 from ups_model.training.checkpoint import STATE
 from ups_model.training.progress import read_rows
 
-__all__ = ["CLAIM", "FAILURE", "LOG", "OWNER", "RECORD", "Ledger", "Record", "storage_path", "write_whole"]
+__all__ = ["CLAIM", "FAILURE", "LOG", "OWNER", "RECORD", "Ledger", "Record", "storage_path"]
 
 logger = logging.getLogger(__name__)
 

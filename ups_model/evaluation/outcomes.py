@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ups_model.training.checkpoint import write_atomic
+from ups_model.atomic import write_atomic
 
 OUTCOMES = "outcomes.npz"
 MAX_FRAME_BYTES = 4_000_000

@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ups_model.atomic import sync
+
 logger = logging.getLogger(__name__)
 
 STATE = "state.json"
@@ -46,17 +48,17 @@ def save_checkpoint(
         for group, values in tensors.items():
             file = temporary / f"{group}.safetensors"
             save_file({name: value.detach().contiguous().cpu() for name, value in values.items()}, file)
-            _sync(file)
+            sync(file)
             hashes[file.name] = _sha256(file)
         whole = {**state, "step": step, "sha256": hashes}
         text = json.dumps({**whole, _STATE_HASH: _state_hash(whole)}, indent=1, allow_nan=False)
         (temporary / STATE).write_text(text, "utf-8")
-        _sync(temporary / STATE)
+        sync(temporary / STATE)
         if final.exists():
             # Moved away in one step: a half-deleted folder must not keep the name of a whole one.
             os.replace(final, folder / f".{final.name}-{uuid.uuid4().hex}")
         os.replace(temporary, final)
-        _sync(folder)
+        sync(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -168,21 +170,6 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -
     model.load_state_dict(tensors)
 
 
-def write_atomic(file: Path, content: bytes) -> None:
-    """Write a file, whole or not at all, and on the disk when this returns."""
-    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-        _sync(file.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def _state_hash(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
@@ -190,11 +177,3 @@ def _state_hash(state: Mapping[str, Any]) -> str:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,11 +1,11 @@
 """The progress file of a run, one JSON object a line, and how progress reads in a log."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from ups_model.atomic import write_atomic
 from ups_model.evaluation.measure import is_headline
 
 
@@ -33,9 +33,7 @@ def forget_after(file: Path, step: int) -> None:
     """Drop the progress lines of steps that will be run again."""
     if file.exists():
         kept = [row for row in read_rows(file) if row["step"] <= step]
-        temporary = file.with_name(f".{file.name}")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
-        os.replace(temporary, file)
+        write_atomic(file, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def short_line(metrics: Mapping[str, float]) -> str:

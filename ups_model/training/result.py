@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ups_model.atomic import write_atomic
 from ups_model.config import Config, set_of
 from ups_model.config.identity import configured_sources
 from ups_model.model.ups import UPS
 from ups_model.model.vocabulary import Quantiser
 from ups_model.training.build import Parts, data_identity
-from ups_model.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, write_atomic
+from ups_model.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock, SoftFileLock, Timeout
 
 from orchestrator.storage.backends.base import Claim, Entry, Leftover, Storage, Workspace, as_object, holder
+from ups_model.atomic import write_atomic
 
 CLAIM, OWNER = ".claim", "owner.json"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
@@ -40,7 +41,7 @@ class FolderStorage(Storage):
             (self.root / "units").mkdir(parents=True, exist_ok=True)
             (self.root / "studies").mkdir(exist_ok=True)
             probe = self.root / "units" / f".probe-{uuid.uuid4().hex}"
-            write_whole(probe, "probe")
+            write_atomic(probe, "probe")
             try:
                 _check_locks(probe)
             finally:
@@ -60,7 +61,7 @@ class FolderStorage(Storage):
         """See `Storage`."""
         file = self.root / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, content)
+        write_atomic(file, content)
 
     def delete(self, name: str) -> None:
         """See `Storage`."""
@@ -104,7 +105,7 @@ class FolderStorage(Storage):
     def fetch(self, name: str, file: Path) -> None:
         """See `Storage`."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, self.read(name))
+        write_atomic(file, self.read(name))
 
     @contextmanager
     def claim(self, place: str) -> Iterator[Claim]:
@@ -116,7 +117,7 @@ class FolderStorage(Storage):
             yield Claim(False)
             return
         try:
-            write_whole(folder / OWNER, json.dumps(holder()))
+            write_atomic(folder / OWNER, json.dumps(holder()))
             yield Claim(True)
         finally:
             lock.release()
@@ -165,26 +166,6 @@ class FolderStorage(Storage):
         own = self._entry(path)  # Of a folder, too: it may be empty.
         age = min((entry.age for entry in (*found, own) if entry is not None), default=0.0)
         return Leftover(name, sum(entry.size for entry in found), age, lambda: _remove(path))
-
-
-def write_whole(file: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all, and stays after a crash of the machine."""
-    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content.encode("utf-8") if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    descriptor = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _lock(folder: Path) -> FileLock | None:

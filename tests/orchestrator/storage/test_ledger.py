@@ -13,8 +13,9 @@ import warnings
 import pytest
 
 from orchestrator.record import Record
-from orchestrator.storage.ledger import CLAIM, FAILURE, RECORD, Ledger, write_whole
+from orchestrator.storage.ledger import CLAIM, FAILURE, RECORD, Ledger
 from tests.support.plans import finish, new_ledger, plan_of, small_study
+from ups_model.atomic import write_atomic
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_a_record_of_another_unit_is_not_taken(ledger, unit, caplog):
 def _write_for_ever(file):
     while True:
         for value in ("a" * 200_000, "b" * 200_000):
-            write_whole(file, json.dumps(value))
+            write_atomic(file, json.dumps(value))
 
 
 def test_a_file_is_whole_whenever_its_writer_is_killed(tmp_path):

@@ -38,6 +38,7 @@ import filelock
 import numpy as np
 from tqdm import tqdm
 
+from ups_model.atomic import write_atomic
 from ups_model.data.format.clip_set import ClipSet, read_manifest
 from ups_model.data.format.rules import FRAME_ARRAYS
 from ups_model.data.format.writer import Clip, Track, write_clip_set
@@ -175,7 +176,7 @@ def _open_parts(folder: Path, reading: Reading) -> None:
         log.info("%s: starting anew, the source has changed", folder)
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    _write_whole(folder / _RECIPE_FILE, wanted)
+    write_atomic(folder / _RECIPE_FILE, json.dumps(wanted))
 
 
 def _read(folder: Path, reading: Reading, workers: int, progress: bool) -> list[LeftOut]:
@@ -255,7 +256,7 @@ def _run(folder: Path, index: int, job: Job, told: Callable[[int], Any] | None =
         told(max(job.items - seen, 0))
     part.flush()
     content = {"files": part.files, "clips": part.clips, "left_out": [list(asdict(item).values()) for item in left_out]}
-    _write_whole(_done(folder, index), content)
+    write_atomic(_done(folder, index), json.dumps(content))
 
 
 class _Part:
@@ -341,13 +342,6 @@ def _done(folder: Path, index: int) -> Path:
 
 def _file(folder: Path, index: int, file: int) -> Path:
     return folder / f"{index:05d}-{file:03d}.npz"
-
-
-def _write_whole(file: Path, content: Mapping[str, Any]) -> None:
-    """A reader finds all of it or none."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content), "utf-8")
-    os.replace(temporary, file)
 
 
 def _table(left_out: Sequence[LeftOut]) -> str:

@@ -1,0 +1,31 @@
+"""Files that are there whole or not at all, and stay after a crash of the machine."""
+
+import os
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_atomic(file: Path, content: str | bytes) -> None:
+    """Write a file (text as UTF-8), whole or not at all, and on the disk when this returns."""
+    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+        sync(file.parent)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold what a file or folder has now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
