@@ -255,6 +255,8 @@ def yaml_file(text: str) -> Iterator[Fault]:
 
 def ray_schema(document: Document) -> Iterator[Fault]:
     """What `ray up` itself would refuse, by the schema that comes with Ray."""
+    import jsonschema
+
     # Private, and the only offline reader of these files that Ray has; `ray up` begins with the same two calls.
     from ray.autoscaler._private import util
 
@@ -262,17 +264,16 @@ def ray_schema(document: Document) -> Iterator[Fault]:
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             util.validate_config(util.prepare_config(copy.deepcopy(document.data)))
-    except Exception as error:  # Whatever Ray raises, `ray up` would end with.
-        if not hasattr(error, "absolute_path"):
-            said = str(error) or type(error).__name__
-            yield Fault("ray-schema", f"Ray can't read it ({said}); see docs.ray.io/en/latest/cluster/vms")
-            return
+    except jsonschema.ValidationError as error:
         path, known, way = list(error.absolute_path), error.schema.get("properties", {}), ""
         if error.validator == "additionalProperties":
             path.append(next(key for key in error.instance if key not in known))
             close = difflib.get_close_matches(path[-1], known, 1)
             way = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
         yield document.fault("ray-schema", f"{'.'.join(map(str, path)) or 'file'}: {error.message}{way}", *path)
+    except Exception as error:  # Whatever Ray raises, `ray up` would end with.
+        said = str(error) or type(error).__name__
+        yield Fault("ray-schema", f"Ray can't read it ({said}); see docs.ray.io/en/latest/cluster/vms")
 
 
 def ray_up_file(document: Document) -> Iterator[Fault]:
@@ -321,7 +322,8 @@ def aws_node(document: Document, name: str, text: str, is_head: bool) -> Iterato
     config = document.get(*at)
     instance = str(config.get("InstanceType"))
     known = RULES["instance_types"].get(instance)
-    for table in ("aws_node", "aws_head" if is_head else "aws_worker"):
+    has_gpus = not is_head and (not known or "GPU" in known)
+    for table in ("aws_node", *["aws_head"] * is_head, *["aws_gpu"] * has_gpus):
         yield from document.values(table, TYPES, name, name=name)
     yield from ec2_fields(document, *at)
     if not known:
@@ -340,8 +342,8 @@ def aws_node(document: Document, name: str, text: str, is_head: bool) -> Iterato
     setup = [*document.commands("setup_commands"), *document.commands(*own, commands)]
     yield from image_faults(document, name, setup, text)
     yield from wheels(setup, known.get("sm", 0) if known else None, known.get("model", "") if known else "the GPU")
-    if not is_head and (not known or "GPU" in known):
-        yield from required("setup", joined(setup), document.line("worker_setup_commands"), name=name)
+    for table in ("setup", "aws_setup") if has_gpus else ():
+        yield from required(table, joined(setup), document.line("worker_setup_commands"), name=name)
 
 
 def root_disk(document: Document, name: str, table: str) -> Iterator[Fault]:
@@ -350,7 +352,8 @@ def root_disk(document: Document, name: str, table: str) -> Iterator[Fault]:
     root = RULES["root_devices"].get(str(document.get("auth", "ssh_user")), "/dev/sda1")
     names = [str(disk.get("DeviceName")) for disk in document.get(*at, default=[]) if isinstance(disk, dict)]
     if root in names:
-        yield from document.values(table, *at, names.index(root), name=name)
+        for rules in ("disk", table):
+            yield from document.values(rules, *at, names.index(root), name=name)
     else:
         message = f"the root disk is {root}, got {', '.join(names) or 'none'}; another name leaves the root at 8 GB"
         yield document.fault("root-device", f"{name}: {message}", *at)
