@@ -7,9 +7,8 @@ PostgreSQL asks the kernel who is calling, MLflow's password and key are files t
 import argparse
 import base64
 import importlib.util
-import ipaddress
-import json
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -17,10 +16,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -28,29 +25,14 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock, Timeout
 
-from cluster.postgres import Postgres, end_with_parent, last_lines
+from cluster.postgres import Postgres, child, wait_until
 
-USER = "admin"
-ADDRESS, LOCK, PASSWORD, KEY, AUTHENTICATION = "address.json", "lock", "password", "flask-key", "auth.ini"
-LOGIN = "login"
-"""What a driver's shell sources. Reads the password, and doesn't hold it."""
-OURS = {
-    ADDRESS,
-    LOCK,
-    LOGIN,
-    PASSWORD,
-    KEY,
-    AUTHENTICATION,
-    "postgres",
-    "postgres.new",
-    "run",
-    "artifacts",
-    "mlflow.db",
-}
-START_SECONDS, STOP_SECONDS, PORT_SECONDS = 180.0, 20.0, 10.0
-WORKERS = 2
+OURS = {"lock", "login", "usage", "password", "flask-key", "auth.ini", "run", "artifacts", "mlflow.db"}
+OURS |= {"postgres", "postgres.new"}
+START_SECONDS, PORT_SECONDS = 180.0, 10.0
 PROBE = "/api/2.0/mlflow/experiments/search?max_results=1"
-
+# Names of this machine, at whatever port a tunnel ends: a page of another name can't make a browser call us.
+HOSTS = "localhost,127.0.0.1,localhost:*,127.0.0.1:*,[[]::1]:*"
 EXAMPLES = """examples:
   python -m cluster.mlflow_server                                    PostgreSQL and artifacts in the data folder
   python -m cluster.mlflow_server --artifacts s3://MY-BUCKET/mlflow   artifacts in a bucket
@@ -71,31 +53,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--host", default="127.0.0.1", help="a loopback address (127.0.0.1)")
     parser.add_argument("--port", type=int, default=5000, help="(5000)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help=f"what it keeps ({default_data()})")
+    parser.add_argument("--data", type=Path, metavar="DIR", default=default_data(), help="what it keeps (%(default)s)")
     parser.add_argument("--database-uri", metavar="URI", help="of a database that is there (a PostgreSQL of its own)")
     parser.add_argument("--artifacts", metavar="URI", help="folder or s3://BUCKET/PREFIX (in the data folder)")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    data, status = options.data.absolute(), 2
     try:
-        settings = Settings.of(given.host, given.port, given.data, given.database_uri, given.artifacts)
-        prepare(settings.data)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    lock = FileLock(settings.data / LOCK, mode=0o600)
-    try:
-        lock.acquire(timeout=0)
+        server = Server(options.host, options.port, data, options.database_uri, options.artifacts)
+        prepare(data)
+        status = 1
+        with FileLock(data / "lock", mode=0o600, timeout=0):
+            server.serve(stop)
     except Timeout:
-        print(f"runs already, with {settings.data}\n{usage(settings.data)}")
-        return 0
-    try:
-        with lock:
-            serve(settings, stop)
+        usage = data / "usage"
+        print(f"runs already, with {data}\n{usage.read_text() if usage.exists() else 'it is about to start'}")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return status
     return 0
 
 
@@ -106,298 +83,194 @@ def default_data() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "ups" / "mlflow"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the arguments mean, checked."""
+def prepare(data: Path) -> None:
+    """Make the data folder, for its owner alone; ValueError where it is somebody else's or holds something else."""
+    data.mkdir(parents=True, exist_ok=True)
+    if data.stat().st_uid != os.geteuid():
+        raise ValueError(f"--data {data} belongs to user {data.stat().st_uid}; give a folder of your own")
+    foreign = {path.name for path in data.iterdir()} - OURS
+    if foreign and not (data / "lock").exists():
+        raise ValueError(f"--data {data} holds other things ({sorted(foreign)[0]}); give an empty folder")
+    # Root's is passed through by the user who runs PostgreSQL; what is in it is closed.
+    data.chmod(0o711 if os.geteuid() == 0 else 0o700)
 
-    host: str
-    port: int
-    data: Path
-    database: str
-    """SQLAlchemy's address, without a secret."""
-    postgres: Postgres | None
-    """None where the database is somebody else's."""
-    artifacts: str
 
-    @classmethod
-    def of(cls, host: str, port: int, data: Path | None, database: str | None, artifacts: str | None) -> "Settings":
-        """ValueError for what can't work."""
-        if not _is_loopback(host):
+def check_database(uri: str) -> None:
+    """ValueError for a database that can't work or a password on the command line."""
+    parts = urlsplit(uri)
+    kind = parts.scheme.split("+")[0]
+    if parts.password or "password=" in parts.query:
+        raise ValueError(
+            "--database-uri holds a password, which everybody on this machine can read in the list of processes; put "
+            "it into ~/.pgpass (HOST:PORT:DATABASE:USER:PASSWORD, mode 600)"
+        )
+    if kind not in ("postgresql", "sqlite"):
+        raise ValueError(f"--database-uri must be postgresql:// or sqlite:///, got {kind or uri}")
+    if kind == "sqlite" and not uri.startswith("sqlite:////"):
+        raise ValueError(f"--database-uri {uri}: must name a file by its whole path; give sqlite:////FOLDER/mlflow.db")
+    if kind == "sqlite" and not (folder := Path(uri.removeprefix("sqlite:///")).parent).is_dir():
+        raise ValueError(f"--database-uri {uri}: there is no folder {folder}; make it first")
+
+
+class Server:
+    """The two servers that the arguments ask for; ValueError for what can't work."""
+
+    def __init__(self, host: str, port: int, data: Path, database: str | None, artifacts: str | None) -> None:
+        if not re.fullmatch(r"localhost|127(\.\d+){3}|::1", host):
             raise ValueError(
                 f"--host must be a loopback address, got {host}: passwords would cross the network in the clear; use "
                 "127.0.0.1, and ssh -L or a proxy with TLS on this machine"
             )
         if not 0 < port < 2**16:
             raise ValueError(f"--port must be from 1 to {2**16 - 1}, got {port}")
-        place = (data or default_data()).absolute()
-        wanted = {"mlflow": "mlflow", "flask_wtf": "mlflow[auth]"}
-        postgres = None
-        if database is None:
-            wanted["psycopg2"] = "psycopg2-binary"
-            postgres = Postgres.at(place / "postgres")
-            database = postgres.uri
-        else:
-            _check_database(database)
-            if database.startswith("postgresql"):
-                wanted["psycopg2"] = "psycopg2-binary"
-        if artifacts is None:
-            artifacts = (place / "artifacts").as_uri()
-        elif artifacts.startswith("s3://"):
-            if not urlsplit(artifacts).netloc or "@" in artifacts:
-                raise ValueError("--artifacts must be s3://BUCKET/PREFIX, and the keys in ~/.aws or the environment")
-            wanted["boto3"] = "boto3"
-        elif "://" in artifacts:
+        if database is not None:
+            check_database(database)
+        artifacts = artifacts or str(data / "artifacts")
+        bucket = artifacts.startswith("s3://")
+        if bucket and ("@" in artifacts or not urlsplit(artifacts).netloc):
+            raise ValueError("--artifacts must be s3://BUCKET/PREFIX, and the keys in ~/.aws or the environment")
+        if not bucket and "://" in artifacts:
             raise ValueError(f"--artifacts must be a folder or s3://BUCKET/PREFIX, got {artifacts}")
-        else:
-            artifacts = Path(artifacts).absolute().as_uri()
-        missing = [package for module, package in wanted.items() if importlib.util.find_spec(module) is None]
+        self.host, self.port, self.data = host, port, data
+        self.postgres = Postgres.at(data / "postgres") if database is None else None
+        self.database: str = self.postgres.uri if self.postgres else str(database)
+        self.artifacts = artifacts if bucket else Path(artifacts).absolute().as_uri()
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        packages = {"mlflow": "mlflow", "flask_wtf": "mlflow[auth]"}
+        packages |= {"psycopg2": "psycopg2-binary"} if self.database.startswith("postgresql") else {}
+        packages |= {"boto3": "boto3"} if bucket else {}
+        missing = [package for module, package in packages.items() if importlib.util.find_spec(module) is None]
         if missing:
             raise ValueError(f"{', '.join(missing)} is missing; pip install -e '.[orchestrator,aws,server]'")
-        return cls(host, port, place, database, postgres, artifacts)
 
-    @property
-    def url(self) -> str:
-        """Where MLflow answers."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+    def serve(self, stop: threading.Event) -> None:
+        """Run both servers until `stop` is set; ValueError where one doesn't start, or died."""
+        os.umask(0o077)  # All that is made from here on is for its owner alone.
+        # A server whose parent was killed takes some seconds to end.
+        taken = f"--port {self.port} of {self.host} can't be listened on; give another"
+        wait_until(self._is_port_free, PORT_SECONDS, taken)
+        logs = {name: self.data / f"{name}.log" for name in ("postgres", "mlflow")}
+        for log in logs.values():
+            if log.exists():
+                log.replace(f"{log}.1")
+            log.touch()
+        (self.data / "artifacts").mkdir(exist_ok=True)
+        servers: dict[str, subprocess.Popen[bytes]] = {}
 
+        def is_stopped() -> bool:
+            """Raises ValueError where a server has died."""
+            for name, process in servers.items():
+                if process.poll() is not None and not stop.is_set():
+                    last = "\n".join(logs[name].read_text("utf-8", "replace").splitlines()[-8:])
+                    raise ValueError(
+                        f"{name} ended with status {process.returncode}; the other is ended, too. The same command "
+                        f"starts them again. {logs[name]} says:\n{last}"
+                    )
+            return stop.is_set()
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
+        with ExitStack() as running:
+            if self.postgres is not None:
+                servers["postgres"] = running.enter_context(self.postgres.running(logs["postgres"], stop.is_set))
+            if is_stopped():
+                return
+            usage = self._write_usage()
+            servers["mlflow"] = running.enter_context(self._mlflow(logs["mlflow"]))
+            late = f"MLflow didn't answer in {START_SECONDS:g} s; see {logs['mlflow']}"
+            wait_until(lambda: is_stopped() or _answer(f"{self.url}/health") == 200, START_SECONDS, late)
+            if not is_stopped():
+                self._check_protection()
+                print(usage, flush=True)
+            while not is_stopped():
+                stop.wait(0.2)
+
+    def _is_port_free(self) -> bool:
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        with suppress(OSError), socket.create_server((self.host, self.port), family=family):
+            return True
         return False
 
-
-def _check_database(uri: str) -> None:
-    parts = urlsplit(uri)
-    if parts.password or "password=" in parts.query:
-        raise ValueError(
-            "--database-uri holds a password, which everybody on this machine can read in the list of processes; put "
-            "it into ~/.pgpass (HOST:PORT:DATABASE:USER:PASSWORD, mode 600)"
+    def _mlflow(self, log: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        configuration = self.data / "auth.ini"
+        escaped = self.database.replace("%", "%%")
+        # Without the cache every request costs a key derivation of tens of milliseconds.
+        configuration.write_text(
+            f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {escaped}\nadmin_username = admin\n"
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\nauth_cache_ttl_seconds = 60\n"
         )
-    kind = parts.scheme.split("+")[0]
-    if kind not in ("postgresql", "sqlite"):
-        raise ValueError(f"--database-uri must be postgresql:// or sqlite:///, got {kind or uri}")
-    if kind == "sqlite":
-        if not uri.startswith("sqlite:////"):
+        # Variables of somebody who uses a server, and not of the server.
+        of_clients = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+        environment = {name: value for name, value in os.environ.items() if name not in of_clients} | {
+            "MLFLOW_BACKEND_STORE_URI": self.database,
+            "MLFLOW_AUTH_CONFIG_PATH": str(configuration),
+            "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
+            "MLFLOW_AUTH_ADMIN_PASSWORD": secret(self.data / "password"),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": secret(self.data / "flask-key"),
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # Judges and gateways for language models: none here.
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        }
+        command = [
+            *(sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.port)),
+            *("--app-name", "basic-auth", "--workers", "2", "--allowed-hosts", HOSTS),
+            *("--serve-artifacts", "--artifacts-destination", self.artifacts),
+            *("--uvicorn-opts", "--no-access-log --timeout-graceful-shutdown 5"),
+        ]
+        return child(command, log, self.data, environment, (signal.SIGTERM, signal.SIGKILL), {})
+
+    def _check_protection(self) -> None:
+        """ValueError where MLflow lets anybody in, or doesn't let us."""
+        if (status := _answer(self.url + PROBE)) != 401:
+            raise ValueError(f"MLflow must refuse who has no password, but answers {status}; it is ended again")
+        pair = base64.b64encode(f"admin:{secret(self.data / 'password')}".encode()).decode()
+        if (status := _answer(self.url + PROBE, {"Authorization": f"Basic {pair}"})) in (401, 403):
             raise ValueError(
-                f"--database-uri {uri}: must name a file by its whole path; give sqlite:////FOLDER/mlflow.db"
+                f"MLflow doesn't take the password in {self.data / 'password'} ({status}): it was changed in MLflow, "
+                "or the database is of another data folder; write the right one into the file"
             )
-        if not (folder := Path(uri.removeprefix("sqlite:///")).parent).is_dir():
-            raise ValueError(f"--database-uri {uri}: there is no folder {folder}; make it first")
 
+    def _write_usage(self) -> str:
+        """How the server is used, also in a file; and one that a driver's shell sources. None holds the password."""
+        login, password, port = self.data / "login", self.data / "password", self.port
+        login.write_text(
+            f"export MLFLOW_TRACKING_URI={self.url} MLFLOW_TRACKING_USERNAME=admin\n"
+            f'export MLFLOW_TRACKING_PASSWORD="$(cat {shlex.quote(str(password))})"\n'
+        )
+        usage = f"""MLflow: {self.url}
+artifacts: {self.artifacts}
+logs: {self.data / "mlflow.log"}
 
-def prepare(data: Path) -> None:
-    """Make the data folder, for its owner alone.
-
-    Raises:
-        ValueError: it is somebody else's, or holds something else.
-    """
-    data.mkdir(parents=True, exist_ok=True)
-    if data.stat().st_uid != os.geteuid():
-        raise ValueError(f"--data {data} belongs to user {data.stat().st_uid}; give a folder of your own")
-    foreign = {path.name for path in data.iterdir()} - OURS
-    if foreign and not (data / LOCK).exists():
-        raise ValueError(f"--data {data} holds other things ({sorted(foreign)[0]}); give an empty folder")
-    # Root's is passed through by the user who runs PostgreSQL; what is in it is closed.
-    data.chmod(0o711 if os.geteuid() == 0 else 0o700)
+where the driver runs:
+  . {shlex.quote(str(login))}     (sets MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)
+  python -m orchestrator.ablate ... --tracking-uri {self.url}
+to look from another machine, at the same address there:
+  ssh -N -L {port}:{urlsplit(self.url).netloc} THIS-MACHINE   (of ray up: ray attach -p {port} FILE.yaml)
+  user admin, the password is in {password}"""
+        (self.data / "usage").write_text(usage)
+        return usage
 
 
 def secret(file: Path) -> str:
-    """What a file holds; made at the first call, for its owner alone."""
+    """What a file holds; made at the first call."""
     if not file.exists():
         new = file.with_name(f"{file.name}.new")
-        new.unlink(missing_ok=True)
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        with new.open("w") as stream:
             stream.write(secrets.token_urlsafe(32))
             stream.flush()
             os.fsync(stream.fileno())
         new.rename(file)
-    file.chmod(0o600)
+    file.chmod(0o600)  # A password may have been copied here from a backup.
     return file.read_text().strip()
-
-
-def serve(settings: Settings, stop: threading.Event) -> None:
-    """Run both servers until `stop` is set.
-
-    Raises:
-        ValueError: one doesn't start, or died.
-    """
-    data = settings.data
-    _wait_for_port(settings)
-    for name in ("postgres.log", "mlflow.log"):
-        new_log(data / name)
-    (data / "artifacts").mkdir(mode=0o700, exist_ok=True)
-    servers: list[tuple[str, subprocess.Popen[bytes], Callable[[], None]]] = []
-    try:
-        if settings.postgres is not None:
-            database = settings.postgres.start(data / "postgres.log", lambda: not stop.is_set())
-            servers.append(("postgres", database, lambda: settings.postgres.stop(database)))
-        if stop.is_set():
-            return
-        mlflow = _start_mlflow(settings)
-        servers.append(("mlflow", mlflow, lambda: _stop_group(mlflow)))
-        address = data / ADDRESS
-        address.write_text(json.dumps({"url": settings.url, "artifacts": settings.artifacts}))
-        (data / LOGIN).write_text(login(settings))
-        told = False
-        end = time.monotonic() + START_SECONDS
-        while not stop.is_set():
-            for name, process, _ in servers:
-                if process.poll() is not None:
-                    raise ValueError(
-                        f"{name} ended with status {process.returncode}; the other is ended, too. The same command "
-                        f"starts them again. {data / f'{name}.log'} says:\n{last_lines(data / f'{name}.log')}"
-                    )
-            if not told and _answer(f"{settings.url}/health") == 200:
-                _check_protection(settings)
-                print(usage(data), flush=True)
-                told = True
-            if not told and time.monotonic() > end:
-                raise ValueError(f"MLflow didn't answer in {START_SECONDS:g} s; see {data / 'mlflow.log'}")
-            stop.wait(0.2)
-    finally:
-        for _, _, end_it in reversed(servers):
-            end_it()
-
-
-def _wait_for_port(settings: Settings) -> None:
-    """A server whose parent was killed takes some seconds to end."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    end = time.monotonic() + PORT_SECONDS
-    while True:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((settings.host, settings.port))
-                return
-            except OSError as error:
-                if time.monotonic() > end:
-                    raise ValueError(
-                        f"--port {settings.port} of {settings.host} can't be listened on ({error.strerror}); give "
-                        "another"
-                    ) from error
-        time.sleep(0.2)
-
-
-def _start_mlflow(settings: Settings) -> subprocess.Popen[bytes]:
-    data = settings.data
-    configuration = data / AUTHENTICATION
-    escaped = settings.database.replace("%", "%%")
-    configuration.write_text(
-        "[mlflow]\n"
-        "default_permission = READ\n"
-        f"database_uri = {escaped}\n"
-        f"admin_username = {USER}\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-        # Else every request costs a key derivation of tens of milliseconds. A changed password counts after a minute.
-        "auth_cache_ttl_seconds = 60\n"
-    )
-    configuration.chmod(0o600)
-    # Names of this machine, at whatever port a tunnel ends: a page of another name can't make a browser call us.
-    hosts = "localhost,127.0.0.1,localhost:*,127.0.0.1:*,[[]::1]:*"
-    environment = os.environ | {
-        "MLFLOW_BACKEND_STORE_URI": settings.database,
-        "MLFLOW_AUTH_CONFIG_PATH": str(configuration),
-        "MLFLOW_AUTH_ADMIN_USERNAME": USER,
-        "MLFLOW_AUTH_ADMIN_PASSWORD": secret(data / PASSWORD),
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": secret(data / KEY),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # Judges and gateways for language models; nothing here has any.
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    }
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
-        environment.pop(name, None)  # Of somebody who uses a server, and not of the server.
-    with (data / "mlflow.log").open("ab") as stream:
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(settings.port)),
-                *("--app-name", "basic-auth", "--workers", str(WORKERS), "--allowed-hosts", hosts),
-                *("--serve-artifacts", "--artifacts-destination", settings.artifacts),
-                *("--uvicorn-opts", "--no-access-log --timeout-graceful-shutdown 5"),
-            ],
-            cwd=data,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,  # Ctrl-C is for us; and all its processes can be ended together.
-            preexec_fn=end_with_parent(signal.SIGTERM),
-        )
-
-
-def _stop_group(process: subprocess.Popen[bytes]) -> None:
-    """End a server and what it has started, of which some may be left where it was killed itself."""
-    if process.poll() is None:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def new_log(file: Path) -> None:
-    """An empty one, for its owner alone; the one before is kept."""
-    if file.exists():
-        file.replace(file.with_name(f"{file.name}.1"))
-    os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600))
-
-
-def _check_protection(settings: Settings) -> None:
-    """ValueError where MLflow lets anybody in, or doesn't let us."""
-    if (status := _answer(settings.url + PROBE)) != 401:
-        raise ValueError(f"MLflow must refuse who has no password, but answers {status}; it is ended again")
-    pair = f"{USER}:{secret(settings.data / PASSWORD)}"
-    status = _answer(settings.url + PROBE, {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"})
-    if status in (401, 403):
-        raise ValueError(
-            f"MLflow doesn't take the password in {settings.data / PASSWORD} ({status}): it was changed in MLflow, or "
-            "the database is of another data folder; write the right one into the file"
-        )
 
 
 def _answer(url: str, headers: dict[str, str] | None = None) -> int:
     """Status of an answer; 0 where there is none."""
     try:
-        with urlopen(Request(url, headers=headers or {}), timeout=10) as found:
-            return found.status
+        with urlopen(Request(url, headers=headers or {}), timeout=10) as response:
+            return response.status
     except HTTPError as error:
         return error.code
     except OSError:
         return 0
-
-
-def login(settings: Settings) -> str:
-    """Commands for a shell that make a driver, or MLflow's own client, somebody who may write."""
-    return (
-        f"export MLFLOW_TRACKING_URI={settings.url} MLFLOW_TRACKING_USERNAME={USER}\n"
-        f'export MLFLOW_TRACKING_PASSWORD="$(cat {shlex.quote(str(settings.data / PASSWORD))})"\n'
-    )
-
-
-def usage(data: Path) -> str:
-    """How the running server is used. Names the file with the password, not the password."""
-    try:
-        known = json.loads((data / ADDRESS).read_text())
-    except FileNotFoundError:
-        return "it is about to start"
-    url = known["url"]
-    parts = urlsplit(url)
-    return "\n".join(
-        (
-            f"MLflow: {url}",
-            f"artifacts: {known['artifacts']}",
-            f"logs: {data / 'mlflow.log'}",
-            "",
-            "where the driver runs:",
-            f"  . {shlex.quote(str(data / LOGIN))}     (sets MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)",
-            f"  python -m orchestrator.ablate ... --tracking-uri {url}",
-            "to look from another machine, at the same address there:",
-            f"  ssh -N -L {parts.port}:{parts.netloc} THIS-MACHINE   (of ray up: ray attach -p {parts.port} FILE.yaml)",
-            f"  user {USER}, the password is in {data / PASSWORD}",
-        )
-    )
 
 
 if __name__ == "__main__":

@@ -8,49 +8,43 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-ROLE, DATABASE = "mlflow", "mlflow"
-SERVER_USER = "postgres"
-"""Who runs the server where we are root, which PostgreSQL refuses to be run by."""
+USER = "postgres"
+"""Runs the server where we are root, which PostgreSQL refuses to be run by."""
 START_SECONDS, STOP_SECONDS = 60.0, 30.0
-LONGEST_SOCKET = 107
-"""Bytes of a socket's path, in Linux."""
+MAX_SOCKET_BYTES = 107
 PACKAGES = "/usr/lib/postgresql"
 WAY_OUT = "apt-get install postgresql, or give --database-uri sqlite:////FOLDER/mlflow.db, which is for one driver"
+# The server needs none of our secrets.
+ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
 
 
 @dataclass(frozen=True)
 class Postgres:
-    """A data folder, its programs and who runs them. `start` makes what isn't there yet."""
+    """The folder of the tables, and the programs for it. `start` makes what isn't there yet."""
 
     folder: Path
-    """Of the tables. Beside it is the folder of the socket."""
     programs: Path
-    account: pwd.struct_passwd | None
-    """Whose processes; None: ours."""
+    account: dict[str, Any]
+    """Arguments of subprocess for another user's processes; empty: ours."""
 
     @classmethod
     def at(cls, folder: Path) -> Self:
-        """Find the programs and check that they can be run on a folder.
-
-        Raises:
-            ValueError: there are none, or none of the version that made the folder; the folder can't be used.
-        """
-        account = _account()
-        made = folder / "PG_VERSION"
-        version = made.read_text().strip() if made.is_file() else ""
-        found = cls(folder, _programs(version), account)
-        if len(os.fsencode(found.socket / ".s.PGSQL.5432")) > LONGEST_SOCKET:
+        """Find the programs; ValueError where there are none of the right version or the folder can't be used."""
+        version = folder / "PG_VERSION"
+        found = cls(folder, _programs(version.read_text().strip() if version.is_file() else ""), _account())
+        if len(os.fsencode(found.socket / ".s.PGSQL.5432")) > MAX_SOCKET_BYTES:
             raise ValueError(f"--data {folder.parent}: is too long for a Unix socket; give a shorter one")
-        if account is not None:
-            _check_entry(folder.parent, account)
+        entry = next(one for one in folder.parent.parents if one.exists())
+        if subprocess.run(["test", "-x", entry], **found.account).returncode:
+            raise ValueError(f"--data {folder.parent}: the user {USER} may not enter {entry}; try /var/lib/ups-mlflow")
         return found
 
     @property
@@ -61,201 +55,120 @@ class Postgres:
     @property
     def uri(self) -> str:
         """SQLAlchemy's address of the database. Holds no secret: the kernel tells the server who is calling."""
-        return f"postgresql+psycopg2://{ROLE}@/{DATABASE}?host={quote(str(self.socket), safe='')}"
+        return f"postgresql+psycopg2://mlflow@/mlflow?host={quote(str(self.socket), safe='')}"
 
-    def start(self, log: Path, wanted: Callable[[], bool]) -> subprocess.Popen[bytes]:
-        """Run it until it answers, with our role and database in it.
-
-        Args:
-            log: what it says goes there.
-            wanted: whether it still is; asked while it starts.
-
-        Raises:
-            ValueError: it doesn't start.
-        """
-        self._wait_for_predecessor()
+    @contextmanager
+    def running(self, log: Path, stopped: Callable[[], bool]) -> Iterator[subprocess.Popen[bytes]]:
+        """A server that answers, unless `stopped` before it did; ValueError where it doesn't start."""
+        wait_until(lambda: not self._is_served(), STOP_SECONDS, f"another PostgreSQL still serves {self.folder}")
         if not (self.folder / "PG_VERSION").is_file():
             self._make()
-        self.socket.mkdir(mode=0o700, exist_ok=True)
-        self._own(self.socket)
-        with log.open("ab") as stream:
-            process = subprocess.Popen(
-                [self.programs / "postgres", "-D", self.folder, "-k", self.socket, "-c", "listen_addresses="],
-                cwd=self.folder,
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                start_new_session=True,  # Ctrl-C is for us, who end it when nobody needs it any more.
-                preexec_fn=end_with_parent(signal.SIGINT),
-                **self._as_account(),
+        self._make_folder(self.socket)
+        command = [self.programs / "postgres", "-D", self.folder, "-k", self.socket, "-c", "listen_addresses="]
+        probe = [str(self.programs / "pg_isready"), "-q", "-h", str(self.socket)]
+        # SIGINT cuts clients off; what they had committed is kept.
+        with child(command, log, self.folder, ENVIRONMENT, (signal.SIGINT, signal.SIGQUIT), self.account) as process:
+            wait_until(
+                lambda: process.poll() is not None or stopped() or subprocess.run(probe).returncode == 0,
+                START_SECONDS,
+                f"PostgreSQL didn't answer in {START_SECONDS:g} s; see {log}",
             )
-        try:
-            self._wait_until_it_answers(process, log, wanted)
-            if wanted():
-                self._make_database()
-        except BaseException:
-            self.stop(process)
-            raise
-        return process
-
-    def stop(self, process: subprocess.Popen[bytes]) -> None:
-        """End it: clients are cut off, what they had committed is kept."""
-        for number in (signal.SIGINT, signal.SIGQUIT):
-            if process.poll() is None:
-                process.send_signal(number)
-                try:
-                    process.wait(STOP_SECONDS)
-                except subprocess.TimeoutExpired:
-                    continue
+            yield process
 
     def _make(self) -> None:
         # Renamed when it is whole: one that was interrupted is made anew.
         new = self.folder.with_name(f"{self.folder.name}.new")
         shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(mode=0o700)
-        self._own(new)
-        command = [self.programs / "initdb", "-D", new, "--encoding=UTF8", "--locale=C.UTF-8", "--auth=peer"]
-        done = subprocess.run(
-            [*command, f"--username={SERVER_USER}"],
-            cwd=new,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            **self._as_account(),
-        )
-        if done.returncode:
-            raise ValueError(f"PostgreSQL's initdb failed: {done.stderr.strip()[-500:]}")
-        # Who may be who: our own account may be both roles, and nobody else any.
+        self._make_folder(new)
+        options = ("--encoding=UTF8", "--locale=C.UTF-8", "--auth=peer", f"--username={USER}")
+        database = "CREATE ROLE mlflow LOGIN;\nCREATE DATABASE mlflow OWNER mlflow;\n"
+        for program, arguments, text in (
+            ("initdb", ("-D", str(new), *options), ""),
+            ("postgres", ("--single", "-D", str(new), "-c", "exit_on_error=on", "postgres"), database),
+        ):
+            done = subprocess.run(
+                [str(self.programs / program), *arguments],
+                cwd=new, env=ENVIRONMENT, input=text, capture_output=True, text=True, **self.account,
+            )  # fmt: skip
+            if done.returncode:
+                raise ValueError(f"PostgreSQL's {program} failed: {done.stderr.strip()[-500:]}")
+        # Our own account may be both roles, and nobody else any.
         (new / "pg_hba.conf").write_text("local all all peer map=ups\n")
-        names = f"ups {getpass.getuser()} {SERVER_USER}\nups {getpass.getuser()} {ROLE}\n"
-        (new / "pg_ident.conf").write_text(names)
+        (new / "pg_ident.conf").write_text("".join(f"ups {getpass.getuser()} {role}\n" for role in (USER, "mlflow")))
         new.rename(self.folder)
 
-    def _make_database(self) -> None:
-        connection = self._connect(SERVER_USER, "postgres")
-        connection.autocommit = True  # A database can't be made in a transaction.
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,))
-            if cursor.fetchone() is None:
-                cursor.execute(f"CREATE ROLE {ROLE} LOGIN")
-            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
-            if cursor.fetchone() is None:
-                cursor.execute(f"CREATE DATABASE {DATABASE} OWNER {ROLE}")
-        connection.close()
+    def _make_folder(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if self.account:
+            os.chown(folder, self.account["user"], self.account["group"])
 
-    def _connect(self, role: str, database: str) -> Any:
-        import psycopg2
-
-        return psycopg2.connect(host=str(self.socket), user=role, dbname=database, connect_timeout=5)
-
-    def _wait_until_it_answers(self, process: subprocess.Popen[bytes], log: Path, wanted: Callable[[], bool]) -> None:
-        import psycopg2
-
-        end = time.monotonic() + START_SECONDS
-        while wanted():
-            if process.poll() is not None:
-                raise ValueError(f"PostgreSQL ended with status {process.returncode}; {log} says:\n{last_lines(log)}")
-            try:
-                self._connect(SERVER_USER, "postgres").close()
-                return
-            except psycopg2.OperationalError as error:
-                if time.monotonic() > end:
-                    raise ValueError(
-                        f"PostgreSQL didn't answer in {START_SECONDS:g} s ({str(error).strip()}); see {log}"
-                    ) from error
-            time.sleep(0.1)
-
-    def _wait_for_predecessor(self) -> None:
-        """One whose parent was killed ends by itself, in its own time."""
-        end = time.monotonic() + STOP_SECONDS
-        while (pid := self._running()) is not None:
-            if time.monotonic() > end:
-                raise ValueError(f"process {pid} still serves {self.folder}; end it with kill -INT {pid}")
-            time.sleep(0.1)
-
-    def _running(self) -> int | None:
+    def _is_served(self) -> bool:
+        """Whether a server whose parent was killed is still ending."""
         try:
-            pid = int((self.folder / "postmaster.pid").read_text().split()[0])
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (OSError, ValueError, IndexError):
-            return None
-        return pid if os.fsencode(self.folder) in command else None
-
-    def _own(self, folder: Path) -> None:
-        if self.account is not None:
-            os.chown(folder, self.account.pw_uid, self.account.pw_gid)
-
-    def _as_account(self) -> dict[str, Any]:
-        """For subprocess."""
-        if self.account is None:
-            return {}
-        return {"user": self.account.pw_uid, "group": self.account.pw_gid, "extra_groups": []}
+            pid = (self.folder / "postmaster.pid").read_text().split()[0]
+            return os.fsencode(self.folder) in Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, IndexError):
+            return False
 
 
-def _account() -> pwd.struct_passwd | None:
+def _account() -> dict[str, Any]:
     if os.geteuid():
-        return None
+        return {}
     try:
-        return pwd.getpwnam(SERVER_USER)
+        user = pwd.getpwnam(USER)
     except KeyError as error:
-        raise ValueError(
-            f"root can't run PostgreSQL, and there is no user {SERVER_USER} to run it; {WAY_OUT}, or be another user"
-        ) from error
+        raise ValueError(f"root can't run PostgreSQL, and there is no user {USER} to run it; {WAY_OUT}") from error
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 
 def _programs(version: str) -> Path:
     """Folder of initdb and postgres, of one major version or of the newest."""
     found = {path.parent.parent.name: path.parent for path in Path(PACKAGES).glob("*/bin/postgres")}
     if (elsewhere := shutil.which("postgres")) and not found:
-        told = subprocess.run([elsewhere, "--version"], capture_output=True, text=True).stdout
-        if number := re.search(r"(\d+)", told):
-            found[number[1]] = Path(elsewhere).resolve().parent
+        said = subprocess.run([elsewhere, "--version"], capture_output=True, text=True).stdout
+        found = {number: Path(elsewhere).resolve().parent for number in re.findall(r"\d+", said)[:1]}
     if not found:
         raise ValueError(f"there is no PostgreSQL in {PACKAGES} or on the PATH; {WAY_OUT}")
-    if not version:
-        return found[max(found, key=float)]
-    if version not in found:
+    if version and version not in found:
         raise ValueError(
             f"the data was made by PostgreSQL {version}, found {', '.join(sorted(found))}; apt-get install "
             f"postgresql-{version}, or bring it over as docs/tracking.md says"
         )
-    return found[version]
+    return found[version or max(found, key=float)]
 
 
-def _check_entry(folder: Path, account: pwd.struct_passwd) -> None:
-    """ValueError where an account can't reach a folder."""
-    for one in reversed([folder, *folder.parents]):
-        if not one.exists():
-            return
-        mode, owner = one.stat().st_mode, one.stat()
-        mine = owner.st_uid == account.pw_uid and mode & 0o100
-        ours = owner.st_gid == account.pw_gid and mode & 0o010
-        if not (mine or ours or mode & 0o001) and one != folder:
-            raise ValueError(
-                f"--data {folder}: the user {account.pw_name}, who runs PostgreSQL for root, may not enter {one}; "
-                "give a folder elsewhere, e.g. /var/lib/ups-mlflow"
-            )
+@contextmanager
+def child(
+    command: list[Any],
+    log: Path,
+    folder: Path,
+    environment: Mapping[str, str],
+    signals: tuple[signal.Signals, signal.Signals],
+    account: Mapping[str, Any],
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server in a session of its own. At the end of the block it gets the first signal, and after a time its whole
+    group the second: some may be left where it was killed itself. When we are killed, the kernel sends it the first."""
+    prctl, set_death_signal = getattr(ctypes.CDLL(None), "prctl", None), 1  # Linux alone has it.
+    arguments = {"cwd": folder, "env": environment, "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, **account}
+    ask_kernel = (lambda: prctl(set_death_signal, int(signals[0]))) if prctl else None
+    with log.open("ab") as stream:
+        process = subprocess.Popen(command, stdout=stream, start_new_session=True, preexec_fn=ask_kernel, **arguments)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signals[0])
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signals[1])
+        process.wait()
 
 
-def _environment() -> dict[str, str]:
-    """Nothing of ours: the server needs none of our secrets."""
-    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
-
-
-def end_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """For subprocess: the kernel sends the child this signal when we die, of SIGKILL, too."""
-    if sys.platform != "linux":
-        return None
-    prctl, set_death_signal = ctypes.CDLL(None, use_errno=True).prctl, 1
-
-    def ask() -> None:
-        prctl(set_death_signal, int(number))
-
-    return ask
-
-
-def last_lines(log: Path, lines: int = 8) -> str:
-    """The end of a log."""
-    return "\n".join(log.read_text("utf-8", "replace").splitlines()[-lines:])
+def wait_until(ready: Callable[[], bool], seconds: float, failure: str) -> None:
+    """Ask again and again; ValueError with a message when the time is up."""
+    end = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > end:
+            raise ValueError(failure)
+        time.sleep(0.1)

@@ -20,7 +20,7 @@ boto3 = pytest.importorskip("boto3")
 pytest.importorskip("moto.server")
 pytest.importorskip("ray")
 
-from cluster.document import read_yaml  # noqa: E402
+from cluster.check import read_yaml  # noqa: E402
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -275,6 +275,17 @@ def test_the_machines_are_those_of_the_file(cloud, launcher):
         assert [(rule["FromPort"], rule["ToPort"]) for rule in open_to_all] == [(22, 22)]
     launcher.provider.terminate_nodes(launcher.provider.non_terminated_nodes({}))
     assert cloud.instances("pending", "running", "stopping", "stopped") == []
+
+
+def test_ray_overwrites_subnet_id_and_launches_in_the_first_of_subnet_ids(cloud, launcher):
+    """Why cluster.check refuses SubnetId; when this fails, Ray has learned it and the rule may go."""
+    subnets = cloud.client("ec2").describe_subnets()["Subnets"]
+    a, _, c = (one["SubnetId"] for one in sorted(subnets, key=lambda one: one["AvailabilityZone"]))
+    config = launcher.types["workers_spot"]["node_config"]
+    assert config["SubnetIds"][0] == a  # Filled in by Ray.
+    for changes, used in (({"SubnetId": c}, a), ({"SubnetIds": [c]}, c)):
+        created = launcher.provider.create_node({**config, **changes}, {}, 1)
+        assert [node.subnet_id for node in created.values()] == [used]
 
 
 def test_spot_refused_in_every_zone_ends_in_an_on_demand_machine(cloud, launcher):
