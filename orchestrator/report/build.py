@@ -182,6 +182,8 @@ class Progress:
     train_seconds: float
     untimed: int
     """Finished units whose training time is unknown."""
+    borrowed: int
+    """Finished units that were not trained but measured with the weights of a unit of another plan."""
     health: Mapping[str, int] = field(default_factory=dict)
     """How many of the measured runs are in each state of health; "not judged" where none was recorded."""
 
@@ -419,6 +421,7 @@ class _Builder:
             not_run=states.count("not run"),
             train_seconds=math.fsum(timed),
             untimed=sum("train_seconds" not in self.records[key].about for key in finished),
+            borrowed=sum(self.records[key].about.get("trained_by", key) not in self.units for key in finished),
             health=Counter(self._states_of_health()),
         )
 

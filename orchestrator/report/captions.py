@@ -232,6 +232,8 @@ def summary(report: Report) -> list[str]:
     time = f"Training time {duration(done.train_seconds)} (h:mm:ss), shared units counted once"
     if done.untimed:
         time += f"; unknown for {count(done.untimed, 'finished unit')}"
+    if done.borrowed:
+        time += f"; {count(done.borrowed, 'unit')} measured with weights of another plan's, whose time isn't counted"
     return [f"{state}.", f"{time}.", _comparisons(report), *health_lines(report)]
 
 

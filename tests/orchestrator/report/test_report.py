@@ -455,6 +455,17 @@ def test_parameters_and_training_time_count_shared_units_once():
     assert "1.23 M" in files(report)["report.md"]
 
 
+def test_units_with_weights_of_another_plan_are_counted_and_their_training_time_is_not_made_up():
+    plan = plan_of()
+    keys = keys_of(plan, "full")
+    about = {"train_seconds": 0.0, "trained_by": "f" * 16}
+    records = {key: finished(key, {"ar3d/top1": 80.0}, ABOUT | about) for key in keys[:2]}
+    # Another unit of the same plan: its time counts there.
+    records[keys[2]] = finished(keys[2], {"ar3d/top1": 80.0}, ABOUT | about | {"trained_by": keys[0]})
+    (time,) = [line for line in summary(build(content_of(plan), records)) if line.startswith("Training time")]
+    assert time.endswith("once; 2 units measured with weights of another plan's, whose time isn't counted.")
+
+
 def test_a_failed_unit_is_listed_with_the_last_line_of_its_error():
     plan = plan_of()
     key = keys_of(plan, "thin")[2]
