@@ -8,31 +8,19 @@ import subprocess
 import sys
 
 import pytest
-from filelock import FileLock
 
 from orchestrator.scheduling.task_graph import RETRIES
-from tests.support.drivers import STUDY, Bench, cells, mlflow_runs, records, wait_until
-from tests.support.runs import session_folder
+from tests.support.drivers import Bench, cells, mlflow_runs, records, wait_until
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc"),
 ]
-STEPS = 240
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    """A toy study of 11 units and, in storage "reference", an undisturbed run of it; made once for all processes."""
-    folder = session_folder(tmp_path_factory, "crashes")
-    with FileLock(folder / "lock"):
-        if (folder / "done").exists():
-            return Bench.opened(folder)
-        bench = Bench.make(folder, STEPS)
-        driver = bench.run(folder / "reference")
-        assert driver.process.returncode == 0, driver.text
-        (folder / "done").touch()
-    return bench
+def bench(undisturbed):
+    return undisturbed
 
 
 @pytest.fixture
@@ -162,7 +150,7 @@ def routed(folder):
 
 def test_a_unit_that_fails_for_good_takes_its_descendants_alone(bench, storage):
     study = bench.folder / "failing.py"
-    study.write_text(STUDY.replace("STEPS", str(STEPS)).replace('{"routing": False}', '{"learning_rate": 1e30}'))
+    study.write_text(bench.study.read_text().replace('{"routing": False}', '{"learning_rate": 1e30}'))
     driver = Bench(bench.folder, bench.data, study).run(storage)
     assert driver.process.returncode == 1, driver.text
     assert "not finite" in driver.text and "Traceback" not in driver.text

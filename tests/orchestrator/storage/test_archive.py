@@ -9,7 +9,6 @@ import zlib
 from dataclasses import replace
 
 import pytest
-from filelock import FileLock
 
 from orchestrator.planning.plan_file import plan_content
 from orchestrator.record import Record
@@ -24,9 +23,7 @@ from orchestrator.storage.search_journal import SearchPlace
 from orchestrator.storage.usage import usage
 from orchestrator.worker.run_unit import run_unit
 from tests.orchestrator.worker import test_run_unit as test_worker
-from tests.support.drivers import Bench
 from tests.support.plans import plan_of, small_study
-from tests.support.runs import session_folder
 from ups_model.evaluation.outcomes import OUTCOMES
 
 HOME = "/home/ada/some work/ups"
@@ -581,13 +578,6 @@ def test_imported_units_are_done_and_a_parent_without_weights_is_made_again_for_
     for unit in (failed, begun):
         finish(ledger, unit, 1.0)
     assert Agenda(plan, ledger).complete
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    folder = session_folder(tmp_path_factory, "storage-archive")
-    with FileLock(folder / "lock"):
-        return Bench.opened(folder) if (folder / "toy.py").exists() else Bench.make(folder, 16)
 
 
 def test_a_child_trained_from_an_imported_parent_is_the_one_trained_from_the_parent_itself(bench, tmp_path, capsys):

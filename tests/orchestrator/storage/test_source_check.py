@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from filelock import FileLock
 
 from orchestrator import ablate
 from orchestrator.planning.resolve import read_inputs
 from orchestrator.search import __main__ as search
 from orchestrator.storage.ledger import RECORD, Ledger
-from tests.support.drivers import Bench
 from tests.support.fake_driver import FakeDriver
-from tests.support.runs import session_folder
 from tests.support.source_copy import SourceCopy
 from ups_model import source
 from ups_model.source import source_identity
@@ -22,14 +19,6 @@ UNITS = 11
 """Of the toy study with one seed."""
 COLUMNS = ("ar3d/top1", "pe/mpjpe_mm", "eap/top1@0.5")
 """Its metrics."""
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    """The toy study and its clips."""
-    folder = session_folder(tmp_path_factory, "worker")
-    with FileLock(folder / "lock"):
-        return Bench.opened(folder) if (folder / "toy.py").exists() else Bench.make(folder, 16)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ import shutil
 import time
 
 import pytest
-from filelock import FileLock
 
 pytest.importorskip("moto", reason="needs moto[s3,server] for an object store")
 pytest.importorskip("boto3", reason="needs boto3 for an object store")
@@ -18,8 +17,6 @@ from orchestrator.storage.ledger import RECORD, Ledger
 from orchestrator.storage.usage import KINDS, bytes_text, kind_of, usage
 from orchestrator.worker.run_unit import run_unit
 from tests.orchestrator.worker.test_run_unit import job_of, pick, plan_of
-from tests.support.drivers import Bench
-from tests.support.runs import session_folder
 from tests.support.storage_server import store_server
 
 pytestmark = pytest.mark.cluster
@@ -29,13 +26,6 @@ pytestmark = pytest.mark.cluster
 def server():
     with store_server() as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    folder = session_folder(tmp_path_factory, "storage-commands")
-    with FileLock(folder / "lock"):
-        return Bench.opened(folder) if (folder / "toy.py").exists() else Bench.make(folder, 16)
 
 
 @pytest.fixture(scope="module")

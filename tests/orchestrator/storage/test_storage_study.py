@@ -12,7 +12,7 @@ pytest.importorskip("boto3", reason="needs boto3 for an object store")
 
 from orchestrator.storage.backends.workspace import RESULT
 from orchestrator.storage.ledger import RECORD, Ledger
-from tests.support.drivers import ROOT, Bench, cells, mlflow_runs, records, wait_until
+from tests.support.drivers import ROOT, cells, mlflow_runs, records, wait_until
 from tests.support.storage_server import store_server
 
 pytestmark = [
@@ -20,7 +20,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc"),
 ]
-STEPS = 160
 
 
 class Address(str):
@@ -38,13 +37,8 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    """A toy study of 11 units and, in storage "reference", an undisturbed run of it on a folder."""
-    folder = tmp_path_factory.mktemp("remote")
-    bench = Bench.make(folder, STEPS)
-    driver = bench.run(folder / "reference")
-    assert driver.process.returncode == 0, driver.text
-    return bench
+def bench(undisturbed):
+    return undisturbed
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
-from filelock import FileLock
 
 pytest.importorskip("moto", reason="needs moto[s3,server] for an object store")
 pytest.importorskip("boto3", reason="needs boto3 for an object store")
@@ -15,8 +14,8 @@ from orchestrator.storage.backends.lease import LeaseTimes
 from orchestrator.storage.ledger import Ledger
 from orchestrator.worker.run_unit import run_unit
 from tests.orchestrator.worker.test_run_unit import job_of, pick, plan_of
-from tests.support.drivers import Bench, wait_until
-from tests.support.runs import assert_same_tensors, session_folder, stop_at, weights
+from tests.support.drivers import wait_until
+from tests.support.runs import assert_same_tensors, stop_at, weights
 from tests.support.source_copy import SourceCopy
 from tests.support.storage_server import store_server
 from ups_model import source
@@ -30,13 +29,6 @@ NEVER = lambda: False  # noqa: E731
 def server():
     with store_server() as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    folder = session_folder(tmp_path_factory, "storage-worker")
-    with FileLock(folder / "lock"):
-        return Bench.opened(folder) if (folder / "toy.py").exists() else Bench.make(folder, 16)
 
 
 @pytest.fixture

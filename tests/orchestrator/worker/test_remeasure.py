@@ -17,10 +17,10 @@ from orchestrator.storage.ledger import PROGRESS, RECORD, Ledger
 from orchestrator.storage.source_check import SourceCheck
 from orchestrator.worker.run_unit import run_unit
 from tests.orchestrator.worker.test_run_unit import chosen, job_of, pick, plan_of, refuse_to_train, run
-from tests.support.drivers import ROOT, Bench
+from tests.support.drivers import ROOT
 from tests.support.plans import plan_of as invented_plan
 from tests.support.plans import small_study
-from tests.support.runs import assert_same_tensors, session_folder, stop_at, weights
+from tests.support.runs import assert_same_tensors, stop_at, weights
 from tests.support.source_copy import SourceCopy
 from ups_model import source
 from ups_model.evaluate import evaluate
@@ -32,16 +32,6 @@ RATIOS = {"evaluation.ratios": "0.5,0.9"}
 """Another way to measure early prediction; the study's column stays."""
 FLIP = {"evaluation.flip": "true"}
 """Another way to measure poses."""
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    """The toy study and its clips."""
-    from filelock import FileLock
-
-    folder = session_folder(tmp_path_factory, "worker")
-    with FileLock(folder / "lock"):
-        return Bench.opened(folder) if (folder / "toy.py").exists() else Bench.make(folder, 16)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-from filelock import FileLock
 
 import ups_model.train
 from orchestrator.planning.resolve import read_inputs
@@ -17,8 +16,8 @@ from orchestrator.storage.ledger import FAILURE, RECORD, Ledger
 from orchestrator.worker.job import Job
 from orchestrator.worker.run_unit import run_unit
 from search_spaces import find_study, study_names
-from tests.support.drivers import ROOT, Bench
-from tests.support.runs import FLAT, POSE, SOLID, assert_same_tensors, session_folder, stop_at, weights
+from tests.support.drivers import ROOT
+from tests.support.runs import FLAT, POSE, SOLID, assert_same_tensors, stop_at, weights
 from ups_model.config import TASK_NAMES
 
 LIGHT = {
@@ -31,14 +30,6 @@ LIGHT = {
     "ar3d.sources": SOLID, "ar3d.frames": 4, "ar3d.batch_size": 2,
 }  # fmt: skip
 """The tiny preset on toy clips, so light that a unit takes a fraction of a second. Rows keep what they vary."""
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    """The toy study and its clips."""
-    folder = session_folder(tmp_path_factory, "worker")
-    with FileLock(folder / "lock"):
-        return Bench.opened(folder) if (folder / "toy.py").exists() else Bench.make(folder, 16)
 
 
 @pytest.fixture(autouse=True)
