@@ -230,9 +230,10 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     (data / "artifacts").mkdir(mode=0o700, exist_ok=True)
     servers: list[tuple[str, subprocess.Popen[bytes], Callable[[], None]]] = []
     try:
-        if settings.postgres is not None:
-            database = settings.postgres.start(data / "postgres.log", lambda: not stop.is_set())
-            servers.append(("postgres", database, lambda: settings.postgres.stop(database)))
+        postgres = settings.postgres
+        if postgres is not None:
+            database = postgres.start(data / "postgres.log", lambda: not stop.is_set())
+            servers.append(("postgres", database, lambda: postgres.stop(database)))
         if stop.is_set():
             return
         mlflow = _start_mlflow(settings)

@@ -115,7 +115,8 @@ class Postgres:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
         self._own(new)
-        command = [self.programs / "initdb", "-D", new, "--encoding=UTF8", "--locale=C.UTF-8", "--auth=peer"]
+        options = ["--encoding=UTF8", "--locale=C.UTF-8", "--auth=peer"]
+        command: list[str | Path] = [self.programs / "initdb", "-D", new, *options]
         done = subprocess.run(
             [*command, f"--username={SERVER_USER}"],
             cwd=new,

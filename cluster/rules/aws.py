@@ -35,7 +35,7 @@ def check(document: Document) -> list[Fault]:
         if not isinstance(config, dict):
             continue
         faults += run_instances_faults(document, node, config)
-        known = INSTANCE_TYPES.get(config.get("InstanceType"))
+        known = INSTANCE_TYPES.get(config.get("InstanceType", ""))
         faults += _machine(document, name, known, name == head)
         faults += _image(document, name, known)
         faults += _disk(document, name, name == head)
