@@ -5,6 +5,7 @@ and again, even while EC2 answers InsufficientInstanceCapacity. Ray does remembe
 (AUTOSCALER_NODE_AVAILABILITY_MAX_STALENESS_S) and hands them to the scorer named by RAY_AUTOSCALER_UTILIZATION_SCORER.
 """
 
+from numbers import Real
 from typing import Any
 
 # Private, but the variable above asks for a function with exactly these arguments, and Ray offers no public base for
@@ -13,8 +14,8 @@ from ray.autoscaler._private.resource_demand_scheduler import _default_utilizati
 
 
 def score(
-    node_resources: dict[str, float],
-    resources: list[dict[str, float]],
+    node_resources: dict[str, Real],
+    resources: list[dict[str, Real]],
     node_type: str,
     *,
     node_availability_summary: Any,

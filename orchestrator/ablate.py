@@ -105,6 +105,7 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
     from orchestrator.execution import driver, ray_cluster
     from orchestrator.report import build, health_lines, write_report
     from orchestrator.tracking import mlflow_store
+    from orchestrator.tracking.sync import Outcome
 
     plan = inputs.plan
     aimed = Ledger.at(given.storage)
@@ -167,7 +168,7 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
     except (ValueError, OSError) as error:  # All that it is made from is on storage.
         logger.error("no report: %s; make it with python -m orchestrator.report %s", error, plan.name)
     finished = agenda.counts()[State.FINISHED] == len(plan.units)
-    outcome = "finished" if finished else "stopped" if agenda.stopping else "failed"
+    outcome: Outcome = "finished" if finished else "stopped" if agenda.stopping else "failed"
     missing = mirror.close(outcome, out if written else None, MIRROR_SECONDS)
     print(closing(agenda, written, mlflow_store.ui_command(uri), missing, copy, notes))
     return 0 if finished and written and (copy or ledger.root is not None) else 1

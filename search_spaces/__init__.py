@@ -7,9 +7,12 @@ import pkgutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from search_spaces.space import Space
 from search_spaces.study import Study
+
+T = TypeVar("T")
 
 _NOT_STUDIES = ("study", "columns", "space")
 
@@ -46,7 +49,7 @@ def find_space(name: str) -> Space:
     return _find(name, "SPACE", Space, space_names())
 
 
-def _find(name: str, attribute: str, kind: type, known: list[str]) -> object:
+def _find(name: str, attribute: str, kind: type[T], known: list[str]) -> T:
     if name in known:
         module = importlib.import_module(f"search_spaces.{name}")
     elif name.endswith(".py") or "/" in name:

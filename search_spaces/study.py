@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from ups_model.config import TASK_NAMES, Config, canonical
+from ups_model.config import TASK_NAMES, Config, TaskName, canonical
 from ups_model.config.schema import digest
 
 Training = Literal["fine-tuned", "joint", "separate"]
@@ -42,9 +42,9 @@ class Column:
                 )
 
     @property
-    def task(self) -> str:
+    def task(self) -> TaskName:
         """The task that is measured."""
-        return self.metric.split("/", 1)[0]
+        return cast(TaskName, self.metric.split("/", 1)[0])  # `__post_init__` refuses all others.
 
     @property
     def group(self) -> str:
@@ -101,7 +101,8 @@ class Table:
                 faults.append(f"{kind} {twice[0]!r} is there twice; name each once")
         if self.baseline not in labels:
             faults.append(f"baseline must be the label of a row, got {self.baseline!r}; rows are {', '.join(labels)}")
-        for line in (*self.rows, *self.references):
+        lines: tuple[Row | Reference, ...] = (*self.rows, *self.references)
+        for line in lines:
             if line.published and len(line.published) != len(self.columns):
                 faults.append(
                     f"row {line.label!r} must have one published value for each of {len(self.columns)} columns "

@@ -243,7 +243,8 @@ def record_failures(agenda: Agenda) -> None:
 
 def command_line(module: str, arguments: Sequence[str]) -> str:
     """The command as a report shows it: without paths, which say nothing to a reader and much of a machine."""
-    kept, skip = [], False
+    kept: list[str] = []
+    skip = False
     for text in arguments:
         if skip:
             skip = False

@@ -95,7 +95,9 @@ def execute(
         most = min(len(agenda.units), max(2 * room, 64) if facts.most else max(2 * room, MOST_WAITING))
     # Where the driver is: on a node that may go, it would take all units with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    bell = _Bell.options(num_cpus=0, max_concurrency=2**14, scheduling_strategy=here).remote()
+    bell = _Bell.options(  # type: ignore[attr-defined]  # mypy doesn't apply class decorators
+        num_cpus=0, max_concurrency=2**14, scheduling_strategy=here
+    ).remote()
     folder = tempfile.mkdtemp(prefix="ups-ablate-")
 
     def ring() -> None:
@@ -158,9 +160,11 @@ def _units_per_share(resources: Resources, footprints: Mapping[str, Footprint] |
 def _request(config: Mapping[str, Any], cpus: float) -> tune.PlacementGroupFactory:
     """What a trial asks Ray for."""
     # Ray labels each node with its id.
+    bundles = [{"CPU": cpus, "GPU": config["gpus"]}]
+    if not config["avoid"]:
+        return tune.PlacementGroupFactory(bundles)
     where = {"ray.io/node-id": f"!in({','.join(config['avoid'])})"}
-    more = {"bundle_label_selector": [where]} if config["avoid"] else {}
-    return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": config["gpus"]}], **more)
+    return tune.PlacementGroupFactory(bundles, bundle_label_selector=[where])
 
 
 def train_job(text: str, should_stop: Callable[[], bool]) -> Mapping[str, str]:
@@ -306,7 +310,9 @@ class DispatchSearcher(Searcher):
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(  # type: ignore[override]  # Ray says dict | None, but its FINISHED is a str
+        self, trial_id: str
+    ) -> dict[str, Any] | str | None:
         given: Assignment | None = self._dispatcher.next()
         if given is None:
             return Searcher.FINISHED if self._dispatcher.complete else None

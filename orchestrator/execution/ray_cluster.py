@@ -78,14 +78,11 @@ def connect(address: str) -> ClusterFacts:
         ValueError: no cluster answers at the address.
     """
     if not ray.is_initialized():
-        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+        # None: RAY_ADDRESS or a cluster of `ray start` (so of `ray up`), else one of our own. Ray's own "auto" would
+        # also take what another driver on this machine has started for itself, and end with it.
+        where = None if address == "auto" else address
         try:
-            if address == "auto":
-                # RAY_ADDRESS or a cluster of `ray start` (so of `ray up`), else one of our own. Ray's own "auto" would
-                # also take what another driver on this machine has started for itself, and end with it.
-                ray.init(**quiet)
-            else:
-                ray.init(address=address, **quiet)
+            ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
@@ -132,7 +129,8 @@ def _growth(bootstrap: Mapping[str, Any]) -> tuple[tuple[Mapping[str, float], ..
     Args:
         bootstrap: of the autoscaler; empty where there is none.
     """
-    types, most = [], {}
+    types: list[tuple[Mapping[str, float], int]] = []
+    most: dict[str, float] = {}
     for name, kind in bootstrap.get("available_node_types", {}).items():
         if name != bootstrap.get("head_node_type"):
             types.append((kind.get("resources", {}), kind.get("max_workers", bootstrap.get("max_workers", 0))))

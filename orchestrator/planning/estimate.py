@@ -5,13 +5,17 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
-from orchestrator.planning.plan import Plan
+from orchestrator.planning.plan import Units
 from orchestrator.record import Record
 from ups_model.config import Config, ModelConfig, TaskData, TaskName, set_of
 from ups_model.config.identity import configured_tasks
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.tasks import TASKS
+
+if TYPE_CHECKING:  # Imported where needed: a plan without estimates needs no torch.
+    from ups_model.model.ups import UPS
 
 BACKWARD = 2
 """Operations of the backward pass for one of the forward pass."""
@@ -28,7 +32,7 @@ class Sizes:
     """Of one unit's model."""
 
     parameters: int
-    flops: Mapping[str, float]
+    flops: Mapping[TaskName, float]
     """Multiplications and additions of a forward pass of each trained task's batch, divided by its samples."""
 
 
@@ -52,7 +56,7 @@ class Estimate:
     slots: int
 
 
-def estimate(plan: Plan, sets: Mapping[str, ClipSet], records: Mapping[str, Record], slots: int) -> Estimate:
+def estimate(plan: Units, sets: Mapping[str, ClipSet], records: Mapping[str, Record], slots: int) -> Estimate:
     """Sizes and times of all units.
 
     A finished unit's time is its own; of another one with the same training it's that one's; else operations over the
@@ -86,17 +90,17 @@ def estimate(plan: Plan, sets: Mapping[str, ClipSet], records: Mapping[str, Reco
     )
 
 
-def on_slots(found: Estimate, plan: Plan, open_units: Sequence[str], slots: int) -> Estimate:
+def on_slots(found: Estimate, plan: Units, open_units: Sequence[str], slots: int) -> Estimate:
     """The same with another number of slots; `open_units` are those that aren't finished."""
     return replace(found, makespan=makespan(plan, found.seconds, open_units, slots), slots=slots)
 
 
-def makespan(plan: Plan, seconds: Mapping[str, float], keys: Sequence[str], slots: int) -> float:
+def makespan(plan: Units, seconds: Mapping[str, float], keys: Sequence[str], slots: int) -> float:
     """Seconds that `keys` take on `slots`, each after its parent, those with the longest way to the end first."""
     wanted = set(keys)
     way: dict[str, float] = {}
     children: dict[str, list[str]] = {}
-    for key in reversed(plan.units):
+    for key in reversed(list(plan.units)):
         way[key] = seconds[key] + max((way[child] for child in children.get(key, ())), default=0.0)
         children.setdefault(plan.units[key].parent, []).append(key)
     ready = [(-way[key], key) for key in wanted if plan.units[key].parent not in wanted]
@@ -130,7 +134,7 @@ def sizes_of(config: Config, sets: Mapping[str, ClipSet]) -> Sizes:
         tuple(map(int, sets[set_of(pose[0])].skeleton.native_slot)) if pose else (),
         max(getattr(config.data, task).frames for task in configured_tasks(config)),
     )
-    flops = {}
+    flops: dict[TaskName, float] = {}
     for task in config.optim.tasks:
         data: TaskData = getattr(config.data, task)
         joints = tuple(map(int, sets[set_of(data.sources[0])].skeleton.slots_present))
@@ -156,7 +160,7 @@ class _Network:
             self, model=model.replace(routing=False, blocks_per_layer=runs, dropout=0.0, decoder_dropout=0.0)
         )
 
-    def build(self) -> "torch.nn.Module":  # noqa: F821 - imported where needed: a plan without estimates needs no torch
+    def build(self) -> "UPS":
         """The model on the meta device: shapes without values."""
         import torch
 
@@ -192,7 +196,7 @@ def _forward_flops(network: _Network, task: TaskName, data: TaskData, joints: tu
     mask_S[list(joints)] = True
     poses = TASKS[task].kind == "pose"
     targets, length = (data.targets_per_window, 3 * len(network.pose_slots) + 1) if poses else (1, 2)
-    counted = []
+    counted: list[float] = []
     for clips in (1, 2):
         frame_BR = torch.zeros(clips, targets, dtype=torch.long) if poses else None
         pose_BPNSC = torch.zeros(clips, 1, data.frames, SLOTS, 3)
@@ -210,4 +214,5 @@ def _seconds(record: Record) -> float:
     about = record.about
     if "trained_by" in about:  # It was only measured, which says nothing of a training's time.
         return 0.0
-    return max(about["ended"] - about["started"], about["train_seconds"]) if "ended" in about else 0.0
+    seconds: float = max(about["ended"] - about["started"], about["train_seconds"]) if "ended" in about else 0.0
+    return seconds

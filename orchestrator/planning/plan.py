@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from search_spaces.study import Column, FineTuning, Row, Study, Table, Training
 from ups_model.config import Config, TaskName
@@ -67,7 +67,7 @@ class Unit:
         return "-".join((self.stage, self.task, self.config.replace(seed=0).fingerprint()))
 
     @property
-    def samples(self) -> dict[str, int]:
+    def samples(self) -> dict[TaskName, int]:
         """Training samples of each task in this run, its parents' not counted."""
         optim = self.config.optim
         turns = optim.turns_before(optim.steps)
@@ -110,6 +110,13 @@ class Line:
     """By group of columns (`Column.group`)."""
     units: Mapping[str, tuple[str, ...]]
     """Of each group of columns, the key of the unit that is measured, one a seed."""
+
+
+class Units(Protocol):
+    """Anything that has units by key, parents before children."""
+
+    @property
+    def units(self) -> Mapping[str, Unit]: ...
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,7 @@ class Plan:
         """Units that start from this one."""
         return [unit.key for unit in self.units.values() if unit.parent == key]
 
-    def samples(self, key: str, task: str) -> int:
+    def samples(self, key: str, task: TaskName) -> int:
         """Training samples of a task that a unit's weights have seen, its parents' included."""
         return sum(self.units[step].samples.get(task, 0) for step in self.with_parents([key]))
 

@@ -16,7 +16,7 @@ from orchestrator.record import Record
 from orchestrator.report.statistics import Paired, mean_and_sd, paired, proportion_se
 from orchestrator.storage.source_check import evaluation_code, training_code
 from search_spaces.study import Column
-from ups_model.config import TASK_NAMES, set_of
+from ups_model.config import TASK_NAMES, TaskName, set_of
 from ups_model.evaluation.health import TaskHealth
 
 State = Literal["finished", "not measured", "not finite", "failed", "parent failed", "not run"]
@@ -147,7 +147,7 @@ class TableOfCells:
     """Of each entry of PROVENANCE and CODE the values among the table's finished runs (their parents included)."""
 
     @property
-    def tasks(self) -> tuple[str, ...]:
+    def tasks(self) -> tuple[TaskName, ...]:
         """Tasks that the table measures, in the paper's order."""
         return tuple(task for task in TASK_NAMES if any(column.task == task for column in self.columns))
 
@@ -158,7 +158,7 @@ class Route:
 
     arm: str
     seed: int
-    blocks: Mapping[str, tuple[int, ...]]
+    blocks: Mapping[TaskName, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Report:
     seeds: int
     fine_tuning: Mapping[str, float]
     chosen_by: str
-    sources: Mapping[str, tuple[Source, ...]]
+    sources: Mapping[TaskName, tuple[Source, ...]]
     """Of each task, where a column says nothing else; the first is the one that is measured."""
     tables: tuple[TableOfCells, ...]
     routes: tuple[Route, ...]
@@ -283,7 +283,7 @@ class _Builder:
         return (*keys, *sorted(self.units.keys() - keys.keys()))
 
     def _with_parents(self, keys: Iterable[str]) -> list[str]:
-        found = []
+        found: list[str] = []
         for key in keys:
             chain = []
             while key:
@@ -295,7 +295,8 @@ class _Builder:
     def _table(self, table: Mapping[str, Any]) -> TableOfCells:
         columns = tuple(
             Column(
-                *(column[name] for name in ("metric", "title", "unit", "higher_is_better")), column.get("changes", {})
+                **{name: column[name] for name in ("metric", "title", "unit", "higher_is_better")},
+                changes=column.get("changes", {}),
             )
             for column in table["columns"]
         )
@@ -362,7 +363,7 @@ class _Builder:
 
     def _health(self, row: Mapping[str, Any], column: Column) -> dict[int, str]:
         """State of health of each seed's run in the column's task."""
-        found = {}
+        found: dict[int, str] = {}
         for key in sorted(row["units"][column.group], key=lambda key: self.units[key]["seed"]):
             record = self.records.get(key)
             if record is not None and record.status == "finished" and column.task in record.health:

@@ -255,7 +255,7 @@ def health_lines(report: Report) -> list[str]:
 
 def _comparisons(report: Report) -> str:
     cells = [
-        cell
+        (cell, cell.difference)
         for table in report.tables
         for row in table.rows
         for cell in row.cells
@@ -263,8 +263,8 @@ def _comparisons(report: Report) -> str:
     ]
     if not cells:
         return "No row has two seeds in common with its baseline row: nothing can be told from chance."
-    found = sum(cell.difference.verdict == "distinguishable" and not cell.withheld for cell in cells)
-    signs = [sign for cell in cells if (sign := sign_agrees(cell)) is not None]
+    found = sum(difference.verdict == "distinguishable" and not cell.withheld for cell, difference in cells)
+    signs = [sign for cell, _ in cells if (sign := sign_agrees(cell)) is not None]
     text = (
         f"Of {count(len(cells), 'difference')} to a baseline row over two seeds or more, {found} can be told from 0 "
         f"({(1 - CONFIDENCE) * len(cells):.1f} would be by chance alone)"

@@ -3,6 +3,7 @@
 import io
 import math
 import warnings
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -12,11 +13,14 @@ from matplotlib.ticker import MaxNLocator
 from orchestrator.report.build import TableOfCells
 from orchestrator.report.wording import column_text, missing_text
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 OURS, PAPER, GREY = "#1f5fa8", "#c4572b", "#767676"
 MOST_PANELS = 5
 """Panels side by side; more are divided among lines."""
 
-STYLE = {
+STYLE: dict["RcKeyType", Any] = {
     "svg.hashsalt": "report",  # Element names are hashed, with a random salt by default.
     "svg.fonttype": "none",  # Text stays text: searchable, and in the reader's own fonts.
     "text.parse_math": False,  # A label with two $ is no formula.
@@ -72,8 +76,8 @@ def _panel(panel: Axes, table: TableOfCells, index: int) -> None:
         if pairs.mean is None:
             reason = missing_text(cell) or "no common seed"
             # In the panel's middle, wherever its axis begins and ends.
-            place = {"transform": panel.get_yaxis_transform(), "ha": "center", "va": "center"}
-            panel.text(0.5, line - 0.12, reason, color=GREY, bbox={"color": "white", "pad": 1}, **place)
+            middle, box = panel.get_yaxis_transform(), {"color": "white", "pad": 1}
+            panel.text(0.5, line - 0.12, reason, color=GREY, bbox=box, transform=middle, ha="center", va="center")
             continue
         panel.plot(list(pairs.by_seed.values()), [line - 0.12] * pairs.n, "o", color=OURS, markersize=3, alpha=0.6)
         if pairs.low is not None and pairs.high is not None:

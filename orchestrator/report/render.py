@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from orchestrator.report import captions, wording
 from orchestrator.report.build import Cell, Report, RowOfCells, TableOfCells
+from ups_model.config import TaskName
 from ups_model.tasks import TASKS
 
 
@@ -146,7 +147,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
     )
 
 
-def _task_title(name: str) -> str:
+def _task_title(name: TaskName) -> str:
     return TASKS[name].title
 
 

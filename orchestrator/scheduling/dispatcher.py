@@ -194,8 +194,7 @@ class Dispatcher:
                 gone = broken.node not in alive
                 if gone or now >= until:
                     del self._in_doubt[key]
-                    kind = "machine" if gone else "raised"
-                    self._judge(key, Broken(broken.error, broken.node, kind))
+                    self._judge(key, Broken(broken.error, broken.node, "machine" if gone else "raised"))
         if now - self._seen_nodes > LONELY_SECONDS:
             self._seen_nodes = now
             released = self.agenda.counts()[State.RUNNING]

@@ -5,8 +5,9 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Protocol
 
-from orchestrator.planning.plan import Plan, Unit
+from orchestrator.planning.plan import Unit, Units
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import SourceCheck
 
@@ -37,12 +38,18 @@ SETTLED = (State.FINISHED, State.FAILED, State.BLOCKED, State.STOPPED)
 MAX_REPAIRS = 1
 
 
+class Measured(Units, Protocol):
+    """What an agenda needs of a plan."""
+
+    def measured(self) -> set[str]: ...
+
+
 class Agenda:
     """Units by state. Those with the longest way to the end of their chain go first."""
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Measured,
         ledger: Ledger,
         costs: Mapping[str, float] | None = None,
         test: bool = True,
@@ -68,7 +75,7 @@ class Agenda:
             if unit.parent:
                 self._children[unit.parent].append(unit.key)
         self._way: dict[str, float] = {}
-        for key in reversed(self.units):  # Children stand after their parents.
+        for key in reversed(list(self.units)):  # Children stand after their parents.
             self._way[key] = costs[key] + max((self._way[child] for child in self._children[key]), default=0.0)
         self._order = {key: place for place, key in enumerate(self.units)}
         self._ready: list[tuple[float, int, str]] = []
@@ -114,7 +121,9 @@ class Agenda:
         return self._check is None or self._check.is_current(unit, record)
 
     def _is_only_measured(self, unit: Unit) -> bool:
-        record = self.ledger.finished(unit) if self._check is not None else None
+        if self._check is None:
+            return False
+        record = self.ledger.finished(unit)
         return record is not None and self._check.is_to_measure(unit, record)
 
     def _set(self, key: str, state: State) -> None:
@@ -305,7 +314,7 @@ class Agenda:
         """Seconds until all that isn't settled is done, at best: the work shared by `slots`, or the longest chain."""
         open_units = [key for key, state in self.state.items() if state not in SETTLED]
         way: dict[str, float] = {}
-        for key in reversed(self.units):
+        for key in reversed(list(self.units)):
             if self.state[key] not in SETTLED:
                 way[key] = seconds[key] + max((way.get(child, 0.0) for child in self._children[key]), default=0.0)
         return max(sum(seconds[key] for key in open_units) / max(slots, 1), max(way.values(), default=0.0))

@@ -26,7 +26,7 @@ from orchestrator.cli.session import (
 )
 from orchestrator.planning.plan import Unit
 from orchestrator.search.resolve_space import SearchInputs, read_search, search_content
-from orchestrator.search.trial_queue import Params, SearchAgenda, Trial, cut_torn_line, units_of_trials
+from orchestrator.search.trial_queue import Params, SearchAgenda, Trial, TrialState, cut_torn_line, units_of_trials
 from orchestrator.search.trial_report import closing, write_trials
 from orchestrator.storage.ledger import REPORTS, Ledger
 from orchestrator.storage.search_journal import JOURNAL, SearchPlace
@@ -110,6 +110,7 @@ def run(inputs: SearchInputs, given: argparse.Namespace, command: str) -> int:
     from orchestrator.cli.display import Display, several
     from orchestrator.execution import driver, ray_cluster
     from orchestrator.tracking import mlflow_store
+    from orchestrator.tracking.sync import Outcome
 
     plan, space = inputs.plan, inputs.plan.study
     aimed = Ledger.at(given.storage)
@@ -166,7 +167,7 @@ def run(inputs: SearchInputs, given: argparse.Namespace, command: str) -> int:
         folders = list(dict.fromkeys([folder, given.out or folder]))
         written = write_trials(inputs, agenda, book.importances(), command, folders)
         copy = place.publish(file for file in written if file.parent == folder)
-        outcome = "finished" if agenda.whole else "stopped" if agenda.stopping else "failed"
+        outcome: Outcome = "finished" if agenda.whole else "stopped" if agenda.stopping else "failed"
         missing = mirror.close(outcome, folder, MIRROR_SECONDS)
         print(closing(inputs, agenda, written, mlflow_store.ui_command(uri), missing))
         if copy:
@@ -224,7 +225,7 @@ class Journal:
 
     def _read(self) -> tuple[list[Trial], dict[int, int]]:
         """Trials, and of each the number that Optuna gives to its newest attempt."""
-        state_of = {"COMPLETE": "complete", "FAIL": "failed"}
+        state_of: dict[str, TrialState] = {"COMPLETE": "complete", "FAIL": "failed"}
         trials: dict[int, Trial] = {}
         attempt = {}
         for kept in self._study.get_trials(deepcopy=False):
@@ -356,7 +357,7 @@ def _file_backend(file: Path, keep: Callable[[], None]) -> Any:
             keep()
 
     cut_torn_line(file)
-    return Backend(str(file), lock_obj=Held())
+    return Backend(str(file), lock_obj=Held())  # type: ignore[arg-type]  # Optuna's base of locks is not public
 
 
 if __name__ == "__main__":

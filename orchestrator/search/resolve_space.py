@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.plan import with_layers
+from orchestrator.planning.plan import Unit, with_layers
 from orchestrator.planning.resolve import check_data, facts_of, measured_names, open_sets
 from orchestrator.search.trial_queue import Params, SearchPlan, field_of
 from search_spaces import find_space
@@ -60,7 +60,7 @@ class SearchInputs:
 class _OneUnit:
     """As much of a plan as an estimate asks for."""
 
-    units: Mapping[str, object]
+    units: Mapping[str, Unit]
 
 
 def read_search(
@@ -183,6 +183,7 @@ def check_objective(space: Space, base: Config, opened: Mapping[str, ClipSet]) -
 def _holds(where: Range | Choice, value: bool | int | float | str) -> bool:
     if isinstance(where, Choice):
         return value in where.values
+    assert not isinstance(value, str), "a field with a range is a number"
     if not where.low <= value <= where.high:
         return False
     steps = (value - where.low) / where.step if where.step else 0.0

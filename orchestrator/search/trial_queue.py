@@ -12,15 +12,17 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from orchestrator.planning.plan import DataFacts, Unit
+from orchestrator.planning.plan import DataFacts, Line, Stage, Unit
 from orchestrator.scheduling.task_graph import SETTLED, Agenda, State
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import SourceCheck
 from search_spaces.space import Space
-from ups_model.config import Config
+from search_spaces.study import Table
+from ups_model.config import Config, TaskName
 from ups_model.config.identity import run_key, training_key
 from ups_model.config.schema import digest
 
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 Params = Mapping[str, bool | int | float | str]
 """Searched fields by dotted name."""
+TrialState = Literal["running", "complete", "failed"]
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Trial:
 
     number: int
     params: Params
-    state: Literal["running", "complete", "failed"] = "running"
+    state: TrialState = "running"
     value: float | None = None
     """Of a complete trial: the mean over its seeds."""
 
@@ -85,7 +88,7 @@ class SearchPlan:
         self.preset, self.base, self.seeds, self.data = preset, base.replace(seed=0), seeds, data
         self.text = text_identity
         self.units: Mapping[str, Unit] = {}
-        self.tables = ()
+        self.tables: tuple[tuple[Table, tuple[Line, ...]], ...] = ()
         """None: the report's tables are of studies. With `study`, what a mirror asks of a plan."""
 
     @property
@@ -97,6 +100,10 @@ class SearchPlan:
         facts = {name: fact.fingerprint for name, fact in self.data.items()}
         what = [self.base.canonical(), facts, self.text, dimensions, space.objective, space.direction]
         return f"{space.name}-{self.preset}-{digest([*what, self.seeds, space.first_seed, space.sampler_seed])[:8]}"
+
+    def measured(self) -> set[str]:
+        """None: the test split is left alone."""
+        return set()
 
     @property
     def start(self) -> Params:
@@ -113,7 +120,8 @@ class SearchPlan:
         different = [f"{name.rsplit('.', 1)[-1]}={value}" for name, value in params.items()]
         tasks = config.optim.tasks
         # As a study's planner names them, for one key must have one folder.
-        stage, task = ("joint", "") if len(tasks) > 1 else ("separate", tasks[0])
+        stage: Stage = "joint" if len(tasks) > 1 else "separate"
+        task: TaskName | Literal[""] = "" if len(tasks) > 1 else tasks[0]
         facts = {name: fact.fingerprint for name, fact in self.data.items()}
         found = []
         for seed in range(self.study.first_seed, self.study.first_seed + self.seeds):
@@ -194,7 +202,7 @@ class SearchAgenda(Agenda):
     def _revive(self, key: str) -> None:
         super()._revive(key)
         for trial in self._trials_of.get(key, []):
-            if trial.state == "failed" and self._kept(lambda trial=trial: self.book.again(trial)):
+            if trial.state == "failed" and self._kept(partial(self.book.again, trial)):
                 self.reason.pop(trial.number, None)
 
     def time_left(self, seconds: Mapping[str, float], slots: int) -> float:

@@ -268,7 +268,8 @@ def contents(stream: BinaryIO, source: str) -> Iterator[NamedFile | UnitFiles]:
 
 
 def _contents(stream: BinaryIO) -> Iterator[NamedFile | UnitFiles]:
-    folder, files = "", {}
+    folder = ""
+    files: dict[str, bytes] = {}
     for name, content in _entries(stream):
         place, _, last = name.rpartition("/")
         if files and place != f"units/{folder}":
@@ -298,7 +299,9 @@ def _entries(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
                     raise _Fault(f"{FOREIGN} (it begins with {member.name!r}, not {HEADER!r})")
                 with _at(member.name):
                     _check_entry(member, name)
-                content = tar.extractfile(member).read()
+                file = tar.extractfile(member)
+                assert file is not None, "only plain files pass _check_entry"
+                content = file.read()
                 if not name:
                     _check_header(content)
                 name = member.name

@@ -276,7 +276,8 @@ class Ledger:
     def _plan(self, name: str) -> dict[str, Any] | None:
         file = f"studies/{name}/{PLAN}"
         try:
-            return json.loads(self.storage.read(file))
+            plan: dict[str, Any] = json.loads(self.storage.read(file))
+            return plan
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

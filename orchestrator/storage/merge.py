@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -108,7 +109,7 @@ def _import_unit(storage: Storage, unit: UnitFiles, file: Path) -> tuple[Became,
         present = _present(storage, unit.folder)  # Again: somebody may have been at it since.
         due = _due(present, unit)
         for name, content in due.items():
-            claim.insist(lambda name=name, content=content: storage.write(f"{unit.place}/{name}", content))
+            claim.insist(partial(storage.write, f"{unit.place}/{name}", content))
         if RECORD in due:
             storage.delete(f"{unit.place}/{FAILURE}")
     if not due:

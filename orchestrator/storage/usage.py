@@ -15,7 +15,8 @@ from orchestrator.storage.backends.workspace import MANIFEST, RESULT, SOURCE
 from orchestrator.storage.ledger import FAILURE, IMPORTED, LOG, OWNER, PROGRESS, RECORD, Ledger
 from ups_model.evaluation.outcomes import OUTCOMES
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 RESUME, WEIGHTS, RECORDS, LOGS, REPORTS, SEARCHES, CLAIMS, MLFLOW, LEFT, OTHER = KINDS = (
     "checkpoints to resume from", "chosen weights", "records", "logs", "plans and reports", "searches", "claims",

@@ -49,7 +49,7 @@ def verify_unit(ledger: Ledger, folder: str) -> Verified:
     finished = record is not None and record.status == "finished"
     chosen = f"{place}/{record.checkpoint}" if record is not None and record.checkpoint else ""
     imported = finished and not whole.get(chosen) and came_without_weights(ledger.storage, folder)
-    if finished and chosen not in faults and not imported:  # There is none, or it has no state.
+    if record is not None and finished and chosen not in faults and not imported:  # There is none, or it has no state.
         faults[chosen or place] = weights_fault(ledger, folder, record)
     for name, fault in faults.items():
         if fault:

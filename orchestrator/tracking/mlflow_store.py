@@ -23,13 +23,12 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
-from orchestrator.planning.plan import Plan
 from orchestrator.record import Record
 from orchestrator.storage.backends.workspace import scratch_base
 from orchestrator.storage.ledger import RECORD, Ledger
 from orchestrator.tracking import schema
 from orchestrator.tracking.location import ARTIFACTS, LOCK, LOCK_SECONDS, local_file, moved_from, own_storage, settle
-from orchestrator.tracking.schema import Point
+from orchestrator.tracking.schema import Point, Tracked
 from orchestrator.tracking.sync import LASTING, PLAN_FILE, LedgerMirror, Run
 from orchestrator.tracking.uri import database_file, parts_of, shown, without_login
 from orchestrator.tracking.uri import default_uri as default_uri
@@ -163,7 +162,7 @@ class Mirror(LedgerMirror):
     """Keeps MLflow up with the ledger during a study: `start`, `note` what happens, `close`."""
 
     def __init__(
-        self, ledger: Ledger, plan: Plan, content: Mapping[str, Any], uri: str, experiment: str = EXPERIMENT
+        self, ledger: Ledger, plan: Tracked, content: Mapping[str, Any], uri: str, experiment: str = EXPERIMENT
     ) -> None:
         super().__init__(ledger, plan, content, lambda: MlflowStore(uri, experiment, ledger), shown(uri))
 
@@ -462,7 +461,7 @@ def _artifact(uri: str, run: Run, name: str) -> str:
         )
     with tempfile.TemporaryDirectory() as folder:
         # By its address: the client's own method reads the whole run twice for each file.
-        file = download_artifacts(
+        copy = download_artifacts(
             artifact_uri=f"{run.files}/{name}", dst_path=folder, tracking_uri=without_login(uri)[0]
         )
-        return Path(file).read_bytes().decode("utf-8")
+        return Path(copy).read_bytes().decode("utf-8")

@@ -7,10 +7,11 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from orchestrator.planning.plan import Plan, Unit
+from orchestrator.planning.plan import DataFacts, Line, Unit, Units
 from orchestrator.record import Record
+from search_spaces.study import Table
 from ups_model.config.identity import configured_sets
 
 KEY, PLAN, STUDY = "ups.key", "ups.plan", "ups.study"
@@ -71,12 +72,34 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield prefix + name, value
 
 
-def study_tag(plan: Plan) -> dict[str, str]:
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class Tracked(Units, Protocol):
+    """What MLflow is told of: a study's plan or a search."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def study(self) -> _Named: ...
+    @property
+    def preset(self) -> str: ...
+    @property
+    def data(self) -> Mapping[str, DataFacts]: ...
+    @property
+    def seeds(self) -> int: ...
+    @property
+    def tables(self) -> tuple[tuple[Table, tuple[Line, ...]], ...]: ...
+
+
+def study_tag(plan: Tracked) -> dict[str, str]:
     """Marks a unit's run as used by a study; a run may have several."""
     return {clean(f"{STUDY}.{plan.study.name}"): "yes"}
 
 
-def run_name(plan: Plan, unit: Unit) -> str:
+def run_name(plan: Tracked, unit: Unit) -> str:
     """Short enough for MLflow's narrow column, where what differs must be seen: "Layers 1 pe s0", "base joint s0"."""
     arm = unit.arm
     if "=" in arm:
@@ -91,7 +114,7 @@ def run_name(plan: Plan, unit: Unit) -> str:
     return " ".join((*dict.fromkeys((arm, unit.task or unit.stage)), f"s{unit.seed}"))
 
 
-def unit_tags(plan: Plan, unit: Unit) -> dict[str, str]:
+def unit_tags(plan: Tracked, unit: Unit) -> dict[str, str]:
     """What a unit's run is created with."""
     facts = {name: plan.data[name] for name in configured_sets(unit.config) if name in plan.data}
     found = {
@@ -110,7 +133,7 @@ def unit_tags(plan: Plan, unit: Unit) -> dict[str, str]:
     return {name: value[:TAG_LENGTH] for name, value in found.items()}
 
 
-def plan_tags(plan: Plan, content: Mapping[str, Any]) -> dict[str, str]:
+def plan_tags(plan: Tracked, content: Mapping[str, Any]) -> dict[str, str]:
     """What a study's run has."""
     note = [f"**{content['question']}**", f"Expected: {content['expectation']}"]
     note += [f"- {table['title']}" for table in content["tables"]]
@@ -197,7 +220,7 @@ def _kind(row: Mapping[str, float]) -> str:
     return next((kind for kind in ("validation", "curve") if kind in kinds), "train")
 
 
-def arm_values(plan: Plan, records: Mapping[str, Record | None]) -> dict[str, float]:
+def arm_values(plan: Tracked, records: Mapping[str, Record | None]) -> dict[str, float]:
     """Mean over finished seeds, standard deviation (from two seeds on) and their number, of each arm's columns."""
     found: dict[str, float] = {}
     for table, lines in plan.tables:
@@ -218,7 +241,7 @@ def arm_values(plan: Plan, records: Mapping[str, Record | None]) -> dict[str, fl
     return found
 
 
-def unit_counts(plan: Plan, records: Mapping[str, Record | None]) -> dict[str, float]:
+def unit_counts(plan: Tracked, records: Mapping[str, Record | None]) -> dict[str, float]:
     """How far a study is."""
     states = [record.status if record else "left" for record in map(records.get, plan.units)]
     return {f"units/{state}": float(states.count(state)) for state in ("finished", "failed", "left")}

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-from orchestrator.planning.plan import Plan, Unit
+from orchestrator.planning.plan import Unit
 from orchestrator.record import Record
 from orchestrator.storage.ledger import RECORD, Ledger
 from orchestrator.tracking import schema
-from orchestrator.tracking.schema import Point
+from orchestrator.tracking.schema import Point, Tracked
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ PLAN_FILE = "plan.json"
 LASTING = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")
 """Error codes of MLflow that another try of the same doesn't mend."""
 
-State = Literal["running", "finished", "failed", "stopped"]
-STATES = get_args(State)
+Outcome = Literal["running", "finished", "failed", "stopped"]
+STATES = get_args(Outcome)
 ENDED = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
@@ -77,7 +77,7 @@ class LedgerMirror:
     """Brings a store up to date with the ledger, in a thread that nothing waits for and that no error leaves."""
 
     def __init__(
-        self, ledger: Ledger, plan: Plan, content: Mapping[str, Any], open_store: Callable[[], Store], where: str
+        self, ledger: Ledger, plan: Tracked, content: Mapping[str, Any], open_store: Callable[[], Store], where: str
     ) -> None:
         """
         Args:
@@ -104,7 +104,7 @@ class LedgerMirror:
         self._faults: set[str] = set()
         self._away = False
         self._lock, self._wake = threading.Lock(), threading.Event()
-        self._closing: tuple[str, Path | None] | None = None
+        self._closing: tuple[Outcome, Path | None] | None = None
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
@@ -129,7 +129,7 @@ class LedgerMirror:
             self._settled.discard(key)
         self._wake.set()
 
-    def close(self, outcome: State, report: Path | None, timeout: float) -> int:
+    def close(self, outcome: Outcome, report: Path | None, timeout: float) -> int:
         """Bring everything up to date once more, with the report, within `timeout` seconds.
 
         Args:
@@ -378,7 +378,7 @@ class LedgerMirror:
         store.write(parent, [[point] for point in points])
         self._records_changed = False
 
-    def _finish(self, store: Store, outcome: State, report: Path | None) -> None:
+    def _finish(self, store: Store, outcome: Outcome, report: Path | None) -> None:
         self._in_time()
         parent = self._parent(store)
         store.set_status(parent, ENDED[outcome])

@@ -3,11 +3,14 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from orchestrator.planning.plan import Unit
 from orchestrator.storage.source_check import Policy
 from orchestrator.worker.environment import Site
+
+if TYPE_CHECKING:  # It imports torch, which whoever plans needs not.
+    from ups_model.device import Precision
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Job:
     """Folder of text features."""
     threads: int = 1
     device: str = "auto"
-    precision: str = "auto"
+    precision: "Precision" = "auto"
     test: bool = True
     """Measure the test split, also of a unit that finished without."""
     site: Site | None = None

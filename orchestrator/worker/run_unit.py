@@ -147,7 +147,7 @@ def _codes(
     begun = list(Begun.read(work.folder).training)
     is_current = done is not None and not is_trained_otherwise(done)
     # A record without weights, as an import leaves it, says nothing of checkpoints beside it.
-    if is_current and (begun in ([], expected) or readable(work.folder / done.checkpoint)):
+    if done is not None and is_current and (begun in ([], expected) or readable(work.folder / done.checkpoint)):
         return done, [present]
     if done is None and begun in ([], expected):
         return None, expected
@@ -292,8 +292,16 @@ class _Attempt:
         about = {**result.about, **about, "config": result.about["config"], "source": source}
         checkpoint = f"best/{Path(result.checkpoint).name}"  # Relative: a storage may be mounted elsewhere tomorrow.
         self.claim.confirm()  # Nobody else may have begun to make this unit.
-        judged = {"health": result.health, "outcomes": result.outcomes}
-        record = Record(unit.key, "finished", result.metrics, result.routes, about, checkpoint, **judged)
+        record = Record(
+            unit.key,
+            "finished",
+            result.metrics,
+            result.routes,
+            about,
+            checkpoint,
+            health=result.health,
+            outcomes=result.outcomes,
+        )
         self.claim.insist(lambda: self.ledger.write(unit, record))
         enter(self.ledger, unit, looked)
         keep_newest_checkpoint(self.work)

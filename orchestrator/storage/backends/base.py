@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,8 @@ def holder() -> dict[str, Any]:
 
 def has_ended(owner: dict[str, Any]) -> bool:
     """Whether it is certain that a holder's process has ended: it ran here, and doesn't any more."""
-    life, here = owner.get("process"), _life(os.getpid())
+    life: dict[str, str] | None = owner.get("process")
+    here = _life(os.getpid())
     if not life or not here or owner.get("host") != socket.gethostname():
         return False
     if (life.get("boot"), life.get("pids")) != (here["boot"], here["pids"]):

@@ -61,7 +61,9 @@ def clock() -> float:
 class Lease(Claim):
     """A hold that a thread renews."""
 
-    def __init__(self, store: Store, place: str, number: int, times: LeaseTimes, renewed: float, owner: dict) -> None:
+    def __init__(
+        self, store: Store, place: str, number: int, times: LeaseTimes, renewed: float, owner: dict[str, Any]
+    ) -> None:
         super().__init__(True)
         self.number = number
         self._store, self._place, self._times, self._owner = store, place, times, owner

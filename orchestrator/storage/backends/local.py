@@ -27,6 +27,8 @@ TEMPORARY = re.compile(r"\.(.+-[0-9a-f]{32}|result\.json|progress\.jsonl)")
 class FolderStorage(Storage):
     """A unit is trained in its folder, under a lock of the operating system, which ends with its process."""
 
+    root: Path
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.address = str(root)
@@ -182,8 +184,8 @@ def _lock(folder: Path) -> FileLock | None:
     if isinstance(lock, SoftFileLock):
         # Where the system has no locks, filelock goes over to files that outlive a killed process by for ever.
         lock.release()
-        error = OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-        raise OSError(errno.ENOSYS, _no_locks(error), str(folder))
+        unsupported = OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise OSError(errno.ENOSYS, _no_locks(unsupported), str(folder))
     return lock
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -216,10 +217,10 @@ class S3Storage(Storage):
                     size = sum(part["Size"] for some in parts for part in some.get("Parts", ()))
                     name = found["Key"].removeprefix(self._prefix)
                     age = _age(page, found["Initiated"])
-                    yield Leftover(name, size, age, lambda where=where: self._abort(where))
+                    yield Leftover(name, size, age, partial(self._abort, where))
         for entry in self.entries(place):
             if entry.name.rsplit("/", 1)[-1].startswith(".probe-"):
-                yield Leftover(entry.name, entry.size, entry.age, lambda name=entry.name: self.delete(name))
+                yield Leftover(entry.name, entry.size, entry.age, partial(self.delete, entry.name))
 
     def _abort(self, where: dict[str, str]) -> None:
         with self._told(where["Key"]), suppress(FileNotFoundError):

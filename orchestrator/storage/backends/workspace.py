@@ -44,7 +44,14 @@ GROUPS = ("best", "checkpoints")
 STEP = re.compile(r"step-\d{8,}")
 
 
-class Store(Protocol):
+class Downloads(Protocol):
+    """What a download needs of a storage."""
+
+    def fetch(self, name: str, file: Path) -> None: ...
+    def each(self, call: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]: ...
+
+
+class Store(Downloads, Protocol):
     """What a workspace needs of a store."""
 
     address: str
@@ -53,9 +60,7 @@ class Store(Protocol):
     def write(self, name: str, content: bytes) -> None: ...
     def delete(self, name: str) -> None: ...
     def entries(self, place: str) -> Iterator[Entry]: ...
-    def fetch(self, name: str, file: Path) -> None: ...
     def upload(self, file: Path, name: str, going_on: Callable[[], None] = ...) -> None: ...
-    def each(self, call: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]: ...
 
 
 class RemoteWorkspace(Workspace):
@@ -216,7 +221,7 @@ def _manifest(store: Store, place: str) -> dict[str, Any]:
         return {}
 
 
-def download_all(store: Store, place: str, names: Iterable[str], folder: Path) -> None:
+def download_all(store: Downloads, place: str, names: Iterable[str], folder: Path) -> None:
     """Copy contents below a place into a folder, several at a time."""
     store.each(lambda name: store.fetch(name, folder / name.removeprefix(f"{place}/")), names)
 
