@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report.build import Records, Report, build
+from orchestrator.report.build import build
 from orchestrator.report.captions import health_lines, summary
 from orchestrator.report.figures import figure
+from orchestrator.report.model import Records, Report
 from orchestrator.report.render import cells_csv, html_page, latex, markdown, views
 from ups_model.atomic import write_atomic
 

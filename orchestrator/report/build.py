@@ -7,209 +7,34 @@ follows the order of a mapping.
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from orchestrator.planning.plan_file import FORMAT
-from orchestrator.record import Record
-from orchestrator.report.statistics import Paired, mean_and_sd, paired, proportion_se
-from orchestrator.storage.source_check import evaluation_code, training_code
+from orchestrator.report.model import (
+    CODE,
+    PROVENANCE,
+    UNKNOWN,
+    Cell,
+    Failure,
+    Origin,
+    Progress,
+    Records,
+    ReferenceRow,
+    Report,
+    Route,
+    RowOfCells,
+    Source,
+    State,
+    TableOfCells,
+)
+from orchestrator.report.statistics import paired, proportion_se
 from search_spaces.study import Column
-from ups_model.config import TASK_NAMES, TaskName, set_of
+from ups_model.config import TASK_NAMES, set_of
 from ups_model.evaluation.health import TaskHealth
-
-State = Literal["finished", "not measured", "not finite", "failed", "parent failed", "not run"]
-UNKNOWN = "unknown"
-PROVENANCE = ("commit", "device", "precision", "torch")
-"""Entries of `Record.about` that all runs of one table should share."""
-CODE = {"training code": training_code, "evaluation code": evaluation_code}
-"""Digests of source that runs should share too; a table names them only where they differ."""
 
 _SHARES = ("top", "free_top", "ended")
 """How metrics begin that are the share of test clips with some property."""
-
-Records = Mapping[str, Record | None]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One measure of one row."""
-
-    column: Column
-    states: Mapping[int, State]
-    """By seed, in ascending order."""
-    values: Mapping[int, float]
-    """By seed; of finished runs that measured it."""
-    sampling_error: float | None
-    """Standard error of one run's value because the test set is finite, mean over runs; None if any lacks it."""
-    samples: int
-    """Training samples of the column's task."""
-    baseline_samples: int
-    published: float | None
-    published_difference: float | None
-    """To the published value of the baseline row; None in that row."""
-    difference: Paired | None
-    """To the baseline row; None in that row."""
-    health: Mapping[int, str] = field(default_factory=dict)
-    """By seed, of finished runs that were judged: "converged", "not converged", "not learnt", "collapsed" ..."""
-    baseline_health: Mapping[int, str] = field(default_factory=dict)
-    """The same of the baseline row in this column; empty in that row."""
-
-    @property
-    def withheld(self) -> bool:
-        """Whether nothing is said of the difference: a run that collapsed or did not converge tells of its training and
-        not of its setting."""
-        return any(sum(unhealthy(health)) for health in (self.health, self.baseline_health))
-
-    @property
-    def n(self) -> int:
-        """Runs that the mean is over."""
-        return len(self.values)
-
-    @property
-    def mean(self) -> float | None:
-        return mean_and_sd(list(self.values.values()))[0]
-
-    @property
-    def sd(self) -> float | None:
-        return mean_and_sd(list(self.values.values()))[1]
-
-    @property
-    def unequal_budget(self) -> bool:
-        """Whether this row saw another number of samples of the task than the baseline row."""
-        return self.samples != self.baseline_samples
-
-
-def unhealthy(health: Mapping[int, str]) -> tuple[int, int]:
-    """Runs that collapsed, and runs that had not learnt or were still getting better (or worse) when they ended."""
-    states = list(health.values())
-    return states.count("collapsed"), states.count("not learnt") + states.count("not converged")
-
-
-@dataclass(frozen=True)
-class RowOfCells:
-    """A row of a table; of a reference line only the published values."""
-
-    label: str
-    baseline: bool
-    training: str
-    cells: tuple[Cell, ...]
-    parameters: tuple[int, ...]
-    """Different numbers of parameters among the row's measured runs, ascending; empty if none is known."""
-
-
-@dataclass(frozen=True)
-class ReferenceRow:
-    """A published line beside which nothing of ours is trained."""
-
-    label: str
-    published: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """One value of a provenance entry, and where in the table it occurs."""
-
-    value: str
-    units: int
-    rows: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A clip set, or one of its protocols."""
-
-    name: str
-    """As the configuration writes it: "ntu60", "ntu60:xview"."""
-    fingerprint: str
-    synthetic: bool
-    description: str
-    clips: int
-    published_clips: int | None = None
-
-
-@dataclass(frozen=True)
-class TableOfCells:
-    """A table, ready for words."""
-
-    name: str
-    title: str
-    varies: str
-    baseline: str
-    columns: tuple[Column, ...]
-    rows: tuple[RowOfCells, ...]
-    references: tuple[ReferenceRow, ...]
-    notes: tuple[str, ...]
-    sources: tuple[tuple[Source, ...], ...]
-    """Of each column; the first is the one that it measures."""
-    origins: Mapping[str, tuple[Origin, ...]]
-    """Of each entry of PROVENANCE and CODE the values among the table's finished runs (their parents included)."""
-
-    @property
-    def tasks(self) -> tuple[TaskName, ...]:
-        """Tasks that the table measures, in the paper's order."""
-        return tuple(task for task in TASK_NAMES if any(column.task == task for column in self.columns))
-
-
-@dataclass(frozen=True)
-class Route:
-    """The block that each task takes in each layer, of one joint training."""
-
-    arm: str
-    seed: int
-    blocks: Mapping[TaskName, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A unit that failed, and the last line of what it raised: the lines above it hold paths of the machine."""
-
-    unit: str
-    key: str
-    error: str
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How much of the study there is; units that several rows share count once."""
-
-    units: int
-    finished: int
-    failed: int
-    parent_failed: int
-    not_run: int
-    train_seconds: float
-    untimed: int
-    """Finished units whose training time is unknown."""
-    borrowed: int
-    """Finished units that were not trained but measured with the weights of a unit of another plan."""
-    health: Mapping[str, int] = field(default_factory=dict)
-    """How many of the measured runs are in each state of health; "not judged" where none was recorded."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """All that a report shows, as numbers and the study's own words."""
-
-    name: str
-    study: str
-    question: str
-    expectation: str
-    preset: str
-    changes: tuple[tuple[str, str], ...]
-    overridden: tuple[str, ...]
-    """Fields that the study sets and the user has set otherwise."""
-    command: str
-    seeds: int
-    fine_tuning: Mapping[str, float]
-    chosen_by: str
-    sources: Mapping[TaskName, tuple[Source, ...]]
-    """Of each task, where a column says nothing else; the first is the one that is measured."""
-    tables: tuple[TableOfCells, ...]
-    routes: tuple[Route, ...]
-    failures: tuple[Failure, ...]
-    progress: Progress
 
 
 def build(content: Mapping[str, Any], records: Records) -> Report:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from orchestrator.report.build import CODE, PROVENANCE, UNKNOWN, Origin, Report, Source, TableOfCells
+from orchestrator.report.model import CODE, PROVENANCE, UNKNOWN, Origin, Report, Source, TableOfCells
 from orchestrator.report.statistics import CONFIDENCE
 from orchestrator.report.wording import DAGGER, DOUBLE_DAGGER, NONE, count, listed, sign_agrees
 from ups_model.config import set_of

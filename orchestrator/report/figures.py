@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.report.build import TableOfCells
+from orchestrator.report.model import TableOfCells
 from orchestrator.report.wording import column_text, missing_text
 
 if TYPE_CHECKING:

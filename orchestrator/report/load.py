@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report.build import Records
+from orchestrator.report.model import Records
 from orchestrator.storage.ledger import Ledger
 
 Found = tuple[Mapping[str, Any], Records]

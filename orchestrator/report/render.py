@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from orchestrator.report import captions, wording
-from orchestrator.report.build import Cell, Report, RowOfCells, TableOfCells
+from orchestrator.report.model import Cell, Report, RowOfCells, TableOfCells
 from ups_model.config import TaskName
 from ups_model.tasks import TASKS
 

@@ -5,7 +5,7 @@ Marks: + is never left out of a difference; minus is U+2212; † sampling error;
 
 from collections.abc import Iterable, Sequence
 
-from orchestrator.report.build import Cell, State, TableOfCells, unhealthy
+from orchestrator.report.model import Cell, State, TableOfCells, unhealthy
 from orchestrator.report.statistics import Paired
 from search_spaces.study import Column
 
