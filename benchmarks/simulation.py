@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
 
-from orchestrator.execution.driver import DispatchSearcher
+from orchestrator.execution.searcher import DispatchSearcher
 from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan
 from orchestrator.scheduling.dispatcher import Dispatcher, Hooks
 from orchestrator.scheduling.task_graph import Agenda, State

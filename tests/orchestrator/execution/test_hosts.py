@@ -160,7 +160,7 @@ def test_a_notice_and_a_sigterm_move_units_with_their_checkpoints(cluster, undis
     study.wait_for(lambda: "gets no more units" in study.text)
     study.wait_for(lambda: study.held_by(3))
     # The processes of Tune's trials are named after what they do.
-    cluster.hosts.execute(3, "pkill -TERM -f '^ray::.*train' || pkill -TERM -f '^ray::_UnitTrainable'")
+    cluster.hosts.execute(3, "pkill -TERM -f '^ray::.*train' || pkill -TERM -f '^ray::UnitTrainable'")
     study.end()
     cluster.hosts.execute(2, "rm /run/leave")
     assert_whole(study, undisturbed)

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from orchestrator.execution.driver import LEAVE_SECONDS
+from orchestrator.execution.trainable import LEAVE_SECONDS
 from orchestrator.scheduling.dispatcher import QUIET_SECONDS
 from orchestrator.scheduling.task_graph import Agenda, State
 from orchestrator.worker.job import Job
@@ -21,9 +21,9 @@ from tests.support.plans import new_ledger, plan_of, small_study
 IDLE_WORKER = """
 import signal, threading, time
 from orchestrator.worker.preemption import Notice
-from orchestrator.execution.driver import _UnitTrainable
+from orchestrator.execution.trainable import UnitTrainable
 
-worker = _UnitTrainable.__new__(_UnitTrainable)
+worker = UnitTrainable.__new__(UnitTrainable)
 worker._told, worker._node, worker._notice, worker._config = False, "here", Notice([]), {}
 signal.signal(signal.SIGTERM, worker._tell)
 signal.raise_signal(signal.SIGTERM)

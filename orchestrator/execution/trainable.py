@@ -1,0 +1,112 @@
+"""The worker's side of Tune: a trainable that runs one unit, and the bell that tells all workers to stop."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+
+import ray
+from ray import tune
+
+from orchestrator.worker.job import Job
+from orchestrator.worker.preemption import Notice, configured
+from orchestrator.worker.run_unit import run_unit
+
+RETRY_PAUSE_SECONDS = 2.0
+LEAVE_SECONDS = 2.0
+"""After SIGTERM, when a worker's unit has ended, until its process does."""
+
+
+def train_job(text: str, should_stop: Callable[[], bool]) -> Mapping[str, str]:
+    """What a worker does by default: train the unit."""
+    return run_unit(Job.from_json(text), should_stop).to_plain()
+
+
+class UnitTrainable(tune.Trainable):
+    """One unit a trial, in one step. The process goes on to the next unit: a unit takes nothing from the global state
+    of its process, which a test holds it to, and starting a process costs seconds."""
+
+    def setup(self, config: dict[str, Any], bell: Any = None, work: Any = None) -> None:
+        self._config, self._bell, self._work = config, bell, work
+        self._node = ray.get_runtime_context().get_node_id()
+        # Answers when the driver says stop; broken when the driver is gone, which means stop as well.
+        self._rung = bell.heard.remote()
+        self._notice: Notice = configured()
+        self._told = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._tell)  # Ray's own handler ends the process at once.
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        if self._should_stop():  # Before a model is built; and asked to end while it had no unit, it still has to.
+            self._leave_if_told()
+            return {"status": "stopped", "done": True, "node": self._node, "notice": self._notice.reason}
+        self._bell.begins.remote(self._config["try"], self._node)
+        try:
+            result = {**self._work(self._config["job"], self._should_stop), "done": True, "node": self._node}
+        except OSError:
+            time.sleep(RETRY_PAUSE_SECONDS)  # A full disk or a lost mount may come back.
+            raise
+        self._leave_if_told()
+        return result | {"notice": self._notice.reason}
+
+    def _leave_if_told(self) -> None:
+        if self._told:
+            # Asked to end, and not that its machine is about to go; that Ray says by itself. Not at once: the result
+            # must reach the driver.
+            threading.Timer(LEAVE_SECONDS, os._exit, (0,)).start()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        return {}  # A unit's checkpoints are its own, in the ledger.
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        pass
+
+    def cleanup(self) -> None:
+        self._notice.close()
+
+    def _tell(self, number: int, frame: FrameType | None) -> None:
+        self._told = True
+
+    def _should_stop(self) -> bool:
+        return self._told or bool(self._notice.reason) or bool(ray.wait([self._rung], timeout=0)[0])
+
+
+@ray.remote
+class StopBell:
+    """Tells all workers at once that they should stop, and the driver which tries began, and where."""
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self._event, self._more = asyncio.Event(), asyncio.Event()
+        self._node: dict[str, str] = {}
+        self._fresh: list[str] = []
+
+    async def ring(self) -> None:
+        self._event.set()
+
+    async def heard(self) -> bool:
+        return await self._event.wait()
+
+    async def begins(self, name: str, node: str) -> None:
+        self._node[name] = node
+        self._fresh.append(name)
+        self._more.set()
+
+    async def news(self) -> list[str]:
+        """Tries that have begun since it was last asked; answers when there are any."""
+        await self._more.wait()
+        self._more.clear()
+        fresh, self._fresh = self._fresh, []
+        return fresh
+
+    async def ended(self, name: str) -> str:
+        """Where a try began; empty if it never did. Forgets it."""
+        return self._node.pop(name, "")
