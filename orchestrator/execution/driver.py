@@ -282,7 +282,7 @@ class _Wire:
     def begun(self) -> list[str]:
         if not ray.wait([self._news], timeout=0)[0]:
             return []
-        names = ray.get(self._news)
+        names: list[str] = ray.get(self._news)
         self._news = self._bell.news.remote()
         return names
 
@@ -291,7 +291,8 @@ class _Wire:
 
     def broke(self, name: str) -> str:
         try:
-            return ray.get(self._bell.ended.remote(name), timeout=5)
+            node: str = ray.get(self._bell.ended.remote(name), timeout=5)
+            return node
         except (RayActorError, GetTimeoutError):
             return ""
 
@@ -307,7 +308,7 @@ class DispatchSearcher(Searcher):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune keeps a copy to restore from, which we never do; ours holds threads and open files.
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
 
     def suggest(  # type: ignore[override]  # Ray says dict | None, but its FINISHED is a str
