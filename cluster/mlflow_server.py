@@ -266,7 +266,8 @@ def _answer(url: str, headers: dict[str, str] | None = None) -> int:
     """Status of an answer; 0 where there is none."""
     try:
         with urlopen(Request(url, headers=headers or {}), timeout=10) as response:
-            return response.status
+            status: int = response.status
+            return status
     except HTTPError as error:
         return error.code
     except OSError:

@@ -24,6 +24,7 @@ from orchestrator.planning.plan import Plan, Unit
 from orchestrator.planning.plan_file import plan_content
 from orchestrator.planning.resolve import Inputs, read_inputs, wanted_metrics
 from orchestrator.record import Record
+from orchestrator.scheduling.dispatcher import Hooks
 from orchestrator.scheduling.task_graph import Agenda, State
 from orchestrator.storage.ledger import Ledger, storage_path
 from orchestrator.storage.source_check import SourceCheck, Standing, evaluation_code, measured_again, not_measured_again
@@ -137,9 +138,7 @@ def run(inputs: Inputs, given: argparse.Namespace, command: str) -> int:
         measured = plan.measured()
 
         if ray is not None:
-            hooks = driver.Hooks(
-                several(display.changed, lambda key, state: mirror.note(key, str(state))), display.tick
-            )
+            hooks = Hooks(several(display.changed, lambda key, state: mirror.note(key, str(state))), display.tick)
             try:
                 with site_of(ledger.root, commit(), {name: one.fingerprint for name, one in plan.data.items()}) as site:
 

@@ -175,7 +175,13 @@ def _by_action(error: Column) -> tuple[Column, ...]:
     return (*actions, Column(error.metric, "Avg", "mm", False))
 
 
-def _table(number: int, title: str, columns: Sequence[Column], published: Sequence, notes: Sequence[str]) -> Table:
+def _table(
+    number: int,
+    title: str,
+    columns: Sequence[Column],
+    published: Sequence[tuple[str, tuple[float | None, ...]]],
+    notes: Sequence[str],
+) -> Table:
     values = dict(published)
     return Table(
         f"table_{number}",

@@ -82,7 +82,7 @@ def read_config(given: argparse.Namespace) -> Config:
         config = preset(given.preset)
     config = config.replace(seed=given.seed, freeze_routes=given.parent is not None or config.freeze_routes)
     if given.task is not None:
-        alone = {"optim.cycle": (given.task,)}
+        alone: dict[str, object] = {"optim.cycle": (given.task,)}
         if config.optim.update == "cycle":
             alone["optim.update"] = "iteration"
         config = config.with_fields(alone)

@@ -8,7 +8,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ups_model.cli import (
@@ -41,7 +41,7 @@ def evaluate(
     paths: dict[str, Path],
     part: str = "test",
     device: str = "auto",
-    changes: dict[str, object] | None = None,
+    changes: Mapping[str, object] | None = None,
     cache: Path | None = None,
 ) -> tuple[dict[str, float], Config, dict[str, str]]:
     """Metrics of a checkpoint's trained tasks on a split, the configuration used and the clip sets' fingerprints.

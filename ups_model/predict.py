@@ -130,6 +130,7 @@ def predict_clip_poses(model: UPS, config: Config, recording: Recording, person:
     model.eval()
     for batch in feed.evaluate("test"):
         pose_BJ3, _ = predict_poses(model, batch, skeleton, config.evaluation)
+        assert batch.frame_BR is not None and batch.pose_BRJ3 is not None, "a batch of pose estimation has both"
         frame_B = batch.frame_BR.flatten()
         kept_B = frame_B >= 0
         pose_NJ3[frame_B[kept_B].cpu()] = pose_BJ3[kept_B].float().cpu()
@@ -142,6 +143,7 @@ def predict_clip_poses(model: UPS, config: Config, recording: Recording, person:
             "p_mpjpe_mm": float(p_mpjpe_mm(MM * pose_NJ3, MM * truth_NJ3)),
         }
     ranked = sorted(recording.tracks, key=lambda track: -len(track.positions))
+    assert clips.keypoints is not None, "`pose_set` has made it of keypoints"
     return PosePrediction(
         "pe",
         pose_NJ3.numpy(),
@@ -173,7 +175,8 @@ def write(
         return
     plain, arrays = _content(prediction)
     if file.suffix == ".npz":
-        np.savez_compressed(file, **arrays, about=json.dumps({**about, **plain}))
+        # numpy's types take any name for `allow_pickle`.
+        np.savez_compressed(file, **arrays, about=json.dumps({**about, **plain}))  # type: ignore[arg-type]
     else:
         lists = {name: array.tolist() for name, array in arrays.items()}
         file.write_text(json.dumps({**about, **plain, **lists}, indent=1, allow_nan=False) + "\n", "utf-8")
@@ -249,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, config, state = load_model(checkpoint, place)
         task = choose_task(config, recording, given.task)
         _check_fits(given, task)
+        prediction: ClassPrediction | PosePrediction
         if TASKS[task].kind == "pose":
             prediction = predict_clip_poses(model, config, recording, given.person)
         else:

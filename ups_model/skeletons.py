@@ -188,7 +188,7 @@ def to_slots(pose_NJC: np.ndarray, skeleton: Skeleton, valid_NJ: np.ndarray | No
         raise ValueError(f"valid must be one flag per joint {pose_NJC.shape[:-1]}, got shape {valid_NJ.shape}")
     seen_NJ1 = valid_NJ.astype(dtype)[..., None]
     weight_NS1 = np.matmul(matrix_SJ, seen_NJ1)
-    sum_NSC = np.matmul(matrix_SJ, np.where(seen_NJ1 > 0, pose_NJC, 0))
+    sum_NSC = np.matmul(matrix_SJ, np.where(seen_NJ1 > 0, pose_NJC, 0))  # type: ignore[operator]  # of floats
     return np.divide(sum_NSC, weight_NS1, out=np.zeros_like(sum_NSC), where=weight_NS1 > 0)
 
 

@@ -179,11 +179,11 @@ def _file(root: Path, module: str) -> Path:
 @cache
 def _tree(file: Path) -> ast.Module:
     """The syntax tree of a file without docstrings, without what is for type checkers alone and without its command."""
-    tree = _WithoutTypes().visit(ast.parse(file.read_text("utf-8"), str(file)))
+    tree: ast.Module = _WithoutTypes().visit(ast.parse(file.read_text("utf-8"), str(file)))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [statement for statement in body if not _is_text(statement)]
+            body[:] = [statement for statement in body if not _is_text(statement)]
     _drop_command(tree)
     return tree
 
@@ -206,7 +206,7 @@ class _WithoutTypes(ast.NodeTransformer):
         kept = {id(field): field.annotation for field in fields}
         self.generic_visit(node)
         for field in node.body:
-            if id(field) in kept:
+            if isinstance(field, ast.AnnAssign) and id(field) in kept:
                 field.annotation = kept[id(field)]
         return node
 
@@ -229,7 +229,8 @@ def _is_text(statement: ast.stmt) -> bool:
 
 def _drop_command(tree: ast.Module) -> None:
     """Remove `main`, the block that calls it, and imports and constants that nothing but these uses."""
-    kept, command = [], []
+    kept: list[ast.stmt] = []
+    command: list[ast.stmt] = []
     for statement in tree.body:
         is_main = isinstance(statement, ast.FunctionDef) and statement.name == "main"
         is_call = isinstance(statement, ast.If) and "__name__" in _used([statement.test])
@@ -267,8 +268,7 @@ def _bound(statement: ast.stmt) -> set[str]:
 
 def _defined(statement: ast.stmt) -> set[str]:
     """Names that a top-level statement makes, but for imports."""
-    named = isinstance(statement, ast.FunctionDef | ast.ClassDef)
-    return {statement.name} if named else _bound(statement)
+    return {statement.name} if isinstance(statement, ast.FunctionDef | ast.ClassDef) else _bound(statement)
 
 
 def _name_of(alias: ast.alias) -> str:

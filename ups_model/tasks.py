@@ -1,5 +1,6 @@
 """The four tasks: what goes in, and the grammar of the target sequence (paper section 3.2)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,11 +26,11 @@ class Task:
         return POSE_AXES * pose_joints + 1 if self.kind == "pose" else 2
 
 
-TASKS: dict[TaskName, Task] = {
+TASKS: Mapping[str, Task] = {
     "pe": Task("pe", "3D pose estimation", "pose", 2, "PE"),
     "ar2d": Task("ar2d", "2D action recognition", "class", 2, "AR"),
     "eap": Task("eap", "3D early action prediction", "class", 3, "AP"),
     "ar3d": Task("ar3d", "3D action recognition", "class", 3, "AR"),
 }
-TASK_INDEX: dict[TaskName, int] = {name: index for index, name in enumerate(TASK_NAMES)}
+TASK_INDEX: Mapping[str, int] = {name: index for index, name in enumerate(TASK_NAMES)}
 """Row of each task in task embeddings and per-task statistics, whatever tasks a run trains."""

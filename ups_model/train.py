@@ -275,7 +275,7 @@ def _train(
             wait_for_all(processes)
 
         validate = optim.evaluate_every and step % optim.evaluate_every == 0
-        validate = (validate or step == optim.steps) and config.data.validation_subjects
+        validate = (validate or step == optim.steps) and config.data.validation_subjects  # type: ignore[assignment]  # used as a bool
         if validate:
             if rank == 0:
                 seconds_before = time.monotonic()
@@ -326,7 +326,7 @@ def _train(
         shared = [result]
         dist.broadcast_object_list(shared)
         result = shared[0]
-    return result
+    return result  # type: ignore[return-value]  # rank 0 has sent it to all
 
 
 def _finish(
@@ -388,7 +388,7 @@ def _finish(
     )
     write_result(options.out, result)
     if checkpoint is not None:
-        keep_steps(options.out / "best", {about["chosen_step"]})
+        keep_steps(options.out / "best", {about["chosen_step"]})  # type: ignore[arg-type]  # `about` holds many types
     return result
 
 
@@ -401,7 +401,7 @@ def make_optimizer(model: UPS, config: Config) -> torch.optim.AdamW:
 
 
 def _evaluated(model: UPS, average: nn.Module | None) -> UPS:
-    return model if average is None else average.module
+    return model if average is None else average.module  # type: ignore[return-value]  # AveragedModel keeps no type
 
 
 @contextmanager

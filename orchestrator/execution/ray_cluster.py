@@ -103,7 +103,8 @@ def _autoscaler_config() -> Mapping[str, Any]:
     """What the cluster's autoscaler was told: by `ray up` in a file on the head, by KubeRay in a resource that the
     head's pod may read. Empty where there is neither."""
     if BOOTSTRAP.expanduser().is_file():
-        return yaml.safe_load(BOOTSTRAP.expanduser().read_text("utf-8"))
+        told: Mapping[str, Any] = yaml.safe_load(BOOTSTRAP.expanduser().read_text("utf-8"))
+        return told
     name = os.environ.get("RAY_CLUSTER_NAME")
     if not name or "KUBERNETES_SERVICE_HOST" not in os.environ:
         return {}
@@ -112,8 +113,10 @@ def _autoscaler_config() -> Mapping[str, Any]:
 
     try:
         space = NAMESPACE.read_text("utf-8").strip()
-        resource = autoscaling_config.node_provider.KubernetesHttpApiClient(space).get(f"rayclusters/{name}")
-        return autoscaling_config._derive_autoscaling_config_from_ray_cr(resource)
+        provider = autoscaling_config.node_provider  # type: ignore[attr-defined]  # imported there, not exported
+        resource = provider.KubernetesHttpApiClient(space).get(f"rayclusters/{name}")
+        derived: Mapping[str, Any] = autoscaling_config._derive_autoscaling_config_from_ray_cr(resource)
+        return derived
     except (OSError, ValueError, KeyError) as error:  # Those of requests are OSErrors.
         logger.warning(
             "Kubernetes doesn't tell which pods may come for RayCluster %s (%s): units are given to those that are "

@@ -45,7 +45,7 @@ class BellTries:
     def begun(self) -> list[str]:
         if not ray.wait([self._news], timeout=0)[0]:
             return []
-        names = ray.get(self._news)
+        names: list[str] = ray.get(self._news)
         self._news = self._bell.news.remote()
         return names
 
@@ -54,7 +54,8 @@ class BellTries:
 
     def broke(self, name: str) -> str:
         try:
-            return ray.get(self._bell.ended.remote(name), timeout=5)
+            node: str = ray.get(self._bell.ended.remote(name), timeout=5)
+            return node
         except (RayActorError, GetTimeoutError):
             return ""
 
@@ -70,7 +71,7 @@ class DispatchSearcher(Searcher):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune keeps a copy to restore from, which we never do; ours holds threads and open files.
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
 
     def suggest(  # type: ignore[override]  # Ray says dict | None, but its FINISHED is a str

@@ -25,6 +25,7 @@ from orchestrator.cli.session import (
     unmade_if_refused,
 )
 from orchestrator.planning.plan import Unit
+from orchestrator.scheduling.dispatcher import Hooks
 from orchestrator.search.resolve_space import SearchInputs, read_search, search_content
 from orchestrator.search.trial_queue import Params, SearchAgenda, Trial, TrialState, cut_torn_line, units_of_trials
 from orchestrator.search.trial_report import closing, write_trials
@@ -160,7 +161,7 @@ def run(inputs: SearchInputs, given: argparse.Namespace, command: str) -> int:
                     def job(unit: Unit) -> Job:
                         return job_of(unit, None, ledger, inputs.paths, given, False, site)
 
-                    driver.execute(agenda, job, resources, facts, driver.Hooks(noted, display.tick))
+                    driver.execute(agenda, job, resources, facts, Hooks(noted, display.tick))
             finally:
                 display.close()
         record_failures(agenda)
@@ -305,7 +306,9 @@ class Journal:
         if len(complete) < FEWEST_FOR_IMPORTANCES or len({trial.value for trial in complete}) == 1:
             return {}
         importance = self._optuna.importance
-        return importance.get_param_importances(self._study, evaluator=importance.PedAnovaImportanceEvaluator())
+        evaluator = importance.PedAnovaImportanceEvaluator()
+        shares: dict[str, float] = importance.get_param_importances(self._study, evaluator=evaluator)
+        return shares
 
 
 def _distribution(optuna: Any, where: Range | Choice) -> Any:

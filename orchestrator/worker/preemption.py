@@ -98,7 +98,8 @@ def _ask(address: str, method: str, headers: dict[str, str]) -> str:
         with opener.open(
             urllib.request.Request(address, method=method, headers=headers), timeout=TIMEOUT_SECONDS
         ) as got:
-            return got.read().decode("utf-8")
+            text: str = got.read().decode("utf-8")
+            return text
     except urllib.error.HTTPError as error:
         if error.code == 404:
             return ""

@@ -9,11 +9,10 @@ from ups_model.config.config import (
     OptimConfig,
     TaskData,
     TaskName,
-    canonical,
-    digest,
     protocol_of,
     set_of,
 )
+from ups_model.config.schema import canonical, digest
 
 __all__ = [
     "TASK_NAMES",

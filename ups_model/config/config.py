@@ -398,7 +398,7 @@ class Config(Section):
         Raises:
             ValueError: no field has the name (near names are listed), or several have.
         """
-        known = leaf_fields(cls)
+        known = leaf_fields(cls)  # type: ignore[arg-type]  # mypy sees the instances' __hash__
         if name in known:
             return name
         matches = [path for path in known if path.endswith("." + name)]
@@ -417,7 +417,7 @@ class Config(Section):
         Raises:
             ValueError: a name that no field has (near names are listed) or several have, or a value out of range.
         """
-        known = leaf_fields(type(self))
+        known = leaf_fields(type(self))  # type: ignore[arg-type]  # mypy sees the instances' __hash__
         resolved = {}
         for name, value in changes.items():
             path = self.field_path(name)

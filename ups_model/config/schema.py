@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 NEUTRAL: Mapping[str, bool] = types.MappingProxyType({"neutral": True})
 """Metadata of a field that was added later and whose default means what was done before: at its default it is not in
@@ -19,6 +19,9 @@ the canonical form, so that what was trained without it keeps its key."""
 
 class Section:
     """A frozen group of fields that checks itself when built and knows its canonical form."""
+
+    if TYPE_CHECKING:  # Its subclasses are dataclasses.
+        __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def __post_init__(self) -> None:
         faults = [f"{type(self).__name__}: {fault}" for fault in [*type_faults(self), *self.faults()]]
@@ -33,6 +36,10 @@ class Section:
         """A copy with `changes`; an unknown field is an error that names near ones."""
         require_fields(type(self), changes)
         return replace(self, **changes)
+
+
+T = TypeVar("T")
+S = TypeVar("S", bound=Section)
 
 
 def canonical(value: Any) -> Any:
@@ -93,16 +100,16 @@ def leaf_fields(cls: type, prefix: str = "") -> Mapping[str, Any]:
     return found
 
 
-def apply(section: Any, tree: Mapping[str, Any]) -> Any:
+def apply(section: S, tree: Mapping[str, Any]) -> S:
     changes = {
         name: apply(getattr(section, name), value) if isinstance(value, dict) else value for name, value in tree.items()
     }
     return section.replace(**changes)
 
 
-def build(cls: type, data: Mapping[str, Any]) -> Any:
+def build(cls: type[T], data: Mapping[str, Any]) -> T:
     require_fields(cls, data)
-    hints = hints_of(cls)
+    hints = hints_of(cls)  # type: ignore[arg-type]  # mypy sees the instances' __hash__
     values = {}
     for name, value in data.items():
         if dataclasses.is_dataclass(hints[name]):
@@ -153,7 +160,7 @@ def _number(text: str) -> float | str:
 
 
 def type_faults(section: Any) -> list[str]:
-    hints = hints_of(type(section))
+    hints = hints_of(type(section))  # type: ignore[arg-type]  # mypy sees the instances' __hash__
     found = []
     for item in dataclasses.fields(section):
         value = getattr(section, item.name)

@@ -68,7 +68,9 @@ class TaskHealth:
             return "collapsed"
         if not self.learnt:
             return "not learnt"
-        return {None: "learnt", True: "converged", False: "not converged"}[self.converged]
+        if self.converged is None:
+            return "learnt"
+        return "converged" if self.converged else "not converged"
 
     def to_plain(self) -> dict[str, Any]:
         """JSON data with the verdicts spelled out; `from_plain` is its inverse."""

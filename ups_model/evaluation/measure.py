@@ -95,12 +95,12 @@ def measure_classes(
             ended.append(answer.ended_B)
         if not labels:
             raise ValueError(f"{part} split must have clips, got none in {source.name!r} for {feed.task}")
-        logits_BK, label_B = torch.cat(logits), torch.cat(labels)
+        logits_BK, label_B = torch.cat(logits), torch.cat(labels)  # type: ignore[arg-type]  # class batches have labels
         at = f"@{ratio:g}" if feed.task == "eap" else ""
         found[f"top1{at}"] = 100 * float(topk_accuracy(logits_BK, label_B, 1))
         if logits_BK.shape[1] >= 5:
             found[f"top5{at}"] = 100 * float(topk_accuracy(logits_BK, label_B, 5))
-        found[f"free_top1{at}"] = 100 * float(torch.cat(free).double().mean())
+        found[f"free_top1{at}"] = 100 * float(torch.cat(free).double().mean())  # type: ignore[arg-type]  # tensors: labels are
         found[f"ended{at}"] = 100 * float(torch.cat(ended).double().mean())
         found["clips"] = float(len(label_B))
         if outcomes is not None:
@@ -128,15 +128,18 @@ def measure_poses(
     cameras_apart = max(64, *(len(group) for group in groups)) if groups else 64
     for batch in feed.evaluate(part, max_clips=max_clips):
         pose_BJ3, admitted_B = predict_poses(model, batch, source.skeleton, config)
-        kept_B = batch.frame_BR.flatten() >= 0
-        repeats = batch.frame_BR.shape[1]
+        kept_B = batch.frame_BR.flatten() >= 0  # type: ignore[union-attr]  # pose batches have it
+        repeats = batch.frame_BR.shape[1]  # type: ignore[union-attr]  # pose batches have it
         predicted.append(pose_BJ3[kept_B])
-        truth.append(batch.pose_BRJ3.flatten(0, 1)[kept_B])
+        truth.append(batch.pose_BRJ3.flatten(0, 1)[kept_B])  # type: ignore[union-attr]  # pose batches have it
         in_grammar.append(admitted_B[kept_B])
-        actions.append(batch.label_B.repeat_interleave(repeats)[kept_B])
-        clip_camera_B = batch.clip_B * cameras_apart + batch.camera_B
+        actions.append(batch.label_B.repeat_interleave(repeats)[kept_B])  # type: ignore[union-attr]  # pose batches have it
+        clip_camera_B = batch.clip_B * cameras_apart + batch.camera_B  # type: ignore[operator]  # pose batches have it
         sequence.append(
-            torch.stack([clip_camera_B.repeat_interleave(repeats), batch.frame_BR.flatten()], dim=1)[kept_B]
+            torch.stack(
+                [clip_camera_B.repeat_interleave(repeats), batch.frame_BR.flatten()],  # type: ignore[union-attr]
+                dim=1,
+            )[kept_B]
         )
     if not truth:
         raise ValueError(f"{part} split must have clips, got none in {source.name!r} for {feed.task}")
@@ -167,8 +170,8 @@ def measure_poses(
         order = torch.argsort(sequence_B2[:, 0] * 10**7 + sequence_B2[:, 1])
         lengths = torch.unique_consecutive(sequence_B2[order, 0], return_counts=True)[1].tolist()
         found["mpjve_mm_per_frame"] = float(mpjve_mm(pred_BJ3[order], true_BJ3[order], lengths=lengths))
-    found["clip_rate"] = 100 * model.quantiser.clip_rate(true_BJ3 / MM)
-    found["floor_mm"] = model.quantiser.floor_mm(true_BJ3 / MM, mm_per_unit=MM)
+    found["clip_rate"] = 100 * model.quantiser.clip_rate(true_BJ3 / MM)  # type: ignore[union-attr]  # it has answered
+    found["floor_mm"] = model.quantiser.floor_mm(true_BJ3 / MM, mm_per_unit=MM)  # type: ignore[union-attr]  # it has answered
     found["in_grammar"] = 100 * float(torch.cat(in_grammar).mean())
     found["poses"] = float(len(true_BJ3))
     return found

@@ -184,7 +184,7 @@ def _check_finite(what: str, x: torch.Tensor) -> None:
 
 
 def _joint_error_B(pred_BJ3: torch.Tensor, target_BJ3: torch.Tensor) -> torch.Tensor:
-    return (pred_BJ3 - target_BJ3).norm(dim=-1).mean(-1)
+    return (pred_BJ3 - target_BJ3).norm(dim=-1).mean(-1)  # type: ignore[no-any-return]  # Tensor.norm has no types
 
 
 def _ratio(numerator_B: torch.Tensor, denominator_B: torch.Tensor) -> torch.Tensor:

@@ -67,7 +67,8 @@ def _measure_weights(
         raise ValueError(f"{weights}: weights of another model than this configuration's; train the run")
     parts = build(config, paths, device, options.cache / "text", model)
     check_same_data(parts, weights, state)
-    step, metrics, hashed = int(state["step"]), {}, ""
+    step, hashed = int(state["step"]), ""
+    metrics: dict[str, float] = {}
     logger.info("measuring the weights of step %d in %s, without training", step, weights)
     options.out.mkdir(parents=True, exist_ok=True)
     for part in ["validation"] * bool(config.data.validation_subjects) + ["test"] * options.test:

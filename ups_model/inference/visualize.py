@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ups_model.data.prepare.jobs import Recording
+from ups_model.inference.predictions import ClassPrediction, PosePrediction
 from ups_model.skeletons import Skeleton, get_skeleton
 
 try:
@@ -19,11 +20,9 @@ try:
     from matplotlib.animation import FuncAnimation, PillowWriter
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from mpl_toolkits.mplot3d import Axes3D
 except ImportError as error:
     raise ValueError(f"pictures need Matplotlib ({error}); pip install 'ups-ablate[pictures]'") from error
-
-if TYPE_CHECKING:
-    from ups_model.inference.predictions import ClassPrediction, PosePrediction
 
 STRIP = 6
 """Frames side by side in a PNG."""
@@ -61,6 +60,7 @@ class _Panel:
         height = (high[1], low[1]) if self.down else (low[1], high[1])
         axes.set_xlim(low[0], high[0])
         if self.dims == 3:
+            assert isinstance(axes, Axes3D), "`_kind` asks for them"
             # Matplotlib's z is up: depth goes to its y, height to its z.
             axes.set_ylim(low[2], high[2])
             axes.set_zlim(*height)
@@ -122,7 +122,7 @@ class _Scene:
 
 def _scene(prediction: ClassPrediction | PosePrediction, recording: Recording) -> _Scene:
     skeleton = get_skeleton(recording.skeleton)
-    if hasattr(prediction, "probability_K"):
+    if isinstance(prediction, ClassPrediction):
         persons = [(track.offset, _upright(track.positions, recording.up_axis)) for track in recording.tracks]
         panel = _Panel(f"{recording.dims}D {recording.units}", persons, skeleton, down=recording.up_axis == "-y")
         return _Scene(recording.name, [panel], range(recording.length), recording.fps, prediction.best[:SHOWN_CLASSES])
@@ -174,7 +174,7 @@ def _animate(file: Path, scene: _Scene) -> None:
             view.show(frame)
 
     moving = FuncAnimation(drawing, show, frames=list(scene.frames[::step]), init_func=lambda: None)
-    moving.save(file, writer=PillowWriter(fps=max(1.0, scene.fps / step)))
+    moving.save(file, writer=PillowWriter(fps=max(1.0, scene.fps / step)))  # type: ignore[arg-type]  # it divides by it
 
 
 def _kind(panel: _Panel) -> dict[str, str]:

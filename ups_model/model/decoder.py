@@ -4,7 +4,9 @@ Shape suffixes: B target sequences, K target steps, M memory tokens, W decoder w
 encoded once for B / G target frames).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +92,7 @@ class DecoderLayer(nn.Module):
         if keep:
             if cache.steps_key is not None:
                 key = torch.cat([cache.steps_key, key], dim=2)
-                value = torch.cat([cache.steps_value, value], dim=2)
+                value = torch.cat([cache.steps_value, value], dim=2)  # type: ignore[list-item]  # set with the keys
                 causal = False
             cache.steps_key, cache.steps_value = key, value
         x_BKW = x_BKW + self.dropout(self.self_merge(attend(query, key, value, None, causal=causal)))
@@ -102,13 +104,18 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Next-token decoder: embedded prefix and memory to output tokens [B, K, W], to be matched with the vocabulary."""
 
+    if TYPE_CHECKING:
+        layers: Sequence[DecoderLayer]
+
     def __init__(self, config: ModelConfig, max_steps: int, max_frames: int) -> None:
         super().__init__()
         width = config.decoder_width
         self.position_KW = drawn(max_steps, width, std=0.02)
         self.offset_OW = drawn(2 * max_frames - 1, width, std=0.02)
         self.mask_W = drawn(width, std=0.02)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layers = nn.ModuleList(  # type: ignore[assignment]  # a list of modules, whose type torch doesn't keep
+            DecoderLayer(config) for _ in range(config.decoder_layers)
+        )
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.decoder_dropout)
 

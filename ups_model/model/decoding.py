@@ -104,7 +104,10 @@ def decode_poses(
     task = "pe"
     steps = POSE_AXES * model.pose_joints
     axes = [model.vocabulary.coordinate_ids(axis) for axis in range(POSE_AXES)]
-    centres_3Q = [model.quantiser.centres(axis, device=vocabulary_VW.device) for axis in range(POSE_AXES)]
+    centres_3Q = [
+        model.quantiser.centres(axis, device=vocabulary_VW.device)  # type: ignore[union-attr]  # a model of poses has it
+        for axis in range(POSE_AXES)
+    ]
     batch = len(memory.offset_BM)
     tokens_BK = torch.zeros(batch, steps, dtype=torch.int64, device=vocabulary_VW.device)
     values_BK = torch.zeros(batch, steps, device=vocabulary_VW.device)
@@ -126,7 +129,9 @@ def decode_poses(
         axis_BQ = logits_BV[:, ids.start : ids.stop].float()
         if coordinates == "expectation":
             values_BK[:, step] = F.softmax(axis_BQ, dim=1) @ centres_Q
-            tokens_BK[:, step] = model.quantiser.encode(values_BK[:, step], step % POSE_AXES) + ids.start
+            tokens_BK[:, step] = (
+                model.quantiser.encode(values_BK[:, step], step % POSE_AXES) + ids.start  # type: ignore[union-attr]
+            )
         else:
             best_B = axis_BQ.argmax(dim=1)
             values_BK[:, step] = centres_Q[best_B]

@@ -4,6 +4,9 @@ Shape suffixes: B clips (persons folded in), N frames, J joint slots present, D 
 L layers, H blocks, T tasks, Q router width.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,6 +88,9 @@ class Router(nn.Module):
     noise of 1.28, and routes would be frozen from the first step.
     """
 
+    if TYPE_CHECKING:
+        frozen_TL: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.scale = config.router_width**-0.5 if config.router_scaled else 1.0
@@ -116,18 +122,27 @@ class Router(nn.Module):
         return F.softmax((self.scores(task) + noise_LH) / temperature, dim=1)
 
 
+class _GateContext(Protocol):
+    """What autograd keeps between forward and backward."""
+
+    saved_tensors: tuple[Tensor, ...]
+    weight_dtype: torch.dtype
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
 class StraightThroughGate(torch.autograd.Function):
     """x times a weight that is 1 forward and has the soft weight's gradient: x * (1 + w - w.detach()), without two
     products of whole tensors with 1."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: _GateContext, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         ctx.weight_dtype = weight.dtype
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: _GateContext, gradient: Tensor) -> tuple[Tensor, Tensor]:
         (x,) = ctx.saved_tensors
         return gradient, (gradient * x).sum(dtype=torch.float32).to(ctx.weight_dtype)
 
@@ -135,11 +150,14 @@ class StraightThroughGate(torch.autograd.Function):
 class Encoder(nn.Module):
     """Joint tokens to encoded tokens, [B, N, J, D] -> [B, N, J, D], by the route of the batch's task."""
 
+    if TYPE_CHECKING:
+        layers: Sequence[Sequence[SemTemBlock]]
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.routing, self.execution = config.routing, config.routing_execution
         self.router = Router(config)
-        self.layers = nn.ModuleList(
+        self.layers = nn.ModuleList(  # type: ignore[assignment]  # a list of modules, whose type torch doesn't keep
             nn.ModuleList(SemTemBlock(config) for _ in range(config.blocks_per_layer))
             for _ in range(config.encoder_layers)
         )
@@ -165,7 +183,7 @@ class Encoder(nn.Module):
             if self.execution == "sparse":
                 x_BNJD = blocks[chosen](x_BNJD, scene)
                 if len(blocks) > 1:
-                    x_BNJD = StraightThroughGate.apply(x_BNJD, soft_H[chosen])
+                    x_BNJD = StraightThroughGate.apply(x_BNJD, soft_H[chosen])  # type: ignore[no-untyped-call]  # torch's
             else:
                 weight_H = F.one_hot(soft_H.argmax(), len(blocks)) + soft_H - soft_H.detach()
                 x_BNJD = sum(weight * block(x_BNJD, scene) for weight, block in zip(weight_H, blocks, strict=True))

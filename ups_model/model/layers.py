@@ -6,6 +6,7 @@ Shape suffixes: B clips (persons folded in), N frames, J joint slots present, D 
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ def seed_for(*parts: int | str) -> int:
 def drawn(*shape: int, std: float) -> nn.Parameter:
     """A parameter that `initialise` draws from N(0, std^2)."""
     parameter = nn.Parameter(torch.zeros(*shape))
-    parameter.init_std = std
+    parameter.init_std = std  # type: ignore[attr-defined]  # ours, for `initialise`
     return parameter
 
 
@@ -71,6 +72,10 @@ class TokenNorm(nn.Module):
     Task cycling would mix data sets in shared BatchNorm statistics, so each task has its own; weight, bias are shared.
     """
 
+    if TYPE_CHECKING:
+        mean_TD: Tensor
+        variance_TD: Tensor
+
     def __init__(self, width: int, kind: str, weight: float = 1.0) -> None:
         super().__init__()
         self.kind = kind
@@ -99,9 +104,19 @@ class TokenNorm(nn.Module):
         """ReLU(norm(x) + residual)."""
         if self.kind == "layer":
             residual = None if residual_BNJD is None else channels_first(residual_BNJD)
-            return frames_first(LayerNormRelu.apply(channels_first(x_BNJD), self.weight, self.bias, residual))
+            return frames_first(LayerNormRelu.apply(channels_first(x_BNJD), self.weight, self.bias, residual))  # type: ignore[no-untyped-call]  # torch's
         normed_BNJD = self(x_BNJD, scene)
         return F.relu(normed_BNJD if residual_BNJD is None else normed_BNJD + residual_BNJD)
+
+
+class _NormContext(Protocol):
+    """What autograd keeps between forward and backward."""
+
+    saved_tensors: tuple[Tensor, ...]
+    dtype: torch.dtype
+    residual_dtype: torch.dtype | None
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
 
 
 class LayerNormRelu(torch.autograd.Function):
@@ -109,7 +124,7 @@ class LayerNormRelu(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: _NormContext,
         x_BDJN: Tensor,
         weight_D: Tensor,
         bias_D: Tensor,
@@ -129,9 +144,7 @@ class LayerNormRelu(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def backward(ctx: _NormContext, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         normed_BDX, scale_B1X, weight_D, out_BDX = ctx.saved_tensors
         gradient_BDX = torch.ops.aten.threshold_backward(gradient.flatten(2), out_BDX, 0)
         product_BDX = gradient_BDX * normed_BDX

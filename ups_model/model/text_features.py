@@ -133,7 +133,7 @@ def _embed(prompts: list[str], model: str) -> torch.Tensor:
                 pooled_VD = torch.einsum("vtd,vt->vd", hidden_VTD, keep_VT) / keep_VT.sum(1, keepdim=True)
                 for index, feature_D in zip(batch, pooled_VD, strict=True):
                     features[index] = feature_D
-    features_VD = torch.stack(features).clone()
+    features_VD = torch.stack(features).clone()  # type: ignore[arg-type]  # each None was replaced
     if not features_VD.isfinite().all():
         raise ValueError(f"text features must be finite, got others from model {model!r}; check its weights")
     return features_VD

@@ -4,6 +4,8 @@ Shape suffixes: B clips (persons folded in), N frames, J joint slots present, C 
 K graph partitions, R relation channels, U and V joints.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +34,9 @@ class GcnUnit(nn.Module):
     For partition k: a = W1 x and b = W2 x averaged over time, R[u, v] = tanh(a_u - b_v), topology = A_k + alpha * W4 R,
     output_u = sum_v topology[u, v] * (W3 x)_v, each channel with a topology of its own.
     """
+
+    if TYPE_CHECKING:
+        residual: nn.Identity | nn.Linear
 
     def __init__(self, inputs: int, width: int, normalisation: str) -> None:
         super().__init__()
@@ -86,6 +91,9 @@ class TcnGcnLayer(nn.Module):
     Four branches of D/4 channels: kernel 5, kernel 5 with dilation 2, max over 3 frames, and a plain projection.
     """
 
+    if TYPE_CHECKING:
+        residual: nn.Identity | nn.Linear
+
     def __init__(self, inputs: int, width: int, normalisation: str) -> None:
         super().__init__()
         quarter = width // 4
@@ -127,7 +135,7 @@ class JointTokenizer(nn.Module):
         return x_BNJC
 
 
-def kept(residual: nn.Module, x_BNJC: Tensor) -> Tensor:
+def kept(residual: nn.Identity | nn.Linear, x_BNJC: Tensor) -> Tensor:
     """What a layer adds its branch to: its input, or a projection of it where the widths differ."""
     return x_BNJC if isinstance(residual, nn.Identity) else mix_channels(x_BNJC, residual.weight, residual.bias)
 

@@ -5,8 +5,9 @@ width, R target frames of a window, K target steps, W decoder width, V vocabular
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,13 @@ class Inputs:
 class UPS(nn.Module):
     """The unified pose sequence model: one set of weights, four tasks, all answers as token sequences."""
 
+    if TYPE_CHECKING:
+        input_mean_TC: Tensor
+        input_scale_TC: Tensor
+        text_VE: Tensor
+        waves_QF: Tensor
+        parents_S: Tensor
+
     def __init__(
         self,
         config: ModelConfig,
@@ -53,7 +61,7 @@ class UPS(nn.Module):
         max_frames: int,
         pose_joints: int = 17,
         seed: int = 0,
-        pose_slots: Sequence[int] = (),
+        pose_slots: Iterable[int] = (),
     ) -> None:
         """Build and initialise.
 
@@ -240,7 +248,7 @@ class UPS(nn.Module):
             # Tokens of the target's own stand at the target frame: offset 0.
             offset_XM = F.pad(offset_XM, (0, full.shape[2] - offset_XM.shape[1]), value=self.max_frames - 1)
             offset_XM = offset_XM.repeat(1, persons)
-            window, mask_BM, per_target = full.flatten(1, 2), mask.flatten(1, 2), None
+            window, mask_BM, per_target = full.flatten(1, 2), mask.flatten(1, 2), None  # type: ignore[assignment]  # was [] at first
         aligned = self._aligned(x_XNJD, scene, target_BR) if pose and self.config.decoder_alignment else None
         return Memory(window, mask_BM, offset_XM, per_target, aligned)
 

@@ -17,9 +17,9 @@ def target_tokens(model: UPS, batch: Batch) -> Tensor:
     """[B, K] token ids of the target sequences: a class or 3J coordinate bins, then the end-of-task token."""
     task = TASKS[batch.inputs.task]
     if task.kind == "class":
-        first_BK = batch.label_B[:, None] + model.vocabulary.class_ids(batch.source).start
+        first_BK = batch.label_B[:, None] + model.vocabulary.class_ids(batch.source).start  # type: ignore[index]  # class batches have it
     else:
-        bins_BJ3 = model.quantiser.encode(batch.pose_BRJ3.flatten(0, 1))
+        bins_BJ3 = model.quantiser.encode(batch.pose_BRJ3.flatten(0, 1))  # type: ignore[union-attr]  # pose batches have both
         starts = [model.vocabulary.coordinate_ids(axis).start for axis in range(POSE_AXES)]
         first_BK = (bins_BJ3 + torch.tensor(starts, device=bins_BJ3.device)).flatten(1)
     end_B1 = torch.full_like(first_BK[:, :1], model.vocabulary.eot_id(task.eot))
@@ -45,7 +45,7 @@ def sequence_loss(model: UPS, batch: Batch, logits_BKV: Tensor, target_BK: Tenso
         return nll_BK.mean()
     if not optim.bin_sigma and not optim.expectation_weight:
         return F.cross_entropy(logits_BKV.flatten(0, 1), target_BK.flatten())
-    return _pose_loss(model, batch.pose_BRJ3.flatten(0, 1), logits_BKV, target_BK, optim)
+    return _pose_loss(model, batch.pose_BRJ3.flatten(0, 1), logits_BKV, target_BK, optim)  # type: ignore[union-attr]  # pose batches have it
 
 
 def _pose_loss(model: UPS, true_BJ3: Tensor, logits_BKV: Tensor, target_BK: Tensor, optim: OptimConfig) -> Tensor:
@@ -54,7 +54,10 @@ def _pose_loss(model: UPS, true_BJ3: Tensor, logits_BKV: Tensor, target_BK: Tens
     # Step t of joint j has logits of all three axes' bins; the diagonal keeps those of its own axis.
     coordinate_BJAV = logits_BKV[:, :-1, first : first + POSE_AXES * bins].unflatten(1, (-1, POSE_AXES))
     own_BJQA = coordinate_BJAV.unflatten(-1, (POSE_AXES, bins)).diagonal(dim1=2, dim2=3)
-    centres = [model.quantiser.centres(axis, device=true_BJ3.device) for axis in range(POSE_AXES)]
+    centres = [
+        model.quantiser.centres(axis, device=true_BJ3.device)  # type: ignore[union-attr]  # a model of poses has it
+        for axis in range(POSE_AXES)
+    ]
     centres_QA = torch.stack(centres, dim=1)
     if optim.bin_sigma:
         nearest_BJA = true_BJ3.maximum(centres_QA[0]).minimum(centres_QA[-1])
@@ -63,7 +66,7 @@ def _pose_loss(model: UPS, true_BJ3: Tensor, logits_BKV: Tensor, target_BK: Tens
         soft_BJQA = F.softmax(-0.5 * distance_BJQA.square(), dim=2)
         said_BJA = (soft_BJQA * own_BJQA).sum(dim=2)
     else:
-        bins_BJA = model.quantiser.encode(true_BJ3)
+        bins_BJA = model.quantiser.encode(true_BJ3)  # type: ignore[union-attr]  # a model of poses has it
         said_BJA = own_BJQA.gather(2, bins_BJA[:, :, None])[:, :, 0]
     end_B = logits_BKV[:, -1].gather(1, target_BK[:, -1:])
     loss = (partition_BK.sum() - said_BJA.sum() - end_B.sum()) / partition_BK.numel()

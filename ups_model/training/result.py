@@ -101,7 +101,10 @@ def start_from_parent(parts: Parts, parent: Path | None) -> str:
     _check_parents_clips(parts, parent, state)
     load_weights(model, tensors["model"], parent)
     if model.quantiser is None and state["quantiser"]:
-        model.quantiser = Quantiser(*map(tuple, state["quantiser"]), model.config.n_bins)
+        model.quantiser = Quantiser(  # type: ignore[call-arg]  # there are two: low and high
+            *map(tuple, state["quantiser"]),  # type: ignore[arg-type]
+            model.config.n_bins,
+        )
     model.encoder.router.unfreeze()
     if config.freeze_routes:
         model.encoder.router.freeze()

@@ -123,7 +123,9 @@ class Feed:
             camera_B = torch.arange(len(source.clips.cameras(int(row))))
             frame_BR = frame_1R.expand(len(camera_B), -1)
             row_B = torch.full_like(camera_B, int(row))
-            yield self._pose_batch(source, row_B, camera_B, frame_BR, frame_BR, None).pose_BRJ3.flatten(0, 1)
+            yield self._pose_batch(  # type: ignore[union-attr]  # pose batches have it
+                source, row_B, camera_B, frame_BR, frame_BR, None
+            ).pose_BRJ3.flatten(0, 1)
 
     # -- class tasks ----------------------------------------------------------------------------------------------
 
@@ -229,7 +231,9 @@ class Feed:
             pixel_BNJ2 = camera_BNJ3[..., :2] / depth * focal[:, None, None] + principal[:, None, None]
         else:
             flat_BN = source.flat(row_B, frame_BN[:, None])[:, 0]
-            keypoints = source.clips.keypoints[flat_BN.cpu().numpy(), camera_B.cpu().numpy()[:, None]]
+            keypoints = source.clips.keypoints[  # type: ignore[index]  # "stored" needs them (`check_suitable`)
+                flat_BN.cpu().numpy(), camera_B.cpu().numpy()[:, None]
+            ]
             pixel_BNJ2 = torch.as_tensor(keypoints).float().to(device)
         screen_BNJ2 = normalise_screen(pixel_BNJ2, size)
         if generator is not None and stored and self.data.flip:

@@ -85,8 +85,8 @@ def _in_memory(
         camera_groups=(tuple(cameras),) if cameras else (),
     )
     length_T = np.array([len(track.positions) for track in tracks], dtype=np.int32)
-    known = [track.confidence for track in tracks]
-    confidence_FJ = None if any(one is None for one in known) else np.concatenate(known)
+    known = [track.confidence for track in tracks if track.confidence is not None]
+    confidence_FJ = np.concatenate(known) if len(known) == len(tracks) else None
     return ClipSet(
         path=Path(),
         info=info,

@@ -6,9 +6,12 @@ Shape suffixes: N points.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,10 @@ class Camera:
     """Principal point, pixels."""
     wh: tuple[float, float]
     """Image width and height, pixels."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, R: ArrayLike, center: ArrayLike, f: ArrayLike, c: ArrayLike, wh: ArrayLike) -> None: ...
 
     def __post_init__(self) -> None:
         faults = []

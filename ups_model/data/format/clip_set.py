@@ -112,7 +112,7 @@ class ClipSet:
         arrays = {key: _map_array(path / f"{key}.npy", spec) for key, spec in described.items()}
         extra = {key.removeprefix("column_"): array for key, array in arrays.items() if key.startswith("column_")}
         named = {key: arrays.get(key) for key in (*FRAME_ARRAYS, *TRACK_TABLE, *CLIP_TABLE)}
-        clips = cls(path, info, fingerprint, described, extra=extra, **named)
+        clips = cls(path, info, fingerprint, described, extra=extra, **named)  # type: ignore[arg-type]  # `missing` is empty
         if faults := shape_faults(info, arrays):
             raise ValueError(f"{path}: " + "; ".join(faults))
         if read_manifest(path).get("fingerprint") != fingerprint:
@@ -190,7 +190,7 @@ class ClipSet:
         faults = []
         for key, spec in self.arrays.items():
             array = getattr(self, key, None) if not key.startswith("column_") else self.extra[key[7:]]
-            if sha256_of(array) != spec["sha256"]:
+            if sha256_of(array) != spec["sha256"]:  # type: ignore[arg-type]  # listed, so there
                 faults.append(f"{key}.npy: content differs from the sha256 in {MANIFEST}")
         for key in FRAME_ARRAYS:
             array = getattr(self, key)

@@ -123,9 +123,9 @@ def _write_files(folder: Path, info: ClipSetInfo, clips: Iterable[Clip], dtype: 
                 frames += len(track.positions)
                 ends.append(track.offset + len(track.positions))
             length = max(ends, default=0) if clip.length is None else clip.length
-            row = (clip.clip_id, clip.label, clip.subject, clip.split_test, length, clip.camera_group)
-            for key, value in zip(CLIP_TABLE, row, strict=True):
-                rows[key].append(value)
+            own = (clip.clip_id, clip.label, clip.subject, clip.split_test, length, clip.camera_group)
+            for key, entry in zip(CLIP_TABLE, own, strict=True):
+                rows[key].append(entry)
         specs = {key: stream.finish() for key, stream in streams.items()}
     finally:
         for stream in streams.values():

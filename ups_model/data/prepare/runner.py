@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import filelock
 import numpy as np
@@ -193,7 +193,7 @@ def _read(folder: Path, reading: Reading, workers: int, progress: bool) -> list[
     return [LeftOut(*item) for index in range(len(jobs)) for item in _summary(folder, index)["left_out"]]
 
 
-def _run_all(folder: Path, jobs: Sequence[Job], missing: Sequence[int], workers: int, bar: tqdm) -> None:
+def _run_all(folder: Path, jobs: Sequence[Job], missing: Sequence[int], workers: int, bar: tqdm[NoReturn]) -> None:
     # Not forked: this process may have threads (BLAS, a progress bar), whose locks a copy would inherit.
     context = multiprocessing.get_context("spawn")
     count = min(workers, len(missing))
@@ -294,7 +294,7 @@ class _Part:
         with _file(self.folder, self.index, self.files).open("wb") as file:
             np.savez(
                 file,
-                **arrays,
+                **arrays,  # type: ignore[arg-type]  # numpy's types take any name for `allow_pickle`
                 track_length=np.array([len(track.positions) for track in tracks], dtype=np.int64),
                 track_offset=np.array([track.offset for track in tracks], dtype=np.int64),
                 persons=np.array([len(clip.tracks) for clip in self._held], dtype=np.int64),
@@ -362,7 +362,7 @@ def _first(left_out: Sequence[LeftOut]) -> str:
     return f"; {len(left_out)} recordings were left out, the first: {item.name}: {item.reason} {item.detail}".rstrip()
 
 
-def _bar(progress: bool, what: str, total: int, done: int = 0) -> tqdm:
+def _bar(progress: bool, what: str, total: int, done: int = 0) -> tqdm[NoReturn]:
     shown = progress and sys.stderr.isatty()
     return tqdm(total=total, initial=done, desc=what, unit=" recordings", leave=False, disable=not shown)
 

@@ -13,13 +13,14 @@ from ups_model.data.prepare.runner import LEFT_OUT_FILE
 def overview(sets: Sequence[ClipSet]) -> str:
     """A row for each set; below it, what was left out of them and why."""
     header = ("folder", "clips", "train", "test", "classes", "subjects", "persons", "frames", "cameras", "fingerprint")
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     notes = []
     for clips in sets:
         known = np.unique(clips.subject[clips.subject >= 0])
         persons = np.bincount(clips.track_clip).max()
         cameras = max((len(group) for group in clips.info.camera_groups), default=0)
         test = int(clips.split_test.sum())
+        counts: tuple[int | str, ...]
         counts = (len(clips), len(clips) - test, test, len(clips.info.classes), len(known) or "?", persons)
         counts += (len(clips.positions), cameras)
         rows.append((clips.path.name, *(f"{n:,}" if n != "?" else n for n in counts), clips.fingerprint[:16]))
@@ -39,7 +40,7 @@ def protocols(clips: ClipSet, published: Mapping[str, tuple[int, int]]) -> str:
     flags = {name: clips.extra[f"split_test_{name}"] != 0 for name in names} or {"default": clips.split_test}
     if not published and len(flags) < 2:
         return ""
-    rows = [("protocol", "train", "test", "published train", "published test", "")]
+    rows: list[tuple[str, ...]] = [("protocol", "train", "test", "published train", "published test", "")]
     for name, test_M in flags.items():
         counts = (int((~test_M).sum()), int(test_M.sum()))
         expected = published.get(name)
@@ -53,7 +54,7 @@ def classes(clips: ClipSet) -> str:
     """Training clips, test clips and frames of each class under the default protocol; empty for a set without."""
     if not clips.info.classes:
         return ""
-    rows = [("class", "", "train", "test", "frames")]
+    rows: list[tuple[str, ...]] = [("class", "", "train", "test", "frames")]
     frames_M = np.bincount(clips.track_clip, weights=clips.track_length, minlength=len(clips)).astype(np.int64)
     unlabelled = [(-1, "(no class)")] if (clips.label < 0).any() else []
     for label, name in [*enumerate(clips.info.classes), *unlabelled]:

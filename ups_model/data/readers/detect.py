@@ -6,6 +6,7 @@ import re
 import zipfile
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import numpy as np
 
@@ -117,7 +118,8 @@ def _prepared(clips: ClipSet, name: str | None) -> Recording:
             confidence = None  # What was missed has been put in its place already.
         positions = np.asarray(clips.positions[clips.frames(track)])
         tracks.append(Track(positions, int(clips.track_offset[track]), confidence))
-    return Recording(name, info.skeleton, info.dims, info.fps, info.units, info.up_axis, tuple(tracks))
+    units: Literal["metre", "normalised"] = "metre" if info.units == "metre" else "normalised"
+    return Recording(name, info.skeleton, info.dims, info.fps, units, info.up_axis, tuple(tracks))
 
 
 def _seen(clips: ClipSet, row: int, number: int) -> Recording:

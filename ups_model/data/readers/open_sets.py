@@ -102,7 +102,7 @@ def prepare(name: str, source: Path, path: Path) -> ClipSet:
     cameras: tuple[tuple[Camera, ...], ...] = ()
     if spec.has_cameras:
         views = zip(*(arrays[key] for key in ("cam_R", "cam_center", "cam_f", "cam_c")), strict=True)
-        cameras = (tuple(Camera(*view, wh=arrays["cam_wh"]) for view in views),)
+        cameras = (tuple(Camera(R, center, f, c, arrays["cam_wh"]) for R, center, f, c in views),)
     info = ClipSetInfo(
         name=name,
         skeleton=spec.skeleton,

@@ -211,7 +211,8 @@ def _hierarchy(file: Path, raw: bytes) -> tuple[Node, ...]:
 
 def _opened(source: _Words, word: str, nodes: list[_Open], stack: list[int]) -> _Open:
     """The node that begins with this word: its name may have spaces in it, and a brace follows."""
-    line, parts = source.line, []
+    line = source.line
+    parts: list[str] = []
     while (part := source.take("{")) != "{":
         if source.line != line or part == "}":
             raise source.fault(f"{{ must follow {word} {' '.join(parts)}".rstrip())

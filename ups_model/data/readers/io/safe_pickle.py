@@ -20,7 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -55,6 +55,7 @@ _DAMAGED = (
     zlib.error,
     zipfile.BadZipFile,
 )
+_DAMAGED_MEMBER: tuple[type[Exception], ...] = (*_DAMAGED, *DAMAGED)
 _BLOCK = 1 << 20
 _MOST_MADE, _MADE_FREELY = 8, 1 << 24
 """Calls make at most `_MOST_MADE` bytes of values for each byte read, beside the first; files of arrays need two."""
@@ -68,7 +69,7 @@ EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET FROZENSET ADDITEMS GLOBAL STACK_GLOBA
 """The opcodes that data need. The others make instances, or refer to what is outside of the file."""
 
 
-def load(stream: BinaryIO, name: str) -> Any:
+def load(stream: IO[bytes], name: str) -> Any:
     """The object that a pickle holds: numpy arrays and builtins alone, whatever the file asks for.
 
     Memory is at most about 1.5 times the file's size, most of it the arrays.
@@ -120,7 +121,7 @@ def read_object_array(npz_path: str | Path, member: str) -> Any:
             array = load(stream, name)
     except KeyError as error:
         raise ValueError(f"{npz_path}: has no member {member!r}; is it another file?") from error
-    except (*_DAMAGED, *DAMAGED) as error:
+    except _DAMAGED_MEMBER as error:
         if str(error).startswith(name):
             raise
         raise ValueError(f"{name}: not a whole .npz member of objects ({error!s:.200}); get the file again") from error
@@ -136,7 +137,7 @@ class _Refused(Exception):
 class _Source:
     """A stream that gives all the bytes asked for or fails, and allocates for no more than it has."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self.taken = 0
 
@@ -177,7 +178,16 @@ class _Memo(dict[int, Any]):
 class _Unpickler(pickle._Unpickler):  # private in name, but the only one whose opcodes can be restricted
     """Runs the opcodes of data. Refuses the others, and those that would call, or fill, or set what is no data."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    if TYPE_CHECKING:  # What typeshed leaves out of it.
+        stack: list[Any]
+        metastack: list[list[Any]]
+        append: Callable[[Any], None]
+        read: Callable[[int], bytes]
+
+        def pop_mark(self) -> list[Any]: ...
+        def load_binbytes8(self) -> None: ...
+
+    def __init__(self, stream: IO[bytes]) -> None:
         self.source = _Source(stream)
         super().__init__(self.source, encoding="latin-1")
         self.memo = _Memo()
@@ -274,4 +284,4 @@ def _step(code: int) -> Callable[[_Unpickler], None]:
 
 
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
-_Unpickler.dispatch = {code: _step(code) for code in range(256)}
+_Unpickler.dispatch = {code: _step(code) for code in range(256)}  # type: ignore[misc]  # called with its own kind

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class Dtype:
         if (order := _text(order)) not in ("<", ">", "|", "="):
             raise ValueError("byte orders are < > | =, got another")
         if order in "<>":
-            self.dtype = self.dtype.newbyteorder(order)
+            self.dtype = self.dtype.newbyteorder(order)  # type: ignore[arg-type]  # one of two, see above
 
 
 class Unbuilt:
@@ -89,7 +89,7 @@ def build_array(shape: Any, dtype: Any, fortran: bool, raw: Any) -> np.ndarray:
         raise ValueError("shapes must be tuples of counts, none below 0")
     if not isinstance(dtype, Dtype):
         raise ValueError("an array's dtype must be a dtype")
-    order = "F" if fortran else "C"
+    order: Literal["F", "C"] = "F" if fortran else "C"
     count = math.prod(shape)
     if dtype.dtype == np.dtype(object):
         if not isinstance(raw, list) or len(raw) != count:
@@ -106,7 +106,7 @@ def build_array(shape: Any, dtype: Any, fortran: bool, raw: Any) -> np.ndarray:
     if isinstance(raw, bytes) and len(raw) > _COPIED and dtype.dtype.isnative:
         # All arguments are checked. The array lies in the bytes, which numpy alone can do and stay writable.
         array = np.ndarray(0, dtype.dtype)
-        array.__setstate__((1, shape, dtype.dtype, fortran, raw))
+        array.__setstate__((1, shape, dtype.dtype, fortran, raw))  # type: ignore[arg-type]  # takes Python's bool too
         return array
     array = np.frombuffer(raw, dtype=dtype.dtype, count=count).reshape(shape, order=order)
     return array if array.flags.writeable else array.copy(order="K")

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ups_model.data.readers.io.json_files import load_json
-from ups_model.data.readers.keypoints.tracks import JOINTS, Detections
+from ups_model.data.readers.keypoints.tracks import JOINTS, Detections, Units
 from ups_model.skeletons import get_skeleton
 
 DEFAULT_FPS = 30.0
@@ -123,13 +123,13 @@ def read_json(file: Path) -> Detections:
     if read is _read_mediapipe and size is not None:
         for xy in found.xy:
             xy[::2], xy[1::2] = [x * size[0] for x in xy[::2]], [y * size[1] for y in xy[1::2]]
-    units = "normalised" if read is _read_mediapipe and size is None else "pixel"
+    units: Units = "normalised" if read is _read_mediapipe and size is None else "pixel"
     return _collect(found, units, fps, size)
 
 
 def size_of(file: Path, about: dict[str, Any]) -> tuple[float, float] | None:
     """Width and height in pixels. Raises ValueError where they are not numbers or one is missing."""
-    size = [about.get(key) for key in ("width", "height")]
+    size: list[Any] = [about.get(key) for key in ("width", "height")]
     if size == [None, None]:
         return None
     for key, value in zip(("width", "height"), size, strict=True):
@@ -300,7 +300,7 @@ def _person(found: _Found, key: str, value: Any) -> int | None:
     return int(value) if value >= 0 else None
 
 
-def _collect(found: _Found, units: str, fps: float, size: tuple[float, float] | None) -> Detections:
+def _collect(found: _Found, units: Units, fps: float, size: tuple[float, float] | None) -> Detections:
     first, last = min(found.frames), max(found.frames)
     length = last - first + 1
     if length > _SPARSE and len(found.frames) < length / 100:
@@ -313,8 +313,9 @@ def _collect(found: _Found, units: str, fps: float, size: tuple[float, float] | 
     if len(frames) and (most := int(np.bincount(frames).max())) > MAX_PERSONS:
         raise found.fault("a frame", f"must have at most {MAX_PERSONS} persons", most)
     persons = [found.person[index] for index in order.tolist()]
-    numbers: Sequence[int] | None = [person for person in persons if person is not None]
-    if len(numbers) < len(persons):
+    known = [person for person in persons if person is not None]
+    numbers: Sequence[int] | None = known
+    if len(known) < len(persons):
         numbers = None
     elif len(set(zip(frames.tolist(), persons, strict=True))) < len(persons):
         if found.persons_are_sure:

@@ -79,7 +79,8 @@ def read_arrays(file: Path) -> Detections:
     else:
         there_MN11 = (xy_MNJ2 != 0).any(axis=(2, 3))[..., None]
         score_MNJ = np.broadcast_to(there_MN11, xy_MNJ2.shape[:3]).astype(np.float64)
-    about = {key: _number(file, key, arrays[key]) for key in ("fps", "width", "height") if key in arrays}
+    numbers = ("fps", "width", "height")
+    about: dict[str, Any] = {key: _number(file, key, arrays[key]) for key in numbers if key in arrays}
     person_D = np.tile(np.arange(people), frames)
     return Detections(
         np.repeat(np.arange(frames), people),

@@ -94,8 +94,7 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
     tracks = make_tracks(found)
     if not tracks:
         raise ValueError(f"{file}: nobody is seen in it; give another clip")
-    units = "pixel" if found.units == "pixel" else "normalised"
-    return Recording(file.stem, SKELETON, 2, found.fps, units, UP_AXIS, tracks, found.size)
+    return Recording(file.stem, SKELETON, 2, found.fps, found.units, UP_AXIS, tracks, found.size)
 
 
 def _read(file: Path) -> Detections:

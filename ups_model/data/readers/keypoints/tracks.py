@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from ups_model.data.format.writer import Track
+
+Units = Literal["pixel", "normalised"]
 
 JOINTS = 17
 PERSONS = 2
@@ -41,7 +44,7 @@ class Detections:
     """The file's own numbers of persons; None where it has none."""
     length: int
     """Frames of the file."""
-    units: str
+    units: Units
     """pixel, or normalised where the size of the image is needed and not known."""
     fps: float
     size: tuple[float, float] | None

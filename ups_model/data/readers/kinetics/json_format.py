@@ -132,7 +132,7 @@ def _detection(file: Path, key: str, frame: int, index: int, person: Any) -> _De
         if not _NUMBERS.issuperset(map(type, values)):
             odd = next(i for i, value in enumerate(values) if type(value) not in _NUMBERS)
             raise ValueError(f"{file}: {key}.{name}[{odd}] must be a number, got {values[odd]!r:.60}; {_WAY_OUT}")
-    return _Detection(frame, index, key, pose, score)
+    return _Detection(frame, index, key, person["pose"], person["score"])
 
 
 def _arrays(file: Path, detections: list[_Detection]) -> tuple[np.ndarray, np.ndarray]:

@@ -52,7 +52,7 @@ def open_rows(file: Path) -> np.ndarray:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.ENOENT, errno.EISDIR):
             raise
         raise ValueError(f"{file}: not a whole .npy file ({error}); get the file again") from error
-    shape = array.shape if isinstance(array, np.ndarray) else ()
+    shape: tuple[int, ...] = array.shape if isinstance(array, np.ndarray) else ()
     if len(shape) != 5 or (shape[1], shape[3], shape[4]) != (3, JOINTS, PERSONS) or array.dtype.kind != "f":
         raise ValueError(
             f"{file}: must be of floats [rows, 3, frames, {JOINTS}, {PERSONS}], got "

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -297,7 +297,7 @@ def _member(file: Path, archive: zipfile.ZipFile, raw: BinaryIO, key: str) -> Me
     return Member(str(file), key, shape, dtype.str, offset)
 
 
-def _header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     version = npy.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f".npy version must be 1.0 or 2.0, got {version[0]}.{version[1]}")

@@ -69,8 +69,7 @@ def read_pickle(file: Path, set_name: str, missing: frozenset[str]) -> Iterator[
     seen: set[str] = set()
     for index, item in enumerate(items):
         text = item.get("frame_dir")
-        known = isinstance(text, str) and bool(text) and len(text) < 100
-        name = text if known else f"{_LIST}[{index}]"
+        name = text if isinstance(text, str) and text and len(text) < 100 else f"{_LIST}[{index}]"
         if name in missing:
             yield LeftOut(name, MISSING)
             continue
