@@ -1,4 +1,4 @@
-# make ablate | test | lint | train | mlflow-server. The first call makes .venv; later calls reuse it until pyproject.toml or constraints.txt change.
+# make ablate | test | test-fast | lint | train | mlflow-server. The first call makes .venv; later calls reuse it until pyproject.toml or constraints.txt change.
 
 SHELL := /bin/bash
 VENV := .venv
@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 EXTRAS := dev,orchestrator,aws,server
 WORKERS ?= 2
 
-.PHONY: ablate test lint format train mlflow-server setup
+.PHONY: ablate test test-fast lint format train mlflow-server setup
 .DEFAULT_GOAL := test
 
 # Nine joint trainings on synthetic motion, in ten minutes. ARGS="tables_7_9 --preset small --data uiprmd=PATH ..." runs another study, preset or data.
@@ -19,6 +19,9 @@ test: setup
 	@# One thread per process: the workers share the processors, and float sums come in one order.
 	@# By files: what the tests of one share, hosts or a study that was run, is made once.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-fast: PYTEST_ARGS += -m "not slow and not cluster"
+test-fast: test
 
 lint: setup
 	$(BIN)/ruff check .
