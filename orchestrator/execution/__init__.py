@@ -2,7 +2,7 @@
 
 import os
 
-# Tune reads these when it is imported: no result files (the ledger has them), no handler of Ctrl-C (ours is below).
+# Tune reads these when it is imported: no result files (the ledger has them), no handler of Ctrl-C (`driver` has one).
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
