@@ -14,7 +14,10 @@ STUBS = {
     # Runs the step here, as if it were that node.
     "srun": 'echo "srun $*" >> "$CALLS"; while [[ $1 == --* && $1 != --all-ip-addresses ]]; do shift; done; exec "$@"',
     "hostname": "echo 10.0.0.1 fd00::1",
-    "ray": 'echo "ray $*" >> "$CALLS"; [[ $1 != start ]] || exec sleep 300',
+    # `status` answers once the head has been started.
+    "ray": """echo "ray $*" >> "$CALLS"
+[[ $1 != status ]] || until grep -q "^ray start --head" "$CALLS"; do sleep 0.05; done
+[[ $1 != start ]] || exec sleep 300""",
     # The driver: ends with 1 when it is told to, as a study that was stopped does.
     "python": """echo "python $*" >> "$CALLS"
 [[ $2 == cluster.node_check ]] && exit "${NODE_CHECK:-0}"
@@ -82,7 +85,9 @@ def start(repo_root, tmp_path):
 
 
 def test_a_study_runs_on_a_head_and_the_other_nodes_and_its_status_is_the_jobs(start):
-    status, calls = start(STATUS="1").end()
+    job = start(STATUS="1")
+    job.until("--exclude=n1")  # A step in the background: it may be written down after the driver has ended.
+    status, calls = job.end()
     assert status == 1
     port = 20000 + 4711
     heads = [call for call in calls if call.startswith("srun") and "ray start --head" in call]
