@@ -199,8 +199,8 @@ class SearchAgenda(Agenda):
         super().failed(key, error)
         self._settle(key)
 
-    def _revive(self, key: str) -> None:
-        super()._revive(key)
+    def again(self, key: str) -> None:
+        super().again(key)
         for trial in self._trials_of.get(key, []):
             if trial.state == "failed" and self._kept(partial(self.book.again, trial)):
                 self.reason.pop(trial.number, None)

@@ -15,7 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from orchestrator.planning.plan import make_plan
 from orchestrator.record import Record
-from orchestrator.scheduling.task_graph import RETRIES, Agenda, State
+from orchestrator.scheduling.task_graph import Agenda, State
 from orchestrator.search import __main__ as search
 from orchestrator.search.__main__ import JOURNAL, Journal
 from orchestrator.search.resolve_space import check_dimensions, read_search
@@ -228,10 +228,9 @@ def test_a_failed_unit_fails_its_trial_alone_and_is_tried_again_with_the_same_pa
 def test_a_trial_whose_unit_is_forgiven_what_a_machine_did_gets_its_value(tmp_path):
     found = Search(tmp_path, trials=2)
     unit = found.agenda.next()
-    for _ in range(RETRIES + 1):
-        found.agenda.tried(unit.key, "its process died", "a bad node")
+    found.agenda.failed(unit.key, "its process died")
     assert found.book.trials[0].state == "failed"
-    found.agenda.forgive(unit.key, "a bad node")
+    found.agenda.again(unit.key)  # The dispatcher has found that the node was at fault.
     found.run()
     assert found.agenda.whole
     assert [state for state, _ in in_journal(found.file)] == ["FAIL", "COMPLETE", "COMPLETE"]
