@@ -30,7 +30,8 @@ MEASURING = frozenset({"evaluation.measure", "evaluation.metric_names"})
 LEFT_OUT = frozenset(
     {
         "__init__",  # The version, and the number of the recipe, which is in every key.
-        "config", "config.config", "config.schema", "config.identity", "config.presets",  # Values are in the key.
+        "config", "config.config", "config.data_config", "config.model_config", "config.schema", "config.identity",
+        "config.presets",  # Values are in the key.
         "cli", "training.progress", "data.prepare.catalog",  # Arguments, progress lines, where clip sets lie.
         "evaluation.health",  # Verdicts are made again from the curve, which is kept.
         "training.checkpoint", "training.run_folder", "atomic", "device",  # Storage, hardware.
