@@ -21,7 +21,7 @@ class Column:
     """One measure of one task."""
 
     metric: str
-    """Key as `ups_model.evaluation.measure` names it, e.g. "eap/top1@0.2"."""
+    """Key as `ups_model.evaluation.metric_names` names it, e.g. "eap/top1@0.2"."""
     title: str
     unit: Literal["%", "mm"]
     higher_is_better: bool

@@ -219,6 +219,19 @@ def test_planning_needs_no_torch(repo_root, module):
     assert done.stdout.split() == []
 
 
+@pytest.mark.parametrize("command", ["orchestrator.ablate", "orchestrator.search"])
+@pytest.mark.parametrize("flag", ["--list", "--help"])
+def test_what_starts_nothing_imports_neither_torch_nor_a_scheduler(repo_root, command, flag):
+    program = (
+        f"import atexit, runpy, sys; sys.argv = ['{command}', '{flag}']\n"
+        f"atexit.register(lambda: print(*sorted({{'torch', 'transformers', *{SCHEDULERS}}} & set(sys.modules)), "
+        "file=sys.stderr))\n"
+        f"runpy.run_module('{command}', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=repo_root, capture_output=True, text=True, check=True)
+    assert done.stdout and done.stderr.split() == []
+
+
 def test_the_check_for_torch_can_fail(repo_root):
     program = "import sys, ups_model.evaluation.metrics; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=repo_root, capture_output=True, text=True, check=True)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,7 @@ from typing import TYPE_CHECKING
 from ups_model.config import Config
 from ups_model.config.presets import PRESETS, preset
 from ups_model.data.prepare.catalog import GROUPS, SOURCES, default_cache, prepare
-from ups_model.evaluation.measure import is_headline
-from ups_model.training.distributed import first_process
+from ups_model.evaluation.metric_names import is_headline
 
 if TYPE_CHECKING:
     from ups_model.training.result import Result
@@ -52,7 +52,11 @@ class StopOnSignal:
 
 def start_logging() -> None:
     """Log lines with the time, to standard error; of several processes the first alone tells its progress."""
-    level = logging.INFO if first_process() else logging.WARNING
+    level = logging.INFO
+    if "RANK" in os.environ:  # Set by torchrun; without it there is one process, and torch need not be imported.
+        from ups_model.training.distributed import first_process
+
+        level = logging.INFO if first_process() else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
 

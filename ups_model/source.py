@@ -31,7 +31,7 @@ LEFT_OUT = frozenset(
         "config", "config.config", "config.schema", "config.identity", "config.presets",  # Values are in the key.
         "cli", "training.progress", "data.prepare.catalog",  # Arguments, progress lines, where clip sets lie.
         "evaluation.health",  # Verdicts are made again from the curve, which is kept.
-        "training.checkpoint", "atomic", "device",  # How a run is stored and where it is computed.
+        "training.checkpoint", "training.run_folder", "atomic", "device",  # Storage, hardware.
         "data.format.rules", "data.batching.suitability",  # They refuse and change nothing.
     }
 )  # fmt: skip

@@ -48,7 +48,6 @@ from ups_model.model.ups import UPS
 from ups_model.model.vocabulary import NonFiniteValues
 from ups_model.training.build import Parts, build, data_identity
 from ups_model.training.checkpoint import (
-    STATE,
     keep_steps,
     load_checkpoint,
     load_weights,
@@ -69,6 +68,7 @@ from ups_model.training.distributed import (
 from ups_model.training.losses import sequence_loss, target_tokens
 from ups_model.training.progress import append_row, duration, forget_after, short_line
 from ups_model.training.result import Result, finished_result, save_weights, start_from_parent, write_result
+from ups_model.training.run_folder import STATE
 from ups_model.training.schedule import gumbel_noise, input_mask, learning_rate, temperature
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from orchestrator.planning.plan import Unit
 from orchestrator.scheduling.task_graph import Agenda, State
 from orchestrator.storage.ledger import LOG
-from ups_model.evaluation.measure import is_headline
+from ups_model.evaluation.metric_names import is_headline
 from ups_model.training.progress import duration
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import heapq
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.plan import Units
@@ -181,6 +181,15 @@ def _parameters(network: _Network) -> int:
     return sum(value.numel() for value in network.build().parameters())
 
 
+@lru_cache(maxsize=1)
+def _zeroed(network: _Network) -> "UPS":
+    """The model with values on the processor, all 0: drawing real weights would take longer."""
+    model = network.build().to_empty(device="cpu").eval().requires_grad_(False)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.detach().zero_()
+    return model
+
+
 @cache
 def _forward_flops(network: _Network, task: TaskName, data: TaskData, joints: tuple[int, ...]) -> float:
     import torch
@@ -189,9 +198,7 @@ def _forward_flops(network: _Network, task: TaskName, data: TaskData, joints: tu
     from ups_model.model.ups import Inputs
     from ups_model.skeletons import SLOTS
 
-    model = network.build().to_empty(device="cpu").eval().requires_grad_(False)
-    for tensor in (*model.parameters(), *model.buffers()):  # Drawing real weights would take longer.
-        tensor.detach().zero_()
+    model = _zeroed(network)
     mask_S = torch.zeros(SLOTS, dtype=torch.bool)
     mask_S[list(joints)] = True
     poses = TASKS[task].kind == "pose"

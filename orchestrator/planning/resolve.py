@@ -12,12 +12,12 @@ from ups_model.cli import assignments, data_paths
 from ups_model.config import TASK_NAMES, Config, TaskName, set_of
 from ups_model.config.identity import configured_sets
 from ups_model.config.presets import preset
+from ups_model.data.batching.configured import split_sets
 from ups_model.data.batching.suitability import check_suitable
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.data.prepare.catalog import SOURCES
-from ups_model.evaluation.measure import metric_names
+from ups_model.evaluation.metric_names import metric_names
 from ups_model.model.text_features import text_identity
-from ups_model.training.build import split_sets
 
 
 @dataclass(frozen=True)

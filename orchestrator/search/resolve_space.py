@@ -17,7 +17,7 @@ from ups_model.config import Config
 from ups_model.config.identity import configured_sets
 from ups_model.config.presets import preset
 from ups_model.data.format.clip_set import ClipSet
-from ups_model.evaluation.measure import is_headline
+from ups_model.evaluation.metric_names import is_headline
 from ups_model.model.text_features import text_identity
 
 MOST_COMBINATIONS = 256

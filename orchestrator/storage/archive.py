@@ -35,7 +35,7 @@ from orchestrator.storage.portable import plain_json, portable
 from orchestrator.storage.search_journal import JOURNAL
 from orchestrator.storage.usage import key_of
 from ups_model.evaluation.health import check_health
-from ups_model.evaluation.outcomes import OUTCOMES
+from ups_model.evaluation.metric_names import OUTCOMES
 
 FORMAT, HEADER = 1, "ledger.json"
 EXTRAS = (OUTCOMES, PROGRESS)

@@ -13,7 +13,8 @@ from orchestrator.storage.backends.base import Entry
 from orchestrator.storage.backends.workspace import GROUPS
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.usage import key_of
-from ups_model.training.checkpoint import STATE, load_checkpoint
+from ups_model.training.checkpoint import load_checkpoint
+from ups_model.training.run_folder import STATE
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from orchestrator.storage import Claim, Storage, Workspace, parse_address, stora
 from orchestrator.storage.backends.base import as_object
 from orchestrator.storage.backends.local import CLAIM, OWNER, FolderStorage
 from orchestrator.storage.backends.workspace import download_all, scratch
-from ups_model.training.checkpoint import STATE
 from ups_model.training.progress import read_rows
+from ups_model.training.run_folder import STATE
 
 __all__ = ["CLAIM", "FAILURE", "LOG", "OWNER", "RECORD", "Ledger", "Record", "storage_path"]
 

@@ -19,7 +19,7 @@ from orchestrator.storage.backends.base import as_object
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import Policy, is_trained_otherwise
 from orchestrator.storage.usage import INDEX
-from ups_model.training.checkpoint import STATE
+from ups_model.training.run_folder import STATE
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from orchestrator.storage.backends.base import as_object
 from orchestrator.storage.backends.local import CLAIM, TEMPORARY
 from orchestrator.storage.backends.workspace import MANIFEST, RESULT, SOURCE
 from orchestrator.storage.ledger import FAILURE, IMPORTED, LOG, OWNER, PROGRESS, RECORD, Ledger
-from ups_model.evaluation.outcomes import OUTCOMES
+from ups_model.evaluation.metric_names import OUTCOMES
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -9,7 +9,7 @@ from orchestrator.storage.gc import checkpoint_fault, checkpoints_of, weights_fa
 from orchestrator.storage.ledger import FAILURE, PLAN, RECORD, Ledger
 from orchestrator.storage.merge import came_without_weights
 from orchestrator.storage.usage import key_of
-from ups_model.training.checkpoint import STATE
+from ups_model.training.run_folder import STATE
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from orchestrator.storage import Claim, Workspace
 from orchestrator.storage.backends.workspace import GROUPS, RESULT, SOURCE
 from orchestrator.storage.ledger import PROGRESS, Ledger
 from orchestrator.storage.source_check import THEN, training_code
-from ups_model.evaluation.outcomes import OUTCOMES
+from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.inference.find_weights import json_object
-from ups_model.training.checkpoint import STATE, load_checkpoint, prune_checkpoints
+from ups_model.training.checkpoint import load_checkpoint, prune_checkpoints
+from ups_model.training.run_folder import STATE
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,12 @@ from tests.support.source_copy import SourceCopy
 from ups_model import source
 from ups_model.source import source_digest, source_files, source_identity
 
-TRAINING = """data/batching/augment data/batching/batches data/batching/device_clips data/batching/windows
+TRAINING = """data/batching/augment data/batching/batches data/batching/configured data/batching/device_clips
+data/batching/windows
 data/format/cameras data/format/clip_set data/format/info data/format/splits data/readers/fill_missing model/decoder
 model/encoder model/layers model/text_features model/tokenizer model/ups model/vocabulary skeletons tasks train
 training/build training/distributed training/losses training/result training/schedule"""
-EVALUATION = "evaluation/measure evaluation/metrics evaluation/outcomes model/decoding"
+EVALUATION = "evaluation/measure evaluation/metric_names evaluation/metrics evaluation/outcomes model/decoding"
 
 
 @pytest.fixture

@@ -6,16 +6,17 @@ Shape suffixes: B clips, R target frames, J native joints.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ups_model.config import EvalConfig, TaskData, TaskName
+from ups_model.config import EvalConfig, TaskName
 from ups_model.data.batching.augment import mirror_slots
 from ups_model.data.batching.batches import Batch, Feed
+from ups_model.evaluation.metric_names import headline_metric as headline_metric  # For the loop too.
 from ups_model.evaluation.metrics import mpjpe_mm, mpjve_mm, n_mpjpe_mm, p_mpjpe_mm, per_action_mean, topk_accuracy
 from ups_model.evaluation.outcomes import Outcomes, class_outcomes, pose_outcomes, save_outcomes
 from ups_model.model.decoding import classify, estimate_poses
@@ -177,30 +178,6 @@ def measure_poses(
     return found
 
 
-def metric_names(task: TaskName, data: TaskData, config: EvalConfig, classes: Sequence[str]) -> list[str]:
-    """Names of all that `measure` gives for a task's first clip set, before anything is measured.
-
-    Args:
-        classes: of that clip set; empty where clips have no labels.
-    """
-    if TASKS[task].kind == "class":
-        ratios = [f"@{ratio:g}" for ratio in config.ratios] if task == "eap" else [""]
-        kinds = ["top1", *(["top5"] if len(classes) >= 5 else []), "free_top1", "ended"]
-        return [f"{task}/{kind}{at}" for at in ratios for kind in kinds] + (
-            [f"{task}/clips", f"{task}/top1"] if task == "eap" else [f"{task}/clips"]
-        )
-    errors = ["mpjpe_mm", "p_mpjpe_mm", "n_mpjpe_mm"]
-    names = [*errors, *(f"frames_{name}" for name in errors), "mpjpe_mm_se", "p_mpjpe_mm_se"]
-    names += [f"{error}/{action}{end}" for error in errors[:2] for action in classes for end in ("", "_se")]
-    names += ["mpjve_mm_per_frame"] if data.evaluate_stride == 1 else []
-    return [f"{task}/{name}" for name in (*names, "clip_rate", "floor_mm", "in_grammar", "poses")]
-
-
-def headline_metric(task: TaskName) -> str:
-    """The metric of a task that a run is judged by, e.g. "ar3d/top1"."""
-    return f"{task}/mpjpe_mm" if TASKS[task].kind == "pose" else f"{task}/top1"
-
-
 def trivial_values(feeds: Mapping[TaskName, Feed], mean_pose_mm: float) -> dict[str, float]:
     """Headline metrics of the trivial predictor on the validation split: the share of its most frequent class
     (percent), the error of the mean training pose (mm)."""
@@ -256,10 +233,3 @@ def score(metrics: Mapping[str, float], tasks: tuple[TaskName, ...], mean_pose_m
         else:
             parts.append(100 * (1 - metrics[f"{task}/mpjpe_mm"] / mean_pose_mm))
     return sum(parts) / len(parts)
-
-
-def is_headline(name: str) -> bool:
-    """Whether a metric belongs in a progress line: not the values of single actions, counts and diagnostics."""
-    parts = name.split("/")
-    quiet = ("frames_", "free_", "ended", "clips", "poses", "in_grammar", "n_mpjpe")
-    return len(parts) <= 2 and not parts[-1].startswith(quiet) and not parts[-1].endswith("_se")

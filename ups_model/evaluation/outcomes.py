@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from ups_model.atomic import write_atomic
+from ups_model.evaluation.metric_names import OUTCOMES
 
-OUTCOMES = "outcomes.npz"
 MAX_FRAME_BYTES = 4_000_000
 FRAME_UNIT_MM = 0.01
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ups_model.training.checkpoint import STATE
+from ups_model.training.run_folder import STATE
 
 DEFAULT_STORAGE = Path("runs/ablations")
 """Where `orchestrator.ablate` keeps its units unless told otherwise."""

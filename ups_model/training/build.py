@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ups_model.config import Config, TaskData, TaskName, protocol_of, set_of
-from ups_model.config.identity import configured_sets, configured_sources, configured_tasks
+from ups_model.config import Config, TaskData, TaskName
+from ups_model.config.identity import configured_tasks
 from ups_model.data.batching.batches import Feed, build_feeds
+from ups_model.data.batching.configured import open_sets
 from ups_model.data.format.clip_set import ClipSet, Split
-from ups_model.data.format.splits import check_no_leak, without_leaks
 from ups_model.model.text_features import text_features
 from ups_model.model.ups import UPS, whiten
 from ups_model.model.vocabulary import Quantiser, Vocabulary
@@ -34,49 +34,6 @@ class Parts:
     """MPJPE of the mean training pose on the training poses; 0 where no poses are trained."""
     validation_mean_pose_mm: float
     """The same on the validation poses; 0 where there are none."""
-
-
-def open_sets(config: Config, paths: Mapping[str, Path]) -> dict[str, tuple[ClipSet, Split]]:
-    """Open each clip set that the configuration names, and split it by the protocol of each source.
-
-    Args:
-        config: the configuration.
-        paths: folder of each clip set.
-
-    Returns:
-        Clip set and split of each source, by the source's text.
-
-    Raises:
-        ValueError: a set without a path, an unreadable set, an unknown protocol, an empty split, or a clip that is
-            trained on in one task and evaluated in another (with `data.leaks="drop"` it is left out of training).
-    """
-    names = configured_sets(config)
-    missing = [name for name in names if name not in paths]
-    if missing:
-        raise ValueError(f"no folder given for clip set {', '.join(missing)}; pass --data {missing[0]}=PATH")
-    opened = {}
-    for name in names:
-        opened[name] = ClipSet.open(paths[name])
-        if opened[name].name != name:
-            raise ValueError(f"{paths[name]}: expected clip set {name!r}, got {opened[name].name!r}; check --data")
-    return split_sets(config, opened)
-
-
-def split_sets(config: Config, opened: Mapping[str, ClipSet]) -> dict[str, tuple[ClipSet, Split]]:
-    """Clip set and split of each source; see `open_sets`."""
-    data, (subjects, seed, fold) = config.data, config.held_out
-    sets = {
-        source: (
-            opened[set_of(source)],
-            opened[set_of(source)].split(subjects, seed, protocol_of(source), fold),
-        )
-        for source in configured_sources(config)
-    }
-    if data.leaks == "drop":
-        kept = without_leaks(list(sets.values()))
-        return {source: (clips, split) for (source, (clips, _)), split in zip(sets.items(), kept, strict=True)}
-    check_no_leak(list(sets.values()))
-    return sets
 
 
 def data_identity(sets: Mapping[str, tuple[ClipSet, Split]]) -> dict[str, str]:

@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ups_model.atomic import sync
+from ups_model.training.run_folder import STATE
 
 logger = logging.getLogger(__name__)
 
-STATE = "state.json"
 _PREFIX = "step-"
 _STATE_HASH = "state_sha256"
 

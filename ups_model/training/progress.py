@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ups_model.atomic import write_atomic
-from ups_model.evaluation.measure import is_headline
+from ups_model.evaluation.metric_names import is_headline
 
 
 def append_row(file: Path, row: Mapping[str, float]) -> None:

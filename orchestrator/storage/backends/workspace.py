@@ -31,8 +31,8 @@ from typing import Any, Protocol, Self
 from filelock import FileLock, Timeout
 
 from orchestrator.storage.backends.base import Claim, Entry, Workspace, as_object
-from ups_model.evaluation.outcomes import OUTCOMES
-from ups_model.training.checkpoint import STATE, load_checkpoint
+from ups_model.evaluation.metric_names import OUTCOMES
+from ups_model.training.run_folder import STATE
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +104,8 @@ class RemoteWorkspace(Workspace):
 
     def _take(self, group: str, step: str) -> bool:
         """Download a checkpoint; whether it is whole."""
+        from ups_model.training.checkpoint import load_checkpoint  # It imports torch, which planning need not wait for.
+
         folder = self.folder / group / step
         try:
             state = self._store.read(f"{self._place}/{group}/{step}/{STATE}")

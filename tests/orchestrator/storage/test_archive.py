@@ -24,7 +24,7 @@ from orchestrator.storage.usage import usage
 from orchestrator.worker.run_unit import run_unit
 from tests.orchestrator.worker import test_run_unit as test_worker
 from tests.support.plans import plan_of, small_study
-from ups_model.evaluation.outcomes import OUTCOMES
+from ups_model.evaluation.metric_names import OUTCOMES
 
 HOME = "/home/ada/some work/ups"
 TRACEBACK = (

@@ -14,7 +14,8 @@ from ups_model.config import EvalConfig, TaskData
 from ups_model.data.batching.batches import Feed, Source
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.data.format.writer import Clip, Track, write_clip_set
-from ups_model.evaluation.measure import is_headline, measure, metric_names, mirror_inputs, score
+from ups_model.evaluation.measure import measure, mirror_inputs, score
+from ups_model.evaluation.metric_names import is_headline, metric_names
 from ups_model.model.decoding import ClassAnswer, PoseAnswer
 from ups_model.model.vocabulary import Quantiser, Vocabulary
 from ups_model.skeletons import SKELETONS

@@ -8,8 +8,9 @@ import torch
 
 from tests.support.runs import FLAT, POSE, SOLID, options, toy_config
 from ups_model.data.format.clip_set import ClipSet
+from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.evaluation.metrics import topk_accuracy
-from ups_model.evaluation.outcomes import OUTCOMES, class_outcomes, load_outcomes, pose_outcomes, save_outcomes
+from ups_model.evaluation.outcomes import class_outcomes, load_outcomes, pose_outcomes, save_outcomes
 from ups_model.train import train
 
 

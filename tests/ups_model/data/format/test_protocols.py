@@ -12,10 +12,11 @@ from tests.support.runs import motion, options, set_info, toy_config
 from ups_model.config import Config, DataConfig, ModelConfig, OptimConfig, TaskData
 from ups_model.config.presets import preset
 from ups_model.data.batching.batches import build_feeds
+from ups_model.data.batching.configured import open_sets
 from ups_model.data.format.writer import Clip, Track, write_clip_set
 from ups_model.evaluate import evaluate
 from ups_model.train import train
-from ups_model.training.build import build_vocabulary, data_identity, open_sets
+from ups_model.training.build import build_vocabulary, data_identity
 
 
 def write(folder, name, clips, ids=lambda row: f"S{row:03d}", origin="ntu"):
