@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.planning.plan import DataFacts, Plan, make_plan
+from orchestrator.planning.resolve import resolve
 from orchestrator.scheduling.task_graph import Agenda
 from orchestrator.storage.ledger import Ledger
 from search_spaces.columns import ABLATION, AR3D
 from search_spaces.study import Row, Study, Table
-from ups_model.config.presets import preset
 
 UNITS = 40
 ROUNDS = 3
@@ -33,7 +33,7 @@ def plan_of(rows: int, seeds: int = 1, training: str = "separate", columns=(AR3D
     study = Study("benchmark", "How long?", "Not long.", (Table("t", "T", "dropout", columns, lines, "0"),))
     names = ("synthetic_h36m17", "synthetic_openpose18", "synthetic_ntu25")
     data = {name: DataFacts("0" * 64, True, "", 1) for name in names}
-    return make_plan(study, "tiny", preset("tiny"), {}, seeds, data, "text")
+    return make_plan(resolve(study, "tiny", {}), seeds, data, "text")
 
 
 def nothing(job: str, should_stop) -> Mapping[str, str]:

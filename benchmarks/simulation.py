@@ -28,6 +28,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.execution.searcher import DispatchSearcher
 from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan
+from orchestrator.planning.resolve import resolve
 from orchestrator.scheduling.dispatcher import Dispatcher, Hooks
 from orchestrator.scheduling.task_graph import Agenda, State
 from orchestrator.storage.ledger import Ledger
@@ -35,7 +36,6 @@ from orchestrator.worker.job import Job
 from orchestrator.worker.run_unit import CHECKPOINTS_PER_UNIT
 from search_spaces.columns import ABLATION
 from search_spaces.study import Row, Study, Table
-from ups_model.config.presets import preset
 
 SECONDS_PER_STEP = 0.5
 DEPTHS = 5
@@ -52,7 +52,7 @@ def plan_of(rows: int, seeds: int) -> Plan:
     study = Study("simulation", "?", "!", (Table("t", "T", "dropout", ABLATION, lines, "0"),), base={"steps": 20_000})
     names = ("synthetic_h36m17", "synthetic_openpose18", "synthetic_ntu25")
     data = {name: DataFacts("0" * 64, True, "", 1) for name in names}
-    return make_plan(study, "tiny", preset("tiny"), {}, seeds, data, "text")
+    return make_plan(resolve(study, "tiny", {}), seeds, data, "text")
 
 
 class FakeTries:

@@ -20,7 +20,8 @@ import time
 from importlib.metadata import version
 
 from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan
-from orchestrator.planning.plan_file import plan_content
+from orchestrator.planning.plan_file import PlanFile
+from orchestrator.planning.resolve import resolve
 from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking.mlflow_store import Mirror, default_uri
 from search_spaces import find_study
@@ -46,7 +47,7 @@ def make() -> Plan:
     base = preset("tiny")
     names = {name for task in base.optim.tasks for name in getattr(base.data, task).sources}
     facts = {name: DataFacts(name, True, name, 1) for name in sorted(names)}
-    return make_plan(find_study("smoke"), "tiny", base, {}, 1, facts, "")
+    return make_plan(resolve(find_study("smoke"), "tiny", {}), 1, facts, "")
 
 
 def values(step: int) -> dict[str, float]:
@@ -60,7 +61,7 @@ class Mirrored:
     def __init__(self, ledger: Ledger, plan: Plan) -> None:
         self.unit: Unit = next(iter(plan.units.values()))
         self.file = ledger.folder(self.unit) / "progress.jsonl"
-        self.mirror = Mirror(ledger, plan, plan_content(plan, "", {}), default_uri(ledger))
+        self.mirror = Mirror(ledger, plan, PlanFile.of(plan, "", {}).to_plain(), default_uri(ledger))
         self.mirror.start()
         self.mirror.note(self.unit.key, "running")
 

@@ -46,3 +46,8 @@ class Record:
         if record.status not in ("finished", "failed"):
             raise ValueError(f"not a record (status {record.status!r})")
         return record
+
+
+def finished_of(records: Mapping[str, Record | None]) -> dict[str, Record]:
+    """The finished ones."""
+    return {key: record for key, record in records.items() if record is not None and record.status == "finished"}

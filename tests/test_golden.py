@@ -24,7 +24,7 @@ from search_spaces import find_study, study_names
 from search_spaces.columns import AR3D, MPJPE
 from search_spaces.study import Reference, Row
 from tests.support.plans import plan_of as study_plan
-from tests.support.report_cases import content_of, keys_of, plan_of, records_of
+from tests.support.report_cases import keys_of, plan_file_of, plan_of, records_of
 from ups_model.config.presets import PRESETS
 from ups_model.config.schema import digest
 from ups_model.evaluation.health import TaskHealth
@@ -96,7 +96,7 @@ def fixed_report() -> dict[str, str]:
     records[collapsed] = replace(records[collapsed], health={"ar3d": TaskHealth("ar3d/top1", 3.7, curve).to_plain()})
     failed = keys_of(plan, "broken")[0]
     records[failed] = Record(failed, "failed", {}, error="NonFiniteLoss: the loss of step 12 is nan")
-    return {name: text for name, text in files(build(content_of(plan), records)).items() if not name.endswith("svg")}
+    return {name: text for name, text in files(build(plan_file_of(plan), records)).items() if not name.endswith("svg")}
 
 
 def golden_json(name: str) -> dict[str, object]:

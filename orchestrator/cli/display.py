@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from tqdm import tqdm
 
@@ -157,13 +157,3 @@ class Display:
             logger.log(level, text, *values)
         else:
             self._bar.write(time.strftime("%H:%M:%S ") + text % values, file=sys.stderr)
-
-
-def several(*calls: Callable[[str, State], None]) -> Callable[[str, State], None]:
-    """One call that makes all of them."""
-
-    def call(key: str, state: State) -> None:
-        for each in calls:
-            each(key, state)
-
-    return call

@@ -1,200 +1,240 @@
-"""What the commands that run units share: arguments and their checks, what they refuse, joining Ray."""
+"""One call of a command that runs units: what `orchestrator.ablate` and `orchestrator.search` do alike."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
-import re
-import shlex
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
+from orchestrator.cli.arguments import AUTO, check_address, command_line
 from orchestrator.planning.plan import Unit
 from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import SETTLED, Agenda, State
 from orchestrator.storage.ledger import Ledger
-from orchestrator.worker.environment import Site
+from orchestrator.storage.source_check import SourceCheck
+from orchestrator.worker.environment import commit, site_of
 from orchestrator.worker.gpu_memory import Footprint, described
 from orchestrator.worker.job import Job
-from ups_model.cli import add_data_arguments, add_device_arguments
-from ups_model.config.presets import PRESETS
+from ups_model.cli import start_logging
 from ups_model.data.prepare.catalog import default_cache
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+if TYPE_CHECKING:  # Ray and MLflow take seconds to import, which --help, --plan and refusals need not wait for.
+    from orchestrator.cli.display import Display
     from orchestrator.execution.ray_cluster import ClusterFacts, Resources
+    from orchestrator.tracking.mlflow_store import Mirror
+    from orchestrator.tracking.schema import Tracked
+    from orchestrator.tracking.sync import Outcome
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_STORAGE = "runs/ablations"
-AUTO = "auto"
-MIRROR_SECONDS = 60.0
-"""How long the end of a call waits for MLflow; what is left is made up for at the next one."""
+TRACKING_TIMEOUT_SECONDS = 60.0
+"""How long the end of a call waits for MLflow; the next call brings the rest."""
 
 
-def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None:
-    """All arguments but the first, `--list`, `--out` and those of one command alone.
+def run_command(
+    module: str,
+    parser: argparse.ArgumentParser,
+    act: Callable[[argparse.Namespace, str], int],
+    arguments: Sequence[str] | None,
+) -> int:
+    """Parse the arguments and act on them; returns the exit status.
 
     Args:
-        repeated: what has seeds: "row" or "trial".
+        act: takes the options and the command line as a report shows it.
+        arguments: those of the process if None.
     """
-    add_data_arguments(parser)
-    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="(tiny: synthetic data)")
-    parser.add_argument("--seeds", type=int, metavar="N", help=f"repetitions of every {repeated} (its own number)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help=f"change a field in every {repeated}"
-    )
-    parser.add_argument(
-        "--storage", default=DEFAULT_STORAGE, metavar="URI", help=f"folder or s3://BUCKET/PREFIX ({DEFAULT_STORAGE})"
-    )
-    parser.add_argument("--tracking-uri", metavar="URI", help="of MLflow (sqlite in a storage folder)")
-    parser.add_argument("--address", default="auto", help="auto, local or HOST:PORT of a Ray cluster (auto)")
-    parser.add_argument("--max-concurrent", type=int, metavar="N", help="units at once (as many as there is room for)")
-    parser.add_argument(
-        "--gpus-per-unit",
-        type=_gpus,
-        metavar="F",
-        help="a fraction shares a GPU; auto measures what fits (1 if there are GPUs)",
-    )
-    parser.add_argument("--cpus-per-unit", type=float, default=1.0, metavar="F", help="also its threads (1)")
-    add_device_arguments(parser)
-    other = parser.add_mutually_exclusive_group()
-    other.add_argument(
-        "--accept-other-code",
-        dest="other_code",
-        action="store_const",
-        const="accept",
-        default="refuse",
-        help="keep units that other code of ups_model has trained",
-    )
-    other.add_argument(
-        "--retrain",
-        dest="other_code",
-        action="store_const",
-        const="retrain",
-        default="refuse",
-        help="train them again; their records are kept under another name",
-    )
+    options = parser.parse_args(arguments)
+    start_logging()
+    try:
+        return act(options, command_line(module, sys.argv[1:] if arguments is None else arguments))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # Before units run; while they run, the driver handles it.
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
-def _gpus(text: str) -> float | str:
-    return text if text == AUTO else float(text)
+class Session:
+    """The storage, Ray, MLflow and the display of one call. As a context manager it leaves Ray at its end."""
 
+    def __init__(self, options: argparse.Namespace, paths: Mapping[str, Path]) -> None:
+        """Looks at nothing but the addresses.
 
-_gpus.__name__ = "number, or auto,"
-"""What argparse says was expected."""
+        Args:
+            paths: folder of each clip set.
 
+        Raises:
+            ValueError: an address that can't be one, or that nothing answers at.
+        """
+        from orchestrator.tracking import mlflow_store
 
-def job_of(
-    unit: Unit,
-    parent: Unit | None,
-    ledger: Ledger,
-    paths: Mapping[str, Path],
-    given: argparse.Namespace,
-    test: bool,
-    site: Site | None = None,
-    wanted: Sequence[str] = (),
-) -> Job:
-    """How a unit is carried out, as the arguments say; `wanted` are the metrics that tables want of it."""
-    return Job(
-        unit,
-        parent,
-        ledger.address,
-        {name: str(path.absolute()) for name, path in paths.items()},
-        str(default_cache()),
-        max(1, int(given.cpus_per_unit)),
-        given.device,
-        given.precision,
-        test,
-        site,
-        other_code=given.other_code,
-        wanted=tuple(wanted),
-    )
+        self.options, self._paths = options, paths
+        self.ledger = Ledger.at(options.storage)
+        self.tracking_uri = options.tracking_uri or mlflow_store.default_uri(self.ledger)
+        if options.tracking_uri is not None:
+            mlflow_store.check(options.tracking_uri)
+        self.cluster: tuple[ClusterFacts, Resources] | None = None
+        self.display: Display | None = None
+        self.at_exit = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.at_exit.close()
+
+    @contextmanager
+    def opened(self, *folders: Path) -> Iterator[Ledger]:
+        """The storage, and these folders, made if they aren't there; what the block refuses leaves none of them."""
+        with unmade_if_refused(*self.ledger.folders(), *folders):
+            self.ledger = Ledger.open(self.options.storage)
+            for folder in folders:
+                make_writable(folder)
+            yield self.ledger
+
+    def connect(self) -> int:
+        """Join Ray, if this session hasn't; returns how many units run at once. ValueError as `connect`."""
+        if self.cluster is None:
+            from orchestrator.execution import ray_cluster
+
+            self.cluster = connect(self.options)
+            self.at_exit.callback(ray_cluster.disconnect)
+        facts, resources = self.cluster
+        return facts.slots(resources)
+
+    def execute(
+        self,
+        plan: Tracked,
+        content: Mapping[str, Any],
+        agenda: Agenda,
+        check: SourceCheck,
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Run what the agenda has to run, and tell MLflow and the terminal.
+
+        Args:
+            content: of the plan, for MLflow.
+            seconds: the expected time of each unit.
+
+        Raises:
+            RuntimeError: the driver failed.
+        """
+        from orchestrator.cli.display import Display
+        from orchestrator.execution import driver
+        from orchestrator.scheduling.dispatcher import Hooks
+        from orchestrator.tracking import mlflow_store
+
+        self.mirror: Mirror = mlflow_store.Mirror(self.ledger, plan, content, self.tracking_uri)
+        self.mirror.start()
+        if self.cluster is not None:
+            facts, resources = self.cluster
+            self.display = display = Display(agenda, seconds, facts.slots(resources))
+            clips = {name: one.fingerprint for name, one in plan.data.items()}
+            tested = agenda.plan.measured()
+
+            def changed(key: str, state: State) -> None:
+                display.changed(key, state)
+                self.mirror.note(key, str(state))
+
+            try:
+                with site_of(self.ledger.root, commit(), clips) as site:
+
+                    def job(unit: Unit) -> Job:
+                        return Job(
+                            unit,
+                            agenda.units.get(unit.parent),
+                            self.ledger.address,
+                            {name: str(path.absolute()) for name, path in self._paths.items()},
+                            str(default_cache()),
+                            max(1, int(self.options.cpus_per_unit)),
+                            self.options.device,
+                            self.options.precision,
+                            unit.key in tested,
+                            site,
+                            other_code=self.options.other_code,
+                            wanted=check.wanted(unit),
+                        )
+
+                    sizes = footprints(self.options, agenda, job, resources)
+                    try:
+                        driver.execute(agenda, job, resources, facts, Hooks(changed, display.tick), footprints=sizes)
+                    except (ValueError, OSError) as error:  # Not the user's: units have run.
+                        raise RuntimeError("the driver failed; the same command goes on from here") from error
+            finally:
+                display.close()
+        record_failures(agenda)
+
+    def joined(self, unit: Unit, seconds: float, done: bool) -> None:
+        """A unit has joined the agenda while it runs."""
+        assert self.display is not None, "units join an agenda that runs"
+        self.display.expect(unit.key, seconds, done)
+        if done:
+            self.mirror.note(unit.key, "finished")
+
+    def end(self, agenda: Agenda, is_whole: bool, report: Path | None, shown: Sequence[str]) -> list[str]:
+        """Bring MLflow up to date; returns the last lines of what the call prints.
+
+        Args:
+            is_whole: all that was to be done is done.
+            report: folder for MLflow.
+            shown: lines that say where the report is.
+        """
+        from orchestrator.tracking import mlflow_store
+
+        outcome: Outcome = "finished" if is_whole else "stopped" if agenda.stopping else "failed"
+        missing = self.mirror.close(outcome, report, TRACKING_TIMEOUT_SECONDS)
+        lines = [f"{missing} units are not in MLflow yet; the same command makes up for it"] if missing else []
+        return [*lines, *shown, f"compare in MLflow: {mlflow_store.ui_command(self.tracking_uri)}"]
 
 
 def footprints(
-    given: argparse.Namespace, agenda: Agenda, job_of: Callable[[Unit], Job], resources: Resources
+    options: argparse.Namespace, agenda: Agenda, job_of: Callable[[Unit], Job], resources: Resources
 ) -> dict[str, Footprint]:
     """With `--gpus-per-unit auto`, what each kind of unit that is to run takes of a GPU; else nothing.
 
     Raises:
         ValueError: a unit doesn't fit on a whole GPU, or torch sees none.
     """
-    if given.gpus_per_unit != AUTO or not resources.gpus_per_unit:
+    if options.gpus_per_unit != AUTO or not resources.gpus_per_unit:
         return {}
     from orchestrator.execution.ray_cluster import measure_footprints
 
     kinds = {agenda.units[key].kind: agenda.units[key] for key, state in agenda.state.items() if state not in SETTLED}
     logger.info("measuring what %d kinds of units take of a GPU", len(kinds))
-    found = measure_footprints({kind: job_of(unit) for kind, unit in kinds.items()}, resources)
-    logger.info("units on a GPU:\n%s", described((kinds[kind].name, one) for kind, one in found.items()))
-    return found
+    measured = measure_footprints({kind: job_of(unit) for kind, unit in kinds.items()}, resources)
+    logger.info("units on a GPU:\n%s", described((kinds[kind].name, one) for kind, one in measured.items()))
+    return measured
 
 
-def check_numbers(given: argparse.Namespace) -> None:
-    """ValueError for numbers that no machine could satisfy."""
-    gpus = None if given.gpus_per_unit == AUTO else given.gpus_per_unit
-    for flag, number in (("--gpus-per-unit", gpus), ("--cpus-per-unit", given.cpus_per_unit)):
-        if number is not None and not math.isfinite(number):
-            raise ValueError(f"{flag} must be finite, got {number}; try 1")
-    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", given.device):
-        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {given.device!r}; try auto")
-    if given.max_concurrent is not None and given.max_concurrent < 1:
-        raise ValueError(f"--max-concurrent must be at least 1, got {given.max_concurrent}")
-    if gpus is not None and gpus < 0:
-        raise ValueError(f"--gpus-per-unit must be at least 0, got {gpus:g}")
-    if gpus is not None and gpus > 1 and gpus % 1:
-        raise ValueError(f"--gpus-per-unit above 1 must be whole, got {gpus:g}")
-    if given.cpus_per_unit <= 0:
-        raise ValueError(f"--cpus-per-unit must be above 0, got {given.cpus_per_unit:g}")
-
-
-def check_address(address: str) -> None:
-    """ValueError where nothing listens at HOST:PORT; Ray would try for minutes."""
-    if address in ("auto", "local"):
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise ValueError(f"--address must be auto, local or HOST:PORT, got {address!r}; try auto")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise ValueError(
-            f"--address {address}: no Ray cluster answers ({error.strerror or error}); start one with ray up, or use "
-            "local"
-        ) from error
-
-
-def connect(given: argparse.Namespace) -> tuple[ClusterFacts, Resources]:
+def connect(options: argparse.Namespace) -> tuple[ClusterFacts, Resources]:
     """What Ray has, and what a unit gets of it.
 
     Raises:
         ValueError: no cluster answers, or no node of it has room for a unit.
     """
-    # Ray takes seconds to import, which --help and refusals need not wait for.
     from orchestrator.execution import ray_cluster
 
-    check_address(given.address)
-    facts = ray_cluster.connect(given.address)
+    check_address(options.address)
+    facts = ray_cluster.connect(options.address)
     try:
-        if given.gpus_per_unit in (None, AUTO) and facts.missing and not facts.has_gpus:
+        if options.gpus_per_unit in (None, AUTO) and facts.missing and not facts.has_gpus:
             raise ValueError(
                 f"--gpus-per-unit: {facts.missing} machines have not joined yet, and none that has joined has a GPU; "
                 "start again when `ray status` shows them all, or give --gpus-per-unit 0 for processors alone"
             )
-        gpus = float(facts.has_gpus) if given.gpus_per_unit in (None, AUTO) else given.gpus_per_unit
-        if given.gpus_per_unit == AUTO and not gpus:
+        gpus = float(facts.has_gpus) if options.gpus_per_unit in (None, AUTO) else options.gpus_per_unit
+        if options.gpus_per_unit == AUTO and not gpus:
             logger.info("--gpus-per-unit auto: there are no GPUs; units run on processors")
-        resources = ray_cluster.Resources(given.cpus_per_unit, gpus, given.max_concurrent)
+        resources = ray_cluster.Resources(options.cpus_per_unit, gpus, options.max_concurrent)
         ray_cluster.check_room(facts, resources)
-        if given.device.startswith("cuda") and not gpus:
-            raise ValueError(f"--device {given.device} needs --gpus-per-unit above 0, got {gpus:g}; try 1")
+        if options.device.startswith("cuda") and not gpus:
+            raise ValueError(f"--device {options.device} needs --gpus-per-unit above 0, got {gpus:g}; try 1")
     except ValueError:
         ray_cluster.disconnect()
         raise
@@ -239,29 +279,3 @@ def record_failures(agenda: Agenda) -> None:
                 agenda.ledger.write(unit, Record(key, "failed", error=agenda.error[key]))
             except OSError as error:
                 logger.error("%s: its failure can't be recorded (%s)", unit.name, error)
-
-
-def command_line(module: str, arguments: Sequence[str]) -> str:
-    """The command as a report shows it: without paths, which say nothing to a reader and much of a machine."""
-    kept: list[str] = []
-    skip = False
-    for text in arguments:
-        if skip:
-            skip = False
-            continue
-        name, equals, value = text.partition("=")
-        if text in ("--storage", "--tracking-uri", "--out", "--address"):
-            skip = True
-        elif name in ("--storage", "--tracking-uri", "--out", "--address") and equals:
-            continue
-        elif kept and kept[-1] == "--data" and equals:
-            kept.append(f"{name}=PATH")
-        elif name == "--data" and equals:
-            kept.append(f"--data={value.partition('=')[0]}=PATH")
-        elif kept and kept[-1] == "--set" and "/" in value:  # A local language model.
-            kept.append(f"{name}=PATH")
-        elif text.endswith(".py"):
-            kept.append(Path(text).name)
-        else:
-            kept.append(text)
-    return shlex.join(["python", "-m", module, *kept])

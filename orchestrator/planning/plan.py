@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from orchestrator.planning.resolve import ResolvedRow, ResolvedStudy, errors_at
 from search_spaces.study import Column, FineTuning, Row, Study, Table, Training
 from ups_model.config import Config, TaskName
 from ups_model.config.identity import configured_sets, run_key, training_key
@@ -178,101 +179,77 @@ class Plan:
         return sum(self.units[step].samples.get(task, 0) for step in self.with_parents([key]))
 
 
-def make_plan(
-    study: Study,
-    preset: str,
-    base: Config,
-    changes: Mapping[str, Any],
-    seeds: int,
-    data: Mapping[str, DataFacts],
-    text_identity: str,
-) -> Plan:
+def make_plan(resolved: ResolvedStudy, seeds: int, data: Mapping[str, DataFacts], text_identity: str) -> Plan:
     """Rows -> arms -> units, equal ones once.
 
     Args:
-        preset: name of the preset that `base` is.
-        base: the preset's configuration.
-        changes: the user's own fields; they override the study's base, and a row overrides both.
         seeds: repetitions of every row.
         data: the clip sets by name.
         text_identity: of the vocabulary's language model.
 
     Raises:
-        ValueError: a field that doesn't exist, a row out of a field's range, a column whose task isn't trained, or too
-            few steps to divide among stages. Names the study, the table and the row.
+        ValueError: a column whose task isn't trained, or too few steps to divide among stages. Names the study, the
+            table and the row.
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
-    base = with_layers(base, study.base, changes).replace(seed=0)
-    planner = _Planner(study.fine_tuning, {name: facts.fingerprint for name, facts in data.items()}, text_identity)
-    arms: dict[str, Arm] = {}
+    planner = _Planner(resolved, seeds, {name: facts.fingerprint for name, facts in data.items()}, text_identity)
     tables = []
-    for table in study.tables:
+    for table in resolved.tables:
         lines = []
         for row in table.rows:
-            where = f"study {study.name!r}, table {table.name!r}, row {row.label!r}"
-            found: dict[str, Arm] = {}
-            units: dict[str, tuple[str, ...]] = {}
-            try:
-                for column in table.columns:
-                    if column.group not in units:
-                        arm = _arm(arms, base, column, row)
-                        found[column.group], units[column.group] = arm, planner.line(arm, column.task, seeds)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
-            lines.append(Line(row, found, units))
-        tables.append((table, tuple(lines)))
-    return Plan(study, preset, dict(data), seeds, tuple(arms.values()), tuple(tables), planner.units, base)
+            with errors_at(row.where):
+                lines.append(planner.line(table.table, row))
+        tables.append((table.table, tuple(lines)))
+    arms = tuple(planner.arms.values())
+    return Plan(resolved.study, resolved.preset, dict(data), seeds, arms, tuple(tables), planner.units, resolved.base)
 
 
-def with_layers(base: Config, *layers: Mapping[str, Any]) -> Config:
-    """`base` with the fields of each layer, later ones over earlier ones under whatever name: the user's "steps"
-    replaces the study's "optim.steps"."""
-    return base.with_fields({base.field_path(name): value for layer in layers for name, value in layer.items()})
-
-
-def setting(base: Config, column: Column, row: Row) -> Config:
-    """What a row means in a column: the study's base with the column's fields, and the row's over them."""
-    return with_layers(base, column.changes, row.changes)
-
-
-def _arm(arms: dict[str, Arm], base: Config, column: Column, row: Row) -> Arm:
-    config = setting(base, column, row)
-    identity = digest([config.canonical(), row.training])
-    if identity not in arms:
-        changes = {base.field_path(name): (name, value) for name, value in {**column.changes, **row.changes}.items()}
-        different = [
-            f"{name.removesuffix('.sources')}={_short(value)}"
-            for name, value in changes.values()
-            if base.with_fields({name: value}) != base
-        ]
-        if row.training != "fine-tuned":
-            different.append(row.training)
-        arms[identity] = Arm(", ".join(different) or "base", config, row.training)
-    return arms[identity]
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return str(value)
+def _arm_name(base: Config, column: Column, row: Row) -> str:
+    """What sets an arm apart from the base."""
+    changes = {base.field_path(name): (name, value) for name, value in {**column.changes, **row.changes}.items()}
+    different = [
+        f"{name.removesuffix('.sources')}={','.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+        for name, value in changes.values()
+        if base.with_fields({name: value}) != base
+    ]
+    return ", ".join(different + [row.training] * (row.training != "fine-tuned")) or "base"
 
 
 class _Planner:
-    """Collects units; equal ones are one."""
+    """Collects arms and units; equal ones are one."""
 
-    def __init__(self, fine_tuning: FineTuning, data: Mapping[str, str], text_identity: str) -> None:
+    def __init__(self, resolved: ResolvedStudy, seeds: int, data: Mapping[str, str], text_identity: str) -> None:
+        """`data` is the fingerprint of each clip set."""
+        self.arms: dict[str, Arm] = {}
         self.units: dict[str, Unit] = {}
-        self._fine_tuning, self._data, self._text = fine_tuning, data, text_identity
+        self._base, self._fine_tuning = resolved.base, resolved.study.fine_tuning
+        self._seeds, self._data, self._text = seeds, data, text_identity
 
-    def line(self, arm: Arm, task: TaskName, seeds: int) -> tuple[str, ...]:
+    def line(self, table: Table, resolved: ResolvedRow) -> Line:
+        """The arms and units of a row."""
+        row = resolved.row
+        arms: dict[str, Arm] = {}
+        units: dict[str, tuple[str, ...]] = {}
+        for column in table.columns:
+            if column.group in arms:
+                continue
+            config = resolved.configs[column.group]
+            identity = digest([config.canonical(), row.training])
+            if identity not in self.arms:
+                self.arms[identity] = Arm(_arm_name(self._base, column, row), config, row.training)
+            arm = arms[column.group] = self.arms[identity]
+            units[column.group] = self._measured_units(arm, column.task)
+        return Line(row, arms, units)
+
+    def _measured_units(self, arm: Arm, task: TaskName) -> tuple[str, ...]:
         """Keys of the units on which the task is measured, one a seed."""
         if task not in arm.config.optim.cycle:
             raise ValueError(
                 f"a column measures {task}, which is not trained: name its clip set in data.{task}.sources "
                 f"and the task in optim.cycle, or leave the column out; trained are {', '.join(arm.config.optim.tasks)}"
             )
-        return tuple(self._measured(arm, task, arm.config.replace(seed=seed)).key for seed in range(seeds))
+        return tuple(self._measured(arm, task, arm.config.replace(seed=seed)).key for seed in range(self._seeds))
 
     def _measured(self, arm: Arm, task: TaskName, config: Config) -> Unit:
         if arm.training == "joint":

@@ -1,96 +1,202 @@
-"""What is kept of a plan beside its records: all that the report needs, as JSON data, on storage and in MLflow."""
+"""What is kept of a plan beside its records, on storage and in MLflow: all that the report needs."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
 
-from orchestrator.planning.plan import Plan, with_layers
-from search_spaces.study import Column
-from ups_model.config import canonical
+from orchestrator.planning.plan import DataFacts, Line, Plan, Stage
+from search_spaces.study import Column, FineTuning, Reference, Table, Training
+from ups_model.config import Config, TaskName, canonical
 
 FORMAT = 1
 
 
-def plan_content(plan: Plan, command: str, changes: Mapping[str, str]) -> dict[str, Any]:
-    """JSON data.
+@dataclass(frozen=True)
+class PlannedUnit:
+    """A unit, without its configuration."""
 
-    Args:
-        plan: the plan.
-        command: the command line that made it, without paths of the machine.
-        changes: the user's own fields (`--set`).
-    """
-    study = plan.study
-    return {
-        "format": FORMAT,
-        "name": plan.name,
-        "study": study.name,
-        "question": study.question,
-        "expectation": study.expectation,
-        "preset": plan.preset,
-        "changes": dict(changes),
-        "overridden": overridden(plan),
-        "command": command,
-        "seeds": plan.seeds,
-        "fine_tuning": asdict(study.fine_tuning),
-        "data": {name: asdict(facts) for name, facts in plan.data.items()},
-        "sources": {task: list(getattr(plan.base.data, task).sources) for task in plan.base.optim.tasks},
-        "chosen_by": plan.base.chosen_by,
-        "tables": [
-            {
-                "name": table.name,
-                "title": table.title,
-                "varies": table.varies,
-                "baseline": table.baseline,
-                "columns": [_column(plan, column) for column in table.columns],
-                "notes": list(table.notes),
-                "references": [{"label": line.label, "published": list(line.published)} for line in table.references],
-                "rows": [
-                    {
-                        "label": line.row.label,
-                        "arms": {group: arm.name for group, arm in line.arms.items()},
-                        "training": line.row.training,
-                        "published": list(line.row.published),
-                        # By group of columns: a task, or a task and what the column changes.
-                        "units": {group: list(keys) for group, keys in line.units.items()},
-                        # Samples of a task that the measured weights have seen, their parents' included.
-                        "samples": {
-                            column.group: plan.samples(line.units[column.group][0], column.task)
-                            for column in table.columns
-                        },
-                    }
-                    for line in lines
-                ],
-            }
-            for table, lines in plan.tables
-        ],
-        "units": {
-            unit.key: {
-                "name": unit.name,
-                "stage": unit.stage,
-                "task": unit.task,
-                "seed": unit.seed,
-                "arm": unit.arm,
-                "parent": unit.parent,
-                "folder": unit.folder,
-            }
-            for unit in plan.units.values()
-        },
-    }
+    name: str
+    stage: Stage
+    task: TaskName | Literal[""]
+    seed: int
+    arm: str
+    parent: str
+    folder: str
 
 
-def overridden(plan: Plan) -> list[str]:
+@dataclass(frozen=True)
+class PlannedColumn:
+    """A column, and the sources of the clips that it is measured on."""
+
+    metric: str
+    title: str
+    unit: Literal["%", "mm"]
+    higher_is_better: bool
+    changes: Mapping[str, Any]
+    task: TaskName
+    group: str
+    """`Column.group`: the task, and what the column changes."""
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """A row; mappings are by group of columns."""
+
+    label: str
+    arms: Mapping[str, str]
+    training: Training
+    published: tuple[float | None, ...]
+    units: Mapping[str, tuple[str, ...]]
+    """Keys of the units that are measured, one a seed."""
+    samples: Mapping[str, int]
+    """Samples of the group's task that the measured weights have seen, their parents' included."""
+
+
+@dataclass(frozen=True)
+class PlannedTable:
+    name: str
+    title: str
+    varies: str
+    baseline: str
+    columns: tuple[PlannedColumn, ...]
+    notes: tuple[str, ...]
+    references: tuple[Reference, ...]
+    rows: tuple[PlannedRow, ...]
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan as it is kept; each file names its format."""
+
+    name: str
+    study: str
+    question: str
+    expectation: str
+    preset: str
+    changes: Mapping[str, str]
+    """The user's own fields (`--set`)."""
+    overridden: tuple[str, ...]
     """Fields that the study sets and the user has set otherwise: its headings, notes and published values are of its
     own setting."""
-    theirs = {plan.base.field_path(name): value for name, value in plan.study.base.items()}
-    return sorted(name for name, value in theirs.items() if plan.base.with_fields({name: value}) != plan.base)
+    command: str
+    """That made it, without paths of the machine."""
+    seeds: int
+    fine_tuning: FineTuning
+    data: Mapping[str, DataFacts]
+    sources: Mapping[TaskName, tuple[str, ...]]
+    """Of each task, in the base configuration."""
+    chosen_by: str
+    tables: tuple[PlannedTable, ...]
+    units: Mapping[str, PlannedUnit]
+    """By key."""
+    format: int = FORMAT
+
+    @classmethod
+    def of(cls, plan: Plan, command: str, changes: Mapping[str, str]) -> Self:
+        """Of a plan; see the fields for the arguments."""
+        study, base = plan.study, plan.base
+        set_by_study = {base.field_path(name): value for name, value in study.base.items()}
+        return cls(
+            name=plan.name,
+            study=study.name,
+            question=study.question,
+            expectation=study.expectation,
+            preset=plan.preset,
+            changes=dict(changes),
+            overridden=tuple(
+                sorted(name for name, value in set_by_study.items() if base.with_fields({name: value}) != base)
+            ),
+            command=command,
+            seeds=plan.seeds,
+            fine_tuning=study.fine_tuning,
+            data=plan.data,
+            sources={task: getattr(base.data, task).sources for task in base.optim.tasks},
+            chosen_by=base.chosen_by,
+            tables=tuple(_table(plan, table, lines) for table, lines in plan.tables),
+            units={
+                unit.key: PlannedUnit(unit.name, unit.stage, unit.task, unit.seed, unit.arm, unit.parent, unit.folder)
+                for unit in plan.units.values()
+            },
+        )
+
+    def to_json(self) -> str:
+        """One text for equal plans; `from_json` is its inverse."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False)
+
+    def to_plain(self) -> dict[str, Any]:
+        """JSON data."""
+        plain: dict[str, Any] = json.loads(self.to_json())
+        return plain
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Raises ValueError where the text is not a plan. Another format is read if it has these fields."""
+        try:
+            return cls._from_plain(json.loads(text))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a plan ({error})") from error
+
+    @classmethod
+    def _from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        sources = {task: tuple(names) for task, names in plain["sources"].items()}
+
+        def column(one: Mapping[str, Any]) -> PlannedColumn:
+            # Plans of earlier versions have no groups: all columns of a task were measured on one training.
+            of_task = {"changes": {}, "group": one["task"], "sources": sources[one["task"]]}
+            return PlannedColumn(**{**of_task, **one, "sources": tuple(one.get("sources") or of_task["sources"])})
+
+        def row(one: Mapping[str, Any]) -> PlannedRow:
+            units = {group: tuple(keys) for group, keys in one["units"].items()}
+            return PlannedRow(**{**one, "published": tuple(one["published"]), "units": units})
+
+        def table(one: Mapping[str, Any]) -> PlannedTable:
+            references = tuple(Reference(line["label"], tuple(line["published"])) for line in one["references"])
+            rows, columns = tuple(map(row, one["rows"])), tuple(map(column, one["columns"]))
+            return PlannedTable(
+                **{**one, "columns": columns, "notes": tuple(one["notes"]), "references": references, "rows": rows}
+            )
+
+        typed = {
+            "format": plain.get("format"),
+            "overridden": tuple(plain.get("overridden", ())),
+            "fine_tuning": FineTuning(**plain["fine_tuning"]),
+            "data": {name: DataFacts(**facts) for name, facts in plain["data"].items()},
+            "sources": sources,
+            "tables": tuple(map(table, plain["tables"])),
+            "units": {key: PlannedUnit(**unit) for key, unit in plain["units"].items()},
+        }
+        return cls(**{**plain, **typed})
 
 
-def _column(plan: Plan, column: Column) -> dict[str, Any]:
-    sources = getattr(with_layers(plan.base, column.changes).data, column.task).sources
-    plain = {name: getattr(column, name) for name in ("metric", "title", "unit", "higher_is_better")}
-    return plain | {
-        "changes": canonical(column.changes),
-        "task": column.task,
-        "group": column.group,
-        "sources": list(sources),
-    }
+def _table(plan: Plan, table: Table, lines: tuple[Line, ...]) -> PlannedTable:
+    rows = tuple(
+        PlannedRow(
+            line.row.label,
+            {group: arm.name for group, arm in line.arms.items()},
+            line.row.training,
+            line.row.published,
+            line.units,
+            {column.group: plan.samples(line.units[column.group][0], column.task) for column in table.columns},
+        )
+        for line in lines
+    )
+    # All rows of a table have the clip sets of its columns.
+    columns = tuple(_column(column, lines[0].arms[column.group].config) for column in table.columns)
+    return PlannedTable(
+        table.name, table.title, table.varies, table.baseline, columns, table.notes, table.references, rows
+    )
+
+
+def _column(column: Column, config: Config) -> PlannedColumn:
+    return PlannedColumn(
+        metric=column.metric,
+        title=column.title,
+        unit=column.unit,
+        higher_is_better=column.higher_is_better,
+        changes=canonical(column.changes),
+        task=column.task,
+        group=column.group,
+        sources=getattr(config.data, column.task).sources,
+    )

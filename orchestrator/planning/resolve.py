@@ -1,85 +1,99 @@
-"""From command-line values to what the planner needs; every fault is found here, before anything starts."""
+"""From a study to the configuration of each of its cells, and the checks of these configurations. No plan yet."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from orchestrator.planning.plan import DataFacts, Plan, make_plan, setting, with_layers
-from search_spaces import find_study
-from search_spaces.study import Column, Study
-from ups_model.cli import assignments, data_paths
+from search_spaces.study import Column, Row, Study, Table
 from ups_model.config import TASK_NAMES, Config, TaskName, set_of
-from ups_model.config.identity import configured_sets
 from ups_model.config.presets import preset
 from ups_model.data.batching.configured import split_sets
 from ups_model.data.batching.suitability import check_suitable
 from ups_model.data.format.clip_set import ClipSet
-from ups_model.data.prepare.catalog import SOURCES
 from ups_model.evaluation.metric_names import metric_names
-from ups_model.model.text_features import text_identity
+
+MIN_CLASSES_FOR_TOP5 = 5
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """A plan, and the clip sets that it trains on."""
+class ResolvedRow:
+    """A row and its configurations, with seed 0."""
 
-    plan: Plan
-    sets: Mapping[str, ClipSet]
-    paths: Mapping[str, Path]
-    changes: Mapping[str, str]
+    row: Row
+    configs: Mapping[str, Config]
+    """By group of columns (`Column.group`): the study's base, the column's fields over it, the row's over both."""
+    where: str
+    """Study, table and row, for messages."""
 
 
-def read_inputs(study: str, preset_name: str, data: Sequence[str], sets: Sequence[str], seeds: int | None) -> Inputs:
-    """Plan a study.
+@dataclass(frozen=True)
+class ResolvedTable:
+    """A table with the configurations of its columns and rows."""
+
+    table: Table
+    columns: Mapping[str, Config]
+    """By group of columns: the study's base with the column's fields."""
+    rows: tuple[ResolvedRow, ...]
+
+
+@dataclass(frozen=True)
+class ResolvedStudy:
+    """A study with the configuration of each cell."""
+
+    study: Study
+    preset: str
+    base: Config
+    """The preset with the study's fields and the user's over them, seed 0."""
+    tables: tuple[ResolvedTable, ...]
+
+    @property
+    def settings(self) -> list[Config]:
+        """The base, and what columns make of it that are measured on other clips."""
+        return list(dict.fromkeys([self.base, *(config for table in self.tables for config in table.columns.values())]))
+
+
+def resolve(study: Study, preset_name: str, changes: Mapping[str, Any]) -> ResolvedStudy:
+    """The configuration of each cell.
 
     Args:
-        study: a name, a file's path, or module:name.
         preset_name: tiny, small or paper.
-        data: NAME=PATH texts.
-        sets: FIELD=VALUE texts.
-        seeds: repetitions; None takes the study's own number.
+        changes: the user's own fields; they override the study's base, and a row overrides both.
 
     Raises:
-        ValueError: an unknown study or field, a row out of range, a clip set that isn't there or can't serve its task,
-            a clip that is trained on in one task and evaluated in another.
+        ValueError: an unknown field, or a value out of its range; names study, table and row or column.
     """
-    found = find_study(study)
-    changes = assignments(sets, "--set", "FIELD=VALUE")
-    base = preset(preset_name)
-    if seeds is not None and seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {seeds}")
-    configured = with_layers(base, found.base, changes)
-    settings = column_settings(found, configured)
-    paths = data_paths(data, list(dict.fromkeys(name for one in settings for name in configured_sets(one))))
-    opened = open_sets(paths)
-    for one in settings:
-        check_data(one, opened)
-    check_rows(found, configured, opened)
-    facts = facts_of(opened)
-    text = text_identity(configured.model.text_model)
-    plan = make_plan(found, preset_name, base, changes, found.seeds if seeds is None else seeds, facts, text)
-    return Inputs(plan, opened, paths, changes)
-
-
-def column_settings(study: Study, base: Config) -> list[Config]:
-    """The base, and what columns make of it that are measured on other clips.
-
-    Raises:
-        ValueError: a column's field is out of range; names study, table and column.
-    """
-    found = [base]
+    base = with_layers(preset(preset_name), study.base, changes).replace(seed=0)
+    tables = []
     for table in study.tables:
+        where = f"study {study.name!r}, table {table.name!r}"
+        columns, rows = {}, []
         for column in table.columns:
-            try:
-                config = with_layers(base, column.changes)
-            except ValueError as error:
-                raise ValueError(
-                    f"study {study.name!r}, table {table.name!r}, column {column.title!r}: {error}"
-                ) from error
-            if config not in found:
-                found.append(config)
-    return found
+            with errors_at(f"{where}, column {column.title!r}"):
+                columns[column.group] = with_layers(base, column.changes)
+        for row in table.rows:
+            with errors_at(at := f"{where}, row {row.label!r}"):
+                configs = {column.group: with_layers(base, column.changes, row.changes) for column in table.columns}
+            rows.append(ResolvedRow(row, configs, at))
+        tables.append(ResolvedTable(table, columns, tuple(rows)))
+    return ResolvedStudy(study, preset_name, base, tuple(tables))
+
+
+def with_layers(base: Config, *layers: Mapping[str, Any]) -> Config:
+    """`base` with the fields of each layer, later ones over earlier ones under whatever name: the user's "steps"
+    replaces the study's "optim.steps"."""
+    return base.with_fields({base.field_path(name): value for layer in layers for name, value in layer.items()})
+
+
+@contextmanager
+def errors_at(where: str) -> Iterator[None]:
+    """A ValueError of the block says where."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def open_sets(paths: Mapping[str, Path]) -> dict[str, ClipSet]:
@@ -97,15 +111,35 @@ def open_sets(paths: Mapping[str, Path]) -> dict[str, ClipSet]:
     return opened
 
 
-def facts_of(opened: Mapping[str, ClipSet]) -> dict[str, DataFacts]:
-    """What a plan says of each clip set."""
-    found = {}
-    for name, clips in opened.items():
-        counts = SOURCES[name].published.values() if name in SOURCES else ()
-        published = next((train + test for train, test in counts), None)
-        info = clips.info
-        found[name] = DataFacts(clips.fingerprint, info.synthetic, info.description, len(clips), published)
-    return found
+def check_study(resolved: ResolvedStudy, opened: Mapping[str, ClipSet]) -> None:
+    """Check all cells against the clip sets.
+
+    Raises:
+        ValueError: a clip set can't serve its task, a clip is both trained on and evaluated, a row has other clip sets
+            than its table's columns, or doesn't measure one of them.
+    """
+    for config in resolved.settings:
+        check_data(config, opened)
+    for table in resolved.tables:
+        for row in table.rows:
+            with errors_at(row.where):
+                for group, config in row.configs.items():
+                    _check_same_sets(table.columns[group], config)
+                    if config.data != table.columns[group].data:
+                        check_data(config, opened)
+                for column in table.table.columns:
+                    check_measured(column, row.configs[column.group], opened)
+
+
+def _check_same_sets(of_column: Config, config: Config) -> None:
+    """A table's caption names the clip sets of its columns."""
+    for task in TASK_NAMES:
+        ours, theirs = (getattr(one.data, task).sources for one in (of_column, config))
+        if ours != theirs:
+            raise ValueError(
+                f"rows of one table must have the same clip sets, got {', '.join(theirs) or 'none'} for {task} beside "
+                f"{', '.join(ours) or 'none'}; make a study of each"
+            )
 
 
 def check_data(config: Config, opened: Mapping[str, ClipSet]) -> None:
@@ -118,49 +152,19 @@ def check_data(config: Config, opened: Mapping[str, ClipSet]) -> None:
         split_sets(config.replace(seed=fold), opened)
 
 
-def check_rows(study: Study, base: Config, opened: Mapping[str, ClipSet]) -> None:
-    """ValueError for a row that trains on other clip sets than the base, or in a way they can't serve, or that never
-    measures one of its table's columns; names study, table and row."""
-    for table in study.tables:
-        for row in table.rows:
-            checked: list[Config] = []
-            for column in table.columns:
-                of_column = with_layers(base, column.changes)
-                try:
-                    config = setting(base, column, row)
-                except ValueError:
-                    continue  # The planner refuses it, and says more than could be said here.
-                try:
-                    for task in TASK_NAMES:
-                        ours, theirs = (getattr(one.data, task).sources for one in (of_column, config))
-                        if ours != theirs:
-                            # A table's caption names the clip sets of its columns.
-                            raise ValueError(
-                                f"rows of one table must have the same clip sets, got {', '.join(theirs) or 'none'} "
-                                f"for {task} beside {', '.join(ours) or 'none'}; make a study of each"
-                            )
-                    if config.data != of_column.data and config not in checked:
-                        check_data(config, opened)
-                        checked.append(config)
-                    check_measured(column, config, opened)
-                except ValueError as error:
-                    raise ValueError(
-                        f"study {study.name!r}, table {table.name!r}, row {row.label!r}: {error}"
-                    ) from error
-
-
 def check_measured(column: Column, config: Config, opened: Mapping[str, ClipSet]) -> None:
     """ValueError for a metric that the configuration doesn't measure; near names are listed."""
     if column.task not in config.optim.tasks:
         return  # The planner refuses it, and says more.
+    source = getattr(config.data, column.task).sources[0]
+    has_top5 = len(opened[set_of(source)].info.classes) >= MIN_CLASSES_FOR_TOP5
+    if not has_top5 and column.metric.startswith(f"{column.task}/top5"):
+        return  # Of so few classes it says nothing: the table has "not measured" there, and all else.
     names = measured_names(config, column.task, opened)
-    few = len(opened[set_of(getattr(config.data, column.task).sources[0])].info.classes) < 5
-    if few and column.metric.startswith(f"{column.task}/top5"):
-        return  # With so few classes it says nothing; the table has "not measured" there, and all else.
     if column.metric not in names:
         near = difflib.get_close_matches(column.metric, names, n=3, cutoff=0.5) or names
         raise ValueError(
-            f"column {column.metric!r} is not measured on {getattr(config.data, column.task).sources[0]} with "
+            f"column {column.metric!r} is not measured on {source} with "
             f"evaluation.ratios={','.join(f'{ratio:g}' for ratio in config.evaluation.ratios)}; near: {', '.join(near)}"
         )
 
@@ -169,20 +173,3 @@ def measured_names(config: Config, task: TaskName, opened: Mapping[str, ClipSet]
     """All metrics of a task that a unit of this configuration leaves."""
     data = getattr(config.data, task)
     return metric_names(task, data, config.evaluation, opened[set_of(data.sources[0])].info.classes)
-
-
-def wanted_metrics(plan: Plan, opened: Mapping[str, ClipSet]) -> dict[str, tuple[str, ...]]:
-    """Metrics that the plan's tables have columns of and that a unit can have, by the unit's key."""
-    found: dict[str, dict[str, None]] = {}
-    names: dict[tuple[str, TaskName], list[str]] = {}
-    for table, lines in plan.tables:
-        for line in lines:
-            for column in table.columns:
-                for key in line.units[column.group]:
-                    unit = plan.units[key]
-                    kind = unit.kind, column.task
-                    if kind not in names:
-                        names[kind] = measured_names(unit.config, column.task, opened)
-                    if column.metric in names[kind]:
-                        found.setdefault(key, {})[column.metric] = None
-    return {key: tuple(metrics) for key, metrics in found.items()}

@@ -1,9 +1,7 @@
 """Rebuilds a study's tables from its plan and its records, wherever they came from: same input, same bytes."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from orchestrator.report.build import build
 from orchestrator.report.captions import health_lines, summary
@@ -15,21 +13,19 @@ from ups_model.atomic import write_atomic
 __all__ = ["Records", "Report", "build", "files", "health_lines", "summary", "write_report"]
 
 
-def write_report(content: Mapping[str, Any], records: Records, out: Path) -> list[Path]:
+def write_report(report: Report, out: Path) -> list[Path]:
     """Write report.md, report.html, tables.tex, cells.csv and tables/*.svg; each is there whole or not at all.
 
     Args:
-        content: of the plan (`orchestrator.planning.plan_file.plan_content`).
-        records: of its units, by key; None or absent where a unit has none.
         out: a folder; made if it isn't there. Other files in it stay.
 
     Returns:
         The files, report.md first.
 
     Raises:
-        ValueError: the content is of another format, or the folder can't be written to.
+        ValueError: the folder can't be written to.
     """
-    texts = files(build(content, records))
+    texts = files(report)
     written = []
     try:
         # What others refer to comes first.

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.cli.session import DEFAULT_STORAGE
+from orchestrator.cli.arguments import DEFAULT_STORAGE
 from orchestrator.report import build, summary, write_report
 from orchestrator.report.load import from_storage, from_tracking
 from orchestrator.storage.ledger import Ledger
@@ -53,14 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ledger = None
     try:
         if given.tracking_uri is not None:
-            (content, records), folder = from_tracking(given.tracking_uri, given.study)
+            (plan, records), folder = from_tracking(given.tracking_uri, given.study)
         else:
             ledger = Ledger.open(given.storage or DEFAULT_STORAGE, create=False)
-            (content, records), folder = from_storage(ledger, given.study)
-        report = build(content, records)
+            (plan, records), folder = from_storage(ledger, given.study)
+        report = build(plan, records)
         out = given.out or folder
-        written = write_report(content, records, out)
-        copy = ledger.publish_report(content["name"], written, out) if ledger is not None else ""
+        written = write_report(report, out)
+        copy = ledger.publish_report(plan.name, written, out) if ledger is not None else ""
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
-from orchestrator.planning.plan_file import FORMAT
+from orchestrator.planning.plan_file import FORMAT, PlanFile
 from orchestrator.report.model import (
     CODE,
     PROVENANCE,
@@ -37,22 +37,21 @@ _SHARES = ("top", "free_top", "ended")
 """How metrics begin that are the share of test clips with some property."""
 
 
-def build(content: Mapping[str, Any], records: Records) -> Report:
+def build(plan: PlanFile, records: Records) -> Report:
     """The report of a plan.
 
     Args:
-        content: as `orchestrator.planning.plan_file.plan_content` makes it.
         records: of the plan's units, by key; None or absent where a unit has none.
 
     Raises:
-        ValueError: the content has another format than this code writes.
+        ValueError: the plan has another format than this code writes.
     """
-    if content.get("format") != FORMAT:
+    if plan.format != FORMAT:
         raise ValueError(
-            f"the plan has format {content.get('format')!r}, this code reads {FORMAT}; run the study's ablate command "
+            f"the plan has format {plan.format!r}, this code reads {FORMAT}; run the study's ablate command "
             "again with this version"
         )
-    return _Builder(content, records).report()
+    return _Builder(plan.to_plain(), records).report()
 
 
 class _Builder:

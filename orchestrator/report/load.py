@@ -1,14 +1,14 @@
 """Where plans and records come from: the ledger on storage, or MLflow. Both give the same pairs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from orchestrator.planning.plan_file import PlanFile
 from orchestrator.report.model import Records
-from orchestrator.storage.ledger import Ledger
+from orchestrator.storage.ledger import Ledger, Place
 
-Found = tuple[Mapping[str, Any], Records]
-"""A plan's content, and the records of its units by key."""
+Found = tuple[PlanFile, Records]
+"""A plan, and the records of its units by key."""
 
 
 def from_storage(ledger: Ledger, study: str | None) -> tuple[Found, Path]:
@@ -19,9 +19,9 @@ def from_storage(ledger: Ledger, study: str | None) -> tuple[Found, Path]:
         OSError: the storage doesn't answer.
     """
     plans, storage = ledger.studies(study), ledger.address
-    content = plans[choose([(name, plan["study"]) for name, plan in plans.items()], study, f"--storage {storage}")]
-    records = ledger.read_all({key: unit["folder"] for key, unit in content["units"].items()})
-    return _with_records(content, records), ledger.report_folder(content["name"])
+    plan = plans[choose([(name, plan.study) for name, plan in plans.items()], study, f"--storage {storage}")]
+    records = ledger.read(Place(key, unit.folder) for key, unit in plan.units.items())
+    return _with_records(plan, records), ledger.report_folder(plan.name)
 
 
 def from_tracking(tracking_uri: str, study: str | None) -> tuple[Found, Path]:
@@ -32,9 +32,9 @@ def from_tracking(tracking_uri: str, study: str | None) -> tuple[Found, Path]:
     """
     from orchestrator.tracking import mlflow_store  # MLflow takes seconds to import.
 
-    plans = {content["name"]: (content, records) for content, records in mlflow_store.fetch(tracking_uri, study)}
+    plans = {plan.name: (plan, records) for plan, records in mlflow_store.fetch(tracking_uri, study)}
     # The address may hold a password: it stays out of messages.
-    name = choose([(name, content["study"]) for name, (content, _) in plans.items()], study, "--tracking-uri")
+    name = choose([(name, plan.study) for name, (plan, _) in plans.items()], study, "--tracking-uri")
     return _with_records(*plans[name]), Path(f"report-{name}")
 
 
@@ -62,10 +62,9 @@ def choose(plans: Sequence[tuple[str, str]], wanted: str | None, where: str) -> 
     return found[0]
 
 
-def _with_records(content: Mapping[str, Any], records: Records) -> Found:
+def _with_records(plan: PlanFile, records: Records) -> Found:
     if not any(records.values()):
         raise ValueError(
-            f"nothing to report: no unit of {content['name']} has left a record; run its ablate command again: "
-            f"{content['command']}"
+            f"nothing to report: no unit of {plan.name} has left a record; run its ablate command again: {plan.command}"
         )
-    return content, records
+    return plan, records

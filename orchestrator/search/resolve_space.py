@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.plan import Unit, with_layers
-from orchestrator.planning.resolve import check_data, facts_of, measured_names, open_sets
+from orchestrator.planning.inputs import facts_of
+from orchestrator.planning.plan import Unit
+from orchestrator.planning.resolve import check_data, errors_at, measured_names, open_sets, with_layers
 from orchestrator.search.trial_queue import Params, SearchPlan, field_of
 from search_spaces import find_space
 from search_spaces.space import Choice, Range, Space
@@ -20,7 +21,7 @@ from ups_model.data.format.clip_set import ClipSet
 from ups_model.evaluation.metric_names import is_headline
 from ups_model.model.text_features import text_identity
 
-MOST_COMBINATIONS = 256
+MAX_COMBINATIONS = 256
 """Combinations of ends that are built to see whether they are configurations; of more, each dimension alone."""
 UNCOMPARABLE = {
     "seed": "is not a choice: raise the space's seeds instead",
@@ -111,27 +112,24 @@ def check_dimensions(space: Space, base: Config, changed: Sequence[str]) -> dict
     Raises:
         ValueError: see `read_search`.
     """
-    found: dict[str, Range | Choice] = {}
+    dimensions: dict[str, Range | Choice] = {}
     for name, where in space.dimensions.items():
-        at = f"space {space.name!r}, dimension {name!r}"
-        try:
+        with errors_at(f"space {space.name!r}, dimension {name!r}"):
             path = base.field_path(name)
-            if path in found:
+            if path in dimensions:
                 raise ValueError(f"{path} is searched twice; keep one")
             if path in changed:
                 raise ValueError(f"{path} is searched and set; leave out --set {name}")
-            found[path] = _as_field(path, where, field_of(base, path))
+            dimensions[path] = _as_field(path, where, field_of(base, path))
             for value in where.ends:
                 _check_comparable(path, base, base.with_fields({path: value}))
-        except ValueError as error:
-            raise ValueError(f"{at}: {error}") from error
-    combinations = itertools.product(*(where.ends for where in found.values()))
-    for values in itertools.islice(combinations, MOST_COMBINATIONS):
+    combinations = itertools.product(*(where.ends for where in dimensions.values()))
+    for values in itertools.islice(combinations, MAX_COMBINATIONS):
         try:
-            base.with_fields(dict(zip(found, values, strict=True)))
+            base.with_fields(dict(zip(dimensions, values, strict=True)))
         except ValueError as error:
             raise ValueError(f"space {space.name!r}: {error}; narrow its dimensions") from error
-    return found
+    return dimensions
 
 
 def _as_field(path: str, where: Range | Choice, value: object) -> Range | Choice:

@@ -131,8 +131,8 @@ def next_command(inputs: SearchInputs, best: Trial) -> str:
     return shlex.join(parts)
 
 
-def closing(inputs: SearchInputs, agenda: SearchAgenda, written: Sequence[Path], ui: str, missing: int) -> str:
-    """What the end of a search says."""
+def closing(inputs: SearchInputs, agenda: SearchAgenda) -> list[str]:
+    """What the end of a search says of its trials."""
     trials = agenda.book.trials
     order = ranked(trials, inputs.plan.study.direction)
     complete = [trial for trial in order if trial.value is not None]
@@ -154,11 +154,7 @@ def closing(inputs: SearchInputs, agenda: SearchAgenda, written: Sequence[Path],
             f"the best of {len(complete)} is chosen by these values and so too good; measure it with fresh seeds:"
         )
         lines.append(f"  {next_command(inputs, complete[0])}")
-    if missing:
-        lines.append(f"{missing} units are not in MLflow yet; the same command makes up for it")
-    lines += [f"trials: {path}" for path in written]
-    lines.append(f"compare in MLflow: {ui}")
-    return "\n".join(lines)
+    return lines
 
 
 def _rows(inputs: SearchInputs, agenda: SearchAgenda, order: Sequence[Trial]) -> list[str]:

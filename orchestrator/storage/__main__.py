@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.cli.session import DEFAULT_STORAGE
+from orchestrator.cli.arguments import DEFAULT_STORAGE
 from orchestrator.storage.archive import export_ledger
 from orchestrator.storage.gc import Swept, sweep_rest, sweep_unit, units_of
 from orchestrator.storage.ledger import Ledger

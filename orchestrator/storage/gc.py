@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from orchestrator.record import Record
 from orchestrator.storage.backends.base import Entry
 from orchestrator.storage.backends.workspace import GROUPS
-from orchestrator.storage.ledger import Ledger
+from orchestrator.storage.ledger import Ledger, Place
 from orchestrator.storage.usage import key_of
 from ups_model.training.checkpoint import load_checkpoint
 from ups_model.training.run_folder import STATE
@@ -93,7 +93,7 @@ def _going(ledger: Ledger, folder: str, older_than: float) -> tuple[list[Removal
     note = ""
     taken = {one.name for one in found}
     if resume:
-        record = ledger.read_all({key_of(folder): folder})[key_of(folder)]
+        record = ledger.read([Place(key_of(folder), folder)])[key_of(folder)]
         if record is not None and record.status == "finished" and record.tested:
             if fault := weights_fault(ledger, folder, record):
                 note = f"its chosen weights can't be read, so its checkpoints stay ({fault})"

@@ -9,15 +9,15 @@ nobody waits for the dead, and two drivers on one storage don't train one unit a
 `orchestrator.storage` knows; names are asked for one by one and nothing rests on a listing.
 """
 
-import json
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import NamedTuple, Protocol, Self
 
 from orchestrator.planning.plan import Plan, Unit
+from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record
 from orchestrator.storage import Claim, Storage, Workspace, parse_address, storage_at
 from orchestrator.storage.backends.base import as_object
@@ -35,6 +35,23 @@ IMPORTED = "imported.json"
 """Which record was imported (`orchestrator.storage.merge`)."""
 REPORTS = Path("runs/reports")
 """Where reports are written that are then brought to an object store."""
+
+
+class Stored(Protocol):
+    """What has a record: a unit, or as much of it as says where."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def folder(self) -> str:
+        """Its name below `units/`."""
+
+
+class Place(NamedTuple):
+    """Of a unit of which nothing else is known."""
+
+    key: str
+    folder: str
 
 
 class Ledger:
@@ -90,59 +107,50 @@ class Ledger:
         """The address of a unit's file, for people."""
         return self.storage.where(f"{_place(unit)}/{name}".rstrip("/"))
 
-    def record(self, unit: Unit) -> Record | None:
-        """The finished record of a unit, else that of its last failure, else None. One that can't be read now counts as
-        none: who is about to train asks `done`."""
-        return self.read(unit.folder, unit.key)
+    def read(self, units: Iterable[Stored]) -> dict[str, Record | None]:
+        """By key, the finished record of each unit, else that of its last failure, else None. Many requests at a time.
 
-    def read(self, folder: str, key: str) -> Record | None:
-        """`record`, by the unit's folder and key."""
-        return self._unless_unreadable(folder, key, (RECORD, FAILURE))
-
-    def finished(self, unit: Unit) -> Record | None:
-        """The finished record of a unit."""
-        record = self._unless_unreadable(unit.folder, unit.key, (RECORD,))
-        return record if record is not None and record.status == "finished" else None
-
-    def done(self, unit: Unit) -> Record | None:
-        """`finished`, for who would train the unit if it isn't. OSError where the storage doesn't answer: that is no
-        reason to train a unit twice."""
-        record = self._read(unit.folder, unit.key, (RECORD,))
-        return record if record is not None and record.status == "finished" else None
-
-    def records(self, units: Iterable[Unit]) -> dict[str, Record | None]:
-        """`record` of many units by key, many requests at a time. OSError where the storage doesn't answer."""
+        A damaged record counts as none. OSError where the storage doesn't answer: no reason to train a unit twice.
+        """
         folders = {unit.key: unit.folder for unit in units}
         if folders.keys() <= self._remembered.keys():
             return {key: self._remembered[key] for key in folders}
-        return self.read_all(folders)
+        records = self.storage.each(lambda pair: self._read(*pair, (RECORD, FAILURE)), folders.items())
+        return dict(zip(folders, records, strict=True))
 
-    def read_all(self, folders: Mapping[str, str]) -> dict[str, Record | None]:
-        """`records`, by the units' keys and folders."""
-        found = self.storage.each(lambda pair: self._read(pair[1], pair[0], (RECORD, FAILURE)), folders.items())
-        return dict(zip(folders, found, strict=True))
+    def done(self, unit: Stored) -> Record | None:
+        """The finished record of a unit; OSError as `read`."""
+        return _finished(self._read(unit.key, unit.folder, (RECORD,)))
+
+    def record(self, unit: Stored) -> Record | None:
+        """As `read`, of one unit, for whoever only looks: a storage that doesn't answer counts as no record."""
+        return self._tolerant(unit, (RECORD, FAILURE))
+
+    def finished(self, unit: Stored) -> Record | None:
+        """As `done`, for whoever only looks: a storage that doesn't answer counts as no record."""
+        return _finished(self._tolerant(unit, (RECORD,)))
 
     @contextmanager
-    def remembering(self, units: Iterable[Unit]) -> Iterator[None]:
-        """While it lasts, `record`, `records`, `read` and `finished` answer for these units from one reading of them
-        all at its start: one request after another would take minutes for a large plan. OSError as of `records`."""
-        self._remembered = self.records(units)
+    def remembering(self, units: Iterable[Stored]) -> Iterator[None]:
+        """While it lasts, `read`, `record` and `finished` answer for these units from one reading of them all at its
+        start: one request after another would take minutes for a large plan. OSError as `read`."""
+        self._remembered = self.read(units)
         try:
             yield
         finally:
             self._remembered = {}
 
-    def _unless_unreadable(self, folder: str, key: str, names: tuple[str, ...]) -> Record | None:
-        if key in self._remembered:
-            return self._remembered[key]
+    def _tolerant(self, unit: Stored, names: tuple[str, ...]) -> Record | None:
+        if unit.key in self._remembered:
+            return self._remembered[unit.key]
         try:
-            return self._read(folder, key, names)
+            return self._read(unit.key, unit.folder, names)
         except OSError as error:
-            where = self.storage.where(f"units/{folder}")
+            where = self.storage.where(f"units/{unit.folder}")
             logger.warning("%s can't be read (%s): the unit counts as not done", where, error)
             return None
 
-    def _read(self, folder: str, key: str, names: tuple[str, ...]) -> Record | None:
+    def _read(self, key: str, folder: str, names: tuple[str, ...]) -> Record | None:
         for name in names:
             file = f"units/{folder}/{name}"
             try:
@@ -259,25 +267,20 @@ class Ledger:
         )
         return self.storage.where(place)
 
-    def save_plan(self, plan: Plan, content: Mapping[str, Any]) -> None:
+    def save_plan(self, plan: PlanFile) -> None:
         """Keep what the report needs of a plan."""
-        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
-        self.storage.write(f"studies/{plan.name}/{PLAN}", text.encode("utf-8"))
+        self.storage.write(f"studies/{plan.name}/{PLAN}", plan.to_json().encode("utf-8"))
 
-    def studies(self, known: str | None = None) -> dict[str, dict[str, Any]]:
-        """Saved plans by the name of their folder; `known` is looked for whether or not it is listed."""
-        names = sorted({*self.storage.children("studies"), *([known] if known and "/" not in known else [])})
-        return {
-            name: content
-            for name, content in zip(names, self.storage.each(self._plan, names), strict=True)
-            if content is not None
-        }
+    def studies(self, name: str | None = None) -> dict[str, PlanFile]:
+        """Saved plans by the name of their folder; `name` is looked for whether or not it is listed."""
+        names = sorted({*self.storage.children("studies"), *([name] if name and "/" not in name else [])})
+        plans = zip(names, self.storage.each(self._plan, names), strict=True)
+        return {name: plan for name, plan in plans if plan is not None}
 
-    def _plan(self, name: str) -> dict[str, Any] | None:
+    def _plan(self, name: str) -> PlanFile | None:
         file = f"studies/{name}/{PLAN}"
         try:
-            plan: dict[str, Any] = json.loads(self.storage.read(file))
-            return plan
+            return PlanFile.from_json(self.storage.read(file))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -294,6 +297,10 @@ def storage_path(storage: str) -> Path | None:
     """
     found = parse_address(storage)
     return found if isinstance(found, Path) else None
+
+
+def _finished(record: Record | None) -> Record | None:
+    return record if record is not None and record.status == "finished" else None
 
 
 def _place(unit: Unit) -> str:

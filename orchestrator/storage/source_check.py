@@ -193,7 +193,7 @@ class SourceCheck:
     def standing(self, units: Iterable[Unit]) -> Standing:
         """How units stand to the present code. OSError where the storage doesn't answer."""
         every = list(units)
-        records = self._ledger.records(every)
+        records = self._ledger.read(every)
         finished = {unit.key: record for unit in every if (record := _finished(records[unit.key])) is not None}
         rest = [unit for unit in every if unit.key not in finished]
         begun = self._ledger.storage.each(lambda unit: Begun.on_storage(self._ledger, unit).training, rest)

@@ -16,7 +16,7 @@ from pathlib import Path
 from orchestrator.planning.plan import Unit
 from orchestrator.record import Record
 from orchestrator.storage.backends.base import as_object
-from orchestrator.storage.ledger import Ledger
+from orchestrator.storage.ledger import Ledger, Place
 from orchestrator.storage.source_check import Policy, is_trained_otherwise
 from orchestrator.storage.usage import INDEX
 from ups_model.training.run_folder import STATE
@@ -52,7 +52,7 @@ def find_twin(ledger: Ledger, unit: Unit, policy: Policy = "refuse") -> Twin | N
     folder, key = str(entry.get("folder", "")), str(entry.get("key", ""))
     if not key or key == unit.key or "/" in folder:
         return None
-    record = ledger.read_all({key: folder})[key]
+    record = ledger.read([Place(key, folder)])[key]
     if record is None or record.status != "finished" or not record.checkpoint:
         return None
     if is_trained_otherwise(record) and policy != "accept":

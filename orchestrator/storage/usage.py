@@ -85,10 +85,10 @@ def usage(ledger: Ledger) -> Usage:
     """How much room everything takes. Uploads that never ended count as leftovers. OSError where it can't be read."""
     used = Usage()
     users: dict[str, list[str]] = {}
-    for study, content in ledger.studies().items():
+    for study, plan in ledger.studies().items():
         used.studies[study] = Counter()
-        for unit in content["units"].values():
-            users.setdefault(unit["folder"], []).append(study)
+        for unit in plan.units.values():
+            users.setdefault(unit.folder, []).append(study)
     sizes = [(entry.name, entry.size) for entry in ledger.storage.entries("")]
     listed = {name for name, _ in sizes}
     uploads = [left for left in ledger.storage.leftovers("units") if left.name not in listed]

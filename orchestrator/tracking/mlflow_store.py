@@ -6,7 +6,6 @@ waits on it and never dies of it. All of it may be written twice without a trace
 the time at which they were measured, and a tag of each run says how far it is.
 """
 
-import json
 import logging
 import os
 import sqlite3
@@ -23,6 +22,7 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
+from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record
 from orchestrator.storage.backends.workspace import scratch_base
 from orchestrator.storage.ledger import RECORD, Ledger
@@ -377,7 +377,7 @@ def index(client: Any, experiment: str, condition: str = "") -> tuple[dict[str, 
     return units, plans
 
 
-def fetch(uri: str, study: str | None) -> list[tuple[dict[str, Any], dict[str, Record | None]]]:
+def fetch(uri: str, study: str | None) -> list[tuple[PlanFile, dict[str, Record | None]]]:
     """Mirrored plans and the records of their units, read from MLflow alone.
 
     Args:
@@ -385,7 +385,7 @@ def fetch(uri: str, study: str | None) -> list[tuple[dict[str, Any], dict[str, R
         study: name of a study, or of a plan of it; None for all.
 
     Returns:
-        For each plan, by name: its content (`plan_file.plan_content`), and by key the record of each unit,
+        Plans, sorted by name, and by key the record of each unit,
         None for one that has left none or is not mirrored.
 
     Raises:
@@ -419,7 +419,7 @@ def _settle(uri: str) -> None:
         ) from error
 
 
-def _fetch(client: Any, uri: str, study: str | None) -> list[tuple[dict[str, Any], dict[str, Record | None]]]:
+def _fetch(client: Any, uri: str, study: str | None) -> list[tuple[PlanFile, dict[str, Record | None]]]:
     found, known = [], set()
     for experiment in client.search_experiments():
         units, plans = index(client, experiment.experiment_id)
@@ -430,15 +430,15 @@ def _fetch(client: Any, uri: str, study: str | None) -> list[tuple[dict[str, Any
             known |= {run.tags.get(schema.STUDY, name)}
             if schema.PLAN_DIGEST not in run.tags or study not in (None, name, run.tags.get(schema.STUDY)):
                 continue
-            content = json.loads(_artifact(uri, run, PLAN_FILE))
-            for key in content["units"]:
+            plan = PlanFile.from_json(_artifact(uri, run, PLAN_FILE))
+            for key in plan.units:
                 if key not in texts:
                     texts[key] = _record(uri, units.get(key))
-            found.append((content, {key: texts[key] for key in content["units"]}))
+            found.append((plan, {key: texts[key] for key in plan.units}))
     if not found:
         has = f"it has {', '.join(sorted(known))}" if known else "nothing has been mirrored there"
         raise ValueError(f"--tracking-uri {shown(uri)}: no study {study or ''}".rstrip() + f"; {has}")
-    return sorted(found, key=lambda pair: pair[0]["name"])
+    return sorted(found, key=lambda pair: pair[0].name)
 
 
 def _record(uri: str, run: Run | None) -> Record | None:

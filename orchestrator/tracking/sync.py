@@ -81,7 +81,7 @@ class LedgerMirror:
     ) -> None:
         """
         Args:
-            content: of the plan, as `orchestrator.planning.plan_file.plan_content` makes it.
+            content: of the plan, as `orchestrator.planning.plan_file.PlanFile.to_plain` makes it.
             open_store: called in the thread, again until it succeeds.
             where: the store's address, for people.
         """

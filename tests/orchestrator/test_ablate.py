@@ -10,8 +10,8 @@ import pytest
 from filelock import FileLock
 
 from orchestrator import ablate
-from orchestrator.cli.session import command_line
-from orchestrator.planning.resolve import read_inputs
+from orchestrator.cli.arguments import command_line
+from orchestrator.planning.inputs import read_inputs
 from orchestrator.record import Record
 from orchestrator.storage.ledger import Ledger
 from search_spaces import study_names

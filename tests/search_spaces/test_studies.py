@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.planning.plan import DataFacts, make_plan
+from orchestrator.planning.resolve import resolve
 from search_spaces import find_study, study_names
 from search_spaces.paper_tables import BINS, TABLE_7, TABLE_8, TABLE_9, TRAINING
 from search_spaces.study import Column, FineTuning, Reference, Row, Study, Table
@@ -86,7 +87,7 @@ def test_tables_1_to_6_need_20_trainings_a_seed_and_no_task_of_one_trains_on_ano
         name: DataFacts(f"{index:064x}", False, name, 10)
         for index, name in enumerate(("h36m", "kinetics", "ntu60", "ntu120"))
     }
-    plan = make_plan(TABLES_1_6, "paper", preset("paper"), {}, 1, data, "text")
+    plan = make_plan(resolve(TABLES_1_6, "paper", {}), 1, data, "text")
     counts = Counter((unit.stage, unit.task) for unit in plan.units.values())
     # Four protocols: each trained jointly, and tuned or trained alone for 3D recognition; early prediction on two of
     # them; pose estimation and 2D recognition once.

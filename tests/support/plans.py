@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan, with_layers
-from orchestrator.planning.resolve import column_settings
+from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan
+from orchestrator.planning.resolve import resolve
 from orchestrator.record import Record
 from orchestrator.storage.ledger import Ledger
 from search_spaces.columns import ABLATION
 from search_spaces.study import Row, Study, Table
 from ups_model.config.identity import configured_sets
-from ups_model.config.presets import preset
 from ups_model.source import source_identity
 
 DATA = {
@@ -38,10 +37,10 @@ def small_study(**changes: Any) -> Study:
 
 def plan_of(study: Study, seeds: int = 1, changes: Mapping[str, Any] | None = None, name: str = "tiny") -> Plan:
     """A plan on invented data."""
-    base = with_layers(preset(name), study.base, changes or {})
-    used = {source for config in column_settings(study, base) for source in configured_sets(config)}
+    resolved = resolve(study, name, changes or {})
+    used = {source for config in resolved.settings for source in configured_sets(config)}
     others = {one: DataFacts(f"of {one}", False, f"invented: {one}", 100) for one in sorted(used - DATA.keys())}
-    return make_plan(study, name, preset(name), changes or {}, seeds, {**DATA, **others}, TEXT)
+    return make_plan(resolved, seeds, {**DATA, **others}, TEXT)
 
 
 def finish(ledger: Ledger, unit: Unit, **metrics: float) -> Record:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.planning.plan import DataFacts, Plan, make_plan
-from orchestrator.planning.plan_file import plan_content
+from orchestrator.planning.plan_file import PlanFile
+from orchestrator.planning.resolve import resolve
 from orchestrator.record import Record
 from search_spaces.columns import AR3D, MPJPE
 from search_spaces.study import Column, Row, Study, Table
@@ -37,11 +38,12 @@ def plan_of(
         source: DataFacts(f"{index}1234567{56 * '0'}", source.startswith("synthetic"), f"about {source}", 1907)
         for index, source in enumerate(sets)
     }
-    return make_plan(Study("invented", "Why?", "So.", (made,)), name, config, changes or {}, seeds, data, "text")
+    study = Study("invented", "Why?", "So.", (made,))
+    return make_plan(resolve(study, name, changes or {}), seeds, data, "text")
 
 
-def content_of(plan: Plan, changes: Mapping[str, str] | None = None) -> dict[str, Any]:
-    return plan_content(plan, COMMAND, changes or {})
+def plan_file_of(plan: Plan, changes: Mapping[str, str] | None = None) -> PlanFile:
+    return PlanFile.of(plan, COMMAND, changes or {})
 
 
 def keys_of(plan: Plan, label: str, task: str = "ar3d") -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from orchestrator.cli import display
-from orchestrator.cli.display import LINE_SECONDS, Display, several
+from orchestrator.cli.display import LINE_SECONDS, Display
 from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import Agenda
 from tests.support.plans import finish, new_ledger, plan_of, small_study
@@ -149,9 +149,3 @@ def test_a_record_of_a_search_shows_validation(agenda, shown, caplog):
     agenda.finished(unit.key)
     shown.changed(unit.key, agenda.state[unit.key])
     assert caplog.messages[-1].endswith("validation: score 42.5")
-
-
-def test_several_hooks_are_called_in_turn():
-    seen = []
-    several(lambda key, state: seen.append((1, key, state)), lambda key, state: seen.append((2, key, state)))("a", "b")
-    assert seen == [(1, "a", "b"), (2, "a", "b")]

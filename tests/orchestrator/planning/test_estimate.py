@@ -8,7 +8,7 @@ from filelock import FileLock
 from torch.utils.flop_counter import FlopCounterMode
 
 from orchestrator.planning.estimate import BACKWARD, TEXT_WIDTHS, estimate, sizes_of
-from orchestrator.planning.resolve import read_inputs
+from orchestrator.planning.inputs import read_inputs
 from orchestrator.record import Record
 from tests.support.drivers import Bench
 from tests.support.runs import session_folder, toy_config, write_toy_sets

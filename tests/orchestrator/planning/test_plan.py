@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.planning.plan import DataFacts, Unit, alone, make_plan, two_stages
-from orchestrator.planning.plan_file import plan_content
+from orchestrator.planning.plan_file import PlanFile
+from orchestrator.planning.resolve import resolve
 from search_spaces import find_study
 from search_spaces.columns import ABLATION, AR2D
 from search_spaces.study import FineTuning, Row, Study, Table
@@ -108,10 +109,10 @@ def test_a_key_holds_data_language_model_and_parent_and_no_path():
     plan = plan_of(small_study())
     other_data = {**DATA, "synthetic_ntu25": DataFacts("f" * 64, True, "", 1)}
     moved = {name: dataclasses.replace(facts, description="said otherwise") for name, facts in DATA.items()}
-    arguments = (small_study(), "tiny", preset("tiny"), {}, 1)
-    assert set(make_plan(*arguments, moved, TEXT).units) == set(plan.units)
-    assert not set(make_plan(*arguments, other_data, TEXT).units) & set(plan.units)
-    assert not set(make_plan(*arguments, DATA, "another model").units) & set(plan.units)
+    resolved = resolve(small_study(), "tiny", {})
+    assert set(make_plan(resolved, 1, moved, TEXT).units) == set(plan.units)
+    assert not set(make_plan(resolved, 1, other_data, TEXT).units) & set(plan.units)
+    assert not set(make_plan(resolved, 1, DATA, "another model").units) & set(plan.units)
 
 
 def test_adding_a_row_a_seed_or_a_table_keeps_all_units_and_the_plan_s_name():
@@ -178,8 +179,10 @@ def test_what_is_kept_of_a_plan_is_plain_and_whole():
     import json
 
     plan = plan_of(find_study("paper_tables"), seeds=2)
-    content = json.loads(json.dumps(plan_content(plan, "a command", {"steps": "8"}), allow_nan=False))
-    assert content == plan_content(plan, "a command", {"steps": "8"})
+    plan_file = PlanFile.of(plan, "a command", {"steps": "8"})
+    assert PlanFile.from_json(plan_file.to_json()) == plan_file
+    content = json.loads(json.dumps(plan_file.to_plain(), allow_nan=False))
+    assert content == plan_file.to_plain()
     keys = {
         key for table in content["tables"] for row in table["rows"] for keys in row["units"].values() for key in keys
     }

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record
 from orchestrator.report import build, files
 from orchestrator.report.captions import budget_notes, legend, summary, table_caption, table_warnings
@@ -16,7 +17,7 @@ from orchestrator.report.wording import difference_text, finding, number, publis
 from search_spaces import paper_tables
 from search_spaces.columns import AR3D, EAP, FLOOR, MPJPE
 from search_spaces.study import Reference, Row
-from tests.support.report_cases import ABOUT, ROWS, content_of, finished, keys_of, plan_of, records_of
+from tests.support.report_cases import ABOUT, ROWS, finished, keys_of, plan_file_of, plan_of, records_of
 from ups_model.evaluation.health import TaskHealth
 
 THIN, FULL = (80.0, 82.0, 84.0), (81.0, 85.0, 86.0)
@@ -24,7 +25,7 @@ THIN, FULL = (80.0, 82.0, 84.0), (81.0, 85.0, 86.0)
 
 
 def cell_of(plan, records, row="thin", column=0):
-    table = build(content_of(plan), records).tables[0]
+    table = build(plan_file_of(plan), records).tables[0]
     return next(line for line in table.rows if line.label == row).cells[column]
 
 
@@ -186,7 +187,7 @@ def test_a_unit_whose_parent_failed_is_told_from_one_that_failed_itself(child_re
     records = {(parent := plan.units[child].parent): Record(parent, "failed", error="Boom")}
     if child_record:
         records[child] = Record(child, "failed", error="no weights to start from")
-    report = build(content_of(plan), records)
+    report = build(plan_file_of(plan), records)
     assert value_texts(report.tables[0].rows[0].cells[0]) == ("parent failed",)
     # Joint, two fine-tunings, and the other row: the failure that is the cause is listed, its consequences are not.
     assert summary(report)[0] == "0 of 4 units finished, 1 failed, 3 not run (2 of them because the parent failed)."
@@ -200,7 +201,7 @@ def test_one_seed_shows_the_sampling_error_marked_as_such():
     assert value_texts(cell_of(plan, records, column=1)) == ("50.0 †± 1.2 (n=1)",)
     assert difference_text(cell_of(plan, records)) == "Δ −1.00 (1 pair)"
     assert any(
-        line.startswith("†: one seed") and "lower bound" in line for line in legend(build(content_of(plan), records))
+        line.startswith("†: one seed") and "lower bound" in line for line in legend(build(plan_file_of(plan), records))
     )
 
 
@@ -227,8 +228,8 @@ def test_the_test_clips_of_early_prediction_are_those_of_its_task():
 def test_published_values_keep_the_papers_decimals_and_zeros():
     plan = paper_tables.TABLE_8
     rows = tuple(Row(row.label, row.changes, "joint", row.published) for row in plan.rows)
-    content = content_of(plan_of(rows, plan.columns, seeds=1, baseline="2"))
-    table = build(content, {}).tables[0]
+    plan_file = plan_file_of(plan_of(rows, plan.columns, seeds=1, baseline="2"))
+    table = build(plan_file, {}).tables[0]
     # Table 8, H = 1: 88.6, 41.7, 51.80, 73.26, 83.92 against 89.3, 40.8, 53.25, 75.06, 85.35.
     shown = [published_texts(table, index, cell) for index, cell in enumerate(table.rows[0].cells)]
     assert shown == [
@@ -243,7 +244,7 @@ def test_published_values_keep_the_papers_decimals_and_zeros():
 def test_what_a_table_shows_is_said_in_words():
     plan = plan_of()
     records = records_of(plan, {"thin": (80, 83.8, 84.9), "full": FULL}, {"thin": (51, 51, 54), "full": (50, 52, 50)})
-    table = build(content_of(plan), records).tables[0]
+    table = build(plan_file_of(plan), records).tables[0]
     texts = [finding(table, index, "thin", cell) for index, cell in enumerate(table.rows[0].cells)]
     # Accuracy: -1, -1.2, -1.1. Error: +1, -1, +4: mean 4/3, sd 2.516611, half width 6.25.
     assert texts == [
@@ -257,13 +258,13 @@ def test_what_a_table_shows_is_said_in_words():
 def test_less_error_is_better_and_an_opposite_sign_is_said():
     plan = plan_of()
     records = records_of(plan, {"thin": THIN, "full": FULL}, {"thin": (40, 41.2, 41.1), "full": (41, 42, 42)})
-    table = build(content_of(plan), records).tables[0]
+    table = build(plan_file_of(plan), records).tables[0]
     assert finding(table, 1, "thin", table.rows[0].cells[1]).endswith("n=3, better (paper +1.2, opposite sign)")
 
 
 def test_one_pair_allows_no_statement():
     plan = plan_of(seeds=1)
-    report = build(content_of(plan), records_of(plan, {"thin": (80,), "full": (90,)}))
+    report = build(plan_file_of(plan), records_of(plan, {"thin": (80,), "full": (90,)}))
     table = report.tables[0]
     assert "one pair: no statement" in finding(table, 0, "thin", table.rows[0].cells[0])
     assert "nothing can be told from chance" in summary(report)[2]
@@ -273,7 +274,7 @@ def test_the_summary_counts_comparisons_and_signs():
     plan = plan_of()
     records = records_of(plan, {"thin": (80, 83.8, 84.9), "full": FULL}, {"thin": (49, 49, 54), "full": (50, 52, 51)})
     # Accuracy down as in the paper and distinguishable; error -1, -3, +3 down where the paper's goes up.
-    assert summary(build(content_of(plan), records))[2] == (
+    assert summary(build(plan_file_of(plan), records))[2] == (
         "Of 2 differences to a baseline row over two seeds or more, 1 can be told from 0 (0.1 would be by chance "
         "alone); of 2 that the paper prints too, 1 with its sign."
     )
@@ -291,7 +292,7 @@ def test_numbers_read_with_a_real_minus_and_no_sign_on_zero():
 def test_an_unequal_budget_is_marked_with_both_numbers():
     rows = (Row("short", {"steps": 240}, "joint"), Row("full", {"steps": 480}, "joint"))
     plan = plan_of(rows)
-    table = build(content_of(plan), records_of(plan, {"short": THIN, "full": FULL})).tables[0]
+    table = build(plan_file_of(plan), records_of(plan, {"short": THIN, "full": FULL})).tables[0]
     # 240 and 480 iterations rotate over 4 tasks, 16 clips each.
     assert value_texts(table.rows[0].cells[0]) == ("82.00‡ ± 2.00 (n=3)",)
     assert budget_notes(table) == [
@@ -302,7 +303,7 @@ def test_an_unequal_budget_is_marked_with_both_numbers():
 
 def test_equal_budgets_have_no_mark():
     plan = plan_of((Row("separate", {}, "separate"), Row("full", {}, "joint"), Row("tuned")), baseline="full")
-    table = build(content_of(plan), {}).tables[0]
+    table = build(plan_file_of(plan), {}).tables[0]
     assert budget_notes(table) == []
     assert [cell.samples for row in table.rows for cell in row.cells] == 6 * [1920]
 
@@ -312,7 +313,7 @@ def test_mixed_commits_devices_and_a_dirty_tree_are_named_with_their_rows():
     records = records_of(plan, {"thin": THIN, "full": FULL})
     odd, metrics = keys_of(plan, "thin")[0], {"ar3d/top1": 80.0}
     records[odd] = finished(odd, metrics, ABOUT | {"commit": 40 * "b" + "-dirty", "device": "Tesla V100"})
-    table = build(content_of(plan), records).tables[0]
+    table = build(plan_file_of(plan), records).tables[0]
     assert table_warnings(table) == [
         "The runs of this table differ in commit: aaaaaaaaaaaa (5 units, in rows “thin”, “full”); bbbbbbbbbbbb-dirty "
         "(1 unit, in row “thin”).",
@@ -332,16 +333,16 @@ def test_the_provenance_of_a_parent_counts():
     }
     assert any(
         "cccccccccccc (1 unit, in row “thin”)" in line
-        for line in table_warnings(build(content_of(plan), records).tables[0])
+        for line in table_warnings(build(plan_file_of(plan), records).tables[0])
     )
 
 
 def test_runs_of_one_origin_give_no_warning_and_unknown_ones_do():
     plan = plan_of()
     records = records_of(plan, {"thin": THIN, "full": FULL})
-    assert table_warnings(build(content_of(plan), records).tables[0]) == []
+    assert table_warnings(build(plan_file_of(plan), records).tables[0]) == []
     bare = {key: finished(key, {"ar3d/top1": 80.0}, {}) for key in records}
-    assert table_warnings(build(content_of(plan), bare).tables[0]) == ["The commit of some runs is unknown."]
+    assert table_warnings(build(plan_file_of(plan), bare).tables[0]) == ["The commit of some runs is unknown."]
 
 
 def healthy(values, trivial=4.0):
@@ -374,7 +375,7 @@ def test_a_cell_counts_its_collapsed_runs_and_nothing_is_said_of_its_difference(
     assert told(plan, records) == (
         "“thin”: −9.50, no statement: 1 run of this row collapsed, 1 run of this row did not converge (paper −1.3)"
     )
-    lines = summary(build(content_of(plan), records))
+    lines = summary(build(plan_file_of(plan), records))
     assert "1 collapsed, 1 not converged, 4 converged, 6 not judged" in lines[-2]
     assert lines[-1] == "Runs that were still improving when they ended say what learns fast."
 
@@ -387,18 +388,18 @@ def test_a_collapsed_baseline_run_withholds_the_statement_of_every_row():
 
 def test_runs_without_held_out_subjects_are_called_not_judged():
     plan = plan_of()
-    lines = summary(build(content_of(plan), records_of(plan, {"full": FULL})))
+    lines = summary(build(plan_file_of(plan), records_of(plan, {"full": FULL})))
     assert lines[-1] == "Health: not judged, for no run has held-out subjects to judge it by."
 
 
 def told(plan, records):
-    table = build(content_of(plan), records).tables[0]
+    table = build(plan_file_of(plan), records).tables[0]
     return finding(table, 0, "thin", cell_of(plan, records))
 
 
 def test_captions_name_data_setting_and_synthetic_sets():
     plan = plan_of()
-    report = build(content_of(plan, {"b": "2", "a": "1"}), records_of(plan, {"full": FULL}))
+    report = build(plan_file_of(plan, {"b": "2", "a": "1"}), records_of(plan, {"full": FULL}))
     caption = " ".join(table_caption(report, report.tables[0]))
     for part in (
         "3D pose estimation on synthetic_h36m17 (SYNTHETIC, 1,907 clips, 01234567)",
@@ -414,7 +415,7 @@ def test_captions_name_data_setting_and_synthetic_sets():
 
 def test_the_papers_own_data_are_not_called_stand_ins():
     plan = plan_of(name="paper")
-    report = build(content_of(plan), {})
+    report = build(plan_file_of(plan), {})
     assert "ours are not" not in " ".join(table_caption(report, report.tables[0]))
     assert "SYNTHETIC" not in files(report)["report.md"]
 
@@ -430,7 +431,7 @@ def test_the_papers_own_data_are_not_called_stand_ins():
     ids=str,
 )
 def test_open_data_are_stand_ins_and_how_weights_were_chosen_is_said(changes, said):
-    report = build(content_of(plan_of(name="small", changes=changes)), {})
+    report = build(plan_file_of(plan_of(name="small", changes=changes)), {})
     caption = " ".join(table_caption(report, report.tables[0]))
     assert "ours are not" in caption and said in caption
 
@@ -446,7 +447,7 @@ def test_parameters_and_training_time_count_shared_units_once():
         for key, record in records.items()
     }
     records[keys_of(plan, "thin")[0]] = finished(keys_of(plan, "thin")[0], {})
-    report = build(content_of(plan), records)
+    report = build(plan_file_of(plan), records)
     # Three rows of three seeds, six units: five of ten minutes and one unknown.
     assert summary(report)[:2] == [
         "6 of 6 units finished, 0 failed, 0 not run.",
@@ -462,7 +463,7 @@ def test_units_with_weights_of_another_plan_are_counted_and_their_training_time_
     records = {key: finished(key, {"ar3d/top1": 80.0}, ABOUT | about) for key in keys[:2]}
     # Another unit of the same plan: its time counts there.
     records[keys[2]] = finished(keys[2], {"ar3d/top1": 80.0}, ABOUT | about | {"trained_by": keys[0]})
-    (time,) = [line for line in summary(build(content_of(plan), records)) if line.startswith("Training time")]
+    (time,) = [line for line in summary(build(plan_file_of(plan), records)) if line.startswith("Training time")]
     assert time.endswith("once; 2 units measured with weights of another plan's, whose time isn't counted.")
 
 
@@ -470,7 +471,7 @@ def test_a_failed_unit_is_listed_with_the_last_line_of_its_error():
     plan = plan_of()
     key = keys_of(plan, "thin")[2]
     error = 'Traceback (most recent call last):\n  File "/home/someone/train.py", line 3\nNonFiniteLoss: step 12\n'
-    report = build(content_of(plan), {key: Record(key, "failed", error=error)})
+    report = build(plan_file_of(plan), {key: Record(key, "failed", error=error)})
     assert [(f.unit, f.error) for f in report.failures] == [
         ("encoder_layers=1, joint · joint · seed 2", "NonFiniteLoss: step 12")
     ]
@@ -482,7 +483,7 @@ def test_routes_are_shown_for_joint_units_that_have_them():
     keys = {label: keys_of(plan, label)[0] for label in ("thin", "full")}
     routes = {"ar3d": [1, 0], "pe": [0, 1]}
     records = {keys["full"]: finished(keys["full"], {}, routes=routes), keys["thin"]: finished(keys["thin"], {})}
-    text = files(build(content_of(plan), records))["report.md"]
+    text = files(build(plan_file_of(plan), records))["report.md"]
     assert (
         "| Arm | Seed | 3D pose estimation | 3D action recognition |\n|---|---:|---|---|\n| joint | 0 | 0-1 | 1-0 |\n"
         in text
@@ -492,7 +493,7 @@ def test_routes_are_shown_for_joint_units_that_have_them():
 def test_the_same_bytes_come_from_any_order_host_and_path():
     rows = (Row("separate", {}, "separate"), Row("full", {}, "joint"), Row("tuned"))
     plan = plan_of(rows, references=(Reference("elsewhere", (90.5, None)),))
-    content = content_of(plan, {"b": "2", "a": "1"})
+    plan_file = plan_file_of(plan, {"b": "2", "a": "1"})
     records = {
         key: finished(
             key,
@@ -510,21 +511,21 @@ def test_the_same_bytes_come_from_any_order_host_and_path():
             return dict(items)
         return [shuffled(item, generator) for item in tree] if isinstance(tree, list | tuple) else tree
 
-    expected = files(build(content, records))
+    expected = files(build(plan_file, records))
     generator = random.Random(1)
-    for other in (json.loads(json.dumps(content, sort_keys=True)), shuffled(content, generator)):
+    for text in (plan_file.to_json(), json.dumps(shuffled(plan_file.to_plain(), generator))):
         moved = {
             key: Record.from_json(
                 Record(key, r.status, r.metrics, r.routes, {**r.about, "host": "x"}, "/x", r.error).to_json()
             )
             for key, r in shuffled(records, generator).items()
         }
-        assert files(build(other, moved)) == expected
+        assert files(build(PlanFile.from_json(text), moved)) == expected
 
 
 def test_a_plan_of_another_format_is_refused():
     with pytest.raises(ValueError, match="format 99, this code reads 1"):
-        build(content_of(plan_of()) | {"format": 99}, {})
+        build(PlanFile.from_json(json.dumps(plan_file_of(plan_of()).to_plain() | {"format": 99})), {})
 
 
 def test_every_study_of_the_project_has_a_report_before_anything_has_run():
@@ -532,7 +533,7 @@ def test_every_study_of_the_project_has_a_report_before_anything_has_run():
     from tests.support.plans import plan_of as plan_of_study
 
     for name in study_names():
-        report = build(content_of(plan_of_study(find_study(name), seeds=2)), {})
+        report = build(plan_file_of(plan_of_study(find_study(name), seeds=2)), {})
         assert all(text for text in files(report).values())
         assert report.progress.finished == 0 and report.progress.not_run == report.progress.units > 0
     assert MPJPE.unit == "mm"

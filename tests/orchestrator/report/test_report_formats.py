@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -17,10 +18,10 @@ from orchestrator.record import Record
 from orchestrator.report import __main__ as command
 from orchestrator.report import build, files, write_report
 from orchestrator.report.render import CSV_COLUMNS, escape_latex, escape_markdown
-from orchestrator.storage.ledger import Ledger
+from orchestrator.storage.ledger import Ledger, Place
 from search_spaces.columns import ABLATION, AR3D, MPJPE
 from search_spaces.study import Column, Reference, Row
-from tests.support.report_cases import ROWS, content_of, finished, keys_of, plan_of, records_of
+from tests.support.report_cases import ROWS, finished, keys_of, plan_file_of, plan_of, records_of
 
 HOSTILE = r'<b> | & _x_ *y* % $5$ #1 {z} ~ ^ \n "q" [l](u) `c` << -- <% -- ü 手'
 """Every sign that some format takes for markup, and letters beyond ASCII."""
@@ -36,21 +37,20 @@ def hostile():
     )
     columns = (AR3D, Column("pe/mpjpe_mm", HOSTILE, "mm", False))
     plan = plan_of(rows, columns, notes=(HOSTILE,), references=(Reference(HOSTILE, (90.0, None)),))
-    content = content_of(plan, {"text_model": HOSTILE})
-    for name in ("question", "expectation", "command"):
-        content[name] = HOSTILE
-    content["tables"][0] |= {"title": HOSTILE, "varies": HOSTILE, "name": HOSTILE}
+    plan_file = plan_file_of(plan, {"text_model": HOSTILE})
+    tables = (replace(plan_file.tables[0], title=HOSTILE, varies=HOSTILE, name=HOSTILE),)
+    plan_file = replace(plan_file, question=HOSTILE, expectation=HOSTILE, command=HOSTILE, tables=tables)
     records = records_of(plan, {HOSTILE: THIN, "full": (81.0, None, 86.0)})
     for key in keys_of(plan, "silent"):
         records[key] = Record(key, "failed", error=HOSTILE)
     first = keys_of(plan, "full")[0]
     records[first] = finished(first, {"ar3d/top1": 81.0}, {"commit": HOSTILE, "device": HOSTILE}, routes={"pe": [0, 1]})
-    return content, records
+    return plan_file, records
 
 
 def plain():
     plan = plan_of(references=(Reference("elsewhere", (90.5, None)),))
-    return content_of(plan), records_of(
+    return plan_file_of(plan), records_of(
         plan, {"thin": THIN, "full": FULL}, {"thin": (51, 51, 54), "full": (50, 52, 50)}
     )
 
@@ -138,7 +138,7 @@ def test_names_stay_readable_in_the_markdown_file():
 
 
 def test_figures_are_linked_relative_to_the_markdown_file(tmp_path):
-    written = write_report(*hostile(), tmp_path / "report")
+    written = write_report(build(*hostile()), tmp_path / "report")
     links = re.findall(r"\]\((tables/[^)]*)\)", written[0].read_text("utf-8"))
     assert links and all((tmp_path / "report" / link).is_file() for link in links)
 
@@ -162,9 +162,9 @@ def test_the_page_needs_no_other_file():
 
 def test_names_inside_the_page_are_there_once_and_links_to_them_lead_somewhere():
     rows = tuple(Row(row.label, row.changes, "joint") for row in ROWS)
-    content = content_of(plan_of(rows, ABLATION))
-    content["tables"].append(content["tables"][0] | {"name": "again"})
-    text = files(build(content, {}))["report.html"]
+    plan_file = plan_file_of(plan_of(rows, ABLATION))
+    tables = (*plan_file.tables, replace(plan_file.tables[0], name="again"))
+    text = files(build(replace(plan_file, tables=tables), {}))["report.html"]
     page = Page(text)
     assert text.count("<svg") == 2
     assert [name for name, times in Counter(page.ids).items() if times > 1] == []
@@ -221,8 +221,8 @@ def test_latex_escapes_by_hand():
 
 
 def test_the_csv_reads_back_with_hand_worked_numbers():
-    content, records = plain()
-    rows = list(csv.DictReader(io.StringIO(files(build(content, records))["cells.csv"])))
+    plan_file, records = plain()
+    rows = list(csv.DictReader(io.StringIO(files(build(plan_file, records))["cells.csv"])))
     assert tuple(rows[0]) == CSV_COLUMNS
     assert [(row["row"], row["column"], row["kind"]) for row in rows] == [
         ("thin", "ar3d/top1", "ours"),
@@ -250,8 +250,8 @@ def test_the_csv_reads_back_with_hand_worked_numbers():
 
 
 def test_the_csv_names_the_fate_of_every_seed_and_keeps_hostile_labels():
-    content, records = hostile()
-    rows = list(csv.DictReader(io.StringIO(files(build(content, records))["cells.csv"])))
+    plan_file, records = hostile()
+    rows = list(csv.DictReader(io.StringIO(files(build(plan_file, records))["cells.csv"])))
     assert rows[0]["row"] == rows[0]["table"] == HOSTILE
     assert [row["status"] for row in rows[2:6]] == [
         "2 finished, 1 not run",
@@ -295,17 +295,16 @@ def test_figures_are_the_same_bytes_in_another_process_and_style(tmp_path):
 
 
 def test_no_two_tables_share_a_figures_file_and_none_leaves_the_folder():
-    content, records = plain()
-    table = content["tables"][0]
-    content["tables"] = [table | {"name": name} for name in ("a/b", "a b", "../up", "a-b")]
-    names = [name for name in files(build(content, records)) if name.endswith(".svg")]
+    plan_file, records = plain()
+    tables = tuple(replace(plan_file.tables[0], name=name) for name in ("a/b", "a b", "../up", "a-b"))
+    names = [name for name in files(build(replace(plan_file, tables=tables), records)) if name.endswith(".svg")]
     assert len(set(names)) == 4
     assert all(re.fullmatch(r"tables/[\w-]+\.svg", name) for name in names)
 
 
 def test_a_table_of_one_row_has_no_figure_and_claims_nothing():
     plan = plan_of(ROWS[1:])
-    texts = files(build(content_of(plan), records_of(plan, {"full": FULL})))
+    texts = files(build(plan_file_of(plan), records_of(plan, {"full": FULL})))
     assert not any(name.endswith(".svg") for name in texts)
     assert "What it shows" not in texts["report.md"] and "84.00 ± 2.65 (n=3)" in texts["report.md"]
 
@@ -319,7 +318,7 @@ def filled(folder, plans=((MPJPE, AR3D),), records=True):
     for seeds, columns in enumerate(plans, 1):
         rows = tuple(Row(row.label, row.changes | {"steps": 480 * seeds}, "joint") for row in ROWS)
         plan = plan_of(rows, columns, seeds=2, name="tiny" if seeds == 1 else "small")
-        ledger.save_plan(plan, content_of(plan))
+        ledger.save_plan(plan_file_of(plan))
         for unit in plan.units.values() if records else ():
             ledger.write(unit, finished(unit.key, {"ar3d/top1": 80.0 + unit.seed, "pe/mpjpe_mm": 50.0}))
     return ledger
@@ -328,11 +327,11 @@ def filled(folder, plans=((MPJPE, AR3D),), records=True):
 def test_the_command_writes_beside_the_plan_what_the_records_say(tmp_path, capsys):
     ledger = filled(tmp_path / "storage")
     assert command.main(["--storage", str(tmp_path / "storage")]) == 0
-    ((name, content),) = ledger.studies().items()
+    ((name, plan_file),) = ledger.studies().items()
     folder = tmp_path / "storage" / "studies" / name / "report"
-    records = {key: ledger.read(unit["folder"], key) for key, unit in content["units"].items()}
+    records = ledger.read(Place(key, unit.folder) for key, unit in plan_file.units.items())
     said = capsys.readouterr().out.splitlines()
-    for file, text in files(build(content, records)).items():
+    for file, text in files(build(plan_file, records)).items():
         assert (folder / file).read_text("utf-8") == text
         assert str(folder / file) in said
     assert said[:2] == [name, "4 of 4 units finished, 0 failed, 0 not run."]
@@ -420,8 +419,8 @@ def test_mlflow_gives_the_same_bytes_as_storage(tmp_path, monkeypatch, capsys):
 
     plan = plan_of(seeds=2)
     ledger = Ledger.open(str(tmp_path / "storage"))
-    content = content_of(plan)
-    ledger.save_plan(plan, content)
+    plan_file = plan_file_of(plan)
+    ledger.save_plan(plan_file)
     *done, failing, missing = plan.units.values()
     for unit in done:
         ledger.write(
@@ -430,7 +429,7 @@ def test_mlflow_gives_the_same_bytes_as_storage(tmp_path, monkeypatch, capsys):
     ledger.write(failing, Record(failing.key, "failed", error="Traceback\nBoom: handlung ü"))
     assert ledger.record(missing) is None
     uri = tracking.default_uri(ledger)
-    mirror = tracking.Mirror(ledger, plan, content, uri)
+    mirror = tracking.Mirror(ledger, plan, plan_file.to_plain(), uri)
     mirror.start()
     assert mirror.close("failed", None, 120) == 0
     monkeypatch.chdir(tmp_path)

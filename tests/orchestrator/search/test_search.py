@@ -14,14 +14,16 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from orchestrator.planning.plan import make_plan
+from orchestrator.planning.resolve import resolve
 from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import Agenda, State
 from orchestrator.search import __main__ as search
-from orchestrator.search.__main__ import JOURNAL, Journal
+from orchestrator.search.journal import Journal
 from orchestrator.search.resolve_space import check_dimensions, read_search
 from orchestrator.search.trial_queue import SearchAgenda, SearchPlan, Trial, ranked, spread
 from orchestrator.search.trial_report import caution, markdown, next_command, table
 from orchestrator.storage.ledger import Ledger
+from orchestrator.storage.search_journal import JOURNAL
 from orchestrator.storage.source_check import SourceCheck
 from orchestrator.tracking import mlflow_store as tracking
 from orchestrator.worker.job import Job
@@ -175,7 +177,7 @@ def test_a_unit_that_a_study_has_trained_is_not_trained_again(tmp_path):
     ledger = new_ledger(tmp_path)
     row = Row("joint", training="joint")
     study = Study("other", "?", "!", (Table("t", "T", "V", (AR3D,), (row,), "joint"),))
-    plan = make_plan(study, "tiny", preset("tiny"), {}, 1, DATA, TEXT)
+    plan = make_plan(resolve(study, "tiny", {}), 1, DATA, TEXT)
     (unit,) = plan.units.values()
     finish(ledger, unit, **{"validation/score": 33.0, "test/score": 99.0})
     found = Search(tmp_path, space, trials=1).run()
@@ -358,9 +360,8 @@ def test_a_study_measures_what_a_search_has_trained_without_training_it_again(be
 
     table = Table("t", "T", "V", (AR3D,), (Row("joint", training="joint"),), "joint")
     study = Study("after", "?", "!", (table,), inputs.plan.study.base)
-    study = make_plan(
-        study, "tiny", preset("tiny"), {"optim.steps": 8, "seed": 0}, 101, inputs.plan.data, inputs.plan.text
-    )
+    resolved = resolve(study, "tiny", {"optim.steps": 8, "seed": 0})
+    study = make_plan(resolved, 101, inputs.plan.data, inputs.plan.text)
     assert study.units[unit.key].folder == unit.folder
     agenda = Agenda(study, ledger)
     assert agenda.state[unit.key] is State.WAITING
@@ -468,13 +469,13 @@ def test_the_packaged_spaces_fit_the_presets():
             assert len(check_dimensions(space, base, [])) == len(space.dimensions)
 
 
-def test_only_the_search_command_imports_optuna(repo_root):
+def test_only_the_journal_of_a_search_imports_optuna(repo_root):
     files = [
         file.relative_to(repo_root).as_posix()
         for file in (repo_root / "orchestrator").rglob("*.py")
         if any(line.strip().startswith(("import optuna", "from optuna")) for line in file.read_text().splitlines())
     ]
-    assert files == ["orchestrator/search/__main__.py"]
+    assert files == ["orchestrator/search/journal.py"]
     assert optuna.__version__
 
 

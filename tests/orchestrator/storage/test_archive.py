@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.planning.plan_file import plan_content
+from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record
 from orchestrator.report import build, write_report
 from orchestrator.report.load import from_storage
@@ -55,7 +55,7 @@ def source(tmp_path):
     plan = plan_of(small_study(), seeds=2)
     fill(ledger, plan)
     other = plan_of(small_study(name="other"), changes={"n_bins": 8})
-    ledger.save_plan(other, plan_content(other, "python -m orchestrator.ablate other", {}))
+    ledger.save_plan(PlanFile.of(other, "python -m orchestrator.ablate other", {}))
     finish(ledger, next(iter(other.units.values())), 1.0)
     journal = ledger.root / "searches" / "rate-tiny-01234567" / "journal.log"
     journal.parent.mkdir(parents=True)
@@ -65,7 +65,7 @@ def source(tmp_path):
 
 def fill(ledger, plan):
     """All units but two finished; of these one failed, one began."""
-    ledger.save_plan(plan, plan_content(plan, "python -m orchestrator.ablate small", {}))
+    ledger.save_plan(PlanFile.of(plan, "python -m orchestrator.ablate small", {}))
     *done, failed, begun = plan.units.values()
     for place, unit in enumerate(done):
         finish(ledger, unit, 50 + place / 3)
@@ -171,12 +171,12 @@ def test_the_same_ledger_makes_the_same_bytes_wherever_it_lies(source, tmp_path,
 
 
 def test_an_export_of_a_study_has_its_plan_and_its_units_alone(source, tmp_path, capsys):
-    (other,) = (name for name, plan in source.studies().items() if plan["study"] == "other")
+    (other,) = (name for name, plan in source.studies().items() if plan.study == "other")
     for name in ("other", other):
         found = entries(export(source, tmp_path / "one", capsys, "--study", name))
         assert [one for one in found if one.startswith(("studies/", "searches/"))] == [f"studies/{other}/plan.json"]
         assert {one.split("/")[1] for one in found if one.startswith("units/")} <= {
-            unit["folder"] for unit in source.studies()[other]["units"].values()
+            unit.folder for unit in source.studies()[other].units.values()
         }
     both = entries(export(source, tmp_path / "both", capsys, "--study", "other", "--study", "small"))
     assert both.keys() == {name for name in entries(export(source, tmp_path / "all", capsys)) if "searches" not in name}
@@ -247,7 +247,7 @@ def test_parts_of_a_ledger_make_the_same_ledger_in_any_order(source, tmp_path, c
     for part in range(3):
         ledger = Ledger.open(str(tmp_path / f"part{part}"))
         chosen = (plan, wider, plan)[part]
-        ledger.save_plan(chosen, plan_content(chosen, "python -m orchestrator.ablate small", {}))
+        ledger.save_plan(PlanFile.of(chosen, "python -m orchestrator.ablate small", {}))
         for place, unit in enumerate(plan.units.values()):
             match draw.choice(["finished", "failed", "nothing", "bare"]):
                 case "nothing":
@@ -335,7 +335,7 @@ def test_a_unit_that_a_process_holds_is_left_alone_and_named(tmp_path, capsys, a
 def test_of_two_plans_the_one_with_all_units_of_the_other_and_more_is_kept(tmp_path, capsys):
     def stored(name, plan, command_line="python -m orchestrator.ablate small"):
         ledger = Ledger.open(str(tmp_path / name))
-        ledger.save_plan(plan, plan_content(plan, command_line, {}))
+        ledger.save_plan(PlanFile.of(plan, command_line, {}))
         return ledger, export(ledger, tmp_path / f"{name}.tar.gz", capsys)
 
     one, two = plan_of(small_study(), 1), plan_of(small_study(), 2)
@@ -554,10 +554,10 @@ def test_the_report_of_an_imported_ledger_is_the_same_byte_for_byte(source, tmp_
     command(capsys, "import", file, "--storage", tmp_path / "other")
     written = []
     for ledger in (source, Ledger(tmp_path / "other")):
-        (content, records), _ = from_storage(ledger, "small")
-        assert build(content, records)
+        (plan, records), _ = from_storage(ledger, "small")
+        assert build(plan, records)
         out = tmp_path / f"report-{ledger.root.name}"
-        write_report(content, records, out)
+        write_report(build(plan, records), out)
         written.append({path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()})
     assert written[0] == written[1] and "cells.csv" in written[0]
 

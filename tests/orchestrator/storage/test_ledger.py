@@ -12,6 +12,7 @@ import warnings
 
 import pytest
 
+from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record
 from orchestrator.storage.ledger import CLAIM, FAILURE, RECORD, Ledger
 from tests.support.plans import finish, new_ledger, plan_of, small_study
@@ -146,8 +147,9 @@ def test_weights_are_looked_for_where_the_storage_is_now(ledger, unit, tmp_path)
 
 def test_a_saved_plan_comes_back_and_a_damaged_one_is_named(ledger, caplog):
     plan = plan_of(small_study())
-    ledger.save_plan(plan, {"study": "small"})
-    assert ledger.studies() == {plan.name: {"study": "small"}}
+    plan_file = PlanFile.of(plan, "a command", {"steps": "8"})
+    ledger.save_plan(plan_file)
+    assert ledger.studies() == {plan.name: plan_file}
     (ledger.study(plan) / "plan.json").write_text("{")
     assert ledger.studies() == {}
     assert plan.name in caplog.text

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from orchestrator import ablate
-from orchestrator.planning.resolve import read_inputs
+from orchestrator.planning.inputs import read_inputs
 from orchestrator.search import __main__ as search
 from orchestrator.storage.ledger import RECORD, Ledger
 from tests.support.fake_driver import FakeDriver
@@ -237,7 +237,7 @@ def test_a_search_refuses_trials_of_other_code(bench, tmp_path, code, monkeypatc
     FakeDriver.install(monkeypatch)
     (tmp_path / "space.py").write_text(SPACE)
 
-    def execute(agenda, *more):
+    def execute(agenda, *more, footprints):
         while (unit := agenda.next()) is not None:
             record = finish(agenda.ledger, unit)
             agenda.ledger.write(unit, type(record)(**{**vars(record), "metrics": {"validation/score": 1.0}}))

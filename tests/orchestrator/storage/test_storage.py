@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record
 from orchestrator.storage import ClaimLost, parse_address
 from orchestrator.storage.backends.local import FolderStorage
@@ -93,9 +94,7 @@ def test_records_come_back_and_a_failure_never_replaces_one(ledger, units):
     done = Record(unit.key, "finished", {"test/score": 1 / 3}, {"pe": [0]}, {"commit": "abc"}, "best/step-00000001")
     ledger.write(unit, done)
     ledger.write(unit, failed)
-    assert (
-        ledger.record(unit) == ledger.finished(unit) == ledger.done(unit) == ledger.read(unit.folder, unit.key) == done
-    )
+    assert ledger.record(unit) == ledger.finished(unit) == ledger.done(unit) == ledger.read([unit])[unit.key] == done
     assert 0 <= ledger.written(unit) < 60 and ledger.written(units[1]) is None
 
 
@@ -103,7 +102,7 @@ def test_records_of_many_units_are_those_of_each(ledger, units):
     for unit in units[:3]:
         ledger.write(unit, Record(unit.key, "finished", {"test/score": 1.0}))
     ledger.write(units[3], Record(units[3].key, "failed", error="no"))
-    found = ledger.records(units)
+    found = ledger.read(units)
     assert list(found) == [unit.key for unit in units]
     assert found == {unit.key: ledger.record(unit) for unit in units}
     assert [record.status for record in found.values() if record] == ["finished"] * 3 + ["failed"]
@@ -127,7 +126,7 @@ def test_a_storage_that_does_not_answer_is_no_reason_to_train(ledger, units, mon
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(type(ledger.storage), "read", broken)
-    for ask in (lambda: ledger.done(units[0]), lambda: ledger.records(units)):
+    for ask in (lambda: ledger.done(units[0]), lambda: ledger.read(units)):
         with pytest.raises(OSError, match="Input/output"):
             ask()
     assert ledger.record(units[0]) is None and "can't be read" in caplog.text
@@ -165,8 +164,9 @@ def test_a_claim_ends_when_the_work_raises(ledger, units):
 
 def test_a_plan_comes_back_and_a_report_is_where_others_find_it(ledger, tmp_path, caplog):
     plan = plan_of(small_study())
-    ledger.save_plan(plan, {"study": "small"})
-    assert ledger.studies() == ledger.studies(plan.name) == {plan.name: {"study": "small"}}
+    plan_file = PlanFile.of(plan, "a command", {"steps": "8"})
+    ledger.save_plan(plan_file)
+    assert ledger.studies() == ledger.studies(plan.name) == {plan.name: plan_file}
     ledger.storage.write(f"studies/{plan.name}/plan.json", b"{")
     assert ledger.studies() == {} and plan.name in caplog.text
     out = ledger.report_folder(plan) if ledger.root is not None else tmp_path / "out"

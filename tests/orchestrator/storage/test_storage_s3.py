@@ -18,7 +18,7 @@ from orchestrator.storage import Claim, ClaimLost, parse_address, storage_at
 from orchestrator.storage.backends import s3 as s3_module
 from orchestrator.storage.backends.s3 import S3Storage
 from orchestrator.storage.backends.workspace import MANIFEST, scratch_base
-from orchestrator.storage.ledger import Ledger
+from orchestrator.storage.ledger import Ledger, Place
 from tests.support.drivers import ROOT, wait_until
 from tests.support.storage_server import SETTINGS, store_server
 from ups_model.training.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
@@ -267,7 +267,7 @@ def test_many_records_are_asked_for_at_once(server, storage):
         return 404
 
     with server.acting(r"^GET .*/units/", slow):
-        found = Ledger(storage).read_all({f"{index:016x}": f"joint-{index:016x}" for index in range(64)})
+        found = Ledger(storage).read([Place(f"{index:016x}", f"joint-{index:016x}") for index in range(64)])
     assert len(found) == 64 and not any(found.values())
     assert most[0] >= 8
 

@@ -1,5 +1,6 @@
 """A storage that was copied or moved: its MLflow store has its own artifacts, and never touches the original's."""
 
+import json
 import shutil
 import sqlite3
 import threading
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.report import write_report
+from orchestrator.planning.plan_file import PlanFile
+from orchestrator.report import build, write_report
 from orchestrator.report.__main__ import main as report_command
 from orchestrator.report.load import from_storage, from_tracking
 from orchestrator.storage.__main__ import main as storage_command
@@ -26,7 +28,7 @@ def mirrored(tmp_path_factory):
     """A storage with half a study, mirrored; its name has what SQL and addresses give a meaning."""
     ledger = Ledger.open(str(tmp_path_factory.mktemp("original") / "my_storage %1"))
     plan, content = plan_of()
-    ledger.save_plan(plan, content)
+    ledger.save_plan(PlanFile.from_json(json.dumps(content)))
     for unit in list(plan.units.values())[:2]:
         finish(ledger, unit)
     assert synchronise(ledger, plan, content) == 0
@@ -71,8 +73,8 @@ def reports(folder, out):
         ("ledger", from_storage(Ledger(folder), "little")),
         ("mlflow", from_tracking(uri_of(folder), "little")),
     ):
-        (content, records_of), _ = source
-        write_report(content, records_of, out / name)
+        (plan, records_of), _ = source
+        write_report(build(plan, records_of), out / name)
         found.append({path.name: path.read_bytes() for path in (out / name).rglob("*") if path.is_file()})
     return found
 

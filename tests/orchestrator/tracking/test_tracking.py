@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.planning.plan import DataFacts, make_plan
-from orchestrator.planning.plan_file import plan_content
+from orchestrator.planning.plan_file import PlanFile
+from orchestrator.planning.resolve import resolve
 from orchestrator.record import Record
 from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking import mlflow_store as tracking
@@ -25,7 +26,6 @@ from orchestrator.tracking import schema as mirrored
 from orchestrator.tracking import sync as mirror
 from search_spaces.columns import AR3D, MPJPE
 from search_spaces.study import Row, Study, Table
-from ups_model.config.presets import preset
 
 pytest.importorskip("mlflow")
 
@@ -43,8 +43,8 @@ def study(name="little", rows=ROWS):
 
 
 def plan_of(what=None, seeds=1):
-    plan = make_plan(what or study(), "tiny", preset("tiny"), {}, seeds, FACTS, "text")
-    return plan, plan_content(plan, "python -m orchestrator.ablate little", {})
+    plan = make_plan(resolve(what or study(), "tiny", {}), seeds, FACTS, "text")
+    return plan, PlanFile.of(plan, "python -m orchestrator.ablate little", {}).to_plain()
 
 
 def rows_of(steps=STEPS, began=1000.0):
@@ -449,16 +449,16 @@ def test_fetch_gives_the_ledgers_records_byte_for_byte_from_mlflow_alone(ledger,
     texts = {unit.key: (ledger.folder(unit) / "record.json").read_text() for unit in done}
     shutil.rmtree(ledger.root / "units")
     shutil.rmtree(ledger.root / "studies")
-    assert [found["name"] for found, _ in tracking.fetch(uri, None)] == sorted([plan.name, other.name])
+    assert [found.name for found, _ in tracking.fetch(uri, None)] == sorted([plan.name, other.name])
     for name in ("little", plan.name):
         ((found, records),) = tracking.fetch(uri, name)
-        assert found == json.loads(json.dumps(content))
+        assert found.to_plain() == content
         assert set(records) == set(plan.units)
         assert records.pop(left.key) is None
         assert {key: record.to_json() for key, record in records.items()} == texts
     synchronise(ledger, extended, extended_content)
     ((found, records),) = tracking.fetch(uri, "little")
-    assert found["seeds"] == 3 and set(records) == set(extended.units), "an extended study goes on in the same run"
+    assert found.seeds == 3 and set(records) == set(extended.units), "an extended study goes on in the same run"
     with pytest.raises(ValueError, match=r"no study absent; it has little, other$"):
         tracking.fetch(uri, "absent")
     with pytest.raises(ValueError, match=r"there is no such file; run orchestrator.ablate first$"):

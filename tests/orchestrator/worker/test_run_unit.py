@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ups_model.training.loop
-from orchestrator.planning.resolve import read_inputs
+from orchestrator.planning.inputs import read_inputs
 from orchestrator.storage.ledger import FAILURE, RECORD, Ledger
 from orchestrator.worker.job import Job
 from orchestrator.worker.run_unit import run_unit

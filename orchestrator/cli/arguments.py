@@ -1,0 +1,124 @@
+"""The arguments that the commands that run units share, their checks, and how a report shows a command line."""
+
+import argparse
+import math
+import re
+import shlex
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from ups_model.cli import add_data_arguments, add_device_arguments
+from ups_model.config.presets import PRESETS
+
+DEFAULT_STORAGE = "runs/ablations"
+AUTO = "auto"
+LEFT_OUT = ("--storage", "--tracking-uri", "--out", "--address")
+"""Options that a report doesn't show: they say nothing to a reader and much of a machine."""
+
+
+def command_parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser without arguments."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # `command_line` knows options by their whole names.
+    )
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None:
+    """All arguments but the first and those of one command alone; `repeated` is what has seeds: "row" or "trial"."""
+    add_data_arguments(parser)
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="(tiny: synthetic data)")
+    parser.add_argument("--seeds", type=int, metavar="N", help=f"repetitions of every {repeated} (its own number)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help=f"change a field in every {repeated}"
+    )
+    parser.add_argument(
+        "--storage", default=DEFAULT_STORAGE, metavar="URI", help=f"folder or s3://BUCKET/PREFIX ({DEFAULT_STORAGE})"
+    )
+    parser.add_argument("--tracking-uri", metavar="URI", help="of MLflow (sqlite in a storage folder)")
+    parser.add_argument("--address", default="auto", help="auto, local or HOST:PORT of a Ray cluster (auto)")
+    parser.add_argument("--max-concurrent", type=int, metavar="N", help="units at once (as many as there is room for)")
+    parser.add_argument(
+        "--gpus-per-unit",
+        type=_gpus,
+        metavar="F",
+        help="a fraction shares a GPU; auto measures what fits (1 if there are GPUs)",
+    )
+    parser.add_argument("--cpus-per-unit", type=float, default=1.0, metavar="F", help="also its threads (1)")
+    add_device_arguments(parser)
+    other = parser.add_mutually_exclusive_group()
+    for flag, policy, text in (
+        ("--accept-other-code", "accept", "keep units that other code of ups_model has trained"),
+        ("--retrain", "retrain", "train them again; their records are kept under another name"),
+    ):
+        other.add_argument(flag, dest="other_code", action="store_const", const=policy, default="refuse", help=text)
+
+
+def _gpus(text: str) -> float | str:
+    return text if text == AUTO else float(text)
+
+
+_gpus.__name__ = "number, or auto,"
+"""What argparse says was expected."""
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """ValueError for values that no machine could satisfy."""
+    gpus = None if options.gpus_per_unit == AUTO else options.gpus_per_unit
+    for flag, number in (("--gpus-per-unit", gpus), ("--cpus-per-unit", options.cpus_per_unit)):
+        if number is not None and not math.isfinite(number):
+            raise ValueError(f"{flag} must be finite, got {number}; try 1")
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", options.device):
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {options.device!r}; try auto")
+    if options.max_concurrent is not None and options.max_concurrent < 1:
+        raise ValueError(f"--max-concurrent must be at least 1, got {options.max_concurrent}")
+    if gpus is not None and gpus < 0:
+        raise ValueError(f"--gpus-per-unit must be at least 0, got {gpus:g}")
+    if gpus is not None and gpus > 1 and gpus % 1:
+        raise ValueError(f"--gpus-per-unit above 1 must be whole, got {gpus:g}")
+    if options.cpus_per_unit <= 0:
+        raise ValueError(f"--cpus-per-unit must be above 0, got {options.cpus_per_unit:g}")
+
+
+def check_address(address: str) -> None:
+    """ValueError where nothing listens at HOST:PORT; Ray would try for minutes."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ValueError(f"--address must be auto, local or HOST:PORT, got {address!r}; try auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ValueError(
+            f"--address {address}: no Ray cluster answers ({error.strerror or error}); start one with ray up, or use "
+            "local"
+        ) from error
+
+
+def command_line(module: str, arguments: Sequence[str]) -> str:
+    """The command as a report shows it: without paths, which say nothing to a reader and much of a machine."""
+    kept: list[str] = []
+    skip = False
+    for text in arguments:
+        if skip:
+            skip = False
+            continue
+        name, equals, value = text.partition("=")
+        if name in LEFT_OUT:
+            skip = not equals
+        elif kept and kept[-1] == "--data" and equals:
+            kept.append(f"{name}=PATH")
+        elif name == "--data" and equals:
+            kept.append(f"--data={value.partition('=')[0]}=PATH")
+        elif kept and kept[-1] == "--set" and "/" in value:  # A local language model.
+            kept.append(f"{name}=PATH")
+        elif text.endswith(".py"):
+            kept.append(Path(text).name)
+        else:
+            kept.append(text)
+    return shlex.join(["python", "-m", module, *kept])

@@ -1,0 +1,76 @@
+"""From command-line values to a plan; every fault of them is reported here, before anything starts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.planning.plan import DataFacts, Plan, make_plan
+from orchestrator.planning.resolve import check_study, measured_names, open_sets, resolve
+from search_spaces import find_study
+from ups_model.cli import assignments, data_paths
+from ups_model.config.identity import configured_sets
+from ups_model.data.format.clip_set import ClipSet
+from ups_model.data.prepare.catalog import SOURCES
+from ups_model.model.text_features import text_identity
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A plan, and the clip sets that it trains on."""
+
+    plan: Plan
+    sets: Mapping[str, ClipSet]
+    paths: Mapping[str, Path]
+    changes: Mapping[str, str]
+
+
+def read_inputs(name: str, preset_name: str, data: Sequence[str], sets: Sequence[str], seeds: int | None) -> Inputs:
+    """Plan a study.
+
+    Args:
+        name: of the study, a file's path, or module:name.
+        preset_name: tiny, small or paper.
+        data: NAME=PATH texts.
+        sets: FIELD=VALUE texts.
+        seeds: repetitions; None takes the study's own number.
+
+    Raises:
+        ValueError: an unknown study or field, a row out of range, a clip set that isn't there or can't serve its task,
+            a clip that is trained on in one task and evaluated in another.
+    """
+    study = find_study(name)
+    changes = assignments(sets, "--set", "FIELD=VALUE")
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {seeds}")
+    resolved = resolve(study, preset_name, changes)
+    names = dict.fromkeys(name for config in resolved.settings for name in configured_sets(config))
+    paths = data_paths(data, list(names))
+    opened = open_sets(paths)
+    check_study(resolved, opened)
+    text = text_identity(resolved.base.model.text_model)
+    plan = make_plan(resolved, seeds or study.seeds, facts_of(opened), text)
+    return Inputs(plan, opened, paths, changes)
+
+
+def facts_of(opened: Mapping[str, ClipSet]) -> dict[str, DataFacts]:
+    """What a plan says of each clip set."""
+    facts = {}
+    for name, clips in opened.items():
+        counts = SOURCES[name].published.values() if name in SOURCES else ()
+        published = next((train + test for train, test in counts), None)
+        info = clips.info
+        facts[name] = DataFacts(clips.fingerprint, info.synthetic, info.description, len(clips), published)
+    return facts
+
+
+def wanted_metrics(inputs: Inputs) -> dict[str, tuple[str, ...]]:
+    """By unit key, the metrics that the tables have columns of and that the unit can have."""
+    plan = inputs.plan
+    wanted: dict[str, dict[str, None]] = {}
+    for table, lines in plan.tables:
+        for line in lines:
+            for column in table.columns:
+                if column.metric in measured_names(line.arms[column.group].config, column.task, inputs.sets):
+                    for key in line.units[column.group]:
+                        wanted.setdefault(key, {})[column.metric] = None
+    return {key: tuple(metrics) for key, metrics in wanted.items()}
