@@ -23,7 +23,8 @@ from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.planning.resolve import resolve
 from orchestrator.storage.ledger import Ledger
-from orchestrator.tracking.mlflow_store import Mirror, default_uri
+from orchestrator.tracking.mlflow_store import Mirror
+from orchestrator.tracking.uri import default_uri
 from search_spaces import find_study
 from ups_model.config.presets import preset
 from ups_model.training.progress import append_row

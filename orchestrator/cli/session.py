@@ -17,6 +17,7 @@ from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import SETTLED, Agenda, State
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import SourceCheck
+from orchestrator.tracking.uri import default_uri, ui_command
 from orchestrator.worker.environment import commit, site_of
 from orchestrator.worker.gpu_memory import Footprint, described
 from orchestrator.worker.job import Job
@@ -72,13 +73,13 @@ class Session:
         Raises:
             ValueError: an address that can't be one, or that nothing answers at.
         """
-        from orchestrator.tracking import mlflow_store
-
         self.options, self._paths = options, paths
         self.ledger = Ledger.at(options.storage)
-        self.tracking_uri = options.tracking_uri or mlflow_store.default_uri(self.ledger)
+        self.tracking_uri = options.tracking_uri or default_uri(self.ledger)
         if options.tracking_uri is not None:
-            mlflow_store.check(options.tracking_uri)
+            from orchestrator.tracking.client import check
+
+            check(options.tracking_uri)
         self.cluster: tuple[ClusterFacts, Resources] | None = None
         self.display: Display | None = None
         self.at_exit = ExitStack()
@@ -185,12 +186,10 @@ class Session:
             report: folder for MLflow.
             shown: lines that say where the report is.
         """
-        from orchestrator.tracking import mlflow_store
-
         outcome: Outcome = "finished" if is_whole else "stopped" if agenda.stopping else "failed"
         missing = self.mirror.close(outcome, report, TRACKING_TIMEOUT_SECONDS)
         lines = [f"{missing} units are not in MLflow yet; the same command makes up for it"] if missing else []
-        return [*lines, *shown, f"compare in MLflow: {mlflow_store.ui_command(self.tracking_uri)}"]
+        return [*lines, *shown, f"compare in MLflow: {ui_command(self.tracking_uri)}"]
 
 
 def footprints(

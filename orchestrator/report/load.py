@@ -30,9 +30,9 @@ def from_tracking(tracking_uri: str, study: str | None) -> tuple[Found, Path]:
     Raises:
         ValueError: as `from_storage`, and if the store can't be read.
     """
-    from orchestrator.tracking import mlflow_store  # MLflow takes seconds to import.
+    from orchestrator.tracking import read  # MLflow takes seconds to import.
 
-    plans = {plan.name: (plan, records) for plan, records in mlflow_store.fetch(tracking_uri, study)}
+    plans = {plan.name: (plan, records) for plan, records in read.fetch(tracking_uri, study)}
     # The address may hold a password: it stays out of messages.
     name = choose([(name, plan.study) for name, (plan, _) in plans.items()], study, "--tracking-uri")
     return _with_records(*plans[name]), Path(f"report-{name}")

@@ -18,9 +18,10 @@ import pytest
 from cluster import mlflow_server, postgres
 from cluster.postgres import Postgres
 from orchestrator.storage.ledger import Ledger
-from orchestrator.tracking import mlflow_store as tracking
+from orchestrator.tracking import mlflow_store
 from orchestrator.tracking import schema as mirrored
-from orchestrator.tracking.sync import LASTING
+from orchestrator.tracking.client import EXPERIMENT
+from orchestrator.tracking.mirror import PERMANENT_CODES
 from tests.support.drivers import ROOT, Bench, alive, command_of, descendants, records, wait_until
 from tests.support.tracking_server import client, missing, running_server
 
@@ -179,7 +180,7 @@ def test_of_two_runs_made_at_the_same_moment_the_older_is_kept_and_the_other_dri
 ):
     key, experiment = f"raced-{second_began}", f"race {second_began}"
     tags = {mirrored.KEY: key, mirrored.RUN_NAME: "raced"}
-    stores = [tracking.MlflowStore(server.url, experiment, Ledger.open(str(tmp_path / one))) for one in "ab"]
+    stores = [mlflow_store.MlflowStore(server.url, experiment, Ledger.open(str(tmp_path / one))) for one in "ab"]
     stores[0].ensure_units({key: (tags, 1000)})
     with monkeypatch.context() as patch:
         patch.setattr(stores[1], "_look", lambda condition="": None)  # It looked just before the first made its run.
@@ -190,7 +191,7 @@ def test_of_two_runs_made_at_the_same_moment_the_older_is_kept_and_the_other_dri
         # The mirror takes such an error for a reason to look again.
         with pytest.raises(Exception, match="active") as caught:
             stores[0].write(stores[0].units[key], tags={"more": "yes"})
-        assert caught.value.error_code in LASTING
+        assert caught.value.error_code in PERMANENT_CODES
         del stores[0].units[key]
         stores[0].ensure_units({key: (tags, 1000)})
     assert stores[0].units[key].id == run
@@ -247,7 +248,7 @@ def test_only_the_file_that_is_named_for_it_writes_to_mlflow_and_no_worker_reach
     """Whatever a worker imports, by way of anything, is not MLflow and not the file that imports it."""
     program = (
         "import sys, orchestrator.worker.run_unit, orchestrator.execution.driver\n"
-        "names = {'mlflow', 'orchestrator.tracking.mlflow_store', 'orchestrator.tracking.sync'}\n"
+        "names = {'mlflow', 'orchestrator.tracking.mlflow_store', 'orchestrator.tracking.mirror'}\n"
         "print(sorted(names & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=repo_root, capture_output=True, text=True, check=True)
@@ -273,8 +274,8 @@ def test_wrong_credentials_are_refused_before_anything_starts(login, server, ben
 def test_a_user_who_may_only_read_is_refused_before_anything_starts(server, bench, monkeypatch, login):
     from mlflow.server import get_app_client
 
-    if client(server).get_experiment_by_name(tracking.EXPERIMENT) is None:
-        client(server).create_experiment(tracking.EXPERIMENT)
+    if client(server).get_experiment_by_name(EXPERIMENT) is None:
+        client(server).create_experiment(EXPERIMENT)
     get_app_client("basic-auth", server.url).create_user("reader", "a-long-password")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "reader")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-long-password")

@@ -43,7 +43,7 @@ class FakeDriver:
         """One that takes the place of Ray and MLflow while the test runs."""
         from orchestrator.execution import driver as run
         from orchestrator.execution import ray_cluster as ray_nodes
-        from orchestrator.tracking import mlflow_store as tracking
+        from orchestrator.tracking import mlflow_store
 
         fake = cls()
         monkeypatch.setattr(ray_nodes, "connect", lambda address: ray_nodes.ClusterFacts(2.0, 0.0, True))
@@ -51,7 +51,7 @@ class FakeDriver:
         monkeypatch.setattr(ray_nodes, "disconnect", lambda: None)
         monkeypatch.setattr(run, "execute", fake.execute)
         monkeypatch.setattr(NoMirror, "outcomes", [])
-        monkeypatch.setattr(tracking, "Mirror", NoMirror)
+        monkeypatch.setattr(mlflow_store, "Mirror", NoMirror)
         return fake
 
     def execute(self, agenda: Any, job_of: Any, resources: Any, facts: Any, hooks: Any, footprints: Any) -> None:

@@ -25,7 +25,7 @@ from orchestrator.search.trial_report import caution, markdown, next_command, ta
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.search_journal import JOURNAL
 from orchestrator.storage.source_check import SourceCheck
-from orchestrator.tracking import mlflow_store as tracking
+from orchestrator.tracking.read import fetch
 from orchestrator.worker.job import Job
 from orchestrator.worker.run_unit import run_unit
 from search_spaces import find_space, space_names
@@ -510,7 +510,7 @@ def test_a_killed_search_resumes_to_the_trials_of_an_undisturbed_one_and_measure
     assert all(status == ["FINISHED"] for status in units.values()), units
     assert parents == ["FINISHED"]
     with pytest.raises(ValueError, match="no study"):  # A report is of studies.
-        tracking.fetch(f"sqlite:///{storage / 'mlflow.db'}", None)
+        fetch(f"sqlite:///{storage / 'mlflow.db'}", None)
 
 
 def test_trials_of_other_code_are_worth_what_their_retrained_units_are_worth(tmp_path):

@@ -16,7 +16,10 @@ from orchestrator.report.load import from_storage, from_tracking
 from orchestrator.storage.__main__ import main as storage_command
 from orchestrator.storage.ledger import RECORD, Ledger
 from orchestrator.tracking import location as tracking_location
-from orchestrator.tracking import mlflow_store as tracking
+from orchestrator.tracking import mlflow_store
+from orchestrator.tracking.client import EXPERIMENT
+from orchestrator.tracking.read import fetch
+from orchestrator.tracking.uri import default_uri
 from tests.orchestrator.tracking.test_tracking import client_of, finish, plan_of, runs_of, study, synchronise
 from tests.support.drivers import Bench, mlflow_runs, records
 
@@ -57,13 +60,13 @@ def addresses(folder):
     """All addresses of artifacts in a database."""
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
         (location,) = database.execute(
-            "SELECT artifact_location FROM experiments WHERE name = ?", (tracking.EXPERIMENT,)
+            "SELECT artifact_location FROM experiments WHERE name = ?", (EXPERIMENT,)
         ).fetchone()
         return {location, *(uri for (uri,) in database.execute("SELECT artifact_uri FROM runs"))}
 
 
 def uri_of(folder):
-    return tracking.default_uri(Ledger(folder))
+    return default_uri(Ledger(folder))
 
 
 def reports(folder, out):
@@ -147,7 +150,7 @@ def test_artifacts_that_were_not_copied_along_are_made_again_from_the_records(or
 def test_a_copy_that_wrote_into_its_original_gets_artifacts_of_its_own(original, tmp_path, monkeypatch):
     place = copied(original, tmp_path)
     with monkeypatch.context() as before_it_was_known:
-        before_it_was_known.setattr(tracking, "settle", lambda storage: None)
+        before_it_was_known.setattr(mlflow_store, "settle", lambda storage: None)
         before = tree(original)
         go_on(place)
         assert tree(original) != before and len(list((place / "mlartifacts").rglob(RECORD))) == 2
@@ -206,7 +209,7 @@ def test_a_store_of_the_users_own_is_left_as_it_is(original, tmp_path):
     before = own.read_bytes()
     assert tracking_location.own_storage(f"sqlite:///{own}") is None
     assert tracking_location.own_storage("http://host:5000") is None
-    ((_, found),) = tracking.fetch(f"sqlite:///{own}", None)
+    ((_, found),) = fetch(f"sqlite:///{own}", None)
     assert sum(record is not None for record in found.values()) == 2 and own.read_bytes() == before
 
 
@@ -216,7 +219,7 @@ def test_a_database_that_can_not_be_put_right_is_one_line_with_the_way_out(origi
     def refuse(storage):
         raise sqlite3.OperationalError("attempt to write a readonly database")
 
-    monkeypatch.setattr(tracking, "settle", refuse)
+    monkeypatch.setattr("orchestrator.tracking.read.settle", refuse)
     status = report_command(["little", "--tracking-uri", uri_of(place), "--out", str(tmp_path / "out")])
     error = capsys.readouterr().err
     assert status == 2 and error.count("\n") == 1 and "readonly database" in error

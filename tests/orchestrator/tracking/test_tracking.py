@@ -21,9 +21,11 @@ from orchestrator.planning.plan_file import PlanFile
 from orchestrator.planning.resolve import resolve
 from orchestrator.record import Record
 from orchestrator.storage.ledger import Ledger
-from orchestrator.tracking import mlflow_store as tracking
+from orchestrator.tracking import mirror, mlflow_store
 from orchestrator.tracking import schema as mirrored
-from orchestrator.tracking import sync as mirror
+from orchestrator.tracking.client import _SETTINGS, EXPERIMENT, check, connect
+from orchestrator.tracking.read import fetch
+from orchestrator.tracking.uri import default_uri, ui_command
 from search_spaces.columns import AR3D, MPJPE
 from search_spaces.study import Row, Study, Table
 
@@ -81,7 +83,7 @@ def finish(ledger, unit, value=50.0):
 def database(tmp_path_factory):
     """A new MLflow database, made once: making one takes seconds."""
     file = tmp_path_factory.mktemp("database") / "mlflow.db"
-    tracking._connect(f"sqlite:///{file}").search_experiments()
+    connect(f"sqlite:///{file}").search_experiments()
     return file
 
 
@@ -95,7 +97,7 @@ def ledger(tmp_path, database, monkeypatch):
 
 
 def synchronise(ledger, plan, content, notes=(), outcome="finished", report=None, uri=None):
-    started = tracking.Mirror(ledger, plan, content, uri or tracking.default_uri(ledger))
+    started = mlflow_store.Mirror(ledger, plan, content, uri or default_uri(ledger))
     started.start()
     for key, state in notes:
         started.note(key, state)
@@ -108,7 +110,7 @@ def client_of(uri):
     return MlflowClient(tracking_uri=uri)
 
 
-def runs_of(uri, experiment=tracking.EXPERIMENT):
+def runs_of(uri, experiment=EXPERIMENT):
     client = client_of(uri)
     found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=1000)
     return [run for run in found if "ups.key" in run.data.tags], [run for run in found if "ups.plan" in run.data.tags]
@@ -168,7 +170,7 @@ def test_three_mirrors_of_one_ledger_leave_one_run_a_unit(ledger):
     plan, content = plan_of(seeds=2)
     for unit in plan.units.values():
         finish(ledger, unit)
-    uri = tracking.default_uri(ledger)
+    uri = default_uri(ledger)
     for _ in range(3):
         assert synchronise(ledger, plan, content) == 0
     units, studies = runs_of(uri)
@@ -186,7 +188,7 @@ def test_a_run_tells_what_the_unit_is_and_what_came_of_it(ledger):
     unit = next(unit for unit in plan.units.values() if unit.task == "pe")
     finish(ledger, unit)
     synchronise(ledger, plan, content)
-    uri = tracking.default_uri(ledger)
+    uri = default_uri(ledger)
     run = run_of(uri, unit)
     assert run.info.run_name == "separate pe s0"
     assert (run.info.start_time, run.info.end_time) == (1_000_000, 2_000_000)
@@ -224,7 +226,7 @@ def test_a_studys_run_has_means_over_seeds_with_their_spread_and_the_report(ledg
     (report / "report.md").write_text("the report")
     (report / "figures" / "a.svg").write_text("a figure")
     assert synchronise(ledger, plan, content, outcome="failed", report=report) == 0
-    uri = tracking.default_uri(ledger)
+    uri = default_uri(ledger)
     (run,) = runs_of(uri)[1]
     assert run.info.status == "FAILED"
     assert run.data.metrics["arm/joint/ar3d/top1"] == 51.5
@@ -272,11 +274,11 @@ def test_a_mirror_killed_at_any_call_leaves_no_duplicate_and_no_gap(ledger, monk
     one, other = plan.units.values()
     finish(ledger, one)
     write_progress(ledger, other, rows_of())
-    connect, clients = tracking._connect, []
+    connect, clients = mlflow_store.connect, []
     monkeypatch.setattr(
-        tracking, "_connect", lambda uri: clients.append(Client(connect(uri), last, when)) or clients[-1]
+        mlflow_store, "connect", lambda uri: clients.append(Client(connect(uri), last, when)) or clients[-1]
     )
-    started = tracking.Mirror(ledger, plan, content, tracking.default_uri(ledger))
+    started = mlflow_store.Mirror(ledger, plan, content, default_uri(ledger))
     started.note(other.key, "running")
     started.start()
     started._thread.join(30)
@@ -287,7 +289,7 @@ def test_a_mirror_killed_at_any_call_leaves_no_duplicate_and_no_gap(ledger, monk
     assert synchronise(ledger, plan, content, [(other.key, "running")], outcome="stopped") == 0
     ledger.write(other, finished(other))
     assert synchronise(ledger, plan, content, [(other.key, "finished")]) == 0
-    uri = tracking.default_uri(ledger)
+    uri = default_uri(ledger)
     units, studies = runs_of(uri)
     assert sorted(run.data.tags["ups.key"] for run in units) == sorted(plan.units)
     assert {run.info.status for run in (*units, *studies)} == {"FINISHED"} and len(studies) == 1
@@ -296,7 +298,7 @@ def test_a_mirror_killed_at_any_call_leaves_no_duplicate_and_no_gap(ledger, monk
         assert steps_of(uri, run_of(uri, unit), "validation/eap/top1_at_0.2") == steps
         assert steps_of(uri, run_of(uri, unit), "best/test/ar3d/top1") == [30]
         assert run_of(uri, unit).data.params["arm"] == unit.arm
-    ((_, records),) = tracking.fetch(uri, None)
+    ((_, records),) = fetch(uri, None)
     assert {key: record.to_json() for key, record in records.items()} == {
         unit.key: finished(unit).to_json() for unit in (one, other)
     }
@@ -307,15 +309,15 @@ def test_a_call_whose_answer_is_lost_is_repeated_without_a_trace(ledger, monkeyp
     plan, content = plan_of(study(rows=(Row("joint", training="joint"), Row("none", {"routing": False}, "joint"))))
     for unit in plan.units.values():
         finish(ledger, unit)
-    connect, clients = tracking._connect, []
-    monkeypatch.setattr(mirror, "PERIOD", 0.01)
+    connect, clients = mlflow_store.connect, []
+    monkeypatch.setattr(mirror, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(
-        tracking,
-        "_connect",
+        mlflow_store,
+        "connect",
         lambda uri: clients.append(Client(connect(uri), last, "after", TimeoutError)) or clients[-1],
     )
-    uri = tracking.default_uri(ledger)
-    started = tracking.Mirror(ledger, plan, content, uri)
+    uri = default_uri(ledger)
+    started = mlflow_store.Mirror(ledger, plan, content, uri)
     started.start()
     until(lambda: len(started._settled) == 2)
     assert started.close("finished", None, 60) == 0
@@ -325,17 +327,17 @@ def test_a_call_whose_answer_is_lost_is_repeated_without_a_trace(ledger, monkeyp
     assert sorted(run.data.tags["ups.key"] for run in units) == sorted(plan.units) and len(studies) == 1
     assert all(steps_of(uri, run) == list(STEPS) for run in units)
     assert all(steps_of(uri, run, "best/test/ar3d/top1") == [30] for run in units)
-    ((_, records),) = tracking.fetch(uri, None)
+    ((_, records),) = fetch(uri, None)
     assert all(records[unit.key].to_json() == ledger.record(unit).to_json() for unit in plan.units.values())
 
 
 def test_progress_arrives_while_a_unit_runs_and_a_line_of_validation_at_a_step_of_training(ledger, monkeypatch):
-    monkeypatch.setattr(mirror, "PERIOD", 0.1)
+    monkeypatch.setattr(mirror, "POLL_SECONDS", 0.1)
     plan, content = plan_of()
-    unit, uri = first_unit(plan), tracking.default_uri(ledger)
+    unit, uri = first_unit(plan), default_uri(ledger)
     rows = rows_of()
     write_progress(ledger, unit, rows[:5])
-    started = tracking.Mirror(ledger, plan, content, uri)
+    started = mlflow_store.Mirror(ledger, plan, content, uri)
     started.start()
     started.note(unit.key, "running")
     until(
@@ -356,8 +358,8 @@ def test_progress_arrives_while_a_unit_runs_and_a_line_of_validation_at_a_step_o
 def test_runs_of_a_killed_driver_do_not_stay_running(ledger):
     plan, content = plan_of(seeds=3)
     (done, broken, cut), held = list(plan.units.values())[:3], list(plan.units.values())[3]
-    uri = tracking.default_uri(ledger)
-    started = tracking.Mirror(ledger, plan, content, uri)
+    uri = default_uri(ledger)
+    started = mlflow_store.Mirror(ledger, plan, content, uri)
     started.start()
     for unit in (done, broken, cut, held):
         write_progress(ledger, unit, rows_of())
@@ -379,17 +381,17 @@ def test_runs_of_a_killed_driver_do_not_stay_running(ledger):
 
 def test_a_failed_unit_that_is_tried_again_shows_each_state_in_one_run(ledger):
     plan, content = plan_of()
-    unit, uri = first_unit(plan), tracking.default_uri(ledger)
+    unit, uri = first_unit(plan), default_uri(ledger)
     write_progress(ledger, unit, rows_of((10,)))
     ledger.write(unit, failed(unit))
     assert synchronise(ledger, plan, content, [(unit.key, "failed")], outcome="failed") == 0
     run = run_of(uri, unit)
     assert run.info.status == "FAILED"
     assert run.data.tags["ups.error"].endswith("ValueError: loss is not finite")
-    ((_, records),) = tracking.fetch(uri, None)
+    ((_, records),) = fetch(uri, None)
     assert records[unit.key].to_json() == ledger.record(unit).to_json()
 
-    started = tracking.Mirror(ledger, plan, content, uri)
+    started = mlflow_store.Mirror(ledger, plan, content, uri)
     started.start()
     started.note(unit.key, "running")
     until(lambda: run_of(uri, unit).info.status == "RUNNING")
@@ -408,24 +410,24 @@ def test_a_failed_unit_that_is_tried_again_shows_each_state_in_one_run(ledger):
 
 def test_a_failure_whose_record_comes_only_before_the_end_is_mirrored_with_it(ledger):
     plan, content = plan_of()
-    unit, uri = first_unit(plan), tracking.default_uri(ledger)
-    started = tracking.Mirror(ledger, plan, content, uri)
+    unit, uri = first_unit(plan), default_uri(ledger)
+    started = mlflow_store.Mirror(ledger, plan, content, uri)
     started.start()
     started.note(unit.key, "failed")
     until(lambda: started._store and unit.key in started._store.units and run_of(uri, unit).info.status == "FAILED")
     ledger.write(unit, failed(unit))
     assert started.close("failed", None, 60) == 0
-    ((_, records),) = tracking.fetch(uri, None)
+    ((_, records),) = fetch(uri, None)
     assert records[unit.key].to_json() == ledger.record(unit).to_json()
 
 
 def test_a_unit_that_another_driver_turns_out_to_hold_keeps_running(ledger):
     plan, content = plan_of()
-    unit, uri = first_unit(plan), tracking.default_uri(ledger)
+    unit, uri = first_unit(plan), default_uri(ledger)
     with ledger.claim(unit):
         assert synchronise(ledger, plan, content, [(unit.key, "running"), (unit.key, "elsewhere")]) == 0
         assert runs_of(uri)[0] == []
-        started = tracking.Mirror(ledger, plan, content, uri)
+        started = mlflow_store.Mirror(ledger, plan, content, uri)
         started.start()
         started.note(unit.key, "running")
         until(
@@ -445,27 +447,27 @@ def test_fetch_gives_the_ledgers_records_byte_for_byte_from_mlflow_alone(ledger,
     synchronise(ledger, plan, content)
     other, other_content = plan_of(study("other"))
     synchronise(ledger, other, other_content)
-    uri = tracking.default_uri(ledger)
+    uri = default_uri(ledger)
     texts = {unit.key: (ledger.folder(unit) / "record.json").read_text() for unit in done}
     shutil.rmtree(ledger.root / "units")
     shutil.rmtree(ledger.root / "studies")
-    assert [found.name for found, _ in tracking.fetch(uri, None)] == sorted([plan.name, other.name])
+    assert [found.name for found, _ in fetch(uri, None)] == sorted([plan.name, other.name])
     for name in ("little", plan.name):
-        ((found, records),) = tracking.fetch(uri, name)
+        ((found, records),) = fetch(uri, name)
         assert found.to_plain() == content
         assert set(records) == set(plan.units)
         assert records.pop(left.key) is None
         assert {key: record.to_json() for key, record in records.items()} == texts
     synchronise(ledger, extended, extended_content)
-    ((found, records),) = tracking.fetch(uri, "little")
+    ((found, records),) = fetch(uri, "little")
     assert found.seeds == 3 and set(records) == set(extended.units), "an extended study goes on in the same run"
     with pytest.raises(ValueError, match=r"no study absent; it has little, other$"):
-        tracking.fetch(uri, "absent")
+        fetch(uri, "absent")
     with pytest.raises(ValueError, match=r"there is no such file; run orchestrator.ablate first$"):
-        tracking.fetch(f"sqlite:///{tmp_path}/absent.db", None)
+        fetch(f"sqlite:///{tmp_path}/absent.db", None)
     assert not (tmp_path / "absent.db").exists()
     with pytest.raises(ValueError, match=r"^--tracking-uri http://127.0.0.1:9: can't be read \([^\n]*$"):
-        tracking.fetch("http://127.0.0.1:9", None)
+        fetch("http://127.0.0.1:9", None)
 
 
 def test_a_unit_of_two_studies_has_one_run_with_both_names(ledger):
@@ -474,7 +476,7 @@ def test_a_unit_of_two_studies_has_one_run_with_both_names(ledger):
         study("second", (Row("together", training="joint"), Row("x", {"n_bins": 8}, "joint")))
     )
     (shared,) = set(first.units) & set(second.units)
-    unit, uri = first.units[shared], tracking.default_uri(ledger)
+    unit, uri = first.units[shared], default_uri(ledger)
     finish(ledger, unit)
     synchronise(ledger, first, first_content)
     assert synchronise(ledger, second, second_content) == 0
@@ -490,7 +492,7 @@ def test_parameters_that_somebody_else_has_set_and_a_deleted_run_stop_nothing(le
     unit, gone, *_ = plan.units.values()
     for each in (unit, gone):
         finish(ledger, each)
-    uri = tracking.default_uri(ledger)
+    uri = default_uri(ledger)
     client = client_of(uri)
     synchronise(ledger, plan, content)
     run = run_of(uri, unit)
@@ -498,7 +500,7 @@ def test_parameters_that_somebody_else_has_set_and_a_deleted_run_stop_nothing(le
     made = client.create_run(run.info.experiment_id, tags={"ups.key": unit.key})
     client.log_param(made.info.run_id, "arm", "another")
 
-    started = tracking.Mirror(ledger, plan, content, uri)
+    started = mlflow_store.Mirror(ledger, plan, content, uri)
     started.start()
     until(lambda: len(started._settled) == 2)
     client.delete_run(run_of(uri, gone).info.run_id)
@@ -517,8 +519,8 @@ def test_what_is_mirrored_already_costs_few_calls(ledger, monkeypatch):
         finish(ledger, unit)
     synchronise(ledger, plan, content)
     assert len(plan.units) == 15
-    connect, clients = tracking._connect, []
-    monkeypatch.setattr(tracking, "_connect", lambda uri: clients.append(Client(connect(uri))) or clients[-1])
+    connect, clients = mlflow_store.connect, []
+    monkeypatch.setattr(mlflow_store, "connect", lambda uri: clients.append(Client(connect(uri))) or clients[-1])
     assert synchronise(ledger, plan, content) == 0
     assert Counter(clients[0].calls) == {"get_experiment_by_name": 1, "search_runs": 1}
 
@@ -532,10 +534,10 @@ def test_two_processes_on_a_new_database_make_no_duplicates_and_both_live(tmp_pa
     program = (
         "import sys, time; from tests.orchestrator.tracking.test_tracking import *\n"
         f"ledger = Ledger.open({str(ledger.root)!r}); plan, content = plan_of()\n"
-        "started = tracking.Mirror(ledger, plan, content, tracking.default_uri(ledger)); started.start()\n"
+        "started = mlflow_store.Mirror(ledger, plan, content, default_uri(ledger)); started.start()\n"
         "sys.exit(started.close('finished', None, 120))"
     )
-    inherited = {name: value for name, value in os.environ.items() if name not in tracking._SETTINGS}
+    inherited = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
     environment = inherited | {"PYTHONPATH": str(repo_root), "OMP_NUM_THREADS": "1"}
     both = [
         subprocess.Popen(
@@ -546,9 +548,9 @@ def test_two_processes_on_a_new_database_make_no_duplicates_and_both_live(tmp_pa
     errors = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
     assert errors == ["", ""], "MLflow's own messages of making tables are kept back"
-    units, studies = runs_of(tracking.default_uri(ledger))
+    units, studies = runs_of(default_uri(ledger))
     assert sorted(run.data.tags["ups.key"] for run in units) == sorted(plan.units) and len(studies) == 1
-    assert {tuple(steps_of(tracking.default_uri(ledger), run)) for run in units} == {STEPS}
+    assert {tuple(steps_of(default_uri(ledger), run)) for run in units} == {STEPS}
 
 
 class Server:
@@ -602,17 +604,17 @@ def server(tmp_path, database):
 def test_a_server_that_goes_away_is_caught_up_with_when_it_is_back_and_at_the_next_run(
     tmp_path, server, caplog, monkeypatch
 ):
-    monkeypatch.setattr(mirror, "LONGEST_WAIT", 1.0)
-    monkeypatch.setattr(mirror, "PERIOD", 0.5)
+    monkeypatch.setattr(mirror, "MAX_RETRY_SECONDS", 1.0)
+    monkeypatch.setattr(mirror, "POLL_SECONDS", 0.5)
     ledger = Ledger.open(str(tmp_path / "storage"))
     plan, content = plan_of()
     one, two, three = plan.units.values()
-    tracking.check(server.uri)
+    check(server.uri)
     assert "is away" in caplog.text, "an absent server is no error"
     caplog.clear()
 
     server.start()
-    started = tracking.Mirror(ledger, plan, content, server.uri)
+    started = mlflow_store.Mirror(ledger, plan, content, server.uri)
     started.start()
     write_progress(ledger, one, rows_of((10,)))
     started.note(one.key, "running")
@@ -647,7 +649,7 @@ def test_a_server_that_goes_away_is_caught_up_with_when_it_is_back_and_at_the_ne
     units, studies = runs_of(server.uri)
     assert sorted(run.data.tags["ups.key"] for run in units) == sorted(plan.units)
     assert {run.info.status for run in (*units, *studies)} == {"FINISHED"}
-    ((_, records),) = tracking.fetch(server.uri, "little")
+    ((_, records),) = fetch(server.uri, "little")
     assert all(records[unit.key].to_json() == ledger.record(unit).to_json() for unit in (one, two, three))
 
 
@@ -678,22 +680,22 @@ def test_one_unit_that_can_not_be_written_does_not_hold_up_the_others(ledger, ca
     bad, *good = plan.units.values()
     for unit in plan.units.values():
         finish(ledger, unit)
-    put = tracking.MlflowStore.put
+    put = mlflow_store.MlflowStore.put
 
     def refuse(self, run, name, text):
         if run.tags.get("ups.key") == bad.key:
             raise OSError(13, "Permission denied")
         put(self, run, name, text)
 
-    monkeypatch.setattr(tracking.MlflowStore, "put", refuse)
-    monkeypatch.setattr(mirror, "PERIOD", 0.1)
-    uri = tracking.default_uri(ledger)
-    started = tracking.Mirror(ledger, plan, content, uri)
+    monkeypatch.setattr(mlflow_store.MlflowStore, "put", refuse)
+    monkeypatch.setattr(mirror, "POLL_SECONDS", 0.1)
+    uri = default_uri(ledger)
+    started = mlflow_store.Mirror(ledger, plan, content, uri)
     started.start()
     until(lambda: len(started._settled) == len(good))
     assert started.close("finished", None, 60) == 1
     assert "Permission denied" in caplog.text and len(caplog.records) == 1
-    ((_, records),) = tracking.fetch(uri, None)
+    ((_, records),) = fetch(uri, None)
     assert records[bad.key] is None and all(records[unit.key] for unit in good)
     assert runs_of(uri)[1][0].info.status == "FINISHED"
 
@@ -740,19 +742,19 @@ def test_every_name_is_one_that_mlflow_takes(name):
 )
 def test_an_address_that_can_not_work_is_refused_in_one_line(uri, fault):
     with pytest.raises(ValueError, match=rf"^--tracking-uri {uri}: .*{fault}[^\n]*$"):
-        tracking.check(uri)
+        check(uri)
 
 
 def test_a_password_is_never_shown(caplog):
     uri = "http://me:secret@127.0.0.1:9/ml"
-    tracking.check(uri)
+    check(uri)
     assert "127.0.0.1:9/ml is away" in caplog.text
-    assert "secret" not in caplog.text + tracking.ui_command(uri)
+    assert "secret" not in caplog.text + ui_command(uri)
 
 
 def test_the_line_for_people_opens_the_store(ledger):
-    uri = tracking.default_uri(ledger)
-    tracking.check(uri)
+    uri = default_uri(ledger)
+    check(uri)
     assert uri == f"sqlite:///{ledger.root}/mlflow.db"
-    assert tracking.ui_command(uri) == f"mlflow ui --backend-store-uri '{uri}'"
-    assert tracking.ui_command("http://host:5000") == "http://host:5000"
+    assert ui_command(uri) == f"mlflow ui --backend-store-uri '{uri}'"
+    assert ui_command("http://host:5000") == "http://host:5000"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.tracking import mlflow_store as tracking
-from orchestrator.tracking.uri import without_login
+from orchestrator.tracking.client import check
+from orchestrator.tracking.read import fetch
+from orchestrator.tracking.uri import ui_command, without_login
 from tests.support.drivers import Bench, records
 from tests.support.tracking_server import Server, missing, running_server
 
@@ -95,14 +96,14 @@ def test_a_password_of_an_address_is_in_no_text_for_people(caplog):
         "http://me:hid@den@127.0.0.1:9",
     ):
         try:
-            tracking.check(uri)
-            assert "hid" not in tracking.ui_command(uri)
-            assert "me:***@" in tracking.ui_command(uri)
+            check(uri)
+            assert "hid" not in ui_command(uri)
+            assert "me:***@" in ui_command(uri)
         except ValueError as error:
             assert "hid" not in str(error) and "me:***@" in str(error)
     assert "hid" not in caplog.text
     with pytest.raises(ValueError, match=r"http://me:\*\*\*@127.0.0.1:9: can't be read") as caught:
-        tracking.fetch("http://me:hidden@127.0.0.1:9", None)
+        fetch("http://me:hidden@127.0.0.1:9", None)
     assert "hidden" not in str(caught.value)
 
 

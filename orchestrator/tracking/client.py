@@ -1,0 +1,131 @@
+"""MLflow's client: its settings, its login, and the check of an address before anything starts."""
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from orchestrator.tracking.uri import database_file, parts_of, shown, without_login
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT = "UPS ablations"
+LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+REFUSALS = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
+PROBE = "/api/2.0/mlflow/experiments/search?max_results=1"
+WRITER = "ups.mirror"
+"""Tag of the experiment, written to learn whether the user may write."""
+_SETTINGS = {
+    # MLflow's client would retry for about four minutes, with time-outs of two; the mirror retries by itself.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0.2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    # The mirror reports an error once; MLflow would log a traceback at each call.
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def check(uri: str) -> None:
+    """Refuse an address that can't work; a server that doesn't answer now is only logged, for training goes on without.
+
+    Raises:
+        ValueError: malformed, or of a kind that isn't supported; a server that answers refuses these credentials.
+    """
+    parts = parts_of(uri)
+    if parts.scheme == "sqlite":
+        folder = database_file(uri).parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ValueError(f"--tracking-uri {uri}: {folder} is no folder that can be written to; make it first")
+    elif parts.scheme in ("http", "https"):
+        try:
+            # Probe without credentials first; plain HTTP, since importing MLflow takes a second.
+            urlopen(Request(without_login(uri)[0].rstrip("/") + PROBE), timeout=3).close()
+        except HTTPError as error:
+            if error.code in (401, 403):
+                _check_login(uri)
+            else:
+                _warn(uri, f"answers {error.code}")
+        except OSError as error:
+            _warn(uri, f"is away ({getattr(error, 'reason', error)})")
+
+
+def _check_login(uri: str) -> None:
+    """ValueError where a server refuses to let the configured user read or write."""
+    with quiet():
+        try:
+            client = connect(uri)
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if experiment is not None:
+                # A user who may only read is told now, and not by warnings during hours of training.
+                client.set_experiment_tag(experiment.experiment_id, WRITER, "yes")
+        except Exception as error:  # The mirror will meet any other error and report it.
+            if getattr(error, "error_code", "") in REFUSALS:
+                raise ValueError(refusal(uri, error)) from error
+            _warn(uri, f"can't be read ({first_line(error)})")
+
+
+def _warn(uri: str, what: str) -> None:
+    logger.warning("tracking server %s %s; runs go on, and are mirrored later", shown(uri), what)
+
+
+def refusal(uri: str, error: Exception) -> str:
+    are_set = ", ".join(name for name in LOGIN if os.environ.get(name)) or "none of them"
+    return (
+        f"--tracking-uri {shown(uri)}: refuses us ({first_line(error)}); export {LOGIN[0]} and {LOGIN[1]} of a user "
+        f"who may write there (set now: {are_set})"
+    )
+
+
+def first_line(error: Exception) -> str:
+    return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:300]
+
+
+class _Quiet(logging.Filter):
+    """Drops what a library logs in this thread: the mirror reports it, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread != self.thread
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    quiet, noisy = _Quiet(), logging.getLogger("urllib3.connectionpool")
+    noisy.addFilter(quiet)
+    try:
+        yield
+    finally:
+        noisy.removeFilter(quiet)
+
+
+def connect(uri: str) -> Any:
+    """An MLflow client. Importing mlflow takes a second, the first call on a new database some more."""
+    # MLflow puts addresses into the texts of its errors.
+    uri, login = without_login(uri)
+    os.environ.update(zip(LOGIN, login, strict=False))  # The address may have the user alone.
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    # If mlflow was imported before, it has not read the setting.
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+    return MlflowClient(tracking_uri=uri)
+
+
+def forget_artifact_addresses() -> None:
+    """MLflow caches for the whole process where the artifacts of a run are, by the run's id, which a copied storage has
+    in common with the original. It has no public way to clear that."""
+    from mlflow.tracking._tracking_service import utils
+
+    getattr(utils, "_artifact_repos_cache", {}).clear()
