@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.planning.inputs import facts_of
 from orchestrator.planning.plan import Unit
 from orchestrator.planning.resolve import check_data, errors_at, measured_names, open_sets, with_layers
-from orchestrator.search.trial_queue import Params, SearchPlan, field_of
+from orchestrator.search.plan import Params, SearchPlan, field_of
 from search_spaces import find_space
 from search_spaces.space import Choice, Range, Space
 from ups_model.cli import assignments, data_paths
