@@ -161,14 +161,14 @@ class Plan:
 
     def with_parents(self, keys: Sequence[str]) -> list[str]:
         """These units and all units that they start from, parents first."""
-        found: dict[str, None] = {}
+        keys_with_parents: dict[str, None] = {}
         for key in keys:
             chain = []
             while key:
                 chain.append(key)
                 key = self.units[key].parent
-            found.update(dict.fromkeys(reversed(chain)))
-        return list(found)
+            keys_with_parents.update(dict.fromkeys(reversed(chain)))
+        return list(keys_with_parents)
 
     def children(self, key: str) -> list[str]:
         """Units that start from this one."""

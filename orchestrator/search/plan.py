@@ -16,7 +16,7 @@ Params = Mapping[str, Any]
 
 
 class SearchPlan:
-    """What a search trains, known as far as trials have been asked for."""
+    """What a search trains: the units of the trials so far."""
 
     def __init__(
         self, space: Space, preset: str, base: Config, seeds: int, data: Mapping[str, DataFacts], text_identity: str

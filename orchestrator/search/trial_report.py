@@ -1,4 +1,4 @@
-"""What a search has found, for people: trials best first, what to make of them, and how to go on."""
+"""The report of a search: trials best first, what to make of them, and how to go on."""
 
 import csv
 import io
