@@ -76,15 +76,7 @@ class Unit:
 
     def to_plain(self) -> dict[str, Any]:
         """JSON data; `from_plain` is its inverse."""
-        return {
-            "key": self.key,
-            "stage": self.stage,
-            "task": self.task,
-            "config": self.config.canonical(),
-            "parent": self.parent,
-            "arm": self.arm,
-            "training_key": self.training_key,
-        }
+        return {**vars(self), "config": self.config.canonical()}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Unit":
