@@ -3,7 +3,7 @@
 The modules are found from imports: everything that the training loop imports belongs to "training", what measuring
 imports beyond that to "evaluation", and `LEFT_OUT` to neither. A digest is of the set of top-level definitions, as
 syntax trees. So comments, docstrings, annotations and formatting don't count, nor does the module in which a definition
-stands, and neither does the command (`main`) of a module with the imports and constants that it alone uses.
+stands.
 
 What a configuration says is in a unit's key, so the modules that define its fields are left out. The digest depends on
 the syntax of one Python minor version at most: fields of the tree that are empty are skipped, since newer versions add
@@ -23,12 +23,15 @@ Part = Literal["training", "evaluation"]
 PACKAGE = "ups_model"
 ROOT = Path(__file__).resolve().parent
 """Folder of the package whose source is digested."""
-ROOTS: dict[Part, str] = {"training": "train", "evaluation": "evaluation.measure"}
+ROOTS: dict[Part, str] = {"training": "training.loop", "evaluation": "evaluation.measure"}
 """The module at which the walk over imports begins."""
+MEASURING = frozenset({"evaluation.measure", "evaluation.metric_names"})
+"""Modules of "evaluation" that the training loop imports too."""
 LEFT_OUT = frozenset(
     {
         "__init__",  # The version, and the number of the recipe, which is in every key.
-        "config", "config.config", "config.schema", "config.identity", "config.presets",  # Values are in the key.
+        "config", "config.config", "config.data_config", "config.model_config", "config.schema", "config.identity",
+        "config.presets",  # Values are in the key.
         "cli", "training.progress", "data.prepare.catalog",  # Arguments, progress lines, where clip sets lie.
         "evaluation.health",  # Verdicts are made again from the curve, which is kept.
         "training.checkpoint", "training.run_folder", "atomic", "device",  # Storage, hardware.
@@ -36,7 +39,11 @@ LEFT_OUT = frozenset(
     }
 )  # fmt: skip
 """Modules that change neither weights nor metrics. A walk over imports doesn't enter them."""
-FORMER = {"4e3cea99b703030b": "3167f9a12b1ceaeb", "615cdbe8586cc8d5": "789985c65d310e69"}
+FORMER = {
+    "4e3cea99b703030b": "e07fa9846bbf88a9",
+    "3167f9a12b1ceaeb": "e07fa9846bbf88a9",
+    "615cdbe8586cc8d5": "789985c65d310e69",
+}
 """Digests that an earlier form of `source_digest`, which knew the names of modules, gave for code that hasn't changed
 since, and what the present form gives for it."""
 _PARSING = threading.Lock()
@@ -131,7 +138,7 @@ def _definition(part: Part, root: Path, module: str, name: str) -> str:
 @cache
 def _modules(part: Part, root: Path) -> list[str]:
     if part == "training":
-        return sorted(_reachable(root, ROOTS["training"], LEFT_OUT | {ROOTS["evaluation"]}))
+        return sorted(_reachable(root, ROOTS["training"], LEFT_OUT | MEASURING))
     return sorted(_reachable(root, ROOTS["evaluation"], LEFT_OUT | set(_modules("training", root))))
 
 
@@ -147,7 +154,7 @@ def _reachable(root: Path, start: str, without: frozenset[str] | set[str]) -> se
 
 
 def _imported(root: Path, module: str) -> Iterator[str]:
-    """Modules of the package that a module imports anywhere, except for `main` alone."""
+    """Modules of the package that a module imports anywhere."""
     for node in ast.walk(_tree(_file(root, module))):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -178,13 +185,12 @@ def _file(root: Path, module: str) -> Path:
 
 @cache
 def _tree(file: Path) -> ast.Module:
-    """The syntax tree of a file without docstrings, without what is for type checkers alone and without its command."""
+    """The syntax tree of a file without docstrings and without what is for type checkers alone."""
     tree: ast.Module = _WithoutTypes().visit(ast.parse(file.read_text("utf-8"), str(file)))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
             body[:] = [statement for statement in body if not _is_text(statement)]
-    _drop_command(tree)
     return tree
 
 
@@ -225,37 +231,6 @@ def _is_text(statement: ast.stmt) -> bool:
         and isinstance(statement.value, ast.Constant)
         and isinstance(statement.value.value, str)
     )
-
-
-def _drop_command(tree: ast.Module) -> None:
-    """Remove `main`, the block that calls it, and imports and constants that nothing but these uses."""
-    kept: list[ast.stmt] = []
-    command: list[ast.stmt] = []
-    for statement in tree.body:
-        is_main = isinstance(statement, ast.FunctionDef) and statement.name == "main"
-        is_call = isinstance(statement, ast.If) and "__name__" in _used([statement.test])
-        (command if is_main or is_call else kept).append(statement)
-    while command:
-        alone = _used(command) - _used(kept)
-        going = [statement for statement in kept if (names := _bound(statement)) and names <= alone]
-        for statement in kept:
-            if isinstance(statement, ast.Import | ast.ImportFrom):
-                statement.names = [alias for alias in statement.names if _name_of(alias) not in alone]
-        kept = [statement for statement in kept if statement not in going and getattr(statement, "names", True)]
-        if not going:
-            break
-        command += going
-    tree.body = kept
-
-
-def _used(nodes: list[ast.expr] | list[ast.stmt]) -> set[str]:
-    """Names that code reads."""
-    return {
-        node.id
-        for each in nodes
-        for node in ast.walk(each)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-    }
 
 
 def _bound(statement: ast.stmt) -> set[str]:

@@ -37,8 +37,8 @@ class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PR
 
 
 # They print a traceback for each try that failed; the dispatcher says it in a line, and the unit's log has the rest.
-TALKERS = ("ray.tune.execution.tune_controller", "ray.tune.tune")
-MOST_WAITING = 1000
+NOISY_LOGGERS = ("ray.tune.execution.tune_controller", "ray.tune.tune")
+MAX_PENDING_UNITS = 1000
 """Units that Ray sees waiting at once, so that a cluster grows for them, where the most it can grow to isn't known."""
 
 
@@ -67,7 +67,7 @@ def execute(
     """
     if agenda.complete:
         return None
-    for name in TALKERS:
+    for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if resources.max_concurrent:
         most = resources.max_concurrent
@@ -76,7 +76,7 @@ def execute(
     else:
         # On a cluster that grows, Ray must see units that wait; each costs a placement group.
         room = facts.slots(resources) * _units_per_share(resources, footprints)
-        most = min(len(agenda.units), max(2 * room, 64) if facts.most else max(2 * room, MOST_WAITING))
+        most = min(len(agenda.units), max(2 * room, 64) if facts.most else max(2 * room, MAX_PENDING_UNITS))
     # Where the driver is: on a node that may go, it would take all units with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     bell = StopBell.options(  # type: ignore[attr-defined]  # mypy doesn't apply class decorators
@@ -86,7 +86,7 @@ def execute(
 
     def ring() -> None:
         # Not in the handler of a signal: that may have come in the middle of another call to Ray.
-        threading.Thread(target=lambda: ray.get(bell.ring.remote()), daemon=True).start()
+        threading.Thread(target=bell.ring.remote, daemon=True).start()
 
     def gpus_of(unit: Unit) -> float:
         found = (footprints or {}).get(unit.kind)
@@ -120,12 +120,8 @@ def execute(
         ),
     )
 
-    def stop() -> None:
-        agenda.stopping = True
-        ring()
-
     try:
-        with _stop_on_signal(stop):
+        with _stop_on_signal(dispatcher.request_stop):
             tuner.fit()
         if agenda.stopping:
             dispatcher.abandon()
@@ -152,21 +148,20 @@ def _request(config: Mapping[str, Any], cpus: float) -> tune.PlacementGroupFacto
 
 
 @contextmanager
-def _stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
+def _stop_on_signal(stop: Callable[[str], None]) -> Iterator[None]:
     """Ctrl-C or SIGTERM: units save a checkpoint and end. A second one: the driver ends now, and Ray with it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = False
+    was_told = False
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal was_told
+        if was_told:
             logger.warning("ending at once; units go on from their newest checkpoints at the next call")
             os._exit(128 + number)
-        asked = True
-        logger.warning("%s: units save a checkpoint and end; once more ends at once", signal.Signals(number).name)
-        stop()
+        was_told = True
+        stop(f"{signal.Signals(number).name}: units save a checkpoint and end; once more ends at once")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -22,7 +22,7 @@ BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """Where Kubernetes tells a pod its namespace."""
 
-MOST_SLOTS = 2**15
+MAX_SLOTS = 2**15
 """Of a cluster that has no bound of its own."""
 
 
@@ -68,7 +68,7 @@ class ClusterFacts:
         if resources.gpus_per_unit:
             room = min(room, gpus / resources.gpus_per_unit)
         most = resources.max_concurrent if resources.max_concurrent is not None else float("inf")
-        return int(max(1, min(room + 1e-9, most, MOST_SLOTS)))
+        return int(max(1, min(room + 1e-9, most, MAX_SLOTS)))
 
 
 def connect(address: str) -> ClusterFacts:

@@ -111,8 +111,7 @@ class DispatchSearcher(Searcher):
         except RayActorError:
             if not self._dispatcher.agenda.stopping:
                 # Workers take its silence for the driver's end, and would stop again and again.
-                logger.error("the process that tells workers to stop has died; the study stops")
-                self._dispatcher.agenda.stopping = True
+                self._dispatcher.request_stop("the process that tells workers to stop has died; the study stops")
         self._dispatcher.tick()
 
     def save(self, checkpoint_path: str) -> None:

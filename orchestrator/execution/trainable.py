@@ -16,7 +16,7 @@ from orchestrator.worker.preemption import Notice, configured
 from orchestrator.worker.run_unit import run_unit
 
 RETRY_PAUSE_SECONDS = 2.0
-LEAVE_SECONDS = 2.0
+EXIT_GRACE_SECONDS = 2.0
 """After SIGTERM, when a worker's unit has ended, until its process does."""
 
 
@@ -60,7 +60,7 @@ class UnitTrainable(tune.Trainable):
         if self._told:
             # Asked to end, and not that its machine is about to go; that Ray says by itself. Not at once: the result
             # must reach the driver.
-            threading.Timer(LEAVE_SECONDS, os._exit, (0,)).start()
+            threading.Timer(EXIT_GRACE_SECONDS, os._exit, (0,)).start()
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         return {}  # A unit's checkpoints are its own, in the ledger.

@@ -2,33 +2,32 @@
 
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator.planning.plan import Unit
 from orchestrator.scheduling.node_health import Nodes
+from orchestrator.scheduling.retry import RETRIES, Failure, History, decide
 from orchestrator.scheduling.task_graph import Agenda, State
 
 logger = logging.getLogger(__name__)
 
-LOOK_ELSEWHERE_SECONDS, LOOK_AT_STORE_SECONDS = 2.0, 10.0
+FOLDER_POLL_SECONDS, OBJECT_STORE_POLL_SECONDS = 2.0, 10.0
 """Between looks at units that other processes hold: in a folder, and on an object store, where each is requests."""
-DOUBT_SECONDS = 15.0
+NODE_DEATH_TIMEOUT_SECONDS = 15.0
 """After a process died, so long until its node counts as healthy: the death of a node is noticed later than that of its
 processes."""
-LONELY_SECONDS = 60.0
+NO_NODE_WARNING_SECONDS = 60.0
 """Between warnings that no machine has room for the units that wait."""
-QUIET_SECONDS = 5.0
+SHUTDOWN_GRACE_SECONDS = 5.0
 """After a study was asked to stop and the last unit that ran has ended, until what waits for room is given up. A unit
 that has just begun may not have said so yet."""
-STORAGE_SECONDS, STORAGE_LOOK_SECONDS = 1800.0, 10.0
+STORAGE_TIMEOUT_SECONDS, STORAGE_PROBE_SECONDS = 1800.0, 10.0
 """How long units wait for a storage that doesn't answer the driver either, before their failures are counted; and
 between looks at it."""
-MOST_UNSTARTED = 20
-"""Ends of a process before it began its unit, which are the machine's fault up to this number."""
-MOST_REFUSING_NODES = 3
+MAX_REFUSING_NODES = 3
 """A cluster that makes new nodes would make them for ever: after so many in a row that can't be used, units fail, and
 what they fail by is counted as theirs."""
 
@@ -96,18 +95,18 @@ class Dispatcher:
         self._stop, self._clock = stop, clock
         self._storage_fault = storage_fault or agenda.ledger.fault
         self._away_since: float | None = None
-        self._storage_looked = -STORAGE_LOOK_SECONDS
+        self._storage_looked = -STORAGE_PROBE_SECONDS
         self._looked = clock()
         self._seen_nodes = clock()
-        self._period = LOOK_AT_STORE_SECONDS if agenda.ledger.root is None else LOOK_ELSEWHERE_SECONDS
+        self._period = OBJECT_STORE_POLL_SECONDS if agenda.ledger.root is None else FOLDER_POLL_SECONDS
         self._in_doubt: dict[str, tuple[float, Broken]] = {}
-        self._given: dict[str, float] = {}
+        self._gpus: dict[str, float] = {}
         """GPUs of each unit that was released."""
         self._begun: set[str] = set()
         """Units that run; what was released may have to wait for a free slot."""
         self._quiet: float | None = None
         """Since when nothing has run in a study that was asked to stop."""
-        self._unstarted: Counter[str] = Counter()
+        self._history: defaultdict[str, History] = defaultdict(History)
         self._useless = 0
         """Nodes that refused or failed everything since a unit last finished."""
 
@@ -120,7 +119,7 @@ class Dispatcher:
     def at_rest(self) -> bool:
         """The study was asked to stop and nothing runs any more; what still waits for room need not get it, and on a
         cluster without a node never would."""
-        return self._quiet is not None and self._clock() - self._quiet >= QUIET_SECONDS
+        return self._quiet is not None and self._clock() - self._quiet >= SHUTDOWN_GRACE_SECONDS
 
     def abandon(self) -> None:
         """Released units that never found room are stopped."""
@@ -135,9 +134,9 @@ class Dispatcher:
         unit = self.agenda.next()
         if unit is None:
             return None
-        too_small = tuple(self.agenda.shares_too_small(unit.key))
+        too_small = self._history[unit.key].too_small
         gpus = 1.0 if too_small else self._gpus_of(unit)
-        self._given[unit.key] = gpus
+        self._gpus[unit.key] = gpus
         return Assignment(unit, gpus, too_small, self._avoided(unit.key))
 
     def began(self, key: str) -> None:
@@ -166,22 +165,21 @@ class Dispatcher:
         elif status == "parent_unreadable":
             agenda.parent_unreadable(key, error)
         elif status == "out_of_memory":
-            agenda.out_of_memory(key, self._given.get(key, 1.0), error)
+            self._failed(key, Failure("out_of_memory", error, node, self._gpus.get(key, 1.0)))
         elif status == "refused":
             self._refused(key, node, error)
-        elif (
-            not result.get("sure", True) and self._others({node} | agenda.failed_on(key)) and not agenda.failed_on(key)
-        ):
-            agenda.tried(key, error, node)  # A second node has to say the same.
         else:
-            agenda.failed(key, error)
+            others = self._others({node} | self.failed_on(key))
+            self._failed(
+                key, Failure("certain" if result.get("sure", True) else "uncertain", error, node, has_other_node=others)
+            )
         self._hooks.changed(key, agenda.state[key])
 
     def broke(self, key: str, broken: Broken) -> None:
         """A try ended without an outcome."""
         self._begun.discard(key)
         if broken.kind == "died" and broken.node:
-            self._in_doubt[key] = self._clock() + DOUBT_SECONDS, broken
+            self._in_doubt[key] = self._clock() + NODE_DEATH_TIMEOUT_SECONDS, broken
         else:
             self._judge(key, broken)
 
@@ -195,7 +193,7 @@ class Dispatcher:
                 if gone or now >= until:
                     del self._in_doubt[key]
                     self._judge(key, Broken(broken.error, broken.node, "machine" if gone else "raised"))
-        if now - self._seen_nodes > LONELY_SECONDS:
+        if now - self._seen_nodes > NO_NODE_WARNING_SECONDS:
             self._seen_nodes = now
             released = self.agenda.counts()[State.RUNNING]
             if released and not self._begun and not self._growing and not self._usable():
@@ -211,31 +209,52 @@ class Dispatcher:
         self._hooks.tick()
 
     def _judge(self, key: str, broken: Broken) -> None:
-        agenda, node = self.agenda, broken.node
+        node, error = broken.node, broken.error
         if not node and broken.kind == "died":
-            self._unstarted[key] += 1
-            if self._unstarted[key] <= MOST_UNSTARTED:
-                agenda.again(key)
-            else:
-                agenda.tried(key, broken.error)
-        elif broken.kind == "unreachable" and self._storage_is_away():
-            agenda.again(key)
+            self._failed(key, Failure("unstarted", error))
         elif broken.kind == "machine":
-            logger.warning("%s goes on elsewhere: its machine is gone (%s)", agenda.units[key].name, broken.error)
-            agenda.again(key)
+            logger.warning("%s goes on elsewhere: its machine is gone (%s)", self.agenda.units[key].name, error)
+            self._failed(key, Failure("lost", error))
+        elif broken.kind == "unreachable" and self._storage_is_away():
+            self._failed(key, Failure("lost", error))
         else:
-            agenda.tried(key, broken.error, node)
+            self._failed(key, Failure("counted", error, node))
             # On a cluster that makes new nodes there is always another. What fails on so many in a row is to blame
             # itself, or it would be forgiven on new machines for ever.
-            blamed = self._growing and self._useless >= MOST_REFUSING_NODES
+            blamed = self._growing and self._useless >= MAX_REFUSING_NODES
             if node and self.nodes.failed(node, key) and not blamed and self._others({node}):
-                self._give_up(node, f"{broken.error}, and everything else that ran there failed too")
-        self._hooks.changed(key, agenda.state[key])
+                self._give_up(node, f"{error}, and everything else that ran there failed too")
+        self._hooks.changed(key, self.agenda.state[key])
+
+    def _failed(self, key: str, failure: Failure) -> None:
+        """Try the unit again, or not."""
+        before = self._history[key]
+        history, error = decide(failure, before)
+        self._history[key] = history
+        name, tries = self.agenda.units[key].name, len(history.failed_on)
+        if error:
+            self.agenda.failed(key, error)
+            return
+        if history.too_small != before.too_small:
+            logger.warning("%s does not fit into %g of a GPU; it gets a whole one", name, failure.gpus)
+        elif history.failed_on != before.failed_on:
+            logger.warning("%s: try %d of %d failed (%s)", name, tries, RETRIES + 1, failure.error)
+        self.agenda.again(key)
+
+    def failed_on(self, key: str) -> set[str]:
+        """Nodes on which tries of a unit have failed, which its next try had better not take."""
+        return self._history[key].failed_nodes
+
+    def request_stop(self, reason: str) -> None:
+        """End the study as Ctrl-C does: units save checkpoints, and nothing more is released."""
+        logger.warning("%s", reason)
+        self.agenda.stopping = True
+        self._stop()
 
     def _storage_is_away(self) -> bool:
         """Whether the storage is at fault, and neither a unit nor a node."""
         now = self._clock()
-        if self._away_since is None or now - self._storage_looked >= STORAGE_LOOK_SECONDS:
+        if self._away_since is None or now - self._storage_looked >= STORAGE_PROBE_SECONDS:
             fault = self._storage_fault()
             self._storage_looked = self._clock()
             if not fault:
@@ -243,15 +262,19 @@ class Dispatcher:
                 return False
             if self._away_since is None:
                 self._away_since = now
-                logger.warning("units wait for the storage, %.0f minutes at most: %s", STORAGE_SECONDS / 60, fault)
-        return now - self._away_since < STORAGE_SECONDS
+                logger.warning(
+                    "units wait for the storage, %.0f minutes at most: %s", STORAGE_TIMEOUT_SECONDS / 60, fault
+                )
+        return now - self._away_since < STORAGE_TIMEOUT_SECONDS
 
     def _give_up(self, node: str, why: str) -> None:
         """Use a node no more; what it did to units is forgiven."""
         self._useless += node not in self.nodes.avoided
         for key in self.nodes.avoid(node, why):
             before = self.agenda.state[key]
-            self.agenda.forgive(key, node)
+            self._history[key] = self._history[key].without(node)
+            if before is State.FAILED:
+                self.agenda.again(key)
             if self.agenda.state[key] is not before:
                 self._hooks.changed(key, self.agenda.state[key])
 
@@ -260,20 +283,17 @@ class Dispatcher:
             self.agenda.stopped(key)
             return
         if notice and not self._others({node}):
-            logger.warning("this machine is about to go (%s), and there is no other: the study stops", notice)
-            self.agenda.stopping = True
+            self.request_stop(f"this machine is about to go ({notice}), and there is no other: the study stops")
             self.agenda.stopped(key)
-            self._stop()
             return
         self.agenda.again(key)  # Its machine is about to go, or it lost the driver for a moment.
 
     def _refused(self, key: str, node: str, why: str) -> None:
         new = self._useless + (node not in self.nodes.avoided)
-        if not self._others({node}, growing=self._growing and new < MOST_REFUSING_NODES):
-            self.agenda.failed(key, why)
-            return
-        self._give_up(node, why)
-        self.agenda.again(key)
+        others = self._others({node}, growing=self._growing and new < MAX_REFUSING_NODES)
+        if others:
+            self._give_up(node, why)
+        self._failed(key, Failure("refused", why, node, has_other_node=others))
 
     def _others(self, without: Collection[str], growing: bool | None = None) -> bool:
         """Whether there is, or may come to be, another node than these and those that are avoided."""
@@ -281,7 +301,7 @@ class Dispatcher:
         return may_come or bool(set(self._usable()) - set(without) - self.nodes.avoided.keys())
 
     def _avoided(self, key: str) -> tuple[str, ...]:
-        avoided, failed_on = set(self.nodes.avoided), self.agenda.failed_on(key)
+        avoided, failed_on = set(self.nodes.avoided), self.failed_on(key)
         if not avoided and not failed_on:
             return ()
         alive = set(self._usable())

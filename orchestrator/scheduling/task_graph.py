@@ -31,9 +31,6 @@ class State(StrEnum):
     """Asked to stop; goes on from its checkpoint when the study is run again."""
 
 
-RETRIES = 3
-"""How often a unit is tried again, from its newest checkpoint, after it failed by its own doing or for no known reason.
-What the machine did, a lost node or a notice to leave it, is not counted."""
 SETTLED = (State.FINISHED, State.FAILED, State.BLOCKED, State.STOPPED)
 MAX_REPAIRS = 1
 
@@ -85,9 +82,6 @@ class Agenda:
         self.error: dict[str, str] = {}
         self.done_before: set[str] = set()
         self._repairs: Counter[str] = Counter()
-        self._tries: dict[str, list[str]] = {}
-        """The node of each failed try of a unit, by key; empty where it isn't known."""
-        self._out_of_memory: dict[str, list[float]] = {}
         self.stopping = False
         self._same_training: dict[str, list[str]] = {}
         """Keys of units by training key."""
@@ -196,49 +190,14 @@ class Agenda:
         for child in self._children[key]:
             self._block(child, self.units[key].name)
 
-    def tried(self, key: str, error: str, node: str = "") -> None:
-        """A try failed, by what may be gone at the next one; after too many of them the unit has failed for good."""
-        tries = self._tries.setdefault(key, [])
-        tries.append(node)
-        if len(tries) > RETRIES:
-            self.failed(key, error)
-        else:
-            logger.warning("%s: try %d of %d failed (%s)", self.units[key].name, len(tries), RETRIES + 1, error)
-            self._again(key)
-
-    def failed_on(self, key: str) -> set[str]:
-        """Nodes on which tries of a unit have failed, which its next try had better not take."""
-        return set(self._tries.get(key, ())) - {""}
-
-    def forgive(self, key: str, node: str) -> None:
-        """Tries that failed on a node don't count: the node was at fault. What has failed for good waits again."""
-        self._tries[key] = [one for one in self._tries.get(key, ()) if one != node]
-        if self.state[key] is State.FAILED:
-            self._revive(key)
-
-    def _revive(self, key: str) -> None:
+    def again(self, key: str) -> None:
+        """It waits for another try, and so does what is blocked by it."""
+        self._set(key, State.WAITING)
         self.error.pop(key, None)
-        self._again(key)
+        self._offer(key)
         for child in self._children[key]:
             if self.state[child] is State.BLOCKED:
-                self._revive(child)
-
-    def again(self, key: str) -> None:
-        """It ended without an end of its own, for a reason that isn't counted: its machine went, or was told to go."""
-        self._again(key)
-
-    def out_of_memory(self, key: str, share: float, error: str) -> None:
-        """It did not fit into its share of a GPU: the next try has a whole one for itself; with that it has failed."""
-        if share >= 1:
-            self.failed(key, f"{error}; it had a whole GPU: lower the batch_size of its tasks, or take larger GPUs")
-            return
-        logger.warning("%s does not fit into %g of a GPU; it gets a whole one", self.units[key].name, share)
-        self._out_of_memory.setdefault(key, []).append(share)
-        self._again(key)
-
-    def shares_too_small(self, key: str) -> list[float]:
-        """Shares of a GPU in which a unit ran out of memory."""
-        return self._out_of_memory.get(key, [])
+                self.again(child)
 
     def _block(self, key: str, by: str) -> None:
         if key in self._measured_only:
@@ -262,18 +221,14 @@ class Agenda:
         parent = self.units[key].parent
         self._measured_only.discard(key)  # Its weights could not be read: it has to be trained.
         if self.state[parent] is not State.FINISHED:  # Another child has said so before; the repair is under way.
-            self._again(key)
+            self.again(key)
         elif self._repairs[parent] >= MAX_REPAIRS:
             self.failed(key, error)
         else:
             logger.warning("%s; %s makes them again", error, self.units[parent].name)
             self._repairs[parent] += 1
-            self._again(key)
-            self._again(parent)
-
-    def _again(self, key: str) -> None:
-        self._set(key, State.WAITING)
-        self._offer(key)
+            self.again(key)
+            self.again(parent)
 
     def look_elsewhere(self) -> list[str]:
         """Ask the ledger about units that other processes hold: those done are finished, those let go are waiting.
@@ -292,7 +247,7 @@ class Agenda:
                 self.finished(key)
                 done.append(key)
             elif is_free:
-                self._again(key)
+                self.again(key)
         return done
 
     @property

@@ -88,8 +88,8 @@ class SearchAgenda(Agenda):
         super().failed(key, error)
         self._settle(key)
 
-    def _revive(self, key: str) -> None:
-        super()._revive(key)
+    def again(self, key: str) -> None:
+        super().again(key)
         for number in self._trials_of.get(key, []):
             if self.trials[number].state is TrialState.FAIL and self._written(self.journal.again, number):
                 self.reason.pop(number, None)

@@ -73,7 +73,7 @@ def check(uri: str) -> None:
             raise ValueError(f"--tracking-uri {uri}: {folder} is no folder that can be written to; make it first")
     elif parts.scheme in ("http", "https"):
         try:
-            # Nobody's: a server without users answers, and needs no MLflow to be asked, which takes a second to import.
+            # Probe without credentials first; plain HTTP, since importing MLflow takes a second.
             urlopen(Request(without_login(uri)[0].rstrip("/") + ANY), timeout=3).close()
         except HTTPError as error:
             if error.code in (401, 403):

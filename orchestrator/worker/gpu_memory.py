@@ -86,7 +86,7 @@ def measure(job: Job) -> Footprint:
     """
     import torch
 
-    from ups_model.train import RunOptions, train
+    from ups_model.training.loop import RunOptions, train
 
     if not torch.cuda.is_available():
         raise ValueError(

@@ -36,7 +36,7 @@ from ups_model.source import source_digest
 from ups_model.training.progress import read_rows
 
 if TYPE_CHECKING:
-    from ups_model.train import RunOptions
+    from ups_model.training.loop import RunOptions
     from ups_model.training.result import Result
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def _train(
     # Imported here, after Ray has set the threads that a worker may use; the driver needs none of it.
     import torch
 
-    from ups_model.train import NonFiniteLoss
+    from ups_model.training.loop import NonFiniteLoss
 
     unit, started = job.unit, time.time()
     torch.set_num_threads(job.threads)
@@ -177,7 +177,7 @@ class _Attempt:
 
     @property
     def _options(self) -> "RunOptions":
-        from ups_model.train import RunOptions
+        from ups_model.training.loop import RunOptions
 
         steps = self.job.unit.config.optim.steps
         return RunOptions(
@@ -247,8 +247,8 @@ class _Attempt:
         self, done: Record | None, parent: Record | None, codes: list[str], should_stop: Callable[[], bool]
     ) -> Outcome:
         """Train the unit, go on with it, or make a record of a result that is there."""
-        from ups_model.train import train
         from ups_model.training.checkpoint import load_checkpoint
+        from ups_model.training.loop import train
 
         job, unit, folder = self.job, self.job.unit, self.work.folder
         start = None

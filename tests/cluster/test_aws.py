@@ -20,7 +20,7 @@ boto3 = pytest.importorskip("boto3")
 pytest.importorskip("moto.server")
 pytest.importorskip("ray")
 
-from cluster.check import read_yaml  # noqa: E402
+from cluster.rule_tables import read_yaml  # noqa: E402
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from orchestrator.scheduling.task_graph import RETRIES
+from orchestrator.scheduling.retry import RETRIES
 from tests.support.drivers import Bench, cells, mlflow_runs, records, wait_until
 
 pytestmark = [

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-import ups_model.train
+import ups_model.training.loop
 from ups_model.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TaskData
 from ups_model.data.batching.batches import Feed, Source
 from ups_model.data.format.cameras import Camera, project
 from ups_model.data.format.clip_set import ClipSet, ClipSetInfo
 from ups_model.data.format.writer import Clip, Track, write_clip_set
 from ups_model.skeletons import get_skeleton
-from ups_model.train import RunOptions, train
+from ups_model.training.loop import RunOptions, train
 
 # Five metres from the origin, level: one looks along +y, the other along -x.
 FRONT = Camera([[1, 0, 0], [0, 0, -1], [0, 1, 0]], center=[0, -5, 1], f=[1000, 900], c=[510, 390], wh=[1000, 800])
@@ -179,13 +179,13 @@ def train_as_rank(
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     losses: list[torch.Tensor] = []
-    plain = ups_model.train.sequence_loss
+    plain = ups_model.training.loop.sequence_loss
 
     def recorded(*given: Any) -> torch.Tensor:
         losses.append(plain(*given))
         return losses[-1]
 
-    ups_model.train.sequence_loss = recorded
+    ups_model.training.loop.sequence_loss = recorded
     try:
         found = {"result": vars(train(config, paths, run_options))}
     except ValueError as error:

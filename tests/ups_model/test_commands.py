@@ -13,6 +13,7 @@ import torch
 
 import ups_model.evaluate
 import ups_model.train
+import ups_model.training.loop
 from tests.support.runs import assert_same_run, newest, session_folder, weights
 
 SMALL = {
@@ -337,8 +338,8 @@ def test_the_same_command_again_reports_the_finished_run_and_trains_nothing(join
     def step(*given):
         raise AssertionError("a finished run must not train or measure")
 
-    monkeypatch.setattr(ups_model.train, "sequence_loss", step)
-    monkeypatch.setattr(ups_model.train, "measure", step)
+    monkeypatch.setattr(ups_model.training.loop, "sequence_loss", step)
+    monkeypatch.setattr(ups_model.training.loop, "measure", step)
     before = tree(joint)
     assert ups_model.train.main(tiny(joint, task=None)) == 0
     printed = capsys.readouterr().out

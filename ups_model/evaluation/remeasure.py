@@ -3,19 +3,15 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from ups_model.config import Config
-from ups_model.device import pick_device
+from ups_model.device import flush_denormal_numbers, pick_device
 from ups_model.evaluation.measure import measure, measure_test, score
-from ups_model.training.build import build, data_identity, load_model
+from ups_model.training.build import build, load_model
 from ups_model.training.checkpoint import keep_steps
-from ups_model.training.result import Result, check_same_data, save_weights, write_result
-
-if TYPE_CHECKING:
-    from ups_model.train import RunOptions
+from ups_model.training.loop import RunOptions
+from ups_model.training.result import Result, check_same_data, data_facts, save_weights, write_result
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +19,7 @@ logger = logging.getLogger(__name__)
 def measure_weights(
     config: Config,
     paths: Mapping[str, Path],
-    options: "RunOptions",
+    options: RunOptions,
     weights: Path,
     key: str,
     trained: Mapping[str, Any],
@@ -45,22 +41,6 @@ def measure_weights(
         ValueError: weights that can't be read, are of another model than the configuration's, or were trained on other
             clip sets than those given.
     """
-    torch.set_flush_denormal(True)  # As in training, whose metrics must come out again.
-    try:
-        return _measure_weights(config, paths, options, weights, key, trained, health)
-    finally:
-        torch.set_flush_denormal(False)
-
-
-def _measure_weights(
-    config: Config,
-    paths: Mapping[str, Path],
-    options: "RunOptions",
-    weights: Path,
-    key: str,
-    trained: Mapping[str, Any],
-    health: Mapping[str, Any],
-) -> Result:
     device = pick_device(options.device)
     model, before, state = load_model(weights, device)
     if before.model != config.model:
@@ -71,26 +51,21 @@ def _measure_weights(
     metrics: dict[str, float] = {}
     logger.info("measuring the weights of step %d in %s, without training", step, weights)
     options.out.mkdir(parents=True, exist_ok=True)
-    for part in ["validation"] * bool(config.data.validation_subjects) + ["test"] * options.test:
-        if part == "test":
-            found, hashed = measure_test(model, parts.feeds, config.evaluation, options.out)
-        else:
-            found = measure(model, parts.feeds, part, config.evaluation)
-        metrics |= {f"{part}/{name}": value for name, value in found.items()}
-        metrics[f"{part}/score"] = score(found, config.optim.tasks, parts.mean_pose_mm)
+    with flush_denormal_numbers():  # As in training, whose metrics must come out again.
+        for part in ["validation"] * bool(config.data.validation_subjects) + ["test"] * options.test:
+            if part == "test":
+                measured, hashed = measure_test(model, parts.feeds, config.evaluation, options.out)
+            else:
+                measured = measure(model, parts.feeds, part, config.evaluation)
+            metrics |= {f"{part}/{name}": value for name, value in measured.items()}
+            metrics[f"{part}/score"] = score(measured, config.optim.tasks, parts.mean_pose_mm)
     validation = {name: value for name, value in metrics.items() if name.startswith("validation/")}
     best = options.out / "best"
     checkpoint = best / weights.name
     if state["key"] != key or weights.resolve() != checkpoint.resolve():
         checkpoint = save_weights(best, step, model, parts, key, validation)
         keep_steps(best, {step})
-    about = {
-        **trained,
-        "config": config.canonical(),
-        "data": data_identity(parts.sets),
-        "synthetic": sorted({clips.name for clips, _ in parts.sets.values() if clips.info.synthetic}),
-        "mean_pose_mm": parts.mean_pose_mm,
-    }
+    about = {**trained, **data_facts(parts)}
     result = Result(
         "finished", key, config.optim.steps, metrics, model.routes(), str(checkpoint), about, dict(health), hashed
     )

@@ -64,6 +64,16 @@ def save_weights(folder: Path, step: int, model: UPS, parts: Parts, key: str, me
     return save_checkpoint(folder, step, {"model": model.state_dict()}, state)
 
 
+def data_facts(parts: Parts) -> dict[str, Any]:
+    """What a record says of configuration and data."""
+    return {
+        "config": parts.config.canonical(),
+        "data": data_identity(parts.sets),
+        "synthetic": sorted({clips.name for clips, _ in parts.sets.values() if clips.info.synthetic}),
+        "mean_pose_mm": parts.mean_pose_mm,
+    }
+
+
 def origins(parts: Parts) -> dict[str, str]:
     """What each source's clips are part of: sources of one origin may share clips."""
     return {source: clips.origin for source, (clips, _) in parts.sets.items()}

@@ -34,11 +34,11 @@ class Entry:
 
 
 class ClaimLost(OSError):
-    """This process may not write the unit any more: it could not say for too long that it is alive."""
+    """This process may not write the unit any more: it could not renew its lease in time."""
 
 
 class Claim:
-    """A hold on a place; false where another process has it. The base is one that never gets lost."""
+    """Exclusive use of a place; false where another process has it. The base class is never lost."""
 
     def __init__(self, held: bool) -> None:
         self.held = held
@@ -53,32 +53,30 @@ class Claim:
     def check(self) -> None:
         """ClaimLost where it is lost."""
         if self.lost():
-            raise ClaimLost(
-                "this process could not renew its hold on the unit and has to leave it; another one may have it now"
-            )
+            raise ClaimLost("lost its lease on the unit; stopping, since another process may have taken it")
 
     def confirm(self) -> None:
-        """`check`, and ask the storage as well: before what can't be taken back."""
+        """`check`, and ask the storage as well; for what cannot be undone."""
         self.check()
 
     def insist(self, write: Callable[[], None]) -> None:
-        """Make a short write under this hold, again where it fails, for as long as the hold isn't lost."""
+        """Make a short write, and retry it while the claim is not lost."""
         self.check()
         write()
 
 
 class Workspace:
-    """The folder that a unit is trained in. The base is a folder of the storage itself, where nothing is to be done."""
+    """The folder that a unit is trained in. The base class is a folder of the storage itself: nothing to upload."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self) -> None:
-        """Bring storage to what the folder has. ClaimLost or OSError where that fails; storage is then as before, or
-        has some of it, and never half a checkpoint that passes for a whole one."""
+        """Upload what the folder has. ClaimLost or OSError where that fails: some of it may be on storage, but never a
+        partial checkpoint that looks whole."""
 
     def save_log(self) -> None:
-        """Bring what tells of a failure alone; never raises."""
+        """Upload only logs and progress; never raises."""
 
 
 class Storage(ABC):
@@ -114,11 +112,11 @@ class Storage(ABC):
 
     @abstractmethod
     def look(self, name: str) -> Entry | None:
-        """What is known of a content without reading it; None where there is none."""
+        """Object metadata (HEAD), without its content; None where there is none."""
 
     @abstractmethod
     def entries(self, place: str) -> Iterator[Entry]:
-        """All contents below a place. May not know yet of what was written just now: nothing rests on it alone."""
+        """All contents below a place. May miss what was written just now: nothing relies on it alone."""
 
     @abstractmethod
     def children(self, place: str) -> list[str]:
@@ -130,19 +128,19 @@ class Storage(ABC):
 
     @abstractmethod
     def claim(self, place: str) -> AbstractContextManager[Claim]:
-        """Hold a place without waiting. Ends when its process does: at once where that can be seen, else soon after."""
+        """Claim a place without waiting. The claim ends with its process, on an object store after a time-out."""
 
     @abstractmethod
     def claimed(self, place: str) -> bool:
-        """Whether some process holds a place now."""
+        """Whether some process has claimed a place."""
 
     @abstractmethod
     def owner(self, place: str) -> dict[str, Any]:
-        """Who holds or last held a place: "host", "pid", "time"; empty where that isn't known."""
+        """Who has or last had the claim on a place: "host", "pid", "time"; empty where that isn't known."""
 
     @abstractmethod
     def workspace(self, place: str, claim: Claim) -> AbstractContextManager[Workspace]:
-        """A folder on this machine that has what is needed to go on with a unit that is held."""
+        """A folder on this machine with what is needed to continue a claimed unit."""
 
     @abstractmethod
     def local(self, place: str) -> AbstractContextManager[Path]:
@@ -150,7 +148,7 @@ class Storage(ABC):
 
     @abstractmethod
     def leftovers(self, place: str) -> "Iterator[Leftover]":
-        """What writers that were killed have left below a place: temporary files, uploads that didn't end."""
+        """What killed writers left below a place: temporary files, unfinished uploads."""
 
     def where(self, name: str) -> str:
         """A content's address, for people."""
@@ -167,7 +165,7 @@ class Storage(ABC):
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something that no reader looks at."""
+    """Something that no reader uses."""
 
     name: str
     size: int
@@ -176,7 +174,7 @@ class Leftover:
 
 
 def holder() -> dict[str, Any]:
-    """This process, as others read of it: host, pid, time, and what tells on the same machine whether it still runs."""
+    """This process, for others: host, pid, time, and what tells on the same machine whether it still runs."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "process": _life(os.getpid())}
 
 

@@ -1,13 +1,13 @@
-"""Holding a place on a store that has no locks: numbered leases, out of exclusive creation alone.
+"""Claims on a store without locks: numbered leases, built on exclusive creation alone.
 
-    <place>/claims/00000001.json    the first hold: who; created by a request that fails where it exists; never changed
+    <place>/claims/00000001.json    the first lease: who; created with If-None-Match; never changed
     <place>/claims/00000001.beat    rewritten now and then while its holder lives; says "released" at the end
-    <place>/claims/newest           a number to begin looking from; the truth is which .json exist
+    <place>/claims/newest           where the search for the newest number begins; what counts is which .json exist
 
-Who finds the newest hold released, or without a beat for `stale` seconds by the store's own clock, creates the next
-number: exactly one can. A holder that could not renew its beat for `stale - margin` seconds by its own clock stops by
-itself (`Lease.lost`), so it has ended before anybody else may begin. Nothing here is ever deleted: numbers stay dense,
-so that the newest is found by asking for names and not by a listing, which may be late.
+A process that sees the newest lease released, or without a beat for `stale` seconds by the store's clock, creates the
+next number: only one process can. A holder that could not renew its beat for `stale - margin` seconds by its own clock
+stops by itself (`Lease.lost`), before another may begin. Nothing here is ever deleted: numbers stay dense, so that the
+newest is found by name and not by a listing, which may be stale.
 """
 
 import json
@@ -53,13 +53,13 @@ class Store(Protocol):
 
 
 def clock() -> float:
-    """Seconds that go on while the machine sleeps: a laptop that was shut has lost its holds."""
+    """Seconds, including those that the machine sleeps: a laptop that was shut has lost its leases."""
     boottime = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boottime is None else time.clock_gettime(boottime)
 
 
 class Lease(Claim):
-    """A hold that a thread renews."""
+    """A lease that a thread renews."""
 
     def __init__(
         self, store: Store, place: str, number: int, times: LeaseTimes, renewed: float, owner: dict[str, Any]
@@ -88,7 +88,7 @@ class Lease(Claim):
         self.check()
 
     def insist(self, write: Callable[[], None]) -> None:
-        """See `Claim`. A single try must be over within `margin`, or it could land after somebody has taken over."""
+        """See `Claim`. One attempt must end within `margin`, or it could land after another process has taken over."""
         for pause in (1.0, 2.0, 4.0, 8.0):
             self.check()
             try:
@@ -96,7 +96,7 @@ class Lease(Claim):
             except ClaimLost:
                 raise
             except OSError as error:
-                logger.warning("%s can't be written to (%s); tried again", self._place, error)
+                logger.warning("%s can't be written to (%s); retrying", self._place, error)
                 self._ended.wait(pause)
         self.check()
         write()
@@ -106,7 +106,7 @@ class Lease(Claim):
             self.renew()
 
     def renew(self) -> None:
-        """Say that the holder lives; a failure is only logged, and `lost` is true after too many."""
+        """Write a beat; a failure is only logged, and `lost` becomes true after too many."""
         began = clock()
         try:
             self.confirm()
@@ -114,21 +114,21 @@ class Lease(Claim):
         except ClaimLost:
             return
         except OSError as error:
-            logger.warning("the hold on %s can't be renewed (%s)", self._place, error)
+            logger.warning("the lease on %s can't be renewed (%s)", self._place, error)
             return
-        if not self.lost():  # Once lost it stays so: somebody may have seen it stale.
+        if not self.lost():  # Once lost it stays lost: another process may have seen it stale.
             self._renewed = began
 
     def release(self) -> None:
-        """Let others have it at once."""
+        """End the lease, so that others need not wait until it is stale."""
         self._ended.set()
-        self._thread.join()  # A renewal after the mark would take it away.
+        self._thread.join()  # A renewal after the release would undo it.
         if not self.lost():
             try:
                 released = self._owner | {"released": True}
                 self._store.write(_beat_name(self._place, self.number), json.dumps(released).encode())
             except OSError as error:
-                logger.warning("%s can't be let go (%s); others wait until it is stale", self._place, error)
+                logger.warning("%s can't be released (%s); others wait until it is stale", self._place, error)
         self._lost = True
 
 
@@ -136,10 +136,10 @@ class Lease(Claim):
 def lease(
     store: Store, place: str, times: LeaseTimes, before: Callable[[int], Any] = lambda number: None
 ) -> Iterator[Claim]:
-    """Hold a place, without waiting.
+    """Claim a place, without waiting.
 
     Args:
-        before: called with the number between the look at the last hold and the creation of the next, for tests.
+        before: called with the number between the check of the last lease and the creation of the next, for tests.
     """
     number = newest(store, place)
     if number and _is_held(store, place, number, times):
@@ -153,7 +153,7 @@ def lease(
         return
     held = Lease(store, place, number + 1, times, began, owner)
     try:
-        with suppress(OSError):  # Saves requests, no more.
+        with suppress(OSError):  # Only saves requests.
             store.write(_hint(place), str(number + 1).encode())
         yield held
     finally:
@@ -161,19 +161,19 @@ def lease(
 
 
 def is_leased(store: Store, place: str, times: LeaseTimes) -> bool:
-    """Whether some process holds a place now."""
+    """Whether some process has a lease on a place."""
     number = newest(store, place)
     return number > 0 and _is_held(store, place, number, times)
 
 
 def owner_of(store: Store, place: str) -> dict[str, Any]:
-    """Who holds or last held a place; empty where nobody has."""
+    """The newest lease's owner; empty where there was none."""
     number = newest(store, place)
     return as_object(store.read(_claim(place, number))) if number else {}
 
 
 def newest(store: Store, place: str) -> int:
-    """The newest number, 0 where there is none: asked by name, in as many requests as a doubling search needs."""
+    """The newest number, 0 where there is none, by a doubling search over names."""
     low = 0
     with suppress(FileNotFoundError, ValueError):
         low = int(store.read(_hint(place)))

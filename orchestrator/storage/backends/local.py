@@ -171,7 +171,7 @@ class FolderStorage(Storage):
 
 
 def _lock(folder: Path) -> FileLock | None:
-    """The held lock of a folder; None where another process has it."""
+    """The acquired lock of a folder; None where another process has it."""
     lock = FileLock(folder / CLAIM)
     try:
         lock.acquire(blocking=False)
@@ -182,7 +182,7 @@ def _lock(folder: Path) -> FileLock | None:
             raise OSError(error.errno, _no_locks(error), str(folder)) from error
         raise
     if isinstance(lock, SoftFileLock):
-        # Where the system has no locks, filelock goes over to files that outlive a killed process by for ever.
+        # Where the system has no locks, filelock falls back to marker files, which outlive a killed process.
         lock.release()
         unsupported = OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         raise OSError(errno.ENOSYS, _no_locks(unsupported), str(folder))
@@ -190,15 +190,15 @@ def _lock(folder: Path) -> FileLock | None:
 
 
 def _check_locks(file: Path) -> None:
-    """OSError where a lock can't be taken, or keeps nobody out."""
-    # For writing: on NFS an exclusive lock is refused to who only reads (flock(2)).
+    """OSError where a lock can't be taken, or is not exclusive."""
+    # Opened for writing: NFS refuses an exclusive lock on a file opened for reading (flock(2)).
     with file.open("r+b") as one, file.open("r+b") as other:
         fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-    raise OSError(errno.ENOLCK, "a lock keeps nobody out")
+    raise OSError(errno.ENOLCK, "the file lock is not exclusive on this mount")
 
 
 def _no_locks(error: OSError) -> str:

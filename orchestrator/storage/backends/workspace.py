@@ -1,18 +1,16 @@
-"""Training a unit whose files are on an object store: in a scratch folder of the machine, brought to the store.
+"""The workspace of a unit on an object store: a scratch folder of the machine that is uploaded.
 
-The store wins. A scratch folder is new for each hold of a unit and begins with what the store has; nothing is ever
-taken from an earlier one, for since then another machine may have gone further, or another way. What was not on the
-store when a process ended is made again.
+The store is authoritative. A scratch folder is new for each lease and starts from what the store has; an earlier one is
+never reused, since another machine may hold newer or different checkpoints. What was not uploaded is trained again.
 
-What `save` does, in this order, so that it may end anywhere:
-1. progress and the log, since a checkpoint must not be there without the lines up to it;
+The order of `save`, so that it may be interrupted anywhere:
+1. progress and log: a checkpoint needs the lines up to it;
 2. new checkpoints, those of chosen weights first, which others name: tensors, then `state.json`, which names their
    SHA-256. One of the same step is replaced after its `state.json` has been deleted;
-3. `manifest.json` with the steps, which is read by its name: a listing may not know of a checkpoint yet;
+3. `manifest.json` with the steps, read by name: a listing may be stale;
 4. `result.json`;
-5. checkpoints that the folder has no more are deleted, their `state.json` first.
-A checkpoint without `state.json` is none, and one that has another content than its `state.json` says is found when it
-is read, and passed over.
+5. checkpoints that the folder no longer has are deleted, their `state.json` first.
+A checkpoint without `state.json` is ignored, and so is one whose digests don't match, when it is read.
 """
 
 import hashlib
@@ -64,39 +62,39 @@ class Store(Downloads, Protocol):
 
 
 class RemoteWorkspace(Workspace):
-    """A scratch folder and what the store has of it."""
+    """A scratch folder, and what of it is uploaded."""
 
     def __init__(self, store: Store, place: str, claim: Claim, folder: Path) -> None:
         super().__init__(folder)
         self._store, self._place, self._claim = store, place, claim
-        self._there: dict[str, str] = {}
-        """What the store is known to have: digests of small files, and of the `state.json` of checkpoints."""
+        self._uploaded: dict[str, str] = {}
+        """Digests of uploaded small files, and of the `state.json` of uploaded checkpoints."""
         self._tensors: dict[str, list[str]] = {}
-        """Files of the checkpoints that this process has put there."""
+        """Files of the checkpoints that this process has uploaded."""
         self._steps: dict[str, set[str]] = {}
         """Of each group, names of checkpoints that the store may have any file of."""
 
     @classmethod
     @contextmanager
     def opened(cls, store: Store, place: str, claim: Claim) -> Iterator[Self]:
-        """A workspace with what is needed to go on; gone at the end."""
+        """A workspace with what is needed to continue; deleted at the end."""
         with scratch(store.address) as folder:
             made = cls(store, place, claim, folder / place.rsplit("/", 1)[-1])
             made.folder.mkdir(parents=True)
-            made._begin()
+            made._download()
             yield made
 
-    def _begin(self) -> None:
-        """Take from the store the small files, all chosen weights, and the newest checkpoint that can be read."""
+    def _download(self) -> None:
+        """Download the small files, all chosen weights, and the newest readable checkpoint."""
         manifest = _manifest(self._store, self._place)
         self._steps = {group: steps_of(self._store, self._place, group, manifest) for group in GROUPS}
         for name in (*FILES, RESULT):
-            if name in (CONFIG, OUTCOMES):  # Whoever trains or measures writes them anew.
+            if name in (CONFIG, OUTCOMES):  # Training and measuring write them anew.
                 continue
             with suppress(FileNotFoundError):
                 content = self._store.read(f"{self._place}/{name}")
                 (self.folder / name).write_bytes(content)
-                self._there[name] = _digest(content)
+                self._uploaded[name] = _digest(content)
         for group in GROUPS:
             for step in sorted(self._steps[group], reverse=True):
                 if self._take(group, step) and group == "checkpoints":
@@ -104,7 +102,7 @@ class RemoteWorkspace(Workspace):
 
     def _take(self, group: str, step: str) -> bool:
         """Download a checkpoint; whether it is whole."""
-        from ups_model.training.checkpoint import load_checkpoint  # It imports torch, which planning need not wait for.
+        from ups_model.training.checkpoint import load_checkpoint  # Imports torch, which planning does not need.
 
         folder = self.folder / group / step
         try:
@@ -121,7 +119,7 @@ class RemoteWorkspace(Workspace):
             logger.warning("%s/%s/%s on storage can't be used (%s)", self._place, group, step, error)
             shutil.rmtree(folder)
             return False
-        self._there[f"{group}/{step}"] = _digest(state)
+        self._uploaded[f"{group}/{step}"] = _digest(state)
         return True
 
     def save(self) -> None:
@@ -136,10 +134,10 @@ class RemoteWorkspace(Workspace):
         self._write(MANIFEST, json.dumps(here).encode())
         if (self.folder / RESULT).exists():
             self._put(RESULT)
-        elif RESULT in self._there:
+        elif RESULT in self._uploaded:
             self._claim.check()
             self._store.delete(f"{self._place}/{RESULT}")
-            del self._there[RESULT]
+            del self._uploaded[RESULT]
         for group in reversed(GROUPS):
             for step in sorted(self._steps[group] - set(here[group])):
                 self._delete_checkpoint(group, step)
@@ -157,44 +155,44 @@ class RemoteWorkspace(Workspace):
             self._write(name, (self.folder / name).read_bytes())
 
     def _write(self, name: str, content: bytes) -> None:
-        if self._there.get(name) != (digest := _digest(content)):
+        if self._uploaded.get(name) != (digest := _digest(content)):
             self._claim.insist(lambda: self._store.write(f"{self._place}/{name}", content))
-            self._there[name] = digest
+            self._uploaded[name] = digest
 
     def _put_checkpoint(self, group: str, step: str) -> None:
         folder, place = self.folder / group / step, f"{self._place}/{group}/{step}"
         state = (folder / STATE).read_bytes()
-        if self._there.get(f"{group}/{step}") == _digest(state):
+        if self._uploaded.get(f"{group}/{step}") == _digest(state):
             return
-        if step in self._steps[group]:  # Of another content: no state must promise what is being replaced.
+        if step in self._steps[group]:  # Being replaced: a state must not name tensors that change.
             self._claim.check()
-            self._there.pop(f"{group}/{step}", None)
+            self._uploaded.pop(f"{group}/{step}", None)
             self._store.delete(f"{place}/{STATE}")
         self._steps[group].add(step)
         for name in _tensors(state):
             self._claim.check()
             self._store.upload(folder / name, f"{place}/{name}", self._claim.check)
         self._claim.insist(lambda: self._store.write(f"{place}/{STATE}", state))
-        self._there[f"{group}/{step}"], self._tensors[f"{group}/{step}"] = _digest(state), list(_tensors(state))
+        self._uploaded[f"{group}/{step}"], self._tensors[f"{group}/{step}"] = _digest(state), list(_tensors(state))
 
     def _delete_checkpoint(self, group: str, step: str) -> None:
         self._claim.check()
         own = self._tensors.pop(f"{group}/{step}", None)
         delete_checkpoint(self._store, f"{self._place}/{group}/{step}", self._claim.check, own)
-        self._there.pop(f"{group}/{step}", None)
+        self._uploaded.pop(f"{group}/{step}", None)
         self._steps[group].discard(step)
 
 
 def delete_checkpoint(
     store: Store, place: str, going_on: Callable[[], None] = lambda: None, tensors: Iterable[str] | None = None
 ) -> None:
-    """Its state first, so that it is none from there on. What the state names is deleted whatever a listing says.
+    """Delete the state first, so that the rest is ignored; then what it names, listed or not.
 
     Args:
         store: where it lies.
         place: its folder.
-        going_on: called between requests; what it raises ends the deleting.
-        tensors: what its state names, if that is known; else the state is read.
+        going_on: called between requests; an exception of it ends the deletion.
+        tensors: the files that its state names; None: the state is read.
     """
     names = {entry.name for entry in store.entries(place)}
     with suppress(FileNotFoundError, ValueError):
@@ -207,8 +205,8 @@ def delete_checkpoint(
 
 
 def steps_of(store: Store, place: str, group: str, manifest: Mapping[str, Any] | None = None) -> set[str]:
-    """Names of a unit's checkpoints that the store may have: by its manifest, and by a listing, which may be late. Some
-    may be half there."""
+    """Names of checkpoints that the store may have, whole or in part: by the manifest, and by a listing, which may be
+    stale."""
     manifest = _manifest(store, place) if manifest is None else manifest
     below = f"{place}/{group}/"
     found = {entry.name.removeprefix(below).split("/")[0] for entry in store.entries(f"{place}/{group}")}
@@ -230,8 +228,7 @@ def download_all(store: Downloads, place: str, names: Iterable[str], folder: Pat
 
 @contextmanager
 def scratch(address: str) -> Iterator[Path]:
-    """An empty folder on this machine's disk, gone at the end; those of killed processes go as well, whatever storage
-    they were for.
+    """An empty folder on this machine's disk, deleted at the end, as are those of killed processes.
 
     It lies in UPS_SCRATCH, else in a folder of the user's own in the system's temporary one (TMPDIR). OSError where it
     can't be made, or is another user's.
@@ -240,7 +237,7 @@ def scratch(address: str) -> Iterator[Path]:
     _sweep(base)
     folder = base / f"{_digest(address.encode())[:8]}-{uuid.uuid4().hex}"
     lock = FileLock(folder.with_suffix(".lock"))
-    lock.acquire(timeout=60)  # Somebody who sweeps may have it for a moment.
+    lock.acquire(timeout=60)  # Another process may be sweeping.
     try:
         folder.mkdir()
         yield folder
@@ -252,11 +249,11 @@ def scratch(address: str) -> Iterator[Path]:
 
 
 def scratch_base() -> Path:
-    """Where scratch folders lie on this machine; made, and closed to others, if it isn't there."""
-    given = os.environ.get("UPS_SCRATCH")
-    base = Path(given).expanduser() if given else Path(tempfile.gettempdir()) / f"ups-scratch-{os.getuid()}"
+    """The folder of scratch folders on this machine; made, closed to other users, where it is missing."""
+    configured = os.environ.get("UPS_SCRATCH")
+    base = Path(configured).expanduser() if configured else Path(tempfile.gettempdir()) / f"ups-scratch-{os.getuid()}"
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if base.stat().st_uid != os.getuid() and not given:
+    if base.stat().st_uid != os.getuid() and not configured:
         raise OSError(f"{base} is another user's; name a folder of your own in UPS_SCRATCH")
     return base
 
@@ -276,7 +273,7 @@ def _whole_steps(folder: Path) -> set[str]:
 
 
 def _tensors(state: bytes) -> list[str]:
-    """Names of the files that a state speaks of; ValueError where it isn't one."""
+    """Names of the files that a checkpoint's state lists; ValueError where it isn't one."""
     names = as_object(state).get("sha256")
     if not isinstance(names, dict) or any(Path(name).name != name or name in ("", ".", "..") for name in names):
         raise ValueError(f"{STATE} is not that of a checkpoint")

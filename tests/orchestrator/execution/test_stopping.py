@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from orchestrator.execution.trainable import LEAVE_SECONDS
-from orchestrator.scheduling.dispatcher import QUIET_SECONDS
+from orchestrator.execution.trainable import EXIT_GRACE_SECONDS
+from orchestrator.scheduling.dispatcher import SHUTDOWN_GRACE_SECONDS
 from orchestrator.scheduling.task_graph import Agenda, State
 from orchestrator.worker.job import Job
 from tests.orchestrator.scheduling.test_dispatcher import Stage
@@ -38,13 +38,13 @@ def test_a_stopping_study_waits_for_what_runs_and_not_for_what_has_no_room(tmp_p
     stage.dispatcher.began(runs)
     stage.agenda.stopping = True
     stage.dispatcher.tick()
-    stage.now = 100 * QUIET_SECONDS
+    stage.now = 100 * SHUTDOWN_GRACE_SECONDS
     stage.dispatcher.tick()
     assert not stage.dispatcher.at_rest, "one saves a checkpoint"
     stage.end(runs, "stopped")
     stage.dispatcher.tick()
     assert not stage.dispatcher.at_rest, "another may have begun just now"
-    stage.now += QUIET_SECONDS
+    stage.now += SHUTDOWN_GRACE_SECONDS
     assert stage.dispatcher.at_rest
     assert not stage.dispatcher.complete
     stage.dispatcher.abandon()
@@ -60,7 +60,7 @@ def test_a_worker_that_is_asked_to_end_while_it_has_no_unit_ends_at_the_next(rep
         [sys.executable, "-c", IDLE_WORKER], cwd=repo_root, capture_output=True, text=True, timeout=120, check=False
     )
     assert (ended.returncode, ended.stdout) == (0, "stopped\n"), ended.stderr
-    assert LEAVE_SECONDS <= time.monotonic() - started < 55
+    assert EXIT_GRACE_SECONDS <= time.monotonic() - started < 55
 
 
 @pytest.mark.slow

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.scheduling.dispatcher import (
-    DOUBT_SECONDS,
-    MOST_REFUSING_NODES,
-    MOST_UNSTARTED,
-    STORAGE_SECONDS,
+    MAX_REFUSING_NODES,
+    NODE_DEATH_TIMEOUT_SECONDS,
+    STORAGE_TIMEOUT_SECONDS,
     Broken,
     Dispatcher,
     Hooks,
 )
-from orchestrator.scheduling.task_graph import RETRIES, Agenda, State
+from orchestrator.scheduling.retry import MAX_UNSTARTED, RETRIES
+from orchestrator.scheduling.task_graph import Agenda, State
 from tests.support.plans import finish, new_ledger, plan_of, small_study
 
 
@@ -77,24 +77,24 @@ def test_a_dead_process_on_a_dead_node_is_not_the_units_fault(stage):
     stage.alive.discard("a")
     stage.dispatcher.tick()
     assert stage.agenda.state[key] is State.WAITING
-    assert stage.agenda.failed_on(key) == set()
+    assert stage.dispatcher.failed_on(key) == set()
 
 
 def test_a_dead_process_on_a_node_that_stays_is_a_try_of_the_unit(stage):
     key = stage.next().unit.key
     stage.breaks(key, "died", node="a")
-    stage.now = DOUBT_SECONDS - 0.1
+    stage.now = NODE_DEATH_TIMEOUT_SECONDS - 0.1
     stage.dispatcher.tick()
     assert stage.agenda.state[key] is State.RUNNING
-    stage.now = DOUBT_SECONDS
+    stage.now = NODE_DEATH_TIMEOUT_SECONDS
     stage.dispatcher.tick()
     assert stage.agenda.state[key] is State.WAITING
-    assert stage.agenda.failed_on(key) == {"a"}
+    assert stage.dispatcher.failed_on(key) == {"a"}
 
 
 def test_processes_that_end_before_they_begin_are_bounded(stage):
     key = stage.next().unit.key
-    for _ in range(MOST_UNSTARTED + RETRIES):
+    for _ in range(MAX_UNSTARTED + RETRIES):
         stage.breaks(key, "died", node="")
         assert stage.next().unit.key == key
     stage.breaks(key, "died", node="")
@@ -108,24 +108,24 @@ def test_while_the_storage_is_away_neither_units_nor_nodes_are_blamed(stage):
             stage.breaks(given.unit.key, "unreachable", node)
         stage.now += 20
     key = stage.next().unit.key
-    assert stage.agenda.failed_on(key) == set()
+    assert stage.dispatcher.failed_on(key) == set()
     assert not stage.dispatcher.nodes.avoided
     stage.storage_fault = ""
     stage.now += 20
     stage.breaks(key, "unreachable", "a")
-    assert stage.agenda.failed_on(key) == {"a"}, "the driver reaches it: something is wrong there"
+    assert stage.dispatcher.failed_on(key) == {"a"}, "the driver reaches it: something is wrong there"
 
 
 def test_a_storage_that_stays_away_ends_the_study(tmp_path):
     stage = Stage(tmp_path, nodes=("a",))
     stage.storage_fault = "no route to the bucket"
-    while not stage.dispatcher.complete and stage.now < 2 * STORAGE_SECONDS:
+    while not stage.dispatcher.complete and stage.now < 2 * STORAGE_TIMEOUT_SECONDS:
         for given in (stage.dispatcher.next(), stage.dispatcher.next()):
             if given is not None:
                 stage.breaks(given.unit.key, "unreachable", "a")
         stage.now += 60
     assert stage.dispatcher.complete
-    assert STORAGE_SECONDS <= stage.now < 2 * STORAGE_SECONDS
+    assert STORAGE_TIMEOUT_SECONDS <= stage.now < 2 * STORAGE_TIMEOUT_SECONDS
 
 
 def test_a_unit_that_failed_on_a_node_tries_another_one_first(stage):
@@ -146,7 +146,7 @@ def test_a_node_that_fails_everything_is_used_no_more_and_its_failures_are_forgi
     third = stage.next().unit.key
     stage.breaks(third, "raised", node="a")
     assert set(stage.dispatcher.nodes.avoided) == {"a"}
-    assert stage.agenda.failed_on(first) == stage.agenda.failed_on(second) == set()
+    assert stage.dispatcher.failed_on(first) == stage.dispatcher.failed_on(second) == set()
     assert stage.next().avoid == ("a",)
 
 
@@ -203,7 +203,7 @@ def test_a_notice_moves_the_unit_and_keeps_others_away(stage):
     assert stage.agenda.state[key] is State.WAITING
     given = stage.next()
     assert given.unit.key == key and given.avoid == ("a",)
-    assert stage.agenda.failed_on(key) == set()
+    assert stage.dispatcher.failed_on(key) == set()
 
 
 def test_a_notice_with_a_result_still_counts_for_the_node(stage):
@@ -267,7 +267,7 @@ def test_where_every_node_refuses_units_fail_and_say_why(tmp_path):
 def test_a_growing_cluster_whose_nodes_all_refuse_does_not_grow_for_ever(tmp_path):
     stage = Stage(tmp_path, nodes=(), growing=True)
     key = stage.next().unit.key
-    for number in range(MOST_REFUSING_NODES - 1):
+    for number in range(MAX_REFUSING_NODES - 1):
         stage.end(key, "refused", node=f"new{number}", error="torch 2.12")
         assert stage.next().unit.key == key
     stage.end(key, "refused", node="new9", error="torch 2.12")
@@ -287,7 +287,7 @@ def test_what_fails_on_every_new_node_of_a_growing_cluster_comes_to_an_end(tmp_p
         if stage.dispatcher.complete:
             break
     assert stage.dispatcher.complete
-    assert used == MOST_REFUSING_NODES + 1
+    assert used == MAX_REFUSING_NODES + 1
 
 
 def test_what_may_be_the_nodes_fault_is_believed_of_two(stage):

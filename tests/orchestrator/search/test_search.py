@@ -17,7 +17,7 @@ from optuna.trial import TrialState, create_trial
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.resolve import resolve
 from orchestrator.record import Record
-from orchestrator.scheduling.task_graph import RETRIES, Agenda, State
+from orchestrator.scheduling.task_graph import Agenda, State
 from orchestrator.search import __main__ as search
 from orchestrator.search.journal import Journal, number_of
 from orchestrator.search.plan import SearchPlan
@@ -238,10 +238,9 @@ def test_a_failed_unit_fails_its_trial_alone_and_is_tried_again_with_the_same_pa
 def test_a_trial_whose_unit_is_forgiven_what_a_machine_did_gets_its_value(tmp_path):
     found = Search(tmp_path, trials=2)
     unit = found.agenda.next()
-    for _ in range(RETRIES + 1):
-        found.agenda.tried(unit.key, "its process died", "a bad node")
+    found.agenda.failed(unit.key, "its process died")
     assert found.book.trials[0].state is TrialState.FAIL
-    found.agenda.forgive(unit.key, "a bad node")
+    found.agenda.again(unit.key)  # The dispatcher has found that the node was at fault.
     found.run()
     assert found.agenda.whole
     assert [state for state, _ in in_journal(found.file)] == ["FAIL", "COMPLETE", "COMPLETE"]

@@ -10,7 +10,7 @@ pytest.importorskip("boto3", reason="needs boto3 for an object store")
 
 import boto3
 
-import ups_model.train
+import ups_model.training.loop
 from orchestrator.scheduling.task_graph import Agenda
 from orchestrator.storage.__main__ import main
 from orchestrator.storage.ledger import RECORD, Ledger
@@ -77,7 +77,7 @@ def refuse_to_train(monkeypatch):
     def step(*given):
         raise AssertionError("nothing is left to train")
 
-    monkeypatch.setattr(ups_model.train, "sequence_loss", step)
+    monkeypatch.setattr(ups_model.training.loop, "sequence_loss", step)
 
 
 def spoil(ledger, name):

@@ -193,7 +193,7 @@ def test_a_holder_that_cannot_renew_stops_before_others_may_begin(server, storag
             wait_until(claim.lost, SHORT.stale)
             assert time.monotonic() - began <= SHORT.stale - SHORT.margin + 0.5
             assert other.claimed(PLACE)  # Nobody may have it yet.
-            with pytest.raises(ClaimLost, match="has to leave it"):
+            with pytest.raises(ClaimLost, match="lost its lease"):
                 claim.check()
         time.sleep(3 * SHORT.beat)
         assert claim.lost()  # Also after the store is back: somebody may have seen it stale.

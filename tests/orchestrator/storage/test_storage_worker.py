@@ -96,7 +96,7 @@ def test_a_unit_that_lost_its_hold_stops_by_itself_and_writes_nothing_more(bench
             return False
 
         outcome = run_unit(job_of(bench, plan, unit, address), slow)
-    assert outcome.status == "busy" and "could not renew its hold" in outcome.error
+    assert outcome.status == "busy" and "lost its lease" in outcome.error
     assert asked[0] <= 9 and ledger.record(unit) is None
     assert writes(server, since[0]) == []
     wait_until(lambda: not ledger.claimed(unit), 30)

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-import ups_model.train
+import ups_model.training.loop
 from orchestrator.planning.inputs import read_inputs
 from orchestrator.storage.ledger import FAILURE, RECORD, Ledger
 from orchestrator.worker.job import Job
@@ -71,7 +71,7 @@ def refuse_to_train(monkeypatch):
     def step(*given):
         raise AssertionError("nothing is left to train")
 
-    monkeypatch.setattr(ups_model.train, "sequence_loss", step)
+    monkeypatch.setattr(ups_model.training.loop, "sequence_loss", step)
 
 
 def test_a_job_comes_back_from_its_text(bench, tmp_path):
@@ -143,7 +143,7 @@ def test_what_may_pass_is_raised_for_another_try_and_leaves_no_record(bench, tmp
     def full(*given, **named):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ups_model.train, "save_checkpoint", full)
+    monkeypatch.setattr(ups_model.training.loop, "save_checkpoint", full)
     with pytest.raises(OSError, match="No space left"):
         run(bench, plan, unit, tmp_path)
     assert ledger.record(unit) is None and not (ledger.folder(unit) / FAILURE).exists()
@@ -208,7 +208,7 @@ def test_a_unit_killed_between_its_result_and_its_record_makes_the_record_withou
     record = ledger.finished(unit)
     (ledger.folder(unit) / RECORD).unlink()
     refuse_to_train(monkeypatch)
-    monkeypatch.setattr(ups_model.train, "measure", ups_model.train.sequence_loss)
+    monkeypatch.setattr(ups_model.training.loop, "measure", ups_model.training.loop.sequence_loss)
     assert run(bench, plan, unit, tmp_path).status == "finished"
     again = ledger.finished(unit)
     assert (again.metrics, again.routes, again.checkpoint) == (record.metrics, record.routes, record.checkpoint)

@@ -8,7 +8,7 @@ import pytest
 from tests.support.runs import POSE, options, toy_config
 from ups_model.data.format.clip_set import ClipSet, to_camera
 from ups_model.evaluation.health import TaskHealth, check_health, curve_steps, health_line, judge
-from ups_model.train import train
+from ups_model.training.loop import train
 from ups_model.training.progress import read_rows
 
 

@@ -16,8 +16,8 @@ from ups_model.data.prepare.catalog import prepare
 from ups_model.data.readers.detect import clip_names, read_recording
 from ups_model.device import pick_device
 from ups_model.inference.find_weights import find_weights
-from ups_model.train import train
 from ups_model.training.build import load_model
+from ups_model.training.loop import train
 
 NTU = "S001C001P001R001A001"
 

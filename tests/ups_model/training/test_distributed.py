@@ -7,9 +7,9 @@ import socket
 import pytest
 import torch
 
-import ups_model.train
+import ups_model.training.loop
 from tests.support.runs import options, session_folder, toy_config, train_as_rank, weights, write_toy_sets
-from ups_model.train import train
+from ups_model.training.loop import train
 
 EXACT = {"dropout": 0.0, "decoder_dropout": 0.0, "steps": 8, "learning_rate": 1e-3}
 
@@ -64,13 +64,13 @@ def with_gradient(name, value):
 def test_two_processes_train_as_one_does_on_the_same_global_batch(changes, paths, cache, tmp_path, monkeypatch):
     config = toy_config(**EXACT, **changes)
     losses = []
-    plain = ups_model.train.sequence_loss
+    plain = ups_model.training.loop.sequence_loss
 
     def recorded(*given):
         losses.append(plain(*given))
         return losses[-1]
 
-    monkeypatch.setattr(ups_model.train, "sequence_loss", recorded)
+    monkeypatch.setattr(ups_model.training.loop, "sequence_loss", recorded)
     alone = train(config, paths, options(tmp_path / "one", cache))
     shared = start(config, paths, tmp_path / "two", cache)
     mean = torch.tensor([rank["losses"] for rank in shared], dtype=torch.float64).mean(dim=0)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import ups_model.evaluation.measure
-import ups_model.train
+import ups_model.training.loop
 from tests.support.runs import (
     FLAT,
     FRONT,
@@ -38,9 +38,9 @@ from ups_model.config import EvalConfig
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.data.format.writer import Clip, Track, write_clip_set
 from ups_model.evaluation.measure import measure_classes, measure_poses
-from ups_model.train import NonFiniteLoss, train
 from ups_model.training.build import load_model
 from ups_model.training.checkpoint import newest_checkpoint
+from ups_model.training.loop import NonFiniteLoss, train
 
 VARIANTS = {
     "joint": {},
@@ -164,7 +164,9 @@ def test_another_configuration_in_the_same_folder_is_refused_and_changes_nothing
 def test_a_finished_run_asked_for_again_trains_no_step_and_reports_the_same(paths, cache, tmp_path, monkeypatch):
     config = toy_config(steps=4)
     first = train(config, paths, options(tmp_path, cache))
-    monkeypatch.setattr(ups_model.train, "sequence_loss", lambda *_: pytest.fail("a finished run must not train"))
+    monkeypatch.setattr(
+        ups_model.training.loop, "sequence_loss", lambda *_: pytest.fail("a finished run must not train")
+    )
     second = train(config, paths, options(tmp_path, cache))
     assert (second.status, second.step, second.key) == ("finished", 4, first.key)
     assert second.metrics == first.metrics and second.checkpoint == first.checkpoint
@@ -186,16 +188,16 @@ def test_the_result_file_holds_what_is_returned(finished):
 def test_the_step_that_validates_best_is_chosen_and_test_is_measured_once_on_it(paths, cache, tmp_path, monkeypatch):
     scores = iter([1.0, 5.0, 3.0, 0.0])
     asked = []
-    measure = ups_model.train.measure
+    measure = ups_model.training.loop.measure
 
     def recorded(model, feeds, part, config, outcomes=None, max_clips=0):
         if not max_clips:  # The points of the health curve are no candidates.
             asked.append((part, model.project_text.weight.detach().clone()))
         return measure(model, feeds, part, config, outcomes, max_clips)
 
-    for module in (ups_model.train, ups_model.evaluation.measure):  # Measuring the test split is in the second.
+    for module in (ups_model.training.loop, ups_model.evaluation.measure):  # Measuring the test split is in the second.
         monkeypatch.setattr(module, "measure", recorded)
-    monkeypatch.setattr(ups_model.train, "score", lambda *_: next(scores))
+    monkeypatch.setattr(ups_model.training.loop, "score", lambda *_: next(scores))
     config = toy_config(evaluate_every=4, ema=0.9)
     result = train(config, paths, options(tmp_path, cache, checkpoint_every=4, keep=9))
     assert [part for part, _ in asked] == ["validation", "validation", "validation", "test"]
@@ -212,8 +214,8 @@ def test_the_step_that_validates_best_is_chosen_and_test_is_measured_once_on_it(
 
 def test_without_validation_subjects_the_last_step_is_taken(paths, cache, tmp_path, monkeypatch):
     asked = []
-    measure = ups_model.train.measure
-    for module in (ups_model.train, ups_model.evaluation.measure):
+    measure = ups_model.training.loop.measure
+    for module in (ups_model.training.loop, ups_model.evaluation.measure):
         monkeypatch.setattr(module, "measure", lambda *given: asked.append(given[2]) or measure(*given))
     config = toy_config(validation_subjects=0, evaluate_every=4)
     result = train(config, paths, options(tmp_path, cache))

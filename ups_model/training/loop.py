@@ -1,0 +1,486 @@
+"""The training loop of one run: joint, one task alone, or fine-tuning. Every step depends on (seed, step) alone.
+
+A run that is killed at any moment goes on from its newest whole checkpoint when it is started again, and ends with the
+same bits as one that was not killed (CPU).
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ups_model.config import Config
+from ups_model.config.identity import run_key
+from ups_model.data.prepare.catalog import default_cache
+from ups_model.device import (
+    Precision,
+    autocast_dtype,
+    device_name,
+    flush_denormal_numbers,
+    memory_mb,
+    pick_device,
+    pick_precision,
+)
+from ups_model.evaluation.health import CURVE_CLIPS, curve_steps, health_line, judge
+from ups_model.evaluation.measure import measure, measure_test, score, trivial_values
+from ups_model.evaluation.metric_names import headline_metric
+from ups_model.model.layers import seed_for
+from ups_model.model.text_features import text_identity
+from ups_model.model.ups import UPS
+from ups_model.model.vocabulary import NonFiniteValues
+from ups_model.training.build import build, data_identity
+from ups_model.training.checkpoint import (
+    keep_steps,
+    load_checkpoint,
+    load_weights,
+    named_best_steps,
+    newest_checkpoint,
+    optimizer_tensors,
+    prune_checkpoints,
+    restore_optimizer,
+    save_checkpoint,
+)
+from ups_model.training.distributed import check_shares, mean_over_processes, start_processes, wait_for_all
+from ups_model.training.losses import sequence_loss, target_tokens
+from ups_model.training.progress import append_row, duration, forget_after, short_line
+from ups_model.training.result import (
+    Result,
+    data_facts,
+    finished_result,
+    save_weights,
+    start_from_parent,
+    write_result,
+)
+from ups_model.training.run_folder import STATE
+from ups_model.training.schedule import gumbel_noise, input_mask, learning_rate, temperature
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the message names the step and what to try."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how a run is carried out; nothing here is part of its identity."""
+
+    out: Path
+    """Folder of `config.json`, checkpoints, `progress.jsonl` and `result.json`."""
+    device: str = "auto"
+    precision: Precision = "auto"
+    """auto: bf16 from compute capability 8.0, fp16 with a loss scaler on older GPUs (V100), fp32 on the CPU."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; a kill loses at most so many."""
+    keep: int = 2
+    """Checkpoints kept to resume from."""
+    log_every: int = 50
+    """Steps between progress lines."""
+    cache: Path = field(default_factory=default_cache)
+    """Folder of clip sets and, under `text`, of text features."""
+    test: bool = True
+    """Measure the test split at the end."""
+
+
+def train(
+    config: Config,
+    paths: Mapping[str, Path],
+    options: RunOptions,
+    parent: Path | None = None,
+    on_metrics: Callable[[int, Metrics], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    on_checkpoint: Callable[[], None] | None = None,
+) -> Result:
+    """Train, resume or just report a run.
+
+    Args:
+        config: everything that can change the result.
+        paths: folder of each clip set.
+        parent: checkpoint folder whose weights are the start (fine-tuning).
+        on_metrics: called with (step, metrics) at every progress line and validation.
+        should_stop: asked after each step; True saves a checkpoint and returns a result with status "stopped".
+        on_checkpoint: called after a checkpoint is written and older ones are deleted; what it raises ends the run.
+
+    Raises:
+        ValueError: a configuration, data set or checkpoint that cannot be used; nothing was started.
+        NonFiniteLoss: the loss was not finite.
+    """
+    with flush_denormal_numbers():
+        run = Run(config, paths, options, parent, on_metrics)
+        if (result := run.finished()) is not None:
+            return result
+        run.start_or_resume()
+        state, steps, stopped = run.state, config.optim.steps, False
+        while state.step < steps and not stopped:
+            run.train_step()
+            if state.step % options.log_every == 0 or state.step == steps:
+                run.log_progress()
+            if state.step in run.curve_at:
+                run.measure_curve()
+            if run.is_validation_step():
+                run.validate()
+            stopped = run.agree(state.step < steps and should_stop is not None and should_stop())
+            if state.step % options.checkpoint_every == 0 or state.step == steps or stopped:
+                run.save(on_checkpoint)
+        return run.finish(stopped)
+
+
+@dataclass
+class RunState:
+    """All that changes from step to step: what a checkpoint holds."""
+
+    model: UPS
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None
+    """Moving average of the weights (`optim.ema`), which is measured in place of the weights."""
+    step: int = 0
+    best: dict[str, Any] | None = None
+    """Step, score and metrics of the best validation so far."""
+    curve: dict[int, Metrics] = field(default_factory=dict)
+    """Headline metrics by step, from which the run's health is judged."""
+    seconds: float = 0.0
+    """Training time of the processes before this one."""
+    made_on: list[list[str]] = field(default_factory=list)
+    """Devices and precisions in their order: half a run in fp16 is another thing than all of it in bf16."""
+
+    @property
+    def evaluated(self) -> UPS:
+        """The model that is measured."""
+        return self.model if self.average is None else self.average.module  # type: ignore[return-value]
+
+    def restore(self, folder: Path, key: str) -> Path | None:
+        """Continue from the newest whole checkpoint in `folder`, which is returned; None where there is none.
+
+        Raises:
+            ValueError: the checkpoint is of another run.
+        """
+        saved = newest_checkpoint(folder)
+        if saved is None:
+            return None
+        path, tensors, saved_state = saved
+        if saved_state["key"] != key:
+            raise ValueError(
+                f"{folder.parent} holds another run ({saved_state['key']}, this one is {key}); "
+                "give another --out or delete it"
+            )
+        load_weights(self.model, tensors["model"], path)
+        restore_optimizer(self.optimizer, tensors["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(tensors["ema"])
+        for name, parameter in self.model.named_parameters():
+            if name in tensors.get("gradients", {}):
+                parameter.grad = tensors["gradients"][name].to(parameter.device)
+        if saved_state["scaler"]:  # Empty where the run so far was not in fp16; the scale then starts anew.
+            self.scaler.load_state_dict(saved_state["scaler"])
+        self.step, self.best, self.seconds = (saved_state[name] for name in ("step", "best", "seconds"))
+        self.made_on = saved_state.get("made_on", [])
+        self.curve = {int(step): metrics for step, metrics in saved_state["curve"].items()}
+        return path
+
+    def save(self, folder: Path, key: str, seconds: float) -> None:
+        """Write a checkpoint; `seconds` is the training time so far."""
+        groups = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
+        if self.average is not None:
+            groups["ema"] = self.average.state_dict()
+        # In the middle of a cycle: what its tasks so far have added up.
+        gradients = {name: value.grad for name, value in self.model.named_parameters() if value.grad is not None}
+        if gradients:
+            groups["gradients"] = gradients
+        state = {
+            "key": key,
+            "best": self.best,
+            "curve": {str(step): metrics for step, metrics in self.curve.items()},
+            "scaler": self.scaler.state_dict(),
+            "seconds": seconds,
+            "made_on": self.made_on,
+        }
+        save_checkpoint(folder, self.step, groups, state)
+
+
+class Run:
+    """One run in this process: its parts, its state and what is done with them at a step. `train` is the loop.
+
+    All processes of a run take the same steps; the first one alone measures, reports and writes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        paths: Mapping[str, Path],
+        options: RunOptions,
+        parent: Path | None,
+        on_metrics: Callable[[int, Metrics], None] | None,
+    ) -> None:
+        self.config, self.options, self.on_metrics = config, options, on_metrics
+        self.rank, self.processes = start_processes()
+        self.device = pick_device(options.device, self.rank)
+        self.precision = pick_precision(options.precision, self.device)
+        self.parts = build(config, paths, self.device, options.cache / "text")
+        parent_key = start_from_parent(self.parts, parent)
+        data, text = data_identity(self.parts.sets), text_identity(config.model.text_model)
+        self.key = run_key(config, data, text, parent_key)
+        check_shares(config, self.processes)
+        model = self.parts.model
+        self.state = RunState(
+            model,
+            make_optimizer(model, config),
+            torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16"),
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.optim.ema)) if config.optim.ema else None,
+        )
+        self.parallel: nn.Module = (
+            DistributedDataParallel(model, find_unused_parameters=True) if self.processes > 1 else model
+        )
+        self.curve_at = curve_steps(config.optim.steps) if config.data.validation_subjects else ()
+        self.recent: dict[str, list[Tensor]] = {}
+        """Losses since the last progress line, by task."""
+
+    def finished(self) -> Result | None:
+        """The result of the finished run in the folder. Its checkpoints may have been deleted to save space: what
+        counts is the result and the chosen weights."""
+        result = finished_result(self.options.out, self.key)
+        if result is None or not (self.options.out / "best" / Path(result.checkpoint).name / STATE).is_file():
+            return None
+        if self.options.test and not result.tested:
+            return None
+        logger.info("run %s is finished; nothing to train", self.key)
+        return result
+
+    def start_or_resume(self) -> None:
+        """Take up the newest checkpoint, or begin; from here on there is something to keep."""
+        state, optim, out = self.state, self.config.optim, self.options.out
+        checkpoint = state.restore(out / "checkpoints", self.key)
+        if checkpoint is not None:
+            if self.rank == 0:
+                forget_after(out / "progress.jsonl", state.step)
+            logger.info("resuming at step %d of %d from %s", state.step, optim.steps, checkpoint)
+        elif self.rank == 0:
+            parameters = sum(parameter.numel() for parameter in state.model.parameters())
+            logger.info(
+                "training %s on %s (%s), %.2f M parameters, run %s",
+                "+".join(optim.tasks), self.device, self.precision, parameters / 1e6, self.key,
+            )  # fmt: skip
+        if self.rank == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "config.json").write_text(json.dumps(self.config.canonical(), indent=1), "utf-8")
+        here = [device_name(self.device), self.precision]
+        if state.made_on[-1:] != [here]:
+            state.made_on = [*state.made_on, here]
+        self.turns = optim.turns_before(state.step)
+        self.first_step = state.step
+        self.started = self.last_logged = time.monotonic()
+        state.model.train()
+
+    def train_step(self) -> None:
+        """One batch of the task whose turn it is and, at the end of a cycle or after each batch, an update."""
+        state, config, optim = self.state, self.config, self.config.optim
+        model, task = state.model, optim.cycle[state.step % len(optim.cycle)]
+        share = (self.rank, self.processes)
+        batch = self.parts.feeds[task].train(self.turns[task], share)
+        # Dropout draws from the global generator: seeding it by step makes a step independent of what ran before it.
+        torch.manual_seed(seed_for(config.seed, "dropout", state.step, self.rank))
+        target_BK = target_tokens(model, batch)
+        low_precision = self.precision != "fp32"
+        with torch.autocast(self.device.type, dtype=autocast_dtype(self.precision), enabled=low_precision):
+            logits_BKV = self.parallel(
+                batch.inputs,
+                target_BK,
+                input_mask(config, task, self.turns[task], target_BK, share),
+                gumbel_noise(config, state.step).to(self.device),
+                temperature(config, state.step),
+            )
+        loss = sequence_loss(model, batch, logits_BKV, target_BK, optim)
+        accumulated = len(optim.cycle) if optim.update == "cycle" else 1
+        state.scaler.scale(loss / accumulated).backward()
+        self.recent.setdefault(task, []).append(loss.detach())
+        self.turns[task] += 1
+        state.step += 1
+        norm = self._update() if state.step % accumulated == 0 else None
+        scaled = self.precision == "fp16"  # The scaler skips such an update and lowers its scale.
+        loss_now = float(loss.detach())
+        if not math.isfinite(loss_now) or (norm is not None and not scaled and not torch.isfinite(norm)):
+            raise NonFiniteLoss(
+                f"loss or gradient of {task} is not finite at step {state.step} (loss {loss_now}); {_ways_out(config)}"
+            )
+
+    def _update(self) -> Tensor:
+        """Change the weights by the gradients; returns the gradients' norm before clipping."""
+        state, optim = self.state, self.config.optim
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, state.step - 1)
+        state.scaler.unscale_(state.optimizer)
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.average is not None:
+            state.average.update_parameters(state.model)
+        return norm
+
+    def log_progress(self) -> None:
+        """Mean losses since the last line, speed and memory."""
+        step, steps, now = self.state.step, self.config.optim.steps, time.monotonic()
+        line = {
+            f"train/{task}_loss": mean_over_processes(torch.stack(self.recent[task]).mean(), self.processes)
+            for task in sorted(self.recent)
+        }
+        line["learning_rate"] = learning_rate(self.config, step - 1)
+        steps_since = min(self.options.log_every, step - self.first_step)
+        line["steps_per_second"] = steps_since / max(now - self.last_logged, 1e-9)
+        line["memory_mb"] = memory_mb(self.device)
+        self.recent, self.last_logged = {}, now
+        if self.rank == 0:
+            left = (steps - step) * (now - self.started) / max(step - self.first_step, 1)
+            logger.info("step %d/%d  %s  %s left", step, steps, short_line(line), duration(left))
+            self._record(line)
+
+    def measure_curve(self) -> None:
+        """One point of the curve from which the run's health is judged."""
+        if self.rank == 0:
+            metrics = self._measure_validation(max_clips=CURVE_CLIPS)
+            point = {name: metrics[name] for name in map(headline_metric, self.config.optim.tasks)}
+            self.state.curve[self.state.step] = point
+            self._record({f"curve/{name}": value for name, value in point.items()})
+        wait_for_all(self.processes)
+
+    def is_validation_step(self) -> bool:
+        """Whether the run is measured on its validation subjects now: every `evaluate_every` steps and at the end."""
+        step, optim = self.state.step, self.config.optim
+        due = step == optim.steps or (optim.evaluate_every > 0 and step % optim.evaluate_every == 0)
+        return due and bool(self.config.data.validation_subjects)
+
+    def validate(self) -> None:
+        """Measure the validation subjects; the weights of the best score are kept."""
+        state = self.state
+        if self.rank == 0:
+            before = time.monotonic()
+            metrics = self._measure_validation()
+            value = score(metrics, self.config.optim.tasks, self.parts.mean_pose_mm)
+            row = {f"validation/{name}": number for name, number in metrics.items()} | {"validation/score": value}
+            if state.best is None or value > state.best["score"]:
+                state.best = {"step": state.step, "score": value, "metrics": row}
+                save_weights(self.options.out / "best", state.step, state.evaluated, self.parts, self.key, row)
+            logger.info("step %d  %s  (%.0f s)", state.step, short_line(row), time.monotonic() - before)
+            self._record(row)
+        wait_for_all(self.processes)
+
+    def agree(self, stop: bool) -> bool:
+        """Whether any process was told to stop: all of them end at the same step."""
+        return mean_over_processes(torch.tensor(float(stop), device=self.device), self.processes) > 0
+
+    def save(self, on_checkpoint: Callable[[], None] | None) -> None:
+        """Write a checkpoint and delete those that are no longer needed."""
+        if self.rank != 0:
+            return
+        checkpoints = self.options.out / "checkpoints"
+        self.state.save(checkpoints, self.key, self._seconds())
+        prune_checkpoints(checkpoints, self.options.keep)
+        # A best that a kept checkpoint names must outlive a later best, or resuming from it would find nothing.
+        keep_steps(self.options.out / "best", named_best_steps(checkpoints))
+        if on_checkpoint is not None:
+            on_checkpoint()
+
+    def finish(self, stopped: bool) -> Result:
+        """Choose the weights, measure them once on the test split and write `result.json`; all processes return it."""
+        seconds = self._seconds()
+        wait_for_all(self.processes)
+        result = self._result(stopped, seconds) if self.rank == 0 else None
+        if self.processes > 1:
+            shared = [result]
+            dist.broadcast_object_list(shared)
+            result = shared[0]
+        return result  # type: ignore[return-value]  # the first process has sent it to all
+
+    def _result(self, stopped: bool, seconds: float) -> Result:
+        state, parts, out, config = self.state, self.parts, self.options.out, self.config
+        chosen_step = state.best["step"] if state.best else state.step
+        checkpoint, metrics, health, outcomes = "", {}, {}, ""
+        if not stopped:
+            checkpoint = str(self._choose_weights())
+            metrics = dict(state.best["metrics"]) if state.best else {}
+            if self.options.test:
+                with self._diverged():
+                    measured, outcomes = measure_test(state.evaluated, parts.feeds, config.evaluation, out)
+                metrics |= {f"test/{name}": value for name, value in measured.items()}
+                metrics["test/score"] = score(measured, config.optim.tasks, parts.mean_pose_mm)
+            if state.curve:
+                health = judge(state.curve, trivial_values(parts.feeds, parts.validation_mean_pose_mm))
+                logger.info("health, on validation subjects: %s", health_line(health))
+        about = {
+            **data_facts(parts),
+            "parameters": sum(parameter.numel() for parameter in state.evaluated.parameters()),
+            "chosen_step": chosen_step,
+            "chosen_by": config.chosen_by,
+            # In the order in which they came, e.g. "fp16 then bf16" of a run that was moved to another kind of GPU.
+            "device": " then ".join(dict.fromkeys(name for name, _ in state.made_on)),
+            "precision": " then ".join(dict.fromkeys(name for _, name in state.made_on)),
+            "train_seconds": round(seconds, 1),
+            "torch": torch.__version__,
+        }
+        status, routes = "stopped" if stopped else "finished", state.evaluated.routes()
+        result = Result(status, self.key, state.step, metrics, routes, checkpoint, about, health, outcomes)  # type: ignore[arg-type]
+        write_result(out, result)
+        if checkpoint:
+            keep_steps(out / "best", {chosen_step})
+        return result
+
+    def _choose_weights(self) -> Path:
+        """Folder of the chosen weights, which the evaluated model then has."""
+        state, best = self.state, self.options.out / "best"
+        if state.best is None:
+            return save_weights(best, state.step, state.evaluated, self.parts, self.key, {})
+        checkpoint = best / f"step-{state.best['step']:08d}"
+        tensors, _ = load_checkpoint(checkpoint)
+        load_weights(state.evaluated, tensors["model"], checkpoint)
+        return checkpoint
+
+    def _measure_validation(self, max_clips: int = 0) -> Metrics:
+        with self._diverged():
+            model, evaluation = self.state.evaluated, self.config.evaluation
+            return measure(model, self.parts.feeds, "validation", evaluation, max_clips=max_clips)
+
+    def _record(self, row: Metrics) -> None:
+        append_row(self.options.out / "progress.jsonl", {"step": self.state.step, **row})
+        if self.on_metrics is not None:
+            self.on_metrics(self.state.step, row)
+
+    def _seconds(self) -> float:
+        return self.state.seconds + time.monotonic() - self.started
+
+    @contextmanager
+    def _diverged(self) -> Iterator[None]:
+        """The output of a model that diverged is the run's fault, not that of its configuration or data."""
+        try:
+            yield
+        except NonFiniteValues as error:
+            step, ways_out = self.state.step, _ways_out(self.config)
+            raise NonFiniteLoss(f"the output is not finite at step {step} ({error}); {ways_out}") from error
+
+
+def make_optimizer(model: UPS, config: Config) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices alone."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, config.optim.beta2))
+
+
+def _ways_out(config: Config) -> str:
+    return (
+        "the newest checkpoint is kept. "
+        f"Try a learning_rate below {config.optim.learning_rate}, a longer warmup_share, a smaller clip_norm, or "
+        "--precision fp32"
+    )
