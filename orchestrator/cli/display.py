@@ -129,8 +129,8 @@ class Display:
     def _progress(self, unit: Unit) -> list[dict[str, float]]:
         """What a unit has reported. An object store is asked now and then, for it changes with checkpoints alone."""
         ledger, now = self._agenda.ledger, time.monotonic()
-        asked, rows = self._rows.get(unit.key, (-LINE_SECONDS, []))
-        if ledger.root is None and now - asked < REMOTE_SECONDS:
+        read_at, rows = self._rows.get(unit.key, (-LINE_SECONDS, []))
+        if ledger.root is None and now - read_at < REMOTE_SECONDS:
             return rows
         try:
             rows = ledger.progress(unit)

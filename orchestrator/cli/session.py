@@ -92,12 +92,20 @@ class Session:
 
     @contextmanager
     def opened(self, *folders: Path) -> Iterator[Ledger]:
-        """The storage, and these folders, made if they aren't there; what the block refuses leaves none of them."""
-        with unmade_if_refused(*self.ledger.folders(), *folders):
+        """The storage, and these folders, made if they aren't there; what the block refuses leaves none that was made,
+        unless it holds anything."""
+        wanted = [*self.ledger.folders(), *folders]
+        new = {one for folder in wanted for one in (folder, *folder.parents) if not one.exists()}
+        try:
             self.ledger = Ledger.open(self.options.storage)
             for folder in folders:
                 make_writable(folder)
             yield self.ledger
+        except (ValueError, OSError):
+            for one in sorted(new, key=lambda path: len(path.parts), reverse=True):
+                with suppress(OSError):
+                    one.rmdir()
+            raise
 
     def connect(self) -> int:
         """Join Ray, if this session hasn't; returns how many units run at once. ValueError as `connect`."""
@@ -238,19 +246,6 @@ def connect(options: argparse.Namespace) -> tuple[ClusterFacts, Resources]:
         ray_cluster.disconnect()
         raise
     return facts, resources
-
-
-@contextmanager
-def unmade_if_refused(*folders: Path) -> Iterator[None]:
-    """What the block refuses leaves none of these folders that it has made; those that hold anything stay."""
-    new = {one for folder in folders for one in (folder, *folder.parents) if not one.exists()}
-    try:
-        yield
-    except (ValueError, OSError):
-        for one in sorted(new, key=lambda path: len(path.parts), reverse=True):
-            with suppress(OSError):
-                one.rmdir()
-        raise
 
 
 def make_writable(out: Path) -> None:

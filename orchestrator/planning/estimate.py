@@ -90,9 +90,9 @@ def estimate(plan: Units, sets: Mapping[str, ClipSet], records: Mapping[str, Rec
     )
 
 
-def on_slots(found: Estimate, plan: Units, open_units: Sequence[str], slots: int) -> Estimate:
+def on_slots(expected: Estimate, plan: Units, open_units: Sequence[str], slots: int) -> Estimate:
     """The same with another number of slots; `open_units` are those that aren't finished."""
-    return replace(found, makespan=makespan(plan, found.seconds, open_units, slots), slots=slots)
+    return replace(expected, makespan=makespan(plan, expected.seconds, open_units, slots), slots=slots)
 
 
 def makespan(plan: Units, seconds: Mapping[str, float], keys: Sequence[str], slots: int) -> float:

@@ -76,15 +76,7 @@ class Unit:
 
     def to_plain(self) -> dict[str, Any]:
         """JSON data; `from_plain` is its inverse."""
-        return {
-            "key": self.key,
-            "stage": self.stage,
-            "task": self.task,
-            "config": self.config.canonical(),
-            "parent": self.parent,
-            "arm": self.arm,
-            "training_key": self.training_key,
-        }
+        return {**vars(self), "config": self.config.canonical()}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Unit":
@@ -161,14 +153,14 @@ class Plan:
 
     def with_parents(self, keys: Sequence[str]) -> list[str]:
         """These units and all units that they start from, parents first."""
-        found: dict[str, None] = {}
+        keys_with_parents: dict[str, None] = {}
         for key in keys:
             chain = []
             while key:
                 chain.append(key)
                 key = self.units[key].parent
-            found.update(dict.fromkeys(reversed(chain)))
-        return list(found)
+            keys_with_parents.update(dict.fromkeys(reversed(chain)))
+        return list(keys_with_parents)
 
     def children(self, key: str) -> list[str]:
         """Units that start from this one."""

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from orchestrator.planning.plan import DataFacts, Line, Plan, Stage
-from search_spaces.study import Column, FineTuning, Reference, Table, Training
-from ups_model.config import Config, TaskName, canonical
+from search_spaces.study import FineTuning, Reference, Table, Training
+from ups_model.config import TaskName, canonical
 
 FORMAT = 1
 
@@ -182,21 +182,20 @@ def _table(plan: Plan, table: Table, lines: tuple[Line, ...]) -> PlannedTable:
         )
         for line in lines
     )
-    # All rows of a table have the clip sets of its columns.
-    columns = tuple(_column(column, lines[0].arms[column.group].config) for column in table.columns)
+    columns = tuple(
+        PlannedColumn(
+            column.metric,
+            column.title,
+            column.unit,
+            column.higher_is_better,
+            canonical(column.changes),
+            column.task,
+            column.group,
+            # All rows of a table have the clip sets of its columns.
+            getattr(lines[0].arms[column.group].config.data, column.task).sources,
+        )
+        for column in table.columns
+    )
     return PlannedTable(
         table.name, table.title, table.varies, table.baseline, columns, table.notes, table.references, rows
-    )
-
-
-def _column(column: Column, config: Config) -> PlannedColumn:
-    return PlannedColumn(
-        metric=column.metric,
-        title=column.title,
-        unit=column.unit,
-        higher_is_better=column.higher_is_better,
-        changes=canonical(column.changes),
-        task=column.task,
-        group=column.group,
-        sources=getattr(config.data, column.task).sources,
     )

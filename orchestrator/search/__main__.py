@@ -13,8 +13,6 @@ from pathlib import Path
 from orchestrator.cli.arguments import AUTO, add_shared_arguments, check_numbers, command_parser
 from orchestrator.cli.session import Session, run_command
 from orchestrator.search.resolve_space import SearchInputs, read_search, search_content
-from orchestrator.search.trial_queue import SearchAgenda, units_of_trials
-from orchestrator.search.trial_report import closing, write_trials
 from orchestrator.storage.ledger import REPORTS
 from orchestrator.storage.search_journal import SearchPlace
 from orchestrator.storage.source_check import SourceCheck
@@ -72,7 +70,10 @@ def act(options: argparse.Namespace, command: str) -> int:
 
 def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
     """Search, then write the trials."""
+    # Optuna takes a second to import, which --help and refusals need not wait for.
     from orchestrator.search.journal import Journal
+    from orchestrator.search.trial_queue import SearchAgenda, units_of_trials
+    from orchestrator.search.trial_report import closing, write_trials
 
     plan, space = inputs.plan, inputs.plan.study
     with Session(options, inputs.paths) as session:

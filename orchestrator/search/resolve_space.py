@@ -1,4 +1,4 @@
-"""From the search command's values to what it needs; every fault is found here, before anything starts."""
+"""From the search command's values to what it needs; every fault of them is reported here, before anything starts."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.planning.inputs import facts_of
 from orchestrator.planning.plan import Unit
 from orchestrator.planning.resolve import check_data, errors_at, measured_names, open_sets, with_layers
-from orchestrator.search.trial_queue import Params, SearchPlan, field_of
+from orchestrator.search.plan import Params, SearchPlan, field_of
 from search_spaces import find_space
 from search_spaces.space import Choice, Range, Space
 from ups_model.cli import assignments, data_paths
@@ -169,12 +169,12 @@ def samples_of(config: Config) -> dict[str, int]:
 
 def check_objective(space: Space, base: Config, opened: Mapping[str, ClipSet]) -> None:
     """ValueError for an objective that no unit of the search will measure."""
-    known = ["validation/score"]
+    metrics = ["validation/score"]
     for task in base.optim.tasks:
-        known += [f"validation/{name}" for name in measured_names(base, task, opened) if is_headline(name)]
-    if space.objective not in known:
+        metrics += [f"validation/{name}" for name in measured_names(base, task, opened) if is_headline(name)]
+    if space.objective not in metrics:
         raise ValueError(
-            f"space {space.name!r}: objective {space.objective!r} is not measured; measured are {', '.join(known)}"
+            f"space {space.name!r}: objective {space.objective!r} is not measured; measured are {', '.join(metrics)}"
         )
 
 

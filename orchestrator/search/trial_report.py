@@ -1,20 +1,26 @@
-"""What a search has found, for people: trials best first, what to make of them, and how to go on."""
+"""The report of a search: trials best first, what to make of them, and how to go on."""
 
 import csv
 import io
 import shlex
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.search.resolve_space import SearchInputs
-from orchestrator.search.trial_queue import SearchAgenda, Trial, named, ranked, spread
+from optuna.trial import FrozenTrial, TrialState
+
+from orchestrator.search.journal import number_of
+from orchestrator.search.plan import named
+from orchestrator.search.resolve_space import SearchInputs, samples_of
+from orchestrator.search.trial_queue import SearchAgenda, ranked, spread
 from ups_model.atomic import write_atomic
 
 STUDY_SEEDS = 5
 """Repetitions that the printed command asks for."""
 SHOWN = 3
 """Trials that the end of the command shows."""
+STATES = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState.RUNNING: "running"}
 
 
 def write_trials(
@@ -41,24 +47,24 @@ def table(inputs: SearchInputs, agenda: SearchAgenda) -> str:
         + [f"seed {space.first_seed + index}" for index in seeds]
         + [*inputs.dimensions, "units", "error"]
     )
-    for trial in ranked(agenda.book.trials, space.direction):
+    for trial in ranked(agenda.trials, space.direction):
         values = agenda.values(trial)
-        known = values if len(values) == len(seeds) else [""] * len(seeds)
+        each = values if len(values) == len(seeds) else [""] * len(seeds)
         sd = statistics.stdev(values) if len(values) > 1 else ""
         mean = "" if trial.value is None else trial.value
         writer.writerow(
-            [trial.number, trial.state, mean, sd, len(values), *known]
+            [number_of(trial), STATES[trial.state], mean, sd, len(values), *each]
             + [trial.params[path] for path in inputs.dimensions]
-            + [" ".join(_keys(inputs, trial)), agenda.reason.get(trial.number, "")]
+            + [" ".join(_keys(inputs, trial)), agenda.reason.get(number_of(trial), "")]
         )
     return stream.getvalue()
 
 
 def markdown(inputs: SearchInputs, agenda: SearchAgenda, importances: Mapping[str, float], command: str) -> str:
     """The search's report."""
-    plan, space, trials = inputs.plan, inputs.plan.study, agenda.book.trials
+    plan, space, trials = inputs.plan, inputs.plan.study, agenda.trials
     order = ranked(trials, space.direction)
-    counts = {state: sum(trial.state == state for trial in trials) for state in ("complete", "failed", "running")}
+    states = Counter(STATES[trial.state] for trial in trials)
     synthetic = sorted(name for name, facts in plan.data.items() if facts.synthetic)
     lines = [
         f"# Search: {space.name}",
@@ -68,13 +74,14 @@ def markdown(inputs: SearchInputs, agenda: SearchAgenda, importances: Mapping[st
         f"{space.direction.capitalize()} `{space.objective}`; {plan.seeds} seed{'s' * (plan.seeds > 1)} a trial, from "
         f"{space.first_seed}; preset {plan.preset}; data: {', '.join(plan.data)}; "
         f"{plan.base.data.validation_subjects} validation subject{'s' * (plan.base.data.validation_subjects > 1)}. "
-        f"Of {agenda.total} trials {counts['complete']} are complete, {counts['failed']} failed, "
-        f"{agenda.total - counts['complete'] - counts['failed']} are open.",
+        f"Of {agenda.total} trials {states['complete']} are complete, {states['failed']} failed, "
+        f"{agenda.total - states['complete'] - states['failed']} are open.",
         "",
     ]
+    samples = ", ".join(f"{count} samples of {task}" for task, count in samples_of(plan.base).items())
     if synthetic:
         lines += [f"**Synthetic data ({', '.join(synthetic)}): these numbers say nothing about real motion.**", ""]
-    lines += [f"    {command}", "", f"Every unit: {_samples(inputs)}. The search measured no test split.", ""]
+    lines += [f"    {command}", "", f"Every unit: {samples}. The search measured no test split.", ""]
     lines += [*_rows(inputs, agenda, order), "", *caution(inputs, agenda, order), ""]
     if importances:
         shown = ", ".join(f"`{name}` {value:.2f}" for name, value in importances.items())
@@ -92,7 +99,7 @@ def markdown(inputs: SearchInputs, agenda: SearchAgenda, importances: Mapping[st
     return "\n".join(lines)
 
 
-def caution(inputs: SearchInputs, agenda: SearchAgenda, order: Sequence[Trial]) -> list[str]:
+def caution(inputs: SearchInputs, agenda: SearchAgenda, order: Sequence[FrozenTrial]) -> list[str]:
     """What the best value is worth."""
     plan = inputs.plan
     complete = [trial for trial in order if trial.value is not None]
@@ -112,11 +119,11 @@ def caution(inputs: SearchInputs, agenda: SearchAgenda, order: Sequence[Trial]) 
     if start is not None and start is complete[0]:
         lines += ["", "No trial was better than the base configuration."]
     elif start is not None:
-        lines += ["", f"The base configuration is trial {start.number}, with {_value(agenda, start)}."]
+        lines += ["", f"The base configuration is trial {number_of(start)}, with {_value(agenda, start)}."]
     return lines
 
 
-def next_command(inputs: SearchInputs, best: Trial) -> str:
+def next_command(inputs: SearchInputs, best: FrozenTrial) -> str:
     """A study with the best fields."""
     parts = ["python", "-m", "orchestrator.ablate", "STUDY", "--preset", inputs.plan.preset]
     parts += ["--seeds", str(STUDY_SEEDS)]
@@ -127,25 +134,27 @@ def next_command(inputs: SearchInputs, best: Trial) -> str:
     fields.pop("data.validation_subjects", None)  # Held out to judge trials; a study trains as its preset says.
     fields |= {inputs.plan.base.field_path(name): value for name, value in inputs.changes.items()}
     for path, value in {**fields, **best.params}.items():
-        parts += ["--set", f"{path}={_text(value)}"]
+        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+        parts += ["--set", f"{path}={text}"]
     return shlex.join(parts)
 
 
 def closing(inputs: SearchInputs, agenda: SearchAgenda) -> list[str]:
     """What the end of a search says of its trials."""
-    trials = agenda.book.trials
+    trials = agenda.trials
     order = ranked(trials, inputs.plan.study.direction)
     complete = [trial for trial in order if trial.value is not None]
     lines = [f"{len(complete)} of {agenda.total} trials complete"]
-    lines += [f"trial {t.number}: {_value(agenda, t)}  {named(t.params)}" for t in complete[:SHOWN]]
+    lines += [f"trial {number_of(trial)}: {_value(agenda, trial)}  {named(trial.params)}" for trial in complete[:SHOWN]]
     for trial in trials:
-        if trial.state == "failed":
-            lines.append(f"trial {trial.number} failed: {agenda.reason.get(trial.number, 'see the log of its units')}")
+        if trial.state is TrialState.FAIL:
+            reason = agenda.reason.get(number_of(trial), "see the log of its units")
+            lines.append(f"trial {number_of(trial)} failed: {reason}")
     if agenda.fault:
         lines.append(f"stopped: {agenda.fault}")
     if agenda.stopping:
         lines.append("stopped; the same command goes on from here")
-    elif any(trial.state == "failed" for trial in trials):
+    elif any(trial.state is TrialState.FAIL for trial in trials):
         lines.append("the same command tries the failed trials again")
     elif len(trials) < agenda.wanted:
         lines.append(f"the space has no more than these {len(trials)} configurations")
@@ -157,51 +166,36 @@ def closing(inputs: SearchInputs, agenda: SearchAgenda) -> list[str]:
     return lines
 
 
-def _rows(inputs: SearchInputs, agenda: SearchAgenda, order: Sequence[Trial]) -> list[str]:
+def _rows(inputs: SearchInputs, agenda: SearchAgenda, order: Sequence[FrozenTrial]) -> list[str]:
     heads = ["Trial", inputs.plan.study.objective, *(path.rsplit(".", 1)[-1] for path in inputs.dimensions), "Units"]
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for trial in order:
         base = " (base)" if trial.params == inputs.start else ""
-        cells = [f"{trial.number}{base}", _value(agenda, trial)]
+        cells = [f"{number_of(trial)}{base}", _value(agenda, trial)]
         cells += [str(trial.params[path]) for path in inputs.dimensions]
         cells += [", ".join(f"`{key}`" for key in _keys(inputs, trial)) or "none"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def _value(agenda: SearchAgenda, trial: Trial) -> str:
-    if trial.state != "complete":
-        reason = agenda.reason.get(trial.number, "").replace("|", "/").splitlines()
-        return "open" if trial.state == "running" else "failed" + (f": {reason[0]}" if reason else "")
+def _value(agenda: SearchAgenda, trial: FrozenTrial) -> str:
+    if trial.state is not TrialState.COMPLETE:
+        reason = agenda.reason.get(number_of(trial), "").replace("|", "/").splitlines()
+        return "open" if trial.state is TrialState.RUNNING else "failed" + (f": {reason[0]}" if reason else "")
     values = agenda.values(trial)
     if len(values) < agenda.search.seeds:
         return f"{trial.value:.4g} (its records are gone)"
     return spread(values)
 
 
-def _keys(inputs: SearchInputs, trial: Trial) -> list[str]:
+def _keys(inputs: SearchInputs, trial: FrozenTrial) -> list[str]:
     try:
         return [unit.key for unit in inputs.plan.units_of(trial.params)]
     except ValueError:
         return []
 
 
-def _commits(inputs: SearchInputs, agenda: SearchAgenda, trial: Trial) -> set[str]:
-    found = set()
-    for key in _keys(inputs, trial):
-        record = agenda.ledger.finished(agenda.units[key]) if key in agenda.units else None
-        if record is not None:
-            found.add(str(record.about.get("commit", "unknown")))
-    return found
-
-
-def _samples(inputs: SearchInputs) -> str:
-    from orchestrator.search.resolve_space import samples_of
-
-    return ", ".join(f"{count} samples of {task}" for task, count in samples_of(inputs.plan.base).items())
-
-
-def _text(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return str(value)
+def _commits(inputs: SearchInputs, agenda: SearchAgenda, trial: FrozenTrial) -> set[str]:
+    units = [agenda.units[key] for key in _keys(inputs, trial) if key in agenda.units]
+    records = [record for record in map(agenda.ledger.finished, units) if record is not None]
+    return {str(record.about.get("commit", "unknown")) for record in records}

@@ -78,9 +78,9 @@ class Ledger:
         Raises:
             ValueError: the storage can't be reached or written to, or (without `create`) there is none.
         """
-        found = storage_at(storage)
-        found.check(create)
-        return cls(found)
+        opened = storage_at(storage)
+        opened.check(create)
+        return cls(opened)
 
     def fault(self) -> str:
         """Why units can't be kept there now, empty where they can."""
@@ -176,8 +176,8 @@ class Ledger:
 
     def written(self, unit: Unit) -> float | None:
         """Age in seconds of a unit's record; None where it has none."""
-        found = [self.storage.look(f"{_place(unit)}/{name}") for name in (RECORD, FAILURE)]
-        return next((entry.age for entry in found if entry is not None), None)
+        entries = [self.storage.look(f"{_place(unit)}/{name}") for name in (RECORD, FAILURE)]
+        return next((entry.age for entry in entries if entry is not None), None)
 
     def weights(self, unit: Unit, record: Record) -> Path:
         """Folder of a finished unit's chosen weights, which may be missing or damaged. Of an object store it is a
@@ -295,8 +295,8 @@ def storage_path(storage: str) -> Path | None:
     Raises:
         ValueError: any other address.
     """
-    found = parse_address(storage)
-    return found if isinstance(found, Path) else None
+    address = parse_address(storage)
+    return address if isinstance(address, Path) else None
 
 
 def _finished(record: Record | None) -> Record | None:

@@ -75,14 +75,14 @@ def _opened(file: Path) -> BinaryIO:
 
 
 def _import(storage: Storage, stream: BinaryIO, file: Path, size: int) -> Imported:
-    found = Imported()
+    result = Imported()
     units: list[UnitFiles] = []
 
     def add_units() -> None:
         for what, text in storage.each(lambda unit: _import_unit(storage, unit, file), units):
-            found.units[what] += 1
+            result.units[what] += 1
             if text:
-                found.left.append(text)
+                result.left.append(text)
         units.clear()
 
     for content in tqdm(contents(stream, str(file)), total=size, desc=file.name, disable=None, leave=False):
@@ -91,11 +91,11 @@ def _import(storage: Storage, stream: BinaryIO, file: Path, size: int) -> Import
             if len(units) == UNITS_AT_A_TIME:
                 add_units()
         elif content.name.startswith("studies/"):
-            _import_plan(storage, content, found)
+            _import_plan(storage, content, result)
         else:
-            _import_journal(storage, content, found)
+            _import_journal(storage, content, result)
     add_units()
-    return found
+    return result
 
 
 def _import_unit(storage: Storage, unit: UnitFiles, file: Path) -> tuple[Became, str]:
@@ -182,7 +182,7 @@ def came_without_weights(storage: Storage, folder: str) -> bool:
         return False
 
 
-def _import_plan(storage: Storage, plan: NamedFile, found: Imported) -> None:
+def _import_plan(storage: Storage, plan: NamedFile, result: Imported) -> None:
     """The plan that has all units of the other one, and more, is kept; else the present one."""
     present, study = _portable(storage, plan.name), plan.name.split("/")[1]
     if present == plan.content:
@@ -190,16 +190,18 @@ def _import_plan(storage: Storage, plan: NamedFile, found: Imported) -> None:
     ours, theirs = _units_of(present), _units_of(plan.content)
     if present is None or ours.keys() < theirs.keys():
         storage.write(plan.name, plan.content)
-        found.files += 1
+        result.files += 1
         if ours:
-            found.notes.append(f"plan {study}: replaced by the imported one, with {len(theirs) - len(ours)} more units")
+            result.notes.append(
+                f"plan {study}: replaced by the imported one, with {len(theirs) - len(ours)} more units"
+            )
     elif lacking := len(theirs.keys() - ours.keys()):
-        found.notes.append(
+        result.notes.append(
             f"plan {study}: the one here is kept; it lacks {lacking} units of the imported one and has "
             f"{len(ours.keys() - theirs.keys())} others. The study's ablate command makes a plan with all of its own"
         )
     else:
-        found.notes.append(f"plan {study}: the one here is kept; it has all units of the imported one")
+        result.notes.append(f"plan {study}: the one here is kept; it has all units of the imported one")
 
 
 def _portable(storage: Storage, name: str) -> bytes | None:
@@ -215,7 +217,7 @@ def _units_of(plan: bytes | None) -> Mapping[str, object]:
     return {} if plan is None else as_object(plan)["units"]
 
 
-def _import_journal(storage: Storage, journal: NamedFile, found: Imported) -> None:
+def _import_journal(storage: Storage, journal: NamedFile, result: Imported) -> None:
     """A journal only grows: the one that begins with all of the other is kept, else the present one."""
     name = journal.name.split("/")[1]
     place = SearchPlace(storage, name, REPORTS)
@@ -224,14 +226,14 @@ def _import_journal(storage: Storage, journal: NamedFile, found: Imported) -> No
     try:
         place.hold()
     except ValueError as error:
-        found.left.append(f"search {name}: {error}")
+        result.left.append(f"search {name}: {error}")
         return
     try:
         if not journal.content.startswith(_journal(storage, journal)):
-            found.notes.append(f"search {name}: the trials here are kept; the imported ones are others")
+            result.notes.append(f"search {name}: the trials here are kept; the imported ones are others")
             return
         storage.write(journal.name, journal.content)
-        found.files += 1
+        result.files += 1
     finally:
         place.release()
 

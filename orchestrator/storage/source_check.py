@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.planning.plan import Unit
-from orchestrator.record import Record
+from orchestrator.record import Record, finished_of
 from orchestrator.storage.backends.base import as_object
 from orchestrator.storage.backends.workspace import RESULT, SOURCE
 from orchestrator.storage.ledger import Ledger
@@ -173,17 +173,23 @@ class SourceCheck:
 
     def is_current(self, unit: Unit, record: Record) -> bool:
         """Whether a finished record stays as it is."""
-        if is_trained_otherwise(record) and self.policy != "accept":
+        if not self._is_kept(record):
             return False
-        if not needs_measuring(record, self.wanted(unit)):
-            return True
-        return not self._weights(unit, record) and self.policy != "retrain"
+        return not needs_measuring(record, self.wanted(unit)) or (
+            not self._weights(unit, record) and self.policy != "retrain"
+        )
 
     def is_to_measure(self, unit: Unit, record: Record) -> bool:
         """Whether a finished unit is measured again and not trained."""
-        if is_trained_otherwise(record) and self.policy != "accept":
-            return False
-        return needs_measuring(record, self.wanted(unit)) and self._weights(unit, record)
+        return self._is_outdated(unit, record) and self._weights(unit, record)
+
+    def _is_kept(self, record: Record) -> bool:
+        """Whether the weights that a record names stay those of its unit."""
+        return self.policy == "accept" or not is_trained_otherwise(record)
+
+    def _is_outdated(self, unit: Unit, record: Record) -> bool:
+        """Whether a unit would be measured again if its weights are there."""
+        return self._is_kept(record) and needs_measuring(record, self.wanted(unit))
 
     def _weights(self, unit: Unit, record: Record) -> bool:
         if unit.key not in self._has_weights:
@@ -193,29 +199,24 @@ class SourceCheck:
     def standing(self, units: Iterable[Unit]) -> Standing:
         """How units stand to the present code. OSError where the storage doesn't answer."""
         every = list(units)
-        records = self._ledger.read(every)
-        finished = {unit.key: record for unit in every if (record := _finished(records[unit.key])) is not None}
+        finished = finished_of(self._ledger.read(every))
         rest = [unit for unit in every if unit.key not in finished]
         begun = self._ledger.storage.each(lambda unit: Begun.on_storage(self._ledger, unit).training, rest)
-        present = source_digest("training")
-        trained = {key: record for key, record in finished.items() if is_trained_otherwise(record)}
-        outdated = [
-            unit
-            for unit in every
-            if unit.key in finished
-            and (unit.key not in trained or self.policy == "accept")
-            and needs_measuring(finished[unit.key], self.wanted(unit))
-        ]
+        outdated = [unit for unit in every if unit.key in finished and self._is_outdated(unit, finished[unit.key])]
         kept = self._ledger.storage.each(lambda unit: self._weights(unit, finished[unit.key]), outdated)
+        by_weights = {
+            there: tuple(unit.key for unit, has in zip(outdated, kept, strict=True) if has is there)
+            for there in (True, False)
+        }
         return Standing(
-            trained,
+            {key: record for key, record in finished.items() if is_trained_otherwise(record)},
             {
                 unit.key: THEN.join(codes)
                 for unit, codes in zip(rest, begun, strict=True)
-                if codes and codes != (present,)
+                if codes not in ((), (source_digest("training"),))
             },
-            tuple(unit.key for unit, has_weights in zip(outdated, kept, strict=True) if has_weights),
-            tuple(unit.key for unit, has_weights in zip(outdated, kept, strict=True) if not has_weights),
+            to_measure=by_weights[True],
+            without_weights=by_weights[False],
         )
 
     def check(self, units: Iterable[Unit]) -> Standing:
@@ -252,10 +253,6 @@ def not_measured_again(count: int) -> str:
         f"{count} unit{'s' * (count != 1)} keep{'s' * (count == 1)} metrics that other code has measured, since the "
         "weights are gone; --retrain trains again"
     )
-
-
-def _finished(record: Record | None) -> Record | None:
-    return record if record is not None and record.status == "finished" else None
 
 
 def _commits(records: Iterable[Record]) -> str:

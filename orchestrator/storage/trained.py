@@ -8,10 +8,8 @@ take its weights and are measured. An entry is a hint: whoever follows it looks 
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from orchestrator.planning.plan import Unit
 from orchestrator.record import Record
@@ -59,13 +57,6 @@ def find_twin(ledger: Ledger, unit: Unit, policy: Policy = "refuse") -> Twin | N
         return None
     twin = Twin(folder, record)
     return twin if ledger.storage.look(f"{twin.weights}/{STATE}") is not None else None
-
-
-@contextmanager
-def weights_of(ledger: Ledger, twin: Twin) -> Iterator[Path]:
-    """A folder on this machine with a twin's weights, to read from while the block lasts."""
-    with ledger.storage.local(twin.weights) as folder:
-        yield folder
 
 
 def enter(ledger: Ledger, unit: Unit, looked: bool = False) -> None:

@@ -74,13 +74,15 @@ def faults(site: Site, paths: Mapping[str, str]) -> list[str]:
         site: the driver's.
         paths: folder of each clip set.
     """
-    found = []
+    reasons = []
     here = versions()
     for name, wanted in site.versions.items():
         if _release(name, here.get(name, "none")) != _release(name, wanted):
-            found.append(f"{name} {here.get(name, 'none')} where the driver has {wanted}; install from constraints.txt")
+            reasons.append(
+                f"{name} {here.get(name, 'none')} where the driver has {wanted}; install from constraints.txt"
+            )
     if code_digest() != site.code:
-        found.append(
+        reasons.append(
             "ups_model is not the driver's code: send the same working tree to every node, and start the command again "
             "after changing it"
         )
@@ -88,11 +90,11 @@ def faults(site: Site, paths: Mapping[str, str]) -> list[str]:
         try:
             fingerprint = ClipSet.open(Path(path)).fingerprint
         except (ValueError, OSError) as error:
-            found.append(f"clip set {name} can't be read at {path} ({error}); copy it to every node, at one path")
+            reasons.append(f"clip set {name} can't be read at {path} ({error}); copy it to every node, at one path")
             continue
         if fingerprint != site.clips.get(name):
-            found.append(f"clip set {name} at {path} is another than the driver's; copy the driver's to every node")
-    return found + (_probe_faults(Path(site.probe), site.host) if site.probe else [])
+            reasons.append(f"clip set {name} at {path} is another than the driver's; copy the driver's to every node")
+    return reasons + (_probe_faults(Path(site.probe), site.host) if site.probe else [])
 
 
 def _probe_faults(probe: Path, host: str) -> list[str]:

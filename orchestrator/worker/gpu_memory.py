@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 MARGIN = 0.1
 """Of a GPU's memory, left free: the allocator's pieces don't fit together without gaps."""
-MOST_UNITS_PER_GPU = 16
+MAX_UNITS_PER_GPU = 16
 """Beyond this many, processes wait for each other more than they gain."""
 CONTEXT_BYTES = 700 * 2**20
 """What a process is given of a GPU beside its tensors, for the driver and its libraries."""
@@ -48,7 +48,7 @@ class Footprint:
     @property
     def fit(self) -> int:
         """Units of this size that fit on such a GPU with the margin, 1 at least."""
-        return max(1, min(MOST_UNITS_PER_GPU, int(self.total_bytes * (1 - MARGIN) // max(self.peak_bytes, 1))))
+        return max(1, min(MAX_UNITS_PER_GPU, int(self.total_bytes * (1 - MARGIN) // max(self.peak_bytes, 1))))
 
     @property
     def share(self) -> float:
@@ -64,17 +64,17 @@ class Footprint:
         return cls(**plain)
 
 
-def smallest_gpu(found: Mapping[str, Footprint]) -> dict[str, Footprint]:
+def smallest_gpu(footprints: Mapping[str, Footprint]) -> dict[str, Footprint]:
     """Footprints as if all were measured on the smallest of their GPUs: any unit may come to run there."""
-    total = min((one.total_bytes for one in found.values()), default=0)
-    return {key: Footprint(one.peak_bytes, total, one.gpu) for key, one in found.items()}
+    total = min((one.total_bytes for one in footprints.values()), default=0)
+    return {key: Footprint(one.peak_bytes, total, one.gpu) for key, one in footprints.items()}
 
 
-def described(found: Iterable[tuple[str, Footprint]]) -> str:
+def described(footprints: Iterable[tuple[str, Footprint]]) -> str:
     """A line a kind of unit, for people."""
     return "\n".join(
         f"  {name}: {one.peak_bytes / 2**30:.2f} of {one.total_bytes / 2**30:.1f} GiB ({one.gpu}), {one.fit} on a GPU"
-        for name, one in found
+        for name, one in footprints
     )
 
 

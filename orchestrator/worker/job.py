@@ -42,26 +42,25 @@ class Job:
 
     def to_json(self) -> str:
         """`from_json` is its inverse."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("unit", "parent", "site")}
-        parent = self.parent.to_plain() if self.parent else None
-        site = vars(self.site) if self.site else None
-        return json.dumps(
-            plain | {"paths": dict(self.paths), "unit": self.unit.to_plain(), "parent": parent, "site": site}
-        )
+        nested = {
+            "unit": self.unit.to_plain(),
+            "parent": self.parent and self.parent.to_plain(),
+            "paths": dict(self.paths),
+            "site": self.site and vars(self.site),
+        }
+        return json.dumps(vars(self) | nested)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         plain = json.loads(text)
-        parent, site = plain.pop("parent"), plain.pop("site")
-        too_small, wanted = plain.pop("too_small"), plain.pop("wanted")
-        return cls(
-            unit=Unit.from_plain(plain.pop("unit")),
-            parent=Unit.from_plain(parent) if parent else None,
-            site=Site(**site) if site else None,
-            too_small=tuple(too_small),
-            wanted=tuple(wanted),
-            **plain,
-        )
+        nested = {
+            "unit": Unit.from_plain(plain["unit"]),
+            "parent": plain["parent"] and Unit.from_plain(plain["parent"]),
+            "site": plain["site"] and Site(**plain["site"]),
+            "too_small": tuple(plain["too_small"]),
+            "wanted": tuple(plain["wanted"]),
+        }
+        return cls(**plain | nested)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from orchestrator.storage.source_check import (
     needs_measuring,
     training_code,
 )
-from orchestrator.storage.trained import Twin, enter, find_twin, weights_of
+from orchestrator.storage.trained import Twin, enter, find_twin
 from orchestrator.worker.environment import commit, faults, versions
 from orchestrator.worker.gpu_memory import limit_memory
 from orchestrator.worker.job import Job, Outcome
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS_PER_UNIT = 10
 MEASURED_AT = ", measured at "
-MOST_STEPS_BETWEEN = 500
+MAX_STEPS_BETWEEN_CHECKPOINTS = 500
 """A kill loses at most a tenth of a unit, and never more than so many steps."""
 
 
@@ -55,8 +55,8 @@ def run_unit(job: Job, should_stop: Callable[[], bool]) -> Outcome:
         Exception: whatever may be gone at another try: a full disk, a lost device. What can't be, such as a loss that
             isn't finite, is a record and an outcome "failed".
     """
-    if job.site is not None and (found := faults(job.site, job.paths)):
-        return Outcome("refused", "; ".join(found))
+    if job.site is not None and (reasons := faults(job.site, job.paths)):
+        return Outcome("refused", "; ".join(reasons))
     ledger = Ledger.at(job.storage)
     unit = job.unit
     try:
@@ -184,7 +184,7 @@ class _Attempt:
             out=self.work.folder,
             device=self.job.device,
             precision=self.job.precision,
-            checkpoint_every=max(1, min(MOST_STEPS_BETWEEN, steps // CHECKPOINTS_PER_UNIT)),
+            checkpoint_every=max(1, min(MAX_STEPS_BETWEEN_CHECKPOINTS, steps // CHECKPOINTS_PER_UNIT)),
             log_every=max(1, min(50, steps // 10)),
             cache=Path(self.job.cache),
             test=self.job.test,
@@ -213,7 +213,7 @@ class _Attempt:
         if twin is None:
             return None
         try:
-            with weights_of(self.ledger, twin) as weights:
+            with self.ledger.storage.local(twin.weights) as weights:
                 return self._take(twin, weights)
         except ValueError as error:
             logger.warning("the weights of %s can't be taken (%s); training", twin.folder, error)
@@ -311,12 +311,12 @@ class _Attempt:
 def _tested_later(trained: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
     """Of a unit that was trained by one job and measured by a later one: times and places are those of training."""
     kept = ("commit", "versions", "host", "machine", "device", "precision", "started", "ended")
-    found = {**trained, "tested": {name: measured[name] for name in kept if name in measured}}
+    about = {**trained, "tested": {name: measured[name] for name in kept if name in measured}}
     trained_at = str(trained.get("commit", UNKNOWN)).partition(MEASURED_AT)[0]
-    found["commit"] = trained_at
+    about["commit"] = trained_at
     if measured["commit"] != trained_at:
-        found["commit"] += f"{MEASURED_AT}{measured['commit']}"
-    return found
+        about["commit"] += f"{MEASURED_AT}{measured['commit']}"
+    return about
 
 
 def _about(job: Job, started: float) -> dict[str, Any]:

@@ -12,16 +12,18 @@ import pytest
 from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState, create_trial
 
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.resolve import resolve
 from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import Agenda, State
 from orchestrator.search import __main__ as search
-from orchestrator.search.journal import Journal
+from orchestrator.search.journal import Journal, number_of
+from orchestrator.search.plan import SearchPlan
 from orchestrator.search.resolve_space import check_dimensions, read_search
-from orchestrator.search.trial_queue import SearchAgenda, SearchPlan, Trial, ranked, spread
-from orchestrator.search.trial_report import caution, markdown, next_command, table
+from orchestrator.search.trial_queue import SearchAgenda, ranked, spread
+from orchestrator.search.trial_report import STATES, caution, markdown, next_command, table
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.search_journal import JOURNAL
 from orchestrator.storage.source_check import SourceCheck
@@ -86,7 +88,7 @@ class Search:
 
     @property
     def outcome(self):
-        return [(trial.number, dict(trial.params), trial.state, trial.value) for trial in self.book.trials]
+        return [(number_of(trial), trial.params, STATES[trial.state], trial.value) for trial in self.book.trials]
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +218,13 @@ def test_a_failed_unit_fails_its_trial_alone_and_is_tried_again_with_the_same_pa
     one.run()
     assert one.agenda.complete
     assert not one.agenda.whole
-    assert [trial.state for trial in one.book.trials] == ["complete", "failed", "complete", "complete", "complete"]
+    assert [STATES[trial.state] for trial in one.book.trials] == [
+        "complete",
+        "failed",
+        "complete",
+        "complete",
+        "complete",
+    ]
     assert "the loss was not finite" in one.agenda.reason[1]
     assert [state for state, _ in in_journal(one.file)] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
     two = Search(tmp_path, seeds=2, trials=5).run()
@@ -231,7 +239,7 @@ def test_a_trial_whose_unit_is_forgiven_what_a_machine_did_gets_its_value(tmp_pa
     found = Search(tmp_path, trials=2)
     unit = found.agenda.next()
     found.agenda.failed(unit.key, "its process died")
-    assert found.book.trials[0].state == "failed"
+    assert found.book.trials[0].state is TrialState.FAIL
     found.agenda.again(unit.key)  # The dispatcher has found that the node was at fault.
     found.run()
     assert found.agenda.whole
@@ -293,9 +301,13 @@ def test_values_are_means_with_their_spread_and_best_comes_first():
     # 50 and 54: mean 52, standard deviation sqrt(((-2)^2 + 2^2) / 1) = 2.83.
     assert spread([50.0, 54.0]) == "52 ± 2.8 (n = 2)"
     assert spread([50.0]) == "50 (n = 1)"
-    trials = [Trial(0, {}, "complete", 3.0), Trial(1, {}, "failed"), Trial(2, {}, "complete", 5.0)]
-    assert [trial.number for trial in ranked(trials, "maximize")] == [2, 0, 1]
-    assert [trial.number for trial in ranked(trials, "minimize")] == [0, 2, 1]
+    ends = ((TrialState.COMPLETE, 3.0), (TrialState.FAIL, None), (TrialState.COMPLETE, 5.0))
+    trials = [
+        create_trial(state=state, value=value, user_attrs={"trial": number})
+        for number, (state, value) in enumerate(ends)
+    ]
+    assert [number_of(trial) for trial in ranked(trials, "maximize")] == [2, 0, 1]
+    assert [number_of(trial) for trial in ranked(trials, "minimize")] == [0, 2, 1]
 
 
 @pytest.fixture(scope="module")
@@ -403,7 +415,7 @@ def test_the_report_says_what_a_best_value_is_worth_and_how_to_measure_it(bench,
     text = markdown(inputs, agenda, {}, "python -m orchestrator.search toy")
     order = ranked(book.trials, "maximize")
     lines = [line for line in text.splitlines() if line.startswith("| ") and "Trial" not in line and "---" not in line]
-    assert [int(line.split("|")[1].split()[0]) for line in lines] == [trial.number for trial in order]
+    assert [int(line.split("|")[1].split()[0]) for line in lines] == [number_of(trial) for trial in order]
     assert all("(n = 1)" in line for line in lines)
     assert all(f"`{inputs.plan.units_of(trial.params)[0].key}`" in text for trial in book.trials)
     assert "looks better than it is" in text
@@ -415,7 +427,7 @@ def test_the_report_says_what_a_best_value_is_worth_and_how_to_measure_it(bench,
         assert f"--set {path}={value}" in command
     assert "--set optim.steps=8" in command
     rows = table(inputs, agenda).splitlines()
-    assert rows[1].split(",")[0] == str(order[0].number)
+    assert rows[1].split(",")[0] == str(number_of(order[0]))
     assert float(rows[1].split(",")[2]) == order[0].value
 
 
@@ -469,13 +481,13 @@ def test_the_packaged_spaces_fit_the_presets():
             assert len(check_dimensions(space, base, [])) == len(space.dimensions)
 
 
-def test_only_the_journal_of_a_search_imports_optuna(repo_root):
+def test_only_the_search_imports_optuna(repo_root):
     files = [
         file.relative_to(repo_root).as_posix()
-        for file in (repo_root / "orchestrator").rglob("*.py")
+        for file in sorted((repo_root / "orchestrator").rglob("*.py"))
         if any(line.strip().startswith(("import optuna", "from optuna")) for line in file.read_text().splitlines())
     ]
-    assert files == ["orchestrator/search/journal.py"]
+    assert files == [f"orchestrator/search/{name}.py" for name in ("journal", "trial_queue", "trial_report")]
     assert optuna.__version__
 
 
@@ -518,7 +530,7 @@ def test_trials_of_other_code_are_worth_what_their_retrained_units_are_worth(tmp
     before = [trial.value for trial in first.book.trials]
     again = Search(tmp_path, trials=2)
     again.agenda = SearchAgenda(again.plan, again.ledger, again.book, 2, check=SourceCheck(again.ledger, "retrain"))
-    assert [trial.state for trial in again.book.trials] == ["running", "running"]
+    assert [STATES[trial.state] for trial in again.book.trials] == ["running", "running"]
     while (unit := again.agenda.next()) is not None:
         again.ledger.write(unit, Record(unit.key, "finished", {"validation/score": 7.0}))
         again.agenda.finished(unit.key)

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.worker.gpu_memory import (
     MARGIN,
-    MOST_UNITS_PER_GPU,
+    MAX_UNITS_PER_GPU,
     Footprint,
     described,
     fraction_for_tensors,
@@ -23,7 +23,7 @@ GIB, MIB = 2**30, 2**20
         (3.61, 16, 3),  # four would take 14.44
         (14.4, 16, 1),
         (20, 16, 1),  # it has been measured on a whole one, so it did run there
-        (0.1, 16, MOST_UNITS_PER_GPU),
+        (0.1, 16, MAX_UNITS_PER_GPU),
     ],
 )
 def test_as_many_fit_as_leave_the_margin(peak_gib, total_gib, units):
@@ -42,7 +42,7 @@ def test_a_share_holds_the_tensors_that_were_measured_whatever_the_libraries_tak
     assert found.fit * (tensors + beside) <= total
 
 
-@pytest.mark.parametrize("units", range(1, MOST_UNITS_PER_GPU + 1))
+@pytest.mark.parametrize("units", range(1, MAX_UNITS_PER_GPU + 1))
 def test_shares_of_a_gpu_add_up_to_no_more_than_one_in_rays_ten_thousandths(units):
     total = 1000 * GIB
     found = Footprint(int(total * 0.9 / units), total, "a GPU")
