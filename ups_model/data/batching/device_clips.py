@@ -29,7 +29,7 @@ class Source:
         self.slot_matrix_SJ = torch.tensor(self.skeleton.slot_matrix, device=device)
         positions = np.asarray(clips.positions)
         if clips.confidence is not None and not clips.info.filled:
-            positions = fill_undetected(positions, clips.confidence, clips.track_start, clips.track_length)
+            positions = fill_undetected(positions, clips.confidence, clips.track_start)
         # A set that does not fit stays on disk, memory-mapped, and only the frames of a batch are read.
         fits = positions.nbytes <= room_bytes(device)
         self.positions_FJC = torch.tensor(positions, device=device) if fits else positions

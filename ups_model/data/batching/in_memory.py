@@ -52,7 +52,7 @@ def pose_set(recording: Recording, person: int = 0) -> ClipSet:
     keypoints_NJ2 = np.asarray(track.positions, dtype=np.float32)
     frames, joints = keypoints_NJ2.shape[:2]
     if track.confidence is not None:
-        keypoints_NJ2 = fill_undetected(keypoints_NJ2, track.confidence, np.array([0]), np.array([frames]))
+        keypoints_NJ2 = fill_undetected(keypoints_NJ2, track.confidence)
     truth_NJ3 = np.zeros((frames, joints, 3), dtype=np.float32)
     if recording.truth is not None:
         truth_NJ3 = np.asarray(recording.truth.positions, dtype=np.float32)

@@ -43,6 +43,11 @@ class Track:
     keypoints: np.ndarray | None = None
     """[N, K, J, 2], pixels."""
 
+    @property
+    def end(self) -> int:
+        """The clip's frame after the person's last."""
+        return self.offset + len(self.positions)
+
 
 @dataclass(frozen=True, eq=False)
 class Clip:

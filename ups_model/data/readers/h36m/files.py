@@ -20,25 +20,14 @@ from typing import Any
 import numpy as np
 
 from ups_model.data.readers.h36m.cameras import CAMERA_IDS, SUBJECTS
+from ups_model.data.readers.io.files import first_outside
 from ups_model.data.readers.io.safe_pickle import read_object_array, shown
 
-ACTIONS: tuple[str, ...] = (
-    "Directions",
-    "Discussion",
-    "Eating",
-    "Greeting",
-    "Phoning",
-    "Photo",
-    "Posing",
-    "Purchases",
-    "Sitting",
-    "SittingDown",
-    "Smoking",
-    "Waiting",
-    "WalkDog",
-    "Walking",
-    "WalkTogether",
-)
+_ACTION_NAMES = """
+Directions Discussion Eating Greeting Phoning Photo Posing Purchases Sitting SittingDown Smoking Waiting WalkDog Walking
+WalkTogether
+"""
+ACTIONS: tuple[str, ...] = tuple(_ACTION_NAMES.split())
 """In label order, as VideoPose3D's files spell them."""
 
 KEPT_JOINTS: tuple[int, ...] = (0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27)
@@ -113,11 +102,8 @@ def pose_of(where: str, array: Any) -> np.ndarray:
     Raises:
         ValueError: another shape or type, no frames, or values out of bounds; begins with `where`.
     """
-    if not _numeric(array) or array.ndim != 3 or array.shape[1:] != (_FILE_JOINTS, 3) or not len(array):
-        raise ValueError(f"{where}: must be numbers of shape [frames, {_FILE_JOINTS}, 3], got {_what(array)}")
-    pose_NJ3 = array[:, KEPT_JOINTS]
-    _check_bounds(where, pose_NJ3, MAX_METRES, "metres")
-    return pose_NJ3.astype(np.float32)
+    _check_shape(where, array, [(_FILE_JOINTS, 3)])
+    return _bounded(where, array[:, KEPT_JOINTS], MAX_METRES, "metres")
 
 
 def view_of(where: str, array: Any) -> np.ndarray:
@@ -126,12 +112,8 @@ def view_of(where: str, array: Any) -> np.ndarray:
     Raises:
         ValueError: another shape or type, no frames, or values out of bounds; begins with `where`.
     """
-    shapes = ((len(KEPT_JOINTS), 2), (len(KEPT_JOINTS), 3))
-    if not _numeric(array) or array.ndim != 3 or array.shape[1:] not in shapes or not len(array):
-        raise ValueError(f"{where}: must be numbers of shape [frames, {len(KEPT_JOINTS)}, 2], got {_what(array)}")
-    view_NJ2 = array[..., :2]
-    _check_bounds(where, view_NJ2, MAX_PIXELS, "pixels")
-    return view_NJ2.astype(np.float32)
+    _check_shape(where, array, [(len(KEPT_JOINTS), 2), (len(KEPT_JOINTS), 3)])
+    return _bounded(where, array[..., :2], MAX_PIXELS, "pixels")
 
 
 def has_four_views(value: Any) -> bool:
@@ -154,18 +136,20 @@ def _nested(where: str, content: Any) -> Actions:
     return content
 
 
-def _numeric(array: Any) -> bool:
-    return isinstance(array, np.ndarray) and array.dtype.kind in "fiu"
+def _check_shape(where: str, array: Any, shapes: list[tuple[int, int]]) -> None:
+    numeric = isinstance(array, np.ndarray) and array.dtype.kind in "fiu"
+    if not numeric or array.ndim != 3 or array.shape[1:] not in shapes or not len(array):
+        joints, coordinates = shapes[0]
+        raise ValueError(f"{where}: must be numbers of shape [frames, {joints}, {coordinates}], got {_what(array)}")
 
 
-def _check_bounds(where: str, values: np.ndarray, bound: float, unit: str) -> None:
-    # False for what is not a number; abs() would pass the least integer, which has no positive.
-    good = (values >= -bound) & (values <= bound)
-    if not good.all():
-        frame, joint, _ = place = tuple(np.argwhere(~good)[0].tolist())
+def _bounded(where: str, values: np.ndarray, bound: float, unit: str) -> np.ndarray:
+    if (place := first_outside(values, -bound, bound)) is not None:
+        frame, joint, _ = place
         raise ValueError(
             f"{where}: must be within {bound:g} {unit} of 0, got {float(values[place])} in frame {frame}, joint {joint}"
         )
+    return values.astype(np.float32)
 
 
 def _joints(sides: Any) -> list[list[int]] | None:
@@ -181,6 +165,5 @@ def _joints(sides: Any) -> list[list[int]] | None:
 def _what(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {list(value.shape)}"
-    return (
-        f"{type(value).__name__} of {len(value)}" if isinstance(value, (list, tuple, dict, str)) else repr(value)[:60]
-    )
+    sized = isinstance(value, (list, tuple, dict, str))
+    return f"{type(value).__name__} of {len(value)}" if sized else repr(value)[:60]

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.lib import format as npy
 
 from ups_model.data.format.rules import DAMAGED
+from ups_model.data.readers.io.files import read_npy_header
 from ups_model.data.readers.io.safe_pickle_values import (
     GLOBALS,
     Dtype,
@@ -111,11 +111,7 @@ def read_object_array(npz_path: str | Path, member: str) -> Any:
     name = f"{npz_path}[{member}]"
     try:
         with zipfile.ZipFile(npz_path) as archive, archive.open(f"{member}.npy") as stream:
-            version = npy.read_magic(stream)
-            if version not in ((1, 0), (2, 0)):
-                raise ValueError(f"its version must be 1.0 or 2.0, got {version[0]}.{version[1]}")
-            read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = read_header(stream)
+            shape, _, dtype = read_npy_header(stream)
             if dtype != np.dtype(object) or len(shape) > 1:
                 raise ValueError(f"it must hold objects of 0 or 1 dimensions, got {dtype} {list(shape)}")
             array = load(stream, name)
