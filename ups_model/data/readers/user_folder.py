@@ -68,6 +68,18 @@ class OwnFiles:
     """sha256 of the listing: name, size and time of change of each file, no content."""
     notes: tuple[str, ...]
 
+    def recipe(self, reader: str, version: int, fps: float, resampling: str) -> dict[str, str | int]:
+        """What a set of these files depends on."""
+        return {
+            "reader": reader,
+            "reader_version": version,
+            "files": len(self.files),
+            "files_sha256": self.digest,
+            "split": self.split,
+            "fps": repr(fps),
+            "resampling": resampling,
+        }
+
 
 def look(source: Path, suffixes: Sequence[str], beside: Sequence[str] = ()) -> OwnFiles:
     """Goes through a folder and the folders in it, but for hidden ones and prepared clip sets.

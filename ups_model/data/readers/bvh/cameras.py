@@ -23,7 +23,10 @@ NEAREST = 1.0
 def corner_cameras() -> tuple[Camera, ...]:
     """Cameras with an image about like Human3.6M's, level, z up."""
     side = DISTANCE / np.sqrt(2)
-    return tuple(_facing(np.array([x * side, y * side, HEIGHT])) for x, y in ((1, 1), (1, -1), (-1, 1), (-1, -1)))
+    centers = [np.array([x * side, y * side, HEIGHT]) for x, y in ((1, 1), (1, -1), (-1, 1), (-1, -1))]
+    target, size = (0.0, 0.0, TARGET_HEIGHT), (1000, 1000)
+    cameras = (Camera.facing(center, target, (1145, 1145), (512, 512), size) for center in centers)
+    return tuple(Camera(each.R, np.round(each.center, 9), each.f, each.c, each.wh) for each in cameras)
 
 
 def leaves_view(pose_NJ3: np.ndarray) -> str:
@@ -35,13 +38,3 @@ def leaves_view(pose_NJ3: np.ndarray) -> str:
     if depth < NEAREST:
         return f"joints must stay {NEAREST:g} m in front of the cameras, one comes to {depth:.2f} m"
     return ""
-
-
-def _facing(center_3: np.ndarray) -> Camera:
-    forward_3 = np.array([0.0, 0.0, TARGET_HEIGHT]) - center_3
-    forward_3 /= np.linalg.norm(forward_3)
-    right_3 = np.cross(forward_3, [0.0, 0.0, 1.0])
-    right_3 /= np.linalg.norm(right_3)
-    # Rounded, so that a machine's last bits do not change a fingerprint.
-    R_33 = np.round([right_3, np.cross(forward_3, right_3), forward_3], 9)
-    return Camera(R_33, np.round(center_3, 9), (1145, 1145), (512, 512), (1000, 1000))

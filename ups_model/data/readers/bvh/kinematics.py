@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ups_model.data.readers.bvh.parser import Node
+from ups_model.data.readers.rotation import about_axis
 
 
 def world_positions(nodes: Sequence[Node], values_NC: np.ndarray, indices: Sequence[int]) -> np.ndarray:
@@ -60,7 +61,7 @@ def local_rotations(node: Node, values_NC: np.ndarray) -> np.ndarray:
     rotation_N33 = np.tile(np.eye(3), (len(values_NC), 1, 1))
     for column, (kind, axis) in enumerate(node.channels, start=node.first_channel):
         if kind == "rotation":
-            rotation_N33 = rotation_N33 @ _about(axis, np.radians(values_NC[:, column]))
+            rotation_N33 = rotation_N33 @ about_axis(axis, np.radians(values_NC[:, column]))
     return rotation_N33
 
 
@@ -91,14 +92,3 @@ def path_length(nodes: Sequence[Node], lengths_V: np.ndarray, start: int, end: i
     """Length of the bones from `start` to `end` through the tree."""
     path, top = path_between(nodes, start, end)
     return float(sum(lengths_V[index] for index in path if index != top))
-
-
-def _about(axis: int, angle_N: np.ndarray) -> np.ndarray:
-    """[N, 3, 3]: right-handed rotations about a coordinate axis."""
-    cos_N, sin_N = np.cos(angle_N), np.sin(angle_N)
-    rotation_N33 = np.zeros((len(angle_N), 3, 3))
-    i, j = (axis + 1) % 3, (axis + 2) % 3
-    rotation_N33[:, axis, axis] = 1
-    rotation_N33[:, i, i] = rotation_N33[:, j, j] = cos_N
-    rotation_N33[:, j, i], rotation_N33[:, i, j] = sin_N, -sin_N
-    return rotation_N33

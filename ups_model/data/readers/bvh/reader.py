@@ -85,6 +85,7 @@ def reading(source: Path, metres_per_unit: float | None = None) -> Reading:
             "axis points up in them, export them with y up"
         )
     notes.append(f"{motion.fps:g} frames per second, as in {first.name}; files of another rate are resampled to it")
+    unit = "told from the height" if metres_per_unit is None else repr(float(metres_per_unit))
     info = ClipSetInfo(
         name=NAME,
         skeleton=SKELETON,
@@ -97,16 +98,7 @@ def reading(source: Path, metres_per_unit: float | None = None) -> Reading:
         synthetic=False,
         description="BVH: motion capture files of one's own, in Human3.6M joints, four virtual cameras",
         camera_groups=(corner_cameras(),),
-        recipe={
-            "reader": NAME,
-            "reader_version": READER_VERSION,
-            "files": len(own.files),
-            "files_sha256": own.digest,
-            "split": own.split,
-            "metres_per_unit": "told from the height" if metres_per_unit is None else repr(float(metres_per_unit)),
-            "fps": repr(motion.fps),
-            "resampling": "linear",
-        },
+        recipe=own.recipe(NAME, READER_VERSION, motion.fps, "linear") | {"metres_per_unit": unit},
     )
     read = partial(_clip, fps=motion.fps, metres_per_unit=metres_per_unit, own_names=own_names)
     return Reading(info, make_jobs(own, read), tuple(notes))

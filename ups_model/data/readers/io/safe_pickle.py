@@ -198,8 +198,7 @@ class _Unpickler(pickle._Unpickler):  # private in name, but the only one whose 
 
     def find_class(self, module: str, name: str) -> Global:
         if (module, name) not in GLOBALS:
-            asked = f"{module}.{name}"[:100]
-            raise _Refused(f"asks for {asked}")
+            raise _Refused(f"asks for {f'{module}.{name}'[:100]}")
         return Global(GLOBALS[module, name])
 
     def load_reduce(self) -> None:

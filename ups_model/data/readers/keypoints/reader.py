@@ -60,15 +60,7 @@ def reading(source: Path) -> Reading:
         classes=own.classes,
         synthetic=False,
         description="Keypoints: 2D detections of COCO's joints in one's own videos, normalised image coordinates",
-        recipe={
-            "reader": NAME,
-            "reader_version": READER_VERSION,
-            "files": len(own.files),
-            "files_sha256": own.digest,
-            "split": own.split,
-            "fps": repr(first.fps),
-            "resampling": "nearest frame",
-        },
+        recipe=own.recipe(NAME, READER_VERSION, first.fps, "nearest frame"),
     )
     return Reading(info, make_jobs(own, partial(_clip, fps=first.fps)), tuple(notes))
 
