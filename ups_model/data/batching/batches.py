@@ -60,10 +60,8 @@ class Feed:
         return out
 
     def train(self, turn: int, share: tuple[int, int] = (0, 1)) -> Batch:
-        """The batch of this task's `turn`-th iteration (from 0); `share` = (rank, processes) takes a part of its clips.
-
-        All clips of a batch come from one source, drawn in proportion to the sources' sizes.
-        """
+        """The batch of this task's `turn`-th iteration (from 0), all of it from one source, drawn in proportion to the
+        sources' sizes; `share` = (rank, processes) takes a part of its clips."""
         sizes = torch.tensor([float(len(self._items[source.name])) for source in self.sources])
         choice = self._generator("source", turn)
         source = self.sources[int(torch.multinomial(sizes, 1, generator=choice))]

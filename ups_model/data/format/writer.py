@@ -26,7 +26,7 @@ from ups_model.data.format.rules import CLIP_TABLE, FRAME_ARRAYS, TRACK_TABLE, s
 
 log = logging.getLogger(__name__)
 
-_ATTEMPTS = 20
+_MAX_ATTEMPTS = 20
 NO_FILES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -235,7 +235,7 @@ def _sync(file: BinaryIO) -> None:
 
 def _move_into_place(temporary: Path, path: Path, fingerprint: str) -> None:
     """Renames `temporary` to `path`. Keeps an equal set that is there, moves away and deletes another one."""
-    for _ in range(_ATTEMPTS):
+    for _ in range(_MAX_ATTEMPTS):
         try:
             os.rename(temporary, path)
             return

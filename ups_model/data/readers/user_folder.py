@@ -169,16 +169,11 @@ def _split_by_id(files: Sequence[OwnFile], classes: Sequence[str]) -> tuple[list
 
 
 def for_testing(clips: Sequence[tuple[str, int]]) -> tuple[set[str], list[int]]:
-    """The ids that are for testing: those whose sha256, as a number, is divisible by ONE_IN.
+    """Of clips (id, label) the ids that are for testing: those whose sha256, as a number, is divisible by ONE_IN.
 
     Where that leaves a class of two or more clips without a test clip, the one of the lowest number is for testing;
-    where without a training clip, the one of the highest is for training.
-
-    Args:
-        clips: ids, all different, and labels.
-
-    Returns:
-        The ids, and the labels of the classes in which the last rule was needed.
+    where without a training clip, the one of the highest is for training. The classes for which this rule was needed
+    are returned too.
     """
     members: dict[int, list[str]] = {}
     number = {name: int(hashlib.sha256(name.encode()).hexdigest(), 16) for name, _ in clips}
@@ -199,11 +194,7 @@ def for_testing(clips: Sequence[tuple[str, int]]) -> tuple[set[str], list[int]]:
 
 
 def frames_at_rate(file: Path, length: int, fps: float, new_fps: float) -> int:
-    """Frames of a clip of `length` frames at another rate: those not past its last one.
-
-    Raises:
-        ValueError: they are more than MAX_FRAMES.
-    """
+    """Frames of a clip of `length` frames at another rate, not past its last one. ValueError above MAX_FRAMES."""
     count = math.floor((length - 1) * new_fps / fps + 1e-9) + 1
     if count > MAX_FRAMES:
         raise ValueError(

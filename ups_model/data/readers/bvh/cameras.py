@@ -14,9 +14,9 @@ DISTANCE = 5.0
 HEIGHT = 1.6
 TARGET_HEIGHT = 1.0
 """What they look at: over the middle."""
-REACH = 3.0
+MAX_ROOT_METRES = 3.0
 """Metres that the root may go from the middle."""
-NEAREST = 1.0
+MIN_DEPTH_METRES = 1.0
 """Metres that every joint must stay in front of every camera."""
 
 
@@ -32,9 +32,9 @@ def corner_cameras() -> tuple[Camera, ...]:
 def leaves_view(pose_NJ3: np.ndarray) -> str:
     """How a clip leaves the cameras' view; empty where it does not. The root is joint 0."""
     away = float(np.linalg.norm(pose_NJ3[:, 0, :2], axis=-1).max())
-    if away > REACH:
-        return f"the root must stay within {REACH:g} m of where it starts, it goes {away:.2f} m away"
+    if away > MAX_ROOT_METRES:
+        return f"the root must stay within {MAX_ROOT_METRES:g} m of where it starts, it goes {away:.2f} m away"
     depth = min(float(to_camera(pose_NJ3, camera)[..., 2].min()) for camera in corner_cameras())
-    if depth < NEAREST:
-        return f"joints must stay {NEAREST:g} m in front of the cameras, one comes to {depth:.2f} m"
+    if depth < MIN_DEPTH_METRES:
+        return f"joints must stay {MIN_DEPTH_METRES:g} m in front of the cameras, one comes to {depth:.2f} m"
     return ""

@@ -58,15 +58,11 @@ _SIDES = (
     re.compile(r"^(?P<base>.+?)[ _.-]+(?P<side>l|r|left|right)$", re.IGNORECASE),
     re.compile(r"^(?P<side>[lrLR])(?P<base>[A-Z][a-z].*)$"),
 )
-_LISTED = 80
+_MAX_LISTED = 80
 
 
 def read_joints(file: Path) -> dict[str, str]:
-    """The user's own names: {joint of h36m17: joint of the files}.
-
-    Raises:
-        ValueError: not such a file; names it.
-    """
+    """The user's own names: {joint of h36m17: joint of the files}. ValueError names a file that is not such a one."""
     content = load_json(file, 1 << 20)
     if not isinstance(content, dict) or not content:
         raise ValueError(f'{file}: must hold an object such as {{"l_hip": "LeftUpLeg"}}, got {type(content).__name__}')
@@ -112,10 +108,10 @@ def match_joints(
             look_up(f"{side}_{part}", side, names)
     if missing:
         joints = [node.name for node in nodes if not node.is_end]
-        more = f" and {len(joints) - _LISTED} more" if len(joints) > _LISTED else ""
+        more = f" and {len(joints) - _MAX_LISTED} more" if len(joints) > _MAX_LISTED else ""
         raise ValueError(
-            f"{file}: no joint was found for {'; '.join(missing)}; its joints are {', '.join(joints[:_LISTED])}{more}; "
-            f"tell which they are in {JOINTS_FILE} in the source folder"
+            f"{file}: no joint was found for {'; '.join(missing)}; its joints are "
+            f"{', '.join(joints[:_MAX_LISTED])}{more}; tell which they are in {JOINTS_FILE} in the source folder"
         )
     _check_limbs(file, nodes, nodes_of, own_names)
     if "head" not in nodes_of:
@@ -156,7 +152,7 @@ class _Finder:
         indices = [index for index, node in enumerate(self.nodes) if node.name == name]
         if len(indices) != 1:
             times = "more than once" if indices else "not"
-            names = ", ".join(node.name for node in self.nodes[:_LISTED])
+            names = ", ".join(node.name for node in self.nodes[:_MAX_LISTED])
             raise ValueError(
                 f"{self.file}: {JOINTS_FILE} says {joint} is {name!r:.60}, which is {times} there; there are {names}"
             )

@@ -47,20 +47,13 @@ Actions = dict[str, dict[str, Any]]
 
 
 def read_poses(file: Path) -> Actions:
-    """The 3D file's content, still with unchecked arrays.
-
-    Raises:
-        ValueError: no such file, damaged, or another format; names file and key.
-    """
+    """The 3D file's content, its arrays unchecked. ValueError where it is none, naming file and key."""
     return _nested(f"{file}[positions_3d]", read_object_array(file, "positions_3d"))
 
 
 def read_keypoints(file: Path) -> Actions:
-    """The 2D file's content, still with unchecked arrays; its metadata are those of h36m17.
-
-    Raises:
-        ValueError: no such file, damaged, another format, or other joints; names file and key.
-    """
+    """The 2D file's content, its arrays unchecked. ValueError where it is none or has other joints than h36m17, naming
+    file and key."""
     metadata = read_object_array(file, "metadata")
     if not isinstance(metadata, Mapping):
         raise ValueError(
@@ -81,11 +74,8 @@ def read_keypoints(file: Path) -> Actions:
 
 
 def action_of(where: str, name: str) -> tuple[int, int]:
-    """Label and repeat of a recording: "Walking 1" is (13, 1), and "Walking" (13, 0).
-
-    Raises:
-        ValueError: no such action; lists near names after `where`.
-    """
+    """Label and repeat of a recording: "Walking 1" is (13, 1), and "Walking" (13, 0). ValueError for another action
+    lists near names after `where`."""
     match = re.fullmatch(r"(\w+)(?: ([0-9]{1,4}))?", name, re.ASCII)
     if match is None or match[1] not in ACTIONS:
         near = difflib.get_close_matches(name.split(" ")[0], ACTIONS, n=3) or ACTIONS
@@ -97,21 +87,15 @@ def action_of(where: str, name: str) -> tuple[int, int]:
 
 
 def pose_of(where: str, array: Any) -> np.ndarray:
-    """The 17 joints of a recording, float32 [N, J, 3], a new array.
-
-    Raises:
-        ValueError: another shape or type, no frames, or values out of bounds; begins with `where`.
-    """
+    """The 17 joints of a recording, float32 [N, J, 3], a new array. ValueError for another shape or type, no frames, or
+    values out of bounds; begins with `where`."""
     _check_shape(where, array, [(_FILE_JOINTS, 3)])
     return _bounded(where, array[:, KEPT_JOINTS], MAX_METRES, "metres")
 
 
 def view_of(where: str, array: Any) -> np.ndarray:
     """Keypoints of a recording in one camera, float32 [N, J, 2], a new array. A third value, a confidence, is ignored.
-
-    Raises:
-        ValueError: another shape or type, no frames, or values out of bounds; begins with `where`.
-    """
+    Raises as `pose_of`."""
     _check_shape(where, array, [(len(KEPT_JOINTS), 2), (len(KEPT_JOINTS), 3)])
     return _bounded(where, array[..., :2], MAX_PIXELS, "pixels")
 

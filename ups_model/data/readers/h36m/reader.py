@@ -62,11 +62,8 @@ _DESCRIPTIONS = {
 
 
 def recipe(name: str, source: Path) -> dict[str, str | int]:
-    """What preparing `name` from the folder `source` depends on: names, sizes and times of the files.
-
-    Raises:
-        ValueError: an unknown set, or a file is missing; names it.
-    """
+    """What preparing `name` from the folder `source` depends on: names, sizes and times of the files. ValueError for
+    an unknown set or a missing file."""
     stats = [(file.name, file.stat()) for file in _files(name, Path(source))]
     listing = sorted((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
     return {"reader": "h36m", "reader_version": READER_VERSION, "set": name, "files_sha256": files_sha256(listing)}

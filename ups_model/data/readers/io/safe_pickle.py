@@ -57,8 +57,8 @@ _DAMAGED = (
 )
 _DAMAGED_MEMBER: tuple[type[Exception], ...] = (*_DAMAGED, *DAMAGED)
 _BLOCK = 1 << 20
-_MOST_MADE, _MADE_FREELY = 8, 1 << 24
-"""Calls make at most `_MOST_MADE` bytes of values for each byte read, beside the first; files of arrays need two."""
+_MAX_MADE_RATIO, _MADE_FREE_BYTES = 8, 1 << 24
+"""Calls make at most `_MAX_MADE_RATIO` bytes of values for each byte read, beside the first ones; arrays need two."""
 
 _OPCODES = """PROTO FRAME STOP MARK POP POP_MARK PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
 NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
@@ -224,7 +224,7 @@ class _Unpickler(pickle._Unpickler):  # private in name, but the only one whose 
 
     def _push(self, value: Any) -> None:
         self.made += value.nbytes if isinstance(value, np.ndarray) else sys.getsizeof(value)
-        if self.made > _MOST_MADE * self.source.taken + _MADE_FREELY:
+        if self.made > _MAX_MADE_RATIO * self.source.taken + _MADE_FREE_BYTES:
             raise ValueError("the same bytes are made into values again and again")
         self.append(value)
 

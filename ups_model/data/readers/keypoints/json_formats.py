@@ -43,7 +43,7 @@ LANDMARKS = 33
 COCO_LANDMARKS = (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28)
 """MediaPipe's landmark for each joint of COCO: nose, eyes, ears, shoulders, .. ankles, the left one first."""
 
-_SPARSE = 1000
+_MIN_SPARSE_FRAMES = 1000
 _MAX_DIGITS = 18
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]*\Z")
 _WAY_OUT = "write the file again"
@@ -113,7 +113,7 @@ class _Builder:
         """What was added, in the order of frames. ValueError where frames or persons break a rule."""
         first, last = min(self.frames), max(self.frames)
         length = last - first + 1
-        if length > _SPARSE and len(self.frames) < length / 100:
+        if length > _MIN_SPARSE_FRAMES and len(self.frames) < length / 100:
             rule = f"must follow one another, {len(self.frames)} frames are there"
             raise self.fault("frames", rule, f"numbers {first}..{last}")
         frame_D = np.array(self.frame, dtype=np.int64)

@@ -55,12 +55,8 @@ class _Video:
 
 
 def recipe(source: Path) -> dict[str, str | int]:
-    """What preparing the set from `source` depends on. Reads names, sizes and times of the files, not their content.
-
-    Raises:
-        ValueError: no files of either layout in `source`, or a link to nothing among them.
-        OSError: a folder cannot be listed.
-    """
+    """What preparing the set from `source` depends on: names, sizes and times of the files, not their content.
+    ValueError where files of neither layout are there, or a link to nothing is among them."""
     layout, parts = _layout(Path(source))
     listing = files_sha256(sorted(_listing(Path(source), layout, parts)))
     return {"reader": NAME, "reader_version": READER_VERSION, "layout": layout, "files_sha256": listing}
@@ -116,11 +112,7 @@ def reading(source: Path) -> Reading:
 
 
 def clip_names(file: Path) -> tuple[str, ...]:
-    """The video of a JSON file; names of the rows of a data file, or their numbers where no label file lies beside it.
-
-    Raises:
-        ValueError: the file is not whole, or its label file does not belong to it.
-    """
+    """The video of a JSON file; names of the rows of a data file, or numbers where no label file lies beside it."""
     file = Path(file)
     if file.suffix != ".npy":
         return (file.stem,)

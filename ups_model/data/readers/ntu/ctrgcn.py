@@ -27,7 +27,7 @@ from ups_model.data.format.splits import CONTENT_ID
 from ups_model.data.readers.io.files import damage_named, read_npy_header
 from ups_model.data.readers.ntu.bodies import PERSONS, Persons, tracks_of
 from ups_model.data.readers.ntu.names import CLASSES, NtuName, is_test
-from ups_model.data.readers.ntu.skeleton_file import JOINTS, LIMIT_M, Body
+from ups_model.data.readers.ntu.skeleton_file import JOINTS, MAX_METRES, Body
 
 FILES = {
     "NTU60_CS.npz": ("ntu60", "xsub"),
@@ -156,12 +156,14 @@ def persons_of_poses(pose_PNJ3: np.ndarray, where: str) -> Persons:
     `bodies_dropped` is -1: who made the arrays knows.
 
     Raises:
-        ValueError: values that are not finite or lie beyond LIMIT_M, or more than two persons; begins with `where`.
+        ValueError: values that are not finite or lie beyond MAX_METRES, or more than two persons; begins with `where`.
     """
-    within_N = (np.abs(pose_PNJ3) <= LIMIT_M).all(axis=(0, 2, 3))  # false of NaN too
+    within_N = (np.abs(pose_PNJ3) <= MAX_METRES).all(axis=(0, 2, 3))  # false of NaN too
     if not within_N.all():
         frame = int(within_N.argmin())
-        raise ValueError(f"{where}: frame {frame}: coordinates must be finite and within {LIMIT_M:g} m; leave it out")
+        raise ValueError(
+            f"{where}: frame {frame}: coordinates must be finite and within {MAX_METRES:g} m; leave it out"
+        )
     bodies = []
     for pose_NJ3 in pose_PNJ3:
         frames_N = np.flatnonzero(pose_NJ3.any(axis=(1, 2)))

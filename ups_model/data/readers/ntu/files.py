@@ -78,11 +78,7 @@ def sets_in(files: SourceFiles) -> tuple[str, ...]:
 
 
 def choose(name: str, files: SourceFiles, missing: Sequence[Path]) -> Selection:
-    """What the set `name` is read from: raw files before arrays before a pickle.
-
-    Raises:
-        ValueError: no such set, or nothing of it is there.
-    """
+    """What the set `name` is read from: raw files before arrays before a pickle. ValueError where nothing is there."""
     if name not in PROTOCOLS:
         raise ValueError(f"NTU RGB+D makes the sets {', '.join(PROTOCOLS)}, got {name!r}")
     layouts = {
@@ -109,12 +105,8 @@ def choose(name: str, files: SourceFiles, missing: Sequence[Path]) -> Selection:
 
 
 def digest(selection: Selection) -> str:
-    """sha256 of the listing of all files that are read: name, size and time of change of each, no content.
-
-    Raises:
-        ValueError: a file is a link to nothing.
-        OSError: a file is not there.
-    """
+    """sha256 of the listing of all files that are read: name, size and time of change of each, no content. ValueError
+    for a link to nothing, OSError for a file that is not there."""
     files = [*selection.files, *([selection.names] if selection.names else []), *selection.missing]
     return files_sha256(sorted(_entry(file, selection.source) for file in files))
 

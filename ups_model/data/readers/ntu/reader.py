@@ -32,11 +32,8 @@ READER_VERSION = 2
 
 
 def available(source: Path) -> tuple[str, ...]:
-    """Which of "ntu60" and "ntu120" a folder (searched with the folders in it) or file has. Reads file names alone.
-
-    Raises:
-        ValueError: no such file or folder, or nothing of NTU RGB+D in it.
-    """
+    """Which of "ntu60" and "ntu120" a folder (searched with the folders in it) or file has, by file names alone.
+    ValueError where it has neither."""
     return sets_in(list_files(source))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 JOINTS = 25
-LIMIT_M = 100.0
+MAX_METRES = 100.0
 """Farthest coordinate from the sensor, metres, that is taken for one: Kinect v2 sees 8 m."""
 
 _BODY_FIELDS, _JOINT_FIELDS = 10, 12
@@ -53,7 +53,7 @@ def read_skeleton(file: Path) -> SkeletonFile:
 
     Raises:
         ValueError: FILE:LINE of what breaks the format: truncation, wrong counts, fields too many or too few, what is
-            no number, is not finite or lies beyond LIMIT_M, an id twice in a frame, text after the last frame.
+            no number, is not finite or lies beyond MAX_METRES, an id twice in a frame, text after the last frame.
         OSError: the file cannot be read.
     """
     text = file.read_bytes().rstrip()
@@ -128,10 +128,10 @@ def _joints(file: Path, lines: _Lines, starts_B: list[int]) -> np.ndarray:
         if len(lines[at]) != _JOINT_FIELDS:
             raise _fault(file, at, f"a joint's line must have {_JOINT_FIELDS} fields, got {len(lines[at])}")
     joints_R3 = _numbers(file, lines, rows_R)
-    within_R = (np.abs(joints_R3) <= LIMIT_M).all(axis=1)  # false of NaN too
+    within_R = (np.abs(joints_R3) <= MAX_METRES).all(axis=1)  # false of NaN too
     if not within_R.all():
         at = rows_R[int(within_R.argmin())]
-        rule = f"coordinates must be finite and within {LIMIT_M:g} m, got {_shown(lines[at])}"
+        rule = f"coordinates must be finite and within {MAX_METRES:g} m, got {_shown(lines[at])}"
         raise _fault(file, at, rule, "leave the recording out")
     return joints_R3.astype(np.float32).reshape(-1, JOINTS, 3)
 
