@@ -22,64 +22,20 @@ SLOTS = 25
 ROOT_SLOT = 0
 """The slot that poses are centred on: the base of the spine. (The graph is directed at slot 20, see SLOT_EDGES.)"""
 
-SLOT_NAMES = (
-    "spine_base",
-    "spine_mid",
-    "neck",
-    "head",
-    "l_shoulder",
-    "l_elbow",
-    "l_wrist",
-    "l_hand",
-    "r_shoulder",
-    "r_elbow",
-    "r_wrist",
-    "r_hand",
-    "l_hip",
-    "l_knee",
-    "l_ankle",
-    "l_foot",
-    "r_hip",
-    "r_knee",
-    "r_ankle",
-    "r_foot",
-    "spine_shoulder",
-    "l_hand_tip",
-    "l_thumb",
-    "r_hand_tip",
-    "r_thumb",
-)
+_SLOTS_TEXT = """
+spine_base spine_mid neck head l_shoulder l_elbow l_wrist l_hand r_shoulder r_elbow r_wrist r_hand
+l_hip l_knee l_ankle l_foot r_hip r_knee r_ankle r_foot spine_shoulder l_hand_tip l_thumb r_hand_tip r_thumb
+"""
+SLOT_NAMES = tuple(_SLOTS_TEXT.split())
 """Names of the slots, in NTU RGB+D order."""
 
-# Written 1-based, as NTU RGB+D publishes it, so that it can be compared with the source by eye.
-_NTU_INWARD_EDGES = (
-    (1, 2),
-    (2, 21),
-    (3, 21),
-    (4, 3),
-    (5, 21),
-    (6, 5),
-    (7, 6),
-    (8, 7),
-    (9, 21),
-    (10, 9),
-    (11, 10),
-    (12, 11),
-    (13, 1),
-    (14, 13),
-    (15, 14),
-    (16, 15),
-    (17, 1),
-    (18, 17),
-    (19, 18),
-    (20, 19),
-    (22, 23),
-    (23, 8),
-    (24, 25),
-    (25, 12),
-)
-
-SLOT_EDGES: tuple[tuple[int, int], ...] = tuple((child - 1, parent - 1) for child, parent in _NTU_INWARD_EDGES)
+# Inward edges, 1-based, as NTU RGB+D publishes them, so that they can be compared with the source by eye.
+_EDGES_TEXT = """
+1-2 2-21 3-21 4-3 5-21 6-5 7-6 8-7 9-21 10-9 11-10 12-11
+13-1 14-13 15-14 16-15 17-1 18-17 19-18 20-19 22-23 23-8 24-25 25-12
+"""
+_EDGES = [tuple(map(int, edge.split("-"))) for edge in _EDGES_TEXT.split()]
+SLOT_EDGES: tuple[tuple[int, int], ...] = tuple((child - 1, parent - 1) for child, parent in _EDGES)
 """The 24 bones as (child, parent), 0-based, directed to slot 20 (spine at the shoulders), as in CTR-GCN."""
 
 SLOT_PARENTS: tuple[int, ...] = tuple(dict(SLOT_EDGES).get(slot, -1) for slot in range(SLOTS))
@@ -135,9 +91,8 @@ class Skeleton:
         """float32 [25, J]; rows of present slots sum to 1, rows of absent slots are 0."""
         matrix_SJ = np.zeros((SLOTS, self.joints), dtype=np.float32)
         for slot, weights in self.slot_weights.items():
-            total = sum(weights.values())
             for joint, weight in weights.items():
-                matrix_SJ[slot, joint] = weight / total
+                matrix_SJ[slot, joint] = weight / sum(weights.values())
         matrix_SJ.setflags(write=False)
         return matrix_SJ
 
@@ -209,11 +164,9 @@ def _skeleton(name: str, joints: str, parents: tuple[int, ...], slots: Mapping[s
     joint_names = tuple(joints.split())
     weights: dict[int, dict[int, float]] = {}
     for slot, slot_name in enumerate(SLOT_NAMES):
-        sources = slots.get(slot_name, slot_name if slot_name in joint_names else "").split()
-        for source in sources:
-            joint = joint_names.index(source)
-            weights.setdefault(slot, {}).setdefault(joint, 0.0)
-            weights[slot][joint] += 1.0
+        joints_of = slots.get(slot_name, slot_name if slot_name in joint_names else "").split()
+        if joints_of:
+            weights[slot] = {joint_names.index(joint): float(joints_of.count(joint)) for joint in joints_of}
     return Skeleton(name, joint_names, parents, weights)
 
 
@@ -280,4 +233,4 @@ _COCO17 = _skeleton(
 SKELETONS: Mapping[str, Skeleton] = MappingProxyType(
     {skeleton.name: skeleton for skeleton in (_H36M17, _NTU25, _OPENPOSE18, _KINECT20, _JHMDB15, _COCO17)}
 )
-"""The known layouts by name."""
+"""The layouts by name."""

@@ -12,11 +12,11 @@ from tests.support.source_copy import SourceCopy
 from ups_model import source
 from ups_model.source import source_digest, source_files, source_identity
 
-TRAINING = """data/batching/augment data/batching/batches data/batching/configured data/batching/device_clips
-data/batching/windows
-data/format/cameras data/format/clip_set data/format/info data/format/splits data/readers/fill_missing model/decoder
-model/encoder model/layers model/text_features model/tokenizer model/ups model/vocabulary skeletons tasks
-training/build training/distributed training/loop training/losses training/result training/schedule"""
+TRAINING = """data/batching/augment data/batching/batch data/batching/batches data/batching/class_loader
+data/batching/configured data/batching/device_clips data/batching/pose_loader data/batching/windows data/format/cameras
+data/format/clip_data data/format/clip_set data/format/info data/format/splits data/readers/fill_missing model/decoder
+model/encoder model/layers model/text_features model/tokenizer model/ups model/vocabulary skeletons tasks training/build
+training/distributed training/loop training/losses training/result training/schedule"""
 EVALUATION = "evaluation/measure evaluation/metric_names evaluation/metrics evaluation/outcomes model/decoding"
 
 

@@ -72,25 +72,25 @@ def _prepare(names: list[str], source: Path | None, out: Path | None, options: O
         names = expand(names, source)
         if source is not None and source.suffix == ".npz" and len(names) > 1:
             raise ValueError(f"--source must be a folder for several sets, got the file {source}")
-        found = {name: SOURCES[name].look(source, options) for name in names}
+        preparations = {name: SOURCES[name].look(source, options) for name in names}
     except (ValueError, OSError) as error:
         return _fail(error, 2)
     except KeyboardInterrupt:
         return _fail("stopped; nothing has been read yet", 130)
     made = []
-    for name, source_found in found.items():
+    for name, preparation in preparations.items():
         path = target(name, out, options.seed)
-        for note in source_found.notes:
+        for note in preparation.notes:
             print(f"{name}: {note}")
         try:
-            known = is_prepared(path, source_found.recipe)
-            made.append(make(source_found, path))
-            print(f"{name}: {'already prepared' if known else 'prepared'} at {path}")
+            was_there = is_prepared(path, preparation.recipe)
+            made.append(make(preparation, path))
+            print(f"{name}: {'already prepared' if was_there else 'prepared'} at {path}")
         except (ValueError, OSError) as error:
             return _fail(error, 1)
         except KeyboardInterrupt:
             return _fail(f"{name}: stopped; the same command goes on from here", 130)
-    for name, clips in zip(found, made, strict=True):
+    for name, clips in zip(preparations, made, strict=True):
         if not clips.info.synthetic:
             tables = (classes(clips), protocols(clips, SOURCES[name].published))
             print("".join(f"\n{name}\n{table}\n" for table in tables if table), end="")

@@ -6,6 +6,7 @@ Shape suffixes: N frames, J joints, C coordinates.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ except ImportError as error:
 
 STRIP = 6
 """Frames side by side in a PNG."""
-GIF_FRAMES = 120
-"""At most so many frames in a GIF, evenly spaced."""
+MAX_GIF_FRAMES = 120
+"""Of a GIF, evenly spaced."""
 LEFT, RIGHT, MIDDLE = "#1f5fa8", "#c4572b", "#555555"
 SHOWN_CLASSES = 5
 
@@ -72,25 +73,25 @@ class _Panel:
             axes.set_aspect("equal")
             axes.set_xticks([])
             axes.set_yticks([])
-        empty = ([],) * self.dims
-        bones = [
-            [
-                (joint, parent, axes.plot(*empty, color=_side(name), linewidth=1.5, solid_capstyle="round")[0])
-                for joint, (name, parent) in enumerate(
-                    zip(self.skeleton.joint_names, self.skeleton.parents, strict=True)
-                )
-                if parent >= 0
-            ]
-            for _ in self.persons
-        ]
+        bones = [[(joint, parent, self._line(axes, joint)) for joint, parent in self._bones()] for _ in self.persons]
         return _View(self, axes, bones)
 
+    def _bones(self) -> list[tuple[int, int]]:
+        return [(joint, parent) for joint, parent in enumerate(self.skeleton.parents) if parent >= 0]
 
+    def _line(self, axes: Axes, joint: int) -> Any:
+        color = {"l_": LEFT, "r_": RIGHT}.get(self.skeleton.joint_names[joint][:2], MIDDLE)
+        return axes.plot(*([],) * self.dims, color=color, linewidth=1.5, solid_capstyle="round")[0]
+
+
+@dataclass(frozen=True)
 class _View:
     """A panel in its axes."""
 
-    def __init__(self, panel: _Panel, axes: Axes, bones: list[list[tuple[int, int, Any]]]) -> None:
-        self.panel, self.axes, self.bones = panel, axes, bones
+    panel: _Panel
+    axes: Axes
+    bones: list[list[tuple[int, int, Any]]]
+    """For each person joint, parent and line of each bone."""
 
     def show(self, frame: int) -> None:
         """Draw the persons that are there at a frame."""
@@ -107,17 +108,15 @@ class _View:
         self.axes.set_title(f"{self.panel.title}\nframe {frame}", fontsize=7)
 
 
-def _side(joint: str) -> str:
-    return {"l_": LEFT, "r_": RIGHT}.get(joint[:2], MIDDLE)
-
-
+@dataclass(frozen=True)
 class _Scene:
     """Panels of bodies, and a list of classes where there is one."""
 
-    def __init__(
-        self, name: str, panels: list[_Panel], frames: range, fps: float, classes: list[tuple[str, float]]
-    ) -> None:
-        self.name, self.panels, self.frames, self.fps, self.classes = name, panels, frames, fps, classes
+    name: str
+    panels: list[_Panel]
+    frames: range
+    fps: float
+    classes: list[tuple[str, float]]
 
 
 def _scene(prediction: ClassPrediction | PosePrediction, recording: Recording) -> _Scene:
@@ -135,9 +134,7 @@ def _scene(prediction: ClassPrediction | PosePrediction, recording: Recording) -
 def _upright(pose_NJC: np.ndarray, up_axis: str) -> np.ndarray:
     """Coordinates in which the second one is height."""
     pose_NJC = np.asarray(pose_NJC, dtype=np.float32)
-    if up_axis == "z":
-        return pose_NJC[..., [0, 2, 1]]
-    return pose_NJC
+    return pose_NJC[..., [0, 2, 1]] if up_axis == "z" else pose_NJC
 
 
 def _strip(file: Path, scene: _Scene) -> None:
@@ -157,7 +154,7 @@ def _strip(file: Path, scene: _Scene) -> None:
 
 
 def _animate(file: Path, scene: _Scene) -> None:
-    step = -(-len(scene.frames) // GIF_FRAMES)
+    step = -(-len(scene.frames) // MAX_GIF_FRAMES)
     columns = len(scene.panels) + bool(scene.classes)
     drawing = Figure(figsize=(3.2 * columns, 3.2), dpi=80)
     views = [

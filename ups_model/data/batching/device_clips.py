@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ups_model.data.format.clip_set import ClipSet, Split
+from ups_model.data.format.clip_data import ClipData
+from ups_model.data.format.splits import Split
 from ups_model.data.readers.fill_missing import fill_undetected
 from ups_model.model.ups import MAX_PERSONS
 from ups_model.skeletons import SLOTS
@@ -18,7 +19,7 @@ from ups_model.skeletons import SLOTS
 class Source:
     """One clip set on the model's device, with its split."""
 
-    def __init__(self, clips: ClipSet, split: Split, device: torch.device, name: str = "") -> None:
+    def __init__(self, clips: ClipData, split: Split, device: torch.device, name: str = "") -> None:
         self.clips, self.split = clips, split
         self.name = name or clips.name
         """As `TaskData.sources` writes it, with the protocol."""
@@ -29,7 +30,7 @@ class Source:
         self.slot_matrix_SJ = torch.tensor(self.skeleton.slot_matrix, device=device)
         positions = np.asarray(clips.positions)
         if clips.confidence is not None and not clips.info.filled:
-            positions = fill_undetected(positions, clips.confidence, clips.track_start, clips.track_length)
+            positions = fill_undetected(positions, clips.confidence, clips.track_start)
         # A set that does not fit stays on disk, memory-mapped, and only the frames of a batch are read.
         fits = positions.nbytes <= room_bytes(device)
         self.positions_FJC = torch.tensor(positions, device=device) if fits else positions
@@ -72,7 +73,7 @@ def room_bytes(device: torch.device) -> float:
     return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 4 * 2**30
 
 
-def _person_table(clips: ClipSet) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def _person_table(clips: ClipData) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Start, length and offset [clips, MAX_PERSONS] of each clip's longest tracks; length 0 where nobody is."""
     count = len(clips)
     start, length, offset = (np.zeros((count, MAX_PERSONS), dtype=np.int64) for _ in range(3))

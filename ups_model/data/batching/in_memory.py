@@ -1,4 +1,4 @@
-"""One recording as a clip set in memory, so that a prediction goes through the code that evaluation goes through.
+"""One recording as clips in memory, so that a prediction goes through the code that evaluation goes through.
 
 Shape suffixes: N frames of a track, F frames of all tracks, J joints, T tracks.
 """
@@ -6,12 +6,12 @@ Shape suffixes: N frames of a track, F frames of all tracks, J joints, T tracks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ups_model.data.format.cameras import Camera
-from ups_model.data.format.clip_set import ClipSet, ClipSetInfo
+from ups_model.data.format.clip_data import ClipData
+from ups_model.data.format.info import ClipSetInfo
 from ups_model.data.format.splits import Split
 from ups_model.data.format.writer import Track
 from ups_model.data.prepare.jobs import Recording
@@ -21,12 +21,12 @@ ONLY = Split(np.array([0]), np.array([], dtype=np.int64), np.array([0]))
 """The one clip. That it is a training clip too means nothing: nothing is trained."""
 
 
-def class_set(recording: Recording) -> ClipSet:
+def class_set(recording: Recording) -> ClipData:
     """For class tasks: the recording as it is. Its class is unknown, so it gets a stand-in."""
     return _in_memory(recording, recording.dims, recording.tracks, None, ())
 
 
-def pose_set(recording: Recording, person: int = 0) -> ClipSet:
+def pose_set(recording: Recording, person: int = 0) -> ClipData:
     """For pose estimation: a person's keypoints as detections in the image of one camera at the origin.
 
     Positions are the true poses in camera metres where the recording has them, else zeros.
@@ -50,12 +50,12 @@ def pose_set(recording: Recording, person: int = 0) -> ClipSet:
         raise ValueError(f"--person must be 0..{len(ranked) - 1} in {recording.name!r}, got {person}")
     track = ranked[person]
     keypoints_NJ2 = np.asarray(track.positions, dtype=np.float32)
-    frames, joints = keypoints_NJ2.shape[:2]
     if track.confidence is not None:
-        keypoints_NJ2 = fill_undetected(keypoints_NJ2, track.confidence, np.array([0]), np.array([frames]))
-    truth_NJ3 = np.zeros((frames, joints, 3), dtype=np.float32)
+        keypoints_NJ2 = fill_undetected(keypoints_NJ2, track.confidence)
     if recording.truth is not None:
         truth_NJ3 = np.asarray(recording.truth.positions, dtype=np.float32)
+    else:
+        truth_NJ3 = np.zeros((*keypoints_NJ2.shape[:2], 3), dtype=np.float32)
     width, height = recording.size
     camera = Camera(np.eye(3), (0, 0, 0), (width, width), (width / 2, height / 2), (width, height))
     alone = Track(truth_NJ3)  # Its offset in the recording is the caller's to add.
@@ -68,7 +68,7 @@ def _in_memory(
     tracks: Sequence[Track],
     keypoints_FKJ2: np.ndarray | None,
     cameras: Sequence[Camera],
-) -> ClipSet:
+) -> ClipData:
     if not tracks:
         raise ValueError(f"nobody is seen in {recording.name!r}; give another clip")
     info = ClipSetInfo(
@@ -85,15 +85,11 @@ def _in_memory(
         camera_groups=(tuple(cameras),) if cameras else (),
     )
     length_T = np.array([len(track.positions) for track in tracks], dtype=np.int32)
-    known = [track.confidence for track in tracks if track.confidence is not None]
-    confidence_FJ = np.concatenate(known) if len(known) == len(tracks) else None
-    return ClipSet(
-        path=Path(),
+    confidences = [track.confidence for track in tracks if track.confidence is not None]
+    return ClipData(
         info=info,
-        fingerprint="",
-        arrays={},
         positions=np.concatenate([np.asarray(track.positions, dtype=np.float32) for track in tracks]),
-        confidence=confidence_FJ,
+        confidence=np.concatenate(confidences) if len(confidences) == len(tracks) else None,
         keypoints=keypoints_FKJ2,
         track_start=np.cumsum(length_T, dtype=np.int64) - length_T,
         track_length=length_T,
@@ -103,7 +99,7 @@ def _in_memory(
         label=np.zeros(1, dtype=np.int32),
         subject=np.full(1, -1, dtype=np.int32),
         split_test=np.ones(1, dtype=bool),
-        clip_length=np.array([max(track.offset + len(track.positions) for track in tracks)], dtype=np.int32),
+        clip_length=np.array([max(track.end for track in tracks)], dtype=np.int32),
         camera_group=np.full(1, 0 if cameras else -1, dtype=np.int32),
         extra={},
     )

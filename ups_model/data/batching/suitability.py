@@ -1,11 +1,11 @@
 """Whether a clip set can serve a task; asked before anything is loaded or trained."""
 
 from ups_model.config import TaskData, TaskName
-from ups_model.data.format.clip_set import ClipSet
+from ups_model.data.format.clip_data import ClipData
 from ups_model.tasks import TASKS
 
 
-def check_suitable(task: TaskName, data: TaskData, clips: ClipSet) -> None:
+def check_suitable(task: TaskName, data: TaskData, clips: ClipData) -> None:
     """ValueError names what the task needs and the set lacks."""
     rules, name = TASKS[task], clips.name
     if rules.kind == "pose":

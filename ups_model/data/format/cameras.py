@@ -51,6 +51,15 @@ class Camera:
         if faults:
             raise ValueError("camera: " + "; ".join(faults))
 
+    @classmethod
+    def facing(cls, center: ArrayLike, target: ArrayLike, f: ArrayLike, c: ArrayLike, wh: ArrayLike) -> Camera:
+        """A level camera at `center` that looks at `target`, in a world with z up."""
+        forward_3 = np.subtract(target, center) / np.linalg.norm(np.subtract(target, center))
+        right_3 = np.cross(forward_3, (0.0, 0.0, 1.0))
+        right_3 /= np.linalg.norm(right_3)
+        # Rounded, so that a machine's last bits do not change a fingerprint.
+        return cls(np.round([right_3, np.cross(forward_3, right_3), forward_3], 9), center, f, c, wh)
+
     def to_json(self) -> dict[str, Any]:
         """The camera as plain lists; `Camera(**camera.to_json())` is the same camera."""
         return {"R": [list(row) for row in self.R]} | {k: list(getattr(self, k)) for k in ("center", "f", "c", "wh")}

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ups_model.data.format.cameras import Camera, project, to_camera
+from ups_model.data.format.clip_data import ClipData
 from ups_model.data.format.info import ClipSetInfo
 from ups_model.data.format.rules import (
     CLIP_TABLE,
@@ -37,7 +38,6 @@ from ups_model.data.format.rules import (
     table_faults,
 )
 from ups_model.data.format.splits import Split, check_no_leak, split_clips, without_leaks
-from ups_model.skeletons import Skeleton, get_skeleton
 
 __all__ = [
     "Camera",
@@ -56,33 +56,17 @@ MANIFEST = "clips.json"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ClipSet:
+class ClipSet(ClipData):
     """An opened clip set: its manifest and its arrays, memory mapped and read-only.
 
     Pickles as its path, so that worker processes map the same files and receive no copies.
     """
 
     path: Path
-    info: ClipSetInfo
     fingerprint: str
     """sha256 of the manifest's content and every array's hash; the same wherever the folder lies."""
     arrays: Mapping[str, Mapping[str, Any]]
     """dtype, shape and sha256 of each array, as in the manifest."""
-    positions: np.ndarray
-    confidence: np.ndarray | None
-    keypoints: np.ndarray | None
-    track_start: np.ndarray
-    track_length: np.ndarray
-    track_clip: np.ndarray
-    track_offset: np.ndarray
-    clip_id: np.ndarray
-    label: np.ndarray
-    subject: np.ndarray
-    split_test: np.ndarray
-    clip_length: np.ndarray
-    camera_group: np.ndarray
-    extra: Mapping[str, np.ndarray]
-    """Further integer columns, [M] each."""
 
     @classmethod
     def open(cls, path: str | Path) -> ClipSet:
@@ -112,7 +96,14 @@ class ClipSet:
         arrays = {key: _map_array(path / f"{key}.npy", spec) for key, spec in described.items()}
         extra = {key.removeprefix("column_"): array for key, array in arrays.items() if key.startswith("column_")}
         named = {key: arrays.get(key) for key in (*FRAME_ARRAYS, *TRACK_TABLE, *CLIP_TABLE)}
-        clips = cls(path, info, fingerprint, described, extra=extra, **named)  # type: ignore[arg-type]  # `missing` is empty
+        clips = cls(
+            path=path,
+            info=info,
+            fingerprint=fingerprint,
+            arrays=described,
+            extra=extra,
+            **named,  # type: ignore[arg-type]  # `missing` is empty
+        )
         if faults := shape_faults(info, arrays):
             raise ValueError(f"{path}: " + "; ".join(faults))
         if read_manifest(path).get("fingerprint") != fingerprint:
@@ -120,52 +111,11 @@ class ClipSet:
             return cls.open(path)
         return clips
 
-    def __len__(self) -> int:
-        return len(self.clip_id)
-
     def __repr__(self) -> str:
         return f"ClipSet({self.name!r}, {len(self)} clips, fingerprint {self.fingerprint[:16]}, at {self.path})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ClipSet.open, (self.path,)
-
-    @property
-    def name(self) -> str:
-        return self.info.name
-
-    @property
-    def origin(self) -> str:
-        """What qualifies the clip ids: sets of one origin share clips."""
-        return self.info.origin or self.info.name
-
-    @property
-    def skeleton(self) -> Skeleton:
-        return get_skeleton(self.info.skeleton)
-
-    def tracks(self, clip: int) -> range:
-        """Indices into the track table of the persons of a clip."""
-        first, last = np.searchsorted(self.track_clip, [clip, clip + 1])
-        return range(int(first), int(last))
-
-    def frames(self, track: int) -> slice:
-        """The rows of `positions`, `confidence` and `keypoints` that hold a track."""
-        start = int(self.track_start[track])
-        return slice(start, start + int(self.track_length[track]))
-
-    def clip(self, clip: int) -> list[tuple[int, np.ndarray]]:
-        """(offset, positions [N, J, C]) of each person of a clip: there from frame `offset` of the clip on.
-
-        Raises:
-            IndexError: no such clip.
-        """
-        if not 0 <= clip < len(self):
-            raise IndexError(f"{self.name} has clips 0..{len(self) - 1}, got {clip}")
-        return [(int(self.track_offset[track]), self.positions[self.frames(track)]) for track in self.tracks(clip)]
-
-    def cameras(self, clip: int) -> tuple[Camera, ...]:
-        """The cameras that saw a clip; empty where none are known."""
-        group = int(self.camera_group[clip])
-        return self.info.camera_groups[group] if group >= 0 else ()
 
     def split(self, validation_subjects: int, seed: int = 0, protocol: str = "default", fold: int = 0) -> Split:
         """Training, validation and test clips.

@@ -10,6 +10,7 @@ from ups_model.data.format.cameras import Camera
 from ups_model.skeletons import get_skeleton
 
 UNITS = ("metre", "normalised")
+_PLAIN_KEYS = "name origin skeleton dims fps units up_axis licence synthetic description"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ClipSetInfo:
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Why how many clips of the source are not here. Provenance: not part of the fingerprint."""
     filled: bool = False
-    """Whether joints of confidence 0 are stored where `detections.fill_undetected` puts them, and not at 0. For sets
+    """Whether joints of confidence 0 are stored where `fill_undetected` puts them, and not at 0. For sets
     that are too large to be filled in memory."""
     recipe: Mapping[str, str | int] = field(default_factory=dict)
     """What the set was prepared from. Equal recipes need no second preparation. Provenance, as above."""
@@ -69,7 +70,7 @@ class ClipSetInfo:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's part of it, without provenance."""
-        plain = {key: getattr(self, key) for key in _PLAIN_KEYS}
+        plain = {key: getattr(self, key) for key in _PLAIN_KEYS.split()}
         plain["fps"] = float(self.fps)
         plain["classes"] = list(self.classes)
         plain["camera_groups"] = [[camera.to_json() for camera in group] for group in self.camera_groups]
@@ -79,19 +80,5 @@ class ClipSetInfo:
     def from_json(cls, manifest: Mapping[str, Any]) -> ClipSetInfo:
         """The inverse of `to_json`, provenance included. Raises KeyError, TypeError or ValueError on a bad manifest."""
         groups = tuple(tuple(Camera(**camera) for camera in group) for group in manifest["camera_groups"])
-        plain = {key: manifest[key] for key in _PLAIN_KEYS} | {"filled": bool(manifest.get("filled", False))}
+        plain = {key: manifest[key] for key in _PLAIN_KEYS.split()} | {"filled": bool(manifest.get("filled", False))}
         return cls(**plain, classes=tuple(manifest["classes"]), camera_groups=groups, **manifest.get("provenance", {}))
-
-
-_PLAIN_KEYS = (
-    "name",
-    "origin",
-    "skeleton",
-    "dims",
-    "fps",
-    "units",
-    "up_axis",
-    "licence",
-    "synthetic",
-    "description",
-)

@@ -123,11 +123,11 @@ def table_faults(
     if int(length.sum()) != frames:
         faults.append(f"track_length.npy: lengths must add up to the {frames} frames, got {int(length.sum())}")
     rule("track_clip", "tracks must be in the order of their clips", np.diff(clip, prepend=0) < 0)
-    known = (clip >= 0) & (clip < clips)
-    rule("track_clip", f"clips must be in 0..{clips - 1}", ~known)
-    rule("clip_id", "every clip must have a track", np.bincount(clip[known], minlength=clips) == 0)
-    ends_late = known.copy()
-    ends_late[known] = offset[known] + length[known] > clip_length[clip[known]]
+    valid = (clip >= 0) & (clip < clips)
+    rule("track_clip", f"clips must be in 0..{clips - 1}", ~valid)
+    rule("clip_id", "every clip must have a track", np.bincount(clip[valid], minlength=clips) == 0)
+    ends_late = valid.copy()
+    ends_late[valid] = offset[valid] + length[valid] > clip_length[clip[valid]]
     rule("track_offset", "tracks must lie inside their clip", ends_late | (offset < 0))
     for key, column in tables.items():
         if key.startswith("column_split_test_"):

@@ -91,16 +91,14 @@ def check_no_leak(tasks: Sequence[tuple[Clips, Split]]) -> None:
     Raises:
         ValueError: naming the rule, an offending clip, where it is used, and the way out.
     """
-    _check_comparable(tasks)
-    evaluated = _evaluated(tasks)
-    for clips, split in tasks:
-        known = evaluated.get(clips.origin, {})
-        leaks = [name for name in clips.clip_id[split.train].tolist() if name in known]
-        if leaks:
+    for clips, split, leaks in _leaks(tasks):
+        names = clips.clip_id[split.train].tolist()
+        rows = [row for row, where in enumerate(leaks) if where]
+        if rows:
             raise ValueError(
-                f"a clip in a validation or test split must not be in a training split: {clips.origin}/{leaks[0]} is "
-                f"trained on in {clips.name} and is in the {known[leaks[0]]} ({len(leaks)} such clips); "
-                "leave them out of training with data.leaks=drop"
+                "a clip in a validation or test split must not be in a training split: "
+                f"{clips.origin}/{names[rows[0]]} is trained on in {clips.name} and is in the {leaks[rows[0]]} "
+                f"({len(rows)} such clips); leave them out of training with data.leaks=drop"
             )
 
 
@@ -110,13 +108,9 @@ def without_leaks(tasks: Sequence[tuple[Clips, Split]]) -> list[Split]:
     Raises:
         ValueError: a training split would be left empty, or clips can't be told apart.
     """
-    _check_comparable(tasks)
-    evaluated = _evaluated(tasks)
     kept = []
-    for clips, split in tasks:
-        known = evaluated.get(clips.origin, {})
-        names = clips.clip_id[split.train].tolist()
-        train = split.train[np.array([name not in known for name in names], dtype=bool)]
+    for clips, split, leaks in _leaks(tasks):
+        train = split.train[np.array([not where for where in leaks], dtype=bool)]
         if not len(train):
             raise ValueError(f"{clips.name}: every training clip is in a validation or test split of a task")
         kept.append(replace(split, train=train))
@@ -136,15 +130,18 @@ def _check_comparable(tasks: Sequence[tuple[Clips, Split]]) -> None:
             )
 
 
-def _evaluated(tasks: Sequence[tuple[Clips, Split]]) -> dict[str, dict[str, str]]:
-    """origin -> clip id -> the split that evaluates it, in words."""
-    evaluated: dict[str, dict[str, str]] = {}
+def _leaks(tasks: Sequence[tuple[Clips, Split]]) -> list[tuple[Clips, Split, list[str]]]:
+    """Each task with the split that evaluates each of its training clips, in words; empty for clips that none does."""
+    _check_comparable(tasks)
+    evaluated: dict[tuple[str, str], str] = {}
     for clips, split in tasks:
-        known = evaluated.setdefault(clips.origin, {})
         for part in ("validation", "test"):
             names = clips.clip_id[getattr(split, part)].tolist()
-            known.update(dict.fromkeys(names, f"{part} split of {clips.name}"))
-    return evaluated
+            evaluated |= {(clips.origin, name): f"{part} split of {clips.name}" for name in names}
+    return [
+        (clips, split, [evaluated.get((clips.origin, name), "") for name in clips.clip_id[split.train].tolist()])
+        for clips, split in tasks
+    ]
 
 
 def _test_flags(clips: Clips, protocol: str) -> np.ndarray:
@@ -152,11 +149,8 @@ def _test_flags(clips: Clips, protocol: str) -> np.ndarray:
         return np.asarray(clips.split_test)
     column = f"split_test_{protocol}"
     if column not in clips.extra:
-        known = [
-            "default",
-            *(name.removeprefix("split_test_") for name in clips.extra if name.startswith("split_test_")),
-        ]
-        raise ValueError(f"{clips.name} has no protocol {protocol!r}; it has {', '.join(known)}")
+        others = [name.removeprefix("split_test_") for name in clips.extra if name.startswith("split_test_")]
+        raise ValueError(f"{clips.name} has no protocol {protocol!r}; it has {', '.join(['default', *others])}")
     return clips.extra[column] != 0
 
 

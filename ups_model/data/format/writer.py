@@ -26,7 +26,7 @@ from ups_model.data.format.rules import CLIP_TABLE, FRAME_ARRAYS, TRACK_TABLE, s
 
 log = logging.getLogger(__name__)
 
-_ATTEMPTS = 20
+_MAX_ATTEMPTS = 20
 NO_FILES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -42,6 +42,11 @@ class Track:
     """[N, J]."""
     keypoints: np.ndarray | None = None
     """[N, K, J, 2], pixels."""
+
+    @property
+    def end(self) -> int:
+        """The clip's frame after the person's last."""
+        return self.offset + len(self.positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,17 +119,15 @@ def _write_files(folder: Path, info: ClipSetInfo, clips: Iterable[Clip], dtype: 
                 raise ValueError(f"clip {clip.clip_id}: columns must be {sorted(columns)}, got {sorted(clip.extra)}")
             for key, column in columns.items():
                 column.append(int(clip.extra[key]))
-            ends = []
             for track in clip.tracks:
                 _write_track(folder, streams, clip.clip_id, track, dtype, first=frames == 0)
-                row = (frames, len(track.positions), index, track.offset)
-                for key, value in zip(TRACK_TABLE, row, strict=True):
+                track_row = (frames, len(track.positions), index, track.offset)
+                for key, value in zip(TRACK_TABLE, track_row, strict=True):
                     rows[key].append(value)
                 frames += len(track.positions)
-                ends.append(track.offset + len(track.positions))
-            length = max(ends, default=0) if clip.length is None else clip.length
-            own = (clip.clip_id, clip.label, clip.subject, clip.split_test, length, clip.camera_group)
-            for key, entry in zip(CLIP_TABLE, own, strict=True):
+            length = max((track.end for track in clip.tracks), default=0) if clip.length is None else clip.length
+            clip_row = (clip.clip_id, clip.label, clip.subject, clip.split_test, length, clip.camera_group)
+            for key, entry in zip(CLIP_TABLE, clip_row, strict=True):
                 rows[key].append(entry)
         specs = {key: stream.finish() for key, stream in streams.items()}
     finally:
@@ -232,7 +235,7 @@ def _sync(file: BinaryIO) -> None:
 
 def _move_into_place(temporary: Path, path: Path, fingerprint: str) -> None:
     """Renames `temporary` to `path`. Keeps an equal set that is there, moves away and deletes another one."""
-    for _ in range(_ATTEMPTS):
+    for _ in range(_MAX_ATTEMPTS):
         try:
             os.rename(temporary, path)
             return

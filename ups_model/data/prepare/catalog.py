@@ -1,4 +1,4 @@
-"""The known sources: clip set names, and how each is prepared."""
+"""The sources: clip set names, and how each is prepared."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ups_model.data.readers.h36m import reader as h36m
 from ups_model.data.readers.keypoints import reader as keypoints
 from ups_model.data.readers.kinetics import reader as kinetics
 from ups_model.data.readers.ntu import reader as ntu
+from ups_model.data.readers.ntu.names import PUBLISHED_COUNTS
 from ups_model.data.readers.synthetic import reader as synthetic
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Options:
     workers: int = 1
     """Processes that read."""
     missing: tuple[Path, ...] = ()
-    """NTU RGB+D: lists of recordings to leave out, beside those found in the source folder."""
+    """NTU RGB+D: lists of recordings to leave out, beside those in the source folder."""
     metres_per_unit: float | None = None
     """BVH: length of a file's unit; None takes the one that gives a person's height."""
     progress: bool = False
@@ -40,8 +41,8 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A source of the user's, looked at: what would be made of it, and how."""
+class Preparation:
+    """What would be made of a source, and how."""
 
     recipe: Mapping[str, str | int]
     """What the result depends on."""
@@ -58,7 +59,7 @@ class Source:
     description: str
     needs: str
     """What the user must have; empty where nothing is."""
-    look: Callable[[Path | None, Options], Found]
+    look: Callable[[Path | None, Options], Preparation]
     """(source folder, options) -> what is there; ValueError where it isn't."""
     published: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Protocol -> training and test clips, as counted by others."""
@@ -66,17 +67,19 @@ class Source:
 
 
 def _open_source(name: str, spec: open_sets.OpenSet) -> Source:
-    def look(source: Path | None, options: Options) -> Found:
-        folder = _given(name, source)
-        return Found(open_sets.recipe(name, folder), lambda path: open_sets.prepare(name, folder, path))
+    def look(source: Path | None, options: Options) -> Preparation:
+        folder = _required(name, source)
+        return Preparation(open_sets.recipe(name, folder), lambda path: open_sets.prepare(name, folder, path))
 
     return Source(spec.description, spec.file, look)
 
 
 def _synthetic_source(name: str, spec: synthetic.SyntheticSet) -> Source:
-    def look(source: Path | None, options: Options) -> Found:
-        recipe = synthetic.recipe(name, options.seed)
-        return Found(recipe, lambda path: synthetic.prepare(name, path, options.seed, progress=options.progress))
+    def look(source: Path | None, options: Options) -> Preparation:
+        def make(path: Path) -> ClipSet:
+            return synthetic.prepare(name, path, options.seed, progress=options.progress)
+
+        return Preparation(synthetic.recipe(name, options.seed), make)
 
     return Source(spec.description, "", look, seeded=True)
 
@@ -85,29 +88,30 @@ def _read_source(
     name: str,
     description: str,
     needs: str,
-    reading: Callable[[Path, Options], Reading],
+    read: Callable[[Path, Options], Reading],
     published: Mapping[str, tuple[int, int]] | None = None,
 ) -> Source:
     """A source that is read in jobs."""
 
-    def look(source: Path | None, options: Options) -> Found:
-        found = reading(_given(name, source), options)
-        return Found(
-            found.info.recipe,
-            lambda path: prepare_reading(path, found, options.workers, options.progress),
-            found.notes,
-        )
+    def look(source: Path | None, options: Options) -> Preparation:
+        reading = read(_required(name, source), options)
+
+        def make(path: Path) -> ClipSet:
+            return prepare_reading(path, reading, options.workers, options.progress)
+
+        return Preparation(reading.info.recipe, make, reading.notes)
 
     return Source(description, needs, look, published or {})
 
 
 def _ntu_source(name: str, description: str) -> Source:
+    needs = ".skeleton files, CTR-GCN's .npz or pyskl's .pkl"
     return _read_source(
         name,
         description,
-        ".skeleton files, CTR-GCN's .npz or pyskl's .pkl",
+        needs,
         lambda source, options: ntu.reading(name, source, options.missing),
-        ntu.PUBLISHED_COUNTS[name],
+        PUBLISHED_COUNTS[name],
     )
 
 
@@ -145,7 +149,7 @@ SOURCES: Mapping[str, Source] = {
     **{name: _open_source(name, spec) for name, spec in open_sets.OPEN_SETS.items()},
     **{name: _synthetic_source(name, spec) for name, spec in synthetic.SYNTHETIC_SETS.items()},
 }
-"""Everything `prepare` knows, by the name of the clip set."""
+"""Everything that can be prepared, by the name of the clip set."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "open": tuple(open_sets.OPEN_SETS),
@@ -156,9 +160,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 
 def default_cache() -> Path:
-    """Where clip sets are prepared unless a folder is given: UPS_CACHE, else ~/.cache/ups/clips."""
-    given = os.environ.get("UPS_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "ups" / "clips"
+    """Where clip sets are prepared unless told otherwise: UPS_CACHE, else ~/.cache/ups/clips."""
+    folder = os.environ.get("UPS_CACHE")
+    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "ups" / "clips"
 
 
 def check_options(options: Options) -> None:
@@ -175,8 +179,8 @@ def check_options(options: Options) -> None:
 
 
 def expand(names: Sequence[str], source: Path | None = None) -> list[str]:
-    """Names with groups replaced by their members, each once, in order. Of a group of which a user may hold a part, the
-    members that can be made from `source`.
+    """Names with groups replaced by their members, each once, in order. Of "ntu", the members that can be made from
+    `source`.
 
     Raises:
         ValueError: an unknown name; lists near names.
@@ -184,8 +188,8 @@ def expand(names: Sequence[str], source: Path | None = None) -> list[str]:
     expanded: dict[str, None] = {}
     for name in names:
         if name not in SOURCES and name not in GROUPS:
-            known = [*GROUPS, *SOURCES]
-            near = difflib.get_close_matches(name, known, n=3) or known
+            all_names = [*GROUPS, *SOURCES]
+            near = difflib.get_close_matches(name, all_names, n=3) or all_names
             raise ValueError(f"unknown data {name!r}; try {', '.join(near)}")
         members = GROUPS.get(name, (name,))
         if name == "ntu" and source is not None:
@@ -207,8 +211,7 @@ def prepare(
     Args:
         name: a name in SOURCES.
         source: the folder (or file) the set is read from; none for synthetic sets.
-        out: the folder to put it in, by default `default_cache()`. The set is `<out>/<name>`, and
-            `<out>/<name>-seed<N>` for a synthetic set of another seed than 0, so that seeds do not replace each other.
+        out: the folder to put it in, by default `default_cache()`; the set is `target(name, out, seed)`.
         seed: of synthetic sets; others have nothing random.
         progress: show a progress bar on a terminal.
         workers: processes that read.
@@ -220,25 +223,26 @@ def prepare(
         raise ValueError(f"prepare takes one set at a time, got the group {name!r}; it is {', '.join(GROUPS[name])}")
     expand([name])
     source = None if source is None else Path(source).expanduser()
-    found = SOURCES[name].look(source, Options(seed=seed, workers=workers, progress=progress))
-    return make(found, target(name, out, seed)).path
+    preparation = SOURCES[name].look(source, Options(seed=seed, workers=workers, progress=progress))
+    return make(preparation, target(name, out, seed)).path
 
 
-def make(found: Found, path: Path) -> ClipSet:
+def make(preparation: Preparation, path: Path) -> ClipSet:
     """The clip set at `path`, prepared unless it is there already."""
-    if is_prepared(path, found.recipe):
+    if is_prepared(path, preparation.recipe):
         log.info("%s: already prepared", path)
         return ClipSet.open(path)
-    return found.make(path)
+    return preparation.make(path)
 
 
 def target(name: str, out: str | Path | None = None, seed: int = 0) -> Path:
-    """The folder that `prepare` makes."""
+    """The folder that `prepare` makes: <out>/<name>, and <out>/<name>-seed<N> for a synthetic set of another seed than
+    0, so that seeds do not replace each other."""
     folder = name if seed == 0 or not SOURCES[name].seeded else f"{name}-seed{seed}"
     return (Path(out).expanduser() if out is not None else default_cache()) / folder
 
 
-def _given(name: str, source: Path | None) -> Path:
+def _required(name: str, source: Path | None) -> Path:
     if source is None:
         raise ValueError(f"{name} is read from files of yours; give their folder with --source")
     return source

@@ -1,7 +1,4 @@
-"""What readers of motion files give: recordings, or why one was left out; and how a source is divided among processes.
-
-A reader of a source has two sides. `read_recording(file, clip)` of its module reads one clip, for a look at it or a
-prediction. Its jobs read everything, for a clip set (`ups_model.data.prepare.runner`).
+"""What readers of motion files give: recordings, clips or the reason why there is none, and jobs for processes.
 
 Shape suffixes: N frames of a track, J joints, C coordinates.
 """
@@ -10,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
 
-from ups_model.data.format.clip_set import ClipSetInfo
+from ups_model.data.format.info import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
+
+BLOCK = 256
+"""Recordings of a job, where they can be read on their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +37,31 @@ class Recording:
     size: tuple[float, float] | None = None
     """Width and height of the image in pixels, where the file tells it."""
     truth: Track | None = None
-    """Where the file, or its companion, holds them: the poses to compare a prediction with, in camera metres."""
+    """The poses to compare a prediction with, in camera metres, where the file or its companion has them."""
 
     @property
     def length(self) -> int:
         """Frames: where the last person's track ends."""
-        return max((track.offset + len(track.positions) for track in self.tracks), default=0)
+        return max((track.end for track in self.tracks), default=0)
+
+
+class Reader(Protocol):
+    """The module of a file format. Its function `reading` makes the `Reading` of a whole source."""
+
+    def clip_names(self, file: Path) -> Sequence[str]:
+        """What `read_recording` takes as `clip`, in the file's order. Raises as it does."""
+
+    def read_recording(self, file: Path, clip: str | None = None) -> Recording:
+        """One clip of a file.
+
+        Args:
+            file: of the reader's format.
+            clip: which of several; may be left out where there is one.
+
+        Raises:
+            ValueError: the file is damaged or of another format, has no such clip, or nobody is seen in it; names it.
+            OSError: the file cannot be read.
+        """
 
 
 @dataclass(frozen=True)
@@ -76,3 +97,41 @@ class Reading:
     jobs: Sequence[Job]
     notes: tuple[str, ...] = ()
     """What the user should know of how the source was taken, one line each."""
+
+
+class Named(Protocol):
+    """What a clip is read from."""
+
+    @property
+    def name(self) -> str: ...
+
+
+T = TypeVar("T", bound=Named)
+
+
+def read_items(read: Callable[[T], Clip | LeftOut], items: Sequence[T | LeftOut]) -> Iterator[Clip | LeftOut]:
+    """The clips of items, in order; a ValueError of `read` leaves an item out as unreadable."""
+    for item in items:
+        if isinstance(item, LeftOut):
+            yield item
+            continue
+        try:
+            yield read(item)
+        except ValueError as error:
+            yield LeftOut(item.name, "unreadable", str(error))
+
+
+def block_jobs(
+    what: str,
+    items: Sequence[T | LeftOut],
+    read: Callable[[Sequence[T | LeftOut]], Iterator[Clip | LeftOut]],
+) -> list[Job]:
+    """Jobs of BLOCK items each, called after `what` and their place. `read` must be picklable."""
+    blocks = [(start, tuple(items[start : start + BLOCK])) for start in range(0, len(items), BLOCK)]
+    return [Job(f"{what} {start}", len(block), partial(read, block)) for start, block in blocks]
+
+
+def check_only_clip(file: Path, clip: str | None, what: str = "clip") -> None:
+    """ValueError where `clip` is not that of a file with one, which is called as the file."""
+    if clip not in (None, file.stem):
+        raise ValueError(f"{file}: holds one {what}, {file.stem}, got {clip!r:.60}")

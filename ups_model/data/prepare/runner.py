@@ -30,7 +30,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -83,10 +83,10 @@ def prepare_reading(path: Path, reading: Reading, workers: int = 1, progress: bo
         lock.acquire()
     try:
         _sweep(path)
-        made = _open_whole(path, reading.info.recipe) or _make(path, reading, workers, progress)
+        clips = _open_whole(path, reading.info.recipe) or _make(path, reading, workers, progress)
         if _has_parts(path, reading.info.recipe):
             shutil.rmtree(_parts_folder(path))
-        return made
+        return clips
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -114,17 +114,28 @@ def read_left_out(path: Path) -> list[LeftOut]:
 
 
 def _make(path: Path, reading: Reading, workers: int, progress: bool) -> ClipSet:
-    folder = _parts_folder(path)
-    _open_parts(folder, reading)
-    left_out = _read(folder, reading, workers, progress)
-    reasons = dict(sorted(Counter(item.reason for item in left_out).items()))
-    info = replace(reading.info, left_out=reasons)
-    clips = _show(_clips(folder, len(reading.jobs)), progress, f"{path.name}: writing", _count(folder, reading))
+    parts, name = _Parts(_parts_folder(path)), reading.info.name
+    parts.open(reading)
+    items = [job.items for job in reading.jobs]
+    missing = [index for index in range(len(items)) if not parts.summary_file(index).exists()]
+    done = sum(items) - sum(items[index] for index in missing)
+    with _bar(progress, f"{name}: reading", sum(items), done) as bar:
+        if workers <= 1 or len(missing) <= 1:
+            for index in missing:
+                _run(parts, index, reading.jobs[index], bar.update)
+        else:
+            _run_all(parts, reading.jobs, missing, workers, bar)
+    summaries = [parts.summary(index) for index in range(len(items))]
+    left_out = [LeftOut(*item) for summary in summaries for item in summary["left_out"]]
+    info = replace(reading.info, left_out=dict(sorted(Counter(item.reason for item in left_out).items())))
     files = {LEFT_OUT_FILE: _table(left_out)} if left_out else {}
-    try:
-        return write_clip_set(path, info, clips, files=files)
-    except ValueError as error:
-        raise ValueError(f"{error}{_first(left_out)}") from error
+    with _bar(progress, f"{path.name}: writing", sum(summary["clips"] for summary in summaries)) as bar:
+        try:
+            return write_clip_set(
+                path, info, parts.clips([summary["files"] for summary in summaries], bar), files=files
+            )
+        except ValueError as error:
+            raise ValueError(f"{error}{_first(left_out)}") from error
 
 
 def _open_whole(path: Path, recipe: Mapping[str, str | int]) -> ClipSet | None:
@@ -136,6 +147,17 @@ def _open_whole(path: Path, recipe: Mapping[str, str | int]) -> ClipSet | None:
         return None
 
 
+def _sweep(path: Path) -> None:
+    """Deletes half-written sets of killed processes. Nobody else writes: the caller holds the lock."""
+    names = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}\.tmp")
+    for folder in path.parent.iterdir():
+        if names.fullmatch(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# Parts
+
+
 def _parts_folder(path: Path) -> Path:
     return path.parent / f".{path.name}.parts"
 
@@ -145,61 +167,131 @@ def _has_parts(path: Path, recipe: Mapping[str, str | int]) -> bool:
     folder = _parts_folder(path)
     if not folder.exists():
         return False
-    found = _description(folder)
-    return found is None or found.get("recipe") == dict(recipe)
+    description = _Parts(folder).description()
+    return description is None or description.get("recipe") == dict(recipe)
 
 
-def _description(folder: Path) -> dict[str, Any] | None:
-    """What a folder of parts is of; None where it does not say."""
-    try:
-        found = json.loads((folder / _RECIPE_FILE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+@dataclass(frozen=True)
+class _Parts:
+    """What has been read of a source."""
+
+    folder: Path
+
+    def description(self) -> dict[str, Any] | None:
+        """What the parts are of; None where the folder does not say."""
+        try:
+            content = json.loads((self.folder / _RECIPE_FILE).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    def open(self, reading: Reading) -> None:
+        """Makes the folder, and empties it if its parts are of something else."""
+        jobs = [[job.name, job.items] for job in reading.jobs]
+        wanted = {"format": PART_FORMAT, "recipe": dict(reading.info.recipe), "jobs": jobs}
+        if self.description() == json.loads(json.dumps(wanted)):
+            return
+        if self.folder.exists():
+            log.info("%s: starting anew, the source has changed", self.folder)
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        write_atomic(self.folder / _RECIPE_FILE, json.dumps(wanted))
+
+    def summary_file(self, index: int) -> Path:
+        """There once job `index` is done."""
+        return self.folder / f"{index:05d}.json"
+
+    def summary(self, index: int) -> dict[str, Any]:
+        return json.loads(self.summary_file(index).read_text("utf-8"))
+
+    def file(self, index: int, number: int) -> Path:
+        """Some clips of job `index`."""
+        return self.folder / f"{index:05d}-{number:03d}.npz"
+
+    def write(self, index: int, number: int, clips: Sequence[Clip]) -> None:
+        """Writes one file, over what a killed process left."""
+        tracks = [track for clip in clips for track in clip.tracks]
+        arrays = {}
+        for name in FRAME_ARRAYS:
+            present = [array for track in tracks if (array := getattr(track, name)) is not None]
+            if present and len(present) < len(tracks):
+                raise ValueError(f"clip {clips[0].clip_id} and after: all tracks or none must have {name}")
+            if present:
+                rows_match = all(
+                    len(array) == len(track.positions) for array, track in zip(present, tracks, strict=True)
+                )
+                assert rows_match, f"{name} must be one row a frame"
+                arrays[name] = np.concatenate(present)
+        rows = [asdict(replace(clip, tracks=())) for clip in clips]
+        with self.file(index, number).open("wb") as file:
+            np.savez(
+                file,
+                **arrays,  # type: ignore[arg-type]  # numpy's types take any name for `allow_pickle`
+                track_length=np.array([len(track.positions) for track in tracks], dtype=np.int64),
+                track_offset=np.array([track.offset for track in tracks], dtype=np.int64),
+                persons=np.array([len(clip.tracks) for clip in clips], dtype=np.int64),
+                clips=np.frombuffer(json.dumps(rows).encode(), dtype=np.uint8),
+            )
+            file.flush()
+            os.fsync(file.fileno())  # Before the job counts as done: a power cut must not leave an empty part.
+
+    def clips(self, files: Sequence[int], bar: tqdm[NoReturn]) -> Iterator[Clip]:
+        """The clips of all jobs, which have so many files each, in order."""
+        for index, number in ((index, number) for index, count in enumerate(files) for number in range(count)):
+            with np.load(self.file(index, number), allow_pickle=False) as part:
+                arrays = {name: part[name] for name in part.files}
+            ends_T = np.cumsum(arrays["track_length"])
+            tracks = iter(zip(ends_T - arrays["track_length"], ends_T, arrays["track_offset"], strict=True))
+            for row, persons in zip(json.loads(arrays["clips"].tobytes()), arrays["persons"], strict=True):
+                yield Clip(**{**row, "tracks": tuple(_track(arrays, *next(tracks)) for _ in range(persons))})
+                bar.update()
 
 
-def _sweep(path: Path) -> None:
-    """Deletes half-written sets of killed processes. Nobody else writes: the caller holds the lock."""
-    names = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}\.tmp")
-    for folder in path.parent.iterdir():
-        if names.fullmatch(folder.name):
-            shutil.rmtree(folder, ignore_errors=True)
+def _track(arrays: Mapping[str, np.ndarray], start: int, end: int, offset: int) -> Track:
+    frames = {name: arrays[name][start:end] for name in FRAME_ARRAYS if name in arrays}
+    return Track(**frames, offset=int(offset))
 
 
-def _open_parts(folder: Path, reading: Reading) -> None:
-    """Makes the folder of parts, and empties it if its parts are of something else."""
-    jobs = [[job.name, job.items] for job in reading.jobs]
-    wanted = {"format": PART_FORMAT, "recipe": dict(reading.info.recipe), "jobs": jobs}
-    if _description(folder) == json.loads(json.dumps(wanted)):
-        return
-    if folder.exists():
-        log.info("%s: starting anew, the source has changed", folder)
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    write_atomic(folder / _RECIPE_FILE, json.dumps(wanted))
+# Jobs
 
 
-def _read(folder: Path, reading: Reading, workers: int, progress: bool) -> list[LeftOut]:
-    """Runs the jobs that have no parts yet; what was left out, in the order of the jobs."""
-    jobs = reading.jobs
-    missing = [index for index in range(len(jobs)) if not _done(folder, index).exists()]
-    done = sum(jobs[index].items for index in set(range(len(jobs))) - set(missing))
-    with _bar(progress, f"{reading.info.name}: reading", sum(job.items for job in jobs), done) as bar:
-        if workers <= 1 or len(missing) <= 1:
-            for index in missing:
-                _run(folder, index, jobs[index], bar.update)
+def _run(parts: _Parts, index: int, job: Job, report: Callable[[int], Any] | None = None) -> None:
+    """Reads one job into parts."""
+    left_out: list[LeftOut] = []
+    held: list[Clip] = []
+    files = clips = items = size = 0
+    for item in job.read():
+        if isinstance(item, LeftOut):
+            left_out.append(item)
         else:
-            _run_all(folder, jobs, missing, workers, bar)
-    return [LeftOut(*item) for index in range(len(jobs)) for item in _summary(folder, index)["left_out"]]
+            held.append(item)
+            size += sum(_bytes(track) for track in item.tracks)
+        if size >= PART_BYTES:
+            parts.write(index, files, held)
+            files, clips, held, size = files + 1, clips + len(held), [], 0
+        items += 1
+        if report is not None and items <= job.items:
+            report(1)
+    if report is not None:
+        report(max(job.items - items, 0))
+    if held:
+        parts.write(index, files, held)
+        files, clips = files + 1, clips + len(held)
+    summary = {"files": files, "clips": clips, "left_out": [list(asdict(item).values()) for item in left_out]}
+    write_atomic(parts.summary_file(index), json.dumps(summary))
 
 
-def _run_all(folder: Path, jobs: Sequence[Job], missing: Sequence[int], workers: int, bar: tqdm[NoReturn]) -> None:
+def _bytes(track: Track) -> int:
+    return sum(array.nbytes for name in FRAME_ARRAYS if (array := getattr(track, name)) is not None)
+
+
+def _run_all(parts: _Parts, jobs: Sequence[Job], missing: Sequence[int], workers: int, bar: tqdm[NoReturn]) -> None:
     # Not forked: this process may have threads (BLAS, a progress bar), whose locks a copy would inherit.
     context = multiprocessing.get_context("spawn")
     count = min(workers, len(missing))
     with concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=_start_process) as pool:
         with _interrupts_ignored():  # The processes start here, and inherit it.
-            running = {pool.submit(_run, folder, index, jobs[index]): index for index in missing}
+            running = {pool.submit(_run, parts, index, jobs[index]): index for index in missing}
         try:
             for future in concurrent.futures.as_completed(running):
                 future.result()
@@ -239,109 +331,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run(folder: Path, index: int, job: Job, told: Callable[[int], Any] | None = None) -> None:
-    """Reads one job into parts."""
-    part = _Part(folder, index)
-    left_out: list[LeftOut] = []
-    seen = 0
-    for item in job.read():
-        if isinstance(item, LeftOut):
-            left_out.append(item)
-        else:
-            part.append(item)
-        seen += 1
-        if told is not None and seen <= job.items:
-            told(1)
-    if told is not None:
-        told(max(job.items - seen, 0))
-    part.flush()
-    content = {"files": part.files, "clips": part.clips, "left_out": [list(asdict(item).values()) for item in left_out]}
-    write_atomic(_done(folder, index), json.dumps(content))
-
-
-class _Part:
-    """Clips of a job that are held, and the files that hold those before them."""
-
-    def __init__(self, folder: Path, index: int) -> None:
-        self.folder, self.index, self.files, self.clips = folder, index, 0, 0
-        self._held: list[Clip] = []
-        self._bytes = 0
-
-    def append(self, clip: Clip) -> None:
-        self._held.append(clip)
-        self._bytes += sum(_size(track) for track in clip.tracks)
-        self.clips += 1
-        if self._bytes >= PART_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what is held. A file left by a killed process is written over."""
-        if not self._held:
-            return
-        tracks = [track for clip in self._held for track in clip.tracks]
-        arrays = {}
-        for name in FRAME_ARRAYS:
-            given = [getattr(track, name) for track in tracks]
-            if any(array is not None for array in given):
-                if any(array is None for array in given):
-                    raise ValueError(f"clip {self._held[0].clip_id} and after: all tracks or none must have {name}")
-                arrays[name] = np.concatenate(given)
-        for track in tracks:
-            for name in FRAME_ARRAYS[1:]:
-                array = getattr(track, name)
-                assert array is None or len(array) == len(track.positions), f"{name} must be one row a frame"
-        rows = [asdict(replace(clip, tracks=())) for clip in self._held]
-        with _file(self.folder, self.index, self.files).open("wb") as file:
-            np.savez(
-                file,
-                **arrays,  # type: ignore[arg-type]  # numpy's types take any name for `allow_pickle`
-                track_length=np.array([len(track.positions) for track in tracks], dtype=np.int64),
-                track_offset=np.array([track.offset for track in tracks], dtype=np.int64),
-                persons=np.array([len(clip.tracks) for clip in self._held], dtype=np.int64),
-                clips=np.frombuffer(json.dumps(rows).encode(), dtype=np.uint8),
-            )
-            file.flush()
-            os.fsync(file.fileno())  # Before the job counts as done: a power cut must not leave an empty part.
-        self.files += 1
-        self._held, self._bytes = [], 0
-
-
-def _size(track: Track) -> int:
-    return sum(array.nbytes for name in FRAME_ARRAYS if (array := getattr(track, name)) is not None)
-
-
-def _clips(folder: Path, jobs: int) -> Iterator[Clip]:
-    """The clips of all parts, in order."""
-    for index in range(jobs):
-        for file in range(_summary(folder, index)["files"]):
-            with np.load(_file(folder, index, file), allow_pickle=False) as part:
-                arrays = {name: part[name] for name in part.files}
-            ends_T = np.cumsum(arrays["track_length"])
-            tracks = iter(zip(ends_T - arrays["track_length"], ends_T, arrays["track_offset"], strict=True))
-            for row, persons in zip(json.loads(arrays["clips"].tobytes()), arrays["persons"], strict=True):
-                found = tuple(_track(arrays, *next(tracks)) for _ in range(persons))
-                yield Clip(**{**row, "tracks": found})
-
-
-def _track(arrays: Mapping[str, np.ndarray], start: int, end: int, offset: int) -> Track:
-    frames = {name: arrays[name][start:end] for name in FRAME_ARRAYS if name in arrays}
-    return Track(**frames, offset=int(offset))
-
-
-def _count(folder: Path, reading: Reading) -> int:
-    return sum(_summary(folder, index)["clips"] for index in range(len(reading.jobs)))
-
-
-def _summary(folder: Path, index: int) -> dict[str, Any]:
-    return json.loads(_done(folder, index).read_text("utf-8"))
-
-
-def _done(folder: Path, index: int) -> Path:
-    return folder / f"{index:05d}.json"
-
-
-def _file(folder: Path, index: int, file: int) -> Path:
-    return folder / f"{index:05d}-{file:03d}.npz"
+# Words
 
 
 def _table(left_out: Sequence[LeftOut]) -> str:
@@ -365,10 +355,3 @@ def _first(left_out: Sequence[LeftOut]) -> str:
 def _bar(progress: bool, what: str, total: int, done: int = 0) -> tqdm[NoReturn]:
     shown = progress and sys.stderr.isatty()
     return tqdm(total=total, initial=done, desc=what, unit=" recordings", leave=False, disable=not shown)
-
-
-def _show(clips: Iterator[Clip], progress: bool, what: str, total: int) -> Iterator[Clip]:
-    with _bar(progress, what, total) as bar:
-        for clip in clips:
-            yield clip
-            bar.update()

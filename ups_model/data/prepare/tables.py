@@ -16,12 +16,12 @@ def overview(sets: Sequence[ClipSet]) -> str:
     rows: list[tuple[str, ...]] = [header]
     notes = []
     for clips in sets:
-        known = np.unique(clips.subject[clips.subject >= 0])
+        subjects = np.unique(clips.subject[clips.subject >= 0])
         persons = np.bincount(clips.track_clip).max()
         cameras = max((len(group) for group in clips.info.camera_groups), default=0)
         test = int(clips.split_test.sum())
         counts: tuple[int | str, ...]
-        counts = (len(clips), len(clips) - test, test, len(clips.info.classes), len(known) or "?", persons)
+        counts = (len(clips), len(clips) - test, test, len(clips.info.classes), len(subjects) or "?", persons)
         counts += (len(clips.positions), cameras)
         rows.append((clips.path.name, *(f"{n:,}" if n != "?" else n for n in counts), clips.fingerprint[:16]))
         for why, count in clips.info.left_out.items():

@@ -1,11 +1,10 @@
-"""One clip out of a file of any known format: which reader it is for is told from its name and its first content."""
+"""One clip of a file of any format that is read here: its name and first content tell which reader it is for."""
 
 from __future__ import annotations
 
 import re
 import zipfile
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -13,16 +12,16 @@ import numpy as np
 from ups_model.data.format.cameras import project, to_camera
 from ups_model.data.format.clip_set import MANIFEST, ClipSet
 from ups_model.data.format.writer import Track
-from ups_model.data.prepare.jobs import Recording
+from ups_model.data.prepare.jobs import Reader, Recording
 from ups_model.data.readers.bvh import reader as bvh
 from ups_model.data.readers.h36m import reader as h36m
-from ups_model.data.readers.io.json_files import load_json
+from ups_model.data.readers.io.files import load_json
 from ups_model.data.readers.keypoints import reader as keypoints
 from ups_model.data.readers.keypoints.json_formats import MAX_BYTES
 from ups_model.data.readers.kinetics import reader as kinetics
 from ups_model.data.readers.ntu import reader as ntu
 
-KNOWN = (
+FORMATS = (
     "a prepared clip set, NTU .skeleton, CTR-GCN .npz, pyskl .pkl, VideoPose3D 2D .npz, ST-GCN Kinetics .json and "
     ".npy, .bvh, and COCO keypoints as .json or .npz"
 )
@@ -32,11 +31,11 @@ def read_recording(path: Path, clip: str | None = None) -> Recording:
     """The clip of a file.
 
     Args:
-        path: a file of a known format, or the folder of a prepared clip set.
+        path: a file of one of FORMATS, or the folder of a prepared clip set.
         clip: which one, where there are several; see `clip_names`.
 
     Raises:
-        ValueError: no known format, damaged content, or no such clip; names the file.
+        ValueError: another format, damaged content, or no such clip; names the file.
         OSError: the file can't be read.
     """
     path = path.expanduser()
@@ -53,9 +52,9 @@ def clip_names(path: Path) -> list[str]:
     return list(_reader(path).clip_names(path))
 
 
-def _reader(path: Path) -> ModuleType:
+def _reader(path: Path) -> Reader:
     if not path.exists():
-        raise ValueError(f"{path}: no such file; give {KNOWN}")
+        raise ValueError(f"{path}: no such file; give {FORMATS}")
     if path.is_dir():
         raise ValueError(f"{path}: a folder, but no prepared clip set (it has no {MANIFEST}); give one of its files")
     match path.suffix.lower():
@@ -69,17 +68,19 @@ def _reader(path: Path) -> ModuleType:
             return _npz_reader(path)
         case ".json":
             return _json_reader(path)
-    raise ValueError(f"{path}: no known format; known are {KNOWN}")
+    raise ValueError(f"{path}: no known format; known are {FORMATS}")
 
 
-def _npz_reader(path: Path) -> ModuleType:
+def _npz_reader(path: Path) -> Reader:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {name.removesuffix(".npy") for name in archive.namelist()}
     except (zipfile.BadZipFile, OSError) as error:
         raise ValueError(f"{path}: not a whole .npz file ({error})") from error
-    for wanted, reader in (({"x_train", "x_test"}, ntu), ({"positions_2d"}, h36m), ({"keypoints"}, keypoints)):
-        if wanted & members:
+    readers: tuple[tuple[set[str], Reader], ...]
+    readers = (({"x_train", "x_test"}, ntu), ({"positions_2d"}, h36m), ({"keypoints"}, keypoints))
+    for arrays, reader in readers:
+        if arrays & members:
             return reader
     raise ValueError(
         f"{path}: its arrays {', '.join(sorted(members)) or '(none)'} are of no known format: CTR-GCN's files have "
@@ -87,7 +88,7 @@ def _npz_reader(path: Path) -> ModuleType:
     )
 
 
-def _json_reader(path: Path) -> ModuleType:
+def _json_reader(path: Path) -> Reader:
     content = load_json(path, MAX_BYTES)
     frames = content.get("data") if isinstance(content, dict) else None
     if isinstance(frames, list) and all(isinstance(frame, dict) and "skeleton" in frame for frame in frames):
@@ -111,35 +112,29 @@ def _prepared(clips: ClipSet, name: str | None) -> Recording:
     if camera is not None:
         return _seen(clips, row, camera)
     info = clips.info
-    tracks = []
-    for track in clips.tracks(row):
-        confidence = None if clips.confidence is None else np.asarray(clips.confidence[clips.frames(track)])
-        if info.filled:
-            confidence = None  # What was missed has been put in its place already.
-        positions = np.asarray(clips.positions[clips.frames(track)])
-        tracks.append(Track(positions, int(clips.track_offset[track]), confidence))
+    # In a filled set, what was missed has been put in its place already.
+    confidence_FJ = None if info.filled else clips.confidence
+    tracks = tuple(
+        Track(
+            np.asarray(clips.positions[frames]),
+            int(clips.track_offset[track]),
+            None if confidence_FJ is None else np.asarray(confidence_FJ[frames]),
+        )
+        for track in clips.tracks(row)
+        for frames in [clips.frames(track)]
+    )
     units: Literal["metre", "normalised"] = "metre" if info.units == "metre" else "normalised"
-    return Recording(name, info.skeleton, info.dims, info.fps, units, info.up_axis, tuple(tracks))
+    return Recording(name, info.skeleton, info.dims, info.fps, units, info.up_axis, tracks)
 
 
 def _seen(clips: ClipSet, row: int, number: int) -> Recording:
     """What a camera saw: the set's keypoints, else exact projections."""
     cameras = clips.cameras(row)
-    name = f"{clips.clip_id[row]}/{number}"
     if number >= len(cameras):
         raise ValueError(f"{clips.path}: clip {clips.clip_id[row]} has {len(cameras)} cameras, got camera {number}")
     camera, frames = cameras[number], clips.frames(clips.tracks(row)[0])
     world_NJ3 = np.asarray(clips.positions[frames], dtype=np.float32)
-    stored = clips.keypoints
-    pixel_NJ2 = project(world_NJ3, camera) if stored is None else np.asarray(stored[frames, number])
-    return Recording(
-        name,
-        clips.info.skeleton,
-        2,
-        clips.info.fps,
-        "pixel",
-        "-y",
-        (Track(pixel_NJ2.astype(np.float32)),),
-        camera.wh,
-        Track(to_camera(world_NJ3, camera).astype(np.float32)),
-    )
+    pixel_NJ2 = project(world_NJ3, camera) if clips.keypoints is None else clips.keypoints[frames, number]
+    name, info = f"{clips.clip_id[row]}/{number}", clips.info
+    track, truth = (Track(pose.astype(np.float32)) for pose in (pixel_NJ2, to_camera(world_NJ3, camera)))
+    return Recording(name, info.skeleton, 2, info.fps, "pixel", "-y", (track,), camera.wh, truth)

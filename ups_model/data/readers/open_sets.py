@@ -15,15 +15,16 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from ups_model.data.format.clip_set import Camera, ClipSet, ClipSetInfo
-from ups_model.data.format.rules import DAMAGED
 from ups_model.data.format.splits import GROUP
 from ups_model.data.format.writer import Clip, Track, write_clip_set
+from ups_model.data.readers.io.files import damage_named
 from ups_model.skeletons import get_skeleton
 
 READER_VERSION = 3
 """Raised when a reader changes what it writes, so that prepared sets are made again."""
 
-
+_KEYS = "positions start length label names split_test joint_names parents fps units up_axis licence"
+_CAMERA_KEYS = "cam_R cam_center cam_f cam_c cam_wh"
 NEAR = 0.35
 """Distance below which two clips are taken for parts of one video. With it a nearest-neighbour classifier is right on
 61 % of held-out training clips of J-HMDB (mean of five folds) and on 60 % of its test clips; with clips held out one
@@ -101,8 +102,8 @@ def prepare(name: str, source: Path, path: Path) -> ClipSet:
 
     cameras: tuple[tuple[Camera, ...], ...] = ()
     if spec.has_cameras:
-        views = zip(*(arrays[key] for key in ("cam_R", "cam_center", "cam_f", "cam_c")), strict=True)
-        cameras = (tuple(Camera(R, center, f, c, arrays["cam_wh"]) for R, center, f, c in views),)
+        *views, wh = (arrays[key] for key in _CAMERA_KEYS.split())
+        cameras = (tuple(Camera(R, center, f, c, wh) for R, center, f, c in zip(*views, strict=True)),)
     info = ClipSetInfo(
         name=name,
         skeleton=spec.skeleton,
@@ -118,11 +119,9 @@ def prepare(name: str, source: Path, path: Path) -> ClipSet:
         recipe=recipe(name, source),
     )
     positions, starts, lengths = arrays["positions"], arrays["start"].tolist(), arrays["length"].tolist()
-    groups = None if spec.has_subjects else near_groups(arrays, spec.columns)
-
-    def group_of(row: int) -> dict[str, int]:
-        return {} if groups is None else {GROUP: int(groups[row])}
-
+    columns = {key: arrays[key] for key in spec.columns}
+    if not spec.has_subjects:
+        columns[GROUP] = near_groups(arrays, spec.columns)
     clips = (
         Clip(
             clip_id=f"{name}-{row:05d}",
@@ -131,7 +130,7 @@ def prepare(name: str, source: Path, path: Path) -> ClipSet:
             subject=int(arrays["subject"][row]) if spec.has_subjects else -1,
             split_test=bool(arrays["split_test"][row]),
             camera_group=0 if spec.has_cameras else -1,
-            extra={key: int(arrays[key][row]) for key in spec.columns} | group_of(row),
+            extra={key: int(column[row]) for key, column in columns.items()},
         )
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True))
     )
@@ -172,17 +171,14 @@ def _unit_pose(pose_NJC: np.ndarray) -> np.ndarray:
 
 
 def _load(file: Path, spec: OpenSet) -> dict[str, np.ndarray]:
-    wanted = ["positions", "start", "length", "label", "names", "split_test", "joint_names", "parents"]
-    wanted += ["fps", "units", "up_axis", "licence", *spec.columns]
-    wanted += ["subject"] if spec.has_subjects else []
-    wanted += ["cam_R", "cam_center", "cam_f", "cam_c", "cam_wh"] if spec.has_cameras else []
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            if missing := sorted(set(wanted) - set(archive.files)):
-                raise ValueError(f"it lacks {', '.join(missing)}")
-            return {key: archive[key] for key in wanted}
-    except DAMAGED as error:
-        raise ValueError(f"{file}: not a whole .npz file of this layout ({error}); download it again") from error
+    keys = [*_KEYS.split(), *spec.columns, *["subject"] * spec.has_subjects, *_CAMERA_KEYS.split() * spec.has_cameras]
+    with (
+        damage_named(f"{file}: not a whole .npz file of this layout", "download it again"),
+        np.load(file, allow_pickle=False) as archive,
+    ):
+        if missing := sorted(set(keys) - set(archive.files)):
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        return {key: archive[key] for key in keys}
 
 
 def _check(file: Path, spec: OpenSet, arrays: Mapping[str, np.ndarray]) -> None:

@@ -17,7 +17,8 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -25,8 +26,8 @@ from typing import TypeVar
 
 from ups_model.data.format.clip_set import FORMAT, MANIFEST
 from ups_model.data.format.writer import Clip
-from ups_model.data.prepare.jobs import Job, LeftOut
-from ups_model.data.readers.io.source_files import listing_sha256
+from ups_model.data.prepare.jobs import Job, LeftOut, block_jobs, read_items
+from ups_model.data.readers.io.files import files_sha256, status_of, walk_folders
 
 ONE_IN = 5
 """A clip is for testing where its number, the sha256 of its id, is divisible by this."""
@@ -34,9 +35,7 @@ ONE_IN = 5
 MAX_FRAMES = 1_000_000
 """Of a clip at the frame rate of its set."""
 
-_BLOCK = 256
 _MANIFEST_BYTES = 16 << 20
-_NO_TARGET = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _PARTS = ("train", "test")
 T = TypeVar("T")
 
@@ -69,14 +68,25 @@ class OwnFiles:
     """sha256 of the listing: name, size and time of change of each file, no content."""
     notes: tuple[str, ...]
 
+    def recipe(self, reader: str, version: int, fps: float, resampling: str) -> dict[str, str | int]:
+        """What a set of these files depends on."""
+        return {
+            "reader": reader,
+            "reader_version": version,
+            "files": len(self.files),
+            "files_sha256": self.digest,
+            "split": self.split,
+            "fps": repr(fps),
+            "resampling": resampling,
+        }
+
 
 def look(source: Path, suffixes: Sequence[str], beside: Sequence[str] = ()) -> OwnFiles:
-    """Goes through a folder and the folders in it. Hidden files and folders are not looked at, nor are
-    prepared clip sets.
+    """Goes through a folder and the folders in it, but for hidden ones and prepared clip sets.
 
     Args:
         source: the folder.
-        suffixes: of the files wanted, in lower case; upper case is taken too.
+        suffixes: of the clips' files, in lower case; upper case is taken too.
         beside: names of further files right in `source` that change the result, where they are there.
 
     Raises:
@@ -88,75 +98,82 @@ def look(source: Path, suffixes: Sequence[str], beside: Sequence[str] = ()) -> O
     wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
     if not source.is_dir():
         raise ValueError(f"{source}: must be a folder with {wanted} in it, or in a folder for each class")
-    paths, prepared = _walk(source)
-    found = sorted(path for path in paths if path.suffix.lower() in suffixes and str(path) not in beside)
-    if not found and PurePosixPath(".") in prepared:
+    all_paths, prepared = _walk(source)
+    paths = sorted(path for path in all_paths if path.suffix.lower() in suffixes and str(path) not in beside)
+    if not paths and PurePosixPath(".") in prepared:
         raise ValueError(f"{source}: is a prepared clip set; give the folder of the files that it was made from")
-    if not found:
+    if not paths:
         raise ValueError(f"{source}: there must be {wanted} in it, or in a folder for each class; there is none")
-    status = {
-        path: _status(source / path) for path in sorted({path for path in paths if str(path) in beside}.union(found))
-    }
-    for path in status:
-        if str(path) in beside and status[path] is None:
+    companions = [path for path in all_paths if str(path) in beside]
+    status = {path: status_of(source / path) for path in sorted({*paths, *companions})}
+    for path in companions:
+        if status[path] is None:
             raise ValueError(_no_target(source / path))
-    parts = _parts(source, found)
+    parts = _parts(source, paths)
     depth = 1 if parts else 0
-    classes = sorted({path.parts[depth] for path in found if len(path.parts) > depth + 1 and str(path).isprintable()})
+    classes = sorted({path.parts[depth] for path in paths if len(path.parts) > depth + 1 and str(path).isprintable()})
+    files = _own_files(source, {path: status[path] for path in paths}, classes, depth)
+    notes = [f"{folder}/ is a prepared clip set, so it is not read" for folder in prepared]
+    if not classes:
+        notes.append("no folders of classes, so the clips have no labels: they train pose estimation alone")
+    if parts == {"test"}:
+        notes.append("no folder train/, so the set has no training clips")
+    split = "folders"
+    if "test" not in parts:
+        split = "sha256 of the id"
+        files, more = _split_by_id(files, classes)
+        notes += more
+    listing = [(str(path), *((-1, -1) if at is None else (at.st_size, at.st_mtime_ns))) for path, at in status.items()]
+    return OwnFiles(tuple(files), tuple(classes), split, files_sha256(listing), tuple(notes))
+
+
+def _own_files(
+    source: Path, status: Mapping[PurePosixPath, os.stat_result | None], classes: Sequence[str], depth: int
+) -> list[OwnFile]:
+    """The files in the order of ids; names of classes stand `depth` folders down."""
     labels = {name: label for label, name in enumerate(classes)}
     files: list[OwnFile] = []
-    seen: dict[str, PurePosixPath] = {}
-    for path in sorted(found, key=lambda path: (str(path.with_suffix("")), path.suffix)):
-        name = str(path.with_suffix(""))
+    first: dict[str, PurePosixPath] = {}
+    for path in sorted(status, key=lambda path: (str(path.with_suffix("")), path.suffix)):
+        name, at = str(path.with_suffix("")), status[path]
         label = labels.get(path.parts[depth], -1) if len(path.parts) > depth + 1 else -1
         left_out = None
         if not str(path).isprintable():
             left_out = LeftOut(ascii(name)[1:-1], "unreadable", "a file's path must be printable text; rename it")
         elif classes and label < 0:
             left_out = LeftOut(name, "in no class folder", f"{source / path}: others are in folders of classes")
-        elif (about := status[path]) is None:
+        elif at is None:
             left_out = LeftOut(name, "a link to nothing", _no_target(source / path))
-        elif not stat.S_ISREG(about.st_mode):
+        elif not stat.S_ISREG(at.st_mode):
             left_out = LeftOut(name, "not a file", f"{source / path}: must be a plain file, it is a pipe or a device")
-        elif seen.setdefault(name, path) != path:
-            left_out = LeftOut(str(path), "duplicate", f"{source / path}: {source / seen[name]} has the same id")
-        files.append(OwnFile(str(source / path), name, label, "test" in parts and _part(path) == "test", left_out))
-    notes = [f"{folder}/ is a prepared clip set, so it is not read" for folder in prepared]
-    if not classes:
-        notes.append("no folders of classes, so the clips have no labels: they train pose estimation alone")
-    if parts == {"test"}:
-        notes.append("no folder train/, so the set has no training clips")
-    by_folder = "test" in parts
-    if not by_folder:
-        chosen, mended = for_testing([(file.name, file.label) for file in files if file.left_out is None])
-        files = [replace(file, split_test=file.left_out is None and file.name in chosen) for file in files]
+        elif first.setdefault(name, path) != path:
+            left_out = LeftOut(str(path), "duplicate", f"{source / path}: {source / first[name]} has the same id")
+        files.append(OwnFile(str(source / path), name, label, _part(path) == "test", left_out))
+    return files
+
+
+def _split_by_id(files: Sequence[OwnFile], classes: Sequence[str]) -> tuple[list[OwnFile], list[str]]:
+    """The files with a split by `for_testing`, and what to tell of it."""
+    chosen, mended = for_testing([(file.name, file.label) for file in files if file.left_out is None])
+    notes = [
+        f"no folder test/, so about one clip in {ONE_IN} is for testing: where the sha256 of its id is divisible "
+        f"by {ONE_IN}, whatever other files there are"
+    ]
+    if mended:
+        which = ", ".join(classes[label] for label in mended) if classes else "the set"
         notes.append(
-            f"no folder test/, so about one clip in {ONE_IN} is for testing: where the sha256 of its id is divisible "
-            f"by {ONE_IN}, whatever other files there are"
+            f"that leaves {which} without test or without training clips, so the clip of lowest sha256 there is "
+            "for testing, or that of highest for training; more files may change which one"
         )
-        if mended:
-            which = ", ".join(classes[label] for label in mended) if classes else "the set"
-            notes.append(
-                f"that leaves {which} without test or without training clips, so the clip of lowest sha256 there is "
-                "for testing, or that of highest for training; more files may change which one"
-            )
-    listing = [(str(path), *((-1, -1) if at is None else (at.st_size, at.st_mtime_ns))) for path, at in status.items()]
-    digest = listing_sha256(listing)
-    split = "folders" if by_folder else "sha256 of the id"
-    return OwnFiles(tuple(files), tuple(classes), split, digest, tuple(notes))
+    return [replace(file, split_test=file.left_out is None and file.name in chosen) for file in files], notes
 
 
 def for_testing(clips: Sequence[tuple[str, int]]) -> tuple[set[str], list[int]]:
-    """The ids that are for testing: those whose sha256, as a number, is divisible by ONE_IN.
+    """Of clips (id, label) the ids that are for testing: those whose sha256, as a number, is divisible by ONE_IN.
 
     Where that leaves a class of two or more clips without a test clip, the one of the lowest number is for testing;
-    where without a training clip, the one of the highest is for training.
-
-    Args:
-        clips: ids, all different, and labels.
-
-    Returns:
-        The ids, and the labels of the classes in which the last rule was needed.
+    where without a training clip, the one of the highest is for training. The classes for which this rule was needed
+    are returned too.
     """
     members: dict[int, list[str]] = {}
     number = {name: int(hashlib.sha256(name.encode()).hexdigest(), 16) for name, _ in clips}
@@ -176,34 +193,27 @@ def for_testing(clips: Sequence[tuple[str, int]]) -> tuple[set[str], list[int]]:
     return chosen, mended
 
 
-def frames_at_rate(file: Path, length: int, fps: float, wanted: float) -> int:
-    """Frames of a clip of `length` frames at another rate: those not past its last one.
-
-    Raises:
-        ValueError: they are more than MAX_FRAMES.
-    """
-    count = math.floor((length - 1) * wanted / fps + 1e-9) + 1
+def frames_at_rate(file: Path, length: int, fps: float, new_fps: float) -> int:
+    """Frames of a clip of `length` frames at another rate, not past its last one. ValueError above MAX_FRAMES."""
+    count = math.floor((length - 1) * new_fps / fps + 1e-9) + 1
     if count > MAX_FRAMES:
         raise ValueError(
-            f"{file}: a clip must have at most {MAX_FRAMES} frames, got {count} when put from {fps:g} to {wanted:g} a "
+            f"{file}: a clip must have at most {MAX_FRAMES} frames, got {count} when put from {fps:g} to {new_fps:g} a "
             "second; prepare files of such different rates apart"
         )
     return count
 
 
 def make_jobs(own: OwnFiles, read: Callable[[OwnFile], Clip | LeftOut]) -> tuple[Job, ...]:
-    """Jobs of 256 files each.
+    """Jobs that read the files. `read` makes the clip of a file and is picklable; a ValueError of it leaves the file
+    out as unreadable, an OSError ends the job, for the disk may give tomorrow what it does not today."""
+    items = [file.left_out or file for file in own.files]
+    return tuple(block_jobs("files", items, partial(read_items, partial(_read_named, read))))
 
-    Args:
-        own: the files.
-        read: makes the clip of a file; picklable. A ValueError of it leaves the file out as unreadable; an OSError ends
-            the job, for the disk may give tomorrow what it does not today.
-    """
-    blocks = [own.files[start : start + _BLOCK] for start in range(0, len(own.files), _BLOCK)]
-    return tuple(
-        Job(f"files {index * _BLOCK}-{index * _BLOCK + len(block) - 1}", len(block), partial(_read_block, read, block))
-        for index, block in enumerate(blocks)
-    )
+
+def _read_named(read: Callable[[OwnFile], Clip | LeftOut], file: OwnFile) -> Clip | LeftOut:
+    with _errors_named(file.path):
+        return read(file)
 
 
 def first_readable(own: OwnFiles, read: Callable[[Path], T]) -> tuple[OwnFile, T]:
@@ -213,58 +223,39 @@ def first_readable(own: OwnFiles, read: Callable[[Path], T]) -> tuple[OwnFile, T
         ValueError: no file can be; says why the first one cannot.
         OSError: a file could not be read for another reason than its content; names it.
     """
-    first = ""
+    fault = ""
     for file in own.files:
         if file.left_out is not None:
-            first = first or file.left_out.detail
+            fault = fault or file.left_out.detail
             continue
         try:
-            return file, read(Path(file.path))
+            with _errors_named(file.path):
+                return file, read(Path(file.path))
         except ValueError as error:
-            first = first or str(error)
-        except OSError as error:
-            raise _named(error, file.path) from error
-    raise ValueError(f"none of the {len(own.files)} files can be read; the first: {first}")
+            fault = fault or str(error)
+    raise ValueError(f"none of the {len(own.files)} files can be read; the first: {fault}")
 
 
-def _read_block(read: Callable[[OwnFile], Clip | LeftOut], files: Sequence[OwnFile]) -> Iterator[Clip | LeftOut]:
-    for file in files:
-        if file.left_out is not None:
-            yield file.left_out
-            continue
-        try:
-            yield read(file)
-        except ValueError as error:
-            yield LeftOut(file.name, "unreadable", str(error))
-        except OSError as error:
-            raise _named(error, file.path) from error
-
-
-def _named(error: OSError, path: str) -> OSError:
-    """With the file's name, which errors of reading, unlike those of opening, do not have."""
-    what = f"{error.strerror or error}; make the file readable or take it away, and run the same command again"
-    return OSError(error.errno or errno.EIO, what, path)
+@contextmanager
+def _errors_named(path: str) -> Iterator[None]:
+    """OSErrors with the file's name, which those of reading, unlike those of opening, do not have."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.strerror or error}; make the file readable or take it away, and run the same command again"
+        raise OSError(error.errno or errno.EIO, what, path) from error
 
 
 def _walk(source: Path) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
     """Paths of files, from `source`, and of folders that are prepared clip sets, whose files are not among them."""
-
-    def stop(error: OSError) -> None:
-        raise error
-
-    paths, prepared, seen = [], [], set()
-    for place, folders, names in os.walk(source, onerror=stop, followlinks=True):
-        about = os.stat(place)
-        if (about.st_dev, about.st_ino) in seen:  # A link to a folder above it, or to one seen before.
-            folders.clear()
-            continue
-        seen.add((about.st_dev, about.st_ino))
-        here = PurePosixPath(Path(place).relative_to(source).as_posix())
-        if MANIFEST in names and _is_manifest(Path(place) / MANIFEST):
+    paths, prepared = [], []
+    for place, folders, names in walk_folders(source):
+        here = PurePosixPath(place.relative_to(source).as_posix())
+        if MANIFEST in names and _is_manifest(place / MANIFEST):
             prepared.append(here)
             folders.clear()
             continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [here / name for name in names if not name.startswith(".")]
     return paths, prepared
 
@@ -278,16 +269,6 @@ def _is_manifest(file: Path) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT
-
-
-def _status(path: Path) -> os.stat_result | None:
-    """None for a link to nothing, or to itself."""
-    try:
-        return path.stat()
-    except OSError as error:
-        if error.errno in _NO_TARGET and path.is_symlink():
-            return None
-        raise
 
 
 def _no_target(path: Path) -> str:

@@ -11,7 +11,7 @@ def case():
         [[[1.0], [2.0]], [[0.0], [4.0]], [[5.0], [0.0]], [[0.0], [8.0]], [[9.0], [0.0]], [[11.0], [12.0]]]
     )
     confidence = np.array([[1, 1], [0, 0.5], [1, 0], [0, 1], [1, 0], [1, 1]], dtype=np.float32)
-    return positions, confidence, np.array([0, 3]), np.array([3, 3])
+    return positions, confidence, np.array([0, 3])
 
 
 def test_a_missed_joint_stands_where_its_track_last_saw_it():
@@ -25,15 +25,15 @@ def test_before_it_was_ever_seen_it_stands_amid_the_joints_seen_and_never_at_ano
 
 
 def test_later_frames_change_no_earlier_one():
-    positions, confidence, start, length = case()
-    whole = fill_undetected(positions, confidence, start, length)
+    positions, confidence, start = case()
+    whole = fill_undetected(positions, confidence, start)
     positions[5], confidence[5] = -99.0, 0
-    np.testing.assert_array_equal(fill_undetected(positions, confidence, start, length)[:5], whole[:5])
+    np.testing.assert_array_equal(fill_undetected(positions, confidence, start)[:5], whole[:5])
 
 
 def test_what_was_seen_stays_and_a_frame_without_any_joint_too():
-    positions, confidence, start, length = case()
+    positions, confidence, start = case()
     confidence[0] = 0
-    filled = fill_undetected(positions, confidence, start, length)
+    filled = fill_undetected(positions, confidence, start)
     np.testing.assert_array_equal(filled[0], positions[0])
     np.testing.assert_array_equal(filled[confidence > 0], positions[confidence > 0])

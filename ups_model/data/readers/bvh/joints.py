@@ -23,7 +23,7 @@ import numpy as np
 
 from ups_model.data.readers.bvh.kinematics import ancestors, path_between, path_length
 from ups_model.data.readers.bvh.parser import Node
-from ups_model.data.readers.io.json_files import load_json
+from ups_model.data.readers.io.files import load_json
 from ups_model.skeletons import get_skeleton
 
 SKELETON = "h36m17"
@@ -58,15 +58,11 @@ _SIDES = (
     re.compile(r"^(?P<base>.+?)[ _.-]+(?P<side>l|r|left|right)$", re.IGNORECASE),
     re.compile(r"^(?P<side>[lrLR])(?P<base>[A-Z][a-z].*)$"),
 )
-_LISTED = 80
+_MAX_LISTED = 80
 
 
 def read_joints(file: Path) -> dict[str, str]:
-    """The user's own names: {joint of h36m17: joint of the files}.
-
-    Raises:
-        ValueError: not such a file; names it.
-    """
+    """The user's own names: {joint of h36m17: joint of the files}. ValueError names a file that is not such a one."""
     content = load_json(file, 1 << 20)
     if not isinstance(content, dict) or not content:
         raise ValueError(f'{file}: must hold an object such as {{"l_hip": "LeftUpLeg"}}, got {type(content).__name__}')
@@ -79,7 +75,7 @@ def read_joints(file: Path) -> dict[str, str]:
 
 
 def match_joints(
-    file: Path, nodes: Sequence[Node], lengths_V: np.ndarray, given: Mapping[str, str] = MappingProxyType({})
+    file: Path, nodes: Sequence[Node], lengths_V: np.ndarray, own_names: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[tuple[int, ...], ...]:
     """For each joint of h36m17 the nodes whose middle it is.
 
@@ -87,23 +83,23 @@ def match_joints(
         file: for messages.
         nodes: of the file.
         lengths_V: of the bones above them.
-        given: the user's own names; an end site is "JOINT End Site".
+        own_names: the user's own names; an end site is "JOINT End Site".
 
     Raises:
         ValueError: a joint is not found, stands twice, or is not above the next one of its limb.
     """
     finder = _Finder(file, nodes)
-    found: dict[str, tuple[int, ...]] = {joint: (finder.exact(joint, name),) for joint, name in given.items()}
+    nodes_of: dict[str, tuple[int, ...]] = {joint: (finder.exact(joint, name),) for joint, name in own_names.items()}
     missing: list[str] = []
 
     def look_up(joint: str, side: str, names: tuple[str, ...]) -> None:
-        if joint in found:
+        if joint in nodes_of:
             return
         if (index := finder.by_name(side, names)) is None:
             sides = {"l": "Left", "r": "Right", "": ""}
             missing.append(f"{joint} ({', '.join(sides[side] + name.capitalize() for name in names)})")
         else:
-            found[joint] = (index,)
+            nodes_of[joint] = (index,)
 
     for joint, names in MIDDLE.items():
         look_up(joint, "", names)
@@ -111,24 +107,24 @@ def match_joints(
         for side in ("l", "r"):
             look_up(f"{side}_{part}", side, names)
     if missing:
-        known = [node.name for node in nodes if not node.is_end]
-        more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+        joints = [node.name for node in nodes if not node.is_end]
+        more = f" and {len(joints) - _MAX_LISTED} more" if len(joints) > _MAX_LISTED else ""
         raise ValueError(
-            f"{file}: no joint was found for {'; '.join(missing)}; its joints are {', '.join(known[:_LISTED])}{more}; "
-            f"tell which they are in {JOINTS_FILE} in the source folder"
+            f"{file}: no joint was found for {'; '.join(missing)}; its joints are "
+            f"{', '.join(joints[:_MAX_LISTED])}{more}; tell which they are in {JOINTS_FILE} in the source folder"
         )
-    _check_limbs(file, nodes, found, given)
-    if "head" not in found:
-        top = _top(finder, nodes, lengths_V, found)
+    _check_limbs(file, nodes, nodes_of, own_names)
+    if "head" not in nodes_of:
+        top = _top(finder, nodes, lengths_V, nodes_of)
         if top is None:
-            found["head"] = found["nose"]
-            if "nose" not in given:
-                found["nose"] = (*found["thorax"], *found["nose"])
+            nodes_of["head"] = nodes_of["nose"]
+            if "nose" not in own_names:
+                nodes_of["nose"] = (*nodes_of["thorax"], *nodes_of["nose"])
         else:
-            found["head"] = (top,)
-    if "spine" not in found:
-        found["spine"] = _spine(nodes, lengths_V, found["pelvis"][0], found["thorax"][0])
-    return tuple(found[joint] for joint in JOINT_NAMES)
+            nodes_of["head"] = (top,)
+    if "spine" not in nodes_of:
+        nodes_of["spine"] = _spine(nodes, lengths_V, nodes_of["pelvis"][0], nodes_of["thorax"][0])
+    return tuple(nodes_of[joint] for joint in JOINT_NAMES)
 
 
 class _Finder:
@@ -156,9 +152,9 @@ class _Finder:
         indices = [index for index, node in enumerate(self.nodes) if node.name == name]
         if len(indices) != 1:
             times = "more than once" if indices else "not"
-            known = ", ".join(node.name for node in self.nodes[:_LISTED])
+            names = ", ".join(node.name for node in self.nodes[:_MAX_LISTED])
             raise ValueError(
-                f"{self.file}: {JOINTS_FILE} says {joint} is {name!r:.60}, which is {times} there; there are {known}"
+                f"{self.file}: {JOINTS_FILE} says {joint} is {name!r:.60}, which is {times} there; there are {names}"
             )
         return indices[0]
 
@@ -176,14 +172,14 @@ def name_key(name: str) -> tuple[str, str]:
 
 
 def _check_limbs(
-    file: Path, nodes: Sequence[Node], found: Mapping[str, tuple[int, ...]], given: Mapping[str, str]
+    file: Path, nodes: Sequence[Node], nodes_of: Mapping[str, tuple[int, ...]], own_names: Mapping[str, str]
 ) -> None:
     limbs = [("hip", "knee", "ankle"), ("shoulder", "elbow", "wrist")]
     lines = [[f"{side}_{part}" for part in limb] for limb in limbs for side in ("l", "r")] + [["thorax", "nose"]]
     for line in lines:
         for upper, lower in pairwise(line):
-            above, below = found[upper][0], found[lower][0]
-            if upper in given or lower in given or (above != below and above in ancestors(nodes, below)):
+            above, below = nodes_of[upper][0], nodes_of[lower][0]
+            if upper in own_names or lower in own_names or (above != below and above in ancestors(nodes, below)):
                 continue
             raise ValueError(
                 f"{file}: {upper} must be above {lower} in the hierarchy, got {nodes[above].name} and "
@@ -192,13 +188,13 @@ def _check_limbs(
 
 
 def _top(
-    finder: _Finder, nodes: Sequence[Node], lengths_V: np.ndarray, found: Mapping[str, tuple[int, ...]]
+    finder: _Finder, nodes: Sequence[Node], lengths_V: np.ndarray, nodes_of: Mapping[str, tuple[int, ...]]
 ) -> int | None:
     """The top of the head; None where there is none, or it lies in the head's joint as some exporters write it."""
-    (head,) = found["nose"]
+    (head,) = nodes_of["nose"]
     ends = [index for index, node in enumerate(nodes) if node.is_end and node.parent == head]
     named = finder.by_name("", TOPS)
-    shin = path_length(nodes, lengths_V, found["l_knee"][0], found["l_ankle"][0])
+    shin = path_length(nodes, lengths_V, nodes_of["l_knee"][0], nodes_of["l_ankle"][0])
     for index in ([] if named is None else [named]) + ends:
         if path_length(nodes, lengths_V, head, index) > shin / 10:
             return index

@@ -4,7 +4,7 @@ A node's place is its parent's place plus its offset turned by the parent's rota
 those of its channels, in their order: channels Zrotation Xrotation Yrotation turn by Rz Rx Ry. Position channels stand
 in place of the offset along their axis, as exporters write them.
 
-Shape suffixes: N frames, C channels, V nodes, W wanted nodes.
+Shape suffixes: N frames, C channels, V nodes, W chosen nodes.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from ups_model.data.readers.bvh.parser import Node
+from ups_model.data.readers.rotation import about_axis
 
 
-def world_positions(nodes: Sequence[Node], values_NC: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+def world_positions(nodes: Sequence[Node], values_NC: np.ndarray, indices: Sequence[int]) -> np.ndarray:
     """Places of nodes: [N, W, 3] float64, in the file's units and axes.
 
     Args:
         nodes: parents before their children.
         values_NC: units and degrees.
-        wanted: indices of nodes.
+        indices: of the W nodes.
     """
     needed: set[int] = set()
-    for index in wanted:
+    for index in indices:
         while index >= 0 and index not in needed:
             needed.add(index)
             index = nodes[index].parent
-    turns = {nodes[index].parent for index in needed}  # Nodes below which nothing is asked for need no rotation.
+    turns = {nodes[index].parent for index in needed}  # Other nodes' rotations are not needed.
     place_N3: dict[int, np.ndarray] = {}
     rotation_N33: dict[int, np.ndarray] = {}
     for index in sorted(needed):
@@ -43,7 +44,7 @@ def world_positions(nodes: Sequence[Node], values_NC: np.ndarray, wanted: Sequen
         if index in turns:
             own_N33 = local_rotations(node, values_NC)
             rotation_N33[index] = own_N33 if node.parent < 0 else rotation_N33[node.parent] @ own_N33
-    return np.stack([place_N3[index] for index in wanted], axis=1)
+    return np.stack([place_N3[index] for index in indices], axis=1)
 
 
 def local_offsets(node: Node, values_NC: np.ndarray) -> np.ndarray:
@@ -60,7 +61,7 @@ def local_rotations(node: Node, values_NC: np.ndarray) -> np.ndarray:
     rotation_N33 = np.tile(np.eye(3), (len(values_NC), 1, 1))
     for column, (kind, axis) in enumerate(node.channels, start=node.first_channel):
         if kind == "rotation":
-            rotation_N33 = rotation_N33 @ _about(axis, np.radians(values_NC[:, column]))
+            rotation_N33 = rotation_N33 @ about_axis(axis, np.radians(values_NC[:, column]))
     return rotation_N33
 
 
@@ -91,14 +92,3 @@ def path_length(nodes: Sequence[Node], lengths_V: np.ndarray, start: int, end: i
     """Length of the bones from `start` to `end` through the tree."""
     path, top = path_between(nodes, start, end)
     return float(sum(lengths_V[index] for index in path if index != top))
-
-
-def _about(axis: int, angle_N: np.ndarray) -> np.ndarray:
-    """[N, 3, 3]: right-handed rotations about a coordinate axis."""
-    cos_N, sin_N = np.cos(angle_N), np.sin(angle_N)
-    rotation_N33 = np.zeros((len(angle_N), 3, 3))
-    i, j = (axis + 1) % 3, (axis + 2) % 3
-    rotation_N33[:, axis, axis] = 1
-    rotation_N33[:, i, i] = rotation_N33[:, j, j] = cos_N
-    rotation_N33[:, j, i], rotation_N33[:, i, j] = sin_N, -sin_N
-    return rotation_N33

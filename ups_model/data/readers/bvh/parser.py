@@ -82,6 +82,11 @@ class _Open:
     channels: list[tuple[str, int]] | None = None
     first_channel: int = 0
 
+    def closed(self) -> Node:
+        assert self.offset is not None, "checked at its closing brace"
+        channels = tuple(self.channels or ())
+        return Node(self.name, self.parent, self.offset, channels, self.first_channel, self.is_end)
+
 
 @dataclass
 class _Words:
@@ -136,10 +141,8 @@ def read_bvh(file: Path) -> BvhFile:
     if table is None:
         line = _line(raw, motion.end()) + 1
         raise ValueError(f'{file}:{line}: "Frames: COUNT" and "Frame Time: SECONDS" must follow MOTION; {_WAY_OUT}')
-    frames = _frames(file, raw, table)
-    fps = _fps(file, raw, table)
-    values = _values(file, raw, table.end(), frames * channels)
-    return BvhFile(nodes, fps, values.reshape(frames, channels))
+    frames, fps = _frames(file, raw, table), _fps(file, raw, table)
+    return BvhFile(nodes, fps, _values(file, raw, table.end(), frames * channels).reshape(frames, channels))
 
 
 def _hierarchy(file: Path, raw: bytes) -> tuple[Node, ...]:
@@ -196,17 +199,7 @@ def _hierarchy(file: Path, raw: bytes) -> tuple[Node, ...]:
             raise source.fault("a joint must hold OFFSET, CHANNELS, JOINT, End Site or }")
     if not channels:
         raise ValueError(f"{file}: at least one joint must have CHANNELS, none has; {_WAY_OUT}")
-    return tuple(
-        Node(
-            node.name,
-            node.parent,
-            node.offset or (0, 0, 0),
-            tuple(node.channels or ()),
-            node.first_channel,
-            node.is_end,
-        )
-        for node in nodes
-    )
+    return tuple(node.closed() for node in nodes)
 
 
 def _opened(source: _Words, word: str, nodes: list[_Open], stack: list[int]) -> _Open:
@@ -267,11 +260,15 @@ def _fps(file: Path, raw: bytes, table: re.Match[bytes]) -> float:
 
 def _values(file: Path, raw: bytes, start: int, count: int) -> np.ndarray:
     """The `count` values from byte `start` on, block by block: a word of text takes eight times its number's room."""
-    # A digit and a space each: no memory is taken for values that can't be there.
-    if 2 * count - 1 > (room := len(raw) - start):
+
+    def too_few(got: str) -> ValueError:
         line = _line(raw, len(raw.rstrip()))
         rule = f"there must be {count} values, frames times channels"
-        raise ValueError(f"{file}:{line}: {rule}, got {room} bytes; the file is cut short, or {_WAY_OUT}")
+        return ValueError(f"{file}:{line}: {rule}, got {got}; the file is cut short, or {_WAY_OUT}")
+
+    # A digit and a space each: no memory is taken for values that can't be there.
+    if 2 * count - 1 > (room := len(raw) - start):
+        raise too_few(f"{room} bytes")
     values = np.empty(count, dtype=np.float64)
     filled, place = 0, start
     while place < len(raw):
@@ -284,7 +281,8 @@ def _values(file: Path, raw: bytes, start: int, count: int) -> np.ndarray:
                 raise ValueError("no number")
             numbers = np.fromiter(map(float, words), dtype=np.float64, count=len(words))
         except ValueError:
-            bad = next(index for index, word in enumerate(words) if not _is_number(word))
+            texts = (word.decode("ascii", "replace") for word in words)
+            bad = next(index for index, text in enumerate(texts) if not _NUMBER.fullmatch(text))
             raise _value_fault(file, raw, start, filled + bad, words[bad]) from None
         good = np.abs(numbers) <= MAX_VALUE
         if not good.all():
@@ -299,14 +297,8 @@ def _values(file: Path, raw: bytes, start: int, count: int) -> np.ndarray:
         filled += len(words)
         place = stop
     if filled < count:
-        line = _line(raw, len(raw.rstrip()))
-        rule = f"there must be {count} values, frames times channels"
-        raise ValueError(f"{file}:{line}: {rule}, got {filled}; the file is cut short, or {_WAY_OUT}")
+        raise too_few(str(filled))
     return values
-
-
-def _is_number(word: bytes) -> bool:
-    return _NUMBER.fullmatch(word.decode("ascii", "replace")) is not None
 
 
 def _value_fault(file: Path, raw: bytes, start: int, index: int, word: bytes) -> ValueError:
@@ -317,8 +309,7 @@ def _value_fault(file: Path, raw: bytes, start: int, index: int, word: bytes) ->
 
 def value_line(raw: bytes, start: int, index: int) -> int:
     """The line of the value number `index` after byte `start`."""
-    first = _line(raw, start)
-    for number, line in enumerate(raw[start:].split(b"\n"), start=first):
+    for number, line in enumerate(raw[start:].split(b"\n"), start=_line(raw, start)):
         index -= len(line.split())
         if index < 0:
             return number

@@ -19,14 +19,12 @@ import numpy as np
 
 from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
-from ups_model.data.prepare.jobs import LeftOut, Reading, Recording
+from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, check_only_clip
 from ups_model.data.readers.bvh.cameras import corner_cameras, leaves_view
 from ups_model.data.readers.bvh.joints import JOINT_NAMES, JOINTS_FILE, SKELETON, match_joints, read_joints
 from ups_model.data.readers.bvh.kinematics import bone_lengths, path_length, world_positions
 from ups_model.data.readers.bvh.parser import read_bvh
 from ups_model.data.readers.user_folder import OwnFile, first_readable, frames_at_rate, look, make_jobs
-
-__all__ = ["clip_names", "read_recording", "reading"]
 
 READER_VERSION = 2
 """Raised when the reader changes what it writes, so that prepared sets are made again."""
@@ -60,7 +58,7 @@ def reading(source: Path, metres_per_unit: float | None = None) -> Reading:
     Left out are clips that cannot be read, and those that leave the cameras' view ("walks out of view").
 
     Args:
-        source: has BVH files as `own_motion` says, and `joints.json` where joints have names of their own.
+        source: has BVH files as `user_folder` says, and `joints.json` where joints have names of their own.
         metres_per_unit: of all files; None takes for each file the one of UNITS that gives a person's height.
 
     Raises:
@@ -71,11 +69,11 @@ def reading(source: Path, metres_per_unit: float | None = None) -> Reading:
     if metres_per_unit is not None and not 0 < metres_per_unit <= MAX_METRES:
         raise ValueError(f"--metres-per-unit must be above 0 and at most {MAX_METRES:g}, got {metres_per_unit}")
     own = look(source, (".bvh",), (JOINTS_FILE,))
-    given = read_joints(source / JOINTS_FILE) if (source / JOINTS_FILE).is_file() else {}
-    first, motion = first_readable(own, partial(_read, metres_per_unit=metres_per_unit, given=given))
+    own_names = read_joints(source / JOINTS_FILE) if (source / JOINTS_FILE).is_file() else {}
+    first, motion = first_readable(own, partial(_read, metres_per_unit=metres_per_unit, own_names=own_names))
     notes = list(own.notes)
-    if given:
-        notes.append(f"{JOINTS_FILE} tells {len(given)} of the {len(JOINT_NAMES)} joints")
+    if own_names:
+        notes.append(f"{JOINTS_FILE} tells {len(own_names)} of the {len(JOINT_NAMES)} joints")
     if metres_per_unit is None:
         notes.append(
             f"a unit is taken as {motion.metres_per_unit:g} m in {first.name}, whose person is then "
@@ -87,6 +85,7 @@ def reading(source: Path, metres_per_unit: float | None = None) -> Reading:
             "axis points up in them, export them with y up"
         )
     notes.append(f"{motion.fps:g} frames per second, as in {first.name}; files of another rate are resampled to it")
+    unit = "told from the height" if metres_per_unit is None else repr(float(metres_per_unit))
     info = ClipSetInfo(
         name=NAME,
         skeleton=SKELETON,
@@ -99,46 +98,33 @@ def reading(source: Path, metres_per_unit: float | None = None) -> Reading:
         synthetic=False,
         description="BVH: motion capture files of one's own, in Human3.6M joints, four virtual cameras",
         camera_groups=(corner_cameras(),),
-        recipe={
-            "reader": NAME,
-            "reader_version": READER_VERSION,
-            "files": len(own.files),
-            "files_sha256": own.digest,
-            "split": own.split,
-            "metres_per_unit": "told from the height" if metres_per_unit is None else repr(float(metres_per_unit)),
-            "fps": repr(motion.fps),
-            "resampling": "linear",
-        },
+        recipe=own.recipe(NAME, READER_VERSION, motion.fps, "linear") | {"metres_per_unit": unit},
     )
-    read = partial(_clip, fps=motion.fps, metres_per_unit=metres_per_unit, given=given)
+    read = partial(_clip, fps=motion.fps, metres_per_unit=metres_per_unit, own_names=own_names)
     return Reading(info, make_jobs(own, read), tuple(notes))
 
 
 def clip_names(file: Path) -> tuple[str, ...]:
-    """What `read_recording` takes as `clip`: the file's name without suffix."""
+    """The file's name without suffix."""
     return (Path(file).stem,)
 
 
 def read_recording(file: Path, clip: str | None = None) -> Recording:
-    """The motion of a file, as `reading` has it but for its own frame rate.
+    """The motion of a file, as `reading` has it but at its own frame rate; see `Reader`.
 
-    A joints.json counts that is in the file's folder or one of the two above it.
-
-    Raises:
-        ValueError: the file is damaged, lacks joints, or its person is of no plausible height; names it.
-        OSError: the file cannot be read.
+    A joints.json counts that is in the file's folder or one of the two above it. ValueError too where the file lacks
+    joints, or its person is of no plausible height.
     """
     file = Path(file)
-    if clip not in (None, file.stem):
-        raise ValueError(f"{file}: holds one clip, {file.stem}, got {clip!r}")
+    check_only_clip(file, clip)
     places = [folder / JOINTS_FILE for folder in file.absolute().parents[:3]]
-    given = next((read_joints(place) for place in places if place.is_file()), {})
-    motion = _read(file, None, given)
+    own_names = next((read_joints(place) for place in places if place.is_file()), {})
+    motion = _read(file, None, own_names)
     return Recording(file.stem, SKELETON, 3, motion.fps, "metre", "z", (Track(_stored(motion.pose_NJ3)),))
 
 
-def _clip(file: OwnFile, fps: float, metres_per_unit: float | None, given: Mapping[str, str]) -> Clip | LeftOut:
-    motion = _read(Path(file.path), metres_per_unit, given)
+def _clip(file: OwnFile, fps: float, metres_per_unit: float | None, own_names: Mapping[str, str]) -> Clip | LeftOut:
+    motion = _read(Path(file.path), metres_per_unit, own_names)
     if fault := leaves_view(motion.pose_NJ3):
         return LeftOut(file.name, "walks out of view", f"{file.path}: {fault}")
     count = frames_at_rate(Path(file.path), len(motion.pose_NJ3), motion.fps, fps)
@@ -150,17 +136,17 @@ def _stored(pose_NJ3: np.ndarray) -> np.ndarray:
     return np.round(pose_NJ3, _DIGITS).astype(np.float32)
 
 
-def _read(file: Path, metres_per_unit: float | None, given: Mapping[str, str]) -> _Motion:
+def _read(file: Path, metres_per_unit: float | None, own_names: Mapping[str, str]) -> _Motion:
     bvh = read_bvh(file)
     lengths_V = bone_lengths(bvh.nodes, bvh.values_NC)
-    joints = match_joints(file, bvh.nodes, lengths_V, given)
+    joints = match_joints(file, bvh.nodes, lengths_V, own_names)
     ankles = [joints[JOINT_NAMES.index(f"{side}_ankle")][0] for side in ("l", "r")]
     head = JOINT_NAMES.index("head")
     height = sum(path_length(bvh.nodes, lengths_V, ankle, joints[head][0]) for ankle in ankles) / 2
     unit = metres_per_unit or _unit(file, height)
-    wanted = sorted({index for nodes in joints for index in nodes})
-    world_NW3 = world_positions(bvh.nodes, bvh.values_NC, wanted) * unit
-    raw_NJ3 = np.stack([world_NW3[:, [wanted.index(index) for index in nodes]].mean(axis=1) for nodes in joints], 1)
+    indices = sorted({index for nodes in joints for index in nodes})
+    world_NW3 = world_positions(bvh.nodes, bvh.values_NC, indices) * unit
+    raw_NJ3 = np.stack([world_NW3[:, [indices.index(index) for index in nodes]].mean(axis=1) for nodes in joints], 1)
     if not (near_NJ := np.abs(raw_NJ3).max(axis=2) <= MAX_METRES).all():
         frame, joint = np.argwhere(~near_NJ)[0].tolist()
         raise ValueError(
@@ -188,12 +174,12 @@ def _unit(file: Path, height: float) -> float:
     )
 
 
-def resample(pose_NJ3: np.ndarray, fps: float, wanted: float, count: int) -> np.ndarray:
+def resample(pose_NJ3: np.ndarray, fps: float, new_fps: float, count: int) -> np.ndarray:
     """The first `count` frames of the motion at another frame rate, linear between frames."""
-    if math.isclose(fps, wanted, rel_tol=1e-9):
+    if math.isclose(fps, new_fps, rel_tol=1e-9):
         return pose_NJ3
     last = len(pose_NJ3) - 1
-    at_N = np.arange(count) * (fps / wanted)
+    at_N = np.arange(count) * (fps / new_fps)
     before_N = np.minimum(at_N.astype(np.int64), last)
     after_N = np.minimum(before_N + 1, last)
     part_N11 = np.minimum(at_N - before_N, 1.0)[:, None, None]

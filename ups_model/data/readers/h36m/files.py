@@ -20,25 +20,14 @@ from typing import Any
 import numpy as np
 
 from ups_model.data.readers.h36m.cameras import CAMERA_IDS, SUBJECTS
+from ups_model.data.readers.io.files import first_outside
 from ups_model.data.readers.io.safe_pickle import read_object_array, shown
 
-ACTIONS: tuple[str, ...] = (
-    "Directions",
-    "Discussion",
-    "Eating",
-    "Greeting",
-    "Phoning",
-    "Photo",
-    "Posing",
-    "Purchases",
-    "Sitting",
-    "SittingDown",
-    "Smoking",
-    "Waiting",
-    "WalkDog",
-    "Walking",
-    "WalkTogether",
-)
+_ACTION_NAMES = """
+Directions Discussion Eating Greeting Phoning Photo Posing Purchases Sitting SittingDown Smoking Waiting WalkDog Walking
+WalkTogether
+"""
+ACTIONS: tuple[str, ...] = tuple(_ACTION_NAMES.split())
 """In label order, as VideoPose3D's files spell them."""
 
 KEPT_JOINTS: tuple[int, ...] = (0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27)
@@ -58,20 +47,13 @@ Actions = dict[str, dict[str, Any]]
 
 
 def read_poses(file: Path) -> Actions:
-    """The 3D file's content, still with unchecked arrays.
-
-    Raises:
-        ValueError: no such file, damaged, or another format; names file and key.
-    """
+    """The 3D file's content, its arrays unchecked. ValueError where it is none, naming file and key."""
     return _nested(f"{file}[positions_3d]", read_object_array(file, "positions_3d"))
 
 
 def read_keypoints(file: Path) -> Actions:
-    """The 2D file's content, still with unchecked arrays; its metadata are those of h36m17.
-
-    Raises:
-        ValueError: no such file, damaged, another format, or other joints; names file and key.
-    """
+    """The 2D file's content, its arrays unchecked. ValueError where it is none or has other joints than h36m17, naming
+    file and key."""
     metadata = read_object_array(file, "metadata")
     if not isinstance(metadata, Mapping):
         raise ValueError(
@@ -92,11 +74,8 @@ def read_keypoints(file: Path) -> Actions:
 
 
 def action_of(where: str, name: str) -> tuple[int, int]:
-    """Label and repeat of a recording: "Walking 1" is (13, 1), and "Walking" (13, 0).
-
-    Raises:
-        ValueError: no such action; lists near names after `where`.
-    """
+    """Label and repeat of a recording: "Walking 1" is (13, 1), and "Walking" (13, 0). ValueError for another action
+    lists near names after `where`."""
     match = re.fullmatch(r"(\w+)(?: ([0-9]{1,4}))?", name, re.ASCII)
     if match is None or match[1] not in ACTIONS:
         near = difflib.get_close_matches(name.split(" ")[0], ACTIONS, n=3) or ACTIONS
@@ -108,30 +87,17 @@ def action_of(where: str, name: str) -> tuple[int, int]:
 
 
 def pose_of(where: str, array: Any) -> np.ndarray:
-    """The 17 joints of a recording, float32 [N, J, 3], a new array.
-
-    Raises:
-        ValueError: another shape or type, no frames, or values out of bounds; begins with `where`.
-    """
-    if not _numeric(array) or array.ndim != 3 or array.shape[1:] != (_FILE_JOINTS, 3) or not len(array):
-        raise ValueError(f"{where}: must be numbers of shape [frames, {_FILE_JOINTS}, 3], got {_what(array)}")
-    pose_NJ3 = array[:, KEPT_JOINTS]
-    _check_bounds(where, pose_NJ3, MAX_METRES, "metres")
-    return pose_NJ3.astype(np.float32)
+    """The 17 joints of a recording, float32 [N, J, 3], a new array. ValueError for another shape or type, no frames, or
+    values out of bounds; begins with `where`."""
+    _check_shape(where, array, [(_FILE_JOINTS, 3)])
+    return _bounded(where, array[:, KEPT_JOINTS], MAX_METRES, "metres")
 
 
 def view_of(where: str, array: Any) -> np.ndarray:
     """Keypoints of a recording in one camera, float32 [N, J, 2], a new array. A third value, a confidence, is ignored.
-
-    Raises:
-        ValueError: another shape or type, no frames, or values out of bounds; begins with `where`.
-    """
-    shapes = ((len(KEPT_JOINTS), 2), (len(KEPT_JOINTS), 3))
-    if not _numeric(array) or array.ndim != 3 or array.shape[1:] not in shapes or not len(array):
-        raise ValueError(f"{where}: must be numbers of shape [frames, {len(KEPT_JOINTS)}, 2], got {_what(array)}")
-    view_NJ2 = array[..., :2]
-    _check_bounds(where, view_NJ2, MAX_PIXELS, "pixels")
-    return view_NJ2.astype(np.float32)
+    Raises as `pose_of`."""
+    _check_shape(where, array, [(len(KEPT_JOINTS), 2), (len(KEPT_JOINTS), 3)])
+    return _bounded(where, array[..., :2], MAX_PIXELS, "pixels")
 
 
 def has_four_views(value: Any) -> bool:
@@ -154,18 +120,20 @@ def _nested(where: str, content: Any) -> Actions:
     return content
 
 
-def _numeric(array: Any) -> bool:
-    return isinstance(array, np.ndarray) and array.dtype.kind in "fiu"
+def _check_shape(where: str, array: Any, shapes: list[tuple[int, int]]) -> None:
+    numeric = isinstance(array, np.ndarray) and array.dtype.kind in "fiu"
+    if not numeric or array.ndim != 3 or array.shape[1:] not in shapes or not len(array):
+        joints, coordinates = shapes[0]
+        raise ValueError(f"{where}: must be numbers of shape [frames, {joints}, {coordinates}], got {_what(array)}")
 
 
-def _check_bounds(where: str, values: np.ndarray, bound: float, unit: str) -> None:
-    # False for what is not a number; abs() would pass the least integer, which has no positive.
-    good = (values >= -bound) & (values <= bound)
-    if not good.all():
-        frame, joint, _ = place = tuple(np.argwhere(~good)[0].tolist())
+def _bounded(where: str, values: np.ndarray, bound: float, unit: str) -> np.ndarray:
+    if (place := first_outside(values, -bound, bound)) is not None:
+        frame, joint, _ = place
         raise ValueError(
             f"{where}: must be within {bound:g} {unit} of 0, got {float(values[place])} in frame {frame}, joint {joint}"
         )
+    return values.astype(np.float32)
 
 
 def _joints(sides: Any) -> list[list[int]] | None:
@@ -181,6 +149,5 @@ def _joints(sides: Any) -> list[list[int]] | None:
 def _what(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {list(value.shape)}"
-    return (
-        f"{type(value).__name__} of {len(value)}" if isinstance(value, (list, tuple, dict, str)) else repr(value)[:60]
-    )
+    sized = isinstance(value, (list, tuple, dict, str))
+    return f"{type(value).__name__} of {len(value)}" if sized else repr(value)[:60]

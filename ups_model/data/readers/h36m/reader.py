@@ -31,7 +31,7 @@ from ups_model.data.readers.h36m.files import (
     read_poses,
     view_of,
 )
-from ups_model.data.readers.io.source_files import listing_sha256
+from ups_model.data.readers.io.files import files_sha256
 
 READER_VERSION = 1
 """Raised when the reader changes what it writes, so that prepared sets are made again."""
@@ -62,15 +62,11 @@ _DESCRIPTIONS = {
 
 
 def recipe(name: str, source: Path) -> dict[str, str | int]:
-    """What preparing `name` from the folder `source` depends on: names, sizes and times of the files.
-
-    Raises:
-        ValueError: an unknown set, or a file is missing; names it.
-    """
+    """What preparing `name` from the folder `source` depends on: names, sizes and times of the files. ValueError for
+    an unknown set or a missing file."""
     stats = [(file.name, file.stat()) for file in _files(name, Path(source))]
     listing = sorted((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
-    digest = listing_sha256(listing)
-    return {"reader": "h36m", "reader_version": READER_VERSION, "set": name, "files_sha256": digest}
+    return {"reader": "h36m", "reader_version": READER_VERSION, "set": name, "files_sha256": files_sha256(listing)}
 
 
 def reading(name: str, source: Path) -> Reading:
@@ -84,13 +80,14 @@ def reading(name: str, source: Path) -> Reading:
             lie more than 100 pixels (the median over a subject's recordings) from the projected poses of a camera.
     """
     source = Path(source)
-    made = recipe(name, source)
+    set_recipe = recipe(name, source)
     poses_file, keypoints_file = _files(name, source)
     notes, offsets, first, items = [], {}, None, 0
     poses, keypoints = read_poses(poses_file), read_keypoints(keypoints_file)
     if strange := sorted(poses.keys() - set(SUBJECTS)):
-        known = ", ".join(SUBJECTS)
-        raise ValueError(f"{poses_file}: subjects with a calibration are {known}, got {', '.join(strange)}; drop these")
+        raise ValueError(
+            f"{poses_file}: subjects with a calibration are {', '.join(SUBJECTS)}, got {', '.join(strange)}; drop these"
+        )
     for subject in sorted(keypoints.keys() - poses.keys()):
         notes.append(
             f"{subject} has no 3D poses; its {len(keypoints[subject])} recordings of 2D keypoints are not used"
@@ -123,7 +120,7 @@ def reading(name: str, source: Path) -> Reading:
         description=_DESCRIPTIONS[name],
         origin=ORIGIN,
         camera_groups=tuple(map(cameras_of, SUBJECTS)),
-        recipe=made,
+        recipe=set_recipe,
     )
     # A pickle is read front to back, so this is one job.
     job = Job(keypoints_file.name, items, partial(_read, poses_file, keypoints_file))
@@ -132,11 +129,7 @@ def reading(name: str, source: Path) -> Reading:
 
 def clip_names(file: Path) -> tuple[str, ...]:
     """The clips of a 2D file, "S9/Walking 1/54138969": every recording in every camera. Recordings that have another
-    number of cameras are none, as it isn't known which theirs are.
-
-    Raises:
-        ValueError: the file is damaged or of another format.
-    """
+    number of cameras are none, as it isn't known which theirs are."""
     keypoints = read_keypoints(Path(file))
     return tuple(
         f"{subject}/{action}/{camera}"
@@ -148,18 +141,11 @@ def clip_names(file: Path) -> tuple[str, ...]:
 
 
 def read_recording(file: Path, clip: str | None = None) -> Recording:
-    """The keypoints of a recording in one camera.
+    """The keypoints of a recording in one camera of a 2D file; see `Reader`.
 
-    `truth` are the poses in the camera's space, where data_3d_h36m.npz lies beside the file and has them. Keypoints are
-    then cut to the length of the poses.
-
-    Args:
-        file: a 2D file.
-        clip: "S9/Walking 1/54138969", or with the camera's place 0 to 3 in place of its number.
-
-    Raises:
-        ValueError: a file is damaged or of another format, there is no such clip, or its keypoints end before its
-            poses.
+    `clip` is "S9/Walking 1/54138969", or has the camera's place 0 to 3 in place of its number. `truth` are the poses in
+    the camera's space, where data_3d_h36m.npz lies beside the file and has them. Keypoints are then cut to the length
+    of the poses; ValueError where they end before.
     """
     file = Path(file)
     keypoints = read_keypoints(file)
@@ -188,16 +174,13 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
 def _parse(file: Path, keypoints: Actions, clip: str | None) -> tuple[str, str, int]:
     subject, _, rest = (clip or "").partition("/")
     action, _, camera = rest.rpartition("/")
-    cameras = {
-        **{number: place for place, number in enumerate(CAMERA_IDS)},
-        **{str(place): place for place in range(4)},
-    }
+    cameras = [*CAMERA_IDS, *map(str, range(len(CAMERA_IDS)))]
     if action not in keypoints.get(subject, {}) or camera not in cameras:
-        known = next((f"{one}/{next(iter(keypoints[one]))}" for one in keypoints if keypoints[one]), "S9/Walking 1")
+        one = next((f"{each}/{next(iter(keypoints[each]))}" for each in keypoints if keypoints[each]), "S9/Walking 1")
         raise ValueError(
-            f"{file}: a clip is named by subject, action and camera, {known}/{CAMERA_IDS[0]} for one, got {clip!r}"
+            f"{file}: a clip is named by subject, action and camera, {one}/{CAMERA_IDS[0]} for one, got {clip!r}"
         )
-    return subject, action, cameras[camera]
+    return subject, action, cameras.index(camera) % len(CAMERA_IDS)
 
 
 def _files(name: str, source: Path) -> tuple[Path, Path]:
@@ -304,14 +287,14 @@ def _check_offsets(file: Path, offsets: Mapping[tuple[str, str], list[float]]) -
     One recording alone may be off, and is taken: the published poses of some of S9's lie beside the person.
     """
     by_subject: dict[str, dict[str, list[float]]] = defaultdict(dict)
-    for (subject, action), found in offsets.items():
-        by_subject[subject][action] = found
+    for (subject, action), distances in offsets.items():
+        by_subject[subject][action] = distances
     notes = []
     for subject, actions in by_subject.items():
         for place, camera in enumerate(CAMERA_IDS):
-            far = [action for action, found in actions.items() if found[place] > LIMIT_PX]
+            far = [action for action, distances in actions.items() if distances[place] > LIMIT_PX]
             distance = {action: f"{actions[action][place]:.0f} px from the projected 3D" for action in far}
-            if np.median([found[place] for found in actions.values()]) > LIMIT_PX:
+            if np.median([distances[place] for distances in actions.values()]) > LIMIT_PX:
                 raise ValueError(
                     f"{file}[{subject}/{far[0]}][{place}]: keypoints of camera {camera} must lie within "
                     f"{LIMIT_PX:g} px in the median, got {distance[far[0]]} ({len(far)} of {len(actions)} recordings); "

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.lib import format as npy
 
 from ups_model.data.format.rules import DAMAGED
+from ups_model.data.readers.io.files import read_npy_header
 from ups_model.data.readers.io.safe_pickle_values import (
     GLOBALS,
     Dtype,
@@ -57,8 +57,8 @@ _DAMAGED = (
 )
 _DAMAGED_MEMBER: tuple[type[Exception], ...] = (*_DAMAGED, *DAMAGED)
 _BLOCK = 1 << 20
-_MOST_MADE, _MADE_FREELY = 8, 1 << 24
-"""Calls make at most `_MOST_MADE` bytes of values for each byte read, beside the first; files of arrays need two."""
+_MAX_MADE_RATIO, _MADE_FREE_BYTES = 8, 1 << 24
+"""Calls make at most `_MAX_MADE_RATIO` bytes of values for each byte read, beside the first ones; arrays need two."""
 
 _OPCODES = """PROTO FRAME STOP MARK POP POP_MARK PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
 NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
@@ -111,11 +111,7 @@ def read_object_array(npz_path: str | Path, member: str) -> Any:
     name = f"{npz_path}[{member}]"
     try:
         with zipfile.ZipFile(npz_path) as archive, archive.open(f"{member}.npy") as stream:
-            version = npy.read_magic(stream)
-            if version not in ((1, 0), (2, 0)):
-                raise ValueError(f"its version must be 1.0 or 2.0, got {version[0]}.{version[1]}")
-            read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = read_header(stream)
+            shape, _, dtype = read_npy_header(stream)
             if dtype != np.dtype(object) or len(shape) > 1:
                 raise ValueError(f"it must hold objects of 0 or 1 dimensions, got {dtype} {list(shape)}")
             array = load(stream, name)
@@ -202,8 +198,7 @@ class _Unpickler(pickle._Unpickler):  # private in name, but the only one whose 
 
     def find_class(self, module: str, name: str) -> Global:
         if (module, name) not in GLOBALS:
-            asked = f"{module}.{name}"[:100]
-            raise _Refused(f"asks for {asked}")
+            raise _Refused(f"asks for {f'{module}.{name}'[:100]}")
         return Global(GLOBALS[module, name])
 
     def load_reduce(self) -> None:
@@ -229,7 +224,7 @@ class _Unpickler(pickle._Unpickler):  # private in name, but the only one whose 
 
     def _push(self, value: Any) -> None:
         self.made += value.nbytes if isinstance(value, np.ndarray) else sys.getsizeof(value)
-        if self.made > _MOST_MADE * self.source.taken + _MADE_FREELY:
+        if self.made > _MAX_MADE_RATIO * self.source.taken + _MADE_FREE_BYTES:
             raise ValueError("the same bytes are made into values again and again")
         self.append(value)
 

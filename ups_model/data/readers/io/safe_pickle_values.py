@@ -34,9 +34,9 @@ GLOBALS = {
 """(module, name) as a pickle writes it -> what it stands for here. Nothing is imported."""
 
 _DTYPE = re.compile(r"[<>|=]?(?:\?|b1|[iu][1248]|f[248]|c8|c16|[SU][1-9][0-9]{0,6}|O[48]?)")
-_LONGEST_RANGE = 1 << 20
+_MAX_RANGE = 1 << 20
 """A range is a few bytes, but who goes through it makes all of its numbers."""
-_COPIED = 1000
+_MAX_COPIED_BYTES = 1000
 """Bytes up to this size are copied. Python shares the shortest, which must not change."""
 
 
@@ -103,7 +103,7 @@ def build_array(shape: Any, dtype: Any, fortran: bool, raw: Any) -> np.ndarray:
     raw = _bytes(raw)
     if len(raw) != count * dtype.dtype.itemsize:
         raise ValueError(f"{dtype.dtype} {list(shape)} needs {count * dtype.dtype.itemsize} bytes, got {len(raw)}")
-    if isinstance(raw, bytes) and len(raw) > _COPIED and dtype.dtype.isnative:
+    if isinstance(raw, bytes) and len(raw) > _MAX_COPIED_BYTES and dtype.dtype.isnative:
         # All arguments are checked. The array lies in the bytes, which numpy alone can do and stay writable.
         array = np.ndarray(0, dtype.dtype)
         array.__setstate__((1, shape, dtype.dtype, fortran, raw))  # type: ignore[arg-type]  # takes Python's bool too
@@ -173,6 +173,6 @@ def call(what: str, args: Any) -> Any:
             return complex(real, imaginary)
         case "slice", (start, stop, step) if all(part is None or isinstance(part, int) for part in args):
             return slice(start, stop, step)
-        case "range", (int() as start, int() as stop, int() as step) if len(range(*args)) <= _LONGEST_RANGE:
+        case "range", (int() as start, int() as stop, int() as step) if len(range(*args)) <= _MAX_RANGE:
             return range(start, stop, step)
     raise ValueError(f"{what} is not called as data are written")

@@ -18,14 +18,14 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ups_model.data.readers.io.json_files import load_json
+from ups_model.data.readers.io.files import NUMBERS, load_json
 from ups_model.data.readers.keypoints.tracks import JOINTS, Detections, Units
 from ups_model.skeletons import get_skeleton
 
@@ -43,11 +43,10 @@ LANDMARKS = 33
 COCO_LANDMARKS = (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28)
 """MediaPipe's landmark for each joint of COCO: nose, eyes, ears, shoulders, .. ankles, the left one first."""
 
-_SPARSE = 1000
-_MOST_DIGITS = 18
+_MIN_SPARSE_FRAMES = 1000
+_MAX_DIGITS = 18
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]*\Z")
 _WAY_OUT = "write the file again"
-_NUMBERS = {int, float}
 _LANDMARK_KEYS = ("landmark", "landmarks", "pose_landmarks")
 _SIDES = {"l_": "left_", "r_": "right_"}
 _COCO_NAMES = tuple(_SIDES.get(name[:2], name[:2]) + name[2:] for name in get_skeleton("coco17").joint_names)
@@ -55,7 +54,7 @@ _COCO_WAY_OUT = "export COCO's 17 keypoints"
 
 
 @dataclass
-class _Found:
+class _Builder:
     """Detections as they are read."""
 
     file: Path
@@ -83,15 +82,55 @@ class _Found:
         self.score.append(score)
         self.person.append(person)
 
-    def numbers(self, key: str, values: Any, count: int, bound: float, what: str = "numbers") -> list[float]:
-        """Exact types: numpy would take true and "1.5" for numbers."""
+    def list_of(self, key: str, values: Any, count: int, what: str) -> list[Any]:
         if not isinstance(values, list) or len(values) != count:
             got = f"{len(values)} of them" if isinstance(values, list) else type(values).__name__
             raise self.fault(key, f"must have {count} {what}", got)
-        for index, value in enumerate(values):
-            if type(value) not in _NUMBERS or not -bound <= value <= bound:
+        return values
+
+    def numbers(self, key: str, values: Any, count: int, bound: float, what: str = "numbers") -> list[float]:
+        for index, value in enumerate(self.list_of(key, values, count, what)):
+            if type(value) not in NUMBERS or not -bound <= value <= bound:
                 raise self.fault(f"{key}[{index}]", f"must be a number within {bound:g}", value)
         return values
+
+    def object_of(self, key: str, value: Any, what: str = "object") -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.fault(key, f"must be an {what}", type(value).__name__)
+        return value
+
+    def person_of(self, key: str, value: Any) -> int | None:
+        """A person's number; None where there is none, which trackers write as -1 too."""
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if value is None:
+            return None
+        if type(value) not in NUMBERS or not -(2**53) <= value <= 2**53 or value != int(value):
+            raise self.fault(key, "must be a whole number", value)
+        return int(value) if value >= 0 else None
+
+    def detections(self, units: Units, fps: float, size: tuple[float, float] | None) -> Detections:
+        """What was added, in the order of frames. ValueError where frames or persons break a rule."""
+        first, last = min(self.frames), max(self.frames)
+        length = last - first + 1
+        if length > _MIN_SPARSE_FRAMES and len(self.frames) < length / 100:
+            rule = f"must follow one another, {len(self.frames)} frames are there"
+            raise self.fault("frames", rule, f"numbers {first}..{last}")
+        frame_D = np.array(self.frame, dtype=np.int64)
+        order_D = np.argsort(frame_D, kind="stable")
+        frame_D = frame_D[order_D] - first
+        if len(frame_D) and (most := int(np.bincount(frame_D).max())) > MAX_PERSONS:
+            raise self.fault("a frame", f"must have at most {MAX_PERSONS} persons", most)
+        persons = [person for index in order_D.tolist() if (person := self.person[index]) is not None]
+        numbers: list[int] | None = persons if len(persons) == len(frame_D) else None
+        if numbers:
+            ((frame, person), times), *_ = Counter(zip(frame_D.tolist(), numbers, strict=True)).most_common(1)
+            if times > 1 and self.persons_are_sure:
+                raise self.fault(f"frame {frame + first}", "must have each track_id once", f"{person} {times} times")
+            numbers = numbers if times == 1 else None
+        xy_DJ2 = np.array(self.xy, dtype=np.float64).reshape(-1, JOINTS, 2)[order_D]
+        score_DJ = np.array(self.score, dtype=np.float64).reshape(-1, JOINTS)[order_D]
+        return Detections(frame_D, xy_DJ2, score_DJ, numbers, length, units, fps, size)
 
 
 def read_json(file: Path) -> Detections:
@@ -102,7 +141,6 @@ def read_json(file: Path) -> Detections:
         OSError: the file cannot be read.
     """
     content = load_json(file, MAX_BYTES)
-    found = _Found(file)
     about: dict[str, Any] = {}
     if isinstance(content, dict):
         meta = content.get("meta_info")
@@ -114,17 +152,19 @@ def read_json(file: Path) -> Detections:
     if not isinstance(content, list) or not content:
         got = "an empty list" if content == [] else type(content).__name__
         raise ValueError(f"{file}: must hold a list of frames or of detections, got {got}; is it keypoints?")
-    first = next((entry for entry in content if entry is not None), None)
-    read = _format(file, first)
+    read = _format(file, next((entry for entry in content if entry is not None), None))
     if read is not _read_mediapipe:
         _check_joints(file, about)
     size, fps = size_of(file, about), fps_of(file, about)
-    read(found, content)
-    if read is _read_mediapipe and size is not None:
-        for xy in found.xy:
+    builder = _Builder(file)
+    read(builder, content)
+    units: Units = "pixel"
+    if read is _read_mediapipe and size is None:
+        units = "normalised"
+    elif read is _read_mediapipe and size is not None:
+        for xy in builder.xy:
             xy[::2], xy[1::2] = [x * size[0] for x in xy[::2]], [y * size[1] for y in xy[1::2]]
-    units: Units = "normalised" if read is _read_mediapipe and size is None else "pixel"
-    return _collect(found, units, fps, size)
+    return builder.detections(units, fps, size)
 
 
 def size_of(file: Path, about: dict[str, Any]) -> tuple[float, float] | None:
@@ -133,7 +173,7 @@ def size_of(file: Path, about: dict[str, Any]) -> tuple[float, float] | None:
     if size == [None, None]:
         return None
     for key, value in zip(("width", "height"), size, strict=True):
-        if type(value) not in _NUMBERS or not 1 <= value <= MAX_PIXELS:
+        if type(value) not in NUMBERS or not 1 <= value <= MAX_PIXELS:
             raise ValueError(f"{file}: {key} must be pixels in 1..{MAX_PIXELS:g}, got {value!r:.60}; {_WAY_OUT}")
     return float(size[0]), float(size[1])
 
@@ -142,7 +182,7 @@ def fps_of(file: Path, about: dict[str, Any]) -> float:
     """Frames per second, 30 where the file does not say. Raises ValueError where it is no number in bounds."""
     fps = about.get("fps", DEFAULT_FPS)
     low, high = FPS_BOUNDS
-    if type(fps) not in _NUMBERS or not low <= fps <= high:
+    if type(fps) not in NUMBERS or not low <= fps <= high:
         raise ValueError(f"{file}: fps must be in {low:g}..{high:g}, got {fps!r:.60}; {_WAY_OUT}")
     return float(fps)
 
@@ -161,9 +201,9 @@ def _check_joints(file: Path, about: dict[str, Any]) -> None:
     if not isinstance(names, dict):
         raise ValueError(f"{file}: {key} must hold the names of joints, got {type(names).__name__}; {_COCO_WAY_OUT}")
     pairs = names.items() if key == "keypoint_id2name" else [(str(index), name) for name, index in names.items()]
-    given = dict(pairs)
+    by_index = dict(pairs)
     for index, wanted in enumerate(_COCO_NAMES):
-        got = given.get(str(index))
+        got = by_index.get(str(index))
         if not isinstance(got, str) or _plain(got) != _plain(wanted):
             shown = "none" if got is None else f"{got!r:.60}"
             raise ValueError(f"{file}: {key} must have {wanted} as joint {index}, got {shown}; {_COCO_WAY_OUT}")
@@ -176,7 +216,7 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "").replace(" ", "")
 
 
-def _format(file: Path, first: Any) -> Callable[[_Found, list[Any]], None]:
+def _format(file: Path, first: Any) -> Callable[[_Builder, list[Any]], None]:
     if isinstance(first, dict):
         if "instances" in first:
             return _read_mmpose
@@ -195,140 +235,84 @@ def _format(file: Path, first: Any) -> Callable[[_Found, list[Any]], None]:
     )
 
 
-def _read_mmpose(found: _Found, entries: list[Any]) -> None:
+def _read_mmpose(builder: _Builder, entries: list[Any]) -> None:
     for number, entry in enumerate(entries):
         key = f"[{number}]"
         if not isinstance(entry, dict) or not isinstance(entry.get("instances"), list):
-            raise found.fault(key, "must be an object with a list under 'instances'", type(entry).__name__)
-        before = len(found.frames)
-        frame = found.add_frame(f"{key}.frame_id", entry.get("frame_id", number))
-        if len(found.frames) == before:
-            raise found.fault(f"{key}.frame_id", "must stand once", frame)
+            raise builder.fault(key, "must be an object with a list under 'instances'", type(entry).__name__)
+        before = len(builder.frames)
+        frame = builder.add_frame(f"{key}.frame_id", entry.get("frame_id", number))
+        if len(builder.frames) == before:
+            raise builder.fault(f"{key}.frame_id", "must stand once", frame)
         for index, person in enumerate(entry["instances"]):
             where = f"{key}.instances[{index}]"
-            if not isinstance(person, dict):
-                raise found.fault(where, "must be an object", type(person).__name__)
-            points = person.get("keypoints")
-            if not isinstance(points, list) or len(points) != JOINTS:
-                got = f"{len(points)} of them" if isinstance(points, list) else type(points).__name__
-                raise found.fault(f"{where}.keypoints", f"must have {JOINTS} points, those of COCO", got)
-            pairs = [
-                found.numbers(f"{where}.keypoints[{joint}]", point, 2, MAX_PIXELS) for joint, point in enumerate(points)
-            ]
-            scores = found.numbers(
-                f"{where}.keypoint_scores", person.get("keypoint_scores"), JOINTS, MAX_SCORE, "scores"
-            )
-            who = _person(found, f"{where}.track_id", person.get("track_id"))
-            found.add(frame, [value for pair in pairs for value in pair], scores, who)
+            points = builder.object_of(where, person).get("keypoints")
+            xy = []
+            for joint, point in enumerate(
+                builder.list_of(f"{where}.keypoints", points, JOINTS, "points, those of COCO")
+            ):
+                xy += builder.numbers(f"{where}.keypoints[{joint}]", point, 2, MAX_PIXELS)
+            scores = person.get("keypoint_scores")
+            builder.numbers(f"{where}.keypoint_scores", scores, JOINTS, MAX_SCORE, "scores")
+            builder.add(frame, xy, scores, builder.person_of(f"{where}.track_id", person.get("track_id")))
 
 
-def _read_coco(found: _Found, entries: list[Any]) -> None:
+def _read_coco(builder: _Builder, entries: list[Any]) -> None:
     videos: dict[str, str] = {}
     for number, entry in enumerate(entries):
         key = f"[{number}]"
-        if not isinstance(entry, dict):
-            raise found.fault(key, "must be an object", type(entry).__name__)
-        if (category := entry.get("category_id", 1)) != 1 or isinstance(category, bool):
-            raise found.fault(f"{key}.category_id", "must be 1, a person", category)
+        if (category := builder.object_of(key, entry).get("category_id", 1)) != 1 or isinstance(category, bool):
+            raise builder.fault(f"{key}.category_id", "must be 1, a person", category)
         image, video = entry.get("image_id"), ""
         if isinstance(image, str):
-            image, video = _number_in(found, f"{key}.image_id", image)
+            image, video = _number_in(builder, f"{key}.image_id", image)
         videos.setdefault(video, key)
         if len(videos) > 1:
             names = " and ".join(f"{name!r:.40}" for name in videos)
-            raise found.fault(f"{key}.image_id", "must be of one video; part the file by video", names)
-        frame = found.add_frame(f"{key}.image_id", image)
-        values = found.numbers(f"{key}.keypoints", entry.get("keypoints"), 3 * JOINTS, MAX_PIXELS)
-        scores = found.numbers(f"{key}.keypoints' scores", values[2::3], JOINTS, MAX_SCORE, "scores")
+            raise builder.fault(f"{key}.image_id", "must be of one video; part the file by video", names)
+        frame = builder.add_frame(f"{key}.image_id", image)
+        values = builder.numbers(f"{key}.keypoints", entry.get("keypoints"), 3 * JOINTS, MAX_PIXELS)
+        scores = builder.numbers(f"{key}.keypoints' scores", values[2::3], JOINTS, MAX_SCORE, "scores")
         xy = [value for joint in range(JOINTS) for value in values[3 * joint : 3 * joint + 2]]
         if "track_id" not in entry and "idx" in entry:
             # AlphaPose writes idx without tracking too, the same for all.
-            found.persons_are_sure = False
-        who = _person(found, f"{key}.track_id or idx", entry.get("track_id", entry.get("idx")))
-        found.add(frame, xy, scores, who)
+            builder.persons_are_sure = False
+        who = builder.person_of(f"{key}.track_id or idx", entry.get("track_id", entry.get("idx")))
+        builder.add(frame, xy, scores, who)
 
 
-def _number_in(found: _Found, key: str, image: str) -> tuple[int, str]:
+def _number_in(builder: _Builder, key: str, image: str) -> tuple[int, str]:
     """The number in which text ends, but for a suffix, and what is before it."""
     stem = _SUFFIX.sub("", image)
     video = stem.rstrip(string.digits)
     digits = stem[len(video) :]
     if not digits:
-        raise found.fault(key, "must be a number, or text that ends in one, such as 12.jpg", image)
-    if len(digits) > _MOST_DIGITS:
-        raise found.fault(key, f"must have a number of at most {_MOST_DIGITS} digits", image)
+        raise builder.fault(key, "must be a number, or text that ends in one, such as 12.jpg", image)
+    if len(digits) > _MAX_DIGITS:
+        raise builder.fault(key, f"must have a number of at most {_MAX_DIGITS} digits", image)
     return int(digits), video
 
 
-def _read_mediapipe(found: _Found, entries: list[Any]) -> None:
+def _read_mediapipe(builder: _Builder, entries: list[Any]) -> None:
     for number, entry in enumerate(entries):
         key = f"[{number}]"
-        frame = found.add_frame(key, number)
+        frame = builder.add_frame(key, number)
         for name in (*_LANDMARK_KEYS, *_LANDMARK_KEYS):  # {"pose_landmarks": {"landmark": [...]}} too
             if isinstance(entry, dict) and name in entry:
                 entry, key = entry[name], f"{key}.{name}"
         if entry is None or entry == []:
             continue
         if not isinstance(entry, list):
-            raise found.fault(key, f"must be null or a list of {LANDMARKS} landmarks", type(entry).__name__)
+            raise builder.fault(key, f"must be null or a list of {LANDMARKS} landmarks", type(entry).__name__)
         several = isinstance(entry[0], list)  # The newer interface gives a list for each person.
         for index, person in enumerate(entry if several else [entry]):
             where = f"{key}[{index}]" if several else key
-            if not isinstance(person, list) or len(person) != LANDMARKS:
-                got = f"{len(person)} of them" if isinstance(person, list) else type(person).__name__
-                raise found.fault(where, f"must have {LANDMARKS} landmarks, those of MediaPipe's pose", got)
             xy, scores = [], []
-            for landmark, point in enumerate(person):
-                if not isinstance(point, dict):
-                    raise found.fault(f"{where}[{landmark}]", "must be an object with x and y", type(point).__name__)
-                pair = [point.get("x"), point.get("y")]
-                xy.append(found.numbers(f"{where}[{landmark}].xy", pair, 2, MAX_PARTS))
-                seen = [point.get("visibility", 1.0)]
-                scores += found.numbers(f"{where}[{landmark}].visibility", seen, 1, MAX_SCORE)
-            chosen = [value for landmark in COCO_LANDMARKS for value in xy[landmark]]
-            found.add(frame, chosen, [scores[landmark] for landmark in COCO_LANDMARKS], None)
-
-
-def _person(found: _Found, key: str, value: Any) -> int | None:
-    """A person's number; None where there is none, which trackers write as -1 too."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if value is None:
-        return None
-    if type(value) not in _NUMBERS or not -(2**53) <= value <= 2**53 or value != int(value):
-        raise found.fault(key, "must be a whole number", value)
-    return int(value) if value >= 0 else None
-
-
-def _collect(found: _Found, units: Units, fps: float, size: tuple[float, float] | None) -> Detections:
-    first, last = min(found.frames), max(found.frames)
-    length = last - first + 1
-    if length > _SPARSE and len(found.frames) < length / 100:
-        raise found.fault(
-            "frames", f"must follow one another, {len(found.frames)} frames are there", f"numbers {first}..{last}"
-        )
-    frames = np.array(found.frame, dtype=np.int64)
-    order = np.argsort(frames, kind="stable")
-    frames = frames[order] - first
-    if len(frames) and (most := int(np.bincount(frames).max())) > MAX_PERSONS:
-        raise found.fault("a frame", f"must have at most {MAX_PERSONS} persons", most)
-    persons = [found.person[index] for index in order.tolist()]
-    known = [person for person in persons if person is not None]
-    numbers: Sequence[int] | None = known
-    if len(known) < len(persons):
-        numbers = None
-    elif len(set(zip(frames.tolist(), persons, strict=True))) < len(persons):
-        if found.persons_are_sure:
-            ((frame, person), times), *_ = Counter(zip(frames.tolist(), persons, strict=True)).most_common(1)
-            raise found.fault(f"frame {frame + first}", "must have each track_id once", f"{person} {times} times")
-        numbers = None
-    return Detections(
-        frames,
-        np.array(found.xy, dtype=np.float64).reshape(-1, JOINTS, 2)[order],
-        np.array(found.score, dtype=np.float64).reshape(-1, JOINTS)[order],
-        numbers,
-        length,
-        units,
-        fps,
-        size,
-    )
+            landmarks = builder.list_of(where, person, LANDMARKS, "landmarks, those of MediaPipe's pose")
+            for index_L, landmark in enumerate(landmarks):
+                place = f"{where}[{index_L}]"
+                point = builder.object_of(place, landmark, "object with x and y")
+                xy.append(builder.numbers(f"{place}.xy", [point.get("x"), point.get("y")], 2, MAX_PARTS))
+                scores += builder.numbers(f"{place}.visibility", [point.get("visibility", 1.0)], 1, MAX_SCORE)
+            in_coco = [value for landmark in COCO_LANDMARKS for value in xy[landmark]]
+            builder.add(frame, in_coco, [scores[landmark] for landmark in COCO_LANDMARKS], None)

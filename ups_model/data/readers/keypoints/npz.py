@@ -10,39 +10,20 @@ Shape suffixes: M persons, N frames, D detections of a file, J 17 joints.
 
 from __future__ import annotations
 
-import errno
 import math
-import struct
-import tokenize
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 
+from ups_model.data.readers.io.files import damage_named, first_outside, read_npy_header
 from ups_model.data.readers.keypoints.json_formats import MAX_FRAME, MAX_PERSONS, MAX_PIXELS, MAX_SCORE, fps_of, size_of
 from ups_model.data.readers.keypoints.tracks import JOINTS, Detections
 
 MAX_BYTES = 1 << 30
 """Of an array, unpacked."""
 _ARRAYS = ("keypoints", "scores", "fps", "width", "height")
-_DAMAGED = (
-    ValueError,
-    EOFError,
-    KeyError,
-    TypeError,
-    SyntaxError,
-    RecursionError,
-    OverflowError,
-    MemoryError,
-    RuntimeError,  # encrypted
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 _WAY_OUT = "write the file again"
 
 
@@ -95,23 +76,11 @@ def read_arrays(file: Path) -> Detections:
 
 
 def _load(file: Path) -> dict[str, np.ndarray]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.namelist()
-            if len(set(members)) < len(members):
-                raise ValueError("it has an array twice")
-            return {key: _member(archive, f"{key}.npy") for key in _ARRAYS if f"{key}.npy" in members}
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # That is seeking to a place that damage names; others are the disk's.
-            raise
-        raise _damage(file, error) from error
-    except _DAMAGED as error:
-        raise _damage(file, error) from error
-
-
-def _damage(file: Path, error: Exception) -> ValueError:
-    what = str(error) or type(error).__name__
-    return ValueError(f"{file}: not a whole .npz file of this layout ({what:.200}); {_WAY_OUT}")
+    with damage_named(f"{file}: not a whole .npz file of this layout", _WAY_OUT), zipfile.ZipFile(file) as archive:
+        members = archive.namelist()
+        if len(set(members)) < len(members):
+            raise ValueError("it has an array twice")
+        return {key: _member(archive, f"{key}.npy") for key in _ARRAYS if f"{key}.npy" in members}
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -119,11 +88,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} must be packed as NumPy packs it or not at all")
     with archive.open(name) as stream:
-        version = npy.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{name} has the version {version}")
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
+        shape, fortran, dtype = read_npy_header(stream)
         if dtype.kind not in "fiu":
             raise ValueError(f"{name} must hold numbers, got {dtype}")
         size = math.prod(shape) * dtype.itemsize
@@ -137,11 +102,9 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 def _bounded(file: Path, key: str, values: np.ndarray, bound: float) -> np.ndarray:
     values = values.astype(np.float64)
-    good = np.abs(values) <= bound
-    if not good.all():
-        place = np.argwhere(~good)[0].tolist()
+    if (place := first_outside(values, -bound, bound)) is not None:
         raise ValueError(
-            f"{file}[{key}]: must be numbers within {bound:g}, got {values[tuple(place)]} for person {place[0]}, frame "
+            f"{file}[{key}]: must be numbers within {bound:g}, got {values[place]} for person {place[0]}, frame "
             f"{place[1]}, joint {place[2]}; {_WAY_OUT}"
         )
     return values

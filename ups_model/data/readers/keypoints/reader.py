@@ -20,13 +20,11 @@ import numpy as np
 
 from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
-from ups_model.data.prepare.jobs import LeftOut, Reading, Recording
+from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, check_only_clip
 from ups_model.data.readers.keypoints.json_formats import read_json
 from ups_model.data.readers.keypoints.npz import read_arrays
 from ups_model.data.readers.keypoints.tracks import Detections, make_tracks
 from ups_model.data.readers.user_folder import OwnFile, first_readable, frames_at_rate, look, make_jobs
-
-__all__ = ["clip_names", "read_recording", "reading"]
 
 READER_VERSION = 2
 """Raised when the reader changes what it writes, so that prepared sets are made again."""
@@ -46,55 +44,42 @@ def reading(source: Path) -> Reading:
         OSError: a folder cannot be read.
     """
     own = look(Path(source), (".json", ".npz"))
-    first, found = first_readable(own, _read)
-    notes = [*own.notes, f"{found.fps:g} frames per second, as in {first.name}; other files are put at that rate"]
-    if found.size is None:
-        what = "the form of bodies is not known" if found.units == "normalised" else "clips are scaled to their extent"
-        notes.append(f"{first.name} does not tell the size of the image (width, height): {what}")
+    file, first = first_readable(own, _read)
+    notes = [*own.notes, f"{first.fps:g} frames per second, as in {file.name}; other files are put at that rate"]
+    if first.size is None:
+        what = "the form of bodies is not known" if first.units == "normalised" else "clips are scaled to their extent"
+        notes.append(f"{file.name} does not tell the size of the image (width, height): {what}")
     info = ClipSetInfo(
         name=NAME,
         skeleton=SKELETON,
         dims=2,
-        fps=found.fps,
+        fps=first.fps,
         units="normalised",
         up_axis=UP_AXIS,
         licence="that of the files",
         classes=own.classes,
         synthetic=False,
         description="Keypoints: 2D detections of COCO's joints in one's own videos, normalised image coordinates",
-        recipe={
-            "reader": NAME,
-            "reader_version": READER_VERSION,
-            "files": len(own.files),
-            "files_sha256": own.digest,
-            "split": own.split,
-            "fps": repr(found.fps),
-            "resampling": "nearest frame",
-        },
+        recipe=own.recipe(NAME, READER_VERSION, first.fps, "nearest frame"),
     )
-    return Reading(info, make_jobs(own, partial(_clip, fps=found.fps)), tuple(notes))
+    return Reading(info, make_jobs(own, partial(_clip, fps=first.fps)), tuple(notes))
 
 
 def clip_names(file: Path) -> tuple[str, ...]:
-    """What `read_recording` takes as `clip`: the file's name without suffix."""
+    """The file's name without suffix."""
     return (Path(file).stem,)
 
 
 def read_recording(file: Path, clip: str | None = None) -> Recording:
-    """The clip of a file, in pixels, or normalised where MediaPipe's file has no width and height.
-
-    Raises:
-        ValueError: the file is damaged or of no known format, or nobody is seen in it; names it.
-        OSError: the file cannot be read.
-    """
+    """The clip of a file, in pixels, or normalised where MediaPipe's file has no width and height; see `Reader`."""
     file = Path(file)
-    if clip not in (None, file.stem):
-        raise ValueError(f"{file}: holds one clip, {file.stem}, got {clip!r}")
-    found = _read(file)
-    tracks = make_tracks(found)
+    check_only_clip(file, clip)
+    detections = _read(file)
+    tracks = make_tracks(detections)
     if not tracks:
         raise ValueError(f"{file}: nobody is seen in it; give another clip")
-    return Recording(file.stem, SKELETON, 2, found.fps, found.units, UP_AXIS, tracks, found.size)
+    size = detections.size
+    return Recording(file.stem, SKELETON, 2, detections.fps, detections.units, UP_AXIS, tracks, size)
 
 
 def _read(file: Path) -> Detections:
@@ -103,16 +88,16 @@ def _read(file: Path) -> Detections:
 
 def _clip(file: OwnFile, fps: float) -> Clip | LeftOut:
     path = Path(file.path)
-    found = _read(path)
-    tracks = make_tracks(found)
+    detections = _read(path)
+    tracks = make_tracks(detections)
     if not tracks:
         return LeftOut(file.name, "nobody seen", f"{path}: no joint has a score above 0")
-    if found.units == "pixel":
-        tracks = _normalised(path, tracks, found.size)
-    length = found.length
-    if not math.isclose(fps, found.fps, rel_tol=1e-9):
-        count = frames_at_rate(path, length, found.fps, fps)
-        tracks, length = at_rate(tracks, length, found.fps, fps, count), count
+    if detections.units == "pixel":
+        tracks = _normalised(path, tracks, detections.size)
+    length = detections.length
+    if not math.isclose(fps, detections.fps, rel_tol=1e-9):
+        count = frames_at_rate(path, length, detections.fps, fps)
+        tracks, length = at_rate(tracks, length, detections.fps, fps, count), count
         if not tracks:
             return LeftOut(file.name, "nobody seen", f"{path}: in none of the frames kept at {fps:g} a second")
     return Clip(file.name, tracks, label=file.label, split_test=file.split_test, length=length)
@@ -134,12 +119,12 @@ def _seen(track: Track) -> np.ndarray:
     return track.confidence > 0
 
 
-def at_rate(tracks: Sequence[Track], length: int, fps: float, wanted: float, count: int) -> tuple[Track, ...]:
+def at_rate(tracks: Sequence[Track], length: int, fps: float, new_fps: float, count: int) -> tuple[Track, ...]:
     """The first `count` frames of tracks at another rate: for each instant the frame nearest to it, the earlier of two.
 
     Detections are not mixed: half a joint that was not seen is no joint.
     """
-    taken_N = np.minimum(np.ceil(np.arange(count) * (fps / wanted) - 0.5 - 1e-9).astype(np.int64), length - 1)
+    taken_N = np.minimum(np.ceil(np.arange(count) * (fps / new_fps) - 0.5 - 1e-9).astype(np.int64), length - 1)
     kept = []
     for track in tracks:
         confidence_NJ = track.confidence

@@ -1,11 +1,11 @@
 """Persons of a video: which of a file's detections belong to one another, frame after frame.
 
 By the file's own numbers where every detection has one and no frame has one twice. Else from frame to frame, never
-looking ahead: of all pairs of a person known so far and a detection, the nearest is taken first. How far apart they are
+looking ahead: of all pairs of an earlier person and a detection, the nearest is taken first. How far apart they are
 is the mean distance of the joints seen in both, over the diagonal of the box around the person; half of it at most. A
 person who is not seen for more than 30 frames is another one afterwards. The two who are seen in most frames are kept.
 
-Shape suffixes: N frames, D detections of a file, T known persons, E detections of a frame, J 17 joints.
+Shape suffixes: N frames, D detections of a file, T earlier persons, E detections of a frame, J 17 joints.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from ups_model.data.format.writer import Track
+from ups_model.data.readers.fill_missing import LEAST_SCORE
 
 Units = Literal["pixel", "normalised"]
 
@@ -26,8 +27,6 @@ PERSONS = 2
 MAX_DISTANCE = 0.5
 MAX_GAP = 30
 """Frames."""
-LEAST_SCORE = 6e-8
-"""What is less is 0 in float16, as clip sets keep it, which means not seen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,22 +49,22 @@ class Detections:
     size: tuple[float, float] | None
 
 
-def make_tracks(found: Detections) -> tuple[Track, ...]:
+def make_tracks(detections: Detections) -> tuple[Track, ...]:
     """The two persons seen in most frames, the one seen longer first; frames in between have confidence 0.
 
     Positions are float32 [N, 17, 2] in the file's units and 0 where not seen.
     """
-    seen_D = np.flatnonzero((found.score_DJ >= LEAST_SCORE).any(axis=1))
+    seen_D = np.flatnonzero((detections.score_DJ >= LEAST_SCORE).any(axis=1))
     if not len(seen_D):
         return ()
-    if found.person_D is not None:
-        numbers = np.array([found.person_D[index] for index in seen_D.tolist()])
+    if detections.person_D is not None:
+        numbers = np.array([detections.person_D[index] for index in seen_D.tolist()])
     else:
-        numbers = associate(found.frame_D[seen_D], found.xy_DJ2[seen_D], found.score_DJ[seen_D])
+        numbers = associate(detections.frame_D[seen_D], detections.xy_DJ2[seen_D], detections.score_DJ[seen_D])
     _, first, which = np.unique(numbers, return_index=True, return_inverse=True)
     count = np.bincount(which)
     ranked = sorted(range(len(count)), key=lambda person: (-count[person], first[person]))
-    return tuple(_track(found, seen_D[which == person]) for person in ranked[:PERSONS])
+    return tuple(_track(detections, seen_D[which == person]) for person in ranked[:PERSONS])
 
 
 def associate(frame_D: np.ndarray, xy_DJ2: np.ndarray, score_DJ: np.ndarray) -> np.ndarray:
@@ -73,20 +72,19 @@ def associate(frame_D: np.ndarray, xy_DJ2: np.ndarray, score_DJ: np.ndarray) -> 
     person_D = np.full(len(frame_D), -1, dtype=np.int64)
     latest: dict[int, int] = {}  # person -> its last detection
     starts = np.flatnonzero(np.diff(frame_D, prepend=-1))
-    known = 0
+    count = 0
     for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(frame_D)], strict=True):
         frame = int(frame_D[start])
         latest = {person: last for person, last in latest.items() if frame - int(frame_D[last]) <= MAX_GAP}
-        here = range(start, stop)
         if latest:
             lasts = list(latest.values())
             distance_TE = distances(xy_DJ2[lasts], score_DJ[lasts], xy_DJ2[start:stop], score_DJ[start:stop])
             for row, column in _nearest_first(distance_TE):
                 person_D[start + column] = list(latest)[row]
-        for index in here:
+        for index in range(start, stop):
             if person_D[index] < 0:
-                person_D[index] = known
-                known += 1
+                person_D[index] = count
+                count += 1
             latest[int(person_D[index])] = index
     return person_D
 
@@ -124,14 +122,14 @@ def _nearest_first(distance_TE: np.ndarray) -> list[tuple[int, int]]:
     return pairs
 
 
-def _track(found: Detections, chosen_D: np.ndarray) -> Track:
-    frame_D = found.frame_D[chosen_D]
+def _track(detections: Detections, chosen_D: np.ndarray) -> Track:
+    frame_D = detections.frame_D[chosen_D]
     first = int(frame_D[0])
     length = int(frame_D[-1]) - first + 1
     xy_NJ2 = np.zeros((length, JOINTS, 2), dtype=np.float32)
     score_NJ = np.zeros((length, JOINTS), dtype=np.float32)
-    score_DJ = found.score_DJ[chosen_D]
+    score_DJ = detections.score_DJ[chosen_D]
     seen_DJ = score_DJ >= LEAST_SCORE
-    xy_NJ2[frame_D - first] = np.where(seen_DJ[..., None], found.xy_DJ2[chosen_D], 0)
+    xy_NJ2[frame_D - first] = np.where(seen_DJ[..., None], detections.xy_DJ2[chosen_D], 0)
     score_NJ[frame_D - first] = np.where(seen_DJ, score_DJ, 0)
     return Track(xy_NJ2, first, score_NJ)

@@ -4,28 +4,26 @@
      "label": "abseiling", "label_index": 0}
 
 `pose` is in parts of the image's width and height. Shape suffixes: N frames, D detections of a file, P persons (slots),
-J 18 joints.
+J 18 joints, K numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ups_model.data.readers.io.json_files import load_json
+from ups_model.data.readers.io.files import NUMBERS, first_outside, load_json
 from ups_model.data.readers.kinetics.tracks import JOINTS, MAX_COORDINATE, MAX_FRAMES, MAX_SCORE, PERSONS
 
 MAX_BYTES = 64 << 20
 """Of one video's file: those of ten seconds have about 300 kB."""
 
-_LOOKED_AT = 5
+_RANKED = 5
 """Persons of a frame among whom those kept are chosen: the first of its list."""
 _WAY_OUT = "get the file again"
-_NUMBERS = {int, float}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,25 +57,22 @@ def read_video(file: Path) -> VideoFile:
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
         raise ValueError(f"{file}: must hold an object with a list under 'data'; is it a video of Kinetics skeletons?")
     frames, detections = _collect(file, content["data"])
-    poses_DJ2, scores_DJ = _arrays(file, detections)
+    pose_DJ2 = _bounded(file, detections, "pose", -MAX_COORDINATE, MAX_COORDINATE).reshape(-1, JOINTS, 2)
+    score_DJ = _bounded(file, detections, "score", 0.0, MAX_SCORE).reshape(-1, JOINTS)
     first = min(frames, default=0)
-    count = max(frames, default=0) - first + 1 if frames else 0
+    count = max(frames, default=-1) - first + 1
     xy_NPJ2 = np.zeros((count, PERSONS, JOINTS, 2), dtype=np.float32)
     score_NPJ = np.zeros((count, PERSONS, JOINTS), dtype=np.float32)
-    if detections:
-        place_D = np.array([detection.frame - first for detection in detections])
-        # Rounded, so that the order of a sum's terms, which differs between processors, doesn't break a tie.
-        mean_D = scores_DJ.mean(axis=1).round(9)
-        order_D = np.lexsort((np.arange(len(mean_D)), -mean_D, place_D))
-        looked_at_D = np.array([detection.index < _LOOKED_AT for detection in detections])
-        order_D = order_D[looked_at_D[order_D]]
-        place_D = place_D[order_D]
-        # The rank within a frame: the place in the sorted list less the place of the frame's first.
-        rank_D = np.arange(len(place_D)) - np.searchsorted(place_D, place_D)
-        kept_D = rank_D < PERSONS
-        place_D, rank_D, order_D = place_D[kept_D], rank_D[kept_D], order_D[kept_D]
-        xy_NPJ2[place_D, rank_D] = poses_DJ2[order_D] - 0.5
-        score_NPJ[place_D, rank_D] = scores_DJ[order_D]
+    place_D = np.array([detection.frame - first for detection in detections], dtype=np.int64)
+    # Rounded, so that the order of a sum's terms, which differs between processors, doesn't break a tie.
+    order_D = np.lexsort((-score_DJ.mean(axis=1).round(9), place_D))
+    order_D = order_D[np.array([detection.index < _RANKED for detection in detections], dtype=bool)[order_D]]
+    place_D = place_D[order_D]
+    # The rank within a frame: the place in the sorted list less the place of the frame's first.
+    rank_D = np.arange(len(place_D)) - np.searchsorted(place_D, place_D)
+    kept_D = rank_D < PERSONS
+    xy_NPJ2[place_D[kept_D], rank_D[kept_D]] = pose_DJ2[order_D[kept_D]] - 0.5
+    score_NPJ[place_D[kept_D], rank_D[kept_D]] = score_DJ[order_D[kept_D]]
     return VideoFile(xy_NPJ2, score_NPJ, content.get("label"), content.get("label_index"))
 
 
@@ -92,7 +87,7 @@ class _Detection:
     score: list[float]
 
 
-def _collect(file: Path, entries: list[Any]) -> tuple[Iterable[int], list[_Detection]]:
+def _collect(file: Path, entries: list[Any]) -> tuple[dict[int, int], list[_Detection]]:
     """The frames of a file and the persons seen in them; everything but the numbers' values is checked."""
     places: dict[int, int] = {}
     detections = []
@@ -123,35 +118,27 @@ def _collect(file: Path, entries: list[Any]) -> tuple[Iterable[int], list[_Detec
 def _detection(file: Path, key: str, frame: int, index: int, person: Any) -> _Detection:
     if not isinstance(person, dict):
         raise ValueError(f"{file}: {key} must be an object, got {type(person).__name__}; {_WAY_OUT}")
-    pose, score = person.get("pose"), person.get("score")
-    for name, values, count in (("pose", pose, 2 * JOINTS), ("score", score, JOINTS)):
+    for name, count in (("pose", 2 * JOINTS), ("score", JOINTS)):
+        values = person.get(name)
         if not isinstance(values, list) or len(values) != count:
             got = len(values) if isinstance(values, list) else type(values).__name__
             raise ValueError(f"{file}: {key}.{name} must have {count} numbers, got {got}; {_WAY_OUT}")
-        # Exact types: numpy would take true and "1.5" for numbers.
-        if not _NUMBERS.issuperset(map(type, values)):
-            odd = next(i for i, value in enumerate(values) if type(value) not in _NUMBERS)
+        if not NUMBERS.issuperset(map(type, values)):
+            odd = next(i for i, value in enumerate(values) if type(value) not in NUMBERS)
             raise ValueError(f"{file}: {key}.{name}[{odd}] must be a number, got {values[odd]!r:.60}; {_WAY_OUT}")
     return _Detection(frame, index, key, person["pose"], person["score"])
 
 
-def _arrays(file: Path, detections: list[_Detection]) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [D, J, 2] and [D, J], within bounds."""
-    pose_DK = _bounded(file, detections, "pose", -MAX_COORDINATE, MAX_COORDINATE)
-    score_DK = _bounded(file, detections, "score", 0.0, MAX_SCORE)
-    return pose_DK.reshape(-1, JOINTS, 2), score_DK.reshape(-1, JOINTS)
-
-
 def _bounded(file: Path, detections: list[_Detection], name: str, low: float, high: float) -> np.ndarray:
+    """float64 [D, K], within bounds."""
     rows = [getattr(detection, name) for detection in detections]
     try:
         values_DK = np.array(rows, dtype=np.float64)
-        good_DK = (values_DK >= low) & (values_DK <= high)
-        bad = np.argwhere(~good_DK)[0].tolist() if not good_DK.all() else None
+        place = first_outside(values_DK, low, high)
     except OverflowError:  # an integer beyond all floats
-        bad = next([d, k] for d, row in enumerate(rows) for k, value in enumerate(row) if not low <= value <= high)
-    if bad is not None:
-        d, k = bad
+        place = next((d, k) for d, row in enumerate(rows) for k, value in enumerate(row) if not low <= value <= high)
+    if place is not None:
+        d, k = place
         where = f"{file}: {detections[d].key}.{name}[{k}]"
         raise ValueError(f"{where} must be in {low:g}..{high:g}, got {rows[d][k]!s:.30}; {_WAY_OUT}")
     return values_DK

@@ -10,32 +10,19 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ups_model.data.format.rules import DAMAGED
 from ups_model.data.readers.io import safe_pickle
+from ups_model.data.readers.io.files import damage_named, first_outside
 from ups_model.data.readers.kinetics.tracks import JOINTS, MAX_COORDINATE, MAX_FRAMES, MAX_SCORE, PERSONS
-
-_DATA, _LABEL = "_data.npy", "_label.pkl"
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a label file says of the rows."""
-
-    names: tuple[str, ...]
-    """Ids of the videos."""
-    labels: tuple[Any, ...]
-    """As stored; integers become int."""
 
 
 def label_file(data_file: Path) -> Path:
     """The label file that belongs to `train_data.npy`: `train_label.pkl`."""
-    return data_file.with_name(data_file.name.removesuffix(_DATA) + _LABEL)
+    return data_file.with_name(data_file.name.removesuffix("_data.npy") + "_label.pkl")
 
 
 def open_rows(file: Path) -> np.ndarray:
@@ -45,13 +32,8 @@ def open_rows(file: Path) -> np.ndarray:
         ValueError: no such file, truncated, or of another shape or type.
         OSError: it cannot be read.
     """
-    try:
+    with damage_named(f"{file}: not a whole .npy file", absent=(errno.ENOENT, errno.EISDIR)):
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except DAMAGED as error:
-        # Damage shows as an OSError without a number, or as a seek to nowhere; the disk's own errors go on.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.ENOENT, errno.EISDIR):
-            raise
-        raise ValueError(f"{file}: not a whole .npy file ({error}); get the file again") from error
     shape: tuple[int, ...] = array.shape if isinstance(array, np.ndarray) else ()
     if len(shape) != 5 or (shape[1], shape[3], shape[4]) != (3, JOINTS, PERSONS) or array.dtype.kind != "f":
         raise ValueError(
@@ -63,8 +45,8 @@ def open_rows(file: Path) -> np.ndarray:
     return array
 
 
-def read_listing(file: Path, rows: int) -> Listing:
-    """The names and labels of `rows` rows.
+def read_labels(file: Path, rows: int) -> tuple[list[str], list[Any]]:
+    """Ids of the videos of `rows` rows, and their labels as stored, of which NumPy's integers become int.
 
     Raises:
         ValueError: no such file, damaged, asking for more than data, or of another number of rows.
@@ -82,7 +64,8 @@ def read_listing(file: Path, rows: int) -> Listing:
             raise ValueError(
                 f"{file}[names][{row}]: must be a video's name, got {safe_pickle.shown(name)}; get the file again"
             )
-    return Listing(tuple(str(name).removesuffix(".json") for name in names), tuple(map(_plain, labels)))
+    plain = [label.item() if isinstance(label, np.integer) else label for label in labels]
+    return [str(name).removesuffix(".json") for name in names], plain
 
 
 def read_row(file: Path, array: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,11 +80,9 @@ def read_row(file: Path, array: np.ndarray, row: int) -> tuple[np.ndarray, np.nd
         ("coordinates", xy_NPJ2, -MAX_COORDINATE, MAX_COORDINATE),
         ("scores", score_NPJ, 0.0, MAX_SCORE),
     ):
-        good = (values >= low) & (values <= high)
-        if not good.all():
-            place = np.argwhere(~good)[0].tolist()
+        if (place := first_outside(values, low, high)) is not None:
             raise ValueError(
-                f"{file}[{row}]: {what} must be in {low:g}..{high:g}, got {float(values[tuple(place)])} in frame "
+                f"{file}[{row}]: {what} must be in {low:g}..{high:g}, got {float(values[place])} in frame "
                 f"{place[0]}, person {place[1]}, joint {place[2]}; get the file again"
             )
     return xy_NPJ2, score_NPJ
@@ -117,7 +98,3 @@ def _sequence(file: Path, what: str, part: Any, rows: int) -> Sequence[Any]:
             f"{file}[{what}]: must have the {rows} rows of the data file, got {len(part)}; take both from one place"
         )
     return part
-
-
-def _plain(label: Any) -> Any:
-    return label.item() if isinstance(label, np.integer) else label

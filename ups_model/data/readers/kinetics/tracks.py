@@ -12,12 +12,12 @@ from importlib.resources import files
 import numpy as np
 
 from ups_model.data.format.writer import Track
-from ups_model.data.readers.fill_missing import fill_undetected
+from ups_model.data.readers.fill_missing import LEAST_SCORE, fill_undetected
 
 KINETICS_CLASSES: tuple[str, ...] = tuple(
     (files("ups_model.data.readers.kinetics") / "class_names.txt").read_text("utf-8").splitlines()
 )
-"""The 400 actions of Kinetics-400 in label order, which is alphabetical but for letter case.
+"""The 400 actions in label order, which is alphabetical but for letter case.
 
 Source: W. Kay et al., "The Kinetics Human Action Video Dataset", 2017, appendix A; the order is that of the label files
 of the Kinetics skeletons published with ST-GCN.
@@ -30,11 +30,9 @@ PERSONS = 2
 MAX_FRAMES = 10_000
 """Clips are ten seconds, 300 frames; a longer recording is taken for damage."""
 MAX_COORDINATE = 10.0
-"""Bound of coordinates, in image widths and heights: a person reaches out of the image, not ten times as far."""
+"""In image widths and heights: a person reaches out of the image, not ten times as far."""
 MAX_SCORE = 10.0
-"""Bound of detection scores, which are near 0..1."""
-_LEAST_SCORE = 6e-8
-"""What is less is 0 in float16, as clip sets keep it, which means not seen."""
+"""Of detections, whose scores are near 0..1."""
 
 
 def make_tracks(xy_NPJ2: np.ndarray, score_NPJ: np.ndarray) -> tuple[Track, ...]:
@@ -47,7 +45,7 @@ def make_tracks(xy_NPJ2: np.ndarray, score_NPJ: np.ndarray) -> tuple[Track, ...]
         xy_NPJ2: centred coordinates; those of score 0 are not looked at.
         score_NPJ: 0 where a joint was not seen.
     """
-    score_NPJ = np.where(score_NPJ >= _LEAST_SCORE, score_NPJ, 0)
+    score_NPJ = np.where(score_NPJ >= LEAST_SCORE, score_NPJ, 0)
     tracks = []
     for person in range(score_NPJ.shape[1]):
         filled = np.flatnonzero((score_NPJ[:, person] > 0).any(axis=1))
@@ -55,9 +53,8 @@ def make_tracks(xy_NPJ2: np.ndarray, score_NPJ: np.ndarray) -> tuple[Track, ...]
             continue
         frames = slice(int(filled[0]), int(filled[-1]) + 1)
         score_NJ = np.asarray(score_NPJ[frames, person], dtype=np.float32)
-        xy_NJ2 = np.where(score_NJ[..., None] > 0, xy_NPJ2[frames, person], 0).astype(np.float32)
-        xy_NJ2 = fill_undetected(xy_NJ2, score_NJ, np.array([0]), np.array([len(score_NJ)]))
-        tracks.append(Track(xy_NJ2.astype(np.float32), offset=frames.start, confidence=score_NJ))
+        xy_NJ2 = np.where(score_NJ[..., None] > 0, xy_NPJ2[frames, person], 0)
+        tracks.append(Track(fill_undetected(xy_NJ2, score_NJ), frames.start, score_NJ))
     return tuple(tracks)
 
 

@@ -14,9 +14,9 @@ those of the pre-processing published with CTR-GCN (Chen et al., ICCV 2021), whi
 5. Each in turn continues the first person with whom it shares no frame; else it is a new person, of whom there are
    two at most; else it is dropped.
 
-Ours, where rules differ: if rule 2 finds nothing but noise, all bodies are kept for rule 3; and rule 5 goes by shared
-frames, so that a body may fill a gap of a person, where theirs, as far as is known to us, goes by the interval from a
-person's first to its last frame.
+Ours, where rules differ: if all bodies are noise by rule 2, all are kept for rule 3; and rule 5 goes by shared frames,
+so that a body may fill a gap of a person, where theirs, to our knowledge, goes by the interval from a person's first to
+its last frame.
 
 The clip's frames are those in which a kept person is seen. Where a person is not seen between two frames in which it
 is, its last pose is held: a pose from a later frame would let early prediction see ahead.
@@ -54,10 +54,8 @@ class Persons:
 def persons_of(recording: SkeletonFile) -> Persons:
     """The persons of a recording by the rules above."""
     bodies = list(recording.bodies.values())
-    kept = without_noise(bodies)
-    dropped = len(bodies) - len(kept)
     persons: list[list[Body]] = []
-    for body in by_motion(kept):
+    for body in _by_motion(_without_noise(bodies)):
         for person in persons:
             if not any(np.isin(body.frames_N, other.frames_N).any() for other in person):
                 person.append(body)
@@ -65,13 +63,11 @@ def persons_of(recording: SkeletonFile) -> Persons:
         else:
             if len(persons) < PERSONS:
                 persons.append([body])
-            else:
-                dropped += 1
     tracks, frames = tracks_of([_joined(person) for person in persons])
-    return Persons(tracks, dropped, recording.length - frames)
+    return Persons(tracks, len(bodies) - sum(map(len, persons)), recording.length - frames)
 
 
-def without_noise(bodies: Sequence[Body]) -> list[Body]:
+def _without_noise(bodies: Sequence[Body]) -> list[Body]:
     """Rules 1 to 3."""
     if len(bodies) < 2:
         return list(bodies)
@@ -86,7 +82,7 @@ def without_noise(bodies: Sequence[Body]) -> list[Body]:
     return kept
 
 
-def by_motion(bodies: Sequence[Body]) -> list[Body]:
+def _by_motion(bodies: Sequence[Body]) -> list[Body]:
     """Rule 4."""
     # Of one the motion, which takes longer than all the rest, tells nothing.
     return sorted(bodies, key=_motion, reverse=True) if len(bodies) > 1 else list(bodies)

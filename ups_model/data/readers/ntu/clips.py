@@ -1,20 +1,20 @@
-"""What clip sets of NTU RGB+D hold, whatever files they come from: their description, classes, columns and splits."""
+"""What clip sets of NTU RGB+D hold, whatever files they come from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ups_model.data.format.clip_set import ClipSetInfo
+from ups_model.data.format.info import ClipSetInfo
 from ups_model.data.format.writer import Clip
 from ups_model.data.readers.ntu.bodies import Persons
-from ups_model.data.readers.ntu.names import NTU60_CLASSES, NTU120_CLASSES, PROTOCOLS, NtuName, is_test
+from ups_model.data.readers.ntu.names import CLASSES, PROTOCOLS, NtuName, is_test
 
 FPS = 30.0
 SKELETON = "ntu25"
 UP_AXIS = "y"
 MISSING = "listed as missing skeletons"
 """Why a recording is left out."""
-CLASSES: Mapping[str, tuple[str, ...]] = {"ntu60": NTU60_CLASSES, "ntu120": NTU120_CLASSES}
+
 
 _LICENCE = "NTU RGB+D, ROSE Lab, Nanyang Technological University: academic research by agreement, no redistribution"
 
@@ -38,7 +38,7 @@ def set_info(name: str, recipe: Mapping[str, str | int]) -> ClipSetInfo:
 
 
 def named_clip(name: NtuName, set_name: str, persons: Persons) -> Clip:
-    """The clip of a recording whose name is known: subject, label, cameras and both protocols go by it."""
+    """The clip of a named recording: subject, label, cameras and both protocols go by its name."""
     tests = {protocol: is_test(name, set_name, protocol) for protocol in PROTOCOLS[set_name]}
     return Clip(
         clip_id=name.text,
@@ -58,7 +58,7 @@ def named_clip(name: NtuName, set_name: str, persons: Persons) -> Clip:
 
 
 def nameless_clip(clip_id: str, label: int, protocol: str, test: bool, persons: Persons) -> Clip:
-    """The clip of a row of arrays of which nothing but the content, the label and one protocol is known."""
+    """The clip of a row of arrays without names: it has a label, and one protocol."""
     return Clip(
         clip_id=clip_id,
         tracks=persons.tracks,

@@ -12,25 +12,22 @@ Shape suffixes: R rows, N frames, P persons (2), J joints (25), L labels.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import math
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
 
 import numpy as np
-from numpy.lib import format as npy
 
-from ups_model.data.format.rules import DAMAGED
 from ups_model.data.format.splits import CONTENT_ID
+from ups_model.data.readers.io.files import damage_named, read_npy_header
 from ups_model.data.readers.ntu.bodies import PERSONS, Persons, tracks_of
-from ups_model.data.readers.ntu.names import NtuName, is_test
-from ups_model.data.readers.ntu.skeleton_file import JOINTS, LIMIT_M, Body
+from ups_model.data.readers.ntu.names import CLASSES, NtuName, is_test
+from ups_model.data.readers.ntu.skeleton_file import JOINTS, MAX_METRES, Body
 
 FILES = {
     "NTU60_CS.npz": ("ntu60", "xsub"),
@@ -44,14 +41,13 @@ NAMES_FILE = "skes_available_name.txt"
 """The names list in the `statistics` folder of CTR-GCN's pre-processing."""
 
 PARTS = ("train", "test")
-CLASSES = {"ntu60": 60, "ntu120": 120}
 _WIDTH = PERSONS * JOINTS * 3
 _NO_NAMES = "move the list away to go without names"
 
 
 @dataclass(frozen=True)
 class Member:
-    """One array of an .npz file, found but not read."""
+    """One array of an .npz file, located but not read."""
 
     file: str
     name: str
@@ -64,13 +60,6 @@ class Member:
     def rows(self) -> int:
         return self.shape[0]
 
-    def map(self) -> np.ndarray:
-        """The array, mapped; of a compressed one see `row_blocks`."""
-        assert self.offset is not None, "a compressed member cannot be mapped"
-        if not math.prod(self.shape):
-            return np.zeros(self.shape, dtype=self.dtype)
-        return np.memmap(self.file, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
-
     def row_blocks(self, start: int = 0, stop: int | None = None, block: int = 64) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, block of rows) from `start` to `stop`.
 
@@ -82,23 +71,27 @@ class Member:
         if self.offset is not None:
             for first in range(start, stop, block):
                 # Mapped anew, so that pages of blocks that are done with do not stay resident.
-                yield first, np.asarray(self.map()[first : min(first + block, stop)])
+                mapped = (
+                    np.memmap(self.file, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
+                    if math.prod(self.shape)
+                    else np.zeros(self.shape, dtype=self.dtype)
+                )
+                yield first, np.asarray(mapped[first : min(first + block, stop)])
             return
         row_bytes = math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
-        try:
-            with zipfile.ZipFile(self.file) as archive, archive.open(f"{self.name}.npy") as stream:
-                _header(stream)
-                for first in range(0, stop, block):
-                    count = min(block, stop - first)
-                    raw = stream.read(count * row_bytes)
-                    values = np.frombuffer(raw, dtype=self.dtype).reshape(count, *self.shape[1:])
-                    if first + count > start:
-                        skip = max(start - first, 0)
-                        yield first + skip, values[skip:]
-                stream.read(1)  # so that the end is reached, where the checksum is compared
-        except DAMAGED as error:
-            _raise_unreachable(error)
-            raise ValueError(f"{self.file}[{self.name}]: damaged or truncated ({error}); get the file again") from error
+        with (
+            damage_named(f"{self.file}[{self.name}]: damaged or truncated"),
+            zipfile.ZipFile(self.file) as archive,
+            archive.open(f"{self.name}.npy") as stream,
+        ):
+            _header(stream)
+            for first in range(0, stop, block):
+                count = min(block, stop - first)
+                values = np.frombuffer(stream.read(count * row_bytes), self.dtype).reshape(count, *self.shape[1:])
+                if first + count > start:
+                    skip = max(start - first, 0)
+                    yield first + skip, values[skip:]
+            stream.read(1)  # so that the end is reached, where the checksum is compared
 
 
 @dataclass(frozen=True)
@@ -116,38 +109,33 @@ class ArrayFile:
         return all(member.offset is not None for member in self.members.values())
 
 
-def open_arrays(file: Path, set_name: str | None = None, protocol: str | None = None) -> ArrayFile:
+def open_arrays(file: Path) -> ArrayFile:
     """Finds the four arrays of a file and checks their shapes; reads no rows.
 
-    Args:
-        file: the .npz file.
-        set_name, protocol: by default as its name in FILES says.
-
     Raises:
-        ValueError: it is no such file, or its shapes are not those above; names it.
+        ValueError: its name is none of FILES, it is no such file, or its shapes are not those above; names it.
         OSError: it cannot be read.
     """
-    if set_name is None or protocol is None:
-        if file.name not in FILES:
-            raise ValueError(f"{file}: its name must be one of {', '.join(FILES)}: it tells the set and the protocol")
-        set_name, protocol = FILES[file.name]
-    wanted = [f"{kind}_{part}" for part in PARTS for kind in "xy"]
-    try:
-        with zipfile.ZipFile(file) as archive, file.open("rb") as raw:
-            if missing := [key for key in wanted if f"{key}.npy" not in archive.namelist()]:
-                raise ValueError(f"it lacks {', '.join(missing)}")
-            members = {key: _member(file, archive, raw, key) for key in wanted}
-    except DAMAGED as error:
-        _raise_unreachable(error)
-        raise ValueError(f"{file}: not a whole .npz file of NTU RGB+D ({error}); get the file again") from error
+    if file.name not in FILES:
+        raise ValueError(f"{file}: its name must be one of {', '.join(FILES)}: it tells the set and the protocol")
+    set_name, protocol = FILES[file.name]
+    keys = [f"{kind}_{part}" for part in PARTS for kind in "xy"]
+    with (
+        damage_named(f"{file}: not a whole .npz file of NTU RGB+D"),
+        zipfile.ZipFile(file) as archive,
+        file.open("rb") as raw,
+    ):
+        if missing := [key for key in keys if f"{key}.npy" not in archive.namelist()]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        members = {key: _member(file, archive, raw, key) for key in keys}
     faults = []
     for part in PARTS:
         x, y = members[f"x_{part}"], members[f"y_{part}"]
         if len(x.shape) != 3 or x.shape[1] < 1 or x.shape[2] != _WIDTH or np.dtype(x.dtype).kind != "f":
             faults.append(f"x_{part} must be floats [rows, frames, {_WIDTH}], got {x.dtype} {list(x.shape)}")
-        if y.shape != (x.rows, CLASSES[set_name]) or np.dtype(y.dtype).kind not in "fiub":
-            expected = [x.rows, CLASSES[set_name]]
-            faults.append(f"y_{part} must be one-hot numbers {expected}, got {y.dtype} {list(y.shape)}")
+        expected = (*x.shape[:1], len(CLASSES[set_name]))
+        if y.shape != expected or np.dtype(y.dtype).kind not in "fiub":
+            faults.append(f"y_{part} must be one-hot numbers {list(expected)}, got {y.dtype} {list(y.shape)}")
     if faults:
         raise ValueError(f"{file}: " + "; ".join(faults))
     return ArrayFile(file, set_name, protocol, members)
@@ -168,11 +156,14 @@ def persons_of_poses(pose_PNJ3: np.ndarray, where: str) -> Persons:
     `bodies_dropped` is -1: who made the arrays knows.
 
     Raises:
-        ValueError: values that are not finite or lie beyond LIMIT_M, or more than two persons; begins with `where`.
+        ValueError: values that are not finite or lie beyond MAX_METRES, or more than two persons; begins with `where`.
     """
-    if not (np.abs(pose_PNJ3) <= LIMIT_M).all():  # not <= is also true of NaN
-        frame = int(np.flatnonzero(~(np.abs(pose_PNJ3) <= LIMIT_M).all(axis=(0, 2, 3)))[0])
-        raise ValueError(f"{where}: frame {frame}: coordinates must be finite and within {LIMIT_M:g} m; leave it out")
+    within_N = (np.abs(pose_PNJ3) <= MAX_METRES).all(axis=(0, 2, 3))  # false of NaN too
+    if not within_N.all():
+        frame = int(within_N.argmin())
+        raise ValueError(
+            f"{where}: frame {frame}: coordinates must be finite and within {MAX_METRES:g} m; leave it out"
+        )
     bodies = []
     for pose_NJ3 in pose_PNJ3:
         frames_N = np.flatnonzero(pose_NJ3.any(axis=(1, 2)))
@@ -207,7 +198,7 @@ def repeats(arrays: ArrayFile) -> dict[tuple[str, int], int]:
         for first, block in arrays.members[f"x_{part}"].row_blocks():
             for row, head in enumerate(block[:, 0].astype("<f4"), start=first):
                 alike.setdefault(hashlib.blake2b(head.tobytes(), digest_size=16).digest(), []).append((part, row))
-    found = {}
+    repeated = {}
     for rows in alike.values():
         if len(rows) < 2:
             continue
@@ -216,9 +207,9 @@ def repeats(arrays: ArrayFile) -> dict[tuple[str, int], int]:
             ((_, block),) = arrays.members[f"x_{part}"].row_blocks(row, row + 1, block=1)
             name = content_id(block[0])
             if counts.setdefault(name, 0):
-                found[part, row] = counts[name]
+                repeated[part, row] = counts[name]
             counts[name] += 1
-    return found
+    return repeated
 
 
 def match_names(arrays: ArrayFile, names: Sequence[NtuName], source: Path) -> dict[str, tuple[NtuName, ...]]:
@@ -270,16 +261,9 @@ def _odd_rows(names: Sequence[NtuName], label_R: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.array([name.action - 1 for name in names], dtype=np.int64) != label_R)
 
 
-def _raise_unreachable(error: Exception) -> None:
-    """Raises an error of the disk again. Damage shows as an OSError without a number, or as a seek to nowhere."""
-    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-        raise error
-
-
 def _member(file: Path, archive: zipfile.ZipFile, raw: BinaryIO, key: str) -> Member:
     info = archive.getinfo(f"{key}.npy")
-    with ExitStack() as stack:
-        stream = stack.enter_context(archive.open(info))
+    with archive.open(info) as stream:
         shape, dtype = _header(stream)
         header_bytes = stream.tell()
     size = header_bytes + math.prod(shape) * dtype.itemsize
@@ -291,18 +275,13 @@ def _member(file: Path, archive: zipfile.ZipFile, raw: BinaryIO, key: str) -> Me
         raw.seek(info.header_offset)
         local = struct.unpack("<4s5H3L2H", raw.read(30))
         offset = info.header_offset + 30 + local[-2] + local[-1] + header_bytes
-        end = offset + size - header_bytes
-        if end > file.stat().st_size:
+        if offset + size - header_bytes > file.stat().st_size:
             raise ValueError(f"{key} ends beyond the file")
     return Member(str(file), key, shape, dtype.str, offset)
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    version = npy.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f".npy version must be 1.0 or 2.0, got {version[0]}.{version[1]}")
-    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read_header(stream)
+    shape, fortran, dtype = read_npy_header(stream)
     if dtype.hasobject or (fortran and len(shape) > 1):
         raise ValueError(f"arrays must be numbers in C order, got {dtype}, fortran_order={fortran}")
     if any(size < 0 for size in shape):

@@ -23,7 +23,7 @@ NTU120_CLASSES: tuple[str, ...] = tuple(
 Source: the list of action classes that its publisher, the ROSE Lab of NTU Singapore, keeps with the data set.
 """
 NTU60_CLASSES: tuple[str, ...] = NTU120_CLASSES[:60]
-"""NTU RGB+D 60 has the first sixty."""
+CLASSES: Mapping[str, tuple[str, ...]] = MappingProxyType({"ntu60": NTU60_CLASSES, "ntu120": NTU120_CLASSES})
 
 _XSUB_60 = frozenset({1, 2, 4, 5, 8, 9, *range(13, 20), 25, 27, 28, 31, 34, 35, 38})
 _XSUB_120 = _XSUB_60 | {45, 46, 47, 49, 50, *range(52, 60), 70, 74, 78, *range(80, 87)}
@@ -89,13 +89,12 @@ def belongs(name: NtuName, set_name: str) -> bool:
 
 def is_test(name: NtuName, set_name: str, protocol: str) -> bool:
     """Whether a protocol of a set tests on a recording, else it trains on it."""
-    match protocol:
-        case "xsub":
-            return name.performer not in TRAINING_SUBJECTS[set_name]
-        case "xview":
-            return name.camera not in TRAINING_CAMERAS
-        case "xset":
-            return name.setup % 2 == 1
+    if protocol == "xsub":
+        return name.performer not in TRAINING_SUBJECTS[set_name]
+    if protocol == "xview":
+        return name.camera not in TRAINING_CAMERAS
+    if protocol == "xset":
+        return name.setup % 2 == 1
     raise ValueError(f"{set_name} has the protocols {', '.join(PROTOCOLS[set_name])}, got {protocol!r}")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from ups_model.data.format.writer import Clip
 from ups_model.data.prepare.jobs import LeftOut
+from ups_model.data.readers.io.files import source_kept
 from ups_model.data.readers.io.safe_pickle import load
 from ups_model.data.readers.ntu.bodies import Persons
 from ups_model.data.readers.ntu.clips import MISSING, named_clip
@@ -44,10 +45,10 @@ def check_pickle(file: Path, set_name: str) -> None:
         )
     if not isinstance(pose, np.ndarray) or not isinstance(items[0].get("frame_dir"), str):
         raise ValueError(f"{file}: annotations must have frame_dir and keypoint, got {sorted(map(str, items[0]))}")
-    check_splits(file, set_name, rest.get("split", {}))
+    _check_splits(file, set_name, rest.get("split", {}))
 
 
-def check_splits(file: Path, set_name: str, splits: Any) -> None:
+def _check_splits(file: Path, set_name: str, splits: Any) -> None:
     """Raises ValueError naming the first name that a split of the file puts on another side than the protocols do."""
     if not isinstance(splits, Mapping):
         raise ValueError(f"{file}['split']: must be a dict of lists of names, got {type(splits).__name__}")
@@ -64,8 +65,9 @@ def check_splits(file: Path, set_name: str, splits: Any) -> None:
 
 def read_pickle(file: Path, set_name: str, missing: frozenset[str]) -> Iterator[Clip | LeftOut]:
     """The clips of a file in its order. Raises ValueError where the file as a whole is damaged or its splits differ."""
-    items, rest = _load(file)
-    check_splits(file, set_name, rest.get("split", {}))
+    with source_kept(file):
+        items, rest = _load(file)
+    _check_splits(file, set_name, rest.get("split", {}))
     seen: set[str] = set()
     for index, item in enumerate(items):
         text = item.get("frame_dir")

@@ -12,51 +12,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from ups_model.data.format.writer import Clip
-from ups_model.data.prepare.jobs import Job, LeftOut, Reading, Recording
-from ups_model.data.readers.io.source_files import source_kept
+from ups_model.data.prepare.jobs import BLOCK, Job, LeftOut, Reading, Recording, block_jobs, check_only_clip, read_items
+from ups_model.data.readers.io.files import source_kept
 from ups_model.data.readers.ntu import ctrgcn
 from ups_model.data.readers.ntu.bodies import Persons, persons_of
 from ups_model.data.readers.ntu.clips import FPS, MISSING, SKELETON, UP_AXIS, named_clip, nameless_clip, set_info
-from ups_model.data.readers.ntu.files import Chosen, choose, digest, look, sets_in
-from ups_model.data.readers.ntu.names import (
-    PROTOCOLS,
-    PUBLISHED_COUNTS,
-    PUBLISHED_TOTAL,
-    NtuName,
-    belongs,
-    parse_name,
-    read_missing,
-    read_names,
-)
+from ups_model.data.readers.ntu.files import Selection, choose, digest, list_files, sets_in
+from ups_model.data.readers.ntu.names import PUBLISHED_TOTAL, NtuName, belongs, parse_name, read_missing, read_names
 from ups_model.data.readers.ntu.pyskl import check_pickle, find_item, item_names, read_pickle
 from ups_model.data.readers.ntu.skeleton_file import read_skeleton
-
-__all__ = ["PROTOCOLS", "PUBLISHED_COUNTS", "available", "clip_names", "read_missing", "read_recording", "reading"]
 
 READER_VERSION = 2
 """Raised when the reader changes what it writes, so that prepared sets are made again."""
 
-_BLOCK = 256
-
 
 def available(source: Path) -> tuple[str, ...]:
-    """Which of "ntu60" and "ntu120" a folder (searched with the folders in it) or file has. Reads file names alone.
-
-    Raises:
-        ValueError: no such file or folder, or nothing of NTU RGB+D in it.
-    """
-    return sets_in(look(source))
+    """Which of "ntu60" and "ntu120" a folder (searched with the folders in it) or file has, by file names alone.
+    ValueError where it has neither."""
+    return sets_in(list_files(source))
 
 
 def recipe(name: str, source: Path, missing: Sequence[Path] = ()) -> dict[str, str | int]:
     """What preparing the set depends on; lists files and reads none. Raises ValueError as `reading`."""
-    return _recipe(name, choose(name, look(source), missing))
+    return _recipe(name, choose(name, list_files(source), missing))
 
 
 def reading(name: str, source: Path, missing: Sequence[Path] = ()) -> Reading:
@@ -70,129 +53,106 @@ def reading(name: str, source: Path, missing: Sequence[Path] = ()) -> Reading:
             their names list, or a pickle's splits are not the protocols'; names the file.
         OSError: a file cannot be read.
     """
-    chosen = choose(name, look(source), missing)
-    info = set_info(name, _recipe(name, chosen))
+    selection = choose(name, list_files(source), missing)
+    info = set_info(name, _recipe(name, selection))
     left_out: set[str] = set()
-    notes = list(chosen.notes)
-    for file in chosen.missing:
-        listed = read_missing(file)
-        left_out |= listed
-        notes.append(f"{file.name}: {len(listed)} recordings with missing skeletons are left out")
-    make = {"raw": _raw_jobs, "arrays": _array_jobs, "pickle": _pickle_jobs}[chosen.layout]
-    jobs, more = make(name, chosen, frozenset(left_out))
+    notes = list(selection.notes)
+    for file in selection.missing:
+        names = read_missing(file)
+        left_out |= names
+        notes.append(f"{file.name}: {len(names)} recordings with missing skeletons are left out")
+    make = {"raw": _raw_jobs, "arrays": _array_jobs, "pickle": _pickle_jobs}[selection.layout]
+    jobs, more = make(name, selection, frozenset(left_out))
     return Reading(info, tuple(jobs), (*notes, *more))
 
 
 def clip_names(file: Path) -> tuple[str, ...]:
-    """What `read_recording` takes as `clip` for a file: "train:0".. of arrays, frame_dir of a pickle, or a name.
-
-    Raises:
-        ValueError: the file is damaged or none of NTU RGB+D's; names it.
-    """
+    """ "train:0".. of arrays, frame_dir of a pickle, or the file's name without suffix; see `Reader`."""
     file = Path(file)
     if file.suffix == ".npz":
         members = ctrgcn.open_arrays(file).members
         return tuple(f"{part}:{row}" for part in ctrgcn.PARTS for row in range(members[f"x_{part}"].rows))
-    if file.suffix == ".pkl":
-        return item_names(file)
-    return (file.stem,)
+    return item_names(file) if file.suffix == ".pkl" else (file.stem,)
 
 
 def read_recording(file: Path, clip: str | None = None) -> Recording:
-    """One recording of a file.
-
-    Args:
-        file: a .skeleton file, arrays (.npz) or a pickle (.pkl).
-        clip: which of several, see `clip_names`; may be left out where there is one.
-
-    Raises:
-        ValueError: the file is damaged or none of NTU RGB+D's, has no such clip, or nobody is seen in it; names it.
-        OSError: the file cannot be read.
-    """
+    """One recording of a .skeleton file, of arrays (.npz) or of a pickle (.pkl); see `Reader`."""
     file = Path(file)
     if file.suffix == ".npz":
-        name, persons = _read_row(file, clip)
+        name, persons = _row_persons(file, clip)
     elif file.suffix == ".pkl":
         name, persons = find_item(file, clip)
     else:
-        if clip not in (None, file.stem):
-            raise ValueError(f"{file}: holds one recording, {file.stem}, got {clip!r}")
+        check_only_clip(file, clip, "recording")
         name, persons = file.stem, persons_of(read_skeleton(file))
     if not persons.tracks:
         raise ValueError(f"{file}: nobody is seen in {name}; choose another recording")
     return Recording(name, SKELETON, 3, FPS, "metre", UP_AXIS, persons.tracks)
 
 
-def _recipe(name: str, chosen: Chosen) -> dict[str, str | int]:
+def _recipe(name: str, selection: Selection) -> dict[str, str | int]:
     return {
         "reader": "ntu",
         "reader_version": READER_VERSION,
         "set": name,
-        "layout": chosen.layout,
-        "files": len(chosen.files),
-        "files_sha256": digest(chosen),
+        "layout": selection.layout,
+        "files": len(selection.files),
+        "files_sha256": digest(selection),
     }
 
 
 # Raw files
 
 
-def _raw_jobs(name: str, chosen: Chosen, missing: frozenset[str]) -> tuple[list[Job], list[str]]:
-    files = sorted(chosen.files, key=lambda file: (file.stem, str(file)))
-    first = {file.stem: file for file in reversed(files)}
-    listed = [(str(file), str(first[file.stem]) if first[file.stem] != file else "") for file in files]
-    jobs = []
-    for start in range(0, len(listed), _BLOCK):
-        block = listed[start : start + _BLOCK]
-        here = missing & {Path(file).stem for file, _ in block}
-        job_name = f"{Path(block[0][0]).stem} and {len(block) - 1} more"
-        jobs.append(Job(job_name, len(block), partial(_read_raw, name, tuple(block), here)))
+@dataclass(frozen=True)
+class _RawFile:
+    name: str
+    path: Path
+
+
+def _raw_jobs(name: str, selection: Selection, missing: frozenset[str]) -> tuple[list[Job], list[str]]:
+    items: list[_RawFile | LeftOut] = []
+    first: dict[str, Path] = {}
+    for file in sorted(selection.files, key=lambda file: (file.stem, str(file))):
+        before = first.setdefault(file.stem, file)
+        if file.stem in missing:
+            items.append(LeftOut(file.stem, MISSING))
+        elif before != file:
+            items.append(LeftOut(file.stem, "duplicate", f"{file}: is also {before}"))
+        else:
+            items.append(_RawFile(file.stem, file))
     notes = []
-    if not chosen.missing:
+    if not selection.missing:
         notes.append("no list of missing skeletons: give the published one, or damaged recordings are trained on")
     if (there := len(first.keys() - missing)) != PUBLISHED_TOTAL[name]:
         notes.append(f"{there} recordings are there, the published set has {PUBLISHED_TOTAL[name]}")
-    return jobs, notes
+    return block_jobs("files", items, partial(read_items, partial(_raw_clip, name))), notes
 
 
-def _read_raw(set_name: str, files: Sequence[tuple[str, str]], missing: frozenset[str]) -> Iterator[Clip | LeftOut]:
-    for path, before in files:
-        file = Path(path)
-        if file.stem in missing:
-            yield LeftOut(file.stem, MISSING)
-        elif before:
-            yield LeftOut(file.stem, "duplicate", f"{file}: is also {before}")
-        else:
-            yield _read_raw_file(set_name, file)
-
-
-def _read_raw_file(set_name: str, file: Path) -> Clip | LeftOut:
-    try:
-        name = parse_name(file.stem)
-        with source_kept(file):
-            if file.stat().st_size == 0:
-                return LeftOut(file.stem, "empty", f"{file}: has no content")
-            recording = read_skeleton(file)
-        persons = persons_of(recording)
-    except ValueError as error:
-        return LeftOut(file.stem, "unreadable", str(error))
+def _raw_clip(set_name: str, file: _RawFile) -> Clip | LeftOut:
+    name = parse_name(file.name)
+    with source_kept(file.path):
+        if file.path.stat().st_size == 0:
+            return LeftOut(file.name, "empty", f"{file.path}: has no content")
+        recording = read_skeleton(file.path)
+    persons = persons_of(recording)
     if not persons.tracks:
-        return LeftOut(file.stem, "empty", f"{file}: no frame has a body")
+        return LeftOut(file.name, "empty", f"{file.path}: no frame has a body")
     return named_clip(name, set_name, persons)
 
 
 # Arrays
 
 
-def _array_jobs(name: str, chosen: Chosen, missing: frozenset[str]) -> tuple[list[Job], list[str]]:
-    arrays = ctrgcn.open_arrays(chosen.files[0])
+def _array_jobs(name: str, selection: Selection, missing: frozenset[str]) -> tuple[list[Job], list[str]]:
+    arrays = ctrgcn.open_arrays(selection.files[0])
     rows = {part: arrays.members[f"x_{part}"].rows for part in ctrgcn.PARTS}
     notes = []
     names: dict[str, tuple[NtuName, ...]] | None = None
-    if chosen.names is not None:
-        listed = [recording for recording in read_names(chosen.names) if belongs(recording, name)]
-        names = ctrgcn.match_names(arrays, listed, chosen.names)
-        notes.append(f"{chosen.names.name}: rows are named by it, every label agrees")
+    if selection.names is not None:
+        listed = [recording for recording in read_names(selection.names) if belongs(recording, name)]
+        names = ctrgcn.match_names(arrays, listed, selection.names)
+        notes.append(f"{selection.names.name}: rows are named by it, every label agrees")
     else:
         notes.append(
             f"{arrays.file.name} has no names (no {ctrgcn.NAMES_FILE}): subjects are unknown, {arrays.protocol} is "
@@ -202,18 +162,26 @@ def _array_jobs(name: str, chosen: Chosen, missing: frozenset[str]) -> tuple[lis
             notes.append("without names, lists of missing skeletons are not used: the arrays were made without them")
     if not arrays.mapped:
         notes.append(f"{arrays.file.name} is compressed, so one process reads it front to back")
-        read = partial(_read_compressed, arrays, names, missing)
-        return [Job(arrays.file.name, sum(rows.values()), read)], notes
+        return [Job(arrays.file.name, sum(rows.values()), partial(_read_compressed, arrays, names, missing))], notes
     repeated = {} if names is not None else ctrgcn.repeats(arrays)
     jobs = []
     for part in ctrgcn.PARTS:
-        for start in range(0, rows[part], _BLOCK):
-            stop = min(start + _BLOCK, rows[part])
-            here = None if names is None else names[part][start:stop]
-            again = {row: repeated[part, row] for row in range(start, stop) if (part, row) in repeated}
-            read = partial(_read_rows, arrays, part, start, stop, here, missing, again)
+        for start in range(0, rows[part], BLOCK):
+            stop = min(start + BLOCK, rows[part])
+            names_here = None if names is None else names[part][start:stop]
+            repeated_here = {row: repeated[part, row] for row in range(start, stop) if (part, row) in repeated}
+            read = partial(_read_rows, arrays, part, start, stop, names_here, missing, repeated_here)
             jobs.append(Job(f"{part} {start}-{stop - 1}", stop - start, read))
     return jobs, notes
+
+
+def _read_compressed(
+    arrays: ctrgcn.ArrayFile, names: Mapping[str, Sequence[NtuName]] | None, missing: frozenset[str]
+) -> Iterator[Clip | LeftOut]:
+    repeated: Counter[str] = Counter()
+    for part in ctrgcn.PARTS:
+        rows = arrays.members[f"x_{part}"].rows
+        yield from _read_rows(arrays, part, 0, rows, None if names is None else names[part], missing, repeated)
 
 
 def _read_rows(
@@ -228,52 +196,37 @@ def _read_rows(
     """Rows of a part. `repeated` counts equal ones before: by row, or a Counter of ids that is added to."""
     with source_kept(arrays.file):
         label_R = ctrgcn.labels_of(arrays.members[f"y_{part}"], start, stop)
-    for first, block in _kept_blocks(arrays, part, start, stop):
-        for row, row_NC in enumerate(block, start=first):
-            where = f"{part}:{row}"
-            name = None if names is None else names[row - start]
-            if name is not None and name.text in missing:
-                yield LeftOut(name.text, MISSING)
-                continue
-            shown = where if name is None else name.text
-            try:
-                persons = ctrgcn.persons_of_row(row_NC, f"{arrays.file}[x_{part}][{row}]")
-                if label_R[row - start] < 0:
-                    raise ValueError(f"{arrays.file}[y_{part}][{row}]: must be one-hot; leave it out")
-            except ValueError as error:
-                yield LeftOut(shown, "unreadable", str(error))
-                continue
-            if not persons.tracks:
-                yield LeftOut(shown, "empty", f"{arrays.file}[x_{part}][{row}]: no frame has a body")
-            elif name is not None:
-                yield named_clip(name, arrays.set_name, persons)
-            else:
-                clip_id = ctrgcn.content_id(row_NC)
-                if isinstance(repeated, Counter):
-                    times = repeated[clip_id]
-                    repeated[clip_id] += 1
+        for first, block in arrays.members[f"x_{part}"].row_blocks(start, stop):
+            for row, row_NC in enumerate(block, start=first):
+                name = None if names is None else names[row - start]
+                if name is not None and name.text in missing:
+                    yield LeftOut(name.text, MISSING)
+                    continue
+                shown = f"{part}:{row}" if name is None else name.text
+                label = int(label_R[row - start])
+                try:
+                    persons = ctrgcn.persons_of_row(row_NC, f"{arrays.file}[x_{part}][{row}]")
+                    if label < 0:
+                        raise ValueError(f"{arrays.file}[y_{part}][{row}]: must be one-hot; leave it out")
+                except ValueError as error:
+                    yield LeftOut(shown, "unreadable", str(error))
+                    continue
+                if not persons.tracks:
+                    yield LeftOut(shown, "empty", f"{arrays.file}[x_{part}][{row}]: no frame has a body")
+                elif name is not None:
+                    yield named_clip(name, arrays.set_name, persons)
                 else:
-                    times = repeated.get(row, 0)
-                clip_id += f"-{times + 1}" if times else ""
-                yield nameless_clip(clip_id, int(label_R[row - start]), arrays.protocol, part == "test", persons)
+                    clip_id = ctrgcn.content_id(row_NC)
+                    if isinstance(repeated, Counter):
+                        times = repeated[clip_id]
+                        repeated[clip_id] += 1
+                    else:
+                        times = repeated.get(row, 0)
+                    clip_id += f"-{times + 1}" if times else ""
+                    yield nameless_clip(clip_id, label, arrays.protocol, part == "test", persons)
 
 
-def _kept_blocks(arrays: ctrgcn.ArrayFile, part: str, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
-    with source_kept(arrays.file):
-        yield from arrays.members[f"x_{part}"].row_blocks(start, stop)
-
-
-def _read_compressed(
-    arrays: ctrgcn.ArrayFile, names: Mapping[str, Sequence[NtuName]] | None, missing: frozenset[str]
-) -> Iterator[Clip | LeftOut]:
-    repeated: Counter[str] = Counter()
-    for part in ctrgcn.PARTS:
-        rows = arrays.members[f"x_{part}"].rows
-        here = None if names is None else names[part]
-        yield from _read_rows(arrays, part, 0, rows, here, missing, repeated)
-
-
-def _read_row(file: Path, clip: str | None) -> tuple[str, Persons]:
+def _row_persons(file: Path, clip: str | None) -> tuple[str, Persons]:
     arrays = ctrgcn.open_arrays(file)
     part, _, row = (clip or "").partition(":")
     if part not in ctrgcn.PARTS or not (row.isascii() and row.isdigit()) or len(row) > 9:
@@ -288,13 +241,8 @@ def _read_row(file: Path, clip: str | None) -> tuple[str, Persons]:
 # Pickles
 
 
-def _pickle_jobs(name: str, chosen: Chosen, missing: frozenset[str]) -> tuple[list[Job], list[str]]:
-    (file,) = chosen.files
+def _pickle_jobs(name: str, selection: Selection, missing: frozenset[str]) -> tuple[list[Job], list[str]]:
+    (file,) = selection.files
     check_pickle(file, name)
     # The number of annotations is known at the end; the published files have all of them.
-    return [Job(file.name, PUBLISHED_TOTAL[name], partial(_read_pickle, name, file, missing))], []
-
-
-def _read_pickle(set_name: str, file: Path, missing: frozenset[str]) -> Iterator[Clip | LeftOut]:
-    with source_kept(file):
-        yield from read_pickle(file, set_name, missing)
+    return [Job(file.name, PUBLISHED_TOTAL[name], partial(read_pickle, file, name, missing))], []

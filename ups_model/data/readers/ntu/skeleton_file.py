@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 JOINTS = 25
-LIMIT_M = 100.0
+MAX_METRES = 100.0
 """Farthest coordinate from the sensor, metres, that is taken for one: Kinect v2 sees 8 m."""
 
 _BODY_FIELDS, _JOINT_FIELDS = 10, 12
@@ -53,7 +53,7 @@ def read_skeleton(file: Path) -> SkeletonFile:
 
     Raises:
         ValueError: FILE:LINE of what breaks the format: truncation, wrong counts, fields too many or too few, what is
-            no number, is not finite or lies beyond LIMIT_M, an id twice in a frame, text after the last frame.
+            no number, is not finite or lies beyond MAX_METRES, an id twice in a frame, text after the last frame.
         OSError: the file cannot be read.
     """
     text = file.read_bytes().rstrip()
@@ -62,7 +62,7 @@ def read_skeleton(file: Path) -> SkeletonFile:
     lines = [line.split() for line in text.split(b"\n")]
     total = _count(file, lines, 0, "frames")
     if total > len(lines) - 1:
-        raise ValueError(f"{file}:1: {total} frames need as many lines, got {len(lines) - 1}; {_WAY_OUT}")
+        raise _fault(file, 0, f"{total} frames need as many lines, got {len(lines) - 1}")
 
     seen: dict[bytes, list[tuple[int, int]]] = {}  # body id -> its frames, and its blocks of joints among all
     starts_B: list[int] = []  # the line of each block's first joint
@@ -74,7 +74,7 @@ def read_skeleton(file: Path) -> SkeletonFile:
             at = start + JOINTS - 1
         at += 1
     if at < len(lines):
-        raise ValueError(f"{file}:{at + 1}: {total} frames end here, but {len(lines) - at} lines follow; {_WAY_OUT}")
+        raise _fault(file, at, f"{total} frames end here, but {len(lines) - at} lines follow")
 
     joints_BJ3 = _joints(file, lines, starts_B)
     bodies = {}
@@ -87,19 +87,19 @@ def read_skeleton(file: Path) -> SkeletonFile:
 def _bodies(file: Path, lines: _Lines, at: int, frame: int, total: int) -> dict[bytes, int]:
     """Body ids of the frame that begins at line `at`, each with the line of its first joint. Checks all but joints."""
     if at >= len(lines):
-        raise ValueError(f"{file}:{at + 1}: ends at frame {frame} of {total}; {_WAY_OUT}")
+        raise _fault(file, at, f"ends at frame {frame} of {total}")
     bodies = _count(file, lines, at, "bodies")
     at += 1
     if at + bodies * _BODY_LINES > len(lines):
         needed = f"{bodies} bodies need {bodies * _BODY_LINES} lines"
-        raise ValueError(f"{file}:{at}: {needed}, {len(lines) - at} are left; {_WAY_OUT}")
+        raise _fault(file, at - 1, f"{needed}, {len(lines) - at} are left")
     starts: dict[bytes, int] = {}
     for _ in range(bodies):
         body = _body_id(file, lines, at)
         if lines[at + 1] != _JOINT_COUNT:
             raise ValueError(f"{file}:{at + 2}: bodies must have {JOINTS} joints, got {_shown(lines[at + 1])}")
         if body in starts:
-            raise ValueError(f"{file}:{at + 1}: body {_shown([body])} is twice in frame {frame}; {_WAY_OUT}")
+            raise _fault(file, at, f"body {_shown([body])} is twice in frame {frame}")
         starts[body] = at + 2
         at += _BODY_LINES
     return starts
@@ -108,18 +108,16 @@ def _bodies(file: Path, lines: _Lines, at: int, frame: int, total: int) -> dict[
 def _count(file: Path, lines: _Lines, at: int, what: str) -> int:
     text = b" ".join(lines[at])
     if not text.isdigit() or len(text) > 9:
-        raise ValueError(f"{file}:{at + 1}: must be a number of {what}, got {_shown(lines[at])}; {_WAY_OUT}")
+        raise _fault(file, at, f"must be a number of {what}, got {_shown(lines[at])}")
     return int(text)
 
 
 def _body_id(file: Path, lines: _Lines, at: int) -> bytes:
     fields = lines[at]
     if len(fields) != _BODY_FIELDS:
-        raise ValueError(
-            f"{file}:{at + 1}: a body's line must have {_BODY_FIELDS} fields, got {len(fields)}; {_WAY_OUT}"
-        )
+        raise _fault(file, at, f"a body's line must have {_BODY_FIELDS} fields, got {len(fields)}")
     if not fields[0].isdigit():
-        raise ValueError(f"{file}:{at + 1}: a body's id must be a number, got {_shown(fields[:1])}; {_WAY_OUT}")
+        raise _fault(file, at, f"a body's id must be a number, got {_shown(fields[:1])}")
     return fields[0]
 
 
@@ -128,17 +126,13 @@ def _joints(file: Path, lines: _Lines, starts_B: list[int]) -> np.ndarray:
     rows_R = [row for start in starts_B for row in range(start, start + JOINTS)]
     for at in rows_R:
         if len(lines[at]) != _JOINT_FIELDS:
-            raise ValueError(
-                f"{file}:{at + 1}: a joint's line must have {_JOINT_FIELDS} fields, got {len(lines[at])}; {_WAY_OUT}"
-            )
+            raise _fault(file, at, f"a joint's line must have {_JOINT_FIELDS} fields, got {len(lines[at])}")
     joints_R3 = _numbers(file, lines, rows_R)
-    within_R = (np.abs(joints_R3) <= LIMIT_M).all(axis=1)  # false of NaN too
+    within_R = (np.abs(joints_R3) <= MAX_METRES).all(axis=1)  # false of NaN too
     if not within_R.all():
         at = rows_R[int(within_R.argmin())]
-        raise ValueError(
-            f"{file}:{at + 1}: coordinates must be finite and within {LIMIT_M:g} m, got {_shown(lines[at])}; "
-            "leave the recording out"
-        )
+        rule = f"coordinates must be finite and within {MAX_METRES:g} m, got {_shown(lines[at])}"
+        raise _fault(file, at, rule, "leave the recording out")
     return joints_R3.astype(np.float32).reshape(-1, JOINTS, 3)
 
 
@@ -153,9 +147,11 @@ def _numbers(file: Path, lines: _Lines, rows_R: list[int]) -> np.ndarray:
         if len(rows_R) > 1:
             return np.concatenate([_numbers(file, lines, [at]) for at in rows_R])  # finds the line to blame
         at = rows_R[0]
-        raise ValueError(
-            f"{file}:{at + 1}: coordinates must be numbers, got {_shown(lines[at])}; {_WAY_OUT}"
-        ) from error
+        raise _fault(file, at, f"coordinates must be numbers, got {_shown(lines[at])}") from error
+
+
+def _fault(file: Path, at: int, text: str, way_out: str = _WAY_OUT) -> ValueError:
+    return ValueError(f"{file}:{at + 1}: {text}; {way_out}")
 
 
 def _shown(fields: list[bytes]) -> str:

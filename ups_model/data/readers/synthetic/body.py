@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ups_model.data.readers.rotation import about_axis
 from ups_model.data.readers.synthetic.motion import LIMB, TRUNK
 from ups_model.skeletons import SLOT_NAMES
 
@@ -77,17 +78,17 @@ def pose(offsets_FP3: np.ndarray, angles_FA: np.ndarray, right_F: np.ndarray, ya
     limbs = {"r": np.where(right_F1, dominant, other), "l": np.where(right_F1, other, dominant)}
 
     # Rotation of each joint relative to its parent; joints that are not here do not rotate.
-    root = _rotation("z", yaw_F + trunk["turn"]) @ _rotation("x", trunk["lean"]) @ _rotation("y", trunk["sway"])
-    half = _rotation("x", trunk["bend"] / 2) @ _rotation("y", trunk["side"] / 2) @ _rotation("z", trunk["twist"] / 2)
-    head = _rotation("x", trunk["nod"]) @ _rotation("z", trunk["look"])
+    root = about_axis(2, yaw_F + trunk["turn"]) @ about_axis(0, trunk["lean"]) @ about_axis(1, trunk["sway"])
+    half = about_axis(0, trunk["bend"] / 2) @ about_axis(1, trunk["side"] / 2) @ about_axis(2, trunk["twist"] / 2)
+    head = about_axis(0, trunk["nod"]) @ about_axis(2, trunk["look"])
     local = {"spine_base": root, "spine_mid": half, "spine_shoulder": half, "neck": head}
     for side, out in (("l", -1.0), ("r", 1.0)):
         limb = dict(zip(LIMB, limbs[side].T, strict=True))
-        arm = _rotation("x", -limb["flex"]) @ _rotation("y", out * limb["abd"]) @ _rotation("z", out * limb["rot"])
+        arm = about_axis(0, -limb["flex"]) @ about_axis(1, out * limb["abd"]) @ about_axis(2, out * limb["rot"])
         local[f"{side}_shoulder"] = arm
-        local[f"{side}_elbow"] = _rotation("x", -np.maximum(limb["elbow"], 0))  # Elbows and knees bend one way.
-        local[f"{side}_hip"] = _rotation("x", -limb["hip"]) @ _rotation("y", out * limb["splay"])
-        local[f"{side}_knee"] = _rotation("x", np.maximum(limb["knee"], 0))
+        local[f"{side}_elbow"] = about_axis(0, -np.maximum(limb["elbow"], 0))  # Elbows and knees bend one way.
+        local[f"{side}_hip"] = about_axis(0, -limb["hip"]) @ about_axis(1, out * limb["splay"])
+        local[f"{side}_knee"] = about_axis(0, np.maximum(limb["knee"], 0))
 
     points_FP3 = np.zeros_like(offsets_FP3)
     turned: dict[str, np.ndarray] = {}
@@ -102,14 +103,3 @@ def pose(offsets_FP3: np.ndarray, angles_FA: np.ndarray, right_F: np.ndarray, ya
     feet = [_INDEX[name] for name in ("l_foot", "r_foot", "l_ankle", "r_ankle")]
     points_FP3[..., 2] -= points_FP3[:, feet, 2].min(axis=1, keepdims=True)
     return points_FP3
-
-
-def _rotation(axis: str, angle_F: np.ndarray) -> np.ndarray:
-    """[F, 3, 3]: right-handed rotation about a coordinate axis."""
-    i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
-    matrix = np.zeros((len(angle_F), 3, 3))
-    matrix[:, [0, 1, 2], [0, 1, 2]] = 1.0
-    cos, sin = np.cos(angle_F), np.sin(angle_F)
-    matrix[:, i, i], matrix[:, j, j] = cos, cos
-    matrix[:, i, j], matrix[:, j, i] = -sin, sin
-    return matrix

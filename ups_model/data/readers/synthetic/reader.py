@@ -201,7 +201,7 @@ def _detector(points_NJ3: np.ndarray, rng: np.random.Generator) -> Track:
     centre = (distance * np.sin(side), -distance * np.cos(side), height)
     target = (rng.normal(0, 0.25), rng.normal(0, 0.25), 0.95 + rng.normal(0, 0.08))
     focal = rng.uniform(480, 620)
-    camera = _look_at(centre, target, (focal, focal), (_IMAGE_WH[0] / 2, _IMAGE_WH[1] / 2), _IMAGE_WH)
+    camera = Camera.facing(centre, target, (focal, focal), (_IMAGE_WH[0] / 2, _IMAGE_WH[1] / 2), _IMAGE_WH)
     pixels_NJ2 = project(points_NJ3, camera)
     size = np.ptp(pixels_NJ2[..., 1]) * 0.01  # A percent of the person's height.
     confidence_NJ = np.clip(
@@ -237,19 +237,4 @@ def _slow_noise(rng: np.random.Generator, shape: tuple[int, ...], every: int) ->
 def _human36m_cameras() -> tuple[Camera, ...]:
     """Four cameras about 5 m away at the corners of a room, with the image size of Human3.6M."""
     places = ((1.8, 5.0, 1.55), (1.7, -4.7, 1.6), (-1.8, 4.9, 1.45), (-1.85, -5.1, 1.5))
-    return tuple(_look_at(place, (0, 0, 0.9), (1145, 1145), (512, 515), (1000, 1002)) for place in places)
-
-
-def _look_at(
-    center: tuple[float, ...],
-    target: tuple[float, ...],
-    f: tuple[float, ...],
-    c: tuple[float, ...],
-    wh: tuple[int, ...],
-) -> Camera:
-    """A level camera at `center` that looks at `target`; its z axis points there, y down."""
-    forward = np.subtract(target, center) / np.linalg.norm(np.subtract(target, center))
-    right = np.cross(forward, (0.0, 0.0, 1.0))
-    right /= np.linalg.norm(right)
-    R_33 = np.round(np.stack([right, np.cross(forward, right), forward]), 9)
-    return Camera(R_33, center, f, c, wh)
+    return tuple(Camera.facing(place, (0, 0, 0.9), (1145, 1145), (512, 515), (1000, 1002)) for place in places)

@@ -1,0 +1,144 @@
+"""Files of the user's own: walked through, listed, parsed whole or refused; and a disk that fails meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from ups_model.data.format.rules import DAMAGED
+
+NUMBERS = frozenset({int, float})
+"""Exact types of numbers in JSON: NumPy would take true and "1.5" for numbers too."""
+_DAMAGED: tuple[type[Exception], ...] = (*DAMAGED, MemoryError)
+_WAY_OUT = "get the file again"
+
+
+def load_json(file: Path, max_bytes: int) -> Any:
+    """The content of a JSON file. Keys that stand twice, NaN and infinities are refused.
+
+    Raises:
+        ValueError: not JSON in UTF-8, or larger than `max_bytes`; names the file, and the line where one is at fault.
+        OSError: the file cannot be read.
+    """
+    if (size := file.stat().st_size) > max_bytes:
+        raise ValueError(f"{file}: must have at most {max_bytes} bytes, got {size}; is it this kind of file?")
+    raw = file.read_bytes()
+    try:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}:{error.lineno}: not whole JSON, {error.msg}; {_WAY_OUT}") from error
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ValueError(f"{file}:{line}: must be UTF-8, got the byte 0x{raw[error.start]:02x}; {_WAY_OUT}") from error
+    except RecursionError as error:
+        raise ValueError(f"{file}: is nested too deeply; {_WAY_OUT}") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; {_WAY_OUT}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        double = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"keys must stand once in an object, got {double!r:.60} twice")
+    return content
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"numbers must be finite, got {constant}")
+
+
+def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and dtype of the .npy content that begins here. ValueError for other versions."""
+    version = npy.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f".npy version must be 1.0 or 2.0, got {version[0]}.{version[1]}")
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    return read_header(stream)
+
+
+def first_outside(values: np.ndarray, low: float, high: float) -> tuple[int, ...] | None:
+    """The place of the first value that is not in low..high, or is no number; None where all are."""
+    # No abs(): the least integer has no positive.
+    good = (values >= low) & (values <= high)
+    return None if good.all() else tuple(np.argwhere(~good)[0].tolist())
+
+
+@contextmanager
+def damage_named(what: str, way_out: str = _WAY_OUT, absent: Sequence[int] = ()) -> Iterator[None]:
+    """ValueError "WHAT (error); WAY OUT" for damaged .npy and .npz content; errors of the disk itself go on.
+
+    Damage shows as an OSError without a number, or as a seek to nowhere. `absent` are further numbers taken for it.
+    """
+    try:
+        yield
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, *absent):
+            raise
+        shown = str(error) or type(error).__name__
+        raise ValueError(f"{what} ({shown:.200}); {way_out}") from error
+
+
+def walk_folders(source: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """As `os.walk`, through links too, each folder once. OSError for a folder that can't be listed: its recordings
+    would be missing without a word."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    for place, folders, names in os.walk(source, onerror=stop, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # A link to a folder above it, or to one seen before.
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        yield Path(place), folders, names
+
+
+def status_of(path: Path) -> os.stat_result | None:
+    """None for a link to nothing, or to itself. Raises OSError for a path that is not there."""
+    try:
+        return path.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) and path.is_symlink():
+            return None
+        raise
+
+
+def no_target(link: Path, what: str) -> ValueError:
+    """The refusal of a link to nothing where it should lead to `what`."""
+    # Many such links are a disk that isn't there: leaving them out would make a set of what happens to be there.
+    rule = f"links must lead to a {what}, this one leads to {os.readlink(link)}, which is not there"
+    return ValueError(f"{link}: {rule}; bring it back, or delete the link")
+
+
+def files_sha256(listing: Sequence[tuple[str, int, int]]) -> str:
+    """sha256 of a listing, for a recipe: name, size and time of change (ns) of each file, in this order."""
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+@contextmanager
+def source_kept(file: Path) -> Iterator[None]:
+    """An OSError within ends a preparation: its message names the file and says how to go on.
+
+    A disk that can't be reached says nothing of what the file holds, so it must not leave a recording out.
+    """
+    try:
+        yield
+    except OSError as error:
+        kept = "what is read so far is kept, run the same command again once the file can be read, or take it away"
+        if isinstance(error, FileNotFoundError):
+            kept = "it was there before; run the same command again, which lists the files anew"
+        raise OSError(error.errno or errno.EIO, f"{error.strerror or error}; {kept}", str(file)) from error
