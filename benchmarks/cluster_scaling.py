@@ -24,7 +24,7 @@ def on_the_head(folder: str) -> None:
     from benchmarks.orchestration import plan_of
     from orchestrator.execution import driver as run
     from orchestrator.execution import ray_cluster as ray_nodes
-    from orchestrator.scheduling.task_graph import Agenda
+    from orchestrator.scheduling.task_graph import TaskGraph
     from orchestrator.storage.ledger import Ledger
     from orchestrator.worker.job import Job
 
@@ -44,7 +44,7 @@ def on_the_head(folder: str) -> None:
     resources = ray_nodes.Resources()
     began = time.monotonic()
     run.execute(
-        Agenda(plan, ledger),
+        TaskGraph(plan.units, ledger, tested=plan.measured()),
         lambda unit: Job(unit, None, folder, {}, folder),
         resources,
         facts,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from orchestrator.planning.plan import DataFacts, Plan, make_plan
 from orchestrator.planning.resolve import resolve
-from orchestrator.scheduling.task_graph import Agenda
+from orchestrator.scheduling.task_graph import TaskGraph
 from orchestrator.storage.ledger import Ledger
 from search_spaces.columns import ABLATION, AR3D
 from search_spaces.study import Row, Study, Table
@@ -55,16 +55,16 @@ def ours(plan: Plan, work) -> float:
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger.open(folder)
         facts = ray_nodes.connect("local")
-        agenda = Agenda(plan, ledger)
+        graph = TaskGraph(plan.units, ledger, tested=plan.measured())
 
         def job_of(unit):
             return run.Job(unit, plan.units.get(unit.parent), folder, {}, folder)
 
         resources = ray_nodes.Resources(max_concurrent=2)
         started = time.perf_counter()
-        run.execute(agenda, job_of, resources, facts, run.Hooks(lambda *_: None, lambda: None), work)
+        run.execute(graph, job_of, resources, facts, run.Hooks(lambda *_: None, lambda: None), work)
         seconds = time.perf_counter() - started
-        assert agenda.complete and not agenda.error
+        assert graph.complete and not graph.error
         return seconds
 
 

@@ -1,4 +1,4 @@
-"""A cluster of 1,000 nodes and a study of 100,000 units, through the planner, the agenda and Tune's searcher.
+"""A cluster of 1,000 nodes and a study of 100,000 units, through the planner, the graph and Tune's searcher.
 
     python benchmarks/simulation.py [--nodes 1000] [--gpus 8] [--rows 1000] [--seeds 25]
 
@@ -30,7 +30,7 @@ from orchestrator.execution.searcher import DispatchSearcher
 from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan
 from orchestrator.planning.resolve import resolve
 from orchestrator.scheduling.dispatcher import Dispatcher, Hooks
-from orchestrator.scheduling.task_graph import Agenda, State
+from orchestrator.scheduling.task_graph import State, TaskGraph
 from orchestrator.storage.ledger import Ledger
 from orchestrator.worker.job import Job
 from orchestrator.worker.run_unit import CHECKPOINTS_PER_UNIT
@@ -105,11 +105,11 @@ def simulate(plan: Plan, nodes: int, slots: int, spread: float, deaths: bool) ->
     cluster = Cluster(nodes, slots)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        agenda = Agenda(plan, Ledger.open(folder), expected)
-        print(f"  agenda: {time.perf_counter() - began:.1f} s")
+        graph = TaskGraph(plan.units, Ledger.open(folder), expected, plan.measured())
+        print(f"  graph: {time.perf_counter() - began:.1f} s")
         tries = FakeTries()
         dispatcher = Dispatcher(
-            agenda,
+            graph,
             Hooks(lambda key, state: None, lambda: None),
             lambda unit: 1.0,
             lambda: cluster.free.keys(),
@@ -125,7 +125,7 @@ def simulate(plan: Plan, nodes: int, slots: int, spread: float, deaths: bool) ->
         deciding, decisions, lost, killed = run(
             searcher, dispatcher, cluster, tries, true_seconds, done_share, rng, deaths
         )
-    assert agenda.counts() == {State.FINISHED: len(plan.units)}, agenda.counts()
+    assert graph.counts() == {State.FINISHED: len(plan.units)}, graph.counts()
     way: dict[str, float] = {}
     for key, unit in plan.units.items():  # Parents stand before their children.
         way[key] = true_seconds[key] + way.get(unit.parent, 0.0)

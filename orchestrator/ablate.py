@@ -14,7 +14,7 @@ from orchestrator.planning.inputs import Inputs, read_inputs, wanted_metrics
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record, finished_of
-from orchestrator.scheduling.task_graph import Agenda, State
+from orchestrator.scheduling.task_graph import State, TaskGraph
 from orchestrator.storage.ledger import Ledger, storage_path
 from orchestrator.storage.source_check import SourceCheck, Standing, evaluation_code, measured_again, not_measured_again
 from orchestrator.storage.trained import with_twin
@@ -90,26 +90,26 @@ def run(inputs: Inputs, options: argparse.Namespace, command: str) -> int:
                 standing = check.check(plan.units.values())
                 # What is longest goes first, so times are needed before there are slots.
                 expected = estimates(inputs, ledger, 1)
-                agenda = Agenda(plan, ledger, expected.seconds, check=check)
-            if not agenda.complete:
-                expected = on_slots(expected, plan, agenda.unfinished(), session.connect())
+                graph = TaskGraph(plan.units, ledger, expected.seconds, plan.measured(), check)
+            if not graph.complete:
+                expected = on_slots(expected, plan.units, graph.unfinished(), session.connect())
         plan_file = PlanFile.of(plan, command, inputs.changes)
         ledger.save_plan(plan_file)
-        logger.info("%s", summary(plan, agenda, expected))
-        session.execute(plan, plan_file.to_plain(), agenda, check, expected.seconds)
+        logger.info("%s", summary(plan, graph, expected))
+        session.execute(plan, plan_file.to_plain(), graph, check, expected.seconds)
     written, copy, notes = [], "", []
     try:
         records = ledger.read(plan.units.values())
         report = build(plan_file, records)
-        notes = [*measuring_notes(standing, agenda, records), *health_lines(report)]
+        notes = [*measuring_notes(standing, graph, records), *health_lines(report)]
         written = write_report(report, out)
         copy = ledger.publish_report(plan, written, out)
     except (ValueError, OSError) as error:  # All that it is made from is on storage.
         logger.error("no report: %s; make it with python -m orchestrator.report %s", error, plan.name)
-    finished = agenda.counts()[State.FINISHED] == len(plan.units)
+    finished = graph.counts()[State.FINISHED] == len(plan.units)
     places = [*(str(path) for path in written if path.suffix in (".md", ".html")), *filter(None, [copy])]
-    last = session.end(agenda, finished, out if written else None, [f"report: {place}" for place in places])
-    print("\n".join([*closing(agenda, notes), *last]))
+    last = session.end(graph, finished, out if written else None, [f"report: {place}" for place in places])
+    print("\n".join([*closing(graph, notes), *last]))
     return 0 if finished and written and (copy or ledger.root is not None) else 1
 
 
@@ -122,14 +122,14 @@ def existing_ledger(storage: str) -> Ledger | None:
 
 
 def estimates(inputs: Inputs, ledger: Ledger | None, slots: int) -> Estimate:
-    """Sizes and times, with what the ledger has measured."""
+    """Times, with what the ledger has measured."""
     records = ledger.read(inputs.plan.units.values()) if ledger else {}
-    return estimate(inputs.plan, inputs.sets, finished_of(records), slots)
+    return estimate(inputs.plan.units, inputs.sets, finished_of(records), slots)
 
 
-def summary(plan: Plan, agenda: Agenda, expected: Estimate) -> str:
+def summary(plan: Plan, graph: TaskGraph, expected: Estimate) -> str:
     """One line at the start."""
-    done = len(agenda.done_before)
+    done = len(graph.done_before)
     return (
         f"{plan.name}: {plan.rows} rows, {len(plan.arms)} arms, {plan.seeds} seed{'s' * (plan.seeds > 1)}, "
         f"{len(plan.units)} units ({plan.unshared_units - len(plan.units)} saved by sharing), {done} done before; "
@@ -144,14 +144,14 @@ def show_plan(inputs: Inputs, ledger: Ledger | None, options: argparse.Namespace
     plan = inputs.plan
     slots = options.max_concurrent or machine_slots(options.cpus_per_unit)
     if ledger is None:
-        return plan_text(plan, estimates(inputs, ledger, slots), ())
+        return plan_text(plan, inputs.sets, estimates(inputs, ledger, slots), ())
     check = SourceCheck(ledger, options.other_code, wanted_metrics(inputs))
     with ledger.remembering(plan.units.values()):
         standing = check.standing(plan.units.values())
         # What is refused is refused when the study is run: a plan counts it as done.
         counted = check if options.other_code == "retrain" else SourceCheck(ledger, "accept", check.wanted_by_key)
-        done = Agenda(plan, ledger, check=counted).done_before
-    text = plan_text(plan, estimates(inputs, ledger, slots), done)
+        done = TaskGraph(plan.units, ledger, tested=plan.measured(), check=counted).done_before
+    text = plan_text(plan, inputs.sets, estimates(inputs, ledger, slots), done)
     unfinished = [unit for unit in plan.units.values() if unit.key not in {*done, *standing.to_measure}]
     return "\n".join([text, *code_notes(standing, len(with_twin(ledger, unfinished, options.other_code)))])
 
@@ -180,7 +180,7 @@ def machine_slots(cpus_per_unit: float) -> int:
     return max(1, int((os.cpu_count() or 1) / cpus_per_unit))
 
 
-def measuring_notes(standing: Standing, agenda: Agenda, records: Mapping[str, Record | None]) -> list[str]:
+def measuring_notes(standing: Standing, graph: TaskGraph, records: Mapping[str, Record | None]) -> list[str]:
     """What the end of a run says of units that were measured and not trained."""
     finished = finished_of(records)
     measured = [
@@ -188,25 +188,25 @@ def measuring_notes(standing: Standing, agenda: Agenda, records: Mapping[str, Re
         for key in standing.to_measure
         if key in finished and evaluation_code(finished[key]) == source_digest("evaluation")
     ]
-    twins = [key for key in finished.keys() - agenda.done_before if "trained_by" in finished[key].about]
+    twins = [key for key in finished.keys() - graph.done_before if "trained_by" in finished[key].about]
     twins = [key for key in twins if key not in standing.to_measure]
     lines = [measured_again(len(measured), "were")] if measured else []
     lines += [trained_already(len(twins))] if twins else []
-    kept = [key for key in standing.without_weights if key in agenda.done_before]
+    kept = [key for key in standing.without_weights if key in graph.done_before]
     return lines + ([not_measured_again(len(kept))] if kept else [])
 
 
-def closing(agenda: Agenda, notes: Sequence[str]) -> list[str]:
+def closing(graph: TaskGraph, notes: Sequence[str]) -> list[str]:
     """What the end of a run says of its units; `notes` are lines about measuring."""
     lines = [
-        f"{agenda.counts()[State.FINISHED]} of {len(agenda.units)} units finished, {len(agenda.done_before)} of them "
+        f"{graph.counts()[State.FINISHED]} of {len(graph.units)} units finished, {len(graph.done_before)} of them "
         "before this call",
         *notes,
     ]
-    lines += [f"{agenda.state[key]}: {agenda.units[key].name}: {error}" for key, error in agenda.error.items()]
-    if agenda.stopping:
+    lines += [f"{graph.state[key]}: {graph.units[key].name}: {error}" for key, error in graph.error.items()]
+    if graph.stopping:
         lines.append("stopped; the same command goes on from here")
-    elif agenda.error:
+    elif graph.error:
         lines.append("the same command tries the failed units again")
     return lines
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from tqdm import tqdm
 
 from orchestrator.planning.plan import Unit
-from orchestrator.scheduling.task_graph import Agenda, State
+from orchestrator.scheduling.task_graph import State, TaskGraph
 from orchestrator.storage.ledger import LOG
 from ups_model.evaluation.metric_names import is_headline
 from ups_model.training.progress import duration
@@ -26,17 +26,17 @@ SHOWN_METRICS = 5
 class Display:
     """Done, running, waiting and failed units; what the running ones measure; time left."""
 
-    def __init__(self, agenda: Agenda, seconds: Mapping[str, float], slots: int) -> None:
+    def __init__(self, graph: TaskGraph, seconds: Mapping[str, float], slots: int) -> None:
         """`seconds` is the expected time of each unit; those of this call replace it as they come."""
-        self._agenda, self._slots = agenda, slots
+        self._agenda, self._slots = graph, slots
         self._expected = dict(seconds)
         self._started: dict[str, float] = {}
         self._ratios: list[float] = []
         self._rows: dict[str, tuple[float, list[dict[str, float]]]] = {}
         self._last = self._refreshed = time.monotonic()
         self._bar = tqdm(
-            total=len(agenda.units),
-            initial=len(agenda.done_before),
+            total=len(graph.units),
+            initial=len(graph.done_before),
             unit="unit",
             disable=None,  # Where standard error is no terminal.
             bar_format="{n_fmt}/{total_fmt} units |{bar:20}| {desc}",
@@ -73,7 +73,7 @@ class Display:
                 self._say("again   %s after %s, from its newest checkpoint", unit.name, duration(took))
 
     def expect(self, key: str, seconds: float, done: bool) -> None:
-        """A unit has joined the agenda."""
+        """A unit has joined the graph."""
         self._expected[key] = seconds
         self._bar.total = len(self._agenda.units)
         if done:

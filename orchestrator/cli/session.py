@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from orchestrator.cli.arguments import AUTO, check_address, command_line
 from orchestrator.planning.plan import Unit
 from orchestrator.record import Record
-from orchestrator.scheduling.task_graph import SETTLED, Agenda, State
+from orchestrator.scheduling.task_graph import SETTLED, State, TaskGraph
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import SourceCheck
 from orchestrator.tracking.uri import default_uri, ui_command
@@ -121,11 +121,11 @@ class Session:
         self,
         plan: Tracked,
         content: Mapping[str, Any],
-        agenda: Agenda,
+        graph: TaskGraph,
         check: SourceCheck,
         seconds: Mapping[str, float],
     ) -> None:
-        """Run what the agenda has to run, and tell MLflow and the terminal.
+        """Run what the graph has to run, and tell MLflow and the terminal.
 
         Args:
             content: of the plan, for MLflow.
@@ -143,9 +143,9 @@ class Session:
         self.mirror.start()
         if self.cluster is not None:
             facts, resources = self.cluster
-            self.display = display = Display(agenda, seconds, facts.slots(resources))
+            self.display = display = Display(graph, seconds, facts.slots(resources))
             clips = {name: one.fingerprint for name, one in plan.data.items()}
-            tested = agenda.plan.measured()
+            tested = graph.tested
 
             def changed(key: str, state: State) -> None:
                 display.changed(key, state)
@@ -157,7 +157,7 @@ class Session:
                     def job(unit: Unit) -> Job:
                         return Job(
                             unit,
-                            agenda.units.get(unit.parent),
+                            graph.units.get(unit.parent),
                             self.ledger.address,
                             {name: str(path.absolute()) for name, path in self._paths.items()},
                             str(default_cache()),
@@ -170,23 +170,23 @@ class Session:
                             wanted=check.wanted(unit),
                         )
 
-                    sizes = footprints(self.options, agenda, job, resources)
+                    sizes = footprints(self.options, graph, job, resources)
                     try:
-                        driver.execute(agenda, job, resources, facts, Hooks(changed, display.tick), footprints=sizes)
+                        driver.execute(graph, job, resources, facts, Hooks(changed, display.tick), footprints=sizes)
                     except (ValueError, OSError) as error:  # Not the user's: units have run.
                         raise RuntimeError("the driver failed; the same command goes on from here") from error
             finally:
                 display.close()
-        record_failures(agenda)
+        record_failures(graph)
 
     def joined(self, unit: Unit, seconds: float, done: bool) -> None:
-        """A unit has joined the agenda while it runs."""
-        assert self.display is not None, "units join an agenda that runs"
+        """A unit has joined the graph while it runs."""
+        assert self.display is not None, "units join a graph that runs"
         self.display.expect(unit.key, seconds, done)
         if done:
             self.mirror.note(unit.key, "finished")
 
-    def end(self, agenda: Agenda, is_whole: bool, report: Path | None, shown: Sequence[str]) -> list[str]:
+    def end(self, graph: TaskGraph, is_whole: bool, report: Path | None, shown: Sequence[str]) -> list[str]:
         """Bring MLflow up to date; returns the last lines of what the call prints.
 
         Args:
@@ -194,14 +194,14 @@ class Session:
             report: folder for MLflow.
             shown: lines that say where the report is.
         """
-        outcome: Outcome = "finished" if is_whole else "stopped" if agenda.stopping else "failed"
+        outcome: Outcome = "finished" if is_whole else "stopped" if graph.stopping else "failed"
         missing = self.mirror.close(outcome, report, TRACKING_TIMEOUT_SECONDS)
         lines = [f"{missing} units are not in MLflow yet; the same command makes up for it"] if missing else []
         return [*lines, *shown, f"compare in MLflow: {ui_command(self.tracking_uri)}"]
 
 
 def footprints(
-    options: argparse.Namespace, agenda: Agenda, job_of: Callable[[Unit], Job], resources: Resources
+    options: argparse.Namespace, graph: TaskGraph, job_of: Callable[[Unit], Job], resources: Resources
 ) -> dict[str, Footprint]:
     """With `--gpus-per-unit auto`, what each kind of unit that is to run takes of a GPU; else nothing.
 
@@ -212,7 +212,7 @@ def footprints(
         return {}
     from orchestrator.execution.ray_cluster import measure_footprints
 
-    kinds = {agenda.units[key].kind: agenda.units[key] for key, state in agenda.state.items() if state not in SETTLED}
+    kinds = {graph.units[key].kind: graph.units[key] for key, state in graph.state.items() if state not in SETTLED}
     logger.info("measuring what %d kinds of units take of a GPU", len(kinds))
     measured = measure_footprints({kind: job_of(unit) for kind, unit in kinds.items()}, resources)
     logger.info("units on a GPU:\n%s", described((kinds[kind].name, one) for kind, one in measured.items()))
@@ -260,16 +260,16 @@ def make_writable(out: Path) -> None:
         ) from error
 
 
-def record_failures(agenda: Agenda) -> None:
+def record_failures(graph: TaskGraph) -> None:
     """Leave a record of each unit that failed without leaving one itself: its process died, or the disk was full."""
-    for key, state in agenda.state.items():
-        unit = agenda.units[key]
+    for key, state in graph.state.items():
+        unit = graph.units[key]
         if state is not State.FAILED:
             continue
-        record = agenda.ledger.record(unit)
+        record = graph.ledger.record(unit)
         # One that doesn't tell of this error is of an earlier call.
-        if record is None or (record.status == "failed" and agenda.error[key] not in record.error):
+        if record is None or (record.status == "failed" and graph.error[key] not in record.error):
             try:
-                agenda.ledger.write(unit, Record(key, "failed", error=agenda.error[key]))
+                graph.ledger.write(unit, Record(key, "failed", error=graph.error[key]))
             except OSError as error:
                 logger.error("%s: its failure can't be recorded (%s)", unit.name, error)

@@ -25,7 +25,7 @@ from orchestrator.execution.searcher import AtRest, BellTries, DispatchSearcher,
 from orchestrator.execution.trainable import StopBell, UnitTrainable, train_job
 from orchestrator.planning.plan import Unit
 from orchestrator.scheduling.dispatcher import Dispatcher, Hooks
-from orchestrator.scheduling.task_graph import Agenda
+from orchestrator.scheduling.task_graph import TaskGraph
 from orchestrator.worker.gpu_memory import Footprint
 from orchestrator.worker.job import Job
 
@@ -43,7 +43,7 @@ MAX_PENDING_UNITS = 1000
 
 
 def execute(
-    agenda: Agenda,
+    graph: TaskGraph,
     job_of: Callable[[Unit], Job],
     resources: Resources,
     facts: ClusterFacts,
@@ -51,10 +51,10 @@ def execute(
     work: Callable[[str, Callable[[], bool]], Mapping[str, Any]] | None = None,
     footprints: Mapping[str, Footprint] | None = None,
 ) -> Dispatcher | None:
-    """Run every unit of the agenda that can run. Ray must be connected.
+    """Run every unit of the graph that can run. Ray must be connected.
 
     Args:
-        agenda: which units; holds their states afterwards.
+        graph: which units; holds their states afterwards.
         job_of: how to carry out a unit.
         resources: what each gets.
         facts: what `connect` found.
@@ -65,7 +65,7 @@ def execute(
     Returns:
         What became of nodes and units; None where there was nothing to run.
     """
-    if agenda.complete:
+    if graph.complete:
         return None
     for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -76,7 +76,7 @@ def execute(
     else:
         # On a cluster that grows, Ray must see units that wait; each costs a placement group.
         room = facts.slots(resources) * _units_per_share(resources, footprints)
-        most = min(len(agenda.units), max(2 * room, 64) if facts.most else max(2 * room, MAX_PENDING_UNITS))
+        most = min(len(graph.units), max(2 * room, 64) if facts.most else max(2 * room, MAX_PENDING_UNITS))
     # Where the driver is: on a node that may go, it would take all units with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     bell = StopBell.options(  # type: ignore[attr-defined]  # mypy doesn't apply class decorators
@@ -92,7 +92,7 @@ def execute(
         found = (footprints or {}).get(unit.kind)
         return found.share if found else resources.gpus_per_unit
 
-    dispatcher = Dispatcher(agenda, hooks, gpus_of, lambda: usable_nodes(resources), growing=facts.growing, stop=ring)
+    dispatcher = Dispatcher(graph, hooks, gpus_of, lambda: usable_nodes(resources), growing=facts.growing, stop=ring)
     searcher = DispatchSearcher(dispatcher, job_of, BellTries(bell))
     trainable = tune.with_resources(
         tune.with_parameters(UnitTrainable, bell=bell, work=work or train_job),
@@ -123,7 +123,7 @@ def execute(
     try:
         with _stop_on_signal(dispatcher.request_stop):
             tuner.fit()
-        if agenda.stopping:
+        if graph.stopping:
             dispatcher.abandon()
     finally:
         with suppress(Exception):

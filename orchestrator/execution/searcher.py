@@ -109,7 +109,7 @@ class DispatchSearcher(Searcher):
                 if trial_id in self._unit_of:
                     self._dispatcher.began(self._unit_of[trial_id])
         except RayActorError:
-            if not self._dispatcher.agenda.stopping:
+            if not self._dispatcher.graph.stopping:
                 # Workers take its silence for the driver's end, and would stop again and again.
                 self._dispatcher.request_stop("the process that tells workers to stop has died; the study stops")
         self._dispatcher.tick()

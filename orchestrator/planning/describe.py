@@ -1,13 +1,14 @@
 """A plan in words and columns, for `--plan`."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
-from orchestrator.planning.estimate import Estimate
+from orchestrator.planning.estimate import Estimate, operations_of, sizes_of
 from orchestrator.planning.plan import Plan
+from ups_model.data.format.clip_set import ClipSet
 from ups_model.training.progress import duration
 
 
-def plan_text(plan: Plan, expected: Estimate, done: Container[str]) -> str:
+def plan_text(plan: Plan, sets: Mapping[str, ClipSet], expected: Estimate, done: Container[str]) -> str:
     """Rows -> arms -> units, what is shared and done, sizes, times."""
     lines = [f"{plan.name}: {plan.study.question}"]
     for name, facts in plan.data.items():
@@ -45,7 +46,7 @@ def plan_text(plan: Plan, expected: Estimate, done: Container[str]) -> str:
         parent = plan.units[first.parent].stage if first.parent else "-"
         lines.append(
             f"{name:<{width}}{len(keys):>7}{sum(key in done for key in keys):>6}"
-            f"{expected.sizes[first.key].parameters / 1e6:>12.2f} M{expected.operations[first.key]:>12.2e}"
+            f"{sizes_of(first.config, sets).parameters / 1e6:>12.2f} M{operations_of(first, sets):>12.2e}"
             f"{duration(seconds):>13}  {parent}"
         )
     source = (

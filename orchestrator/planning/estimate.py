@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from orchestrator.planning.plan import Units
+from orchestrator.planning.plan import Unit
 from orchestrator.record import Record
 from ups_model.config import Config, ModelConfig, TaskData, TaskName, set_of
 from ups_model.config.identity import configured_tasks
@@ -40,11 +40,8 @@ class Sizes:
 class Estimate:
     """What a plan costs."""
 
-    sizes: Mapping[str, Sizes]
-    """By unit key."""
-    operations: Mapping[str, float]
-    """Of a unit's training, forward and backward."""
     seconds: Mapping[str, float]
+    """By unit key."""
     measured: int
     """Units whose own time is known; 0 means that all times are guesses from operations."""
     total: float
@@ -56,54 +53,52 @@ class Estimate:
     slots: int
 
 
-def estimate(plan: Units, sets: Mapping[str, ClipSet], records: Mapping[str, Record], slots: int) -> Estimate:
-    """Sizes and times of all units.
+def estimate(
+    units: Mapping[str, Unit], sets: Mapping[str, ClipSet], records: Mapping[str, Record], slots: int
+) -> Estimate:
+    """Times of all units.
 
     A finished unit's time is its own; of another one with the same training it's that one's; else operations over the
     median rate of the units that were measured.
     """
-    sizes = {key: sizes_of(unit.config, sets) for key, unit in plan.units.items()}
-    operations = {
-        key: (1 + BACKWARD) * sum(count * sizes[key].flops[task] for task, count in unit.samples.items())
-        for key, unit in plan.units.items()
-    }
-    own = {key: _seconds(records[key]) for key in plan.units if key in records and _seconds(records[key])}
-    rates = [operations[key] / taken for key, taken in own.items()]
+    own = {key: _seconds(records[key]) for key in units if key in records and _seconds(records[key])}
     alike: dict[str, list[float]] = {}
     for key, taken in own.items():
-        alike.setdefault(plan.units[key].kind, []).append(taken)
+        alike.setdefault(units[key].kind, []).append(taken)
+    # Counting operations takes seconds, and is not needed where all times are measured.
+    needs_rate = any(key not in own and unit.kind not in alike for key, unit in units.items())
+    operations = {key: operations_of(unit, sets) for key, unit in units.items()} if needs_rate else {}
+    rates = [operations[key] / taken for key, taken in own.items()] if needs_rate else []
     rate, start = (statistics.median(rates), 0.0) if rates else (GUESSED_RATE, GUESSED_START)
     seconds = {}
-    for key, unit in plan.units.items():
+    for key, unit in units.items():
         twins = alike.get(unit.kind)
         seconds[key] = own.get(key) or (statistics.median(twins) if twins else start + operations[key] / rate)
-    open_units = [key for key in plan.units if key not in records]
+    open_units = [key for key in units if key not in records]
     return Estimate(
-        sizes,
-        operations,
         seconds,
         len(own),
         sum(seconds.values()),
         sum(seconds[key] for key in open_units),
-        makespan(plan, seconds, open_units, slots),
+        makespan(units, seconds, open_units, slots),
         slots,
     )
 
 
-def on_slots(expected: Estimate, plan: Units, open_units: Sequence[str], slots: int) -> Estimate:
+def on_slots(expected: Estimate, units: Mapping[str, Unit], open_units: Sequence[str], slots: int) -> Estimate:
     """The same with another number of slots; `open_units` are those that aren't finished."""
-    return replace(expected, makespan=makespan(plan, expected.seconds, open_units, slots), slots=slots)
+    return replace(expected, makespan=makespan(units, expected.seconds, open_units, slots), slots=slots)
 
 
-def makespan(plan: Units, seconds: Mapping[str, float], keys: Sequence[str], slots: int) -> float:
+def makespan(units: Mapping[str, Unit], seconds: Mapping[str, float], keys: Sequence[str], slots: int) -> float:
     """Seconds that `keys` take on `slots`, each after its parent, those with the longest way to the end first."""
     wanted = set(keys)
     way: dict[str, float] = {}
     children: dict[str, list[str]] = {}
-    for key in reversed(list(plan.units)):
+    for key in reversed(list(units)):
         way[key] = seconds[key] + max((way[child] for child in children.get(key, ())), default=0.0)
-        children.setdefault(plan.units[key].parent, []).append(key)
-    ready = [(-way[key], key) for key in wanted if plan.units[key].parent not in wanted]
+        children.setdefault(units[key].parent, []).append(key)
+    ready = [(-way[key], key) for key in wanted if units[key].parent not in wanted]
     heapq.heapify(ready)
     running: list[tuple[float, str]] = []
     now = 0.0
@@ -116,6 +111,12 @@ def makespan(plan: Units, seconds: Mapping[str, float], keys: Sequence[str], slo
             if child in wanted:
                 heapq.heappush(ready, (-way[child], child))
     return now
+
+
+def operations_of(unit: Unit, sets: Mapping[str, ClipSet]) -> float:
+    """Multiplications and additions of a unit's training, forward and backward."""
+    flops = sizes_of(unit.config, sets).flops
+    return (1 + BACKWARD) * sum(count * flops[task] for task, count in unit.samples.items())
 
 
 def sizes_of(config: Config, sets: Mapping[str, ClipSet]) -> Sizes:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from orchestrator.planning.resolve import ResolvedRow, ResolvedStudy, errors_at
 from search_spaces.study import Column, FineTuning, Row, Study, Table, Training
@@ -103,13 +103,6 @@ class Line:
     """By group of columns (`Column.group`)."""
     units: Mapping[str, tuple[str, ...]]
     """Of each group of columns, the key of the unit that is measured, one a seed."""
-
-
-class Units(Protocol):
-    """Anything that has units by key, parents before children."""
-
-    @property
-    def units(self) -> Mapping[str, Unit]: ...
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from orchestrator.planning.plan import Unit
 from orchestrator.scheduling.node_health import Nodes
 from orchestrator.scheduling.retry import RETRIES, Failure, History, decide
-from orchestrator.scheduling.task_graph import Agenda, State
+from orchestrator.scheduling.task_graph import State, TaskGraph
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +68,11 @@ class Broken:
 
 
 class Dispatcher:
-    """Between the agenda and whatever runs units."""
+    """Between the task graph and what runs units."""
 
     def __init__(
         self,
-        agenda: Agenda,
+        graph: TaskGraph,
         hooks: Hooks,
         gpus_of: Callable[[Unit], float] = lambda unit: 0.0,
         usable_nodes: Callable[[], Collection[str]] = lambda: (),
@@ -90,15 +90,15 @@ class Dispatcher:
             clock: seconds.
             storage_fault: why the driver can't use the storage, empty where it can; by default it tries.
         """
-        self.agenda, self.nodes = agenda, Nodes()
+        self.graph, self.nodes = graph, Nodes()
         self._hooks, self._gpus_of, self._usable, self._growing = hooks, gpus_of, usable_nodes, growing
         self._stop, self._clock = stop, clock
-        self._storage_fault = storage_fault or agenda.ledger.fault
+        self._storage_fault = storage_fault or graph.ledger.fault
         self._away_since: float | None = None
         self._storage_looked = -STORAGE_PROBE_SECONDS
         self._looked = clock()
         self._seen_nodes = clock()
-        self._period = OBJECT_STORE_POLL_SECONDS if agenda.ledger.root is None else FOLDER_POLL_SECONDS
+        self._period = OBJECT_STORE_POLL_SECONDS if graph.ledger.root is None else FOLDER_POLL_SECONDS
         self._in_doubt: dict[str, tuple[float, Broken]] = {}
         self._gpus: dict[str, float] = {}
         """GPUs of each unit that was released."""
@@ -113,7 +113,7 @@ class Dispatcher:
     @property
     def complete(self) -> bool:
         """Nothing is left to run."""
-        return self.agenda.complete
+        return self.graph.complete
 
     @property
     def at_rest(self) -> bool:
@@ -123,15 +123,15 @@ class Dispatcher:
 
     def abandon(self) -> None:
         """Released units that never found room are stopped."""
-        for key, state in list(self.agenda.state.items()):
+        for key, state in list(self.graph.state.items()):
             if state is State.RUNNING:
-                self.agenda.stopped(key)
+                self.graph.stopped(key)
                 self._hooks.changed(key, State.STOPPED)
 
     def next(self) -> Assignment | None:
         """The unit to run as soon as there is room, which is released from here on; None where none is ready."""
         self.tick()
-        unit = self.agenda.next()
+        unit = self.graph.next()
         if unit is None:
             return None
         too_small = self._history[unit.key].too_small
@@ -141,13 +141,13 @@ class Dispatcher:
 
     def began(self, key: str) -> None:
         """A released unit has found room."""
-        if self.agenda.state[key] is State.RUNNING and key not in self._begun:
+        if self.graph.state[key] is State.RUNNING and key not in self._begun:
             self._begun.add(key)
             self._hooks.changed(key, State.RUNNING)
 
     def ended(self, key: str, result: Mapping[str, Any]) -> None:
         """A try ended by itself, with an outcome (`run_unit.Outcome`), and with "node" and "notice"."""
-        agenda, status, node = self.agenda, result.get("status"), str(result.get("node", ""))
+        graph, status, node = self.graph, result.get("status"), str(result.get("node", ""))
         error = str(result.get("error") or f"it ended with status {status!r}")
         notice = str(result.get("notice") or "")
         self.began(key)  # News of it may come after that of its end.
@@ -155,15 +155,15 @@ class Dispatcher:
         if notice and node:
             self.nodes.avoid(node, notice)
         if status == "finished":
-            agenda.finished(key)
+            graph.finished(key)
             self.nodes.worked(node)
             self._useless = 0
         elif status == "stopped":
             self._stopped(key, notice, node)
         elif status == "busy":
-            agenda.busy(key)
+            graph.busy(key)
         elif status == "parent_unreadable":
-            agenda.parent_unreadable(key, error)
+            graph.parent_unreadable(key, error)
         elif status == "out_of_memory":
             self._failed(key, Failure("out_of_memory", error, node, self._gpus.get(key, 1.0)))
         elif status == "refused":
@@ -173,7 +173,7 @@ class Dispatcher:
             self._failed(
                 key, Failure("certain" if result.get("sure", True) else "uncertain", error, node, has_other_node=others)
             )
-        self._hooks.changed(key, agenda.state[key])
+        self._hooks.changed(key, graph.state[key])
 
     def broke(self, key: str, broken: Broken) -> None:
         """A try ended without an outcome."""
@@ -195,16 +195,16 @@ class Dispatcher:
                     self._judge(key, Broken(broken.error, broken.node, "machine" if gone else "raised"))
         if now - self._seen_nodes > NO_NODE_WARNING_SECONDS:
             self._seen_nodes = now
-            released = self.agenda.counts()[State.RUNNING]
+            released = self.graph.counts()[State.RUNNING]
             if released and not self._begun and not self._growing and not self._usable():
                 logger.warning("no machine that lives has room for a unit; %d wait for one to come back", released)
-        if not self.agenda.stopping or self._begun or self._in_doubt:
+        if not self.graph.stopping or self._begun or self._in_doubt:
             self._quiet = None
         elif self._quiet is None:
             self._quiet = now
         if now - self._looked > self._period:
             self._looked = now
-            for key in self.agenda.look_elsewhere():
+            for key in self.graph.look_elsewhere():
                 self._hooks.changed(key, State.FINISHED)
         self._hooks.tick()
 
@@ -213,7 +213,7 @@ class Dispatcher:
         if not node and broken.kind == "died":
             self._failed(key, Failure("unstarted", error))
         elif broken.kind == "machine":
-            logger.warning("%s goes on elsewhere: its machine is gone (%s)", self.agenda.units[key].name, error)
+            logger.warning("%s goes on elsewhere: its machine is gone (%s)", self.graph.units[key].name, error)
             self._failed(key, Failure("lost", error))
         elif broken.kind == "unreachable" and self._storage_is_away():
             self._failed(key, Failure("lost", error))
@@ -224,22 +224,22 @@ class Dispatcher:
             blamed = self._growing and self._useless >= MAX_REFUSING_NODES
             if node and self.nodes.failed(node, key) and not blamed and self._others({node}):
                 self._give_up(node, f"{error}, and everything else that ran there failed too")
-        self._hooks.changed(key, self.agenda.state[key])
+        self._hooks.changed(key, self.graph.state[key])
 
     def _failed(self, key: str, failure: Failure) -> None:
         """Try the unit again, or not."""
         before = self._history[key]
         history, error = decide(failure, before)
         self._history[key] = history
-        name, tries = self.agenda.units[key].name, len(history.failed_on)
+        name, tries = self.graph.units[key].name, len(history.failed_on)
         if error:
-            self.agenda.failed(key, error)
+            self.graph.failed(key, error)
             return
         if history.too_small != before.too_small:
             logger.warning("%s does not fit into %g of a GPU; it gets a whole one", name, failure.gpus)
         elif history.failed_on != before.failed_on:
             logger.warning("%s: try %d of %d failed (%s)", name, tries, RETRIES + 1, failure.error)
-        self.agenda.again(key)
+        self.graph.again(key)
 
     def failed_on(self, key: str) -> set[str]:
         """Nodes on which tries of a unit have failed, which its next try had better not take."""
@@ -248,7 +248,7 @@ class Dispatcher:
     def request_stop(self, reason: str) -> None:
         """End the study as Ctrl-C does: units save checkpoints, and nothing more is released."""
         logger.warning("%s", reason)
-        self.agenda.stopping = True
+        self.graph.stopping = True
         self._stop()
 
     def _storage_is_away(self) -> bool:
@@ -271,22 +271,22 @@ class Dispatcher:
         """Use a node no more; what it did to units is forgiven."""
         self._useless += node not in self.nodes.avoided
         for key in self.nodes.avoid(node, why):
-            before = self.agenda.state[key]
+            before = self.graph.state[key]
             self._history[key] = self._history[key].without(node)
             if before is State.FAILED:
-                self.agenda.again(key)
-            if self.agenda.state[key] is not before:
-                self._hooks.changed(key, self.agenda.state[key])
+                self.graph.again(key)
+            if self.graph.state[key] is not before:
+                self._hooks.changed(key, self.graph.state[key])
 
     def _stopped(self, key: str, notice: str, node: str) -> None:
-        if self.agenda.stopping:
-            self.agenda.stopped(key)
+        if self.graph.stopping:
+            self.graph.stopped(key)
             return
         if notice and not self._others({node}):
             self.request_stop(f"this machine is about to go ({notice}), and there is no other: the study stops")
-            self.agenda.stopped(key)
+            self.graph.stopped(key)
             return
-        self.agenda.again(key)  # Its machine is about to go, or it lost the driver for a moment.
+        self.graph.again(key)  # Its machine is about to go, or it lost the driver for a moment.
 
     def _refused(self, key: str, node: str, why: str) -> None:
         new = self._useless + (node not in self.nodes.avoided)

@@ -3,11 +3,10 @@
 import heapq
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
-from typing import Protocol
 
-from orchestrator.planning.plan import Unit, Units
+from orchestrator.planning.plan import Unit
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import SourceCheck
 
@@ -35,38 +34,30 @@ SETTLED = (State.FINISHED, State.FAILED, State.BLOCKED, State.STOPPED)
 MAX_REPAIRS = 1
 
 
-class Measured(Units, Protocol):
-    """What an agenda needs of a plan."""
-
-    def measured(self) -> set[str]: ...
-
-
-class Agenda:
+class TaskGraph:
     """Units by state. Those with the longest way to the end of their chain go first."""
 
     def __init__(
         self,
-        plan: Measured,
+        units: Mapping[str, Unit],
         ledger: Ledger,
-        costs: Mapping[str, float] | None = None,
-        test: bool = True,
+        seconds: Mapping[str, float] | None = None,
+        tested: Collection[str] = (),
         check: SourceCheck | None = None,
     ) -> None:
         """Read the ledger: finished units are done, failed ones are tried again.
 
         Args:
-            costs: expected seconds (or any unit of time) of each unit; their steps if not given.
-            test: a unit that a table measures is done only when its test split has been measured. A search leaves
-                the test split alone.
+            units: by key, parents before children.
+            seconds: expected time of each unit; their steps if None.
+            tested: keys of units that are done only when their test split has been measured.
             check: compares records with the present code; None takes them as they are.
         """
         self._check = check
         self._measured_only: set[str] = set()
         """Finished units that are measured again from their weights: they need no parent."""
-        self._tested = plan.measured() if test else set()
-        self.plan, self.ledger = plan, ledger
-        self.units = plan.units
-        costs = costs or {key: float(unit.config.optim.steps) for key, unit in self.units.items()}
+        self.units, self.ledger, self.tested = units, ledger, frozenset(tested)
+        costs = seconds or {key: float(unit.config.optim.steps) for key, unit in self.units.items()}
         self._children: dict[str, list[str]] = {key: [] for key in self.units}
         for unit in self.units.values():
             if unit.parent:
@@ -110,7 +101,7 @@ class Agenda:
 
     def _is_done(self, unit: Unit) -> bool:
         record = self.ledger.finished(unit)
-        if record is None or (unit.key in self._tested and not record.tested):
+        if record is None or (unit.key in self.tested and not record.tested):
             return False
         return self._check is None or self._check.is_current(unit, record)
 

@@ -72,7 +72,7 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
     """Search, then write the trials."""
     # Optuna takes a second to import, which --help and refusals need not wait for.
     from orchestrator.search.journal import Journal
-    from orchestrator.search.trial_queue import SearchAgenda, units_of_trials
+    from orchestrator.search.trial_queue import TrialQueue, units_of_trials
     from orchestrator.search.trial_report import closing, write_trials
 
     plan, space = inputs.plan, inputs.plan.study
@@ -86,8 +86,8 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
             journal = Journal(place.hold(), plan.name, space, inputs.dimensions, inputs.start, place.keep)
             check = SourceCheck(ledger, options.other_code)
             check.check(units_of_trials(plan, journal.trials))
-            agenda = SearchAgenda(plan, ledger, journal, inputs.trials, check=check)
-            if not agenda.complete:
+            graph = TrialQueue(plan, ledger, journal, inputs.trials, check=check)
+            if not graph.complete:
                 session.connect()
         logger.info(
             "%s: %d of %d trials there, %d seed%s each, judged by %s",
@@ -99,14 +99,14 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
             # More at once than there is room for would be suggested before the results that should guide them.
             session.cluster = facts, replace(resources, max_concurrent=facts.slots(resources))
             seconds = inputs.seconds_of_a_unit(facts.slots(resources))
-        agenda.joined = lambda unit, done: session.joined(unit, seconds, done)
-        expected = dict.fromkeys(agenda.units, seconds)
-        session.execute(plan, search_content(inputs, command), agenda, check, expected)
-        written = write_trials(inputs, agenda, journal.importances(), command, folders)
+        graph.joined = lambda unit, done: session.joined(unit, seconds, done)
+        expected = dict.fromkeys(graph.units, seconds)
+        session.execute(plan, search_content(inputs, command), graph, check, expected)
+        written = write_trials(inputs, graph, journal.importances(), command, folders)
         copy = place.publish(file for file in written if file.parent == place.folder)
-        last = session.end(agenda, agenda.whole, place.folder, [f"trials: {path}" for path in written])
-        print("\n".join([*closing(inputs, agenda), *last, *([f"trials: {copy}"] if copy else [])]))
-        return 0 if agenda.whole else 1
+        last = session.end(graph, graph.whole, place.folder, [f"trials: {path}" for path in written])
+        print("\n".join([*closing(inputs, graph), *last, *([f"trials: {copy}"] if copy else [])]))
+        return 0 if graph.whole else 1
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.planning.inputs import facts_of
-from orchestrator.planning.plan import Unit
 from orchestrator.planning.resolve import check_data, errors_at, measured_names, open_sets, with_layers
 from orchestrator.search.plan import Params, SearchPlan, field_of
 from search_spaces import find_space
@@ -53,15 +52,8 @@ class SearchInputs:
         from orchestrator.planning.estimate import estimate
 
         units = {unit.key: unit for unit in self.plan.units_of(self.plan.start)[:1]}
-        (seconds,) = estimate(_OneUnit(units), self.sets, {}, slots).seconds.values()
+        (seconds,) = estimate(units, self.sets, {}, slots).seconds.values()
         return seconds
-
-
-@dataclass(frozen=True)
-class _OneUnit:
-    """As much of a plan as an estimate asks for."""
-
-    units: Mapping[str, Unit]
 
 
 def read_search(

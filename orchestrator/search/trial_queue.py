@@ -11,7 +11,7 @@ from contextlib import suppress
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.planning.plan import Unit
-from orchestrator.scheduling.task_graph import SETTLED, Agenda, State
+from orchestrator.scheduling.task_graph import SETTLED, State, TaskGraph
 from orchestrator.search.journal import Journal, number_of
 from orchestrator.search.plan import SearchPlan, named
 from orchestrator.storage.ledger import Ledger
@@ -20,7 +20,7 @@ from orchestrator.storage.source_check import SourceCheck
 logger = logging.getLogger(__name__)
 
 
-class SearchAgenda(Agenda):
+class TrialQueue(TaskGraph):
     """Releases the units of trials in their order, and asks for a new trial when there is room for one."""
 
     def __init__(
@@ -43,7 +43,7 @@ class SearchAgenda(Agenda):
         self._exhausted = False
         self._trials_of: dict[str, list[int]] = {}
         """Numbers of trials by key of their units."""
-        super().__init__(plan, ledger, test=False, check=check)
+        super().__init__(plan.units, ledger, check=check)
         for number, trial in enumerate(journal.trials):
             if trial.state is TrialState.FAIL and self._units(trial):
                 journal.again(number)
@@ -95,7 +95,7 @@ class SearchAgenda(Agenda):
                 self.reason.pop(number, None)
 
     def time_left(self, seconds: Mapping[str, float], slots: int) -> float:
-        """As of an agenda; trials that are still to be suggested take as long as the others."""
+        """As of a graph; trials that are still to be suggested take as long as the others."""
         each = statistics.median(seconds.values()) if seconds else 0.0
         units = self.search.seeds * max(0, self.wanted - len(self.trials)) if self._has_room else 0
         return super().time_left(seconds, slots) + units * each / max(slots, 1)
@@ -135,7 +135,7 @@ class SearchAgenda(Agenda):
         return True
 
     def _take(self, number: int) -> None:
-        """Put a trial's units on the agenda; if all are finished, score the trial immediately."""
+        """Put a trial's units on the graph; if all are finished, score the trial immediately."""
         is_complete, units = self.trials[number].state is TrialState.COMPLETE, self._units(self.trials[number])
         if is_complete and any(self.ledger.finished(unit) is None for unit in units):
             return  # Its value stands, though somebody has removed the records.

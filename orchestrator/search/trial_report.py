@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestrator.search.journal import number_of
 from orchestrator.search.plan import named
 from orchestrator.search.resolve_space import SearchInputs, samples_of
-from orchestrator.search.trial_queue import SearchAgenda, ranked, spread
+from orchestrator.search.trial_queue import TrialQueue, ranked, spread
 from ups_model.atomic import write_atomic
 
 STUDY_SEEDS = 5
@@ -24,10 +24,10 @@ STATES = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState
 
 
 def write_trials(
-    inputs: SearchInputs, agenda: SearchAgenda, importances: Mapping[str, float], command: str, folders: Sequence[Path]
+    inputs: SearchInputs, graph: TrialQueue, importances: Mapping[str, float], command: str, folders: Sequence[Path]
 ) -> list[Path]:
     """Write search.md and trials.csv into each folder; returns their paths."""
-    texts = {"search.md": markdown(inputs, agenda, importances, command), "trials.csv": table(inputs, agenda)}
+    texts = {"search.md": markdown(inputs, graph, importances, command), "trials.csv": table(inputs, graph)}
     written = []
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def write_trials(
     return written
 
 
-def table(inputs: SearchInputs, agenda: SearchAgenda) -> str:
+def table(inputs: SearchInputs, graph: TrialQueue) -> str:
     """All trials as CSV, best first, with each seed's value."""
     space, seeds = inputs.plan.study, range(inputs.plan.seeds)
     stream = io.StringIO()
@@ -47,22 +47,22 @@ def table(inputs: SearchInputs, agenda: SearchAgenda) -> str:
         + [f"seed {space.first_seed + index}" for index in seeds]
         + [*inputs.dimensions, "units", "error"]
     )
-    for trial in ranked(agenda.trials, space.direction):
-        values = agenda.values(trial)
+    for trial in ranked(graph.trials, space.direction):
+        values = graph.values(trial)
         each = values if len(values) == len(seeds) else [""] * len(seeds)
         sd = statistics.stdev(values) if len(values) > 1 else ""
         mean = "" if trial.value is None else trial.value
         writer.writerow(
             [number_of(trial), STATES[trial.state], mean, sd, len(values), *each]
             + [trial.params[path] for path in inputs.dimensions]
-            + [" ".join(_keys(inputs, trial)), agenda.reason.get(number_of(trial), "")]
+            + [" ".join(_keys(inputs, trial)), graph.reason.get(number_of(trial), "")]
         )
     return stream.getvalue()
 
 
-def markdown(inputs: SearchInputs, agenda: SearchAgenda, importances: Mapping[str, float], command: str) -> str:
+def markdown(inputs: SearchInputs, graph: TrialQueue, importances: Mapping[str, float], command: str) -> str:
     """The search's report."""
-    plan, space, trials = inputs.plan, inputs.plan.study, agenda.trials
+    plan, space, trials = inputs.plan, inputs.plan.study, graph.trials
     order = ranked(trials, space.direction)
     states = Counter(STATES[trial.state] for trial in trials)
     synthetic = sorted(name for name, facts in plan.data.items() if facts.synthetic)
@@ -74,15 +74,15 @@ def markdown(inputs: SearchInputs, agenda: SearchAgenda, importances: Mapping[st
         f"{space.direction.capitalize()} `{space.objective}`; {plan.seeds} seed{'s' * (plan.seeds > 1)} a trial, from "
         f"{space.first_seed}; preset {plan.preset}; data: {', '.join(plan.data)}; "
         f"{plan.base.data.validation_subjects} validation subject{'s' * (plan.base.data.validation_subjects > 1)}. "
-        f"Of {agenda.total} trials {states['complete']} are complete, {states['failed']} failed, "
-        f"{agenda.total - states['complete'] - states['failed']} are open.",
+        f"Of {graph.total} trials {states['complete']} are complete, {states['failed']} failed, "
+        f"{graph.total - states['complete'] - states['failed']} are open.",
         "",
     ]
     samples = ", ".join(f"{count} samples of {task}" for task, count in samples_of(plan.base).items())
     if synthetic:
         lines += [f"**Synthetic data ({', '.join(synthetic)}): these numbers say nothing about real motion.**", ""]
     lines += [f"    {command}", "", f"Every unit: {samples}. The search measured no test split.", ""]
-    lines += [*_rows(inputs, agenda, order), "", *caution(inputs, agenda, order), ""]
+    lines += [*_rows(inputs, graph, order), "", *caution(inputs, graph, order), ""]
     if importances:
         shown = ", ".join(f"`{name}` {value:.2f}" for name, value in importances.items())
         lines += [
@@ -90,7 +90,7 @@ def markdown(inputs: SearchInputs, agenda: SearchAgenda, importances: Mapping[st
             "trials are few, and crowd where earlier ones were good.",
             "",
         ]
-    commits = sorted({commit for trial in trials for commit in _commits(inputs, agenda, trial)})
+    commits = sorted({commit for trial in trials for commit in _commits(inputs, graph, trial)})
     if len(commits) > 1:
         lines += [f"Trials were trained at different commits: {', '.join(commits)}.", ""]
     if order and order[0].value is not None:
@@ -99,7 +99,7 @@ def markdown(inputs: SearchInputs, agenda: SearchAgenda, importances: Mapping[st
     return "\n".join(lines)
 
 
-def caution(inputs: SearchInputs, agenda: SearchAgenda, order: Sequence[FrozenTrial]) -> list[str]:
+def caution(inputs: SearchInputs, graph: TrialQueue, order: Sequence[FrozenTrial]) -> list[str]:
     """What the best value is worth."""
     plan = inputs.plan
     complete = [trial for trial in order if trial.value is not None]
@@ -119,7 +119,7 @@ def caution(inputs: SearchInputs, agenda: SearchAgenda, order: Sequence[FrozenTr
     if start is not None and start is complete[0]:
         lines += ["", "No trial was better than the base configuration."]
     elif start is not None:
-        lines += ["", f"The base configuration is trial {number_of(start)}, with {_value(agenda, start)}."]
+        lines += ["", f"The base configuration is trial {number_of(start)}, with {_value(graph, start)}."]
     return lines
 
 
@@ -139,24 +139,24 @@ def next_command(inputs: SearchInputs, best: FrozenTrial) -> str:
     return shlex.join(parts)
 
 
-def closing(inputs: SearchInputs, agenda: SearchAgenda) -> list[str]:
+def closing(inputs: SearchInputs, graph: TrialQueue) -> list[str]:
     """What the end of a search says of its trials."""
-    trials = agenda.trials
+    trials = graph.trials
     order = ranked(trials, inputs.plan.study.direction)
     complete = [trial for trial in order if trial.value is not None]
-    lines = [f"{len(complete)} of {agenda.total} trials complete"]
-    lines += [f"trial {number_of(trial)}: {_value(agenda, trial)}  {named(trial.params)}" for trial in complete[:SHOWN]]
+    lines = [f"{len(complete)} of {graph.total} trials complete"]
+    lines += [f"trial {number_of(trial)}: {_value(graph, trial)}  {named(trial.params)}" for trial in complete[:SHOWN]]
     for trial in trials:
         if trial.state is TrialState.FAIL:
-            reason = agenda.reason.get(number_of(trial), "see the log of its units")
+            reason = graph.reason.get(number_of(trial), "see the log of its units")
             lines.append(f"trial {number_of(trial)} failed: {reason}")
-    if agenda.fault:
-        lines.append(f"stopped: {agenda.fault}")
-    if agenda.stopping:
+    if graph.fault:
+        lines.append(f"stopped: {graph.fault}")
+    if graph.stopping:
         lines.append("stopped; the same command goes on from here")
     elif any(trial.state is TrialState.FAIL for trial in trials):
         lines.append("the same command tries the failed trials again")
-    elif len(trials) < agenda.wanted:
+    elif len(trials) < graph.wanted:
         lines.append(f"the space has no more than these {len(trials)} configurations")
     if complete:
         lines.append(
@@ -166,24 +166,24 @@ def closing(inputs: SearchInputs, agenda: SearchAgenda) -> list[str]:
     return lines
 
 
-def _rows(inputs: SearchInputs, agenda: SearchAgenda, order: Sequence[FrozenTrial]) -> list[str]:
+def _rows(inputs: SearchInputs, graph: TrialQueue, order: Sequence[FrozenTrial]) -> list[str]:
     heads = ["Trial", inputs.plan.study.objective, *(path.rsplit(".", 1)[-1] for path in inputs.dimensions), "Units"]
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for trial in order:
         base = " (base)" if trial.params == inputs.start else ""
-        cells = [f"{number_of(trial)}{base}", _value(agenda, trial)]
+        cells = [f"{number_of(trial)}{base}", _value(graph, trial)]
         cells += [str(trial.params[path]) for path in inputs.dimensions]
         cells += [", ".join(f"`{key}`" for key in _keys(inputs, trial)) or "none"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def _value(agenda: SearchAgenda, trial: FrozenTrial) -> str:
+def _value(graph: TrialQueue, trial: FrozenTrial) -> str:
     if trial.state is not TrialState.COMPLETE:
-        reason = agenda.reason.get(number_of(trial), "").replace("|", "/").splitlines()
+        reason = graph.reason.get(number_of(trial), "").replace("|", "/").splitlines()
         return "open" if trial.state is TrialState.RUNNING else "failed" + (f": {reason[0]}" if reason else "")
-    values = agenda.values(trial)
-    if len(values) < agenda.search.seeds:
+    values = graph.values(trial)
+    if len(values) < graph.search.seeds:
         return f"{trial.value:.4g} (its records are gone)"
     return spread(values)
 
@@ -195,7 +195,7 @@ def _keys(inputs: SearchInputs, trial: FrozenTrial) -> list[str]:
         return []
 
 
-def _commits(inputs: SearchInputs, agenda: SearchAgenda, trial: FrozenTrial) -> set[str]:
-    units = [agenda.units[key] for key in _keys(inputs, trial) if key in agenda.units]
-    records = [record for record in map(agenda.ledger.finished, units) if record is not None]
+def _commits(inputs: SearchInputs, graph: TrialQueue, trial: FrozenTrial) -> set[str]:
+    units = [graph.units[key] for key in _keys(inputs, trial) if key in graph.units]
+    records = [record for record in map(graph.ledger.finished, units) if record is not None]
     return {str(record.about.get("commit", "unknown")) for record in records}

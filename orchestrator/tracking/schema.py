@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orchestrator.planning.plan import DataFacts, Line, Unit, Units
+from orchestrator.planning.plan import DataFacts, Line, Unit
 from orchestrator.record import Record
 from search_spaces.study import Table
 from ups_model.config.identity import configured_sets
@@ -77,11 +77,13 @@ class _Named(Protocol):
     def name(self) -> str: ...
 
 
-class Tracked(Units, Protocol):
+class Tracked(Protocol):
     """What MLflow is told of: a study's plan or a search."""
 
     @property
     def name(self) -> str: ...
+    @property
+    def units(self) -> Mapping[str, Unit]: ...
     @property
     def study(self) -> _Named: ...
     @property

@@ -403,9 +403,9 @@ def test_status_1_when_stopped_and_it_says_how_to_go_on(bench, tmp_path, driver,
 def test_stopping_when_nothing_was_left_is_no_failure(bench, tmp_path, driver, capsys, monkeypatch):
     from orchestrator.execution import driver as run
 
-    def execute(agenda, *more, **named):
-        driver.execute(agenda, *more, **named)
-        agenda.stopping = True
+    def execute(graph, *more, **named):
+        driver.execute(graph, *more, **named)
+        graph.stopping = True
 
     monkeypatch.setattr(run, "execute", execute)
     assert ablate.main(toy(bench, tmp_path)) == 0

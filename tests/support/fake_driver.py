@@ -54,21 +54,21 @@ class FakeDriver:
         monkeypatch.setattr(mlflow_store, "Mirror", NoMirror)
         return fake
 
-    def execute(self, agenda: Any, job_of: Any, resources: Any, facts: Any, hooks: Any, footprints: Any) -> None:
+    def execute(self, graph: Any, job_of: Any, resources: Any, facts: Any, hooks: Any, footprints: Any) -> None:
         """In place of `orchestrator.execution.driver.execute`."""
         self.started += 1
-        while (unit := agenda.next()) is not None:
+        while (unit := graph.next()) is not None:
             job = job_of(unit)
             assert all(Path(path).is_absolute() for path in job.paths.values()) and job.threads == 1
             self.jobs.append(job)
             state = self.becomes(unit)
             if state == "finished":
-                finish(agenda.ledger, unit)
-                agenda.finished(unit.key)
+                finish(graph.ledger, unit)
+                graph.finished(unit.key)
             elif state == "failed":
-                agenda.failed(unit.key, "it broke")
+                graph.failed(unit.key, "it broke")
             else:
-                agenda.stopping = True
-                agenda.stopped(unit.key)
-            hooks.changed(unit.key, agenda.state[unit.key])
+                graph.stopping = True
+                graph.stopped(unit.key)
+            hooks.changed(unit.key, graph.state[unit.key])
             hooks.tick()

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan
 from orchestrator.planning.resolve import resolve
 from orchestrator.record import Record
+from orchestrator.scheduling.task_graph import TaskGraph
 from orchestrator.storage.ledger import Ledger
 from search_spaces.columns import ABLATION
 from search_spaces.study import Row, Study, Table
@@ -57,3 +58,8 @@ def finish(ledger: Ledger, unit: Unit, **metrics: float) -> Record:
 def new_ledger(folder: Path) -> Ledger:
     """An empty one."""
     return Ledger.open(str(folder / "storage"))
+
+
+def graph_of(plan, ledger, seconds=None, check=None):
+    """The task graph of a study's plan."""
+    return TaskGraph(plan.units, ledger, seconds, plan.measured(), check)

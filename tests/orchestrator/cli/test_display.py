@@ -8,8 +8,7 @@ import pytest
 from orchestrator.cli import display
 from orchestrator.cli.display import LINE_SECONDS, Display
 from orchestrator.record import Record
-from orchestrator.scheduling.task_graph import Agenda
-from tests.support.plans import finish, new_ledger, plan_of, small_study
+from tests.support.plans import finish, graph_of, new_ledger, plan_of, small_study
 from ups_model.training.progress import append_row
 
 
@@ -33,97 +32,97 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def agenda(tmp_path):
+def graph(tmp_path):
     """Eight units: two of joint training, each with three that start from it."""
-    return Agenda(plan_of(small_study()), new_ledger(tmp_path))
+    return graph_of(plan_of(small_study()), new_ledger(tmp_path))
 
 
 @pytest.fixture
-def shown(agenda, clock, caplog):
+def shown(graph, clock, caplog):
     """A display that expects 10 seconds of each unit, on two slots; standard error is no terminal here."""
     caplog.set_level(logging.INFO)
-    made = Display(agenda, dict.fromkeys(agenda.units, 10.0), 2)
+    made = Display(graph, dict.fromkeys(graph.units, 10.0), 2)
     yield made
     made.close()
 
 
-def start(agenda, shown):
-    unit = agenda.next()
-    shown.changed(unit.key, agenda.state[unit.key])
+def start(graph, shown):
+    unit = graph.next()
+    shown.changed(unit.key, graph.state[unit.key])
     return unit
 
 
-def end(agenda, shown, unit):
-    finish(agenda.ledger, unit, **{"ar3d/top1": 61.25, "pe/mpjpe_mm": 88.5})
-    agenda.finished(unit.key)
-    shown.changed(unit.key, agenda.state[unit.key])
+def end(graph, shown, unit):
+    finish(graph.ledger, unit, **{"ar3d/top1": 61.25, "pe/mpjpe_mm": 88.5})
+    graph.finished(unit.key)
+    shown.changed(unit.key, graph.state[unit.key])
 
 
-def test_each_change_is_one_line_with_what_was_measured(agenda, shown, clock, caplog):
-    unit = start(agenda, shown)
+def test_each_change_is_one_line_with_what_was_measured(graph, shown, clock, caplog):
+    unit = start(graph, shown)
     clock.now += 75
-    end(agenda, shown, unit)
+    end(graph, shown, unit)
     first, second = caplog.messages
     assert first == f"start   {unit.name}  ({unit.folder})"
     assert second.startswith(f"done    {unit.name}  in 0:01:15")
     assert "ar3d/top1 61.25" in second and "pe/mpjpe_mm 88.5" in second
 
 
-def test_a_failure_names_its_reason_and_its_log(agenda, shown, caplog):
-    unit = start(agenda, shown)
-    agenda.failed(unit.key, "loss is not finite at step 3")
-    shown.changed(unit.key, agenda.state[unit.key])
+def test_a_failure_names_its_reason_and_its_log(graph, shown, caplog):
+    unit = start(graph, shown)
+    graph.failed(unit.key, "loss is not finite at step 3")
+    shown.changed(unit.key, graph.state[unit.key])
     assert f"FAILED  {unit.name}: loss is not finite at step 3" in caplog.messages[-1]
-    assert str(agenda.ledger.folder(unit) / "log.txt") in caplog.messages[-1]
+    assert str(graph.ledger.folder(unit) / "log.txt") in caplog.messages[-1]
     assert caplog.records[-1].levelno == logging.ERROR
     assert "0 done, 0 running, 4 waiting, 4 failed" in shown.line()  # The unit, and three that start from it.
 
 
-def test_the_status_line_counts_and_shows_how_far_running_units_are(agenda, shown, clock):
+def test_the_status_line_counts_and_shows_how_far_running_units_are(graph, shown, clock):
     assert shown.line().startswith("0 done, 0 running, 8 waiting, 0:00:40 left")
-    unit = start(agenda, shown)
-    append_row(agenda.ledger.folder(unit) / "progress.jsonl", {"step": 120, "train/pe_loss": 3.21987})
+    unit = start(graph, shown)
+    append_row(graph.ledger.folder(unit) / "progress.jsonl", {"step": 120, "train/pe_loss": 3.21987})
     line = shown.line()
     assert line.startswith("0 done, 1 running, 7 waiting, ")
     assert f"| {unit.name} 120/{unit.config.optim.steps} pe_loss 3.22" in line
 
 
-def test_time_left_falls_and_follows_what_was_measured(agenda, shown, clock):
+def test_time_left_falls_and_follows_what_was_measured(graph, shown, clock):
     assert shown.seconds_left() == 40  # 8 units of 10 seconds on two slots.
-    unit = start(agenda, shown)
+    unit = start(graph, shown)
     seen = [shown.seconds_left()]
     for _ in range(4):
         clock.now += 2
         seen.append(shown.seconds_left())
     assert seen == sorted(seen, reverse=True) and seen[-1] < seen[0] == 40
     clock.now += 12
-    end(agenda, shown, unit)  # It took 20 seconds, twice what was expected: so will the seven others.
+    end(graph, shown, unit)  # It took 20 seconds, twice what was expected: so will the seven others.
     assert shown.seconds_left() == 7 * 20 / 2
-    while (unit := agenda.next()) is not None:
-        shown.changed(unit.key, agenda.state[unit.key])
+    while (unit := graph.next()) is not None:
+        shown.changed(unit.key, graph.state[unit.key])
         clock.now += 20
-        end(agenda, shown, unit)
+        end(graph, shown, unit)
     assert shown.seconds_left() == 0
     assert shown.line().startswith("8 done, 0 running, 0:00:00 left")
 
 
-def test_a_unit_done_by_another_driver_says_so_and_counts_as_no_time(agenda, shown, clock, caplog):
-    unit = start(agenda, shown)
-    with agenda.ledger.claim(unit):
-        agenda.busy(unit.key)
-        shown.changed(unit.key, agenda.state[unit.key])
+def test_a_unit_done_by_another_driver_says_so_and_counts_as_no_time(graph, shown, clock, caplog):
+    unit = start(graph, shown)
+    with graph.ledger.claim(unit):
+        graph.busy(unit.key)
+        shown.changed(unit.key, graph.state[unit.key])
         assert caplog.messages[-1].startswith(f"held    {unit.name} by process ")
         assert "1 elsewhere" in shown.line()
     clock.now += 1
-    finish(agenda.ledger, unit)
-    assert agenda.look_elsewhere() == [unit.key]
-    shown.changed(unit.key, agenda.state[unit.key])
+    finish(graph.ledger, unit)
+    assert graph.look_elsewhere() == [unit.key]
+    shown.changed(unit.key, graph.state[unit.key])
     assert caplog.messages[-1].startswith(f"done    {unit.name}  elsewhere")
     assert shown.seconds_left() == 7 * 10 / 2
 
 
-def test_a_file_gets_a_status_line_now_and_then_and_no_flood(agenda, shown, clock, caplog, capsys):
-    start(agenda, shown)
+def test_a_file_gets_a_status_line_now_and_then_and_no_flood(graph, shown, clock, caplog, capsys):
+    start(graph, shown)
     caplog.clear()
     seconds = 600
     for _ in range(seconds * 4):
@@ -138,14 +137,14 @@ def test_units_done_before_are_counted_from_the_start(tmp_path, clock):
     plan, ledger = plan_of(small_study()), new_ledger(tmp_path)
     for key in list(plan.units)[:3]:
         finish(ledger, plan.units[key])
-    agenda = Agenda(plan, ledger)
-    shown = Display(agenda, dict.fromkeys(agenda.units, 10.0), 1)
+    graph = graph_of(plan, ledger)
+    shown = Display(graph, dict.fromkeys(graph.units, 10.0), 1)
     assert shown.line().startswith("3 done, 0 running, 5 waiting, 0:00:50 left")
 
 
-def test_a_record_of_a_search_shows_validation(agenda, shown, caplog):
-    unit = start(agenda, shown)
-    agenda.ledger.write(unit, Record(unit.key, "finished", {"validation/score": 42.5}))
-    agenda.finished(unit.key)
-    shown.changed(unit.key, agenda.state[unit.key])
+def test_a_record_of_a_search_shows_validation(graph, shown, caplog):
+    unit = start(graph, shown)
+    graph.ledger.write(unit, Record(unit.key, "finished", {"validation/score": 42.5}))
+    graph.finished(unit.key)
+    shown.changed(unit.key, graph.state[unit.key])
     assert caplog.messages[-1].endswith("validation: score 42.5")

@@ -12,12 +12,12 @@ import pytest
 from orchestrator.execution import driver as run
 from orchestrator.execution import ray_cluster as ray_nodes
 from orchestrator.planning.plan import Plan
-from orchestrator.scheduling.task_graph import Agenda, State
+from orchestrator.scheduling.task_graph import State
 from orchestrator.worker.gpu_memory import Footprint
 from orchestrator.worker.job import Job
 from search_spaces.columns import AR3D
 from search_spaces.study import Row, Study, Table
-from tests.support.plans import new_ledger, plan_of
+from tests.support.plans import graph_of, new_ledger, plan_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 SECONDS = 1.0
@@ -94,12 +94,12 @@ def work_of(folder, crowd=1, fails=None, after=0):
 def run_all(tmp_path, facts, resources, count=8, footprints=None, **more):
     """Run so many units; what each try wrote down, in order of their beginnings."""
     plan = independent(count)
-    agenda = Agenda(plan, new_ledger(tmp_path))
+    graph = graph_of(plan, new_ledger(tmp_path))
     folder = tmp_path / "rows"
     folder.mkdir()
     ray_nodes.check_room(facts, resources)
     dispatcher = run.execute(
-        agenda,
+        graph,
         lambda unit: Job(unit, None, str(tmp_path), {}, str(tmp_path)),
         resources,
         facts,
@@ -108,7 +108,7 @@ def run_all(tmp_path, facts, resources, count=8, footprints=None, **more):
         footprints and dict.fromkeys((unit.kind for unit in plan.units.values()), footprints),
     )
     rows = [json.loads(file.read_text()) for file in folder.iterdir()]
-    return agenda, dispatcher, sorted(rows, key=lambda row: row["began"])
+    return graph, dispatcher, sorted(rows, key=lambda row: row["began"])
 
 
 def at_once(rows, group=lambda row: None):
@@ -132,8 +132,8 @@ def shares_at_once(rows):
 
 def test_a_quarter_of_a_gpu_each_is_four_at_a_time(nodes, tmp_path):
     facts = nodes({"num_cpus": 8, "num_gpus": 1})
-    agenda, _, rows = run_all(tmp_path, facts, ray_nodes.Resources(gpus_per_unit=0.25), crowd=4)
-    assert agenda.counts() == {State.FINISHED: 8}
+    graph, _, rows = run_all(tmp_path, facts, ray_nodes.Resources(gpus_per_unit=0.25), crowd=4)
+    assert graph.counts() == {State.FINISHED: 8}
     assert at_once(rows) == {None: 4}
     assert shares_at_once(rows) == 1.0
     assert {row["devices"] for row in rows} == {"0"}
@@ -142,8 +142,8 @@ def test_a_quarter_of_a_gpu_each_is_four_at_a_time(nodes, tmp_path):
 
 def test_whole_gpus_are_never_shared(nodes, tmp_path):
     facts = nodes({"num_cpus": 8, "num_gpus": 2})
-    agenda, _, rows = run_all(tmp_path, facts, ray_nodes.Resources(gpus_per_unit=1), count=6, crowd=2)
-    assert agenda.counts() == {State.FINISHED: 6}
+    graph, _, rows = run_all(tmp_path, facts, ray_nodes.Resources(gpus_per_unit=1), count=6, crowd=2)
+    assert graph.counts() == {State.FINISHED: 6}
     assert at_once(rows, lambda row: row["devices"]) == {"0": 1, "1": 1}
     assert shares_at_once(rows) == 1.0
 
@@ -151,8 +151,8 @@ def test_whole_gpus_are_never_shared(nodes, tmp_path):
 def test_on_mixed_nodes_units_go_where_gpus_are_and_fill_them(nodes, tmp_path):
     facts = nodes({"num_cpus": 4}, {"num_cpus": 4, "num_gpus": 1}, {"num_cpus": 4, "num_gpus": 2})
     assert (facts.cpus, facts.gpus, facts.local) == (12, 3, False)
-    agenda, _, rows = run_all(tmp_path, facts, ray_nodes.Resources(gpus_per_unit=0.5), count=18, crowd=6)
-    assert agenda.counts() == {State.FINISHED: 18}
+    graph, _, rows = run_all(tmp_path, facts, ray_nodes.Resources(gpus_per_unit=0.5), count=18, crowd=6)
+    assert graph.counts() == {State.FINISHED: 18}
     by_node = at_once(rows, lambda row: row["node"])
     print(f"\n0.5 GPU a unit, nodes of 0, 1 and 2 GPUs: {sorted(by_node.values())} at a time")
     assert sorted(by_node.values()) == [2, 4], "none on the node without GPUs"
@@ -177,8 +177,8 @@ def test_measured_units_are_packed_with_a_margin(nodes, tmp_path):
     jobs = {unit.kind: Job(unit, None, str(tmp_path), {}, str(tmp_path)) for unit in plan.units.values()}
     measured = ray_nodes.measure_footprints(jobs, resources, measure)
     assert {one.fit for one in measured.values()} == {4}, "24 GiB less a tenth hold four of 4.5"
-    agenda, _, rows = run_all(tmp_path, facts, resources, 9, next(iter(measured.values())), crowd=4)
-    assert agenda.counts() == {State.FINISHED: 9}
+    graph, _, rows = run_all(tmp_path, facts, resources, 9, next(iter(measured.values())), crowd=4)
+    assert graph.counts() == {State.FINISHED: 9}
     assert at_once(rows) == {None: 4}
     assert {row["gpus"] for row in rows} == {0.25}
 
@@ -197,8 +197,8 @@ def test_a_unit_out_of_memory_is_tried_again_alone_on_a_whole_gpu(nodes, tmp_pat
     def fails(job, node):
         return "out_of_memory" if job.unit.key == greedy and job.gpus < 1 else None
 
-    agenda, _, rows = run_all(tmp_path, facts, ray_nodes.Resources(gpus_per_unit=0.25), fails=fails)
-    assert agenda.counts() == {State.FINISHED: 8}
+    graph, _, rows = run_all(tmp_path, facts, ray_nodes.Resources(gpus_per_unit=0.25), fails=fails)
+    assert graph.counts() == {State.FINISHED: 8}
     first, second = [row for row in rows if row["key"] == greedy]
     assert (first["gpus"], first["outcome"]) == (0.25, "out_of_memory")
     assert (second["gpus"], second["too_small"]) == (1.0, [0.25])
@@ -212,11 +212,11 @@ def test_a_node_on_which_everything_fails_gets_no_more_units_and_all_finish(node
 
     facts = nodes({"num_cpus": 2, "num_gpus": 2}, {"num_cpus": 2, "num_gpus": 2})
     bad = sorted(node["NodeID"] for node in ray.nodes())[0]
-    agenda, dispatcher, rows = run_all(
+    graph, dispatcher, rows = run_all(
         tmp_path, facts, ray_nodes.Resources(gpus_per_unit=1), count=14, after=3,
         fails=lambda job, node: "raised" if node == bad else None,
     )  # fmt: skip
-    assert agenda.counts() == {State.FINISHED: 14}
+    assert graph.counts() == {State.FINISHED: 14}
     assert set(dispatcher.nodes.avoided) == {bad}
     assert "ECC" in dispatcher.nodes.avoided[bad]
     tried_there = [row for row in rows if row["node"] == bad]

@@ -13,10 +13,10 @@ import pytest
 
 from orchestrator.execution.trainable import EXIT_GRACE_SECONDS
 from orchestrator.scheduling.dispatcher import SHUTDOWN_GRACE_SECONDS
-from orchestrator.scheduling.task_graph import Agenda, State
+from orchestrator.scheduling.task_graph import State
 from orchestrator.worker.job import Job
 from tests.orchestrator.scheduling.test_dispatcher import Stage
-from tests.support.plans import new_ledger, plan_of, small_study
+from tests.support.plans import graph_of, new_ledger, plan_of, small_study
 
 IDLE_WORKER = """
 import signal, threading, time
@@ -36,7 +36,7 @@ def test_a_stopping_study_waits_for_what_runs_and_not_for_what_has_no_room(tmp_p
     stage = Stage(tmp_path)
     runs, waits = stage.next().unit.key, stage.next().unit.key
     stage.dispatcher.began(runs)
-    stage.agenda.stopping = True
+    stage.graph.stopping = True
     stage.dispatcher.tick()
     stage.now = 100 * SHUTDOWN_GRACE_SECONDS
     stage.dispatcher.tick()
@@ -49,7 +49,7 @@ def test_a_stopping_study_waits_for_what_runs_and_not_for_what_has_no_room(tmp_p
     assert not stage.dispatcher.complete
     stage.dispatcher.abandon()
     assert stage.dispatcher.complete
-    assert stage.agenda.state[waits] is State.STOPPED
+    assert stage.graph.state[waits] is State.STOPPED
     assert stage.told[-1] == (waits, State.STOPPED)
 
 
@@ -70,12 +70,12 @@ def test_ctrl_c_ends_a_study_whose_units_no_machine_has_room_for(tmp_path):
 
     facts = ray_nodes.connect("local")
     try:
-        agenda = Agenda(plan_of(small_study()), new_ledger(tmp_path))
+        graph = graph_of(plan_of(small_study()), new_ledger(tmp_path))
         resources = ray_nodes.Resources(cpus_per_unit=facts.cpus + 1)  # As when the last machine has gone.
         threading.Timer(5, os.kill, (os.getpid(), signal.SIGINT)).start()
         hooks = run.Hooks(lambda key, state: None, lambda: None)
-        run.execute(agenda, lambda unit: Job(unit, None, str(tmp_path), {}, ""), resources, facts, hooks)
+        run.execute(graph, lambda unit: Job(unit, None, str(tmp_path), {}, ""), resources, facts, hooks)
     finally:
         ray_nodes.disconnect()
-    assert agenda.counts()[State.STOPPED] == 1
-    assert agenda.counts()[State.RUNNING] == 0
+    assert graph.counts()[State.STOPPED] == 1
+    assert graph.counts()[State.RUNNING] == 0

@@ -7,7 +7,7 @@ import torch
 from filelock import FileLock
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator.planning.estimate import BACKWARD, TEXT_WIDTHS, estimate, sizes_of
+from orchestrator.planning.estimate import BACKWARD, TEXT_WIDTHS, estimate, operations_of, sizes_of
 from orchestrator.planning.inputs import read_inputs
 from orchestrator.record import Record
 from tests.support.drivers import Bench
@@ -104,12 +104,12 @@ def record(unit, seconds, trained=0.0):
 
 
 def test_operations_are_three_forward_passes_of_every_sample(inputs):
-    found = estimate(inputs.plan, inputs.sets, {}, 2)
-    for key, unit in inputs.plan.units.items():
+    found = estimate(inputs.plan.units, inputs.sets, {}, 2)
+    for _key, unit in inputs.plan.units.items():
         flops = sizes_of(unit.config, inputs.sets).flops
         turns = unit.config.optim.turns_before(unit.config.optim.steps)
         by_hand = sum(4 * turns[task] * flops[task] for task in unit.config.optim.tasks)  # Batches of 4.
-        assert found.operations[key] == pytest.approx((1 + BACKWARD) * by_hand)
+        assert operations_of(unit, inputs.sets) == pytest.approx((1 + BACKWARD) * by_hand)
     assert found.measured == 0
     assert found.total == found.left == pytest.approx(sum(found.seconds.values()))
     assert 0.499 * found.left <= found.makespan <= found.left
@@ -119,30 +119,30 @@ def test_measured_times_replace_guesses_also_for_other_seeds(inputs):
     plan = inputs.plan
     unit = next(iter(plan.units.values()))
     twin = next(one for one in plan.units.values() if one.arm == unit.arm and one.slug == "joint-seed1")
-    found = estimate(plan, inputs.sets, {unit.key: record(unit, 50.0)}, 1)
+    found = estimate(plan.units, inputs.sets, {unit.key: record(unit, 50.0)}, 1)
     assert found.seconds[unit.key] == found.seconds[twin.key] == 50.0
     assert found.measured == 1
     assert found.left == pytest.approx(found.total - 50.0)
     # All others at the rate of the one that was measured.
-    rate = found.operations[unit.key] / 50.0
+    rate = operations_of(unit, inputs.sets) / 50.0
     other = next(one for one in plan.units.values() if one.stage == "separate")
-    assert found.seconds[other.key] == pytest.approx(found.operations[other.key] / rate)
+    assert found.seconds[other.key] == pytest.approx(operations_of(other, inputs.sets) / rate)
 
 
 def test_a_unit_that_was_resumed_counts_with_all_of_its_training(inputs):
     unit = next(iter(inputs.plan.units.values()))
-    found = estimate(inputs.plan, inputs.sets, {unit.key: record(unit, 2.0, trained=90.0)}, 1)
+    found = estimate(inputs.plan.units, inputs.sets, {unit.key: record(unit, 2.0, trained=90.0)}, 1)
     assert found.seconds[unit.key] == 90.0
 
 
 def test_nothing_is_left_when_all_is_done_even_of_records_without_a_time(inputs):
     done = {key: Record(key, "finished", {"test/score": 1.0}) for key in inputs.plan.units}
-    found = estimate(inputs.plan, inputs.sets, done, 2)
+    found = estimate(inputs.plan.units, inputs.sets, done, 2)
     assert (found.left, found.makespan, found.measured) == (0, 0, 0)
 
 
 def test_slots_share_the_work(inputs):
-    alone, many = (estimate(inputs.plan, inputs.sets, {}, slots) for slots in (1, 100))
+    alone, many = (estimate(inputs.plan.units, inputs.sets, {}, slots) for slots in (1, 100))
     assert alone.makespan == pytest.approx(alone.left)
     joint = max(alone.seconds[key] for key, unit in inputs.plan.units.items() if unit.stage == "joint")
     assert joint < many.makespan < alone.makespan

@@ -13,8 +13,8 @@ from orchestrator.scheduling.dispatcher import (
     Hooks,
 )
 from orchestrator.scheduling.retry import MAX_UNSTARTED, RETRIES
-from orchestrator.scheduling.task_graph import Agenda, State
-from tests.support.plans import finish, new_ledger, plan_of, small_study
+from orchestrator.scheduling.task_graph import State
+from tests.support.plans import finish, graph_of, new_ledger, plan_of, small_study
 
 
 class Stage:
@@ -22,11 +22,11 @@ class Stage:
 
     def __init__(self, folder, nodes=("a", "b", "c"), growing=False, gpus=0.0):
         self.now, self.alive, self.stops, self.storage_fault = 0.0, set(nodes), 0, ""
-        self.agenda = Agenda(plan_of(small_study()), new_ledger(folder))
+        self.graph = graph_of(plan_of(small_study()), new_ledger(folder))
         self.told = []
         hooks = Hooks(lambda key, state: self.told.append((key, state)), lambda: None)
         self.dispatcher = Dispatcher(
-            self.agenda, hooks, lambda unit: gpus, lambda: self.alive, growing, self.stop, lambda: self.now,
+            self.graph, hooks, lambda unit: gpus, lambda: self.alive, growing, self.stop, lambda: self.now,
             lambda: self.storage_fault,
         )  # fmt: skip
 
@@ -55,11 +55,11 @@ def test_a_units_own_failures_are_counted_and_then_it_has_failed(stage):
     key = stage.next().unit.key
     for _ in range(RETRIES):
         stage.breaks(key, "raised", node="")
-        assert stage.agenda.state[key] is State.WAITING
+        assert stage.graph.state[key] is State.WAITING
         assert stage.next().unit.key == key
     stage.breaks(key, "raised", node="")
-    assert stage.agenda.state[key] is State.FAILED
-    assert stage.agenda.error[key] == "it broke"
+    assert stage.graph.state[key] is State.FAILED
+    assert stage.graph.error[key] == "it broke"
 
 
 def test_lost_machines_are_not_counted(stage):
@@ -67,16 +67,16 @@ def test_lost_machines_are_not_counted(stage):
     for _ in range(10 * RETRIES):
         stage.breaks(key, "machine")
         assert stage.next().unit.key == key
-    assert stage.agenda.state[key] is State.RUNNING
+    assert stage.graph.state[key] is State.RUNNING
 
 
 def test_a_dead_process_on_a_dead_node_is_not_the_units_fault(stage):
     key = stage.next().unit.key
     stage.breaks(key, "died", node="a")
-    assert stage.agenda.state[key] is State.RUNNING, "not decided yet"
+    assert stage.graph.state[key] is State.RUNNING, "not decided yet"
     stage.alive.discard("a")
     stage.dispatcher.tick()
-    assert stage.agenda.state[key] is State.WAITING
+    assert stage.graph.state[key] is State.WAITING
     assert stage.dispatcher.failed_on(key) == set()
 
 
@@ -85,10 +85,10 @@ def test_a_dead_process_on_a_node_that_stays_is_a_try_of_the_unit(stage):
     stage.breaks(key, "died", node="a")
     stage.now = NODE_DEATH_TIMEOUT_SECONDS - 0.1
     stage.dispatcher.tick()
-    assert stage.agenda.state[key] is State.RUNNING
+    assert stage.graph.state[key] is State.RUNNING
     stage.now = NODE_DEATH_TIMEOUT_SECONDS
     stage.dispatcher.tick()
-    assert stage.agenda.state[key] is State.WAITING
+    assert stage.graph.state[key] is State.WAITING
     assert stage.dispatcher.failed_on(key) == {"a"}
 
 
@@ -98,7 +98,7 @@ def test_processes_that_end_before_they_begin_are_bounded(stage):
         stage.breaks(key, "died", node="")
         assert stage.next().unit.key == key
     stage.breaks(key, "died", node="")
-    assert stage.agenda.state[key] is State.FAILED
+    assert stage.graph.state[key] is State.FAILED
 
 
 def test_while_the_storage_is_away_neither_units_nor_nodes_are_blamed(stage):
@@ -156,7 +156,7 @@ def test_a_unit_that_fails_everywhere_condemns_no_node(stage):
         stage.breaks(key, "raised", node)
         stage.next()
     stage.breaks(key, "raised", "a")
-    assert stage.agenda.state[key] is State.FAILED
+    assert stage.graph.state[key] is State.FAILED
     assert not stage.dispatcher.nodes.avoided
 
 
@@ -165,7 +165,7 @@ def test_a_node_on_which_units_finish_keeps_its_name(stage):
     stage.breaks(first.key, "raised", node="a")
     stage.breaks(second, "raised", node="a")
     good = stage.next().unit
-    finish(stage.agenda.ledger, good)
+    finish(stage.graph.ledger, good)
     stage.end(good.key, "finished", node="a")
     other = stage.next().unit.key
     stage.breaks(other, "raised", node="a")
@@ -187,20 +187,20 @@ def test_what_failed_for_good_on_a_bad_node_waits_again(tmp_path):
         stage.breaks(keys[0], "raised", node="a")
         stage.next()
     stage.breaks(keys[0], "raised", node="a")
-    assert stage.agenda.state[keys[0]] is State.FAILED
-    blocked = [key for key, state in stage.agenda.state.items() if state is State.BLOCKED]
+    assert stage.graph.state[keys[0]] is State.FAILED
+    blocked = [key for key, state in stage.graph.state.items() if state is State.BLOCKED]
     assert blocked
     stage.alive.add("b")
     stage.breaks(stage.next().unit.key, "raised", node="a")
     assert set(stage.dispatcher.nodes.avoided) == {"a"}
-    assert stage.agenda.state[keys[0]] is State.WAITING
-    assert all(stage.agenda.state[key] is State.WAITING for key in blocked)
+    assert stage.graph.state[keys[0]] is State.WAITING
+    assert all(stage.graph.state[key] is State.WAITING for key in blocked)
 
 
 def test_a_notice_moves_the_unit_and_keeps_others_away(stage):
     key = stage.next().unit.key
     stage.end(key, "stopped", node="a", notice="it goes in two minutes")
-    assert stage.agenda.state[key] is State.WAITING
+    assert stage.graph.state[key] is State.WAITING
     given = stage.next()
     assert given.unit.key == key and given.avoid == ("a",)
     assert stage.dispatcher.failed_on(key) == set()
@@ -208,9 +208,9 @@ def test_a_notice_moves_the_unit_and_keeps_others_away(stage):
 
 def test_a_notice_with_a_result_still_counts_for_the_node(stage):
     unit = stage.next().unit
-    finish(stage.agenda.ledger, unit)
+    finish(stage.graph.ledger, unit)
     stage.end(unit.key, "finished", node="b", notice="soon")
-    assert stage.agenda.state[unit.key] is State.FINISHED
+    assert stage.graph.state[unit.key] is State.FINISHED
     assert stage.next().avoid == ("b",)
 
 
@@ -218,8 +218,8 @@ def test_a_notice_on_the_only_machine_stops_the_study(tmp_path):
     stage = Stage(tmp_path, nodes=("a",))
     key = stage.next().unit.key
     stage.end(key, "stopped", node="a", notice="it goes")
-    assert stage.agenda.stopping and stage.stops == 1
-    assert stage.agenda.state[key] is State.STOPPED
+    assert stage.graph.stopping and stage.stops == 1
+    assert stage.graph.state[key] is State.STOPPED
     assert stage.dispatcher.complete
 
 
@@ -227,21 +227,21 @@ def test_on_a_cluster_that_grows_it_waits_for_the_next_machine(tmp_path):
     stage = Stage(tmp_path, nodes=("a",), growing=True)
     key = stage.next().unit.key
     stage.end(key, "stopped", node="a", notice="it goes")
-    assert not stage.agenda.stopping
+    assert not stage.graph.stopping
     assert stage.next().avoid == ("a",)
 
 
 def test_a_unit_that_lost_the_driver_for_a_moment_goes_on(stage):
     key = stage.next().unit.key
     stage.end(key, "stopped")
-    assert stage.agenda.state[key] is State.WAITING
+    assert stage.graph.state[key] is State.WAITING
     assert stage.next().avoid == ()
 
 
 def test_a_node_that_refuses_gets_no_more_units_and_the_unit_is_not_blamed(stage):
     key = stage.next().unit.key
     stage.end(key, "refused", node="a", error="torch 2.12 where the driver has 2.13")
-    assert stage.agenda.state[key] is State.WAITING
+    assert stage.graph.state[key] is State.WAITING
     assert stage.next().avoid == ("a",)
     assert "torch 2.12" in stage.dispatcher.nodes.avoided["a"]
 
@@ -260,8 +260,8 @@ def test_where_every_node_refuses_units_fail_and_say_why(tmp_path):
     stage = Stage(tmp_path, nodes=("a",))
     key = stage.next().unit.key
     stage.end(key, "refused", node="a", error="torch 2.12")
-    assert stage.agenda.state[key] is State.FAILED
-    assert stage.agenda.error[key] == "torch 2.12"
+    assert stage.graph.state[key] is State.FAILED
+    assert stage.graph.error[key] == "torch 2.12"
 
 
 def test_a_growing_cluster_whose_nodes_all_refuse_does_not_grow_for_ever(tmp_path):
@@ -271,7 +271,7 @@ def test_a_growing_cluster_whose_nodes_all_refuse_does_not_grow_for_ever(tmp_pat
         stage.end(key, "refused", node=f"new{number}", error="torch 2.12")
         assert stage.next().unit.key == key
     stage.end(key, "refused", node="new9", error="torch 2.12")
-    assert stage.agenda.state[key] is State.FAILED
+    assert stage.graph.state[key] is State.FAILED
 
 
 def test_what_fails_on_every_new_node_of_a_growing_cluster_comes_to_an_end(tmp_path):
@@ -293,16 +293,16 @@ def test_what_fails_on_every_new_node_of_a_growing_cluster_comes_to_an_end(tmp_p
 def test_what_may_be_the_nodes_fault_is_believed_of_two(stage):
     key = stage.next().unit.key
     stage.end(key, "failed", node="a", error="no language model here", sure=False)
-    assert stage.agenda.state[key] is State.WAITING
+    assert stage.graph.state[key] is State.WAITING
     assert stage.next().avoid == ("a",)
     stage.end(key, "failed", node="b", error="no language model here", sure=False)
-    assert stage.agenda.state[key] is State.FAILED
+    assert stage.graph.state[key] is State.FAILED
 
 
 def test_what_is_sure_is_believed_at_once(stage):
     key = stage.next().unit.key
     stage.end(key, "failed", node="a", error="not finite", sure=True)
-    assert stage.agenda.state[key] is State.FAILED
+    assert stage.graph.state[key] is State.FAILED
 
 
 def test_units_that_wait_for_machines_that_are_gone_are_told_of(stage, caplog):
@@ -331,14 +331,14 @@ def test_out_of_memory_is_tried_again_alone_and_remembered(tmp_path):
     assert again.gpus == 1.0 and again.too_small == (0.25,)
     assert again.avoid == (), "the share was at fault, not the node"
     stage.end(given.unit.key, "out_of_memory", error="CUDA out of memory")
-    assert stage.agenda.state[given.unit.key] is State.FAILED
-    assert "whole GPU" in stage.agenda.error[given.unit.key]
+    assert stage.graph.state[given.unit.key] is State.FAILED
+    assert "whole GPU" in stage.graph.error[given.unit.key]
 
 
 def test_a_stopping_study_keeps_what_stopped(stage):
     key = stage.next().unit.key
-    stage.agenda.stopping = True
+    stage.graph.stopping = True
     stage.end(key, "stopped")
-    assert stage.agenda.state[key] is State.STOPPED
+    assert stage.graph.state[key] is State.STOPPED
     assert stage.dispatcher.next() is None
     assert stage.dispatcher.complete

@@ -17,12 +17,12 @@ from optuna.trial import TrialState, create_trial
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.resolve import resolve
 from orchestrator.record import Record
-from orchestrator.scheduling.task_graph import Agenda, State
+from orchestrator.scheduling.task_graph import State
 from orchestrator.search import __main__ as search
 from orchestrator.search.journal import Journal, number_of
 from orchestrator.search.plan import SearchPlan
 from orchestrator.search.resolve_space import check_dimensions, read_search
-from orchestrator.search.trial_queue import SearchAgenda, ranked, spread
+from orchestrator.search.trial_queue import TrialQueue, ranked, spread
 from orchestrator.search.trial_report import STATES, caution, markdown, next_command, table
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.search_journal import JOURNAL
@@ -35,7 +35,7 @@ from search_spaces.columns import AR3D
 from search_spaces.space import Choice, Range, Space
 from search_spaces.study import Row, Study, Table
 from tests.support.drivers import STUDY, Bench, Driver, mlflow_runs, records, wait_until
-from tests.support.plans import DATA, TEXT, new_ledger
+from tests.support.plans import DATA, TEXT, graph_of, new_ledger
 from tests.support.runs import session_folder
 from ups_model.config.presets import preset
 
@@ -75,15 +75,15 @@ class Search:
         dimensions = check_dimensions(space, self.plan.base, [])
         start = self.plan.start if space.name == "small" else None
         self.book = Journal(self.file, self.plan.name, space, dimensions, start)
-        self.agenda = SearchAgenda(self.plan, self.ledger, self.book, trials)
+        self.graph = TrialQueue(self.plan, self.ledger, self.book, trials)
         self.trained = []
 
     def run(self, units=10**6):
         """One unit at a time, until all is done or so many have been trained."""
-        while len(self.trained) < units and (unit := self.agenda.next()):
+        while len(self.trained) < units and (unit := self.graph.next()):
             finish(self.ledger, unit)
             self.trained.append(unit.key)
-            self.agenda.finished(unit.key)
+            self.graph.finished(unit.key)
         return self
 
     @property
@@ -133,7 +133,7 @@ def test_a_search_that_dies_between_units_ends_as_an_undisturbed_one_and_trains_
     tmp_path, undisturbed, units
 ):
     first = Search(tmp_path).run(units)
-    unit = first.agenda.next()  # Running at the time of death.
+    unit = first.graph.next()  # Running at the time of death.
     assert unit is not None
     second = Search(tmp_path).run()
     assert second.outcome == undisturbed.outcome
@@ -168,7 +168,7 @@ def test_a_journal_of_something_else_is_refused_in_one_line(tmp_path):
 
 
 def test_more_trials_go_on_from_those_that_are_there(tmp_path, undisturbed):
-    assert Search(tmp_path, trials=4).run().agenda.complete
+    assert Search(tmp_path, trials=4).run().graph.complete
     more = Search(tmp_path).run()
     assert more.outcome == undisturbed.outcome
     assert len(more.trained) == TRIALS - 4
@@ -189,16 +189,16 @@ def test_a_unit_that_a_study_has_trained_is_not_trained_again(tmp_path):
 
 def test_several_trials_at_once_differ_and_are_finished_in_any_order(tmp_path):
     found = Search(tmp_path, seeds=2, trials=12)
-    running = [found.agenda.next() for _ in range(6)]
+    running = [found.graph.next() for _ in range(6)]
     assert len({unit.key for unit in running}) == 6
     assert [unit.seed for unit in running] == [100, 101] * 3
     assert len(found.book.trials) == 3
     for unit in reversed(running):
         finish(found.ledger, unit)
-        found.agenda.finished(unit.key)
+        found.graph.finished(unit.key)
     found.run()
-    assert found.agenda.complete
-    assert found.agenda.whole
+    assert found.graph.complete
+    assert found.graph.whole
     for trial in found.book.trials:
         values = [worth(unit.config) for unit in found.plan.units_of(trial.params)]
         assert len(values) == 2
@@ -208,16 +208,16 @@ def test_several_trials_at_once_differ_and_are_finished_in_any_order(tmp_path):
 
 def test_a_failed_unit_fails_its_trial_alone_and_is_tried_again_with_the_same_parameters(tmp_path):
     one = Search(tmp_path, seeds=2, trials=5)
-    units = [one.agenda.next() for _ in range(4)]
+    units = [one.graph.next() for _ in range(4)]
     for unit in units:
         if unit is units[2]:
-            one.agenda.failed(unit.key, "the loss was not finite")
+            one.graph.failed(unit.key, "the loss was not finite")
         else:
             finish(one.ledger, unit)
-            one.agenda.finished(unit.key)
+            one.graph.finished(unit.key)
     one.run()
-    assert one.agenda.complete
-    assert not one.agenda.whole
+    assert one.graph.complete
+    assert not one.graph.whole
     assert [STATES[trial.state] for trial in one.book.trials] == [
         "complete",
         "failed",
@@ -225,11 +225,11 @@ def test_a_failed_unit_fails_its_trial_alone_and_is_tried_again_with_the_same_pa
         "complete",
         "complete",
     ]
-    assert "the loss was not finite" in one.agenda.reason[1]
+    assert "the loss was not finite" in one.graph.reason[1]
     assert [state for state, _ in in_journal(one.file)] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
     two = Search(tmp_path, seeds=2, trials=5).run()
     assert two.trained == [units[2].key]
-    assert two.agenda.whole
+    assert two.graph.whole
     assert [trial.params for trial in two.book.trials] == [trial.params for trial in one.book.trials]
     assert [state for state, _ in in_journal(one.file)] == [*["COMPLETE", "FAIL"], *["COMPLETE"] * 4]
     assert in_journal(one.file)[5][1] == in_journal(one.file)[1][1]
@@ -237,12 +237,12 @@ def test_a_failed_unit_fails_its_trial_alone_and_is_tried_again_with_the_same_pa
 
 def test_a_trial_whose_unit_is_forgiven_what_a_machine_did_gets_its_value(tmp_path):
     found = Search(tmp_path, trials=2)
-    unit = found.agenda.next()
-    found.agenda.failed(unit.key, "its process died")
+    unit = found.graph.next()
+    found.graph.failed(unit.key, "its process died")
     assert found.book.trials[0].state is TrialState.FAIL
-    found.agenda.again(unit.key)  # The dispatcher has found that the node was at fault.
+    found.graph.again(unit.key)  # The dispatcher has found that the node was at fault.
     found.run()
-    assert found.agenda.whole
+    assert found.graph.whole
     assert [state for state, _ in in_journal(found.file)] == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
@@ -268,32 +268,32 @@ def test_a_small_space_ends_when_it_has_no_more_configurations(tmp_path):
     choices = {"routing_execution": Choice(("sparse", "dense")), "weight_decay": Choice((0.0, 1.23456e-4))}
     space = Space("tiny_one", "?", {"encoder_layers": Range(1, 3), **choices})
     found = Search(tmp_path, space, trials=20).run()
-    assert found.agenda.complete
-    assert found.agenda.whole
+    assert found.graph.complete
+    assert found.graph.whole
     assert len(found.book.trials) == len({str(trial.params) for trial in found.book.trials}) == 12
     assert {trial.params["optim.weight_decay"] for trial in found.book.trials} == {0.0, 1.23456e-4}
 
 
 def test_a_stopped_trial_is_neither_complete_nor_failed(tmp_path):
     found = Search(tmp_path, trials=3)
-    unit = found.agenda.next()
-    found.agenda.stopping = True
-    found.agenda.stopped(unit.key)
-    assert found.agenda.complete
-    assert not found.agenda.whole
-    assert found.agenda.next() is None
+    unit = found.graph.next()
+    found.graph.stopping = True
+    found.graph.stopped(unit.key)
+    assert found.graph.complete
+    assert not found.graph.whole
+    assert found.graph.next() is None
     assert [state for state, _ in in_journal(found.file)] == ["RUNNING"]
 
 
 def test_a_journal_that_cannot_be_written_stops_the_search_and_loses_nothing(tmp_path, undisturbed, monkeypatch):
     found = Search(tmp_path).run(3)
-    unit = found.agenda.next()
+    unit = found.graph.next()
     finish(found.ledger, unit)
     with monkeypatch.context() as patch:
         patch.setattr(JournalFileBackend, "append_logs", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-        found.agenda.finished(unit.key)
-    assert found.agenda.complete
-    assert "No space left" in found.agenda.fault
+        found.graph.finished(unit.key)
+    assert found.graph.complete
+    assert "No space left" in found.graph.fault
     assert Search(tmp_path).run().outcome == undisturbed.outcome
 
 
@@ -375,10 +375,10 @@ def test_a_study_measures_what_a_search_has_trained_without_training_it_again(be
     resolved = resolve(study, "tiny", {"optim.steps": 8, "seed": 0})
     study = make_plan(resolved, 101, inputs.plan.data, inputs.plan.text)
     assert study.units[unit.key].folder == unit.folder
-    agenda = Agenda(study, ledger)
-    assert agenda.state[unit.key] is State.WAITING
+    graph = graph_of(study, ledger)
+    assert graph.state[unit.key] is State.WAITING
     assert run_unit(job(bench, ledger.root, unit, test=True), lambda: False).status == "finished"
-    assert Agenda(study, ledger).state[unit.key] is State.FINISHED
+    assert graph_of(study, ledger).state[unit.key] is State.FINISHED
 
     after = ledger.finished(unit)
     direct = Ledger.open(str(tmp_path / "direct"))
@@ -408,11 +408,11 @@ def test_weights_that_are_made_again_for_a_search_keep_their_test_metrics(bench,
 def test_the_report_says_what_a_best_value_is_worth_and_how_to_measure_it(bench, tmp_path):
     inputs = bench.inputs("optim.steps=8", seeds=1, trials=3)
     book = Journal(tmp_path / JOURNAL, inputs.plan.name, inputs.plan.study, inputs.dimensions, inputs.start)
-    agenda = SearchAgenda(inputs.plan, Ledger.open(str(tmp_path)), book, 3)
-    while unit := agenda.next():
-        finish(agenda.ledger, unit)
-        agenda.finished(unit.key)
-    text = markdown(inputs, agenda, {}, "python -m orchestrator.search toy")
+    graph = TrialQueue(inputs.plan, Ledger.open(str(tmp_path)), book, 3)
+    while unit := graph.next():
+        finish(graph.ledger, unit)
+        graph.finished(unit.key)
+    text = markdown(inputs, graph, {}, "python -m orchestrator.search toy")
     order = ranked(book.trials, "maximize")
     lines = [line for line in text.splitlines() if line.startswith("| ") and "Trial" not in line and "---" not in line]
     assert [int(line.split("|")[1].split()[0]) for line in lines] == [number_of(trial) for trial in order]
@@ -421,12 +421,12 @@ def test_the_report_says_what_a_best_value_is_worth_and_how_to_measure_it(bench,
     assert "looks better than it is" in text
     assert "fresh seeds" in text
     assert "Synthetic data" in text
-    assert any("trials can't be told apart" in line for line in caution(inputs, agenda, order))
+    assert any("trials can't be told apart" in line for line in caution(inputs, graph, order))
     command = next_command(inputs, order[0])
     for path, value in order[0].params.items():
         assert f"--set {path}={value}" in command
     assert "--set optim.steps=8" in command
-    rows = table(inputs, agenda).splitlines()
+    rows = table(inputs, graph).splitlines()
     assert rows[1].split(",")[0] == str(number_of(order[0]))
     assert float(rows[1].split(",")[2]) == order[0].value
 
@@ -529,10 +529,10 @@ def test_trials_of_other_code_are_worth_what_their_retrained_units_are_worth(tmp
     first = Search(tmp_path, trials=2).run()  # Its records name no code.
     before = [trial.value for trial in first.book.trials]
     again = Search(tmp_path, trials=2)
-    again.agenda = SearchAgenda(again.plan, again.ledger, again.book, 2, check=SourceCheck(again.ledger, "retrain"))
+    again.graph = TrialQueue(again.plan, again.ledger, again.book, 2, check=SourceCheck(again.ledger, "retrain"))
     assert [STATES[trial.state] for trial in again.book.trials] == ["running", "running"]
-    while (unit := again.agenda.next()) is not None:
+    while (unit := again.graph.next()) is not None:
         again.ledger.write(unit, Record(unit.key, "finished", {"validation/score": 7.0}))
-        again.agenda.finished(unit.key)
+        again.graph.finished(unit.key)
     assert before != [7.0, 7.0] == [trial.value for trial in again.book.trials]
     assert [trial.value for trial in Search(tmp_path, trials=2).book.trials] == [7.0, 7.0]

@@ -14,7 +14,7 @@ from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record
 from orchestrator.report import build, write_report
 from orchestrator.report.load import from_storage
-from orchestrator.scheduling.task_graph import Agenda, State
+from orchestrator.scheduling.task_graph import State
 from orchestrator.storage import archive
 from orchestrator.storage.__main__ import main
 from orchestrator.storage.ledger import FAILURE, IMPORTED, PROGRESS, RECORD, Ledger
@@ -23,7 +23,7 @@ from orchestrator.storage.search_journal import SearchPlace
 from orchestrator.storage.usage import usage
 from orchestrator.worker.run_unit import run_unit
 from tests.orchestrator.worker import test_run_unit as test_worker
-from tests.support.plans import plan_of, small_study
+from tests.support.plans import graph_of, plan_of, small_study
 from ups_model.evaluation.metric_names import OUTCOMES
 
 HOME = "/home/ada/some work/ups"
@@ -568,16 +568,16 @@ def test_imported_units_are_done_and_a_parent_without_weights_is_made_again_for_
     plan = plan_of(small_study(), seeds=2)
     command(capsys, "import", export(source, tmp_path / "file", capsys), "--storage", tmp_path / "other")
     ledger = Ledger(tmp_path / "other")
-    agenda = Agenda(plan, ledger)
+    graph = graph_of(plan, ledger)
     *done, failed, begun = plan.units.values()
     parents = {unit.parent for unit in (failed, begun)} - {""}
-    assert parents and agenda.done_before == {unit.key for unit in done} - parents
-    assert {key for key, state in agenda.state.items() if state is State.WAITING} == parents | {failed.key, begun.key}
+    assert parents and graph.done_before == {unit.key for unit in done} - parents
+    assert {key for key, state in graph.state.items() if state is State.WAITING} == parents | {failed.key, begun.key}
     assert "its weights are not on the storage; making them again" in caplog.text
-    assert agenda.next().key in parents
+    assert graph.next().key in parents
     for unit in (failed, begun):
         finish(ledger, unit, 1.0)
-    assert Agenda(plan, ledger).complete
+    assert graph_of(plan, ledger).complete
 
 
 def test_a_child_trained_from_an_imported_parent_is_the_one_trained_from_the_parent_itself(bench, tmp_path, capsys):

@@ -237,11 +237,11 @@ def test_a_search_refuses_trials_of_other_code(bench, tmp_path, code, monkeypatc
     FakeDriver.install(monkeypatch)
     (tmp_path / "space.py").write_text(SPACE)
 
-    def execute(agenda, *more, footprints):
-        while (unit := agenda.next()) is not None:
-            record = finish(agenda.ledger, unit)
-            agenda.ledger.write(unit, type(record)(**{**vars(record), "metrics": {"validation/score": 1.0}}))
-            agenda.finished(unit.key)
+    def execute(graph, *more, footprints):
+        while (unit := graph.next()) is not None:
+            record = finish(graph.ledger, unit)
+            graph.ledger.write(unit, type(record)(**{**vars(record), "metrics": {"validation/score": 1.0}}))
+            graph.finished(unit.key)
 
     monkeypatch.setattr(run_module, "execute", execute)
     monkeypatch.setenv("UPS_CACHE", str(bench.folder / "search-cache"))

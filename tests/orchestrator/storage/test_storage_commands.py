@@ -11,12 +11,12 @@ pytest.importorskip("boto3", reason="needs boto3 for an object store")
 import boto3
 
 import ups_model.training.loop
-from orchestrator.scheduling.task_graph import Agenda
 from orchestrator.storage.__main__ import main
 from orchestrator.storage.ledger import RECORD, Ledger
 from orchestrator.storage.usage import KINDS, bytes_text, kind_of, usage
 from orchestrator.worker.run_unit import run_unit
 from tests.orchestrator.worker.test_run_unit import job_of, pick, plan_of
+from tests.support.plans import graph_of
 from tests.support.storage_server import store_server
 
 pytestmark = pytest.mark.cluster
@@ -125,8 +125,8 @@ def test_gc_says_first_and_deletes_checkpoints_of_finished_units_alone(address, 
 def test_a_cleaned_unit_is_done_and_a_parent_and_never_trained_again(address, bench, plan, capsys, monkeypatch):
     assert command(capsys, "gc", "--storage", address)[0] == 0
     ledger, (parent, child) = Ledger.at(address), units_of(plan)
-    agenda = Agenda(plan, ledger)
-    assert {parent.key, child.key} <= agenda.done_before
+    graph = graph_of(plan, ledger)
+    assert {parent.key, child.key} <= graph.done_before
     sibling = next(unit for unit in plan.units.values() if unit.parent == parent.key and unit.key != child.key)
     assert run_unit(job_of(bench, plan, sibling, address), lambda: False).status == "finished"
     record = ledger.finished(parent)
