@@ -40,12 +40,12 @@ LEFT_OUT = frozenset(
 )  # fmt: skip
 """Modules that change neither weights nor metrics. A walk over imports doesn't enter them."""
 FORMER = {
-    "4e3cea99b703030b": "e07fa9846bbf88a9",
-    "3167f9a12b1ceaeb": "e07fa9846bbf88a9",
+    "4e3cea99b703030b": "98c952d9fd1e1249",
+    "3167f9a12b1ceaeb": "98c952d9fd1e1249",
     "615cdbe8586cc8d5": "789985c65d310e69",
 }
-"""Digests that an earlier form of `source_digest`, which knew the names of modules, gave for code that hasn't changed
-since, and what the present form gives for it."""
+"""Digests of earlier code that trains and measures bit for bit as the present code, and the digests of the latter;
+benchmarks/same_training.py shows it for a commit."""
 _PARSING = threading.Lock()
 """Python 3.11 can't parse in two threads at a time: "AST constructor recursion depth mismatch"."""
 TYPES = ("__future__", "collections.abc", "typing")
