@@ -89,8 +89,8 @@ def execute(
         threading.Thread(target=bell.ring.remote, daemon=True).start()
 
     def gpus_of(unit: Unit) -> float:
-        found = (footprints or {}).get(unit.kind)
-        return found.share if found else resources.gpus_per_unit
+        footprint = (footprints or {}).get(unit.kind)
+        return footprint.share if footprint else resources.gpus_per_unit
 
     dispatcher = Dispatcher(graph, hooks, gpus_of, lambda: usable_nodes(resources), growing=facts.growing, stop=ring)
     searcher = DispatchSearcher(dispatcher, job_of, BellTries(bell))

@@ -88,7 +88,7 @@ def connect(address: str) -> ClusterFacts:
             raise ValueError(
                 f"--address {address}: no Ray cluster answers ({reason}); start one with ray up, or use local"
             ) from error
-    found = ray.cluster_resources()
+    resources = ray.cluster_resources()
     # Private: whether this process has started the head; then `ray up`'s file, if any, is of another cluster.
     own = ray._private.worker._global_node is not None and ray._private.worker._global_node.is_head()
     plain = {} if own else _autoscaler_config()
@@ -96,15 +96,15 @@ def connect(address: str) -> ClusterFacts:
     missing = 0
     if plain.get("provider", {}).get("type") == "local":
         missing = max(0, 1 + plain.get("max_workers", 0) - sum(node["Alive"] for node in ray.nodes()))
-    return ClusterFacts(found.get("CPU", 0.0), found.get("GPU", 0.0), own, types, most, missing)
+    return ClusterFacts(resources.get("CPU", 0.0), resources.get("GPU", 0.0), own, types, most, missing)
 
 
 def _autoscaler_config() -> Mapping[str, Any]:
     """What the cluster's autoscaler was told: by `ray up` in a file on the head, by KubeRay in a resource that the
     head's pod may read. Empty where there is neither."""
     if BOOTSTRAP.expanduser().is_file():
-        told: Mapping[str, Any] = yaml.safe_load(BOOTSTRAP.expanduser().read_text("utf-8"))
-        return told
+        bootstrap: Mapping[str, Any] = yaml.safe_load(BOOTSTRAP.expanduser().read_text("utf-8"))
+        return bootstrap
     name = os.environ.get("RAY_CLUSTER_NAME")
     if not name or "KUBERNETES_SERVICE_HOST" not in os.environ:
         return {}
@@ -152,15 +152,15 @@ def _growth(bootstrap: Mapping[str, Any]) -> tuple[tuple[Mapping[str, float], ..
 def check_room(facts: ClusterFacts, resources: Resources) -> None:
     """ValueError where no node could ever run one unit."""
     nodes = [*(node["Resources"] for node in ray.nodes() if node["Alive"]), *facts.types]
-    for flag, name, asked in (
+    for flag, name, need in (
         ("--gpus-per-unit", "GPU", resources.gpus_per_unit),
         ("--cpus-per-unit", "CPU", resources.cpus_per_unit),
     ):
         most = max((node.get(name, 0.0) for node in nodes), default=0.0)
-        if asked > most:
+        if need > most:
             total = facts.gpus if name == "GPU" else facts.cpus
             raise ValueError(
-                f"{flag} must be at most what one node has, got {asked:g}: the cluster has {total:g} {name} in all and "
+                f"{flag} must be at most what one node has, got {need:g}: the cluster has {total:g} {name} in all and "
                 f"{most:g} on its largest node; try {flag} {most:g}"
             )
     fits = [node for node in nodes if node.get("GPU", 0.0) >= resources.gpus_per_unit]
@@ -200,9 +200,9 @@ def measure_footprints(
         return measure(Job.from_json(text))
 
     remote = ray.remote(num_gpus=1, num_cpus=resources.cpus_per_unit, max_retries=3)(call)
-    asked = {kind: remote.remote(job.to_json()) for kind, job in jobs.items()}
+    answers = {kind: remote.remote(job.to_json()) for kind, job in jobs.items()}
     try:
-        return gpu_memory.smallest_gpu({kind: ray.get(answer) for kind, answer in asked.items()})
+        return gpu_memory.smallest_gpu({kind: ray.get(answer) for kind, answer in answers.items()})
     except RayTaskError as error:
         cause = error.cause
         if isinstance(cause, ValueError):

@@ -77,12 +77,12 @@ class DispatchSearcher(Searcher):
     def suggest(  # type: ignore[override]  # Ray says dict | None, but its FINISHED is a str
         self, trial_id: str
     ) -> dict[str, Any] | str | None:
-        given: Assignment | None = self._dispatcher.next()
-        if given is None:
+        assignment: Assignment | None = self._dispatcher.next()
+        if assignment is None:
             return Searcher.FINISHED if self._dispatcher.complete else None
-        self._unit_of[trial_id] = given.unit.key
-        job = replace(self._job_of(given.unit), gpus=given.gpus, too_small=given.too_small)
-        return {"job": job.to_json(), "gpus": given.gpus, "avoid": list(given.avoid), "try": trial_id}
+        self._unit_of[trial_id] = assignment.unit.key
+        job = replace(self._job_of(assignment.unit), gpus=assignment.gpus, too_small=assignment.too_small)
+        return {"job": job.to_json(), "gpus": assignment.gpus, "avoid": list(assignment.avoid), "try": trial_id}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if error:

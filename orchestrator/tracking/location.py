@@ -49,8 +49,8 @@ def moved_from(storage: Path) -> list[str]:
     with closing(_open(file, "ro")) as database:
         if not _has(database, "experiments"):  # Another process is just making it.
             return []
-        found = [address for (address,) in database.execute("SELECT DISTINCT artifact_location FROM experiments")]
-    return [address for address in found if address and _is_elsewhere(address, storage)]
+        addresses = [address for (address,) in database.execute("SELECT DISTINCT artifact_location FROM experiments")]
+    return [address for address in addresses if address and _is_elsewhere(address, storage)]
 
 
 def _is_elsewhere(address: str, storage: Path) -> bool:

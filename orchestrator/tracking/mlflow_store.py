@@ -56,21 +56,21 @@ class MlflowStore:
         self._lock, self._shared = FileLock(file), not sqlite
         self._storage = own_storage(uri)
         self._seen: set[tuple[str, str, str]] = set()
-        """Runs, names and digests of files that were found as they should be."""
+        """Runs, names and digests of files that were as they should be."""
         with self._lock.acquire(timeout=LOCK_SECONDS):
             if self._storage is not None:
                 settle(self._storage)
             self.client = connect(uri)
             forget_artifact_addresses()
-            found = self.client.get_experiment_by_name(experiment)
-            if found is None:
+            existing = self.client.get_experiment_by_name(experiment)
+            if existing is None:
                 beside = ledger.root.absolute() if ledger.root is not None else database_file(uri).parent
                 artifacts = (beside / ARTIFACTS).as_uri() if sqlite else None
                 self.experiment = self.client.create_experiment(experiment, artifact_location=artifacts)
-            elif found.lifecycle_stage != "active":
+            elif existing.lifecycle_stage != "active":
                 raise ValueError(f"experiment {experiment!r} has been deleted in MLflow; restore it there")
             else:
-                self.experiment = found.experiment_id
+                self.experiment = existing.experiment_id
         self.units: dict[str, Run] = {}
         self.plans: dict[str, Run] = {}
         self._look()
@@ -108,7 +108,7 @@ class MlflowStore:
                     made.append(key)
             self._agree(self.units, made, schema.KEY)
 
-    def _agree(self, known: dict[str, Run], made: list[str], tag: str) -> None:
+    def _agree(self, runs: dict[str, Run], made: list[str], tag: str) -> None:
         """Drivers that share no lock may have made the same run at once: whoever sees two keeps the older. Who has lost
         one meets an error at the next writing, finds the other and fills it from the ledger."""
         if not self._shared or not made:
@@ -125,7 +125,7 @@ class MlflowStore:
                         getattr(error, "error_code", "") not in PERMANENT_CODES
                     ):  # Else the other driver was first to delete it.
                         raise
-        known.update({name: run for name, run in there.items() if run.id != known[name].id})
+        runs.update({name: run for name, run in there.items() if run.id != runs[name].id})
 
     def _create(self, tags: Mapping[str, str], started: int) -> Run:
         run = self.client.create_run(

@@ -61,25 +61,25 @@ def _settle(uri: str) -> None:
 
 
 def _fetch(client: Any, uri: str, study: str | None) -> list[tuple[PlanFile, dict[str, Record | None]]]:
-    found, known = [], set()
+    plans_and_records, studies = [], set()
     for experiment in client.search_experiments():
         units, plans = index(client, experiment.experiment_id)
         texts: dict[str, Record | None] = {}
         for name, run in sorted(plans.items()):
             if schema.SEARCH in run.tags:
                 continue  # Its values chose; a report's are of studies.
-            known |= {run.tags.get(schema.STUDY, name)}
+            studies |= {run.tags.get(schema.STUDY, name)}
             if schema.PLAN_DIGEST not in run.tags or study not in (None, name, run.tags.get(schema.STUDY)):
                 continue
             plan = PlanFile.from_json(_artifact(uri, run, PLAN_FILE))
             for key in plan.units:
                 if key not in texts:
                     texts[key] = _record(uri, units.get(key))
-            found.append((plan, {key: texts[key] for key in plan.units}))
-    if not found:
-        has = f"it has {', '.join(sorted(known))}" if known else "nothing has been mirrored there"
+            plans_and_records.append((plan, {key: texts[key] for key in plan.units}))
+    if not plans_and_records:
+        has = f"it has {', '.join(sorted(studies))}" if studies else "nothing has been mirrored there"
         raise ValueError(f"--tracking-uri {shown(uri)}: no study {study or ''}".rstrip() + f"; {has}")
-    return sorted(found, key=lambda pair: pair[0].name)
+    return sorted(plans_and_records, key=lambda pair: pair[0].name)
 
 
 def _record(uri: str, run: Run | None) -> Record | None:

@@ -46,22 +46,22 @@ def digest_of(text: str) -> str:
 
 def clean(name: str) -> str:
     """A name in MLflow's alphabet, readable, and no two alike where it has to be cut."""
-    found = name.replace("@", "_at_").replace("=", " ").replace(",", " ")
-    found = re.sub(r"[^/\w.\- :]", "_", found)
-    found = re.sub(r" +", " ", re.sub(r"/{2,}", "/", found)).strip("/ ")
-    if len(found) > NAME_LENGTH:
-        found = f"{found[: NAME_LENGTH - 17]}-{digest_of(name)}"
-    return found
+    cleaned = name.replace("@", "_at_").replace("=", " ").replace(",", " ")
+    cleaned = re.sub(r"[^/\w.\- :]", "_", cleaned)
+    cleaned = re.sub(r" +", " ", re.sub(r"/{2,}", "/", cleaned)).strip("/ ")
+    if len(cleaned) > NAME_LENGTH:
+        cleaned = f"{cleaned[: NAME_LENGTH - 17]}-{digest_of(name)}"
+    return cleaned
 
 
 def unit_params(unit: Unit) -> dict[str, str]:
     """The unit's whole configuration by dotted names, and what it is in the study."""
-    found = {"arm": unit.arm, "seed": str(unit.seed), "stage": unit.stage, "task": unit.task or "all"}
+    params = {"arm": unit.arm, "seed": str(unit.seed), "stage": unit.stage, "task": unit.task or "all"}
     if unit.parent:
-        found["parent"] = unit.parent
+        params["parent"] = unit.parent
     for name, value in _leaves(unit.config.canonical()):
-        found.setdefault(clean(name), value if isinstance(value, str) else json.dumps(value))
-    return {name: value[:PARAM_LENGTH] for name, value in found.items()}
+        params.setdefault(clean(name), value if isinstance(value, str) else json.dumps(value))
+    return {name: value[:PARAM_LENGTH] for name, value in params.items()}
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -119,7 +119,7 @@ def run_name(plan: Tracked, unit: Unit) -> str:
 def unit_tags(plan: Tracked, unit: Unit) -> dict[str, str]:
     """What a unit's run is created with."""
     facts = {name: plan.data[name] for name in configured_sets(unit.config) if name in plan.data}
-    found = {
+    tags = {
         RUN_NAME: run_name(plan, unit),
         KEY: unit.key,
         "ups.arm": unit.arm,
@@ -131,8 +131,8 @@ def unit_tags(plan: Tracked, unit: Unit) -> dict[str, str]:
         **{clean(f"ups.data.{name}"): fact.fingerprint for name, fact in facts.items()},
     }
     if synthetic := sorted(name for name, fact in facts.items() if fact.synthetic):
-        found["ups.synthetic_data"] = ", ".join(synthetic)
-    return {name: value[:TAG_LENGTH] for name, value in found.items()}
+        tags["ups.synthetic_data"] = ", ".join(synthetic)
+    return {name: value[:TAG_LENGTH] for name, value in tags.items()}
 
 
 def plan_tags(plan: Tracked, content: Mapping[str, Any]) -> dict[str, str]:
@@ -141,7 +141,7 @@ def plan_tags(plan: Tracked, content: Mapping[str, Any]) -> dict[str, str]:
     note += [f"- {table['title']}" for table in content["tables"]]
     if synthetic := sorted(name for name, fact in plan.data.items() if fact.synthetic):
         note.append(f"Synthetic data ({', '.join(synthetic)}): these numbers say nothing about real motion.")
-    found = {
+    tags = {
         RUN_NAME: plan.name,
         PLAN: plan.name,
         STUDY: plan.study.name,
@@ -151,20 +151,20 @@ def plan_tags(plan: Tracked, content: Mapping[str, Any]) -> dict[str, str]:
         NOTE: "\n\n".join(note),
     }
     if content.get("kind") == "search":
-        found[SEARCH] = "yes"
-    return {name: value[:TAG_LENGTH] for name, value in found.items()}
+        tags[SEARCH] = "yes"
+    return {name: value[:TAG_LENGTH] for name, value in tags.items()}
 
 
 def record_tags(record: Record) -> dict[str, str]:
     """What the end of a unit adds."""
     about = record.about
     shown = ("commit", "device", "precision", "gpus", "out_of_memory_at")
-    found = {f"ups.{name}": str(about[name]) for name in shown if name in about}
+    tags = {f"ups.{name}": str(about[name]) for name in shown if name in about}
     if record.routes:
-        found["ups.routes"] = json.dumps(dict(record.routes), sort_keys=True)
+        tags["ups.routes"] = json.dumps(dict(record.routes), sort_keys=True)
     if record.error:
-        found[ERROR] = record.error[-TAG_LENGTH:]
-    return {name: value[:TAG_LENGTH] for name, value in found.items()}
+        tags[ERROR] = record.error[-TAG_LENGTH:]
+    return {name: value[:TAG_LENGTH] for name, value in tags.items()}
 
 
 def record_points(record: Record, time_ms: int) -> list[Point]:
@@ -200,7 +200,7 @@ def new_rows(
     Training and validation write lines of their own at the same step, so each has its own newest step. A resumed unit
     repeats steps, with equal values at another time: they are not newer.
     """
-    after, found = dict(synced), []
+    after, points_by_row = dict(synced), []
     for row in rows:
         kind, step = _kind(row), int(row["step"])
         if step <= after.get(kind, -1):
@@ -213,8 +213,8 @@ def new_rows(
             if name not in ("step", "time") and _is_number(value)
         ]
         if points:
-            found.append(points)
-    return found, after
+            points_by_row.append(points)
+    return points_by_row, after
 
 
 def _kind(row: Mapping[str, float]) -> str:
@@ -224,7 +224,7 @@ def _kind(row: Mapping[str, float]) -> str:
 
 def arm_values(plan: Tracked, records: Mapping[str, Record | None]) -> dict[str, float]:
     """Mean over finished seeds, standard deviation (from two seeds on) and their number, of each arm's columns."""
-    found: dict[str, float] = {}
+    means: dict[str, float] = {}
     for table, lines in plan.tables:
         for line in lines:
             for column in table.columns:
@@ -236,11 +236,11 @@ def arm_values(plan: Tracked, records: Mapping[str, Record | None]) -> dict[str,
                 if not values:
                     continue
                 name = f"arm/{line.arms[column.group].name.replace('/', '_')}/{column.metric}"
-                found[clean(name)] = statistics.fmean(values)
-                found[clean(f"{name}/seeds")] = float(len(values))
+                means[clean(name)] = statistics.fmean(values)
+                means[clean(f"{name}/seeds")] = float(len(values))
                 if len(values) > 1:
-                    found[clean(f"{name}/sd")] = statistics.stdev(values)
-    return found
+                    means[clean(f"{name}/sd")] = statistics.stdev(values)
+    return means
 
 
 def unit_counts(plan: Tracked, records: Mapping[str, Record | None]) -> dict[str, float]:

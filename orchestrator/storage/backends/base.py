@@ -212,7 +212,7 @@ def _life(pid: int) -> dict[str, str] | None:
 def as_object(content: bytes) -> dict[str, Any]:
     """A JSON object; empty where it isn't one."""
     try:
-        found = json.loads(content)
+        value = json.loads(content)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}

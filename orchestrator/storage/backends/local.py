@@ -99,8 +99,8 @@ class FolderStorage(Storage):
     def children(self, place: str) -> list[str]:
         """See `Storage`."""
         try:
-            with os.scandir(self.root / place) as found:
-                return sorted(one.name for one in found if one.is_dir() and not one.name.startswith("."))
+            with os.scandir(self.root / place) as folders:
+                return sorted(one.name for one in folders if one.is_dir() and not one.name.startswith("."))
         except FileNotFoundError:
             return []
 
@@ -164,10 +164,10 @@ class FolderStorage(Storage):
 
     def _leftover(self, path: Path) -> Leftover:
         name = path.relative_to(self.root).as_posix()
-        found = [*self.entries(name)] if path.is_dir() else [entry for entry in [self._entry(path)] if entry]
+        entries = [*self.entries(name)] if path.is_dir() else [entry for entry in [self._entry(path)] if entry]
         own = self._entry(path)  # Of a folder, too: it may be empty.
-        age = min((entry.age for entry in (*found, own) if entry is not None), default=0.0)
-        return Leftover(name, sum(entry.size for entry in found), age, lambda: _remove(path))
+        age = min((entry.age for entry in (*entries, own) if entry is not None), default=0.0)
+        return Leftover(name, sum(entry.size for entry in entries), age, lambda: _remove(path))
 
 
 def _lock(folder: Path) -> FileLock | None:

@@ -9,13 +9,13 @@ from orchestrator.storage.backends.local import FolderStorage
 
 def storage_at(storage: str) -> Storage:
     """The storage at an address; asks nobody yet. ValueError as of `parse_address`, and without boto3 for s3://."""
-    found = parse_address(storage)
-    if isinstance(found, Path):
-        return FolderStorage(found)
+    place = parse_address(storage)
+    if isinstance(place, Path):
+        return FolderStorage(place)
     try:
         from orchestrator.storage.backends.s3 import S3Storage
     except ImportError as error:
         raise ValueError(
-            f"--storage {found}: needs boto3, which is not installed ({error}); pip install 'ups-ablate[aws]'"
+            f"--storage {place}: needs boto3, which is not installed ({error}); pip install 'ups-ablate[aws]'"
         ) from error
-    return S3Storage(found)
+    return S3Storage(place)

@@ -154,9 +154,9 @@ class S3Storage(Storage):
         pages = self._client.get_paginator("list_objects_v2")
         with self._translated(place):
             for page in pages.paginate(Bucket=self.bucket, Prefix=self._below(place)):
-                for found in page.get("Contents", ()):
-                    name = found["Key"].removeprefix(self._prefix)
-                    yield Entry(name, found["Size"], _age(page, found["LastModified"]), found["ETag"])
+                for item in page.get("Contents", ()):
+                    name = item["Key"].removeprefix(self._prefix)
+                    yield Entry(name, item["Size"], _age(page, item["LastModified"]), item["ETag"])
 
     def children(self, place: str) -> list[str]:
         """See `Storage`."""
@@ -214,12 +214,12 @@ class S3Storage(Storage):
         pages = self._client.get_paginator("list_multipart_uploads")
         with self._translated(place):
             for page in pages.paginate(Bucket=self.bucket, Prefix=self._below(place)):
-                for found in page.get("Uploads", ()):
-                    where = {"Bucket": self.bucket, "Key": found["Key"], "UploadId": found["UploadId"]}
+                for upload in page.get("Uploads", ()):
+                    where = {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
                     parts = self._client.get_paginator("list_parts").paginate(**where)
                     size = sum(part["Size"] for some in parts for part in some.get("Parts", ()))
-                    name = found["Key"].removeprefix(self._prefix)
-                    age = _age(page, found["Initiated"])
+                    name = upload["Key"].removeprefix(self._prefix)
+                    age = _age(page, upload["Initiated"])
                     yield Leftover(name, size, age, partial(self._abort, where))
         for entry in self.entries(place):
             if entry.name.rsplit("/", 1)[-1].startswith(".probe-"):

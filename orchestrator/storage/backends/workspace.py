@@ -209,9 +209,9 @@ def steps_of(store: Store, place: str, group: str, manifest: Mapping[str, Any] |
     stale."""
     manifest = _manifest(store, place) if manifest is None else manifest
     below = f"{place}/{group}/"
-    found = {entry.name.removeprefix(below).split("/")[0] for entry in store.entries(f"{place}/{group}")}
-    found |= set(manifest.get(group, ()))
-    return {step for step in found if STEP.fullmatch(step)}
+    steps = {entry.name.removeprefix(below).split("/")[0] for entry in store.entries(f"{place}/{group}")}
+    steps |= set(manifest.get(group, ()))
+    return {step for step in steps if STEP.fullmatch(step)}
 
 
 def _manifest(store: Store, place: str) -> dict[str, Any]:
