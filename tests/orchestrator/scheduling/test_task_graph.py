@@ -1,6 +1,7 @@
 """The graph: what is released when, and what a failure takes with it."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from hypothesis import given
@@ -77,9 +78,15 @@ def test_a_failed_record_is_tried_again_in_the_next_call(ledger):
     assert graph_of(plan, ledger).state[key] is State.WAITING
 
 
+@cache
+def paper_plan():
+    """Made once for all examples."""
+    return plan_of(find_study("paper_tables"))
+
+
 @given(broken=st.sets(st.integers(0, 45)))
 def test_a_failure_takes_its_descendants_alone(tmp_path_factory, broken):
-    plan = plan_of(find_study("paper_tables"))
+    plan = paper_plan()
     keys = list(plan.units)
     bad = {keys[index] for index in broken}
     graph = graph_of(plan, new_ledger(tmp_path_factory.mktemp("ledger")))
