@@ -26,7 +26,7 @@ def missing() -> str:
     if sys.platform != "linux":
         return "looks at processes through /proc"
     try:
-        Postgres.at(Path("/tmp/ups/postgres"))
+        Postgres(Path("/tmp/ups/postgres"))
     except ValueError as error:
         return str(error)
     if shutil.which("psql") is None:
