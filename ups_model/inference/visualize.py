@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ups_model.data.prepare.jobs import Recording
-from ups_model.inference.predictions import ClassPrediction, PosePrediction
+from ups_model.inference.predictions import ClassPrediction, Prediction
 from ups_model.skeletons import Skeleton, get_skeleton
 
 try:
@@ -33,12 +33,12 @@ LEFT, RIGHT, MIDDLE = "#1f5fa8", "#c4572b", "#555555"
 SHOWN_CLASSES = 5
 
 
-def draw(file: Path, prediction: ClassPrediction | PosePrediction, recording: Recording) -> None:
+def draw(file: Path, prediction: Prediction, recording: Recording) -> None:
     """Write a picture of a prediction; .gif moves, anything else is a strip of frames."""
     scene = _scene(prediction, recording)
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # The user's own matplotlibrc must not show.
-        logging.getLogger("matplotlib.animation").setLevel(logging.WARNING)  # It tells of each file that it writes.
+        matplotlib.rcdefaults()  # The user's own matplotlibrc must not matter.
+        logging.getLogger("matplotlib.animation").setLevel(logging.WARNING)  # It logs each file that it writes.
         if file.suffix == ".gif":
             _animate(file, scene)
         else:
@@ -119,7 +119,7 @@ class _Scene:
     classes: list[tuple[str, float]]
 
 
-def _scene(prediction: ClassPrediction | PosePrediction, recording: Recording) -> _Scene:
+def _scene(prediction: Prediction, recording: Recording) -> _Scene:
     skeleton = get_skeleton(recording.skeleton)
     if isinstance(prediction, ClassPrediction):
         persons = [(track.offset, _upright(track.positions, recording.up_axis)) for track in recording.tracks]
