@@ -63,7 +63,7 @@ class TaskData(Section):
     """Pose estimation: 2D input as exact projection through the set's cameras, or the set's stored detections."""
 
     def faults(self) -> list[str]:
-        found = []
+        faults = []
         for name in (
             "frames",
             "frame_stride",
@@ -72,32 +72,32 @@ class TaskData(Section):
             "evaluate_targets",
             "evaluate_stride",
         ):
-            found += at_least(self, name, 1)
+            faults += at_least(self, name, 1)
         if self.evaluate_targets > self.frames:
-            found.append(f"evaluate_targets must be at most frames, got {self.evaluate_targets} and {self.frames}")
+            faults.append(f"evaluate_targets must be at most frames, got {self.evaluate_targets} and {self.frames}")
         if self.targets_per_window > self.evaluate_targets:
-            found.append(
+            faults.append(
                 "targets_per_window must be at most evaluate_targets, whose frames they are drawn from, got "
                 f"{self.targets_per_window} and {self.evaluate_targets}"
             )
         if len(set(self.sources)) < len(self.sources):
-            found.append(f"sources must be named once each, got {', '.join(self.sources)}")
+            faults.append(f"sources must be named once each, got {', '.join(self.sources)}")
         for source in self.sources:
             if not re.fullmatch(r"[^:]+(:\w+)?", source):
-                found.append(f"sources must be written SET or SET:PROTOCOL, got {source!r}")
+                faults.append(f"sources must be written SET or SET:PROTOCOL, got {source!r}")
         long, short = max(self.evaluate_stride, self.frame_stride), max(1, min(self.evaluate_stride, self.frame_stride))
         jump = max(1, self.evaluate_stride // max(1, self.frame_stride))
         if long % short:
-            found.append(
+            faults.append(
                 "of evaluate_stride and frame_stride one must be a multiple of the other, got "
                 f"{self.evaluate_stride} and {self.frame_stride}"
             )
         elif self.evaluate_targets % jump:
-            found.append(
+            faults.append(
                 "evaluate_targets must be a multiple of evaluate_stride / frame_stride, got "
                 f"{self.evaluate_targets} and {jump}; try {next_multiple(self.evaluate_targets, jump)}"
             )
-        found += between(self, "crop_min", 0.01, 1)
+        faults += between(self, "crop_min", 0.01, 1)
         for name, high in (
             ("rotation_deg", 180),
             ("tilt_deg", 180),
@@ -105,10 +105,10 @@ class TaskData(Section):
             ("bone_scale", 0.9),
             ("joint_drop", 0.9),
         ):
-            found += between(self, name, 0, high)
-        found += between(self, "jitter", 0, 1)
-        found += between(self, "translation_m", 0, 10)
-        return found
+            faults += between(self, name, 0, high)
+        faults += between(self, "jitter", 0, 1)
+        faults += between(self, "translation_m", 0, 10)
+        return faults
 
 
 @dataclass(frozen=True)

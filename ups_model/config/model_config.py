@@ -76,14 +76,14 @@ class ModelConfig(Section):
     """Dropout in the decoder."""
 
     def faults(self) -> list[str]:
-        found = []
+        faults = []
         for name in ("token_width", "encoder_layers", "blocks_per_layer", "decoder_layers", "tokenizer_layers"):
-            found += at_least(self, name, 1)
-        found += at_least(self, "router_width", 1)
+            faults += at_least(self, name, 1)
+        faults += at_least(self, "router_width", 1)
         if self.n_bins < 2:
-            found.append(f"n_bins must be at least 2, got {self.n_bins}; the paper's order is 500")
+            faults.append(f"n_bins must be at least 2, got {self.n_bins}; the paper's order is 500")
         if self.token_width >= 1 and self.token_width % 4:
-            found.append(
+            faults.append(
                 f"token_width must be divisible by the 4 branches of a temporal convolution, got {self.token_width}; "
                 f"try {next_multiple(self.token_width, 4)}"
             )
@@ -95,14 +95,14 @@ class ModelConfig(Section):
             heads = getattr(self, heads_name)
             if heads < 1 or width < 1 or width % heads:
                 hint = f"; try {next_multiple(max(width, 1), heads)}" if heads >= 1 else ""
-                found.append(f"{width_name} must be divisible by {heads_name}, got {width} and {heads}{hint}")
+                faults.append(f"{width_name} must be divisible by {heads_name}, got {width} and {heads}{hint}")
         for name in ("tem_mlp_ratio", "decoder_mlp_ratio"):
-            found += at_least(self, name, 1)
+            faults += at_least(self, name, 1)
         for name in ("gumbel_start", "gumbel_end"):
-            found += above(self, name, 0)
-        found += between(self, "dropout", 0, 0.99)
-        found += between(self, "decoder_dropout", 0, 0.99)
-        found += between(self, "routing_explore_share", 0, 1)
+            faults += above(self, name, 0)
+        faults += between(self, "dropout", 0, 0.99)
+        faults += between(self, "decoder_dropout", 0, 0.99)
+        faults += between(self, "routing_explore_share", 0, 1)
         if "position" not in self.input_features or len(set(self.input_features)) < len(self.input_features):
-            found.append(f"input_features must hold 'position' and no feature twice, got {self.input_features}")
-        return found
+            faults.append(f"input_features must hold 'position' and no feature twice, got {self.input_features}")
+        return faults
