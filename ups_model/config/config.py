@@ -65,18 +65,12 @@ class OptimConfig(Section):
     """Steps between validations; 0 = at the end only."""
 
     def faults(self) -> list[str]:
-        faults = []
-        if not self.cycle:
-            faults.append("cycle must name at least one task, got ()")
-        faults += at_least(self, "steps", 1)
-        for name in ("evaluate_every", "warmup_steps"):
-            faults += at_least(self, name, 0)
-        for name in ("learning_rate", "clip_norm"):
-            faults += above(self, name, 0)
-        for name, high in (("warmup_share", 1), ("ema", 0.99999), ("label_smoothing", 0.9), ("beta2", 0.99999)):
-            faults += between(self, name, 0, high)
-        for name in ("weight_decay", "bin_sigma", "expectation_weight"):
-            faults += at_least(self, name, 0)
+        faults = [] if self.cycle else ["cycle must name at least one task, got ()"]
+        faults += at_least(self, 1, "steps") + at_least(self, 0, "evaluate_every", "warmup_steps")
+        faults += above(self, 0, "learning_rate", "clip_norm")
+        faults += between(self, 0, 1, "warmup_share") + between(self, 0, 0.9, "label_smoothing")
+        faults += between(self, 0, 0.99999, "ema", "beta2")
+        faults += at_least(self, 0, "weight_decay", "bin_sigma", "expectation_weight")
         if self.update == "cycle" and self.cycle and self.steps % len(self.cycle):
             faults.append(
                 f"steps must be whole cycles when update='cycle', got {self.steps} steps of {len(self.cycle)}; "
@@ -147,7 +141,7 @@ class Config(Section):
         return "last step, validated" if self.data.validation_subjects else "last step"
 
     def faults(self) -> list[str]:
-        faults = at_least(self, "seed", 0)
+        faults = at_least(self, 0, "seed")
         for task in self.optim.tasks:
             if not getattr(self.data, task).sources:
                 faults.append(

@@ -63,16 +63,8 @@ class TaskData(Section):
     """Pose estimation: 2D input as exact projection through the set's cameras, or the set's stored detections."""
 
     def faults(self) -> list[str]:
-        faults = []
-        for name in (
-            "frames",
-            "frame_stride",
-            "batch_size",
-            "targets_per_window",
-            "evaluate_targets",
-            "evaluate_stride",
-        ):
-            faults += at_least(self, name, 1)
+        faults = at_least(self, 1, "frames", "frame_stride", "batch_size", "targets_per_window")
+        faults += at_least(self, 1, "evaluate_targets", "evaluate_stride")
         if self.evaluate_targets > self.frames:
             faults.append(f"evaluate_targets must be at most frames, got {self.evaluate_targets} and {self.frames}")
         if self.targets_per_window > self.evaluate_targets:
@@ -97,18 +89,9 @@ class TaskData(Section):
                 "evaluate_targets must be a multiple of evaluate_stride / frame_stride, got "
                 f"{self.evaluate_targets} and {jump}; try {next_multiple(self.evaluate_targets, jump)}"
             )
-        faults += between(self, "crop_min", 0.01, 1)
-        for name, high in (
-            ("rotation_deg", 180),
-            ("tilt_deg", 180),
-            ("scale", 0.9),
-            ("bone_scale", 0.9),
-            ("joint_drop", 0.9),
-        ):
-            faults += between(self, name, 0, high)
-        faults += between(self, "jitter", 0, 1)
-        faults += between(self, "translation_m", 0, 10)
-        return faults
+        faults += between(self, 0.01, 1, "crop_min") + between(self, 0, 180, "rotation_deg", "tilt_deg")
+        faults += between(self, 0, 0.9, "scale", "bone_scale", "joint_drop")
+        return faults + between(self, 0, 1, "jitter") + between(self, 0, 10, "translation_m")
 
 
 @dataclass(frozen=True)
@@ -136,4 +119,4 @@ class DataConfig(Section):
     out of training."""
 
     def faults(self) -> list[str]:
-        return at_least(self, "validation_subjects", 0) + at_least(self, "validation_folds", 1)
+        return at_least(self, 0, "validation_subjects") + at_least(self, 1, "validation_folds")

@@ -76,10 +76,8 @@ class ModelConfig(Section):
     """Dropout in the decoder."""
 
     def faults(self) -> list[str]:
-        faults = []
-        for name in ("token_width", "encoder_layers", "blocks_per_layer", "decoder_layers", "tokenizer_layers"):
-            faults += at_least(self, name, 1)
-        faults += at_least(self, "router_width", 1)
+        faults = at_least(self, 1, "token_width", "encoder_layers", "blocks_per_layer", "decoder_layers")
+        faults += at_least(self, 1, "tokenizer_layers", "router_width")
         if self.n_bins < 2:
             faults.append(f"n_bins must be at least 2, got {self.n_bins}; the paper's order is 500")
         if self.token_width >= 1 and self.token_width % 4:
@@ -96,13 +94,9 @@ class ModelConfig(Section):
             if heads < 1 or width < 1 or width % heads:
                 hint = f"; try {next_multiple(max(width, 1), heads)}" if heads >= 1 else ""
                 faults.append(f"{width_name} must be divisible by {heads_name}, got {width} and {heads}{hint}")
-        for name in ("tem_mlp_ratio", "decoder_mlp_ratio"):
-            faults += at_least(self, name, 1)
-        for name in ("gumbel_start", "gumbel_end"):
-            faults += above(self, name, 0)
-        faults += between(self, "dropout", 0, 0.99)
-        faults += between(self, "decoder_dropout", 0, 0.99)
-        faults += between(self, "routing_explore_share", 0, 1)
+        faults += at_least(self, 1, "tem_mlp_ratio", "decoder_mlp_ratio")
+        faults += above(self, 0, "gumbel_start", "gumbel_end")
+        faults += between(self, 0, 0.99, "dropout", "decoder_dropout") + between(self, 0, 1, "routing_explore_share")
         if "position" not in self.input_features or len(set(self.input_features)) < len(self.input_features):
             faults.append(f"input_features must hold 'position' and no feature twice, got {self.input_features}")
         return faults

@@ -197,19 +197,19 @@ def _describe(hint: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
 
 
-def at_least(section: Any, name: str, low: float) -> list[str]:
-    value = getattr(section, name)
-    return [] if value >= low else [f"{name} must be at least {low}, got {value}"]
+def at_least(section: Any, low: float, *names: str) -> list[str]:
+    values = {name: getattr(section, name) for name in names}
+    return [f"{name} must be at least {low}, got {value}" for name, value in values.items() if value < low]
 
 
-def above(section: Any, name: str, low: float) -> list[str]:
-    value = getattr(section, name)
-    return [] if value > low else [f"{name} must be above {low}, got {value}"]
+def above(section: Any, low: float, *names: str) -> list[str]:
+    values = {name: getattr(section, name) for name in names}
+    return [f"{name} must be above {low}, got {value}" for name, value in values.items() if value <= low]
 
 
-def between(section: Any, name: str, low: float, high: float) -> list[str]:
-    value = getattr(section, name)
-    return [] if low <= value <= high else [f"{name} must lie in [{low}, {high}], got {value}"]
+def between(section: Any, low: float, high: float, *names: str) -> list[str]:
+    values = {name: getattr(section, name) for name in names}
+    return [f"{name} must lie in [{low}, {high}], got {v}" for name, v in values.items() if not low <= v <= high]
 
 
 def next_multiple(value: int, of: int) -> int:
