@@ -53,13 +53,14 @@ class Children(ExitStack):
 
 
 def _end(process: subprocess.Popen[bytes], first: signal.Signals, last: signal.Signals) -> None:
-    if process.poll() is None:
+    try:
         process.send_signal(first)
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_TIMEOUT_SECONDS)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, last)
-    process.wait()
+    finally:  # Also when interrupted meanwhile.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, last)
+        process.wait()
 
 
 def wait_until(ready: Callable[[], bool], timeout: float, failure: str) -> None:
