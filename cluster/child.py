@@ -23,21 +23,27 @@ class Children(ExitStack):
         self.processes: dict[Path, subprocess.Popen[bytes]] = {}
 
     def start(
-        self, name: str, command: list[Any], ready: Callable[[], bool], timeout: float, *end: signal.Signals, **how: Any
+        self,
+        name: str,
+        command: list[Any],
+        ready: Callable[[], bool],
+        timeout: float,
+        signals: tuple[signal.Signals, signal.Signals],
+        **options: Any,
     ) -> None:
         """Start a server that logs to NAME.log, and wait until it is ready; ValueError where one ends before that.
 
-        Of the two signals `end` the server gets the first, and its group, where some may outlive it, the second.
+        At the end the server gets the first of `signals`; its process group, which may outlive it, the second.
         """
         prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux alone has it.
-        how["preexec_fn"] = (lambda: prctl(PR_SET_PDEATHSIG, int(end[0]))) if prctl else None
+        options["preexec_fn"] = (lambda: prctl(PR_SET_PDEATHSIG, int(signals[0]))) if prctl else None
         log = self.folder / f"{name}.log"
         if log.exists():
             log.replace(f"{log}.1")
         with log.open("xb") as stream:
-            how |= {"cwd": self.folder, "stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
-            self.processes[log] = process = subprocess.Popen(command, start_new_session=True, **how)
-        self.callback(_end, process, *end)
+            options |= {"cwd": self.folder, "stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
+            self.processes[log] = process = subprocess.Popen(command, start_new_session=True, **options)
+        self.callback(_end, process, *signals)
         wait_until(lambda: self.check() and ready(), timeout, f"{name} didn't answer in {timeout:g} s; see {log}")
 
     def check(self) -> bool:

@@ -91,7 +91,7 @@ def default_data() -> Path:
 
 
 def prepare(data: Path) -> None:
-    """Make the data folder, for its owner alone; ValueError where it is somebody else's or holds something else."""
+    """Make the data folder, closed to others; ValueError where another user owns it or it holds other files."""
     data.mkdir(parents=True, exist_ok=True)
     if data.stat().st_uid != os.geteuid():
         raise ValueError(f"--data {data} belongs to user {data.stat().st_uid}; give a folder of your own")
@@ -150,7 +150,7 @@ class Server:
 
     def serve(self) -> None:
         """Run both servers until KeyboardInterrupt; ValueError where one doesn't start, or died."""
-        os.umask(0o077)  # All that is made from here on is for its owner alone.
+        os.umask(0o077)  # New files are readable by their owner alone.
         # A server whose parent was killed takes some seconds to end.
         taken = f"--port {self.port} of {self.host} can't be listened on; give another"
         wait_until(self._is_port_free, PORT_TIMEOUT_SECONDS, taken)
@@ -196,8 +196,11 @@ class Server:
             *("--uvicorn-opts", "--no-access-log --timeout-graceful-shutdown 5"),
         ]
         children.start(
-            *("mlflow", command, lambda: self._status("/health") == 200, START_TIMEOUT_SECONDS),
-            *(signal.SIGTERM, signal.SIGKILL),
+            "mlflow",
+            command,
+            lambda: self._status("/health") == 200,
+            START_TIMEOUT_SECONDS,
+            (signal.SIGTERM, signal.SIGKILL),
             env=environment,
         )
 

@@ -49,18 +49,21 @@ class Postgres:
         """Start the server, with new tables where there are none; ValueError where it doesn't start."""
         # The server of a command that was killed may still be ending.
         wait_until(
-            lambda: not self._succeeds("pg_ctl", "status", "-D", self.folder),
+            lambda: self._run("pg_ctl", "status", "-D", self.folder).returncode != 0,
             STOP_TIMEOUT_SECONDS,
             f"another PostgreSQL still serves {self.folder}",
         )
         self._make_folder(self.socket)
         if not (self.folder / "PG_VERSION").is_file():
             self._make()
-        command = [self.programs / "postgres", "-D", self.folder, "-k", self.socket, "-c", "listen_addresses="]
         children.start(
-            *("postgres", command, lambda: self._succeeds("pg_isready", "-h", self.socket), START_TIMEOUT_SECONDS),
-            *(signal.SIGINT, signal.SIGQUIT),  # SIGINT cuts clients off; what they had committed is kept.
-            **{"env": ENVIRONMENT, **self.account},
+            "postgres",
+            [self.programs / "postgres", "-D", self.folder, "-k", self.socket, "-c", "listen_addresses="],
+            lambda: self._run("pg_isready", "-h", self.socket).returncode == 0,
+            START_TIMEOUT_SECONDS,
+            (signal.SIGINT, signal.SIGQUIT),  # SIGINT cuts clients off; what they had committed is kept.
+            env=ENVIRONMENT,
+            **self.account,
         )
 
     def _make(self) -> None:
@@ -74,7 +77,7 @@ class Postgres:
             process = self._run(*command, text=statements)
             if process.returncode:
                 raise ValueError(f"PostgreSQL's {command[0]} failed: {process.stderr.strip()[-500:]}")
-        # Our own account may be both roles, and nobody else any.
+        # Our own account may take both roles, other accounts none.
         (new / "pg_hba.conf").write_text("local all all peer map=ups\n")
         (new / "pg_ident.conf").write_text("".join(f"ups {getpass.getuser()} {role}\n" for role in (USER, "mlflow")))
         new.rename(self.folder)
@@ -87,9 +90,6 @@ class Postgres:
     def _run(self, program: str, *arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
         command, how = [self.programs / program, *arguments], {"cwd": "/", "env": ENVIRONMENT, **self.account}
         return subprocess.run(command, input=text, capture_output=True, text=True, **how)
-
-    def _succeeds(self, program: str, *arguments: str | Path) -> bool:
-        return self._run(program, *arguments).returncode == 0
 
 
 def _account() -> dict[str, Any]:

@@ -59,7 +59,7 @@ def evaluate(
     if changed.held_out != config.held_out:
         raise ValueError(
             "validation_subjects, split_seed and validation_folds cannot be changed after training: training clips "
-            f"would be evaluated; held out were {config.held_out}, asked for are {changed.held_out}"
+            f"would be evaluated; held out were {config.held_out}, the change holds out {changed.held_out}"
         )
     others = [source for source in configured_sources(changed) if source not in configured_sources(config)]
     if others:

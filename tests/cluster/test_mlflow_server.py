@@ -39,8 +39,8 @@ LONG_STEPS = 480
 
 @pytest.fixture(scope="module")
 def server():
-    with running_server() as found:
-        yield found
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -336,8 +336,8 @@ def test_a_backup_that_is_brought_into_an_empty_server_has_runs_files_and_users(
         assert new.query("SELECT run_uuid FROM runs") == [(run.info.run_id,)]
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-long-password")
-        found = client(new).download_artifacts(run.info.run_id, "note.txt", str(tmp_path / "back"))
-        assert Path(found).read_text() == "seen at the seminar"
+        note = client(new).download_artifacts(run.info.run_id, "note.txt", str(tmp_path / "back"))
+        assert Path(note).read_text() == "seen at the seminar"
 
 
 def test_a_database_of_sqlite_that_is_asked_for_serves_with_users_too():

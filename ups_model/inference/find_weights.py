@@ -8,7 +8,7 @@ from typing import Any
 from ups_model.training.run_folder import STATE
 
 DEFAULT_STORAGE = Path("runs/ablations")
-"""Where `orchestrator.ablate` keeps its units unless told otherwise."""
+"""The default storage of `orchestrator.ablate`."""
 
 
 def find_weights(model: str, storage: Path = DEFAULT_STORAGE) -> Path:

@@ -20,7 +20,7 @@ from ups_model.tasks import POSE_AXES, TASKS
 
 @dataclass(frozen=True)
 class ClassAnswer:
-    """Scores over one data set's classes, and what the whole vocabulary said."""
+    """Scores over one data set's classes, and the best tokens of the whole vocabulary."""
 
     logits_BK: Tensor
     """Scores of the data set's classes at the first step."""
@@ -32,7 +32,7 @@ class ClassAnswer:
 
 @dataclass(frozen=True)
 class PoseAnswer:
-    """Root-relative poses and what the whole vocabulary said."""
+    """Root-relative poses, and whether the best tokens of the whole vocabulary were within the grammar."""
 
     pose_BJ3: Tensor
     """Metres, camera axes."""

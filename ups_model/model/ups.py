@@ -39,7 +39,7 @@ class Inputs:
     person_mask_BP: Tensor | None = None
     """True for persons that are there; None = all."""
     target_frame_BR: Tensor | None = None
-    """Frames whose poses are asked for (pose estimation); None = the centre of the frames that are there."""
+    """Frames whose poses are predicted (pose estimation); None = the centre of the unpadded frames."""
 
 
 class UPS(nn.Module):
