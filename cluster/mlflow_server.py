@@ -1,7 +1,7 @@
 """An MLflow server for many hosts: python -m cluster.mlflow_server. With PostgreSQL, proxied artifacts and users.
 
-Both servers are children of this command and end with it, however it ends. Nothing secret is ever on a command line:
-PostgreSQL asks the kernel who is calling, MLflow's password and key are files that only their owner may read.
+Both servers are children of this command and end with it, however it ends. No secret is on a command line: the kernel
+tells PostgreSQL who is calling, and MLflow's password and key are files that only their owner may read.
 """
 
 import argparse
@@ -13,26 +13,26 @@ import secrets
 import shlex
 import signal
 import socket
-import subprocess
 import sys
-import threading
+import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 from filelock import FileLock, Timeout
 
-from cluster.postgres import Postgres, child, wait_until
+from cluster.child import Children, wait_until
+from cluster.postgres import Postgres
 
-OURS = {"lock", "login", "usage", "password", "flask-key", "auth.ini", "run", "artifacts", "mlflow.db"}
-OURS |= {"postgres", "postgres.new"}
-START_SECONDS, PORT_SECONDS = 180.0, 10.0
-PROBE = "/api/2.0/mlflow/experiments/search?max_results=1"
-# Names of this machine, at whatever port a tunnel ends: a page of another name can't make a browser call us.
+OWN_FILES = {"lock", "login", "usage", "password", "flask-key", "auth.ini", "run", "artifacts", "mlflow.db"}
+OWN_FILES |= {"postgres", "postgres.new"}
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+START_TIMEOUT_SECONDS, PORT_TIMEOUT_SECONDS = 180.0, 10.0
+# Names of this machine, at whatever port a tunnel ends: a page of another site can't make a browser call the server.
 HOSTS = "localhost,127.0.0.1,localhost:*,127.0.0.1:*,[[]::1]:*"
+CLIENT_VARIABLES = {"MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
 EXAMPLES = """examples:
   python -m cluster.mlflow_server                                    PostgreSQL and artifacts in the data folder
   python -m cluster.mlflow_server --artifacts s3://MY-BUCKET/mlflow   artifacts in a bucket
@@ -57,16 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--database-uri", metavar="URI", help="of a database that is there (a PostgreSQL of its own)")
     parser.add_argument("--artifacts", metavar="URI", help="folder or s3://BUCKET/PREFIX (in the data folder)")
     options = parser.parse_args(arguments)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    for number in STOP_SIGNALS:
+        signal.signal(number, _interrupt)
     data, status = options.data.absolute(), 2
     try:
         server = Server(options.host, options.port, data, options.database_uri, options.artifacts)
         prepare(data)
         status = 1
         with FileLock(data / "lock", mode=0o600, timeout=0):
-            server.serve(stop)
+            server.serve()
+    except KeyboardInterrupt:
+        return 0
     except Timeout:
         usage = data / "usage"
         print(f"runs already, with {data}\n{usage.read_text() if usage.exists() else 'it is about to start'}")
@@ -76,22 +77,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _interrupt(*_: object) -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # A second one must not cut the servers' end short.
+    raise KeyboardInterrupt
+
+
 def default_data() -> Path:
-    """Where it keeps what it keeps. Root's own folders are closed to the user who runs PostgreSQL for root."""
+    """The data folder. Root's home is closed to the user who runs PostgreSQL for root."""
     if os.geteuid() == 0:
         return Path("/var/lib/ups-mlflow")
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "ups" / "mlflow"
 
 
 def prepare(data: Path) -> None:
-    """Make the data folder, for its owner alone; ValueError where it is somebody else's or holds something else."""
+    """Make the data folder, closed to others; ValueError where another user owns it or it holds other files."""
     data.mkdir(parents=True, exist_ok=True)
     if data.stat().st_uid != os.geteuid():
         raise ValueError(f"--data {data} belongs to user {data.stat().st_uid}; give a folder of your own")
-    foreign = {path.name for path in data.iterdir()} - OURS
+    foreign = {path.name for path in data.iterdir()} - OWN_FILES
     if foreign and not (data / "lock").exists():
         raise ValueError(f"--data {data} holds other things ({sorted(foreign)[0]}); give an empty folder")
-    # Root's is passed through by the user who runs PostgreSQL; what is in it is closed.
+    # The user who runs PostgreSQL for root must pass through; what is in it is closed.
     data.chmod(0o711 if os.geteuid() == 0 else 0o700)
 
 
@@ -113,7 +120,7 @@ def check_database(uri: str) -> None:
 
 
 class Server:
-    """The two servers that the arguments ask for; ValueError for what can't work."""
+    """The two servers that the options describe; ValueError for what can't work."""
 
     def __init__(self, host: str, port: int, data: Path, database: str | None, artifacts: str | None) -> None:
         if not re.fullmatch(r"localhost|127(\.\d+){3}|::1", host):
@@ -132,56 +139,31 @@ class Server:
         if not bucket and "://" in artifacts:
             raise ValueError(f"--artifacts must be a folder or s3://BUCKET/PREFIX, got {artifacts}")
         self.host, self.port, self.data = host, port, data
-        self.postgres = Postgres.at(data / "postgres") if database is None else None
+        self.postgres = Postgres(data / "postgres") if database is None else None
         self.database: str = self.postgres.uri if self.postgres else str(database)
         self.artifacts = artifacts if bucket else Path(artifacts).absolute().as_uri()
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        packages = {"mlflow": "mlflow", "flask_wtf": "mlflow[auth]"}
-        packages |= {"psycopg2": "psycopg2-binary"} if self.database.startswith("postgresql") else {}
-        packages |= {"boto3": "boto3"} if bucket else {}
-        missing = [package for module, package in packages.items() if importlib.util.find_spec(module) is None]
+        modules = ["mlflow", "flask_wtf", *["psycopg2"] * self.database.startswith("postgresql"), *["boto3"] * bucket]
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
         if missing:
             raise ValueError(f"{', '.join(missing)} is missing; pip install -e '.[orchestrator,aws,server]'")
 
-    def serve(self, stop: threading.Event) -> None:
-        """Run both servers until `stop` is set; ValueError where one doesn't start, or died."""
-        os.umask(0o077)  # All that is made from here on is for its owner alone.
+    def serve(self) -> None:
+        """Run both servers until KeyboardInterrupt; ValueError where one doesn't start, or died."""
+        os.umask(0o077)  # New files are readable by their owner alone.
         # A server whose parent was killed takes some seconds to end.
         taken = f"--port {self.port} of {self.host} can't be listened on; give another"
-        wait_until(self._is_port_free, PORT_SECONDS, taken)
-        logs = {name: self.data / f"{name}.log" for name in ("postgres", "mlflow")}
-        for log in logs.values():
-            if log.exists():
-                log.replace(f"{log}.1")
-            log.touch()
+        wait_until(self._is_port_free, PORT_TIMEOUT_SECONDS, taken)
         (self.data / "artifacts").mkdir(exist_ok=True)
-        servers: dict[str, subprocess.Popen[bytes]] = {}
-
-        def is_stopped() -> bool:
-            """Raises ValueError where a server has died."""
-            for name, process in servers.items():
-                if process.poll() is not None and not stop.is_set():
-                    last = "\n".join(logs[name].read_text("utf-8", "replace").splitlines()[-8:])
-                    raise ValueError(
-                        f"{name} ended with status {process.returncode}; the other is ended, too. The same command "
-                        f"starts them again. {logs[name]} says:\n{last}"
-                    )
-            return stop.is_set()
-
-        with ExitStack() as running:
+        with Children(self.data) as children:
             if self.postgres is not None:
-                servers["postgres"] = running.enter_context(self.postgres.running(logs["postgres"], stop.is_set))
-            if is_stopped():
-                return
+                self.postgres.start(children)
             usage = self._write_usage()
-            servers["mlflow"] = running.enter_context(self._mlflow(logs["mlflow"]))
-            late = f"MLflow didn't answer in {START_SECONDS:g} s; see {logs['mlflow']}"
-            wait_until(lambda: is_stopped() or _answer(f"{self.url}/health") == 200, START_SECONDS, late)
-            if not is_stopped():
-                self._check_protection()
-                print(usage, flush=True)
-            while not is_stopped():
-                stop.wait(0.2)
+            self._start_mlflow(children)
+            self._check_protection()
+            print(usage, flush=True)
+            while children.check():
+                time.sleep(0.2)
 
     def _is_port_free(self) -> bool:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
@@ -189,7 +171,7 @@ class Server:
             return True
         return False
 
-    def _mlflow(self, log: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    def _start_mlflow(self, children: Children) -> None:
         configuration = self.data / "auth.ini"
         escaped = self.database.replace("%", "%%")
         # Without the cache every request costs a key derivation of tens of milliseconds.
@@ -197,9 +179,7 @@ class Server:
             f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {escaped}\nadmin_username = admin\n"
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\nauth_cache_ttl_seconds = 60\n"
         )
-        # Variables of somebody who uses a server, and not of the server.
-        of_clients = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-        environment = {name: value for name, value in os.environ.items() if name not in of_clients} | {
+        environment = {name: value for name, value in os.environ.items() if name not in CLIENT_VARIABLES} | {
             "MLFLOW_BACKEND_STORE_URI": self.database,
             "MLFLOW_AUTH_CONFIG_PATH": str(configuration),
             "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
@@ -215,21 +195,36 @@ class Server:
             *("--serve-artifacts", "--artifacts-destination", self.artifacts),
             *("--uvicorn-opts", "--no-access-log --timeout-graceful-shutdown 5"),
         ]
-        return child(command, log, self.data, environment, (signal.SIGTERM, signal.SIGKILL), {})
+        children.start(
+            "mlflow",
+            command,
+            lambda: self._status("/health") == 200,
+            START_TIMEOUT_SECONDS,
+            (signal.SIGTERM, signal.SIGKILL),
+            env=environment,
+        )
 
     def _check_protection(self) -> None:
         """ValueError where MLflow lets anybody in, or doesn't let us."""
-        if (status := _answer(self.url + PROBE)) != 401:
+        probe = "/api/2.0/mlflow/experiments/search?max_results=1"
+        if (status := self._status(probe)) != 401:
             raise ValueError(f"MLflow must refuse who has no password, but answers {status}; it is ended again")
-        pair = base64.b64encode(f"admin:{secret(self.data / 'password')}".encode()).decode()
-        if (status := _answer(self.url + PROBE, {"Authorization": f"Basic {pair}"})) in (401, 403):
+        login = base64.b64encode(f"admin:{secret(self.data / 'password')}".encode()).decode()
+        if (status := self._status(probe, Authorization=f"Basic {login}")) in (401, 403):
             raise ValueError(
                 f"MLflow doesn't take the password in {self.data / 'password'} ({status}): it was changed in MLflow, "
                 "or the database is of another data folder; write the right one into the file"
             )
 
+    def _status(self, path: str, **headers: str) -> int:
+        """Status of MLflow's answer; 0 where there is none."""
+        with suppress(OSError, HTTPException), closing(HTTPConnection(self.host, self.port, timeout=10)) as connection:
+            connection.request("GET", path, headers=headers)
+            return connection.getresponse().status
+        return 0
+
     def _write_usage(self) -> str:
-        """How the server is used, also in a file; and one that a driver's shell sources. None holds the password."""
+        """How to use the server; written to files, with `login` for a driver's shell. None holds the password."""
         login, password, port = self.data / "login", self.data / "password", self.port
         login.write_text(
             f"export MLFLOW_TRACKING_URI={self.url} MLFLOW_TRACKING_USERNAME=admin\n"
@@ -250,7 +245,7 @@ to look from another machine, at the same address there:
 
 
 def secret(file: Path) -> str:
-    """What a file holds; made at the first call."""
+    """The secret in a file; made at the first call."""
     if not file.exists():
         new = file.with_name(f"{file.name}.new")
         with new.open("w") as stream:
@@ -260,18 +255,6 @@ def secret(file: Path) -> str:
         new.rename(file)
     file.chmod(0o600)  # A password may have been copied here from a backup.
     return file.read_text().strip()
-
-
-def _answer(url: str, headers: dict[str, str] | None = None) -> int:
-    """Status of an answer; 0 where there is none."""
-    try:
-        with urlopen(Request(url, headers=headers or {}), timeout=10) as response:
-            status: int = response.status
-            return status
-    except HTTPError as error:
-        return error.code
-    except OSError:
-        return 0
 
 
 if __name__ == "__main__":

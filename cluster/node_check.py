@@ -1,7 +1,7 @@
 """Can this machine run units? python -m cluster.node_check: packages, GPUs, and whether torch has kernels for them.
 
-Asked of every machine while it is set up, since a wrong wheel shows itself only in the first unit, after minutes of
-starting and for 24 $ an hour: "no kernel image is available for execution on the device".
+Runs on every machine during its set-up: otherwise a wrong wheel fails in the first unit, after minutes of starting at
+24 $ an hour, with "no kernel image is available for execution on the device".
 """
 
 import argparse
@@ -28,21 +28,21 @@ class Gpu:
     capability: tuple[int, int]
     """(7, 0) for a V100."""
     failure: str = ""
-    """What a small multiplication on it raised; empty where the result was right."""
+    """Error of a small multiplication on it; empty where the result was right."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that is judged about a machine; a test makes its own."""
+    """All that is judged about a machine."""
 
     python: tuple[int, int]
     packages: Mapping[str, str]
     """Installed version by canonical name."""
     torch_archs: Sequence[str]
-    """What the wheel has kernels for: sm_70, and compute_90 for what is compiled when loaded."""
+    """Architectures that the wheel has kernels for, e.g. sm_70; compute_90 is compiled when loaded."""
     gpus: Sequence[Gpu]
     driver: str = ""
-    """What nvidia's driver is or why none answers, for the message alone."""
+    """Version of NVIDIA's driver, or why there is none; for the message alone."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--gpus", type=int, metavar="N", help="how many there must be (as many as there are)")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     facts = look()
-    faults = judge(facts, constraints(CONSTRAINTS.read_text()), given.gpus)
+    faults = judge(facts, constraints(CONSTRAINTS.read_text()), options.gpus)
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     if not faults:
@@ -67,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def constraints(text: str) -> dict[str, str]:
     """Version by canonical name, of the lines `name==version`."""
-    found = re.findall(r"(?m)^([\w.-]+)==([^\s;#]+)", text)
-    return {canonical(name): version for name, version in found}
+    pins = re.findall(r"(?m)^([\w.-]+)==([^\s;#]+)", text)
+    return {canonical(name): version for name, version in pins}
 
 
 def canonical(name: str) -> str:
@@ -124,13 +124,11 @@ def has_kernels(archs: Sequence[str], capability: tuple[int, int]) -> bool:
     """Whether code for one of `archs` runs on a device: same major number and no newer minor one (sm_80 runs on 8.6),
     or an older architecture in the intermediate form (compute_70), which the driver compiles."""
     for arch in archs:
-        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)a?f?", arch)
-        if not found:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)a?f?", arch)
+        if not match:
             continue
-        major, minor = int(found[2]), int(found[3])
-        if (found[1] == "sm" and major == capability[0] and minor <= capability[1]) or (
-            found[1] == "compute" and (major, minor) <= capability
-        ):
+        built_for = int(match[2]), int(match[3])
+        if built_for <= capability and (match[1] == "compute" or built_for[0] == capability[0]):
             return True
     return False
 
@@ -150,7 +148,7 @@ def look() -> Facts:
 
 
 def multiplied(device: int) -> str:
-    """What went wrong in a product of two matrices of ones on a GPU; empty if nothing."""
+    """Error of a product of two matrices of ones on a GPU; empty if there is none."""
     import torch
 
     try:
@@ -167,8 +165,8 @@ def driver() -> str:
         text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
         return "none is loaded"
-    found = re.search(r"Kernel Module\D*([\d.]+)", text)
-    return found[1] if found else text.splitlines()[0]
+    match = re.search(r"Kernel Module\D*([\d.]+)", text)
+    return match[1] if match else text.splitlines()[0]
 
 
 if __name__ == "__main__":

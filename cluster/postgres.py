@@ -1,6 +1,5 @@
-"""A PostgreSQL of one's own: Debian's programs, a data folder, a Unix socket and no other way in."""
+"""A PostgreSQL for MLflow alone: Debian's programs, a data folder, a Unix socket and no network port."""
 
-import ctypes
 import getpass
 import os
 import pwd
@@ -8,91 +7,77 @@ import re
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
+from cluster.child import STOP_TIMEOUT_SECONDS, Children, wait_until
+
 USER = "postgres"
-"""Runs the server where we are root, which PostgreSQL refuses to be run by."""
-START_SECONDS, STOP_SECONDS = 60.0, 30.0
+"""Runs the server for root, since PostgreSQL refuses to run as root."""
+START_TIMEOUT_SECONDS = 60.0
 MAX_SOCKET_BYTES = 107
 PACKAGES = "/usr/lib/postgresql"
-WAY_OUT = "apt-get install postgresql, or give --database-uri sqlite:////FOLDER/mlflow.db, which is for one driver"
+REMEDY = "apt-get install postgresql, or give --database-uri sqlite:////FOLDER/mlflow.db, which is for one driver"
 # The server needs none of our secrets.
 ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
 
 
-@dataclass(frozen=True)
 class Postgres:
-    """The folder of the tables, and the programs for it. `start` makes what isn't there yet."""
+    """The folder of the tables, and the programs for it; ValueError where there are none, or the folder can't be used.
 
-    folder: Path
-    programs: Path
-    account: dict[str, Any]
-    """Arguments of subprocess for another user's processes; empty: ours."""
+    `account` holds the arguments of subprocess that run a process as another user; empty: as ourselves.
+    """
 
-    @classmethod
-    def at(cls, folder: Path) -> Self:
-        """Find the programs; ValueError where there are none of the right version or the folder can't be used."""
+    def __init__(self, folder: Path) -> None:
         version = folder / "PG_VERSION"
-        found = cls(folder, _programs(version.read_text().strip() if version.is_file() else ""), _account())
-        if len(os.fsencode(found.socket / ".s.PGSQL.5432")) > MAX_SOCKET_BYTES:
+        made_by = version.read_text().strip() if version.is_file() else ""
+        self.folder, self.socket, self.programs = folder, folder.with_name("run"), _programs(made_by)
+        self.account = _account()
+        if len(os.fsencode(self.socket / ".s.PGSQL.5432")) > MAX_SOCKET_BYTES:
             raise ValueError(f"--data {folder.parent}: is too long for a Unix socket; give a shorter one")
-        entry = next(one for one in folder.parent.parents if one.exists())
-        if subprocess.run(["test", "-x", entry], **found.account).returncode:
+        entry = next(parent for parent in folder.parent.parents if parent.exists())
+        if subprocess.run(["test", "-x", entry], **self.account).returncode:
             raise ValueError(f"--data {folder.parent}: the user {USER} may not enter {entry}; try /var/lib/ups-mlflow")
-        return found
-
-    @property
-    def socket(self) -> Path:
-        """Folder of the socket."""
-        return self.folder.with_name("run")
 
     @property
     def uri(self) -> str:
         """SQLAlchemy's address of the database. Holds no secret: the kernel tells the server who is calling."""
         return f"postgresql+psycopg2://mlflow@/mlflow?host={quote(str(self.socket), safe='')}"
 
-    @contextmanager
-    def running(self, log: Path, stopped: Callable[[], bool]) -> Iterator[subprocess.Popen[bytes]]:
-        """A server that answers, unless `stopped` before it did; ValueError where it doesn't start."""
-        wait_until(lambda: not self._is_served(), STOP_SECONDS, f"another PostgreSQL still serves {self.folder}")
+    def start(self, children: Children) -> None:
+        """Start the server, with new tables where there are none; ValueError where it doesn't start."""
+        # The server of a command that was killed may still be ending.
+        wait_until(
+            lambda: self._run("pg_ctl", "status", "-D", self.folder).returncode != 0,
+            STOP_TIMEOUT_SECONDS,
+            f"another PostgreSQL still serves {self.folder}",
+        )
+        self._make_folder(self.socket)
         if not (self.folder / "PG_VERSION").is_file():
             self._make()
-        self._make_folder(self.socket)
-        command = [self.programs / "postgres", "-D", self.folder, "-k", self.socket, "-c", "listen_addresses="]
-        probe = [str(self.programs / "pg_isready"), "-q", "-h", str(self.socket)]
-        # SIGINT cuts clients off; what they had committed is kept.
-        with child(command, log, self.folder, ENVIRONMENT, (signal.SIGINT, signal.SIGQUIT), self.account) as process:
-            wait_until(
-                lambda: process.poll() is not None or stopped() or subprocess.run(probe).returncode == 0,
-                START_SECONDS,
-                f"PostgreSQL didn't answer in {START_SECONDS:g} s; see {log}",
-            )
-            yield process
+        children.start(
+            "postgres",
+            [self.programs / "postgres", "-D", self.folder, "-k", self.socket, "-c", "listen_addresses="],
+            lambda: self._run("pg_isready", "-h", self.socket).returncode == 0,
+            START_TIMEOUT_SECONDS,
+            (signal.SIGINT, signal.SIGQUIT),  # SIGINT cuts clients off; what they had committed is kept.
+            env=ENVIRONMENT,
+            **self.account,
+        )
 
     def _make(self) -> None:
-        # Renamed when it is whole: one that was interrupted is made anew.
-        new = self.folder.with_name(f"{self.folder.name}.new")
+        new = self.folder.with_name(f"{self.folder.name}.new")  # Renamed at the end: an interrupted one is made anew.
         shutil.rmtree(new, ignore_errors=True)
         self._make_folder(new)
-        options = ("--encoding=UTF8", "--locale=C.UTF-8", "--auth=peer", f"--username={USER}")
-        database = "CREATE ROLE mlflow LOGIN;\nCREATE DATABASE mlflow OWNER mlflow;\n"
-        for program, arguments, text in (
-            ("initdb", ("-D", str(new), *options), ""),
-            ("postgres", ("--single", "-D", str(new), "-c", "exit_on_error=on", "postgres"), database),
-        ):
-            done = subprocess.run(
-                [str(self.programs / program), *arguments],
-                cwd=new, env=ENVIRONMENT, input=text, capture_output=True, text=True, **self.account,
-            )  # fmt: skip
-            if done.returncode:
-                raise ValueError(f"PostgreSQL's {program} failed: {done.stderr.strip()[-500:]}")
-        # Our own account may be both roles, and nobody else any.
+        initdb = ("initdb", "-D", new, "--encoding=UTF8", "--locale=C.UTF-8", "--auth=peer", f"--username={USER}")
+        single_user = ("postgres", "--single", "-D", new, "-c", "exit_on_error=on", "postgres")
+        statements = "CREATE ROLE mlflow LOGIN;\nCREATE DATABASE mlflow OWNER mlflow;\n"
+        for command in (initdb, single_user):
+            process = self._run(*command, text=statements)
+            if process.returncode:
+                raise ValueError(f"PostgreSQL's {command[0]} failed: {process.stderr.strip()[-500:]}")
+        # Our own account may take both roles, other accounts none.
         (new / "pg_hba.conf").write_text("local all all peer map=ups\n")
         (new / "pg_ident.conf").write_text("".join(f"ups {getpass.getuser()} {role}\n" for role in (USER, "mlflow")))
         new.rename(self.folder)
@@ -102,13 +87,9 @@ class Postgres:
         if self.account:
             os.chown(folder, self.account["user"], self.account["group"])
 
-    def _is_served(self) -> bool:
-        """Whether a server whose parent was killed is still ending."""
-        try:
-            pid = (self.folder / "postmaster.pid").read_text().split()[0]
-            return os.fsencode(self.folder) in Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (OSError, IndexError):
-            return False
+    def _run(self, program: str, *arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
+        command, how = [self.programs / program, *arguments], {"cwd": "/", "env": ENVIRONMENT, **self.account}
+        return subprocess.run(command, input=text, capture_output=True, text=True, **how)
 
 
 def _account() -> dict[str, Any]:
@@ -117,58 +98,21 @@ def _account() -> dict[str, Any]:
     try:
         user = pwd.getpwnam(USER)
     except KeyError as error:
-        raise ValueError(f"root can't run PostgreSQL, and there is no user {USER} to run it; {WAY_OUT}") from error
+        raise ValueError(f"root can't run PostgreSQL, and there is no user {USER} to run it; {REMEDY}") from error
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 
 def _programs(version: str) -> Path:
     """Folder of initdb and postgres, of one major version or of the newest."""
-    found = {path.parent.parent.name: path.parent for path in Path(PACKAGES).glob("*/bin/postgres")}
-    if (elsewhere := shutil.which("postgres")) and not found:
-        said = subprocess.run([elsewhere, "--version"], capture_output=True, text=True).stdout
-        found = {number: Path(elsewhere).resolve().parent for number in re.findall(r"\d+", said)[:1]}
-    if not found:
-        raise ValueError(f"there is no PostgreSQL in {PACKAGES} or on the PATH; {WAY_OUT}")
-    if version and version not in found:
+    folders = {path.parent.parent.name: path.parent for path in Path(PACKAGES).glob("*/bin/postgres")}
+    if (elsewhere := shutil.which("postgres")) and not folders:
+        text = subprocess.run([elsewhere, "--version"], capture_output=True, text=True).stdout
+        folders = {number: Path(elsewhere).resolve().parent for number in re.findall(r"\d+", text)[:1]}
+    if not folders:
+        raise ValueError(f"there is no PostgreSQL in {PACKAGES} or on the PATH; {REMEDY}")
+    if version and version not in folders:
         raise ValueError(
-            f"the data was made by PostgreSQL {version}, found {', '.join(sorted(found))}; apt-get install "
+            f"the data was made by PostgreSQL {version}, found {', '.join(sorted(folders))}; apt-get install "
             f"postgresql-{version}, or bring it over as docs/tracking.md says"
         )
-    return found[version or max(found, key=float)]
-
-
-@contextmanager
-def child(
-    command: list[Any],
-    log: Path,
-    folder: Path,
-    environment: Mapping[str, str],
-    signals: tuple[signal.Signals, signal.Signals],
-    account: Mapping[str, Any],
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A server in a session of its own. At the end of the block it gets the first signal, and after a time its whole
-    group the second: some may be left where it was killed itself. When we are killed, the kernel sends it the first."""
-    prctl, set_death_signal = getattr(ctypes.CDLL(None), "prctl", None), 1  # Linux alone has it.
-    arguments = {"cwd": folder, "env": environment, "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, **account}
-    ask_kernel = (lambda: prctl(set_death_signal, int(signals[0]))) if prctl else None
-    with log.open("ab") as stream:
-        process = subprocess.Popen(command, stdout=stream, start_new_session=True, preexec_fn=ask_kernel, **arguments)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signals[0])
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signals[1])
-        process.wait()
-
-
-def wait_until(ready: Callable[[], bool], seconds: float, failure: str) -> None:
-    """Ask again and again; ValueError with a message when the time is up."""
-    end = time.monotonic() + seconds
-    while not ready():
-        if time.monotonic() > end:
-            raise ValueError(failure)
-        time.sleep(0.1)
+    return folders[version or max(folders, key=float)]

@@ -19,9 +19,7 @@ _NOT_STUDIES = ("study", "columns", "space")
 
 def study_names() -> list[str]:
     """Names of the studies in this folder."""
-    return [
-        name for _, name, _ in pkgutil.iter_modules(__path__) if name not in _NOT_STUDIES and _defines(name, "STUDY")
-    ]
+    return _names("STUDY")
 
 
 def find_study(name: str) -> Study:
@@ -35,9 +33,7 @@ def find_study(name: str) -> Study:
 
 def space_names() -> list[str]:
     """Names of the search spaces in this folder."""
-    return [
-        name for _, name, _ in pkgutil.iter_modules(__path__) if name not in _NOT_STUDIES and _defines(name, "SPACE")
-    ]
+    return _names("SPACE")
 
 
 def find_space(name: str) -> Space:
@@ -49,8 +45,13 @@ def find_space(name: str) -> Space:
     return _find(name, "SPACE", Space, space_names())
 
 
-def _find(name: str, attribute: str, kind: type[T], known: list[str]) -> T:
-    if name in known:
+def _names(attribute: str) -> list[str]:
+    names = [name for _, name, _ in pkgutil.iter_modules(__path__) if name not in _NOT_STUDIES]
+    return [name for name in names if hasattr(importlib.import_module(f"search_spaces.{name}"), attribute)]
+
+
+def _find(name: str, attribute: str, kind: type[T], names: list[str]) -> T:
+    if name in names:
         module = importlib.import_module(f"search_spaces.{name}")
     elif name.endswith(".py") or "/" in name:
         module = _load_file(Path(name).expanduser(), attribute)
@@ -61,13 +62,13 @@ def _find(name: str, attribute: str, kind: type[T], known: list[str]) -> T:
         except ImportError as error:
             raise ValueError(f"cannot import {module_name!r} for {name!r} ({error}); give a file's path") from error
     else:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
         what = kind.__name__.lower()
         raise ValueError(f"unknown {what} {name!r}; near: {', '.join(near)}; or give a file's path or module:name")
-    found = getattr(module, attribute, None)
-    if not isinstance(found, kind):
-        raise ValueError(f"{name}: {attribute} must be a {kind.__name__}, got {found!r}")
-    return found
+    value = getattr(module, attribute, None)
+    if not isinstance(value, kind):
+        raise ValueError(f"{name}: {attribute} must be a {kind.__name__}, got {value!r}")
+    return value
 
 
 def _load_file(path: Path, attribute: str) -> ModuleType:
@@ -81,7 +82,3 @@ def _load_file(path: Path, attribute: str) -> ModuleType:
     except Exception as error:  # The user's file may fail in any way; the way out is in that file.
         raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
     return module
-
-
-def _defines(name: str, attribute: str) -> bool:
-    return hasattr(importlib.import_module(f"search_spaces.{name}"), attribute)

@@ -139,7 +139,7 @@ class Study:
     name: str
     question: str
     expectation: str
-    """What the paper, or whoever wrote the study, expects to see; the report states it beside the outcome."""
+    """The result that the paper, or the author of the study, expects; the report states it beside the outcome."""
     tables: tuple[Table, ...]
     base: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     """Changes to the preset that hold in every row."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and stay after a crash of the machine."""
+"""Atomic, durable writes of files."""
 
 import os
 import uuid
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_atomic(file: Path, content: str | bytes) -> None:
-    """Write a file (text as UTF-8), whole or not at all, and on the disk when this returns."""
+    """Write a file (text as UTF-8), whole or not at all; it is on the disk when this returns."""
     temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as stream:
@@ -23,7 +23,7 @@ def write_atomic(file: Path, content: str | bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what a file or folder has now."""
+    """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

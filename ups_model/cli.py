@@ -1,4 +1,4 @@
-"""What the commands of this package share: arguments, presets, where clip sets lie, the closing report."""
+"""What the commands of this package share: arguments, presets, the folders of clip sets, the closing report."""
 
 import argparse
 import json
@@ -20,18 +20,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-__all__ = [
-    "PRESETS",
-    "StopOnSignal",
-    "add_data_arguments",
-    "add_device_arguments",
-    "data_paths",
-    "metric_table",
-    "read_config",
-    "report",
-    "start_logging",
-]
-
 
 class StopOnSignal:
     """True once SIGTERM or SIGINT has come: the trainer then saves and ends. A second SIGINT ends at once."""
@@ -51,7 +39,7 @@ class StopOnSignal:
 
 
 def start_logging() -> None:
-    """Log lines with the time, to standard error; of several processes the first alone tells its progress."""
+    """Log lines with the time, to standard error; of several processes only the first logs its progress."""
     level = logging.INFO
     if "RANK" in os.environ:  # Set by torchrun; without it there is one process, and torch need not be imported.
         from ups_model.training.distributed import first_process
@@ -73,53 +61,59 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(auto)")
 
 
-def read_config(given: argparse.Namespace) -> Config:
+def check_output(file: Path) -> None:
+    """ValueError for a file of `--out` whose folder doesn't exist."""
+    if not file.absolute().parent.is_dir():
+        raise ValueError(f"--out {file}: no such folder to write to; make {file.parent} first")
+
+
+def read_config(options: argparse.Namespace) -> Config:
     """The configuration that `--preset` or `--config`, `--task`, `--parent`, `--set` and `--seed` describe."""
-    if (given.preset is None) == (given.config is None):
+    if (options.preset is None) == (options.config is None):
         raise ValueError(f"give one of --preset ({', '.join(PRESETS)}) and --config FILE")
-    if given.config is not None:
+    if options.config is not None:
         try:
-            config = Config.from_canonical(json.loads(given.config.read_text("utf-8")))
+            config = Config.from_canonical(json.loads(options.config.read_text("utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"{given.config}: not a configuration ({error})") from error
+            raise ValueError(f"{options.config}: not a configuration ({error})") from error
     else:
-        config = preset(given.preset)
-    config = config.replace(seed=given.seed, freeze_routes=given.parent is not None or config.freeze_routes)
-    if given.task is not None:
-        alone: dict[str, object] = {"optim.cycle": (given.task,)}
+        config = preset(options.preset)
+    config = config.replace(seed=options.seed, freeze_routes=options.parent is not None or config.freeze_routes)
+    if options.task is not None:
+        alone: dict[str, object] = {"optim.cycle": (options.task,)}
         if config.optim.update == "cycle":
             alone["optim.update"] = "iteration"
         config = config.with_fields(alone)
-    return config.with_fields(assignments(given.set, "--set", "FIELD=VALUE"))
+    return config.with_fields(assignments(options.set, "--set", "FIELD=VALUE"))
 
 
 def assignments(texts: Sequence[str], flag: str, form: str) -> dict[str, str]:
     """NAME=VALUE texts as a dict; ValueError for a text without = and for a name given twice."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name or not value:
+        name, _, value = text.partition("=")
+        if not name or not value:
             raise ValueError(f"{flag} takes {form}, got {text!r}")
-        if name in found:
-            raise ValueError(f"{flag} {name} is given twice, {found[name]!r} and {value!r}; keep one")
-        found[name] = value
-    return found
+        if name in values:
+            raise ValueError(f"{flag} {name} is given twice, {values[name]!r} and {value!r}; keep one")
+        values[name] = value
+    return values
 
 
 def data_paths(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
-    """Folder of each clip set: as given, else in the usual place; synthetic sets are made there on first use.
+    """Folder of each clip set: from `--data`, else in the cache; synthetic sets are made there on first use.
 
     Raises:
-        ValueError: a set that is neither given nor prepared, or a given one that the configuration does not use.
+        ValueError: a set that is neither named nor prepared, or a named one that the configuration does not use.
     """
-    given = {name: Path(value).expanduser() for name, value in assignments(texts, "--data", "NAME=PATH").items()}
-    unused = [name for name in given if name not in names]
+    folders = {name: Path(value).expanduser() for name, value in assignments(texts, "--data", "NAME=PATH").items()}
+    unused = [name for name in folders if name not in names]
     if unused:
         raise ValueError(f"--data {unused[0]}: no task uses this clip set; used are {', '.join(names)}")
     paths = {}
     for name in names:
-        if name in given:
-            paths[name] = given[name]
+        if name in folders:
+            paths[name] = folders[name]
         elif name in GROUPS["synthetic"]:
             paths[name] = prepare(name)
         elif (default_cache() / name).is_dir():
@@ -133,7 +127,7 @@ def data_paths(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
 
 
 def report(result: "Result") -> str:
-    """What a finished run did, for people: headline metrics, routes, time, where the weights are."""
+    """A finished run for people: headline metrics, routes, time, folder of the weights."""
     about = result.about
     shown = {name: value for name, value in result.metrics.items() if is_headline(name.split("/", 1)[1])}
     lines = [metric_table(shown), "all metrics: result.json in the run's folder"] if shown else []
@@ -143,14 +137,13 @@ def report(result: "Result") -> str:
     if trained:
         routes = ", ".join(f"{task} {'-'.join(map(str, route))}" for task, route in trained.items())
         lines.append(f"routes (block per layer): {routes}")
-    by = about["chosen_by"]
-    chosen = ", chosen by validation subjects" if by == "validation subjects" else ", the last"
+    chosen = "chosen by validation subjects" if about["chosen_by"] == "validation subjects" else "the last"
     lines.append(
         f"{result.status} at step {result.step}, {about['train_seconds']:.0f} s on {about['device']} "
         f"({about['precision']}), {about['parameters'] / 1e6:.2f} M parameters, run {result.key}"
     )
     if result.checkpoint:
-        lines.append(f"weights: {result.checkpoint} (step {about['chosen_step']}{chosen})")
+        lines.append(f"weights: {result.checkpoint} (step {about['chosen_step']}, {chosen})")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def pick_device(name: str, rank: int = 0) -> torch.device:
-    """`auto` is a GPU where there is one; ValueError for a device that is not there."""
+    """`auto` is a GPU where there is one; ValueError for a device that cannot be used."""
     if name == "auto":
         name = f"cuda:{rank % max(1, torch.cuda.device_count())}" if torch.cuda.is_available() else "cpu"
     try:
@@ -42,12 +42,12 @@ def device_name(device: torch.device) -> str:
 
 
 def memory_mb(device: torch.device) -> float:
-    """MiB that the run takes: the most on its GPU so far, or what the process holds of the host's memory now."""
+    """Memory of the run in MiB: its peak on the GPU so far, or the process's resident host memory now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    except OSError:  # Not Linux: the most so far.
+    except OSError:  # Not Linux: the peak so far.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
@@ -59,8 +59,7 @@ def autocast_dtype(precision: str) -> torch.dtype:
 
 @contextmanager
 def flush_denormal_numbers() -> Iterator[None]:
-    """Round denormal numbers to zero: second moments of small gradients are such, and a CPU is many times slower with
-    them."""
+    """Round denormal numbers to zero: second moments of small gradients are denormal, and slow a CPU down a lot."""
     torch.set_flush_denormal(True)
     try:
         yield

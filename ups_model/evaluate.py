@@ -11,13 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ups_model.cli import (
-    add_data_arguments,
-    assignments,
-    data_paths,
-    metric_table,
-    start_logging,
-)
+from ups_model.cli import add_data_arguments, assignments, check_output, data_paths, metric_table, start_logging
 from ups_model.config import Config
 from ups_model.config.identity import configured_sets, configured_sources
 from ups_model.data.prepare.catalog import default_cache
@@ -51,7 +45,7 @@ def evaluate(
         paths: folder of each clip set of the configuration.
         part: "test" or "validation".
         changes: fields of the sections `evaluation` and `data` to change, e.g. {"evaluation.flip": True}.
-        cache: folder of text features; unused when the checkpoint holds them, as all of ours do.
+        cache: folder of text features, for a checkpoint that doesn't hold them.
 
     Raises:
         ValueError: an unusable checkpoint, clip set or change.
@@ -60,12 +54,12 @@ def evaluate(
     model, config, state = load_model(checkpoint, place)
     changed = config.with_fields(changes or {})
     if (changed.model, changed.optim, changed.seed) != (config.model, config.optim, config.seed):
-        given = ", ".join(changes or {})
-        raise ValueError(f"only evaluation and data fields can be changed after training, got {given}")
+        names = ", ".join(changes or {})
+        raise ValueError(f"only evaluation and data fields can be changed after training, got {names}")
     if changed.held_out != config.held_out:
         raise ValueError(
             "validation_subjects, split_seed and validation_folds cannot be changed after training: training clips "
-            f"would be evaluated; held out were {config.held_out}, asked for are {changed.held_out}"
+            f"would be evaluated; held out were {config.held_out}, the change holds out {changed.held_out}"
         )
     others = [source for source in configured_sources(changed) if source not in configured_sources(config)]
     if others:
@@ -75,9 +69,9 @@ def evaluate(
         )
     parts = build(changed, paths, place, cache or default_cache() / "text", model)
     check_same_data(parts, checkpoint, state)
-    known = {name: classes for name, classes in model.vocabulary.classes}
+    classes = dict(model.vocabulary.classes)
     for clips, _ in parts.sets.values():
-        if clips.name in known and tuple(clips.info.classes) != known[clips.name]:
+        if tuple(clips.info.classes) != classes.get(clips.name, clips.info.classes):
             raise ValueError(
                 f"{paths[clips.name]}: its classes are not those trained on; use the training run's clip set"
             )
@@ -98,22 +92,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_data_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the metrics as JSON")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     start_logging()
     try:
-        if given.out is not None and not given.out.absolute().parent.is_dir():
-            raise ValueError(f"--out {given.out}: no such folder to write to; make {given.out.parent} first")
-        _, config, _ = load_model(given.checkpoint, pick_device("cpu"))
-        paths = data_paths(given.data, configured_sets(config))
-        changes = assignments(given.set, "--set", "FIELD=VALUE")
-        metrics, config, data = evaluate(given.checkpoint, paths, given.part, given.device, changes)
-        if given.out is not None:
-            content = {"part": given.part, "metrics": metrics, "data": data, "config": config.canonical()}
-            given.out.write_text(json.dumps(content, indent=1, allow_nan=False), "utf-8")
+        if options.out is not None:
+            check_output(options.out)
+        _, config, _ = load_model(options.checkpoint, pick_device("cpu"))
+        paths = data_paths(options.data, configured_sets(config))
+        changes = assignments(options.set, "--set", "FIELD=VALUE")
+        metrics, config, data = evaluate(options.checkpoint, paths, options.part, options.device, changes)
+        if options.out is not None:
+            content = {"part": options.part, "metrics": metrics, "data": data, "config": config.canonical()}
+            options.out.write_text(json.dumps(content, indent=1, allow_nan=False), "utf-8")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(metric_table({f"{given.part}/{name}": value for name, value in metrics.items()}))
+    print(metric_table({f"{options.part}/{name}": value for name, value in metrics.items()}))
     return 0
 
 

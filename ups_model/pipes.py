@@ -10,12 +10,12 @@ CLOSED = 141
 
 
 def end_with(main: Callable[[], int]) -> NoReturn:
-    """Run a command and exit with its status; quietly if nobody reads on."""
+    """Run a command and exit with its status; without a traceback if the reader has closed the pipe."""
     try:
         status = main()
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more at the end, and would complain.
+        # Python flushes again at exit, which would fail with a message.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = CLOSED
     sys.exit(status)

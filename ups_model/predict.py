@@ -19,18 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from ups_model.cli import start_logging
-from ups_model.config import TASK_NAMES, Config, TaskName, set_of
+from ups_model.cli import check_output, start_logging
+from ups_model.config import TASK_NAMES, Config, TaskData, TaskName, set_of
 from ups_model.data.batching.batches import Feed
 from ups_model.data.batching.device_clips import Source
 from ups_model.data.batching.in_memory import ONLY, class_set, pose_set
+from ups_model.data.format.clip_data import ClipData
 from ups_model.data.prepare.jobs import Recording
 from ups_model.data.readers.detect import clip_names, read_recording
 from ups_model.device import pick_device
 from ups_model.evaluation.measure import MM, predict_poses
 from ups_model.evaluation.metrics import mpjpe_mm, p_mpjpe_mm
 from ups_model.inference.find_weights import DEFAULT_STORAGE, find_weights
-from ups_model.inference.predictions import ClassPrediction, PosePrediction
+from ups_model.inference.predictions import ClassPrediction, PosePrediction, Prediction
 from ups_model.model.decoding import classify
 from ups_model.model.ups import UPS
 from ups_model.pipes import end_with
@@ -53,7 +54,7 @@ OUTPUTS = (".json", ".npz", ".png", ".gif")
 
 
 def choose_task(config: Config, recording: Recording, wanted: str | None = None) -> TaskName:
-    """The task that fits: as wanted, else the first trained one for so many dimensions; keypoints in pixels are lifted.
+    """The wanted task, else the first trained one that takes such coordinates; keypoints in pixels are lifted.
 
     Raises:
         ValueError: the model was not trained for the task, or none that it was trained for fits.
@@ -81,19 +82,17 @@ def predict_class(
     """Class probabilities of a clip.
 
     Args:
-        model: of `ups_model.training.build.load_model`.
-        config: of the same.
-        recording: the clip; two persons at most are looked at, those who are there longest.
+        model, config: from `ups_model.training.build.load_model`.
+        recording: the clip; of its persons the two that are there longest are used.
         task: a class task that the model was trained for.
-        data_set: whose classes are asked for; None takes the task's first clip set.
-        observed: share of the clip that is looked at, its front part.
+        data_set: whose classes to choose from; None takes the task's first clip set.
+        observed: share of the clip, from its start, that the model sees.
 
     Raises:
         ValueError: the task needs other coordinates, or the model doesn't know the data set.
     """
     data = getattr(config.data, task)
-    known = tuple(dict.fromkeys(map(set_of, data.sources)))
-    data_set = data_set or known[0]
+    data_set = data_set or set_of(data.sources[0])
     classes = dict(model.vocabulary.classes).get(data_set)
     if classes is None:
         raise ValueError(
@@ -101,10 +100,7 @@ def predict_class(
         )
     if not 0 < observed <= 1:
         raise ValueError(f"--observed must lie in (0, 1], got {observed}")
-    place = next(model.parameters()).device
-    source = Source(class_set(recording), ONLY, place)
-    feed = Feed(task, data, [source], config.seed)
-    model.eval()
+    feed = _feed(model, task, data, class_set(recording), config)
     batch = next(iter(feed.evaluate("test", observed)))
     scores_K = classify(model, batch.inputs, data_set).logits_BK[0].double().softmax(dim=0)
     return ClassPrediction(task, data_set, classes, scores_K.cpu().numpy())
@@ -116,18 +112,16 @@ def predict_clip_poses(model: UPS, config: Config, recording: Recording, person:
     Raises:
         ValueError: the recording has no keypoints in pixels, or no such person.
     """
-    # Detections are looked at as they are: nothing about them is augmented, and every frame is asked for.
+    # Detections are used as they are, without augmentation, and every frame is predicted.
     data = config.data.pe.replace(
         detections="stored", rotation_deg=0.0, scale=0.0, bone_scale=0.0, translation_m=0.0, evaluate_stride=1
     )
     clips = pose_set(recording, person)
-    place = next(model.parameters()).device
-    feed = Feed("pe", data, [Source(clips, ONLY, place)], config.seed)
+    feed = _feed(model, "pe", data, clips, config)
     skeleton = _pose_skeleton(model)
     frames = int(clips.clip_length[0])
     pose_NJ3 = torch.full((frames, model.pose_joints, 3), float("nan"))
     truth_NJ3 = torch.zeros(frames, clips.skeleton.joints, 3)
-    model.eval()
     for batch in feed.evaluate("test"):
         pose_BJ3, _ = predict_poses(model, batch, skeleton, config.evaluation)
         assert batch.frame_BR is not None and batch.pose_BRJ3 is not None, "a batch of pose estimation has both"
@@ -138,10 +132,7 @@ def predict_clip_poses(model: UPS, config: Config, recording: Recording, person:
     assert bool(pose_NJ3.isfinite().all()), "a frame was not predicted"
     errors = {}
     if recording.truth is not None and clips.skeleton == skeleton:
-        errors = {
-            "mpjpe_mm": float(mpjpe_mm(MM * pose_NJ3, MM * truth_NJ3)),
-            "p_mpjpe_mm": float(p_mpjpe_mm(MM * pose_NJ3, MM * truth_NJ3)),
-        }
+        errors = {metric.__name__: float(metric(MM * pose_NJ3, MM * truth_NJ3)) for metric in (mpjpe_mm, p_mpjpe_mm)}
     ranked = sorted(recording.tracks, key=lambda track: -len(track.positions))
     assert clips.keypoints is not None, "`pose_set` has made it of keypoints"
     return PosePrediction(
@@ -156,6 +147,12 @@ def predict_clip_poses(model: UPS, config: Config, recording: Recording, person:
     )
 
 
+def _feed(model: UPS, task: TaskName, data: TaskData, clips: ClipData, config: Config) -> Feed:
+    """One clip for a model, which is put into evaluation mode."""
+    model.eval()
+    return Feed(task, data, [Source(clips, ONLY, next(model.parameters()).device)], config.seed)
+
+
 def _pose_skeleton(model: UPS) -> Skeleton:
     """The layout whose joints the model predicts."""
     for skeleton in SKELETONS.values():
@@ -164,56 +161,20 @@ def _pose_skeleton(model: UPS) -> Skeleton:
     raise ValueError(f"the model predicts {model.pose_joints} joints of a layout that is not known here")
 
 
-def write(
-    file: Path, prediction: ClassPrediction | PosePrediction, recording: Recording, about: dict[str, Any]
-) -> None:
+def write(file: Path, prediction: Prediction, recording: Recording, about: dict[str, Any]) -> None:
     """Write a prediction as JSON, npz, PNG or GIF, as the file's ending says."""
     if file.suffix in (".png", ".gif"):
         from ups_model.inference import visualize  # Matplotlib takes a second to import.
 
         visualize.draw(file, prediction, recording)
         return
-    plain, arrays = _content(prediction)
+    facts, arrays = {**about, **prediction.facts}, prediction.arrays
     if file.suffix == ".npz":
         # numpy's types take any name for `allow_pickle`.
-        np.savez_compressed(file, **arrays, about=json.dumps({**about, **plain}))  # type: ignore[arg-type]
+        np.savez_compressed(file, **arrays, about=json.dumps(facts))  # type: ignore[arg-type]
     else:
         lists = {name: array.tolist() for name, array in arrays.items()}
-        file.write_text(json.dumps({**about, **plain, **lists}, indent=1, allow_nan=False) + "\n", "utf-8")
-
-
-def _content(prediction: ClassPrediction | PosePrediction) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What of a prediction is text and numbers, and what is arrays."""
-    if isinstance(prediction, ClassPrediction):
-        arrays = {"classes": np.array(prediction.classes), "probabilities": prediction.probability_K}
-        return {"data_set": prediction.data_set, "best": prediction.best[0][0]}, arrays
-    plain = {
-        "first_frame": prediction.first_frame,
-        "fps": prediction.fps,
-        "units": "metre",
-        "axes": "camera: x right, y down, z away; root at 0",
-        "joint_names": list(prediction.skeleton.joint_names),
-        "parents": list(prediction.skeleton.parents),
-        "errors": prediction.errors,
-    }
-    return plain, {"poses": prediction.pose_NJ3, "keypoints": prediction.keypoints_NJ2}
-
-
-def text(prediction: ClassPrediction | PosePrediction, top: int = 5) -> str:
-    """A prediction for people."""
-    if isinstance(prediction, ClassPrediction):
-        best = prediction.best[:top]
-        width = max(len(name) for name, _ in best)
-        lines = [f"{TASKS[prediction.task].title}, classes of {prediction.data_set}"]
-        return "\n".join(lines + [f"  {name:<{width}}  {100 * share:6.2f} %" for name, share in best])
-    lines = [
-        f"{TASKS['pe'].title}: {len(prediction.pose_NJ3)} frames from frame {prediction.first_frame} on, "
-        f"{prediction.skeleton.joints} joints ({prediction.skeleton.name})"
-    ]
-    if prediction.seen != prediction.skeleton:
-        lines.append(f"  from {prediction.seen.name} keypoints: joints that they lack are put between those they have")
-    lines += [f"  {name} {value:.1f}, against the poses in the file" for name, value in prediction.errors.items()]
-    return "\n".join(lines)
+        file.write_text(json.dumps({**facts, **lists}, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -237,67 +198,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, action="append", default=[], metavar="FILE", help=f"{', '.join(OUTPUTS)}")
     parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE, metavar="DIR", help=f"({DEFAULT_STORAGE})")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     start_logging()
     try:
-        if given.list:
-            print("\n".join(clip_names(given.file)))
+        if options.list:
+            print("\n".join(clip_names(options.file)))
             return 0
-        size = _check(given)
-        place = pick_device(given.device)
-        checkpoint = find_weights(given.model, given.storage)
-        recording = read_recording(given.file, given.clip)
+        size = _check(options)
+        place = pick_device(options.device)
+        checkpoint = find_weights(options.model, options.storage)
+        recording = read_recording(options.file, options.clip)
         if size is not None:
             recording = dataclasses.replace(recording, size=size)
         model, config, state = load_model(checkpoint, place)
-        task = choose_task(config, recording, given.task)
-        _check_fits(given, task)
-        prediction: ClassPrediction | PosePrediction
+        task = choose_task(config, recording, options.task)
+        _check_fits(options, task)
+        prediction: Prediction
         if TASKS[task].kind == "pose":
-            prediction = predict_clip_poses(model, config, recording, given.person)
+            prediction = predict_clip_poses(model, config, recording, options.person)
         else:
-            prediction = predict_class(model, config, recording, task, given.classes, given.observed)
-        about = {"task": task, "clip": recording.name, "file": given.file.name, "model": state["key"]}
-        for file in given.out:
+            prediction = predict_class(model, config, recording, task, options.classes, options.observed)
+        about = {"task": task, "clip": recording.name, "file": options.file.name, "model": state["key"]}
+        for file in options.out:
             write(file, prediction, recording, about)
     except BrokenPipeError:
-        raise  # Nobody reads on, which `end_with` knows of.
+        raise  # Handled by `end_with`.
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(text(prediction, given.top))
-    for file in given.out:
+    print(prediction.text(options.top))
+    for file in options.out:
         print(f"written to {file}")
     return 0
 
 
-def _check(given: argparse.Namespace) -> tuple[float, float] | None:
+def _check(options: argparse.Namespace) -> tuple[float, float] | None:
     """ValueError for options that can't be; the image size."""
-    for file in given.out:
+    for file in options.out:
         if file.suffix not in OUTPUTS:
             raise ValueError(f"--out must end in {', '.join(OUTPUTS)}, got {file}")
-        if not file.absolute().parent.is_dir():
-            raise ValueError(f"--out {file}: no such folder to write to; make {file.parent} first")
-        if file.resolve() == given.file.expanduser().resolve() or given.out.count(file) > 1:
+        check_output(file)
+        if file.resolve() == options.file.expanduser().resolve() or options.out.count(file) > 1:
             raise ValueError(f"--out {file}: would write over what is read or written already; give another name")
-    if given.top < 1:
-        raise ValueError(f"--top must be at least 1, got {given.top}")
-    if given.size is None:
+    if options.top < 1:
+        raise ValueError(f"--top must be at least 1, got {options.top}")
+    if options.size is None:
         return None
-    found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", given.size.lower())
-    if not found:
-        raise ValueError(f"--size must be WIDTHxHEIGHT in pixels such as 1920x1080, got {given.size[:40]!r}")
-    return float(found[1]), float(found[2])
+    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", options.size.lower())
+    if not match:
+        raise ValueError(f"--size must be WIDTHxHEIGHT in pixels such as 1920x1080, got {options.size[:40]!r}")
+    return float(match[1]), float(match[2])
 
 
-def _check_fits(given: argparse.Namespace, task: TaskName) -> None:
-    """ValueError for an option that says nothing to the task."""
-    pose = TASKS[task].kind == "pose"
-    idle = {"--observed": given.observed != 1, "--classes": given.classes is not None}
-    if not pose:
-        idle = {"--person": given.person != 0, "--size": given.size is not None}
-    for option, used in idle.items():
-        if used:
+def _check_fits(options: argparse.Namespace, task: TaskName) -> None:
+    """ValueError for an option without effect on the task."""
+    idle = {"--observed": options.observed != 1, "--classes": options.classes is not None}
+    if TASKS[task].kind != "pose":
+        idle = {"--person": options.person != 0, "--size": options.size is not None}
+    for option, is_set in idle.items():
+        if is_set:
             raise ValueError(f"{option} says nothing to {TASKS[task].title}; leave it out, or choose another --task")
 
 

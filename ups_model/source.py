@@ -1,13 +1,9 @@
 """Digests of the source code that trains and of the source code that measures. Imports no torch.
 
-The modules are found from imports: everything that the training loop imports belongs to "training", what measuring
-imports beyond that to "evaluation", and `LEFT_OUT` to neither. A digest is of the set of top-level definitions, as
-syntax trees. So comments, docstrings, annotations and formatting don't count, nor does the module in which a definition
-stands.
-
-What a configuration says is in a unit's key, so the modules that define its fields are left out. The digest depends on
-the syntax of one Python minor version at most: fields of the tree that are empty are skipped, since newer versions add
-such fields.
+Imports decide which module belongs where: everything that the training loop imports belongs to "training", what
+measuring imports beyond that to "evaluation", and `LEFT_OUT` to neither. A digest covers the set of top-level
+definitions, as syntax trees: comments, docstrings, annotations and formatting don't count, nor does the module that
+holds a definition. Empty fields of the tree are skipped, since newer versions of Python add such fields.
 """
 
 import ast
@@ -15,6 +11,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +29,7 @@ LEFT_OUT = frozenset(
         "__init__",  # The version, and the number of the recipe, which is in every key.
         "config", "config.config", "config.data_config", "config.model_config", "config.schema", "config.identity",
         "config.presets",  # Values are in the key.
-        "cli", "training.progress", "data.prepare.catalog",  # Arguments, progress lines, where clip sets lie.
+        "cli", "training.progress", "data.prepare.catalog",  # Arguments, progress lines, folders of clip sets.
         "evaluation.health",  # Verdicts are made again from the curve, which is kept.
         "training.checkpoint", "training.run_folder", "atomic", "device",  # Storage, hardware.
         "data.format.rules", "data.batching.suitability",  # They refuse and change nothing.
@@ -49,7 +46,7 @@ benchmarks/same_training.py shows it for a commit."""
 _PARSING = threading.Lock()
 """Python 3.11 can't parse in two threads at a time: "AST constructor recursion depth mismatch"."""
 TYPES = ("__future__", "collections.abc", "typing")
-"""Modules from which annotations are made."""
+"""Modules that serve annotations alone."""
 _SKIPPED_FIELDS = ("ctx", "kind", "type_comment")
 
 
@@ -97,8 +94,8 @@ def _digest_of(part: Part, root: Path) -> str:
 
 
 def _import_texts(part: Part, root: Path, module: str, node: ast.Import | ast.ImportFrom) -> Iterator[str]:
-    """What must be known of an import: where a name of another package comes from, and which definition one of this
-    part means, where the name alone doesn't tell."""
+    """What an import means: the origin of a name of another package, and the definition that a name of this part stands
+    for, where it is renamed or ambiguous."""
     base = _base(node, root, module) if isinstance(node, ast.ImportFrom) else ""
     if base in TYPES:
         return
@@ -118,17 +115,17 @@ def _ambiguous(part: Part, root: Path) -> set[str]:
         for statement in _tree(_file(root, module)).body:
             for name in _defined(statement):
                 texts.setdefault(name, set()).add(ast_text(statement))
-    return {name for name, found in texts.items() if len(found) > 1}
+    return {name for name, definitions in texts.items() if len(definitions) > 1}
 
 
 def _definition(part: Part, root: Path, module: str, name: str) -> str:
-    """Digest of what defines a name in a module of a part, wherever the module has it from; empty for other modules."""
+    """Digest of the definition of a name in a module of a part, followed through imports; empty for other modules."""
     below = module.removeprefix(PACKAGE).removeprefix(".")
     file = _file(root, below)
     for statement in _tree(file).body if file.exists() else ():
         if isinstance(statement, ast.ImportFrom):
             for alias in statement.names:
-                if _name_of(alias) == name and (base := _base(statement, root, below)).startswith(PACKAGE):
+                if (alias.asname or alias.name) == name and (base := _base(statement, root, below)).startswith(PACKAGE):
                     return _definition(part, root, base, alias.name)
         elif below in _modules(part, root) and name in _defined(statement):
             return hashlib.sha256(ast_text(statement).encode()).hexdigest()[:16]
@@ -143,14 +140,14 @@ def _modules(part: Part, root: Path) -> list[str]:
 
 
 def _reachable(root: Path, start: str, without: frozenset[str] | set[str]) -> set[str]:
-    found: set[str] = set()
-    waiting = [start]
-    while waiting:
-        module = waiting.pop()
-        if module not in found and module not in without:
-            found.add(module)
-            waiting += _imported(root, module)
-    return found
+    modules: set[str] = set()
+    pending = [start]
+    while pending:
+        module = pending.pop()
+        if module not in modules and module not in without:
+            modules.add(module)
+            pending += _imported(root, module)
+    return modules
 
 
 def _imported(root: Path, module: str) -> Iterator[str]:
@@ -170,12 +167,9 @@ def _imported(root: Path, module: str) -> Iterator[str]:
 
 def _base(node: ast.ImportFrom, root: Path, module: str) -> str:
     """The absolute name of the module that an import takes names from."""
-    if not node.level:
-        return node.module or ""
-    is_package = _file(root, module).name == "__init__.py"
-    parents = f"{PACKAGE}.{module}".split(".")
-    parents = parents[: len(parents) - node.level + is_package]
-    return ".".join([*parents, *filter(None, [node.module])])
+    name = f"{PACKAGE}.{module}"
+    package = name if _file(root, module).name == "__init__.py" else name.rpartition(".")[0]
+    return resolve_name("." * node.level + (node.module or ""), package)
 
 
 def _file(root: Path, module: str) -> Path:
@@ -195,7 +189,7 @@ def _tree(file: Path) -> ast.Module:
 
 
 class _WithoutTypes(ast.NodeTransformer):
-    """Drops annotations, but for those of a class's fields, which dataclasses and configurations read."""
+    """Drops annotations, except those of a class's fields, which dataclasses and configurations read."""
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         node.annotation = None
@@ -226,28 +220,20 @@ class _WithoutTypes(ast.NodeTransformer):
 
 def _is_text(statement: ast.stmt) -> bool:
     """Whether a statement is a lone string: a docstring of a module, class, function or field."""
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
+    match statement:
+        case ast.Expr(ast.Constant(str())):
+            return True
+    return False
 
 
-def _bound(statement: ast.stmt) -> set[str]:
-    """Names that a top-level assignment makes; empty for any other statement."""
+def _defined(statement: ast.stmt) -> set[str]:
+    """Names that a top-level statement defines, except by imports."""
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        return {statement.name}
     targets = statement.targets if isinstance(statement, ast.Assign) else []
     targets = [statement.target] if isinstance(statement, ast.AnnAssign) else targets
     names = {target.id for target in targets if isinstance(target, ast.Name)}
     return names if len(names) == len(targets) else set()
-
-
-def _defined(statement: ast.stmt) -> set[str]:
-    """Names that a top-level statement makes, but for imports."""
-    return {statement.name} if isinstance(statement, ast.FunctionDef | ast.ClassDef) else _bound(statement)
-
-
-def _name_of(alias: ast.alias) -> str:
-    return alias.asname or alias.name.split(".")[0]
 
 
 def ast_text(node: object) -> str:

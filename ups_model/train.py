@@ -1,11 +1,4 @@
-"""The command that trains one run: joint, one task alone, or fine-tuning.
-
-    python -m ups_model.train --preset tiny
-    python -m ups_model.train --preset small --data uiprmd=PATH --data utd_mhad=PATH --data jhmdb=PATH --out runs/joint
-    torchrun --nproc-per-node 8 -m ups_model.train --preset paper ...
-
-The same command again resumes a run that was stopped or killed.
-"""
+"""Train one run: joint, one task alone, or fine-tuning: python -m ups_model.train."""
 
 import argparse
 import sys
@@ -13,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ups_model.cli import (
-    PRESETS,
     StopOnSignal,
     add_data_arguments,
     add_device_arguments,
@@ -24,6 +16,7 @@ from ups_model.cli import (
 )
 from ups_model.config import TASK_NAMES
 from ups_model.config.identity import configured_sets
+from ups_model.config.presets import PRESETS
 from ups_model.training.distributed import first_process
 from ups_model.training.loop import NonFiniteLoss, RunOptions, train
 
@@ -69,14 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.checkpoint_every < 1:
             raise ValueError(f"--checkpoint-every must be at least 1, got {args.checkpoint_every}")
         options = RunOptions(out, args.device, args.precision, args.checkpoint_every)
-        stop = StopOnSignal()
-        result = train(config, paths, options, args.parent, should_stop=stop)
-    except (ValueError, OSError) as error:
+        result = train(config, paths, options, args.parent, should_stop=StopOnSignal())
+    except (ValueError, OSError, NonFiniteLoss) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except NonFiniteLoss as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, NonFiniteLoss) else 2
     if first_process():
         print(report(result))
     return 0 if result.status == "finished" else 1

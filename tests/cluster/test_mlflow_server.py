@@ -12,6 +12,8 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -37,8 +39,8 @@ LONG_STEPS = 480
 
 @pytest.fixture(scope="module")
 def server():
-    with running_server() as found:
-        yield found
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -334,14 +336,15 @@ def test_a_backup_that_is_brought_into_an_empty_server_has_runs_files_and_users(
         assert new.query("SELECT run_uuid FROM runs") == [(run.info.run_id,)]
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-long-password")
-        found = client(new).download_artifacts(run.info.run_id, "note.txt", str(tmp_path / "back"))
-        assert Path(found).read_text() == "seen at the seminar"
+        note = client(new).download_artifacts(run.info.run_id, "note.txt", str(tmp_path / "back"))
+        assert Path(note).read_text() == "seen at the seminar"
 
 
 def test_a_database_of_sqlite_that_is_asked_for_serves_with_users_too():
     with running_server("--database-uri", "sqlite:///{folder}/runs.db") as server:
         assert server.pids(b"postgres") == []
-        assert mlflow_server._answer(f"{server.url}/api/2.0/mlflow/experiments/search?max_results=1") == 401
+        with pytest.raises(HTTPError, match="401"):
+            urlopen(f"{server.url}/api/2.0/mlflow/experiments/search?max_results=1")
         with sqlite3.connect(server.folder / "runs.db") as database:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
             assert {"runs", "users"} <= tables
@@ -402,7 +405,7 @@ def test_data_of_another_version_of_postgresql_is_refused():
     (folder / "PG_VERSION").write_text("9.6\n")
     try:
         with pytest.raises(ValueError, match=r"made by PostgreSQL 9.6, found \d+.*; apt-get install postgresql-9.6"):
-            Postgres.at(folder)
+            Postgres(folder)
     finally:
         (folder / "PG_VERSION").unlink()
         folder.rmdir()

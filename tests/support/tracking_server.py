@@ -22,11 +22,11 @@ START = 120
 
 
 def missing() -> str:
-    """What there isn't on this machine; empty where all is there."""
+    """What this machine lacks for the server; empty where it lacks nothing."""
     if sys.platform != "linux":
         return "looks at processes through /proc"
     try:
-        Postgres.at(Path("/tmp/ups/postgres"))
+        Postgres(Path("/tmp/ups/postgres"))
     except ValueError as error:
         return str(error)
     if shutil.which("psql") is None:
@@ -40,10 +40,10 @@ def missing() -> str:
 
 
 def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """A port that is free now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @dataclass
@@ -82,16 +82,8 @@ class Server:
     def command(self) -> list[str]:
         """Its command line."""
         more = [text.format(folder=self.folder) for text in self.more]
-        return [
-            sys.executable,
-            "-m",
-            "cluster.mlflow_server",
-            "--data",
-            str(self.data),
-            "--port",
-            str(self.port),
-            *more,
-        ]
+        module = [sys.executable, "-m", "cluster.mlflow_server"]
+        return [*module, "--data", str(self.data), "--port", str(self.port), *more]
 
     def start(self) -> None:
         """Until it answers."""
@@ -129,26 +121,20 @@ class Server:
 
     def query(self, statement: str, role: str = "mlflow") -> list[tuple[str, ...]]:
         """Rows, as psql prints them: the database itself, without MLflow."""
-        done = subprocess.run(
-            [
-                *("psql", "--no-psqlrc", "-h", str(self.data / "run"), "-U", role, "-d", "mlflow"),
-                *("-A", "-t", "-F", "\t", "-c", statement),
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        where = ("--no-psqlrc", "-h", str(self.data / "run"), "-U", role, "-d", "mlflow")
+        command = ["psql", *where, "-A", "-t", "-F", "\t", "-c", statement]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         return [tuple(line.split("\t")) for line in done.stdout.splitlines()]
 
     def runs_by_key(self) -> dict[str, list[tuple[str, str]]]:
         """Key of each unit -> (id, status) of its runs that aren't deleted."""
-        found: dict[str, list[tuple[str, str]]] = {}
+        runs: dict[str, list[tuple[str, str]]] = {}
         for key, run, status in self.query(
             "SELECT value, run_uuid, status FROM tags JOIN runs USING (run_uuid) "
             "WHERE key = 'ups.key' AND lifecycle_stage = 'active'"
         ):
-            found.setdefault(key, []).append((run, status))
-        return found
+            runs.setdefault(key, []).append((run, status))
+        return runs
 
 
 @contextmanager

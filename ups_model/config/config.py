@@ -65,24 +65,18 @@ class OptimConfig(Section):
     """Steps between validations; 0 = at the end only."""
 
     def faults(self) -> list[str]:
-        found = []
-        if not self.cycle:
-            found.append("cycle must name at least one task, got ()")
-        found += at_least(self, "steps", 1)
-        for name in ("evaluate_every", "warmup_steps"):
-            found += at_least(self, name, 0)
-        for name in ("learning_rate", "clip_norm"):
-            found += above(self, name, 0)
-        for name, high in (("warmup_share", 1), ("ema", 0.99999), ("label_smoothing", 0.9), ("beta2", 0.99999)):
-            found += between(self, name, 0, high)
-        for name in ("weight_decay", "bin_sigma", "expectation_weight"):
-            found += at_least(self, name, 0)
+        faults = [] if self.cycle else ["cycle must name at least one task, got ()"]
+        faults += at_least(self, 1, "steps") + at_least(self, 0, "evaluate_every", "warmup_steps")
+        faults += above(self, 0, "learning_rate", "clip_norm")
+        faults += between(self, 0, 1, "warmup_share") + between(self, 0, 0.9, "label_smoothing")
+        faults += between(self, 0, 0.99999, "ema", "beta2")
+        faults += at_least(self, 0, "weight_decay", "bin_sigma", "expectation_weight")
         if self.update == "cycle" and self.cycle and self.steps % len(self.cycle):
-            found.append(
+            faults.append(
                 f"steps must be whole cycles when update='cycle', got {self.steps} steps of {len(self.cycle)}; "
                 f"try {next_multiple(self.steps, len(self.cycle))}"
             )
-        return found
+        return faults
 
     @property
     def tasks(self) -> tuple[TaskName, ...]:
@@ -147,15 +141,15 @@ class Config(Section):
         return "last step, validated" if self.data.validation_subjects else "last step"
 
     def faults(self) -> list[str]:
-        found = at_least(self, "seed", 0)
+        faults = at_least(self, 0, "seed")
         for task in self.optim.tasks:
             if not getattr(self.data, task).sources:
-                found.append(
+                faults.append(
                     f"data.{task}.sources must name a clip set, got (); set it or leave {task} out of optim.cycle"
                 )
         if self.evaluation.decoding == "parallel" and not self.optim.mask_inputs:
-            found.append("evaluation.decoding='parallel' needs optim.mask_inputs=True, got False")
-        return found
+            faults.append("evaluation.decoding='parallel' needs optim.mask_inputs=True, got False")
+        return faults
 
     @classmethod
     def field_path(cls, name: str) -> str:
@@ -164,12 +158,12 @@ class Config(Section):
         Raises:
             ValueError: no field has the name (near names are listed), or several have.
         """
-        known = leaf_fields(cls)  # type: ignore[arg-type]  # mypy sees the instances' __hash__
-        if name in known:
+        paths = leaf_fields(cls)  # type: ignore[arg-type]  # mypy sees the instances' __hash__
+        if name in paths:
             return name
-        matches = [path for path in known if path.endswith("." + name)]
+        matches = [path for path in paths if path.endswith("." + name)]
         if not matches:
-            near = difflib.get_close_matches(name, [*known, *(path.rsplit(".", 1)[-1] for path in known)], n=3)
+            near = difflib.get_close_matches(name, [*paths, *(path.rsplit(".", 1)[-1] for path in paths)], n=3)
             raise ValueError(f"unknown field {name!r}" + (f"; near: {', '.join(dict.fromkeys(near))}" if near else ""))
         if len(matches) > 1:
             raise ValueError(f"field {name!r} is ambiguous: write one of {', '.join(matches)}")
@@ -183,13 +177,13 @@ class Config(Section):
         Raises:
             ValueError: a name that no field has (near names are listed) or several have, or a value out of range.
         """
-        known = leaf_fields(type(self))  # type: ignore[arg-type]  # mypy sees the instances' __hash__
+        types = leaf_fields(type(self))  # type: ignore[arg-type]  # mypy sees the instances' __hash__
         resolved = {}
         for name, value in changes.items():
             path = self.field_path(name)
             if path in resolved:
                 raise ValueError(f"field {path} is given twice; keep one")
-            resolved[path] = parse(path, known[path], value)
+            resolved[path] = parse(path, types[path], value)
         tree: dict[str, Any] = {}
         for path, value in resolved.items():
             node = tree

@@ -63,52 +63,35 @@ class TaskData(Section):
     """Pose estimation: 2D input as exact projection through the set's cameras, or the set's stored detections."""
 
     def faults(self) -> list[str]:
-        found = []
-        for name in (
-            "frames",
-            "frame_stride",
-            "batch_size",
-            "targets_per_window",
-            "evaluate_targets",
-            "evaluate_stride",
-        ):
-            found += at_least(self, name, 1)
+        faults = at_least(self, 1, "frames", "frame_stride", "batch_size", "targets_per_window")
+        faults += at_least(self, 1, "evaluate_targets", "evaluate_stride")
         if self.evaluate_targets > self.frames:
-            found.append(f"evaluate_targets must be at most frames, got {self.evaluate_targets} and {self.frames}")
+            faults.append(f"evaluate_targets must be at most frames, got {self.evaluate_targets} and {self.frames}")
         if self.targets_per_window > self.evaluate_targets:
-            found.append(
+            faults.append(
                 "targets_per_window must be at most evaluate_targets, whose frames they are drawn from, got "
                 f"{self.targets_per_window} and {self.evaluate_targets}"
             )
         if len(set(self.sources)) < len(self.sources):
-            found.append(f"sources must be named once each, got {', '.join(self.sources)}")
+            faults.append(f"sources must be named once each, got {', '.join(self.sources)}")
         for source in self.sources:
             if not re.fullmatch(r"[^:]+(:\w+)?", source):
-                found.append(f"sources must be written SET or SET:PROTOCOL, got {source!r}")
+                faults.append(f"sources must be written SET or SET:PROTOCOL, got {source!r}")
         long, short = max(self.evaluate_stride, self.frame_stride), max(1, min(self.evaluate_stride, self.frame_stride))
         jump = max(1, self.evaluate_stride // max(1, self.frame_stride))
         if long % short:
-            found.append(
+            faults.append(
                 "of evaluate_stride and frame_stride one must be a multiple of the other, got "
                 f"{self.evaluate_stride} and {self.frame_stride}"
             )
         elif self.evaluate_targets % jump:
-            found.append(
+            faults.append(
                 "evaluate_targets must be a multiple of evaluate_stride / frame_stride, got "
                 f"{self.evaluate_targets} and {jump}; try {next_multiple(self.evaluate_targets, jump)}"
             )
-        found += between(self, "crop_min", 0.01, 1)
-        for name, high in (
-            ("rotation_deg", 180),
-            ("tilt_deg", 180),
-            ("scale", 0.9),
-            ("bone_scale", 0.9),
-            ("joint_drop", 0.9),
-        ):
-            found += between(self, name, 0, high)
-        found += between(self, "jitter", 0, 1)
-        found += between(self, "translation_m", 0, 10)
-        return found
+        faults += between(self, 0.01, 1, "crop_min") + between(self, 0, 180, "rotation_deg", "tilt_deg")
+        faults += between(self, 0, 0.9, "scale", "bone_scale", "joint_drop")
+        return faults + between(self, 0, 1, "jitter") + between(self, 0, 10, "translation_m")
 
 
 @dataclass(frozen=True)
@@ -136,4 +119,4 @@ class DataConfig(Section):
     out of training."""
 
     def faults(self) -> list[str]:
-        return at_least(self, "validation_subjects", 0) + at_least(self, "validation_folds", 1)
+        return at_least(self, 0, "validation_subjects") + at_least(self, 1, "validation_folds")

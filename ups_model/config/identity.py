@@ -32,24 +32,17 @@ def run_key(config: Config, data: Mapping[str, str], text_identity: str, parent:
         text_identity: of the vocabulary's language model.
         parent: key of the run whose weights it starts from; empty for none.
     """
-    data = dict(sorted(data.items()))
-    return digest({"config": config.canonical(), "data": data, "text": text_identity, "parent": parent})
+    return digest({"config": config.canonical(), "data": dict(data), "text": text_identity, "parent": parent})
 
 
 def training_key(config: Config, data: Mapping[str, str], text_identity: str, parent: str = "") -> str:
-    """16 hexadecimal digits that are equal for runs whose weights are equal: a run's key without what only changes how
-    the weights are measured.
+    """`run_key` without the fields that only change how weights are measured: equal for runs of equal weights.
 
-    Args:
-        config: its configuration.
-        data: content fingerprint of each clip set, by name.
-        text_identity: of the vocabulary's language model.
-        parent: training key of the run whose weights it starts from; empty for none.
+    `parent` is a training key, too.
     """
     plain = config.canonical()
     if not config.chooses:
         del plain["evaluation"]
         for task in TASK_NAMES:
             plain["data"][task].pop("evaluate_stride", None)
-    data = dict(sorted(data.items()))
-    return digest({"training": plain, "data": data, "text": text_identity, "parent": parent})
+    return digest({"training": plain, "data": dict(data), "text": text_identity, "parent": parent})

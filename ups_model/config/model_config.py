@@ -76,14 +76,12 @@ class ModelConfig(Section):
     """Dropout in the decoder."""
 
     def faults(self) -> list[str]:
-        found = []
-        for name in ("token_width", "encoder_layers", "blocks_per_layer", "decoder_layers", "tokenizer_layers"):
-            found += at_least(self, name, 1)
-        found += at_least(self, "router_width", 1)
+        faults = at_least(self, 1, "token_width", "encoder_layers", "blocks_per_layer", "decoder_layers")
+        faults += at_least(self, 1, "tokenizer_layers", "router_width")
         if self.n_bins < 2:
-            found.append(f"n_bins must be at least 2, got {self.n_bins}; the paper's order is 500")
+            faults.append(f"n_bins must be at least 2, got {self.n_bins}; the paper's order is 500")
         if self.token_width >= 1 and self.token_width % 4:
-            found.append(
+            faults.append(
                 f"token_width must be divisible by the 4 branches of a temporal convolution, got {self.token_width}; "
                 f"try {next_multiple(self.token_width, 4)}"
             )
@@ -95,14 +93,10 @@ class ModelConfig(Section):
             heads = getattr(self, heads_name)
             if heads < 1 or width < 1 or width % heads:
                 hint = f"; try {next_multiple(max(width, 1), heads)}" if heads >= 1 else ""
-                found.append(f"{width_name} must be divisible by {heads_name}, got {width} and {heads}{hint}")
-        for name in ("tem_mlp_ratio", "decoder_mlp_ratio"):
-            found += at_least(self, name, 1)
-        for name in ("gumbel_start", "gumbel_end"):
-            found += above(self, name, 0)
-        found += between(self, "dropout", 0, 0.99)
-        found += between(self, "decoder_dropout", 0, 0.99)
-        found += between(self, "routing_explore_share", 0, 1)
+                faults.append(f"{width_name} must be divisible by {heads_name}, got {width} and {heads}{hint}")
+        faults += at_least(self, 1, "tem_mlp_ratio", "decoder_mlp_ratio")
+        faults += above(self, 0, "gumbel_start", "gumbel_end")
+        faults += between(self, 0, 0.99, "dropout", "decoder_dropout") + between(self, 0, 1, "routing_explore_share")
         if "position" not in self.input_features or len(set(self.input_features)) < len(self.input_features):
-            found.append(f"input_features must hold 'position' and no feature twice, got {self.input_features}")
-        return found
+            faults.append(f"input_features must hold 'position' and no feature twice, got {self.input_features}")
+        return faults

@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 NEUTRAL: Mapping[str, bool] = types.MappingProxyType({"neutral": True})
-"""Metadata of a field that was added later and whose default means what was done before: at its default it is not in
-the canonical form, so that what was trained without it keeps its key."""
+"""Metadata of a field that was added later, with a default that changes nothing: at its default it stays out of the
+canonical form, so that earlier runs keep their keys."""
 
 
 class Section:
@@ -91,13 +91,13 @@ def hints_of(cls: type) -> Mapping[str, Any]:
 @functools.cache
 def leaf_fields(cls: type, prefix: str = "") -> Mapping[str, Any]:
     hints = hints_of(cls)
-    found: dict[str, Any] = {}
+    types_by_path: dict[str, Any] = {}
     for item in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[item.name]):
-            found |= leaf_fields(hints[item.name], f"{prefix}{item.name}.")
+            types_by_path |= leaf_fields(hints[item.name], f"{prefix}{item.name}.")
         else:
-            found[prefix + item.name] = hints[item.name]
-    return found
+            types_by_path[prefix + item.name] = hints[item.name]
+    return types_by_path
 
 
 def apply(section: S, tree: Mapping[str, Any]) -> S:
@@ -122,10 +122,10 @@ def build(cls: type[T], data: Mapping[str, Any]) -> T:
 
 
 def require_fields(cls: type, names: Mapping[str, Any]) -> None:
-    known = [item.name for item in dataclasses.fields(cls)]
-    unknown = [name for name in names if name not in known]
+    own = [item.name for item in dataclasses.fields(cls)]
+    unknown = [name for name in names if name not in own]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=3) or known
+        near = difflib.get_close_matches(unknown[0], own, n=3) or own
         raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; near: {', '.join(near)}")
 
 
@@ -161,16 +161,16 @@ def _number(text: str) -> float | str:
 
 def type_faults(section: Any) -> list[str]:
     hints = hints_of(type(section))  # type: ignore[arg-type]  # mypy sees the instances' __hash__
-    found = []
+    faults = []
     for item in dataclasses.fields(section):
         value = getattr(section, item.name)
         if not _fits(value, hints[item.name]):
-            found.append(f"{item.name} must be {_describe(hints[item.name])}, got {value!r}")
+            faults.append(f"{item.name} must be {_describe(hints[item.name])}, got {value!r}")
         elif isinstance(value, float) and not math.isfinite(value):
-            found.append(f"{item.name} must be finite, got {value}")
-    if found:  # Range checks would fail on values of a wrong type.
-        raise ValueError("; ".join(f"{type(section).__name__}: {fault}" for fault in found))
-    return found
+            faults.append(f"{item.name} must be finite, got {value}")
+    if faults:  # Range checks would fail on values of a wrong type.
+        raise ValueError("; ".join(f"{type(section).__name__}: {fault}" for fault in faults))
+    return faults
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -197,19 +197,19 @@ def _describe(hint: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
 
 
-def at_least(section: Any, name: str, low: float) -> list[str]:
-    value = getattr(section, name)
-    return [] if value >= low else [f"{name} must be at least {low}, got {value}"]
+def at_least(section: Any, low: float, *names: str) -> list[str]:
+    values = {name: getattr(section, name) for name in names}
+    return [f"{name} must be at least {low}, got {value}" for name, value in values.items() if value < low]
 
 
-def above(section: Any, name: str, low: float) -> list[str]:
-    value = getattr(section, name)
-    return [] if value > low else [f"{name} must be above {low}, got {value}"]
+def above(section: Any, low: float, *names: str) -> list[str]:
+    values = {name: getattr(section, name) for name in names}
+    return [f"{name} must be above {low}, got {value}" for name, value in values.items() if value <= low]
 
 
-def between(section: Any, name: str, low: float, high: float) -> list[str]:
-    value = getattr(section, name)
-    return [] if low <= value <= high else [f"{name} must lie in [{low}, {high}], got {value}"]
+def between(section: Any, low: float, high: float, *names: str) -> list[str]:
+    values = {name: getattr(section, name) for name in names}
+    return [f"{name} must lie in [{low}, {high}], got {v}" for name, v in values.items() if not low <= v <= high]
 
 
 def next_multiple(value: int, of: int) -> int:

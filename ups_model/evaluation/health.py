@@ -18,7 +18,7 @@ LEARNT_GAIN = 0.1
 CONVERGED_GAIN = 0.02
 """Converged: the last fifth of the steps gained less than this."""
 MAX_FALL = 0.05
-"""Not converged either: the last gain is so far below the best one."""
+"""Not converged: the last gain is at least this far below the best one."""
 COLLAPSED_GAIN = 0.05
 """Collapsed: the last gain is below this, or below half of the best gain before it."""
 
@@ -49,8 +49,8 @@ class TaskHealth:
 
     @property
     def converged(self) -> bool | None:
-        """Whether the last fifth of the steps gained, or lost, less than CONVERGED_GAIN; what was lost against the best
-        point before it counts too. None where the run was too short for a curve of two points."""
+        """Whether the last fifth of the steps gained less than CONVERGED_GAIN, and the last gain is less than MAX_FALL
+        below the best one. None where the run was too short for a curve of two points."""
         if len(self.curve) < 2:
             return None
         rise, fall = self.gains[-1] - self.gains[-2], max(self.gains) - self.gains[-1]
@@ -73,13 +73,13 @@ class TaskHealth:
         return "converged" if self.converged else "not converged"
 
     def to_plain(self) -> dict[str, Any]:
-        """JSON data with the verdicts spelled out; `from_plain` is its inverse."""
+        """JSON data, with the verdicts."""
         verdicts = {name: getattr(self, name) for name in ("learnt", "converged", "collapsed")}
         return {**asdict(self), "curve": [list(point) for point in self.curve], **verdicts}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        """Of what `to_plain` made; see `check_health` for what may come from elsewhere."""
+        """The inverse of `to_plain`; `check_health` checks data from elsewhere."""
         curve = tuple((int(step), float(value)) for step, value in plain["curve"])
         return cls(plain["metric"], float(plain["trivial"]), curve)
 
@@ -108,12 +108,12 @@ def judge(curve: Mapping[int, Mapping[str, float]], trivial: Mapping[str, float]
         trivial: the same metrics of the trivial answer.
     """
     steps = sorted(curve)
-    found = {}
+    health = {}
     for metric, value in trivial.items():
         if steps and all(metric in curve[step] for step in steps):
             points = tuple((step, round(curve[step][metric], 4)) for step in steps)
-            found[metric.split("/", 1)[0]] = TaskHealth(metric, round(value, 4), points).to_plain()
-    return found
+            health[metric.split("/", 1)[0]] = TaskHealth(metric, round(value, 4), points).to_plain()
+    return health
 
 
 def health_line(health: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Per-clip results of the test split: `outcomes.npz` beside a run's result, from which any statistic can be made.
+"""Per-clip results of the test split: `outcomes.npz` beside a run's result, the input of all statistics.
 
 Arrays are named `task/source/what`; rows are clips in the order of the fingerprinted clip set:
 

@@ -8,15 +8,15 @@ from typing import Any
 from ups_model.training.run_folder import STATE
 
 DEFAULT_STORAGE = Path("runs/ablations")
-"""Where `orchestrator.ablate` keeps its units unless told otherwise."""
+"""The default storage of `orchestrator.ablate`."""
 
 
 def find_weights(model: str, storage: Path = DEFAULT_STORAGE) -> Path:
-    """The checkpoint folder that is meant.
+    """The checkpoint folder of a model.
 
     Args:
         model: a checkpoint's folder, the folder of a finished run or unit, or (the first digits of) a unit's key.
-        storage: the folder of a ledger; looked at for keys alone.
+        storage: the folder of a ledger, for keys.
 
     Raises:
         ValueError: there is no such model, several begin so, or the run has not finished.
@@ -47,13 +47,13 @@ def _chosen(run: Path) -> Path:
     """The chosen weights of a finished run. Its folder may have been moved: only the last part of the path counts."""
     for name in ("record.json", "result.json"):
         checkpoint = json_object(run / name).get("checkpoint")
-        if checkpoint and (found := run / "best" / Path(checkpoint).name).is_dir():
-            return found
+        if checkpoint and (folder := run / "best" / Path(checkpoint).name).is_dir():
+            return folder
     raise ValueError(f"{run}: holds no chosen weights, the run has not finished; finish it, or give a folder of best/")
 
 
 def json_object(file: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is none that can be read."""
+    """The JSON object in a file; empty where none can be read."""
     try:
         content = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):

@@ -1,14 +1,16 @@
-"""What the model answers about one clip.
+"""What the model answers about one clip, and how that reads in a file and on a screen.
 
 Shape suffixes: K classes, N frames, J joints.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ups_model.config import TaskName
 from ups_model.skeletons import Skeleton
+from ups_model.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,23 @@ class ClassPrediction:
         order = np.argsort(-self.probability_K, kind="stable")
         return [(self.classes[index], float(self.probability_K[index])) for index in order]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Its texts and numbers, for a file."""
+        return {"data_set": self.data_set, "best": self.best[0][0]}
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its arrays, for a file."""
+        return {"classes": np.array(self.classes), "probabilities": self.probability_K}
+
+    def text(self, top: int = 5) -> str:
+        """For people: the best `top` classes."""
+        best = self.best[:top]
+        width = max(len(name) for name, _ in best)
+        lines = [f"{TASKS[self.task].title}, classes of {self.data_set}"]
+        return "\n".join(lines + [f"  {name:<{width}}  {100 * share:6.2f} %" for name, share in best])
+
 
 @dataclass(frozen=True)
 class PosePrediction:
@@ -36,13 +55,45 @@ class PosePrediction:
     pose_NJ3: np.ndarray
     """float32 [N, J, 3] metres in camera axes (x right, y down, z away), the root at 0."""
     keypoints_NJ2: np.ndarray
-    """float32 [N, J', 2] pixels: what was looked at."""
+    """float32 [N, J', 2] pixels: the input."""
     first_frame: int
-    """Of the recording, for which the first pose is."""
+    """Frame of the recording that the first pose belongs to."""
     fps: float
     skeleton: Skeleton
-    """Of the answer."""
+    """Layout of the poses."""
     seen: Skeleton
-    """Of the keypoints."""
+    """Layout of the keypoints."""
     errors: dict[str, float]
     """mpjpe_mm and p_mpjpe_mm against the file's own 3D poses; empty where it has none."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Its texts and numbers, for a file."""
+        return {
+            "first_frame": self.first_frame,
+            "fps": self.fps,
+            "units": "metre",
+            "axes": "camera: x right, y down, z away; root at 0",
+            "joint_names": list(self.skeleton.joint_names),
+            "parents": list(self.skeleton.parents),
+            "errors": self.errors,
+        }
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its arrays, for a file."""
+        return {"poses": self.pose_NJ3, "keypoints": self.keypoints_NJ2}
+
+    def text(self, top: int = 5) -> str:
+        """For people: what was predicted, and its errors where they are known."""
+        lines = [
+            f"{TASKS[self.task].title}: {len(self.pose_NJ3)} frames from frame {self.first_frame} on, "
+            f"{self.skeleton.joints} joints ({self.skeleton.name})"
+        ]
+        if self.seen != self.skeleton:
+            lines.append(f"  from {self.seen.name} keypoints: joints that they lack are put between those they have")
+        lines += [f"  {name} {value:.1f}, against the poses in the file" for name, value in self.errors.items()]
+        return "\n".join(lines)
+
+
+Prediction = ClassPrediction | PosePrediction

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ups_model.data.prepare.jobs import Recording
-from ups_model.inference.predictions import ClassPrediction, PosePrediction
+from ups_model.inference.predictions import ClassPrediction, Prediction
 from ups_model.skeletons import Skeleton, get_skeleton
 
 try:
@@ -28,17 +28,17 @@ except ImportError as error:
 STRIP = 6
 """Frames side by side in a PNG."""
 MAX_GIF_FRAMES = 120
-"""Of a GIF, evenly spaced."""
+"""Frames of a GIF at most, evenly spaced."""
 LEFT, RIGHT, MIDDLE = "#1f5fa8", "#c4572b", "#555555"
 SHOWN_CLASSES = 5
 
 
-def draw(file: Path, prediction: ClassPrediction | PosePrediction, recording: Recording) -> None:
+def draw(file: Path, prediction: Prediction, recording: Recording) -> None:
     """Write a picture of a prediction; .gif moves, anything else is a strip of frames."""
     scene = _scene(prediction, recording)
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # The user's own matplotlibrc must not show.
-        logging.getLogger("matplotlib.animation").setLevel(logging.WARNING)  # It tells of each file that it writes.
+        matplotlib.rcdefaults()  # The user's own matplotlibrc must not matter.
+        logging.getLogger("matplotlib.animation").setLevel(logging.WARNING)  # It logs each file that it writes.
         if file.suffix == ".gif":
             _animate(file, scene)
         else:
@@ -55,13 +55,14 @@ class _Panel:
         self.reach = max(float((every.max(axis=0) - every.min(axis=0)).max()) / 2, 1e-6) * 1.05
         self.dims = every.shape[-1]
 
-    def open(self, axes: Axes) -> _View:
-        """Set up axes, and a line for each bone of each person."""
+    def open(self, drawing: Figure, rows: int, columns: int, place: int) -> _View:
+        """Axes at a place of a grid, with a line for each bone of each person."""
+        axes = drawing.add_subplot(rows, columns, place, projection="3d" if self.dims == 3 else None)
         low, high = self.centre - self.reach, self.centre + self.reach
         height = (high[1], low[1]) if self.down else (low[1], high[1])
         axes.set_xlim(low[0], high[0])
         if self.dims == 3:
-            assert isinstance(axes, Axes3D), "`_kind` asks for them"
+            assert isinstance(axes, Axes3D), "as its projection says"
             # Matplotlib's z is up: depth goes to its y, height to its z.
             axes.set_ylim(low[2], high[2])
             axes.set_zlim(*height)
@@ -73,11 +74,9 @@ class _Panel:
             axes.set_aspect("equal")
             axes.set_xticks([])
             axes.set_yticks([])
-        bones = [[(joint, parent, self._line(axes, joint)) for joint, parent in self._bones()] for _ in self.persons]
+        parents = [(joint, parent) for joint, parent in enumerate(self.skeleton.parents) if parent >= 0]
+        bones = [[(joint, parent, self._line(axes, joint)) for joint, parent in parents] for _ in self.persons]
         return _View(self, axes, bones)
-
-    def _bones(self) -> list[tuple[int, int]]:
-        return [(joint, parent) for joint, parent in enumerate(self.skeleton.parents) if parent >= 0]
 
     def _line(self, axes: Axes, joint: int) -> Any:
         color = {"l_": LEFT, "r_": RIGHT}.get(self.skeleton.joint_names[joint][:2], MIDDLE)
@@ -119,7 +118,7 @@ class _Scene:
     classes: list[tuple[str, float]]
 
 
-def _scene(prediction: ClassPrediction | PosePrediction, recording: Recording) -> _Scene:
+def _scene(prediction: Prediction, recording: Recording) -> _Scene:
     skeleton = get_skeleton(recording.skeleton)
     if isinstance(prediction, ClassPrediction):
         persons = [(track.offset, _upright(track.positions, recording.up_axis)) for track in recording.tracks]
@@ -144,8 +143,7 @@ def _strip(file: Path, scene: _Scene) -> None:
     drawing = Figure(figsize=(1.7 * columns, 2.0 * rows), dpi=150)
     for row, panel in enumerate(scene.panels):
         for column, frame in enumerate(chosen):
-            axes = drawing.add_subplot(rows, columns, row * columns + column + 1, **_kind(panel))
-            panel.open(axes).show(frame)
+            panel.open(drawing, rows, columns, row * columns + column + 1).show(frame)
     if scene.classes:
         _bars(drawing.add_subplot(rows, columns, (columns - 1, columns)), scene.classes)
     drawing.suptitle(scene.name, fontsize=8)
@@ -157,10 +155,7 @@ def _animate(file: Path, scene: _Scene) -> None:
     step = -(-len(scene.frames) // MAX_GIF_FRAMES)
     columns = len(scene.panels) + bool(scene.classes)
     drawing = Figure(figsize=(3.2 * columns, 3.2), dpi=80)
-    views = [
-        panel.open(drawing.add_subplot(1, columns, index + 1, **_kind(panel)))
-        for index, panel in enumerate(scene.panels)
-    ]
+    views = [panel.open(drawing, 1, columns, place) for place, panel in enumerate(scene.panels, start=1)]
     if scene.classes:
         _bars(drawing.add_subplot(1, columns, columns), scene.classes)
     drawing.suptitle(scene.name, fontsize=8)
@@ -172,10 +167,6 @@ def _animate(file: Path, scene: _Scene) -> None:
 
     moving = FuncAnimation(drawing, show, frames=list(scene.frames[::step]), init_func=lambda: None)
     moving.save(file, writer=PillowWriter(fps=max(1.0, scene.fps / step)))  # type: ignore[arg-type]  # it divides by it
-
-
-def _kind(panel: _Panel) -> dict[str, str]:
-    return {"projection": "3d"} if panel.dims == 3 else {}
 
 
 def _bars(axes: Axes, classes: list[tuple[str, float]]) -> None:

@@ -1,8 +1,7 @@
 """Answers of a trained model: greedy decoding under the task's grammar, with a key/value cache (paper section 3.5).
 
 Step t of a pose may only emit a bin of axis t mod 3, and after 3J coordinates the end-of-task token is forced; a class
-task emits a class of its data set, then its end-of-task token. What the model would have said unconstrained is kept
-beside it.
+task emits a class of its data set, then its end-of-task token. The unconstrained answer is kept too.
 
 Shape suffixes: B target sequences, K target steps, V vocabulary, Q bins, J native joints.
 """
@@ -21,7 +20,7 @@ from ups_model.tasks import POSE_AXES, TASKS
 
 @dataclass(frozen=True)
 class ClassAnswer:
-    """Scores over one data set's classes, and what the whole vocabulary said."""
+    """Scores over one data set's classes, and the best tokens of the whole vocabulary."""
 
     logits_BK: Tensor
     """Scores of the data set's classes at the first step."""
@@ -33,7 +32,7 @@ class ClassAnswer:
 
 @dataclass(frozen=True)
 class PoseAnswer:
-    """Root-relative poses and what the whole vocabulary said."""
+    """Root-relative poses, and whether the best tokens of the whole vocabulary were within the grammar."""
 
     pose_BJ3: Tensor
     """Metres, camera axes."""
@@ -97,8 +96,8 @@ def decode_poses(
     """Poses of the targets of encoded windows.
 
     A coordinate is the expectation over its axis' bins (soft-argmax) or the centre of the best bin; the bin that holds
-    it is what the decoder reads next. `cached=False` runs the whole prefix anew at each step and gives the same answer;
-    it exists to be measured against.
+    it is the decoder's next input. `cached=False` runs the whole prefix at each step, for comparison: the answer is the
+    same.
     """
     vocabulary_VW = model.vocabulary_VW()
     task = "pe"

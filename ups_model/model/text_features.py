@@ -57,9 +57,9 @@ def text_identity(model: str) -> str:
 def text_features(prompts: Sequence[str], model: str, cache_dir: str | Path) -> torch.Tensor:
     """Frozen features float32 [V, D] of the prompts, on the CPU: from the cache, or computed once and cached.
 
-    Any number of processes may ask at once: one computes, the others wait for it. A cache file that does not hold what
-    was written to it is logged as a warning and replaced. The network is used for "roberta-base" alone, and only when
-    neither this cache nor the Hugging Face cache of the machine has it.
+    Several processes may call at once: one computes, the others wait. A damaged cache file is logged as a warning and
+    replaced. The network is used for "roberta-base" alone, and only when neither this cache nor the machine's Hugging
+    Face cache has it.
 
     Args:
         prompts: texts, at least one, none of them empty.
@@ -85,7 +85,7 @@ def text_features(prompts: Sequence[str], model: str, cache_dir: str | Path) -> 
         return features_VD
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # An operating system lock, not a marker file: it goes with its process, so a killed one blocks nobody.
+        # An operating system lock, not a marker file: it is released with its process, so a killed one blocks nobody.
         with FileLock(f"{file}.lock", timeout=LOCK_TIMEOUT_S):
             features_VD = _read_cache(file, identity, len(prompts))
             if features_VD is None:
@@ -160,7 +160,7 @@ def _load(model: str) -> tuple[Any, Any]:
     except OSError:
         log.info("roberta-base is not on this machine; fetching revision %s", ROBERTA_REVISION[:8])
     try:
-        # One question with a short limit first: from_pretrained tries a dead network for most of a minute.
+        # One request with a short time-out first: from_pretrained tries a dead network for most of a minute.
         HfApi().model_info(ROBERTA_REPO, revision=ROBERTA_REVISION, timeout=10)
         return load(ROBERTA_REPO, **where)
     except Exception as error:  # the client's errors for "no network" share no base class; the cause stays attached

@@ -39,7 +39,7 @@ class Inputs:
     person_mask_BP: Tensor | None = None
     """True for persons that are there; None = all."""
     target_frame_BR: Tensor | None = None
-    """Frames whose poses are asked for (pose estimation); None = the centre of the frames that are there."""
+    """Frames whose poses are predicted (pose estimation); None = the centre of the unpadded frames."""
 
 
 class UPS(nn.Module):
@@ -184,7 +184,7 @@ class UPS(nn.Module):
         mask_XN = None
         if frame_mask is not None:
             mask_XN = frame_mask[:, None].expand(-1, persons, -1)[there_BP]
-            # What is stored in a padded frame may be huge: it would overflow, and NaN times a mask of 0 is NaN.
+            # Padded frames may hold huge values: they would overflow, and NaN times a mask of 0 is NaN.
             pose_XNSC = pose_XNSC * mask_XN[:, :, None, None]
         pose_XNSC = pose_XNSC * inputs.slot_mask_S[:, None]  # A bone may start at an absent slot.
         scene = Scene(TASK_INDEX[inputs.task], inputs.slot_mask_S.nonzero()[:, 0], mask_XN)
@@ -208,7 +208,7 @@ class UPS(nn.Module):
         device = x_XNJD.device
         target_BR = inputs.target_frame_BR
         if target_BR is None:
-            # Counted over the frames that are there, so that padding a clip does not move its centre.
+            # Over the unpadded frames, so that padding a clip does not move its centre.
             mask_BN = inputs.frame_mask_BN
             whole_B1 = torch.full((batch, 1), frames, device=device)
             count_B1 = whole_B1 if mask_BN is None else mask_BN.sum(dim=1, keepdim=True)
@@ -235,7 +235,7 @@ class UPS(nn.Module):
         if scene.frame_mask_BN is not None:
             mask_BM = scene.frame_mask_BN[:, frame_M]
         if persons > 1 or not all_there:
-            # Encoded one by one, attended to together: persons' tokens stand side by side, absent ones masked.
+            # Persons are encoded one by one and attended to together: tokens are concatenated, absent persons masked.
             present = mask_BM if mask_BM is not None else torch.ones(window.shape[:2], dtype=torch.bool, device=device)
             extra = [] if per_target is None else [per_target]
             tokens = torch.cat([window, *extra], dim=1)

@@ -37,7 +37,7 @@ class Parts:
 
 
 def data_identity(sets: Mapping[str, tuple[ClipSet, Split]]) -> dict[str, str]:
-    """Content fingerprint of each clip set: what it holds, not where it lies."""
+    """Content fingerprint of each clip set; independent of its path."""
     return dict(sorted((clips.name, clips.fingerprint) for clips, _ in sets.values()))
 
 
@@ -58,7 +58,7 @@ def training_poses(feed: Feed) -> Tensor:
 
 
 def mean_pose_error_mm(feed: Feed, training_BJ3: Tensor, part: str = "train") -> float:
-    """MPJPE, in millimetres, of the mean training pose on the poses of `part`: what knowing nothing costs.
+    """MPJPE, in millimetres, of the mean training pose on the poses of `part`: the trivial baseline.
 
     Args:
         training_BJ3: of `training_poses`.
@@ -71,7 +71,7 @@ def mean_pose_error_mm(feed: Feed, training_BJ3: Tensor, part: str = "train") ->
 def build(
     config: Config, paths: Mapping[str, Path], device: torch.device, cache: Path, model: UPS | None = None
 ) -> Parts:
-    """All parts of a run on `device`, the model freshly initialised (or given); text features come from `cache`."""
+    """All parts of a run on `device`, with `model` or a freshly initialised one; text features come from `cache`."""
     sets = open_sets(config, paths)
     feeds = build_feeds(config, sets, device)
     mean_pose_mm = validation_mean_pose_mm = 0.0

@@ -35,8 +35,8 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step-...` with one safetensors file a group of tensors, atomically; an existing one is replaced.
 
-    Checkpoints of later steps are deleted. This run did not come from them, so they could not be read, or are of a run
-    that was killed and went another way; kept, they would pass for the newest ones and be spared in place of this one.
+    Checkpoints of later steps are deleted: this run did not resume from them, so they are unreadable or belong to a run
+    that diverged. Kept, they would count as the newest, and pruning would delete this one instead.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{_PREFIX}{step:08d}"
@@ -55,7 +55,7 @@ def save_checkpoint(
         (temporary / STATE).write_text(text, "utf-8")
         sync(temporary / STATE)
         if final.exists():
-            # Moved away in one step: a half-deleted folder must not keep the name of a whole one.
+            # In one step, as in `_delete`.
             os.replace(final, folder / f".{final.name}-{uuid.uuid4().hex}")
         os.replace(temporary, final)
         sync(folder)
@@ -119,30 +119,30 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and temporary folders that a killed process left."""
     if keep < 1:
         raise ValueError(f"at least 1 checkpoint must be kept, got keep={keep}")
-    for path in sorted(folder.glob(f"{_PREFIX}*"))[:-keep]:
-        _delete(path)
-    for path in folder.glob(f".{_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    _delete_all(folder, sorted(folder.glob(f"{_PREFIX}*"))[:-keep])
 
 
 def keep_steps(folder: Path, steps: set[int]) -> None:
     """Delete all checkpoints but those of `steps`, and temporary folders that a killed process left."""
     names = {f"{_PREFIX}{step:08d}" for step in steps}
-    for path in folder.glob(f"{_PREFIX}*"):
-        if path.name not in names:
-            _delete(path)
+    _delete_all(folder, [path for path in folder.glob(f"{_PREFIX}*") if path.name not in names])
+
+
+def _delete_all(folder: Path, checkpoints: list[Path]) -> None:
+    for path in checkpoints:
+        _delete(path)
     for path in folder.glob(f".{_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def named_best_steps(folder: Path) -> set[int]:
     """Steps of the best weights that the checkpoints in `folder` name."""
-    found = set()
+    steps = set()
     for file in folder.glob(f"{_PREFIX}*/{STATE}"):
         best = json.loads(file.read_text("utf-8")).get("best")
         if best is not None:
-            found.add(int(best["step"]))
-    return found
+            steps.add(int(best["step"]))
+    return steps
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from ups_model.config import Config
 
 
 def first_process() -> bool:
-    """Whether this is the process that speaks for all."""
+    """Whether this is the process of rank 0, which logs and writes."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -65,7 +65,7 @@ def save_weights(folder: Path, step: int, model: UPS, parts: Parts, key: str, me
 
 
 def data_facts(parts: Parts) -> dict[str, Any]:
-    """What a record says of configuration and data."""
+    """A record's entries on configuration and data."""
     return {
         "config": parts.config.canonical(),
         "data": data_identity(parts.sets),
@@ -75,7 +75,7 @@ def data_facts(parts: Parts) -> dict[str, Any]:
 
 
 def origins(parts: Parts) -> dict[str, str]:
-    """What each source's clips are part of: sources of one origin may share clips."""
+    """Origin of each source: sources of one origin may share clips."""
     return {source: clips.origin for source, (clips, _) in parts.sets.items()}
 
 
@@ -122,8 +122,8 @@ def start_from_parent(parts: Parts, parent: Path | None) -> str:
 
 
 def check_same_data(parts: Parts, checkpoint: Path, state: Mapping[str, Any]) -> None:
-    """ValueError where a clip set is not the one that the checkpoint was trained on: a set that was made again of other
-    files may have clips for testing that were for training before."""
+    """ValueError where a clip set is not the one that the checkpoint was trained on: test clips of a set that was
+    prepared again from other files may have been training clips before."""
     trained_on = state.get("data", {})
     for name, fingerprint in data_identity(parts.sets).items():
         if (before := trained_on.get(name, fingerprint)) != fingerprint:
@@ -134,7 +134,7 @@ def check_same_data(parts: Parts, checkpoint: Path, state: Mapping[str, Any]) ->
 
 
 def _check_parents_clips(parts: Parts, parent: Path, state: dict[str, Any]) -> None:
-    """ValueError where the parent may have been trained on what is evaluated here. Of its own sources it was not."""
+    """ValueError where another source of the parent, or another split, may have trained on clips evaluated here."""
     check_same_data(parts, parent, state)
     before = Config.from_canonical(state["config"])
     known = state.get("origins") or {source: set_of(source) for source in configured_sources(before)}
@@ -155,7 +155,7 @@ def _check_parents_clips(parts: Parts, parent: Path, state: dict[str, Any]) -> N
 
 
 def finished_result(out: Path, key: str) -> Result | None:
-    """The result that a finished run of this key left, so that its test split is not measured twice."""
+    """The result of a finished run of this key, so that its test split is not measured twice."""
     try:
         content = json.loads((out / "result.json").read_text("utf-8"))
         result = Result(**content)

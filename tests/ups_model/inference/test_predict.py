@@ -142,7 +142,7 @@ def test_keypoints_of_another_layout_are_lifted_and_the_answer_says_so(model):
     recording = Recording("mine", "coco17", 2, 30, "pixel", "-y", (Track(pose),), (1000.0, 1000.0))
     answer = predict.predict_clip_poses(*model, recording)
     assert answer.pose_NJ3.shape == (9, 17, 3) and answer.skeleton.name == "h36m17" and answer.errors == {}
-    assert "from coco17 keypoints" in predict.text(answer)
+    assert "from coco17 keypoints" in answer.text()
     with pytest.raises(ValueError, match="image size of 'mine' is not in the file; give it with --size"):
         predict.predict_clip_poses(*model, replace(recording, size=None))
 
