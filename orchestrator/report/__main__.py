@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join([report.name, *summary(report), *map(str, written), *filter(None, [copy])]))
+    print("\n".join([plan.name, *summary(report), *map(str, written), *filter(None, [copy])]))
     return 0
 
 

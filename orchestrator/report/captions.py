@@ -36,7 +36,7 @@ def table_caption(report: Report, table: TableOfCells) -> list[str]:
         f"Data: {data_text(_table_sources(table))}.",
         *_stand_in(report, table),
         *_overridden(report, table),
-        f"{setup_text(report)}; {CHOSEN_BY.get(report.chosen_by, report.chosen_by)}.",
+        f"{setup_text(report)}; {CHOSEN_BY.get(report.plan.chosen_by, report.plan.chosen_by)}.",
         f"Trained with {'; '.join(_origin_text(name, table.origins[name]) for name in PROVENANCE)}.",
         f"Δ is the difference to row “{table.baseline}”, paired by seed.",
     ]
@@ -92,8 +92,10 @@ def _source_text(source: Source) -> str:
 
 def setup_text(report: Report) -> str:
     """Preset, changed fields, seeds."""
-    changed = listed(f"{name}={value}" for name, value in report.changes)
-    return f"Preset {report.preset}" + (f" with {changed}" if changed else "") + f"; {seeds_text(report.seeds)}"
+    changed = listed(f"{name}={value}" for name, value in sorted(report.plan.changes.items()))
+    return (
+        f"Preset {report.plan.preset}" + (f" with {changed}" if changed else "") + f"; {seeds_text(report.plan.seeds)}"
+    )
 
 
 def seeds_text(seeds: int) -> str:
@@ -122,11 +124,11 @@ def _stand_in(report: Report, table: TableOfCells) -> list[str]:
 
 
 def _overridden(report: Report, table: TableOfCells) -> list[str]:
-    if not report.overridden or not _is_published(table):
+    if not report.plan.overridden or not _is_published(table):
         return []
     return [
-        f"Not as the study has it: {listed(report.overridden)}. Headings, notes and published values are of its own "
-        "setting: values can't be compared."
+        f"Not as the study has it: {listed(report.plan.overridden)}. Headings, notes and published values are of its "
+        "own setting: values can't be compared."
     ]
 
 
@@ -276,17 +278,17 @@ def _comparisons(report: Report) -> str:
 
 def setup(report: Report) -> list[tuple[str, str]]:
     """The study's setting, as label and text."""
-    stages = report.fine_tuning
+    stages = report.plan.fine_tuning
     used = all_sources(report)
     described = {set_of(source.name): source for _, sources in used for source in sources}
     return [
         ("Data", data_text(used)),
         *((f"Clip set {name}", source.description) for name, source in described.items() if source.description),
         ("Setting", setup_text(report)),
-        ("Checkpoint", CHOSEN_BY.get(report.chosen_by, report.chosen_by)),
+        ("Checkpoint", CHOSEN_BY.get(report.plan.chosen_by, report.plan.chosen_by)),
         (
             "Joint, fine-tuned",
-            f"{100 * stages['share']:.0f} % of a task's iterations are fine-tuning, "
-            f"its peak learning rate is {stages['rate']:g} of the other",
+            f"{100 * stages.share:.0f} % of a task's iterations are fine-tuning, "
+            f"its peak learning rate is {stages.rate:g} of the other",
         ),
     ]

@@ -5,9 +5,9 @@ Marks: + is never left out of a difference; minus is U+2212; † sampling error;
 
 from collections.abc import Iterable, Sequence
 
+from orchestrator.planning.plan_file import PlannedColumn
 from orchestrator.report.model import Cell, State, TableOfCells, unhealthy
 from orchestrator.report.statistics import Paired
-from search_spaces.study import Column
 
 DIGITS = {"%": 2, "mm": 1}
 """Decimals of our values, their spreads and differences."""
@@ -108,7 +108,7 @@ def parameters_text(parameters: Sequence[int]) -> str:
     return " to ".join(f"{value / 1e6:.2f} M" for value in dict.fromkeys((parameters[0], parameters[-1])))
 
 
-def column_text(column: Column) -> str:
+def column_text(column: PlannedColumn) -> str:
     """Unit and direction."""
     return f"{column.unit} {'↑' if column.higher_is_better else '↓'}"
 
