@@ -23,7 +23,7 @@ from typing import BinaryIO, Literal
 from tqdm import tqdm
 
 from orchestrator.record import Record
-from orchestrator.storage.archive import UNITS_AT_A_TIME, NamedFile, UnitFiles, contents, read_unit
+from orchestrator.storage.archive import MAX_UNITS_IN_MEMORY, NamedFile, UnitFiles, contents, read_unit
 from orchestrator.storage.backends.base import Storage, as_object
 from orchestrator.storage.ledger import FAILURE, IMPORTED, RECORD, REPORTS, Ledger
 from orchestrator.storage.portable import portable
@@ -88,7 +88,7 @@ def _import(storage: Storage, stream: BinaryIO, file: Path, size: int) -> Import
     for content in tqdm(contents(stream, str(file)), total=size, desc=file.name, disable=None, leave=False):
         if isinstance(content, UnitFiles):
             units.append(content)
-            if len(units) == UNITS_AT_A_TIME:
+            if len(units) == MAX_UNITS_IN_MEMORY:
                 add_units()
         elif content.name.startswith("studies/"):
             _import_plan(storage, content, result)
