@@ -184,11 +184,11 @@ def came_without_weights(storage: Storage, folder: str) -> bool:
 
 def _import_plan(storage: Storage, plan: NamedFile, result: Imported) -> None:
     """The plan that has all units of the other one, and more, is kept; else the present one."""
-    present, study = _portable(storage, plan.name), plan.name.split("/")[1]
+    present, study = _present_plan(storage, plan.name), plan.name.split("/")[1]
     if present == plan.content:
         return
     ours, theirs = _units_of(present), _units_of(plan.content)
-    if present is None or ours.keys() < theirs.keys():
+    if not present or ours.keys() < theirs.keys():
         storage.write(plan.name, plan.content)
         result.files += 1
         if ours:
@@ -204,17 +204,17 @@ def _import_plan(storage: Storage, plan: NamedFile, result: Imported) -> None:
         result.notes.append(f"plan {study}: the one here is kept; it has all units of the imported one")
 
 
-def _portable(storage: Storage, name: str) -> bytes | None:
-    """A plan as it is exported; None where there is none that can be read."""
-    try:
+def _present_plan(storage: Storage, name: str) -> bytes:
+    """A plan as it is exported; empty where there is none that can be read."""
+    with suppress(FileNotFoundError, ValueError):
         content = portable(storage.read(name))
-    except (FileNotFoundError, ValueError):
-        return None
-    return content if "units" in as_object(content) else None
+        if "units" in as_object(content):
+            return content
+    return b""
 
 
-def _units_of(plan: bytes | None) -> Mapping[str, object]:
-    return {} if plan is None else as_object(plan)["units"]
+def _units_of(plan: bytes) -> Mapping[str, object]:
+    return as_object(plan).get("units", {})
 
 
 def _import_journal(storage: Storage, journal: NamedFile, result: Imported) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -42,13 +42,13 @@ FILES = {
 SET_ASIDE = re.compile(r"record-[^/]+\.json|outcomes-[^/]+\.npz")
 """Records of units that were trained again by other code."""
 FOLDERS = {"checkpoints": RESUME, "best": WEIGHTS, "claims": CLAIMS}
-AT_A_TIME = 4
-"""Checkpoints that are read at once: each is in memory whole."""
+MAX_READS_AT_ONCE = 4
+"""Of checkpoints: each is in memory whole."""
 
 
 @dataclass
 class Usage:
-    """Bytes. A unit that several studies use counts with each of them, and once in `kinds`."""
+    """Bytes. A unit that several studies use counts in each of them, and once in `kinds`."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     studies: dict[str, Counter[str]] = field(default_factory=dict)
@@ -91,12 +91,10 @@ def usage(ledger: Ledger) -> Usage:
             users.setdefault(unit.folder, []).append(study)
     sizes = [(entry.name, entry.size) for entry in ledger.storage.entries("")]
     listed = {name for name, _ in sizes}
-    uploads = [left for left in ledger.storage.leftovers("units") if left.name not in listed]
-    sizes += [(left.name, left.size) for left in uploads if ledger.root is None]
-    seen = set()
+    if ledger.root is None:
+        sizes += [(left.name, left.size) for left in ledger.storage.leftovers("units") if left.name not in listed]
     for name, size in sizes:
-        kind = LEFT if name in seen or name not in listed else kind_of(name)
-        seen.add(name)
+        kind = kind_of(name) if name in listed else LEFT
         used.kinds[kind] += size
         top, _, rest = name.partition("/")
         place = rest.split("/")[0]
@@ -135,8 +133,7 @@ def bytes_text(size: int) -> str:
     return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
 
 
-def over(call: Callable[[T], R], items: Iterable[T], title: str) -> Sequence[R]:
+def map_with_progress(call: Callable[[T], R], items: Sequence[T], title: str) -> list[R]:
     """Results in order, a few at a time, under a progress bar where standard error is a terminal."""
-    every = list(items)
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        return list(tqdm(pool.map(call, every), total=len(every), desc=title, disable=None, leave=False))
+    with ThreadPoolExecutor(MAX_READS_AT_ONCE) as pool:
+        return list(tqdm(pool.map(call, items), total=len(items), desc=title, disable=None, leave=False))
