@@ -214,7 +214,8 @@ def _present_plan(storage: Storage, name: str) -> bytes:
 
 
 def _units_of(plan: bytes) -> Mapping[str, object]:
-    return as_object(plan).get("units", {})
+    units: Mapping[str, object] = as_object(plan).get("units", {})
+    return units
 
 
 def _import_journal(storage: Storage, journal: NamedFile, result: Imported) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from orchestrator.planning.plan import Unit
 from orchestrator.storage.source_check import Policy
-from orchestrator.worker.environment import Site
+from orchestrator.worker.environment import Environment
 
 if TYPE_CHECKING:  # It imports torch, which whoever plans needs not.
     from ups_model.device import Precision
@@ -29,7 +29,7 @@ class Job:
     precision: "Precision" = "auto"
     test: bool = True
     """Measure the test split, also of a unit that finished without."""
-    site: Site | None = None
+    site: Environment | None = None
     """What must be the same here as at the driver's; None checks nothing."""
     gpus: float = 0.0
     """Share of a GPU, or GPUs."""
@@ -56,7 +56,7 @@ class Job:
         nested = {
             "unit": Unit.from_plain(plain["unit"]),
             "parent": plain["parent"] and Unit.from_plain(plain["parent"]),
-            "site": plain["site"] and Site(**plain["site"]),
+            "site": plain["site"] and Environment(**plain["site"]),
             "too_small": tuple(plain["too_small"]),
             "wanted": tuple(plain["wanted"]),
         }

@@ -10,7 +10,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 DEFAULT_ENDPOINT = "http://169.254.169.254"
 PERIOD_SECONDS = 5.0
 """As AWS recommends."""
-TIMEOUT_SECONDS = 2.0
+METADATA_TIMEOUT_SECONDS = 2.0
 
 
 class Notice:
@@ -56,21 +56,21 @@ class Notice:
         self._stop.set()
 
 
-def configured(environment: dict[str, str] | None = None, period: float = PERIOD_SECONDS) -> Notice:
+def configured(environment: Mapping[str, str] | None = None, period: float = PERIOD_SECONDS) -> Notice:
     """What the environment asks for.
 
     Raises:
         ValueError: the variable UPS_SPOT_NOTICE has an unknown value.
     """
-    given = dict(os.environ) if environment is None else environment
+    variables = os.environ if environment is None else environment
     sources: list[Callable[[], str]] = []
-    if given.get(FILE):
-        file = Path(given[FILE])
+    if name := variables.get(FILE):
+        file = Path(name)
         sources.append(lambda: f"{file} is there" if file.exists() else "")
-    if given.get(SPOT):
-        if given[SPOT] != "ec2":
-            raise ValueError(f"{SPOT} must be ec2, got {given[SPOT]!r}; leave it out for machines that give no notice")
-        endpoint = given.get(ENDPOINT) or DEFAULT_ENDPOINT
+    if provider := variables.get(SPOT):
+        if provider != "ec2":
+            raise ValueError(f"{SPOT} must be ec2, got {provider!r}; leave it out for machines that give no notice")
+        endpoint = variables.get(ENDPOINT) or DEFAULT_ENDPOINT
         sources.append(lambda: ec2_notice(endpoint))
     return Notice(sources, period)
 
@@ -83,23 +83,21 @@ def ec2_notice(endpoint: str = DEFAULT_ENDPOINT) -> str:
     """
     token = _ask(f"{endpoint.rstrip('/')}/latest/api/token", "PUT", {"X-aws-ec2-metadata-token-ttl-seconds": "300"})
     headers = {"X-aws-ec2-metadata-token": token} if token else {}
-    told = _ask(f"{endpoint.rstrip('/')}/latest/meta-data/spot/instance-action", "GET", headers)
-    if not told:
+    notice = _ask(f"{endpoint.rstrip('/')}/latest/meta-data/spot/instance-action", "GET", headers)
+    if not notice:
         return ""
-    action = json.loads(told)
+    action = json.loads(notice)
     return f"EC2 will {action.get('action', 'stop')} it at {action.get('time', 'an unknown time')}"
 
 
 def _ask(address: str, method: str, headers: dict[str, str]) -> str:
     """An answer's text; empty for "not found", which is how the service says that there is no notice."""
     # No proxy: the address is the instance's own.
+    request = urllib.request.Request(address, method=method, headers=headers)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(
-            urllib.request.Request(address, method=method, headers=headers), timeout=TIMEOUT_SECONDS
-        ) as got:
-            text: str = got.read().decode("utf-8")
-            return text
+        with opener.open(request, timeout=METADATA_TIMEOUT_SECONDS) as answer:
+            return str(answer.read(), "utf-8")
     except urllib.error.HTTPError as error:
         if error.code == 404:
             return ""
