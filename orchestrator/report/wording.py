@@ -27,9 +27,9 @@ def number(value: float, digits: int, signed: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
-def count(value: int, one: str, many: str = "") -> str:
+def count(value: int, noun: str) -> str:
     """A count and its noun: "1 clip", "1,907 clips"."""
-    return f"{value:,} {one if value == 1 else many or one + 's'}"
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
 
 
 def listed(items: Iterable[str]) -> str:
@@ -137,8 +137,8 @@ def finding(table: TableOfCells, index: int, label: str, cell: Cell) -> str:
     if cell.published_difference is not None:
         paper = number(cell.published_difference, published_digits(table, index), signed=True)
         agrees = sign_agrees(cell)
-        said = "" if agrees is None else ", same sign" if agrees else ", opposite sign"
-        text += f" (paper {paper}{said})"
+        sign = "" if agrees is None else ", same sign" if agrees else ", opposite sign"
+        text += f" (paper {paper}{sign})"
     return f"{text} {DOUBLE_DAGGER}" if cell.unequal_budget else text
 
 
