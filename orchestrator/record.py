@@ -1,4 +1,4 @@
-"""What a unit leaves when it ends. Beneath all other rooms of the orchestrator."""
+"""What a unit leaves when it ends. Imports nothing else of the orchestrator."""
 
 import json
 import math

@@ -1,8 +1,5 @@
-"""From a plan and its units' records to tables of cells. Pure: nothing else goes in, no words come out.
-
-A plan from storage has its keys sorted, one of a driver has them in its own order: nothing here follows the order of a
-mapping.
-"""
+"""From a plan and its units' records to tables of cells: pure, and independent of the order of mappings, which a plan
+from storage has sorted."""
 
 import math
 from collections import Counter

@@ -1,9 +1,10 @@
-"""What a report is, as numbers and the study's own words: tables, rows, cells. No words come from here."""
+"""A report as numbers and the study's own words: tables, rows, cells."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from orchestrator.planning.plan import DataFacts
 from orchestrator.planning.plan_file import PlanFile, PlannedColumn
 from orchestrator.record import Record
 from orchestrator.report.statistics import Paired, mean_and_sd
@@ -47,8 +48,8 @@ class Cell:
 
     @property
     def withheld(self) -> bool:
-        """Whether nothing is said of the difference: a run that collapsed or did not converge tells of its training and
-        not of its setting."""
+        """Whether the difference gets no verdict: a run that collapsed or did not converge shows its training, not its
+        setting."""
         return any(sum(unhealthy(health)) for health in (self.health, self.baseline_health))
 
     @property
@@ -97,17 +98,12 @@ class Origin:
     rows: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Source:
+@dataclass(frozen=True, kw_only=True)
+class Source(DataFacts):
     """A clip set, or one of its protocols."""
 
     name: str
     """As the configuration writes it: "ntu60", "ntu60:xview"."""
-    fingerprint: str
-    synthetic: bool
-    description: str
-    clips: int
-    published_clips: int | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from orchestrator.planning.plan_file import PlannedColumn
 from orchestrator.report import captions, wording
 from orchestrator.report.model import Cell, Report, RowOfCells, TableOfCells
-from ups_model.config import TaskName
 from ups_model.tasks import TASKS
 
 
@@ -110,7 +109,7 @@ def markdown(report: Report, tables: list[View]) -> str:
 def html_page(report: Report, tables: list[View], figures: Mapping[str, str]) -> str:
     """One file without any other; `figures` has the SVG texts by the tables' names."""
     inline = {name: Safe(_inline_svg(svg, f"figure{index}")) for index, (name, svg) in enumerate(figures.items())}
-    return _render("report.html.j2", escape_html, report, tables, figures=inline)
+    return _render("report.html.j2", html.escape, report, tables, figures=inline)
 
 
 def latex(report: Report, tables: list[View]) -> str:
@@ -135,7 +134,11 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         comment_start_string="<#",
         comment_end_string="#>",
     )
-    environment.filters |= {"code": code_markdown, "cell": _cell_joiner(escape, template), "task": _task_title}
+    environment.filters |= {
+        "code": code_markdown,
+        "cell": _cell_joiner(escape, template),
+        "task": lambda name: TASKS[name].title,
+    }
     return environment.get_template(template).render(
         report=report,
         tables=tables,
@@ -146,10 +149,6 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         route_tasks=[task for task in TASKS if any(task in route.blocks for route in report.routes)],
         **more,
     )
-
-
-def _task_title(name: TaskName) -> str:
-    return TASKS[name].title
 
 
 def _cell_joiner(escape: Callable[[str], str], template: str) -> Callable[[tuple[str, ...]], Safe]:
@@ -171,10 +170,6 @@ def code_markdown(text: str) -> Safe:
     """A code span; as HTML where backticks or bars would end it."""
     text = " ".join(text.split())
     return Safe(f"`{text}`" if text and not set(text) & set("`|") else f"<code>{escape_markdown(text)}</code>")
-
-
-def escape_html(text: str) -> str:
-    return html.escape(text)
 
 
 _LATEX = {

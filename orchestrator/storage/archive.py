@@ -61,7 +61,7 @@ class UnitFiles:
 
     @property
     def place(self) -> str:
-        """On storage."""
+        """Its folder on storage."""
         return f"units/{self.folder}"
 
     @property
@@ -204,7 +204,7 @@ def read_unit(storage: Storage, folder: str) -> UnitFiles | None:
 
 @contextmanager
 def _tar_file(file: Path) -> Iterator[tarfile.TarFile]:
-    """A new archive under its name once it is whole."""
+    """A new archive, which takes its name once it is whole."""
     if file.is_dir():
         raise ValueError(f"{file}: is a folder; name a file, e.g. {file / 'ledger.tar.gz'}")
     temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
@@ -233,7 +233,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 class _Unpacked(gzip.GzipFile):
-    """Never holds more in memory than an entry may have; tarfile reads headers of whatever size they claim."""
+    """Bounds memory: tarfile reads headers of whatever size they claim."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > MAX_ENTRY_BYTES + tarfile.RECORDSIZE:
@@ -246,7 +246,7 @@ class _Fault(ValueError):
 
 
 def contents(stream: BinaryIO, source: str) -> Iterator[NamedFile | UnitFiles]:
-    """Everything in an archive, each content checked by itself: exhaust it once before anything is written.
+    """Everything in an archive, checked entry by entry: exhaust it once before anything is written.
 
     Args:
         stream: the file, opened to be read; read from its beginning.
@@ -280,7 +280,7 @@ def _contents(stream: BinaryIO) -> Iterator[NamedFile | UnitFiles]:
 
 
 def _entries(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """Names and contents, the names being ones that an export has. _Fault else."""
+    """Names that an export has, and their contents. _Fault for any other."""
     name = ""
     try:
         with _Unpacked(fileobj=stream, mode="rb") as packed, tarfile.open(fileobj=packed, mode="r:") as tar:
@@ -296,7 +296,7 @@ def _entries(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
                     _check_header(content)
                 name = member.name
                 yield name, content
-            while packed.read(2**20):  # To the checksum at its end.
+            while packed.read(2**20):  # The checksum is at its end.
                 pass
         if not name:
             raise _Fault("it is empty")
@@ -308,7 +308,7 @@ def _entries(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
 
 
 def _check_entry(entry: tarfile.TarInfo, before: str) -> None:
-    """ValueError for whatever an export doesn't hold."""
+    """ValueError for what no export holds."""
     if not entry.isreg() or entry.issparse():
         raise ValueError("it is a link, a folder or a device; an export has plain files alone")
     if entry.name.startswith("/"):
@@ -348,7 +348,7 @@ def _unit(folder: str, files: dict[str, bytes]) -> UnitFiles:
 
 
 def _are_outcomes_of(record: Record, files: Mapping[str, bytes]) -> bool:
-    """Whether outcomes, where there are some, are those of the record; one of before there were digests names none."""
+    """Whether outcomes, if there are any, have the record's digest; old records name none."""
     content = files.get(OUTCOMES)
     return content is None or not record.outcomes or hashlib.sha256(content).hexdigest() == record.outcomes
 

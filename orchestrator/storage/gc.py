@@ -37,7 +37,7 @@ class Swept:
 
 
 def sweep_unit(ledger: Ledger, folder: str, older_than: float, dry_run: bool) -> Swept:
-    """Delete what the rule says of one unit.
+    """Delete what the rule allows of one unit.
 
     Args:
         older_than: seconds; younger leftovers may belong to somebody.
@@ -47,28 +47,28 @@ def sweep_unit(ledger: Ledger, folder: str, older_than: float, dry_run: bool) ->
         OSError: the storage doesn't answer, or can't be written to.
     """
     storage, place = ledger.storage, f"units/{folder}"
-    going, note = _going(ledger, folder, older_than)
-    if not going:
+    removals, note = _removals(ledger, folder, older_than)
+    if not removals:
         return Swept(note=note)
     if storage.claimed(place):
         return Swept(note="held by a process; left as it is")
     if dry_run:
-        return Swept(tuple(going), note)
+        return Swept(tuple(removals), note)
     with storage.claim(place) as claim:
         if not claim:
             return Swept(note="held by a process; left as it is")
-        going, note = _going(ledger, folder, older_than)  # Again: somebody may have been at it since.
-        for one in going:
+        removals, note = _removals(ledger, folder, older_than)  # Again: it may have changed before the claim.
+        for removal in removals:
             claim.check()
-            one.remove()
-    return Swept(tuple(going), note)
+            removal.remove()
+    return Swept(tuple(removals), note)
 
 
 def sweep_rest(ledger: Ledger, older_than: float, dry_run: bool) -> Swept:
     """Old temporary files of studies and searches."""
     removals = [*_leftovers(ledger, "studies", older_than), *_leftovers(ledger, "searches", older_than)]
-    for one in () if dry_run else removals:
-        one.remove()
+    for removal in () if dry_run else removals:
+        removal.remove()
     return Swept(tuple(removals))
 
 
@@ -80,7 +80,7 @@ def _leftovers(ledger: Ledger, place: str, older_than: float) -> list[Removal]:
     ]
 
 
-def _going(ledger: Ledger, folder: str, older_than: float) -> tuple[list[Removal], str]:
+def _removals(ledger: Ledger, folder: str, older_than: float) -> tuple[list[Removal], str]:
     """What goes of a unit, and why something that could go stays."""
     removals = _leftovers(ledger, f"units/{folder}", older_than)
     checkpoints = checkpoints_of(ledger, folder)
@@ -99,7 +99,7 @@ def _going(ledger: Ledger, folder: str, older_than: float) -> tuple[list[Removal
         return removals, ""
     if fault := weights_fault(ledger, folder, record):
         return removals, f"its chosen weights can't be read, so its checkpoints stay ({fault})"
-    broken = {one.name for one in removals}
+    broken = {removal.name for removal in removals}
     for name in resume:
         if name not in broken:
             remove(name, "the unit is finished and tested")

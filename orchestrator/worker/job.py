@@ -1,4 +1,4 @@
-"""What a worker process is given, and what it answers: plain data at the border between processes."""
+"""A worker's job and its outcome: plain data at the border between processes."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # It imports torch, which whoever plans needs not.
 
 @dataclass(frozen=True)
 class Job:
-    """A unit, and how it is carried out here; nothing but the unit can change its result."""
+    """A unit, and how it is run; nothing but the unit can change its result."""
 
     unit: Unit
     parent: Unit | None
@@ -30,13 +30,13 @@ class Job:
     test: bool = True
     """Measure the test split, also of a unit that finished without."""
     site: Environment | None = None
-    """What must be the same here as at the driver's; None checks nothing."""
+    """What this node must share with the driver; None checks nothing. The field's name is that of the JSON."""
     gpus: float = 0.0
     """Share of a GPU, or GPUs."""
     too_small: tuple[float, ...] = ()
     """Shares of a GPU in which the unit ran out of memory before."""
     other_code: Policy = "refuse"
-    """What becomes of what other code has trained."""
+    """What becomes of weights that other code has trained."""
     wanted: tuple[str, ...] = ()
     """Metrics that tables want of the unit."""
 

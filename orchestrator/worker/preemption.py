@@ -1,7 +1,7 @@
-"""Notices that a machine is about to go: a file that somebody makes, or a spot notice of EC2. Imports no Ray.
+"""Preemption notices: a file that a batch system makes, or a spot notice of EC2. Imports no Ray.
 
-A unit that sees one saves a checkpoint and ends; the driver runs it elsewhere. SIGTERM to a worker's process is the
-other way to say it; `orchestrator.execution.driver` handles that.
+A unit that sees one saves a checkpoint and ends; the driver runs it elsewhere. `orchestrator.execution.driver` handles
+the other notice, SIGTERM to a worker.
 """
 
 import json
@@ -28,7 +28,7 @@ METADATA_TIMEOUT_SECONDS = 2.0
 
 
 class Notice:
-    """Asks now and then, in a thread; `reason` says whether there has been a notice. One a process."""
+    """Polls in a thread; `reason` says whether there has been a notice. One per process."""
 
     def __init__(self, sources: list[Callable[[], str]], period: float = PERIOD_SECONDS) -> None:
         self.reason = ""
@@ -43,7 +43,7 @@ class Notice:
             for source in self._sources:
                 try:
                     self.reason = self.reason or source()
-                except Exception as error:  # A notice that can't be asked for is none; asked again soon.
+                except Exception as error:  # No answer is no notice; the next poll asks again.
                     level = logging.DEBUG if self._complained else logging.WARNING
                     self._complained = True
                     logger.log(level, "nobody tells whether this machine is about to go (%s); asked again", error)
@@ -57,7 +57,7 @@ class Notice:
 
 
 def configured(environment: Mapping[str, str] | None = None, period: float = PERIOD_SECONDS) -> Notice:
-    """What the environment asks for.
+    """A notice with the sources that environment variables name.
 
     Raises:
         ValueError: the variable UPS_SPOT_NOTICE has an unknown value.

@@ -1,4 +1,4 @@
-"""What one unit does, in a process of Ray's: take it, train it or go on with it, leave a record. Imports no Ray."""
+"""Runs one unit in a worker process: claims it, trains or resumes it, writes its record. Imports no Ray."""
 
 import logging
 import os
@@ -48,12 +48,11 @@ MAX_STEPS_BETWEEN_CHECKPOINTS = 500
 
 
 def run_unit(job: Job, should_stop: Callable[[], bool]) -> Outcome:
-    """Train a unit to its end, or report that it is done, held by another process, stopped, or that this node must not
-    run it.
+    """Train a unit to its end, unless it is done, held by another process, stopped, or this node must not run it.
 
     Raises:
-        Exception: whatever may be gone at another try: a full disk, a lost device. What can't be, such as a loss that
-            isn't finite, is a record and an outcome "failed".
+        Exception: what another try may not meet again, such as a full disk or a lost device. What it would, such as a
+            loss that isn't finite, is a record and an outcome "failed".
     """
     if job.site is not None and (reasons := faults(job.site, job.paths)):
         return Outcome("refused", "; ".join(reasons))
@@ -85,7 +84,7 @@ class OtherCode(ValueError):
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A try at a unit that this process holds."""
+    """A try at a unit that this process has claimed."""
 
     job: Job
     ledger: Ledger
@@ -142,7 +141,7 @@ class _Attempt:
         """What counts as done, and which code will have trained the unit at its end.
 
         Raises:
-            OtherCode: what is there is of other code, and the driver said nothing of it.
+            OtherCode: other code has trained it in part, and the policy is to refuse that.
         """
         job, folder = self.job, self.work.folder
         present = source_digest("training")
@@ -200,7 +199,7 @@ class _Attempt:
         own = json_object(self.work.folder / RESULT)
         is_tested = any(name.startswith("test/") for name in own.get("metrics", {}))
         if own.get("key") == unit.key and own.get("status") == "finished" and (is_tested or not job.test):
-            return None  # Its record is missing and nothing else.
+            return None  # Only its record is missing.
         twin = find_twin(self.ledger, unit, job.other_code)
         if twin is None:
             return None
