@@ -26,22 +26,16 @@ INDEX = "trained"
 """Folder of the index of trained weights."""
 NO_STUDY = "(no study)"
 FILES = {
-    RECORD: RECORDS,
-    FAILURE: RECORDS,
-    OUTCOMES: RECORDS,
-    IMPORTED: RECORDS,
-    RESULT: RECORDS,
-    MANIFEST: RECORDS,
-    SOURCE: RECORDS,
-    "config.json": RECORDS,
-    LOG: LOGS,
-    PROGRESS: LOGS,
-    CLAIM: CLAIMS,
-    OWNER: CLAIMS,
+    **dict.fromkeys((RECORD, FAILURE, OUTCOMES, IMPORTED, RESULT, MANIFEST, SOURCE, "config.json"), RECORDS),
+    **dict.fromkeys((LOG, PROGRESS), LOGS),
+    **dict.fromkeys((CLAIM, OWNER), CLAIMS),
 }
+"""Kinds of what lies in a unit's folder."""
 SET_ASIDE = re.compile(r"record-[^/]+\.json|outcomes-[^/]+\.npz")
 """Records of units that were trained again by other code."""
 FOLDERS = {"checkpoints": RESUME, "best": WEIGHTS, "claims": CLAIMS}
+"""Kinds of what lies in folders of a unit's."""
+TOP_FOLDERS = {"studies": REPORTS, "searches": SEARCHES, INDEX: RECORDS, "mlartifacts": MLFLOW}
 MAX_READS_AT_ONCE = 4
 """Of checkpoints: each is in memory whole."""
 
@@ -65,13 +59,9 @@ def kind_of(name: str) -> str:
     top, _, rest = name.partition("/")
     if any(TEMPORARY.fullmatch(part) or part.startswith(".probe-") for part in name.split("/")):
         return LEFT
-    if top == "studies":
-        return REPORTS
-    if top == "searches":
-        return SEARCHES
-    if top == INDEX:
-        return RECORDS
-    if top == "mlartifacts" or re.fullmatch(r"mlflow\.db.*|\.mlflow\.lock.*", name):
+    if top in TOP_FOLDERS:
+        return TOP_FOLDERS[top]
+    if re.fullmatch(r"mlflow\.db.*|\.mlflow\.lock.*", name):
         return MLFLOW
     if top != "units" or "/" not in rest:
         return OTHER
@@ -98,15 +88,16 @@ def usage(ledger: Ledger) -> Usage:
         used.kinds[kind] += size
         top, _, rest = name.partition("/")
         place = rest.split("/")[0]
+        studies: list[str] = []
         if top == "units" and "/" in rest:
             used.units[place] += size
-            for study in users.get(place, [NO_STUDY]):
-                used.studies.setdefault(study, Counter())[kind] += size
+            studies = users.get(place, [NO_STUDY])
         elif top == "studies" and place in used.studies:
-            used.studies[place][kind] += size
+            studies = [place]
         elif top == INDEX:
-            for study in users.get(_unit_of(ledger, name), [NO_STUDY]):
-                used.studies.setdefault(study, Counter())[kind] += size
+            studies = users.get(_unit_of(ledger, name), [NO_STUDY])
+        for study in studies:
+            used.studies.setdefault(study, Counter())[kind] += size
     return used
 
 
