@@ -1,9 +1,15 @@
-"""What a unit leaves when it ends. Beneath all other rooms of the orchestrator."""
+"""What a unit leaves when it ends. Imports nothing else of the orchestrator."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
+
+from ups_model.evaluation.health import check_health
+
+NUMBERS = ("started", "ended", "train_seconds", "chosen_step")
+"""Entries of `Record.about` that are finite numbers wherever they are there."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,34 @@ class Record:
             record = cls(**json.loads(text))
         except TypeError as error:
             raise ValueError(f"not a record ({error})") from error
-        if record.status not in ("finished", "failed"):
-            raise ValueError(f"not a record (status {record.status!r})")
+        record._check()
         return record
+
+    def _check(self) -> None:
+        """ValueError for what no unit leaves, whatever wrote it."""
+        if self.status not in ("finished", "failed"):
+            raise ValueError(f"not a record (status {self.status!r})")
+        objects = (self.metrics, self.routes, self.about, self.health)
+        texts = (self.key, self.checkpoint, self.error, self.outcomes)
+        if not all(isinstance(one, dict) for one in objects) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(
+                "each of metrics, routes, about and health must be an object, each of key, checkpoint, error and "
+                "outcomes a text"
+            )
+        if not all(map(_is_number, self.metrics.values())):
+            raise ValueError("metrics must be finite numbers by name")
+        for name in NUMBERS:
+            if not _is_number(self.about.get(name, 0)):
+                raise ValueError(f"about.{name} must be a number, got {self.about[name]!r}")
+        for task, health in self.health.items():
+            try:
+                check_health(health)
+            except ValueError as error:
+                raise ValueError(f"health of {task}: {error}") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def finished_of(records: Mapping[str, Record | None]) -> dict[str, Record]:

@@ -28,7 +28,7 @@ class Display:
 
     def __init__(self, graph: TaskGraph, seconds: Mapping[str, float], slots: int) -> None:
         """`seconds` is the expected time of each unit; those of this call replace it as they come."""
-        self._agenda, self._slots = graph, slots
+        self._graph, self._slots = graph, slots
         self._expected = dict(seconds)
         self._started: dict[str, float] = {}
         self._ratios: list[float] = []
@@ -44,7 +44,7 @@ class Display:
 
     def changed(self, key: str, state: State) -> None:
         """A unit has a new state."""
-        unit, now = self._agenda.units[key], time.monotonic()
+        unit, now = self._graph.units[key], time.monotonic()
         if state is State.RUNNING:
             self._started[key] = now
             self._say("start   %s  (%s)", unit.name, unit.folder)
@@ -58,16 +58,16 @@ class Display:
             self._say("done    %s  %s  %s", unit.name, where, self._result(key))
             self._bar.update(1)
         elif state is State.FAILED:
-            error = self._agenda.error.get(key, "")
-            log = self._agenda.ledger.where(unit, LOG)
+            error = self._graph.error.get(key, "")
+            log = self._graph.ledger.where(unit, LOG)
             self._say("FAILED  %s: %s  (log: %s)", unit.name, error, log, level=logging.ERROR)
         elif state is State.STOPPED:
             self._say("stopped %s after %s; its checkpoint is kept", unit.name, duration(took))
         elif state is State.ELSEWHERE:
-            self._say("held    %s by %s; waiting for it", unit.name, self._agenda.ledger.owner(unit))
+            self._say("held    %s by %s; waiting for it", unit.name, self._graph.ledger.owner(unit))
         elif state is State.WAITING:
-            parent = self._agenda.units.get(unit.parent)
-            if parent is not None and self._agenda.state[parent.key] is not State.FINISHED:
+            parent = self._graph.units.get(unit.parent)
+            if parent is not None and self._graph.state[parent.key] is not State.FINISHED:
                 self._say("waits   %s for %s", unit.name, parent.name)
             else:
                 self._say("again   %s after %s, from its newest checkpoint", unit.name, duration(took))
@@ -75,7 +75,7 @@ class Display:
     def expect(self, key: str, seconds: float, done: bool) -> None:
         """A unit has joined the graph."""
         self._expected[key] = seconds
-        self._bar.total = len(self._agenda.units)
+        self._bar.total = len(self._graph.units)
         if done:
             self._bar.update(1)
 
@@ -92,7 +92,7 @@ class Display:
 
     def line(self) -> str:
         """The state of the study on one line."""
-        counts = self._agenda.counts()
+        counts = self._graph.counts()
         running = len(self._started)
         counts[State.WAITING] += counts[State.RUNNING] - running  # Released, and waiting for room.
         parts = [f"{counts[State.FINISHED]} done", f"{running} running"]
@@ -108,7 +108,7 @@ class Display:
         expected = {key: value * correction for key, value in self._expected.items()}
         for key, started in self._started.items():
             expected[key] = max(expected[key] - (time.monotonic() - started), 1.0)
-        return self._agenda.time_left(expected, self._slots)
+        return self._graph.time_left(expected, self._slots)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -117,7 +117,7 @@ class Display:
     def _running(self) -> list[str]:
         texts = []
         for key in list(self._started)[:4]:
-            unit = self._agenda.units[key]
+            unit = self._graph.units[key]
             rows = self._progress(unit)
             text = unit.name
             if rows:
@@ -128,7 +128,7 @@ class Display:
 
     def _progress(self, unit: Unit) -> list[dict[str, float]]:
         """What a unit has reported. An object store is asked now and then, for it changes with checkpoints alone."""
-        ledger, now = self._agenda.ledger, time.monotonic()
+        ledger, now = self._graph.ledger, time.monotonic()
         read_at, rows = self._rows.get(unit.key, (-LINE_SECONDS, []))
         if ledger.root is None and now - read_at < REMOTE_SECONDS:
             return rows
@@ -140,7 +140,7 @@ class Display:
         return rows
 
     def _result(self, key: str) -> str:
-        record = self._agenda.ledger.finished(self._agenda.units[key])
+        record = self._graph.ledger.finished(self._graph.units[key])
         if record is None:
             return ""
         part = "test/" if record.tested else "validation/"

@@ -18,7 +18,7 @@ from orchestrator.scheduling.task_graph import SETTLED, State, TaskGraph
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import SourceCheck
 from orchestrator.tracking.uri import default_uri, ui_command
-from orchestrator.worker.environment import commit, site_of
+from orchestrator.worker.environment import commit, driver_environment
 from orchestrator.worker.gpu_memory import Footprint, described
 from orchestrator.worker.job import Job
 from ups_model.cli import start_logging
@@ -152,7 +152,7 @@ class Session:
                 self.mirror.note(key, str(state))
 
             try:
-                with site_of(self.ledger.root, commit(), clips) as site:
+                with driver_environment(self.ledger.root, commit(), clips) as environment:
 
                     def job(unit: Unit) -> Job:
                         return Job(
@@ -165,7 +165,7 @@ class Session:
                             self.options.device,
                             self.options.precision,
                             unit.key in tested,
-                            site,
+                            environment,
                             other_code=self.options.other_code,
                             wanted=check.wanted(unit),
                         )

@@ -48,23 +48,23 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    given = parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     ledger = None
     try:
-        if given.tracking_uri is not None:
-            (plan, records), folder = from_tracking(given.tracking_uri, given.study)
+        if options.tracking_uri is not None:
+            (plan, records), folder = from_tracking(options.tracking_uri, options.study)
         else:
-            ledger = Ledger.open(given.storage or DEFAULT_STORAGE, create=False)
-            (plan, records), folder = from_storage(ledger, given.study)
+            ledger = Ledger.open(options.storage or DEFAULT_STORAGE, create=False)
+            (plan, records), folder = from_storage(ledger, options.study)
         report = build(plan, records)
-        out = given.out or folder
+        out = options.out or folder
         written = write_report(report, out)
         copy = ledger.publish_report(plan.name, written, out) if ledger is not None else ""
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join([report.name, *summary(report), *map(str, written), *filter(None, [copy])]))
+    print("\n".join([plan.name, *summary(report), *map(str, written), *filter(None, [copy])]))
     return 0
 
 

@@ -19,7 +19,7 @@ PAPER_DATA = {
 }
 """The data of the published values of each task, and how a clip set of them is named."""
 
-MOST_CLIPS_APART = 0.01
+MAX_CLIPS_APART = 0.01
 """Share of its clips by which a set may differ from the published one and still be the same data."""
 
 CHOSEN_BY = {
@@ -32,15 +32,14 @@ CHOSEN_BY = {
 
 def table_caption(report: Report, table: TableOfCells) -> list[str]:
     """Sentences: what was trained on what, and how to read it beside the paper."""
-    sentences = [
+    return [
         f"Data: {data_text(_table_sources(table))}.",
         *_stand_in(report, table),
         *_overridden(report, table),
-        f"{setup_text(report)}; {CHOSEN_BY.get(report.chosen_by, report.chosen_by)}.",
+        f"{setup_text(report)}; {CHOSEN_BY.get(report.plan.chosen_by, report.plan.chosen_by)}.",
         f"Trained with {'; '.join(_origin_text(name, table.origins[name]) for name in PROVENANCE)}.",
         f"Δ is the difference to row “{table.baseline}”, paired by seed.",
     ]
-    return sentences
 
 
 def synthetic_text(used: Iterable[tuple[Source, ...]]) -> str:
@@ -53,24 +52,24 @@ def synthetic_text(used: Iterable[tuple[Source, ...]]) -> str:
 
 def all_sources(report: Report) -> list[tuple[str, tuple[Source, ...]]]:
     """What each task is trained and measured on, then each column that says otherwise."""
-    found = {(TASKS[task].title, sources): None for task, sources in report.sources.items()}
+    uses = {(TASKS[task].title, sources): None for task, sources in report.sources.items()}
     for table in report.tables:
         for column, sources in zip(table.columns, table.sources, strict=True):
             if column.changes:
-                found[f"{TASKS[column.task].title}, {column.title}", sources] = None
-    return list(found)
+                uses[f"{TASKS[column.task].title}, {column.title}", sources] = None
+    return list(uses)
 
 
 def _table_sources(table: TableOfCells) -> list[tuple[str, tuple[Source, ...]]]:
     """What each task is trained and measured on; where a task's columns differ in it, each column."""
-    found = []
+    uses = []
     for task in table.tasks:
         own = [(c, sources) for c, sources in zip(table.columns, table.sources, strict=True) if c.task == task]
         if len({sources for _, sources in own}) == 1:
-            found.append((TASKS[task].title, own[0][1]))
+            uses.append((TASKS[task].title, own[0][1]))
         else:
-            found += [(f"{TASKS[task].title}, {column.title}", sources) for column, sources in own]
-    return found
+            uses += [(f"{TASKS[task].title}, {column.title}", sources) for column, sources in own]
+    return uses
 
 
 def data_text(used: Iterable[tuple[str, tuple[Source, ...]]]) -> str:
@@ -92,12 +91,10 @@ def _source_text(source: Source) -> str:
 
 def setup_text(report: Report) -> str:
     """Preset, changed fields, seeds."""
-    changed = listed(f"{name}={value}" for name, value in report.changes)
-    return f"Preset {report.preset}" + (f" with {changed}" if changed else "") + f"; {seeds_text(report.seeds)}"
-
-
-def seeds_text(seeds: int) -> str:
-    return f"{'seed' if seeds == 1 else 'seeds'} {listed(map(str, range(seeds)))}"
+    plan = report.plan
+    changed = listed(f"{name}={value}" for name, value in sorted(plan.changes.items()))
+    seeds = f"{'seed' if plan.seeds == 1 else 'seeds'} {listed(map(str, range(plan.seeds)))}"
+    return f"Preset {plan.preset}" + (f" with {changed}" if changed else "") + f"; {seeds}"
 
 
 def _stand_in(report: Report, table: TableOfCells) -> list[str]:
@@ -122,11 +119,11 @@ def _stand_in(report: Report, table: TableOfCells) -> list[str]:
 
 
 def _overridden(report: Report, table: TableOfCells) -> list[str]:
-    if not report.overridden or not _is_published(table):
+    if not report.plan.overridden or not _is_published(table):
         return []
     return [
-        f"Not as the study has it: {listed(report.overridden)}. Headings, notes and published values are of its own "
-        "setting: values can't be compared."
+        f"Not as the study has it: {listed(report.plan.overridden)}. Headings, notes and published values are of its "
+        "own setting: values can't be compared."
     ]
 
 
@@ -136,11 +133,11 @@ def _is_published(table: TableOfCells) -> bool:
 
 def _size_text(source: Source) -> str:
     """Where a set of a known name is not of the size that published figures are on."""
-    here, known = source.clips, source.published_clips
-    if known is None or here == known:
+    here, published = source.clips, source.published_clips
+    if published is None or here == published:
         return ""
-    far = abs(here - known) > MOST_CLIPS_APART * known
-    text = f"{set_of(source.name)} has {count(here, 'clip')} here, {known:,} as published"
+    far = abs(here - published) > MAX_CLIPS_APART * published
+    text = f"{set_of(source.name)} has {count(here, 'clip')} here, {published:,} as published"
     return f"{text}: values can't be compared." if far else f"{text}."
 
 
@@ -150,13 +147,13 @@ def _origin_text(name: str, origins: Sequence[Origin]) -> str:
 
 def _shown(name: str, value: str) -> str:
     """Twelve digits of a commit, and whether its working tree was changed."""
-    found = re.fullmatch(r"([0-9a-f]{12})[0-9a-f]*(-dirty)?", value) if name == "commit" else None
-    return found[1] + (found[2] or "") if found else value
+    match = re.fullmatch(r"([0-9a-f]{12})[0-9a-f]*(-dirty)?", value) if name == "commit" else None
+    return match[1] + (match[2] or "") if match else value
 
 
 def table_warnings(table: TableOfCells) -> list[str]:
     """What makes rows of one table hard to compare."""
-    found = []
+    warnings = []
     for name in (*PROVENANCE, *CODE):
         origins = table.origins[name]
         if len(origins) > 1:
@@ -164,13 +161,13 @@ def table_warnings(table: TableOfCells) -> list[str]:
                 f"{_shown(name, origin.value)} ({count(origin.units, 'unit')}, in {_rows_text(origin.rows)})"
                 for origin in origins
             )
-            found.append(f"The runs of this table differ in {name}: {where}.")
+            warnings.append(f"The runs of this table differ in {name}: {where}.")
     dirty = [_shown("commit", origin.value) for origin in table.origins["commit"] if origin.value.endswith("-dirty")]
     if dirty:
-        found.append(f"Trained from a working tree with uncommitted changes: {listed(dirty)}.")
+        warnings.append(f"Trained from a working tree with uncommitted changes: {listed(dirty)}.")
     if any(origin.value == UNKNOWN for origin in table.origins["commit"]):
-        found.append("The commit of some runs is unknown.")
-    return found
+        warnings.append("The commit of some runs is unknown.")
+    return warnings
 
 
 def _rows_text(labels: Sequence[str]) -> str:
@@ -263,11 +260,11 @@ def _comparisons(report: Report) -> str:
     ]
     if not cells:
         return "No row has two seeds in common with its baseline row: nothing can be told from chance."
-    found = sum(difference.verdict == "distinguishable" and not cell.withheld for cell, difference in cells)
+    distinguishable = sum(difference.verdict == "distinguishable" and not cell.withheld for cell, difference in cells)
     signs = [sign for cell, _ in cells if (sign := sign_agrees(cell)) is not None]
     text = (
-        f"Of {count(len(cells), 'difference')} to a baseline row over two seeds or more, {found} can be told from 0 "
-        f"({(1 - CONFIDENCE) * len(cells):.1f} would be by chance alone)"
+        f"Of {count(len(cells), 'difference')} to a baseline row over two seeds or more, {distinguishable} can be told "
+        f"from 0 ({(1 - CONFIDENCE) * len(cells):.1f} would be by chance alone)"
     )
     if signs:
         text += f"; of {len(signs)} that the paper prints too, {sum(signs)} with its sign"
@@ -276,17 +273,17 @@ def _comparisons(report: Report) -> str:
 
 def setup(report: Report) -> list[tuple[str, str]]:
     """The study's setting, as label and text."""
-    stages = report.fine_tuning
+    stages = report.plan.fine_tuning
     used = all_sources(report)
     described = {set_of(source.name): source for _, sources in used for source in sources}
     return [
         ("Data", data_text(used)),
         *((f"Clip set {name}", source.description) for name, source in described.items() if source.description),
         ("Setting", setup_text(report)),
-        ("Checkpoint", CHOSEN_BY.get(report.chosen_by, report.chosen_by)),
+        ("Checkpoint", CHOSEN_BY.get(report.plan.chosen_by, report.plan.chosen_by)),
         (
             "Joint, fine-tuned",
-            f"{100 * stages['share']:.0f} % of a task's iterations are fine-tuning, "
-            f"its peak learning rate is {stages['rate']:g} of the other",
+            f"{100 * stages.share:.0f} % of a task's iterations are fine-tuning, "
+            f"its peak learning rate is {stages.rate:g} of the other",
         ),
     ]

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
 OURS, PAPER, GREY = "#1f5fa8", "#c4572b", "#767676"
-MAX_PANELS = 5
-"""Panels side by side; more are divided among lines."""
+MAX_PANELS_ACROSS = 5
 
 STYLE: dict["RcKeyType", Any] = {
     "svg.hashsalt": "report",  # Element names are hashed, with a random salt by default.
@@ -40,7 +39,7 @@ def figure(table: TableOfCells) -> str | None:
     """
     if len(table.rows) < 2:
         return None
-    down = math.ceil(len(table.columns) / MAX_PANELS)
+    down = math.ceil(len(table.columns) / MAX_PANELS_ACROSS)
     across = math.ceil(len(table.columns) / down)
     # The user's own matplotlibrc must not show: defaults first.
     with matplotlib.rc_context(), warnings.catch_warnings():

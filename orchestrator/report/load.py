@@ -7,11 +7,11 @@ from orchestrator.planning.plan_file import PlanFile
 from orchestrator.report.model import Records
 from orchestrator.storage.ledger import Ledger, Place
 
-Found = tuple[PlanFile, Records]
+PlanAndRecords = tuple[PlanFile, Records]
 """A plan, and the records of its units by key."""
 
 
-def from_storage(ledger: Ledger, study: str | None) -> tuple[Found, Path]:
+def from_storage(ledger: Ledger, study: str | None) -> tuple[PlanAndRecords, Path]:
     """The plan of a study on storage with its records, and the folder that its report goes to.
 
     Raises:
@@ -24,7 +24,7 @@ def from_storage(ledger: Ledger, study: str | None) -> tuple[Found, Path]:
     return _with_records(plan, records), ledger.report_folder(plan.name)
 
 
-def from_tracking(tracking_uri: str, study: str | None) -> tuple[Found, Path]:
+def from_tracking(tracking_uri: str, study: str | None) -> tuple[PlanAndRecords, Path]:
     """The same from MLflow alone; the report goes to the working folder.
 
     Raises:
@@ -38,31 +38,31 @@ def from_tracking(tracking_uri: str, study: str | None) -> tuple[Found, Path]:
     return _with_records(*plans[name]), Path(f"report-{name}")
 
 
-def choose(plans: Sequence[tuple[str, str]], wanted: str | None, where: str) -> str:
+def choose(plans: Sequence[tuple[str, str]], name: str | None, where: str) -> str:
     """Name of the plan that is meant.
 
     Args:
         plans: name of each plan and of its study.
-        wanted: name of a plan, or of a study that has one plan; None where there is one plan at all.
+        name: of a plan, or of a study that has one plan; None where there is one plan at all.
         where: the option that says where was looked, for messages.
 
     Raises:
         ValueError: none or several are meant; names those that there are.
     """
-    names = sorted(name for name, _ in plans)
+    names = sorted(plan for plan, _ in plans)
     if not names:
         raise ValueError(f"{where}: nothing to report, no study has been run there; run orchestrator.ablate first")
-    if wanted in names:
-        return wanted
-    found = names if wanted is None else sorted(name for name, study in plans if study == wanted)
-    if not found:
-        raise ValueError(f"{where}: no study {wanted!r}; there are {', '.join(names)}")
-    if len(found) > 1:
-        raise ValueError(f"{where}: several plans are there; name one of {', '.join(found)}")
-    return found[0]
+    if name in names:
+        return name
+    matching = names if name is None else sorted(plan for plan, study in plans if study == name)
+    if not matching:
+        raise ValueError(f"{where}: no study {name!r}; there are {', '.join(names)}")
+    if len(matching) > 1:
+        raise ValueError(f"{where}: several plans are there; name one of {', '.join(matching)}")
+    return matching[0]
 
 
-def _with_records(plan: PlanFile, records: Records) -> Found:
+def _with_records(plan: PlanFile, records: Records) -> PlanAndRecords:
     if not any(records.values()):
         raise ValueError(
             f"nothing to report: no unit of {plan.name} has left a record; run its ablate command again: {plan.command}"

@@ -1,13 +1,15 @@
-"""What a report is, as numbers and the study's own words: tables, rows, cells. No words come from here."""
+"""A report as numbers and the study's own words: tables, rows, cells."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from orchestrator.planning.plan import DataFacts
+from orchestrator.planning.plan_file import PlanFile, PlannedColumn
 from orchestrator.record import Record
 from orchestrator.report.statistics import Paired, mean_and_sd
 from orchestrator.storage.source_check import evaluation_code, training_code
-from search_spaces.study import Column
+from search_spaces.study import Reference
 from ups_model.config import TASK_NAMES, TaskName
 
 State = Literal["finished", "not measured", "not finite", "failed", "parent failed", "not run"]
@@ -24,7 +26,7 @@ Records = Mapping[str, Record | None]
 class Cell:
     """One measure of one row."""
 
-    column: Column
+    column: PlannedColumn
     states: Mapping[int, State]
     """By seed, in ascending order."""
     values: Mapping[int, float]
@@ -46,8 +48,8 @@ class Cell:
 
     @property
     def withheld(self) -> bool:
-        """Whether nothing is said of the difference: a run that collapsed or did not converge tells of its training and
-        not of its setting."""
+        """Whether the difference gets no verdict: a run that collapsed or did not converge shows its training, not its
+        setting."""
         return any(sum(unhealthy(health)) for health in (self.health, self.baseline_health))
 
     @property
@@ -77,7 +79,7 @@ def unhealthy(health: Mapping[int, str]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class RowOfCells:
-    """A row of a table; of a reference line only the published values."""
+    """A row of a table."""
 
     label: str
     baseline: bool
@@ -85,14 +87,6 @@ class RowOfCells:
     cells: tuple[Cell, ...]
     parameters: tuple[int, ...]
     """Different numbers of parameters among the row's measured runs, ascending; empty if none is known."""
-
-
-@dataclass(frozen=True)
-class ReferenceRow:
-    """A published line beside which nothing of ours is trained."""
-
-    label: str
-    published: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -104,17 +98,12 @@ class Origin:
     rows: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Source:
+@dataclass(frozen=True, kw_only=True)
+class Source(DataFacts):
     """A clip set, or one of its protocols."""
 
     name: str
     """As the configuration writes it: "ntu60", "ntu60:xview"."""
-    fingerprint: str
-    synthetic: bool
-    description: str
-    clips: int
-    published_clips: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,9 +114,10 @@ class TableOfCells:
     title: str
     varies: str
     baseline: str
-    columns: tuple[Column, ...]
+    columns: tuple[PlannedColumn, ...]
     rows: tuple[RowOfCells, ...]
-    references: tuple[ReferenceRow, ...]
+    references: tuple[Reference, ...]
+    """Each with a value, or None, for every column."""
     notes: tuple[str, ...]
     sources: tuple[tuple[Source, ...], ...]
     """Of each column; the first is the one that it measures."""
@@ -180,18 +170,7 @@ class Progress:
 class Report:
     """All that a report shows, as numbers and the study's own words."""
 
-    name: str
-    study: str
-    question: str
-    expectation: str
-    preset: str
-    changes: tuple[tuple[str, str], ...]
-    overridden: tuple[str, ...]
-    """Fields that the study sets and the user has set otherwise."""
-    command: str
-    seeds: int
-    fine_tuning: Mapping[str, float]
-    chosen_by: str
+    plan: PlanFile
     sources: Mapping[TaskName, tuple[Source, ...]]
     """Of each task, where a column says nothing else; the first is the one that is measured."""
     tables: tuple[TableOfCells, ...]

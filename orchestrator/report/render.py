@@ -11,9 +11,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from orchestrator.planning.plan_file import PlannedColumn
 from orchestrator.report import captions, wording
 from orchestrator.report.model import Cell, Report, RowOfCells, TableOfCells
-from ups_model.config import TaskName
 from ups_model.tasks import TASKS
 
 
@@ -109,7 +109,7 @@ def markdown(report: Report, tables: list[View]) -> str:
 def html_page(report: Report, tables: list[View], figures: Mapping[str, str]) -> str:
     """One file without any other; `figures` has the SVG texts by the tables' names."""
     inline = {name: Safe(_inline_svg(svg, f"figure{index}")) for index, (name, svg) in enumerate(figures.items())}
-    return _render("report.html.j2", escape_html, report, tables, figures=inline)
+    return _render("report.html.j2", html.escape, report, tables, figures=inline)
 
 
 def latex(report: Report, tables: list[View]) -> str:
@@ -134,7 +134,11 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         comment_start_string="<#",
         comment_end_string="#>",
     )
-    environment.filters |= {"code": code_markdown, "cell": _cell_joiner(escape, template), "task": _task_title}
+    environment.filters |= {
+        "code": code_markdown,
+        "cell": _cell_joiner(escape, template),
+        "task": lambda name: TASKS[name].title,
+    }
     return environment.get_template(template).render(
         report=report,
         tables=tables,
@@ -145,10 +149,6 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         route_tasks=[task for task in TASKS if any(task in route.blocks for route in report.routes)],
         **more,
     )
-
-
-def _task_title(name: TaskName) -> str:
-    return TASKS[name].title
 
 
 def _cell_joiner(escape: Callable[[str], str], template: str) -> Callable[[tuple[str, ...]], Safe]:
@@ -170,10 +170,6 @@ def code_markdown(text: str) -> Safe:
     """A code span; as HTML where backticks or bars would end it."""
     text = " ".join(text.split())
     return Safe(f"`{text}`" if text and not set(text) & set("`|") else f"<code>{escape_markdown(text)}</code>")
-
-
-def escape_html(text: str) -> str:
-    return html.escape(text)
 
 
 _LATEX = {
@@ -221,34 +217,11 @@ def _inline_svg(svg: str, prefix: str) -> str:
 
 
 CSV_COLUMNS = (
-    "table",
-    "row",
-    "column",
-    "kind",
-    "training",
-    "baseline",
-    "unit",
-    "higher_is_better",
-    "status",
-    "n",
-    "mean",
-    "sd",
-    "sampling_error",
-    "seeds",
-    "difference",
-    "difference_sd",
-    "difference_low",
-    "difference_high",
-    "difference_pairs",
-    "difference_verdict",
-    "published",
-    "published_difference",
-    "samples",
-    "baseline_samples",
-    "parameters",
-    "title",
+    "table", "row", "column", "kind", "training", "baseline", "unit", "higher_is_better", "status", "n", "mean", "sd",
+    "sampling_error", "seeds", "difference", "difference_sd", "difference_low", "difference_high", "difference_pairs",
+    "difference_verdict", "published", "published_difference", "samples", "baseline_samples", "parameters", "title",
     "source",
-)
+)  # fmt: skip
 
 
 def cells_csv(report: Report) -> str:
@@ -259,50 +232,45 @@ def cells_csv(report: Report) -> str:
     for table in report.tables:
         for row in table.rows:
             for cell, sources in zip(row.cells, table.sources, strict=True):
-                source = {"source": sources[0].name}
-                writer.writerow({"table": table.name, "row": row.label, **_csv_cell(row, cell), **source})
+                line = {"table": table.name, "row": row.label, "source": sources[0].name}
+                writer.writerow(line | _csv_column(cell.column) | _csv_cell(row, cell))
         for reference in table.references:
             for column, value in zip(table.columns, reference.published, strict=True):
-                writer.writerow(
-                    {
-                        "table": table.name,
-                        "row": reference.label,
-                        "column": column.metric,
-                        "title": column.title,
-                        "kind": "reference",
-                        "unit": column.unit,
-                        "higher_is_better": column.higher_is_better,
-                        "status": "published alone" if value is not None else "not published",
-                        "published": value,
-                    }
-                )
+                status = "published alone" if value is not None else "not published"
+                line = {"table": table.name, "row": reference.label, "kind": "reference"}
+                writer.writerow(line | _csv_column(column) | {"status": status, "published": value})
     return stream.getvalue()
+
+
+def _csv_column(column: PlannedColumn) -> dict[str, Any]:
+    return {
+        "column": column.metric,
+        "title": column.title,
+        "unit": column.unit,
+        "higher_is_better": column.higher_is_better,
+    }
 
 
 def _csv_cell(row: RowOfCells, cell: Cell) -> dict[str, Any]:
     missing = wording.missing_text(cell)
-    found = {
-        "column": cell.column.metric,
-        "title": cell.column.title,
+    values = {
         "kind": "ours",
         "training": row.training,
         "baseline": row.baseline,
-        "unit": cell.column.unit,
-        "higher_is_better": cell.column.higher_is_better,
         "status": "finished" if not missing else f"{cell.n} finished, {missing}" if cell.n else missing,
         "n": cell.n,
         "mean": cell.mean,
         "sd": cell.sd,
         "sampling_error": cell.sampling_error,
-        "seeds": ";".join(f"{seed}={cell.values.get(seed, state)}" for seed, state in cell.states.items()),
         "published": cell.published,
         "published_difference": cell.published_difference,
         "samples": cell.samples,
         "baseline_samples": cell.baseline_samples,
+        "seeds": ";".join(f"{seed}={cell.values.get(seed, state)}" for seed, state in cell.states.items()),
         "parameters": ";".join(map(str, row.parameters)),
     }
     if (pairs := cell.difference) is not None:
-        found |= {
+        values |= {
             "difference": pairs.mean,
             "difference_sd": pairs.sd,
             "difference_low": pairs.low,
@@ -310,4 +278,4 @@ def _csv_cell(row: RowOfCells, cell: Cell) -> dict[str, Any]:
             "difference_pairs": pairs.n,
             "difference_verdict": "withheld" if cell.withheld else pairs.verdict,
         }
-    return found
+    return values

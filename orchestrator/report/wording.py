@@ -5,9 +5,9 @@ Marks: + is never left out of a difference; minus is U+2212; † sampling error;
 
 from collections.abc import Iterable, Sequence
 
+from orchestrator.planning.plan_file import PlannedColumn
 from orchestrator.report.model import Cell, State, TableOfCells, unhealthy
 from orchestrator.report.statistics import Paired
-from search_spaces.study import Column
 
 DIGITS = {"%": 2, "mm": 1}
 """Decimals of our values, their spreads and differences."""
@@ -27,9 +27,9 @@ def number(value: float, digits: int, signed: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
-def count(value: int, one: str, many: str = "") -> str:
+def count(value: int, noun: str) -> str:
     """A count and its noun: "1 clip", "1,907 clips"."""
-    return f"{value:,} {one if value == 1 else many or one + 's'}"
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
 
 
 def listed(items: Iterable[str]) -> str:
@@ -108,7 +108,7 @@ def parameters_text(parameters: Sequence[int]) -> str:
     return " to ".join(f"{value / 1e6:.2f} M" for value in dict.fromkeys((parameters[0], parameters[-1])))
 
 
-def column_text(column: Column) -> str:
+def column_text(column: PlannedColumn) -> str:
     """Unit and direction."""
     return f"{column.unit} {'↑' if column.higher_is_better else '↓'}"
 
@@ -137,8 +137,8 @@ def finding(table: TableOfCells, index: int, label: str, cell: Cell) -> str:
     if cell.published_difference is not None:
         paper = number(cell.published_difference, published_digits(table, index), signed=True)
         agrees = sign_agrees(cell)
-        said = "" if agrees is None else ", same sign" if agrees else ", opposite sign"
-        text += f" (paper {paper}{said})"
+        sign = "" if agrees is None else ", same sign" if agrees else ", opposite sign"
+        text += f" (paper {paper}{sign})"
     return f"{text} {DOUBLE_DAGGER}" if cell.unequal_budget else text
 
 

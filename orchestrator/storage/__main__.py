@@ -8,13 +8,13 @@ from pathlib import Path
 
 from orchestrator.cli.arguments import DEFAULT_STORAGE
 from orchestrator.storage.archive import export_ledger
-from orchestrator.storage.gc import Swept, sweep_rest, sweep_unit, units_of
+from orchestrator.storage.gc import Swept, sweep_rest, sweep_unit
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.merge import Imported, import_archives
-from orchestrator.storage.usage import KINDS, Usage, bytes_text, over, usage
-from orchestrator.storage.verify import Verified, verify_studies, verify_unit
+from orchestrator.storage.usage import KINDS, Usage, bytes_text, map_with_progress, usage
+from orchestrator.storage.verify import verify_studies, verify_unit
 
-LARGEST = 10
+MAX_UNITS_LISTED = 10
 
 EXAMPLES = """examples:
   python -m orchestrator.storage du                                          bytes by kind, by study, largest units
@@ -61,20 +61,20 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    given = parser().parse_intermixed_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     try:
-        check(given)
-        if given.action == "import":
-            return add(given.storage, given.files)
-        ledger = Ledger.open(given.storage, create=False)
-        if given.action == "du":
+        check(options)
+        if options.action == "import":
+            return add(options.storage, options.files)
+        ledger = Ledger.open(options.storage, create=False)
+        if options.action == "du":
             print(usage_text(usage(ledger)))
             return 0
-        if given.action == "gc":
-            return collect(ledger, 3600 * given.older_than, given.dry_run)
-        if given.action == "export":
-            return export(ledger, given.files[0], given.study)
+        if options.action == "gc":
+            return collect(ledger, 3600 * options.older_than, options.dry_run)
+        if options.action == "export":
+            return export(ledger, options.files[0], options.study)
         return verify(ledger)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -84,20 +84,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def check(given: argparse.Namespace) -> None:
+def check(options: argparse.Namespace) -> None:
     """ValueError where arguments don't go together."""
-    if not 0 <= given.older_than < float("inf"):
-        raise ValueError(f"--older-than must be 0 or more hours, got {given.older_than:g}; try 24")
-    if given.dry_run and given.action != "gc":
-        raise ValueError(f"--dry-run is for gc; {given.action} deletes nothing")
-    if given.study and given.action != "export":
-        raise ValueError(f"--study is for export; {given.action} takes the whole storage or file")
-    if given.action == "export" and len(given.files) != 1:
-        raise ValueError(f"export writes one FILE, got {len(given.files)}; give e.g. ledger.tar.gz")
-    if given.action == "import" and not given.files:
+    if not 0 <= options.older_than < float("inf"):
+        raise ValueError(f"--older-than must be 0 or more hours, got {options.older_than:g}; try 24")
+    if options.dry_run and options.action != "gc":
+        raise ValueError(f"--dry-run is for gc; {options.action} deletes nothing")
+    if options.study and options.action != "export":
+        raise ValueError(f"--study is for export; {options.action} takes the whole storage or file")
+    if options.action == "export" and len(options.files) != 1:
+        raise ValueError(f"export writes one FILE, got {len(options.files)}; give e.g. ledger.tar.gz")
+    if options.action == "import" and not options.files:
         raise ValueError("import reads a FILE; give one that orchestrator.storage export wrote")
-    if given.files and given.action not in ("export", "import"):
-        raise ValueError(f"{given.action} takes no FILE, got {given.files[0]}; name the storage with --storage")
+    if options.files and options.action not in ("export", "import"):
+        raise ValueError(f"{options.action} takes no FILE, got {options.files[0]}; name the storage with --storage")
 
 
 def usage_text(used: Usage) -> str:
@@ -107,7 +107,7 @@ def usage_text(used: Usage) -> str:
     for study, kinds in sorted(used.studies.items()):
         parts = ", ".join(f"{kind} {bytes_text(size)}" for kind, size in kinds.most_common())
         lines.append(f"{bytes_text(sum(kinds.values())):>10}  study {study}" + (f": {parts}" if parts else ""))
-    lines += [f"{bytes_text(size):>10}  unit {unit}" for unit, size in used.units.most_common(LARGEST)]
+    lines += [f"{bytes_text(size):>10}  unit {unit}" for unit, size in used.units.most_common(MAX_UNITS_LISTED)]
     return "\n".join(lines)
 
 
@@ -123,8 +123,8 @@ def collect(ledger: Ledger, older_than: float, dry_run: bool) -> int:
             failed += 1
             return Swept(note=f"could not be cleaned ({error})")
 
-    units = list(units_of(ledger))
-    swept = over(sweep, units, "units")
+    units = ledger.storage.children("units")
+    swept = map_with_progress(sweep, units, "units")
     for folder, one in zip(units, swept, strict=True):
         if one.note:
             print(f"{folder}: {one.note}")
@@ -138,14 +138,14 @@ def collect(ledger: Ledger, older_than: float, dry_run: bool) -> int:
 
 def verify(ledger: Ledger) -> int:
     """`verify`; returns the exit status."""
-    units = list(units_of(ledger))
-    found: Sequence[Verified] = over(lambda folder: verify_unit(ledger, folder), units, "units")
-    damages = [damage for one in found for damage in one.damages] + verify_studies(ledger)
+    units = ledger.storage.children("units")
+    verified = map_with_progress(lambda folder: verify_unit(ledger, folder), units, "units")
+    damages = [damage for one in verified for damage in one.damages] + verify_studies(ledger)
     for damage in damages:
         print(f"damaged: {ledger.storage.where(damage.name)}: {damage.what}\n    {damage.then}")
-    held, bare = sum(one.held for one in found), sum(one.imported for one in found)
+    held, bare = sum(one.held for one in verified), sum(one.imported for one in verified)
     print(
-        f"{len(units)} units, {sum(one.checkpoints for one in found)} checkpoints and chosen weights read, "
+        f"{len(units)} units, {sum(one.checkpoints for one in verified)} checkpoints and chosen weights read, "
         f"{len(damages)} damaged"
         + (f"; {bare} records without weights (imported)" if bare else "")
         + (f"; {held} held by processes, whose checkpoints were not read" if held else "")
@@ -155,33 +155,33 @@ def verify(ledger: Ledger) -> int:
 
 def export(ledger: Ledger, file: Path, studies: Sequence[str]) -> int:
     """`export`; returns the exit status."""
-    found = export_ledger(ledger, file, studies)
-    for fault in found.unreadable:
+    exported = export_ledger(ledger, file, studies)
+    for fault in exported.unreadable:
         print(f"left out: {fault}")
     print(
-        f"{file}: {found.finished} finished and {found.failed} failed units, {found.plans} plans, {found.searches} "
-        f"searches, {bytes_text(found.size)}"
+        f"{file}: {exported.finished} finished and {exported.failed} failed units, {exported.plans} plans, "
+        f"{exported.searches} searches, {bytes_text(exported.size)}"
     )
-    return 1 if found.unreadable else 0
+    return 1 if exported.unreadable else 0
 
 
 def add(storage: str, files: Sequence[Path]) -> int:
     """`import`; returns the exit status."""
     done = import_archives(storage, files)
-    for file, found in done.items():
-        for line in (*found.left, *found.notes):
+    for file, imported in done.items():
+        for line in (*imported.left, *imported.notes):
             print(line)
-        print(f"{file}: {imported_text(found)}")
-    return 1 if any(found.left for found in done.values()) else 0
+        print(f"{file}: {imported_text(imported)}")
+    return 1 if any(imported.left for imported in done.values()) else 0
 
 
-def imported_text(found: Imported) -> str:
+def imported_text(imported: Imported) -> str:
     """What `import` says of one file."""
-    there = found.units["there already"]
-    if not found.changed and not found.left:
+    units, there = imported.units, imported.units["there already"]
+    if not imported.changed and not imported.left:
         return f"nothing to add, {there} units are there already"
-    counts = {"units added": found.units["added"], "there already": there, "plans and searches written": found.files}
-    counts |= {what: found.units[what] for what in ("brought up to date", "in conflict", "held") if found.units[what]}
+    counts = {"units added": units["added"], "there already": there, "plans and searches written": imported.files}
+    counts |= {what: units[what] for what in ("brought up to date", "in conflict", "held") if units[what]}
     return ", ".join(f"{count} {what}" for what, count in counts.items())
 
 

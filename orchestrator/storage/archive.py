@@ -13,7 +13,6 @@ checked before any of it is used.
 import gzip
 import hashlib
 import json
-import math
 import os
 import re
 import tarfile
@@ -23,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +34,6 @@ from orchestrator.storage.ledger import FAILURE, PLAN, PROGRESS, RECORD, Ledger
 from orchestrator.storage.portable import plain_json, portable
 from orchestrator.storage.search_journal import JOURNAL
 from orchestrator.storage.usage import key_of
-from ups_model.evaluation.health import check_health
 from ups_model.evaluation.metric_names import OUTCOMES
 
 FORMAT, HEADER = 1, "ledger.json"
@@ -42,8 +41,7 @@ EXTRAS = (OUTCOMES, PROGRESS)
 """What a unit may have beside its record."""
 FOREIGN = "not a file that orchestrator.storage export wrote"
 MAX_ENTRY_BYTES = 256 * 2**20
-UNITS_AT_A_TIME = 64
-"""Units that are in memory at once."""
+MAX_UNITS_IN_MEMORY = 64
 _PART, _UNIT = r"\w[\w.=+-]*", r"\w[\w.=+-]*-[0-9a-f]{16}"
 _FILES = "|".join(map(re.escape, (RECORD, FAILURE, *EXTRAS)))
 _NAME = re.compile(rf"ledger\.json|searches/{_PART}/journal\.log|studies/{_PART}/plan\.json|units/{_UNIT}/(?:{_FILES})")
@@ -63,7 +61,7 @@ class UnitFiles:
 
     @property
     def place(self) -> str:
-        """On storage."""
+        """Its folder on storage."""
         return f"units/{self.folder}"
 
     @property
@@ -105,45 +103,44 @@ def export_ledger(ledger: Ledger, file: Path, studies: Iterable[str] = ()) -> Ex
         ValueError: the storage has no such study, or the file can't be written.
         OSError: the storage doesn't answer.
     """
-    storage, wanted, found = ledger.storage, list(studies), Exported()
-    plans = _plans(ledger, wanted, found)
+    storage, names, exported = ledger.storage, list(studies), Exported()
+    plans = _plans(ledger, names, exported)
     folders = {unit["folder"] for content in plans.values() for unit in json.loads(content)["units"].values()}
-    if not wanted:
+    if not names:
         folders |= set(storage.children("units"))
     with _tar_file(file) as tar:
         _add(tar, HEADER, json.dumps({"format": FORMAT}).encode())
-        for name, journal in () if wanted else _journals(storage):
+        for name, journal in () if names else _journals(storage):
             _add(tar, name, journal)
-            found.searches += 1
+            exported.searches += 1
         for name in sorted(plans):
             _add(tar, f"studies/{name}/{PLAN}", plans[name])
-        for unit in _units(storage, sorted(folders), found):
+        for unit in _units(storage, sorted(folders), exported):
             for name in sorted(unit.files):
                 _add(tar, f"{unit.place}/{name}", unit.files[name])
-            found.finished += unit.record.status == "finished"
-            found.failed += unit.record.status == "failed"
-    found.plans, found.size = len(plans), file.stat().st_size
-    return found
+            exported.finished += unit.record.status == "finished"
+            exported.failed += unit.record.status == "failed"
+    exported.plans, exported.size = len(plans), file.stat().st_size
+    return exported
 
 
-def _plans(ledger: Ledger, wanted: list[str], found: Exported) -> dict[str, bytes]:
-    storage, plans, known = ledger.storage, {}, set()
+def _plans(ledger: Ledger, studies: list[str], exported: Exported) -> dict[str, bytes]:
+    storage, plans, present = ledger.storage, {}, set()
     for name in storage.children("studies"):
         file = f"studies/{name}/{PLAN}"
         try:
             content = portable(storage.read(file))
-            _check_plan(name, content)
+            names = {name, _plan(name, content)["study"]}
         except FileNotFoundError:
             continue
         except ValueError as error:
-            found.unreadable.append(f"{storage.where(file)}: {error}")
+            exported.unreadable.append(f"{storage.where(file)}: {error}")
             continue
-        names = {name, json.loads(content)["study"]}
-        known |= names
-        if not wanted or names & set(wanted):
+        present |= names
+        if not studies or names & set(studies):
             plans[name] = content
-    if missing := [name for name in wanted if name not in known]:
-        there = ", ".join(sorted(known)) or "none"
+    if missing := [name for name in studies if name not in present]:
+        there = ", ".join(sorted(present)) or "none"
         raise ValueError(f"--study {missing[0]}: no such study on {ledger.address}; there are {there}")
     return plans
 
@@ -156,22 +153,20 @@ def _journals(storage: Storage) -> Iterator[tuple[str, bytes]]:
                 yield file, storage.read(file)
 
 
-def _units(storage: Storage, folders: list[str], found: Exported) -> Iterator[UnitFiles]:
-    def read(folder: str) -> UnitFiles | ValueError | None:
+def _units(storage: Storage, folders: list[str], exported: Exported) -> Iterator[UnitFiles]:
+    def read(folder: str) -> tuple[UnitFiles | None, str]:
         try:
-            return read_unit(storage, folder)
+            unit = read_unit(storage, folder)
         except ValueError as error:
-            return error
+            return None, str(error)
+        return unit, unit.left_out if unit is not None else ""
 
     with tqdm(total=len(folders), desc="units", disable=None, leave=False) as bar:
-        for start in range(0, len(folders), UNITS_AT_A_TIME):
-            some = folders[start : start + UNITS_AT_A_TIME]
-            for unit in storage.each(read, some):
-                if isinstance(unit, ValueError):
-                    found.unreadable.append(str(unit))
-                elif unit is not None:
-                    if unit.left_out:
-                        found.unreadable.append(unit.left_out)
+        for start in range(0, len(folders), MAX_UNITS_IN_MEMORY):
+            some = folders[start : start + MAX_UNITS_IN_MEMORY]
+            for unit, fault in storage.each(read, some):
+                exported.unreadable += [fault] if fault else []
+                if unit is not None:
                     yield unit
             bar.update(len(some))
 
@@ -197,11 +192,11 @@ def read_unit(storage: Storage, folder: str) -> UnitFiles | None:
         for extra in EXTRAS:
             with suppress(FileNotFoundError):
                 files[extra] = storage.read(f"units/{folder}/{extra}")
+        left_out = ""
         if not _are_outcomes_of(record, files):
             del files[OUTCOMES]
             left_out = f"{storage.where(f'units/{folder}/{OUTCOMES}')}: not the outcomes of its record"
-            return UnitFiles(folder, record, files, left_out)
-        return UnitFiles(folder, record, files)
+        return UnitFiles(folder, record, files, left_out)
     if fault is not None:
         raise fault
     return None
@@ -209,7 +204,7 @@ def read_unit(storage: Storage, folder: str) -> UnitFiles | None:
 
 @contextmanager
 def _tar_file(file: Path) -> Iterator[tarfile.TarFile]:
-    """A new archive under its name once it is whole."""
+    """A new archive, which takes its name once it is whole."""
     if file.is_dir():
         raise ValueError(f"{file}: is a folder; name a file, e.g. {file / 'ledger.tar.gz'}")
     temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
@@ -238,7 +233,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 class _Unpacked(gzip.GzipFile):
-    """Never holds more in memory than an entry may have; tarfile reads headers of whatever size they claim."""
+    """Bounds memory: tarfile reads headers of whatever size they claim."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > MAX_ENTRY_BYTES + tarfile.RECORDSIZE:
@@ -251,7 +246,7 @@ class _Fault(ValueError):
 
 
 def contents(stream: BinaryIO, source: str) -> Iterator[NamedFile | UnitFiles]:
-    """Everything in an archive, each content checked by itself: exhaust it once before anything is written.
+    """Everything in an archive, checked entry by entry: exhaust it once before anything is written.
 
     Args:
         stream: the file, opened to be read; read from its beginning.
@@ -268,29 +263,24 @@ def contents(stream: BinaryIO, source: str) -> Iterator[NamedFile | UnitFiles]:
 
 
 def _contents(stream: BinaryIO) -> Iterator[NamedFile | UnitFiles]:
-    folder = ""
-    files: dict[str, bytes] = {}
-    for name, content in _entries(stream):
-        place, _, last = name.rpartition("/")
-        if files and place != f"units/{folder}":
+    # Names are in order, so entries of one folder follow each other.
+    for place, entries in groupby(_entries(stream), key=lambda entry: entry[0].rpartition("/")[0]):
+        kind, _, folder = place.partition("/")
+        files = {name.rpartition("/")[2]: content for name, content in entries}
+        if kind == "units":
             yield _unit(folder, files)
-            files = {}
-        with _at(name):
-            if place.startswith("units/"):
-                folder = place.removeprefix("units/")
-                files[last] = content
-            elif place.startswith("studies/"):
-                _check_plan(place.removeprefix("studies/"), content)
-                yield NamedFile(name, content)
-            elif place.startswith("searches/"):
-                content.decode("utf-8")
-                yield NamedFile(name, content)
-    if files:
-        yield _unit(folder, files)
+            continue
+        for name, content in files.items() if kind else ():
+            with _at(f"{place}/{name}"):
+                if kind == "studies":
+                    _plan(folder, content)
+                else:
+                    content.decode("utf-8")
+            yield NamedFile(f"{place}/{name}", content)
 
 
 def _entries(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """Names and contents, the names being ones that an export has. _Fault else."""
+    """Names that an export has, and their contents. _Fault for any other."""
     name = ""
     try:
         with _Unpacked(fileobj=stream, mode="rb") as packed, tarfile.open(fileobj=packed, mode="r:") as tar:
@@ -306,7 +296,7 @@ def _entries(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
                     _check_header(content)
                 name = member.name
                 yield name, content
-            while packed.read(2**20):  # To the checksum at its end.
+            while packed.read(2**20):  # The checksum is at its end.
                 pass
         if not name:
             raise _Fault("it is empty")
@@ -318,7 +308,7 @@ def _entries(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
 
 
 def _check_entry(entry: tarfile.TarInfo, before: str) -> None:
-    """ValueError for whatever an export doesn't hold."""
+    """ValueError for what no export holds."""
     if not entry.isreg() or entry.issparse():
         raise ValueError("it is a link, a folder or a device; an export has plain files alone")
     if entry.name.startswith("/"):
@@ -335,8 +325,8 @@ def _check_entry(entry: tarfile.TarInfo, before: str) -> None:
 
 def _check_header(content: bytes) -> None:
     with _at(HEADER):
-        found = plain_json(content)
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        header = plain_json(content)
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise _Fault(
             f"{HEADER} is {content[:80]!r}, this version reads format {FORMAT}; take the version that wrote it"
         )
@@ -358,7 +348,7 @@ def _unit(folder: str, files: dict[str, bytes]) -> UnitFiles:
 
 
 def _are_outcomes_of(record: Record, files: Mapping[str, bytes]) -> bool:
-    """Whether outcomes, where there are some, are those of the record; one of before there were digests names none."""
+    """Whether outcomes, if there are any, have the record's digest; old records name none."""
     content = files.get(OUTCOMES)
     return content is None or not record.outcomes or hashlib.sha256(content).hexdigest() == record.outcomes
 
@@ -373,31 +363,17 @@ def _record(folder: str, name: str, content: bytes) -> Record:
         raise ValueError(f"it is the record of another unit, {record.key}")
     if (record.status == "finished") != (name == RECORD):
         raise ValueError(f"its status is {record.status!r}")
-    if not isinstance(record.metrics, dict) or not all(map(_is_number, record.metrics.values())):
-        raise ValueError("metrics must be finite numbers by name")
-    if not isinstance(record.about, dict) or not isinstance(record.routes, dict) or not isinstance(record.error, str):
-        raise ValueError("about and routes must be objects, error a text")
-    if not isinstance(record.outcomes, str) or not isinstance(record.health, dict):
-        raise ValueError("health must be an object, outcomes a text")
-    for task, plain in record.health.items():
-        try:
-            check_health(plain)
-        except ValueError as error:
-            raise ValueError(f"health of {task}: {error}") from error
-    numbers = ("started", "ended", "train_seconds", "chosen_step")
-    if wrong := [name for name in numbers if name in record.about and not _is_number(record.about[name])]:
-        raise ValueError(f"about.{wrong[0]} must be a number, got {record.about[wrong[0]]!r}")
-    if not isinstance(record.checkpoint, str) or not _CHECKPOINT.fullmatch(record.checkpoint):
+    if not _CHECKPOINT.fullmatch(record.checkpoint):
         raise ValueError(f"checkpoint must be a folder in best/, got {record.checkpoint!r}")
     return record
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _plan(name: str, content: bytes) -> dict[str, Any]:
+    """A plan as JSON data. Not a `PlanFile`: plans of other versions are carried too.
 
-
-def _check_plan(name: str, content: bytes) -> None:
-    """ValueError where it is not a plan of this name, or its units would lie where no unit does."""
+    Raises:
+        ValueError: it is not a plan of this name, or its units would lie where no unit does.
+    """
     plan = plain_json(content)
     if not re.fullmatch(_PART, name):
         raise ValueError(f"{name!r} is no name of a study's folder")
@@ -409,6 +385,7 @@ def _check_plan(name: str, content: bytes) -> None:
         folder = unit.get("folder") if isinstance(unit, dict) else None
         if not isinstance(folder, str) or not re.fullmatch(_UNIT, folder) or key_of(folder) != key:
             raise ValueError(f"unit {key!r} has the folder {folder!r}")
+    return plan
 
 
 @contextmanager

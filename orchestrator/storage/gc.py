@@ -5,7 +5,7 @@ units that nobody holds: temporary files, and checkpoints and uploads that never
 records, chosen weights or logs, and nothing of a unit that a process holds.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.record import Record
@@ -37,7 +37,7 @@ class Swept:
 
 
 def sweep_unit(ledger: Ledger, folder: str, older_than: float, dry_run: bool) -> Swept:
-    """Delete what the rule says of one unit.
+    """Delete what the rule allows of one unit.
 
     Args:
         older_than: seconds; younger leftovers may belong to somebody.
@@ -47,63 +47,63 @@ def sweep_unit(ledger: Ledger, folder: str, older_than: float, dry_run: bool) ->
         OSError: the storage doesn't answer, or can't be written to.
     """
     storage, place = ledger.storage, f"units/{folder}"
-    going, note = _going(ledger, folder, older_than)
-    if not going:
+    removals, note = _removals(ledger, folder, older_than)
+    if not removals:
         return Swept(note=note)
     if storage.claimed(place):
         return Swept(note="held by a process; left as it is")
     if dry_run:
-        return Swept(tuple(going), note)
+        return Swept(tuple(removals), note)
     with storage.claim(place) as claim:
         if not claim:
             return Swept(note="held by a process; left as it is")
-        going, note = _going(ledger, folder, older_than)  # Again: somebody may have been at it since.
-        for one in going:
+        removals, note = _removals(ledger, folder, older_than)  # Again: it may have changed before the claim.
+        for removal in removals:
             claim.check()
-            one.remove()
-    return Swept(tuple(going), note)
+            removal.remove()
+    return Swept(tuple(removals), note)
 
 
 def sweep_rest(ledger: Ledger, older_than: float, dry_run: bool) -> Swept:
     """Old temporary files of studies and searches."""
-    found = [
+    removals = [*_leftovers(ledger, "studies", older_than), *_leftovers(ledger, "searches", older_than)]
+    for removal in () if dry_run else removals:
+        removal.remove()
+    return Swept(tuple(removals))
+
+
+def _leftovers(ledger: Ledger, place: str, older_than: float) -> list[Removal]:
+    return [
         Removal(left.name, left.size, "left by a writer that was killed", left.remove)
-        for place in ("studies", "searches")
         for left in ledger.storage.leftovers(place)
         if left.age > older_than
     ]
-    for one in () if dry_run else found:
-        one.remove()
-    return Swept(tuple(found))
 
 
-def _going(ledger: Ledger, folder: str, older_than: float) -> tuple[list[Removal], str]:
-    storage, place = ledger.storage, f"units/{folder}"
-    found = [
-        Removal(left.name, left.size, "left by a writer that was killed", left.remove)
-        for left in storage.leftovers(place)
-        if left.age > older_than
-    ]
-    checkpoints = _checkpoints(list(storage.entries(place)), place)
+def _removals(ledger: Ledger, folder: str, older_than: float) -> tuple[list[Removal], str]:
+    """What goes of a unit, and why something that could go stays."""
+    removals = _leftovers(ledger, f"units/{folder}", older_than)
+    checkpoints = checkpoints_of(ledger, folder)
+
+    def remove(name: str, why: str) -> None:
+        size = sum(entry.size for entry in checkpoints[name])
+        removals.append(Removal(name, size, why, lambda: ledger.storage.remove(name)))
+
     for name, entries in checkpoints.items():
         whole = any(entry.name == f"{name}/{STATE}" for entry in entries)
         if not whole and min(entry.age for entry in entries) > older_than:
-            found.append(_checkpoint(ledger, name, entries, "half a checkpoint"))
-    resume = {name: entries for name, entries in checkpoints.items() if name.startswith(f"{place}/checkpoints/")}
-    note = ""
-    taken = {one.name for one in found}
-    if resume:
-        record = ledger.read([Place(key_of(folder), folder)])[key_of(folder)]
-        if record is not None and record.status == "finished" and record.tested:
-            if fault := weights_fault(ledger, folder, record):
-                note = f"its chosen weights can't be read, so its checkpoints stay ({fault})"
-            else:
-                found += [
-                    _checkpoint(ledger, name, entries, "the unit is finished and tested")
-                    for name, entries in resume.items()
-                    if name not in taken
-                ]
-    return found, note
+            remove(name, "half a checkpoint")
+    resume = [name for name in checkpoints if name.startswith(f"units/{folder}/checkpoints/")]
+    record = ledger.read([Place(key_of(folder), folder)])[key_of(folder)] if resume else None
+    if record is None or record.status != "finished" or not record.tested:
+        return removals, ""
+    if fault := weights_fault(ledger, folder, record):
+        return removals, f"its chosen weights can't be read, so its checkpoints stay ({fault})"
+    broken = {removal.name for removal in removals}
+    for name in resume:
+        if name not in broken:
+            remove(name, "the unit is finished and tested")
+    return removals, ""
 
 
 def weights_fault(ledger: Ledger, folder: str, record: Record) -> str:
@@ -125,22 +125,10 @@ def checkpoint_fault(ledger: Ledger, place: str) -> str:
 
 def checkpoints_of(ledger: Ledger, folder: str) -> dict[str, list[Entry]]:
     """The contents of each checkpoint of a unit, by its place."""
-    return _checkpoints(list(ledger.storage.entries(f"units/{folder}")), f"units/{folder}")
-
-
-def _checkpoints(entries: list[Entry], place: str) -> dict[str, list[Entry]]:
-    found: dict[str, list[Entry]] = {}
-    for entry in entries:
-        parts = entry.name.removeprefix(f"{place}/").split("/")
-        if len(parts) == 3 and parts[0] in GROUPS and not parts[1].startswith("."):
-            found.setdefault(f"{place}/{parts[0]}/{parts[1]}", []).append(entry)
-    return dict(sorted(found.items()))
-
-
-def _checkpoint(ledger: Ledger, name: str, entries: list[Entry], why: str) -> Removal:
-    return Removal(name, sum(entry.size for entry in entries), why, lambda: ledger.storage.remove(name))
-
-
-def units_of(ledger: Ledger) -> Iterator[str]:
-    """Folders of all units."""
-    return iter(ledger.storage.children("units"))
+    checkpoints: dict[str, list[Entry]] = {}
+    for entry in ledger.storage.entries(f"units/{folder}"):
+        place, _, _ = entry.name.rpartition("/")
+        parts = place.removeprefix(f"units/{folder}/").split("/")
+        if len(parts) == 2 and parts[0] in GROUPS and not parts[1].startswith("."):
+            checkpoints.setdefault(place, []).append(entry)
+    return dict(sorted(checkpoints.items()))

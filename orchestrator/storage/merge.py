@@ -1,4 +1,4 @@
-"""Adding what an archive holds to a storage: only what it lacks, and again without a change.
+"""Adds what a storage lacks of an archive; importing twice changes nothing.
 
 present       imported             becomes
 nothing       any record           the imported one, with its outcomes and progress
@@ -23,7 +23,7 @@ from typing import BinaryIO, Literal
 from tqdm import tqdm
 
 from orchestrator.record import Record
-from orchestrator.storage.archive import UNITS_AT_A_TIME, NamedFile, UnitFiles, contents, read_unit
+from orchestrator.storage.archive import MAX_UNITS_IN_MEMORY, NamedFile, UnitFiles, contents, read_unit
 from orchestrator.storage.backends.base import Storage, as_object
 from orchestrator.storage.ledger import FAILURE, IMPORTED, RECORD, REPORTS, Ledger
 from orchestrator.storage.portable import portable
@@ -88,7 +88,7 @@ def _import(storage: Storage, stream: BinaryIO, file: Path, size: int) -> Import
     for content in tqdm(contents(stream, str(file)), total=size, desc=file.name, disable=None, leave=False):
         if isinstance(content, UnitFiles):
             units.append(content)
-            if len(units) == UNITS_AT_A_TIME:
+            if len(units) == MAX_UNITS_IN_MEMORY:
                 add_units()
         elif content.name.startswith("studies/"):
             _import_plan(storage, content, result)
@@ -106,7 +106,7 @@ def _import_unit(storage: Storage, unit: UnitFiles, file: Path) -> tuple[Became,
     with storage.claim(unit.place) as claim:
         if not claim:
             return "held", f"{unit.folder}: held by a process and left as it is; import again when that has ended"
-        present = _present(storage, unit.folder)  # Again: somebody may have been at it since.
+        present = _present(storage, unit.folder)  # Again: it may have changed before the claim.
         due = _due(present, unit)
         for name, content in due.items():
             claim.insist(partial(storage.write, f"{unit.place}/{name}", content))
@@ -165,7 +165,7 @@ def _is_better(imported: Record, present: Record) -> bool:
 
 
 def _age(failure: Record) -> tuple[float, str]:
-    """Orders failures; those of one time, too, so that imports in any order end with the same one."""
+    """Orders failures, also of one time: imports in any order end with the same one."""
     return failure.about.get("ended", 0.0), failure.to_json()
 
 
@@ -174,7 +174,7 @@ def _digest(content: bytes) -> str:
 
 
 def came_without_weights(storage: Storage, folder: str) -> bool:
-    """Whether the record of a unit is one that was imported. One that was trained here since then is another record."""
+    """Whether a unit's record was imported, and not replaced by training here since."""
     try:
         marker = as_object(storage.read(f"units/{folder}/{IMPORTED}"))
         return marker.get("record") == _digest(storage.read(f"units/{folder}/{RECORD}"))
@@ -183,12 +183,12 @@ def came_without_weights(storage: Storage, folder: str) -> bool:
 
 
 def _import_plan(storage: Storage, plan: NamedFile, result: Imported) -> None:
-    """The plan that has all units of the other one, and more, is kept; else the present one."""
-    present, study = _portable(storage, plan.name), plan.name.split("/")[1]
+    """Keep the imported plan if it has all units of the present one and more; else the present one."""
+    present, study = _present_plan(storage, plan.name), plan.name.split("/")[1]
     if present == plan.content:
         return
     ours, theirs = _units_of(present), _units_of(plan.content)
-    if present is None or ours.keys() < theirs.keys():
+    if not present or ours.keys() < theirs.keys():
         storage.write(plan.name, plan.content)
         result.files += 1
         if ours:
@@ -204,21 +204,22 @@ def _import_plan(storage: Storage, plan: NamedFile, result: Imported) -> None:
         result.notes.append(f"plan {study}: the one here is kept; it has all units of the imported one")
 
 
-def _portable(storage: Storage, name: str) -> bytes | None:
-    """A plan as it is exported; None where there is none that can be read."""
-    try:
+def _present_plan(storage: Storage, name: str) -> bytes:
+    """A plan as it is exported; empty where there is none that can be read."""
+    with suppress(FileNotFoundError, ValueError):
         content = portable(storage.read(name))
-    except (FileNotFoundError, ValueError):
-        return None
-    return content if "units" in as_object(content) else None
+        if "units" in as_object(content):
+            return content
+    return b""
 
 
-def _units_of(plan: bytes | None) -> Mapping[str, object]:
-    return {} if plan is None else as_object(plan)["units"]
+def _units_of(plan: bytes) -> Mapping[str, object]:
+    units: Mapping[str, object] = as_object(plan).get("units", {})
+    return units
 
 
 def _import_journal(storage: Storage, journal: NamedFile, result: Imported) -> None:
-    """A journal only grows: the one that begins with all of the other is kept, else the present one."""
+    """Keep the imported journal if it continues the present one (a journal only grows); else the present one."""
     name = journal.name.split("/")[1]
     place = SearchPlace(storage, name, REPORTS)
     if _journal(storage, journal).startswith(journal.content):

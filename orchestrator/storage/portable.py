@@ -12,7 +12,6 @@ _PATH = re.compile(r"""(?:(?<![\w./~*<-])|(?<=file://)|(?<=sqlite:///))(?:/[^\s/
 def portable(content: bytes) -> bytes:
     """JSON text without absolute paths of a machine, of which the last part is kept; the same bytes where it has none.
 
-
     Raises:
         ValueError: it isn't JSON.
     """
@@ -31,7 +30,7 @@ def _without_paths(value: Any) -> Any:
     if re.fullmatch(r"/[^\n]+", value):
         return _last_part(value)
     for pattern in (_QUOTED_PATH, _PATH):
-        value = pattern.sub(lambda found: _last_part(found[0]), value)
+        value = pattern.sub(lambda match: _last_part(match[0]), value)
     return value
 
 
@@ -42,8 +41,8 @@ def _last_part(path: str) -> str:
 def plain_json(content: bytes) -> Any:
     """What a JSON text holds, however it was made. ValueError where it isn't one."""
     try:
-        found = json.loads(content.decode("utf-8"))
-        json.dumps(found, allow_nan=False)  # NaN and infinity are read, and could not be written again.
-        return found
+        plain = json.loads(content.decode("utf-8"))
+        json.dumps(plain, allow_nan=False)  # NaN and infinity are read, and could not be written again.
+        return plain
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from error

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -26,29 +26,23 @@ INDEX = "trained"
 """Folder of the index of trained weights."""
 NO_STUDY = "(no study)"
 FILES = {
-    RECORD: RECORDS,
-    FAILURE: RECORDS,
-    OUTCOMES: RECORDS,
-    IMPORTED: RECORDS,
-    RESULT: RECORDS,
-    MANIFEST: RECORDS,
-    SOURCE: RECORDS,
-    "config.json": RECORDS,
-    LOG: LOGS,
-    PROGRESS: LOGS,
-    CLAIM: CLAIMS,
-    OWNER: CLAIMS,
+    **dict.fromkeys((RECORD, FAILURE, OUTCOMES, IMPORTED, RESULT, MANIFEST, SOURCE, "config.json"), RECORDS),
+    **dict.fromkeys((LOG, PROGRESS), LOGS),
+    **dict.fromkeys((CLAIM, OWNER), CLAIMS),
 }
+"""Kinds of what lies in a unit's folder."""
 SET_ASIDE = re.compile(r"record-[^/]+\.json|outcomes-[^/]+\.npz")
 """Records of units that were trained again by other code."""
 FOLDERS = {"checkpoints": RESUME, "best": WEIGHTS, "claims": CLAIMS}
-AT_A_TIME = 4
-"""Checkpoints that are read at once: each is in memory whole."""
+"""Kinds of what lies in folders of a unit's."""
+TOP_FOLDERS = {"studies": REPORTS, "searches": SEARCHES, INDEX: RECORDS, "mlartifacts": MLFLOW}
+MAX_READS_AT_ONCE = 4
+"""Of checkpoints: each is in memory whole."""
 
 
 @dataclass
 class Usage:
-    """Bytes. A unit that several studies use counts with each of them, and once in `kinds`."""
+    """Bytes. A unit that several studies use counts in each of them, and once in `kinds`."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     studies: dict[str, Counter[str]] = field(default_factory=dict)
@@ -65,13 +59,9 @@ def kind_of(name: str) -> str:
     top, _, rest = name.partition("/")
     if any(TEMPORARY.fullmatch(part) or part.startswith(".probe-") for part in name.split("/")):
         return LEFT
-    if top == "studies":
-        return REPORTS
-    if top == "searches":
-        return SEARCHES
-    if top == INDEX:
-        return RECORDS
-    if top == "mlartifacts" or re.fullmatch(r"mlflow\.db.*|\.mlflow\.lock.*", name):
+    if top in TOP_FOLDERS:
+        return TOP_FOLDERS[top]
+    if re.fullmatch(r"mlflow\.db.*|\.mlflow\.lock.*", name):
         return MLFLOW
     if top != "units" or "/" not in rest:
         return OTHER
@@ -91,24 +81,23 @@ def usage(ledger: Ledger) -> Usage:
             users.setdefault(unit.folder, []).append(study)
     sizes = [(entry.name, entry.size) for entry in ledger.storage.entries("")]
     listed = {name for name, _ in sizes}
-    uploads = [left for left in ledger.storage.leftovers("units") if left.name not in listed]
-    sizes += [(left.name, left.size) for left in uploads if ledger.root is None]
-    seen = set()
+    if ledger.root is None:
+        sizes += [(left.name, left.size) for left in ledger.storage.leftovers("units") if left.name not in listed]
     for name, size in sizes:
-        kind = LEFT if name in seen or name not in listed else kind_of(name)
-        seen.add(name)
+        kind = kind_of(name) if name in listed else LEFT
         used.kinds[kind] += size
         top, _, rest = name.partition("/")
         place = rest.split("/")[0]
+        studies: list[str] = []
         if top == "units" and "/" in rest:
             used.units[place] += size
-            for study in users.get(place, [NO_STUDY]):
-                used.studies.setdefault(study, Counter())[kind] += size
+            studies = users.get(place, [NO_STUDY])
         elif top == "studies" and place in used.studies:
-            used.studies[place][kind] += size
+            studies = [place]
         elif top == INDEX:
-            for study in users.get(_unit_of(ledger, name), [NO_STUDY]):
-                used.studies.setdefault(study, Counter())[kind] += size
+            studies = users.get(_unit_of(ledger, name), [NO_STUDY])
+        for study in studies:
+            used.studies.setdefault(study, Counter())[kind] += size
     return used
 
 
@@ -135,8 +124,7 @@ def bytes_text(size: int) -> str:
     return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
 
 
-def over(call: Callable[[T], R], items: Iterable[T], title: str) -> Sequence[R]:
+def map_with_progress(call: Callable[[T], R], items: Sequence[T], title: str) -> list[R]:
     """Results in order, a few at a time, under a progress bar where standard error is a terminal."""
-    every = list(items)
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        return list(tqdm(pool.map(call, every), total=len(every), desc=title, disable=None, leave=False))
+    with ThreadPoolExecutor(MAX_READS_AT_ONCE) as pool:
+        return list(tqdm(pool.map(call, items), total=len(items), desc=title, disable=None, leave=False))

@@ -41,8 +41,8 @@ def verify_unit(ledger: Ledger, folder: str) -> Verified:
     record, damages = _records(ledger, folder)
     if ledger.storage.claimed(place):
         return Verified(tuple(damages), held=True)
-    found = checkpoints_of(ledger, folder)
-    whole = {name: f"{name}/{STATE}" in {entry.name for entry in entries} for name, entries in found.items()}
+    checkpoints = checkpoints_of(ledger, folder)
+    whole = {name: f"{name}/{STATE}" in {entry.name for entry in entries} for name, entries in checkpoints.items()}
     faults = {name: checkpoint_fault(ledger, name) for name, has_state in whole.items() if has_state}
     resume = [name for name in faults if name.startswith(f"{place}/checkpoints/")]
     usable = [name for name in resume if not faults[name]]
@@ -65,7 +65,7 @@ def _then(chosen: bool, finished: bool, usable: list[str], name: str) -> str:
         return f"the next ablate makes them again, {how}, if a unit that isn't done starts from them; else nothing"
     if finished:
         return "nothing: the unit is finished and has its chosen weights"
-    older = [one for one in usable if one < name] if "/checkpoints/" in name else usable
+    older = [step for step in usable if step < name] if "/checkpoints/" in name else usable
     return f"the next ablate goes on from {older[-1].rsplit('/', 1)[-1]}" if older else "the next ablate begins anew"
 
 
@@ -86,7 +86,7 @@ def _of_record(ledger: Ledger, folder: str, damage: Damage, faults: dict[str, st
 
 
 def _records(ledger: Ledger, folder: str) -> tuple[Record | None, list[Damage]]:
-    found, damages = None, []
+    first, damages = None, []
     for name in (RECORD, FAILURE):
         file = f"units/{folder}/{name}"
         try:
@@ -98,13 +98,13 @@ def _records(ledger: Ledger, folder: str) -> tuple[Record | None, list[Damage]]:
         except ValueError as error:
             damages.append(Damage(file, str(error), "the next ablate writes it again"))
             continue
-        found = found or record
-    return found, damages
+        first = first or record
+    return first, damages
 
 
 def verify_studies(ledger: Ledger) -> list[Damage]:
     """Saved plans that can't be read."""
-    found = []
+    damages = []
     for name in ledger.storage.children("studies"):
         file = f"studies/{name}/{PLAN}"
         try:
@@ -112,5 +112,5 @@ def verify_studies(ledger: Ledger) -> list[Damage]:
         except FileNotFoundError:
             continue
         if "units" not in content:
-            found.append(Damage(file, "it is not a plan", "the study's ablate command writes it again"))
-    return found
+            damages.append(Damage(file, "it is not a plan", "the study's ablate command writes it again"))
+    return damages

@@ -9,7 +9,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -18,13 +18,14 @@ from filelock import FileLock, Timeout
 import ups_model
 from ups_model.data.format.clip_set import ClipSet
 
+GIT_TIMEOUT_SECONDS = 20
 COMPARED = ("torch", "numpy", "transformers", "ray")
 """Packages of which all nodes must have the same version; a build for other hardware (2.13.0+cu126) is the same."""
 
 
 @dataclass(frozen=True)
-class Site:
-    """Plain data, sent with every job."""
+class Environment:
+    """What the driver runs. Plain data, sent with every job."""
 
     host: str
     """Of the driver."""
@@ -40,15 +41,15 @@ class Site:
 
 
 @contextmanager
-def site_of(root: Path | None, commit: str, clips: Mapping[str, str]) -> Iterator[Site]:
-    """The driver's own, with a probe on the storage for as long as the block lasts.
+def driver_environment(root: Path | None, commit: str, clips: Mapping[str, str]) -> Iterator[Environment]:
+    """This process's, as the driver, with a probe on the storage for as long as the block lasts.
 
     Args:
         root: folder of the storage; None for an object store.
         commit: of the code that runs.
         clips: content fingerprints by name.
     """
-    own = Site(socket.gethostname(), commit, code_digest(), versions(), dict(clips))
+    own = Environment(socket.gethostname(), commit, code_digest(), versions(), dict(clips))
     if root is None:
         yield own
         return
@@ -61,27 +62,25 @@ def site_of(root: Path | None, commit: str, clips: Mapping[str, str]) -> Iterato
     probe = root / f".driver-{uuid.uuid4().hex}"
     with FileLock(probe):
         try:
-            yield Site(**{**vars(own), "probe": str(probe)})
+            yield replace(own, probe=str(probe))
         finally:
             with suppress(OSError):
                 probe.unlink()
 
 
-def faults(site: Site, paths: Mapping[str, str]) -> list[str]:
+def faults(driver: Environment, paths: Mapping[str, str]) -> list[str]:
     """Why this node must not run the driver's units; empty where it may. Each names the way out.
 
     Args:
-        site: the driver's.
         paths: folder of each clip set.
     """
     reasons = []
     here = versions()
-    for name, wanted in site.versions.items():
-        if _release(name, here.get(name, "none")) != _release(name, wanted):
-            reasons.append(
-                f"{name} {here.get(name, 'none')} where the driver has {wanted}; install from constraints.txt"
-            )
-    if code_digest() != site.code:
+    for name, version in driver.versions.items():
+        own = here.get(name, "none")
+        if _release(name, own) != _release(name, version):
+            reasons.append(f"{name} {own} where the driver has {version}; install from constraints.txt")
+    if code_digest() != driver.code:
         reasons.append(
             "ups_model is not the driver's code: send the same working tree to every node, and start the command again "
             "after changing it"
@@ -92,9 +91,9 @@ def faults(site: Site, paths: Mapping[str, str]) -> list[str]:
         except (ValueError, OSError) as error:
             reasons.append(f"clip set {name} can't be read at {path} ({error}); copy it to every node, at one path")
             continue
-        if fingerprint != site.clips.get(name):
+        if fingerprint != driver.clips.get(name):
             reasons.append(f"clip set {name} at {path} is another than the driver's; copy the driver's to every node")
-    return reasons + (_probe_faults(Path(site.probe), site.host) if site.probe else [])
+    return reasons + (_probe_faults(Path(driver.probe), driver.host) if driver.probe else [])
 
 
 def _probe_faults(probe: Path, host: str) -> list[str]:
@@ -163,5 +162,7 @@ def commit() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
-    return done.stdout.strip()
+    result = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=GIT_TIMEOUT_SECONDS, check=True
+    )
+    return result.stdout.strip()

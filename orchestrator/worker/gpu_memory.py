@@ -7,9 +7,9 @@ memory itself, and not its neighbours. It is then tried again with a whole GPU (
 import logging
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from orchestrator.worker.job import Job
 
@@ -30,7 +30,7 @@ class Footprint:
     """What a unit takes of a GPU."""
 
     peak_bytes: int
-    """The most that its process held, the libraries' own memory included, which counts for `CONTEXT_BYTES` at least."""
+    """Of its process, with the libraries' own memory, which counts for `CONTEXT_BYTES` at least."""
     total_bytes: int
     """Of the GPU."""
     gpu: str
@@ -55,19 +55,11 @@ class Footprint:
         """Of a GPU for each unit, in the ten-thousandths that Ray counts in; never rounded up, so that `fit` do fit."""
         return int(10_000 / self.fit) / 10_000
 
-    def to_plain(self) -> dict[str, Any]:
-        """JSON data."""
-        return asdict(self)
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        return cls(**plain)
-
 
 def smallest_gpu(footprints: Mapping[str, Footprint]) -> dict[str, Footprint]:
     """Footprints as if all were measured on the smallest of their GPUs: any unit may come to run there."""
     total = min((one.total_bytes for one in footprints.values()), default=0)
-    return {key: Footprint(one.peak_bytes, total, one.gpu) for key, one in footprints.items()}
+    return {key: replace(footprint, total_bytes=total) for key, footprint in footprints.items()}
 
 
 def described(footprints: Iterable[tuple[str, Footprint]]) -> str:

@@ -1,4 +1,4 @@
-"""What a worker process is given, and what it answers: plain data at the border between processes."""
+"""A worker's job and its outcome: plain data at the border between processes."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from orchestrator.planning.plan import Unit
 from orchestrator.storage.source_check import Policy
-from orchestrator.worker.environment import Site
+from orchestrator.worker.environment import Environment
 
 if TYPE_CHECKING:  # It imports torch, which whoever plans needs not.
     from ups_model.device import Precision
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # It imports torch, which whoever plans needs not.
 
 @dataclass(frozen=True)
 class Job:
-    """A unit, and how it is carried out here; nothing but the unit can change its result."""
+    """A unit, and how it is run; nothing but the unit can change its result."""
 
     unit: Unit
     parent: Unit | None
@@ -29,14 +29,14 @@ class Job:
     precision: "Precision" = "auto"
     test: bool = True
     """Measure the test split, also of a unit that finished without."""
-    site: Site | None = None
-    """What must be the same here as at the driver's; None checks nothing."""
+    site: Environment | None = None
+    """What this node must share with the driver; None checks nothing. The field's name is that of the JSON."""
     gpus: float = 0.0
     """Share of a GPU, or GPUs."""
     too_small: tuple[float, ...] = ()
     """Shares of a GPU in which the unit ran out of memory before."""
     other_code: Policy = "refuse"
-    """What becomes of what other code has trained."""
+    """What becomes of weights that other code has trained."""
     wanted: tuple[str, ...] = ()
     """Metrics that tables want of the unit."""
 
@@ -56,7 +56,7 @@ class Job:
         nested = {
             "unit": Unit.from_plain(plain["unit"]),
             "parent": plain["parent"] and Unit.from_plain(plain["parent"]),
-            "site": plain["site"] and Site(**plain["site"]),
+            "site": plain["site"] and Environment(**plain["site"]),
             "too_small": tuple(plain["too_small"]),
             "wanted": tuple(plain["wanted"]),
         }

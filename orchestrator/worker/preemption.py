@@ -1,7 +1,7 @@
-"""Notices that a machine is about to go: a file that somebody makes, or a spot notice of EC2. Imports no Ray.
+"""Preemption notices: a file that a batch system makes, or a spot notice of EC2. Imports no Ray.
 
-A unit that sees one saves a checkpoint and ends; the driver runs it elsewhere. SIGTERM to a worker's process is the
-other way to say it; `orchestrator.execution.driver` handles that.
+A unit that sees one saves a checkpoint and ends; the driver runs it elsewhere. `orchestrator.execution.driver` handles
+the other notice, SIGTERM to a worker.
 """
 
 import json
@@ -10,7 +10,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -24,11 +24,11 @@ ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 DEFAULT_ENDPOINT = "http://169.254.169.254"
 PERIOD_SECONDS = 5.0
 """As AWS recommends."""
-TIMEOUT_SECONDS = 2.0
+METADATA_TIMEOUT_SECONDS = 2.0
 
 
 class Notice:
-    """Asks now and then, in a thread; `reason` says whether there has been a notice. One a process."""
+    """Polls in a thread; `reason` says whether there has been a notice. One per process."""
 
     def __init__(self, sources: list[Callable[[], str]], period: float = PERIOD_SECONDS) -> None:
         self.reason = ""
@@ -43,7 +43,7 @@ class Notice:
             for source in self._sources:
                 try:
                     self.reason = self.reason or source()
-                except Exception as error:  # A notice that can't be asked for is none; asked again soon.
+                except Exception as error:  # No answer is no notice; the next poll asks again.
                     level = logging.DEBUG if self._complained else logging.WARNING
                     self._complained = True
                     logger.log(level, "nobody tells whether this machine is about to go (%s); asked again", error)
@@ -56,21 +56,21 @@ class Notice:
         self._stop.set()
 
 
-def configured(environment: dict[str, str] | None = None, period: float = PERIOD_SECONDS) -> Notice:
-    """What the environment asks for.
+def configured(environment: Mapping[str, str] | None = None, period: float = PERIOD_SECONDS) -> Notice:
+    """A notice with the sources that environment variables name.
 
     Raises:
         ValueError: the variable UPS_SPOT_NOTICE has an unknown value.
     """
-    given = dict(os.environ) if environment is None else environment
+    variables = os.environ if environment is None else environment
     sources: list[Callable[[], str]] = []
-    if given.get(FILE):
-        file = Path(given[FILE])
+    if name := variables.get(FILE):
+        file = Path(name)
         sources.append(lambda: f"{file} is there" if file.exists() else "")
-    if given.get(SPOT):
-        if given[SPOT] != "ec2":
-            raise ValueError(f"{SPOT} must be ec2, got {given[SPOT]!r}; leave it out for machines that give no notice")
-        endpoint = given.get(ENDPOINT) or DEFAULT_ENDPOINT
+    if provider := variables.get(SPOT):
+        if provider != "ec2":
+            raise ValueError(f"{SPOT} must be ec2, got {provider!r}; leave it out for machines that give no notice")
+        endpoint = variables.get(ENDPOINT) or DEFAULT_ENDPOINT
         sources.append(lambda: ec2_notice(endpoint))
     return Notice(sources, period)
 
@@ -83,23 +83,21 @@ def ec2_notice(endpoint: str = DEFAULT_ENDPOINT) -> str:
     """
     token = _ask(f"{endpoint.rstrip('/')}/latest/api/token", "PUT", {"X-aws-ec2-metadata-token-ttl-seconds": "300"})
     headers = {"X-aws-ec2-metadata-token": token} if token else {}
-    told = _ask(f"{endpoint.rstrip('/')}/latest/meta-data/spot/instance-action", "GET", headers)
-    if not told:
+    notice = _ask(f"{endpoint.rstrip('/')}/latest/meta-data/spot/instance-action", "GET", headers)
+    if not notice:
         return ""
-    action = json.loads(told)
+    action = json.loads(notice)
     return f"EC2 will {action.get('action', 'stop')} it at {action.get('time', 'an unknown time')}"
 
 
 def _ask(address: str, method: str, headers: dict[str, str]) -> str:
     """An answer's text; empty for "not found", which is how the service says that there is no notice."""
     # No proxy: the address is the instance's own.
+    request = urllib.request.Request(address, method=method, headers=headers)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(
-            urllib.request.Request(address, method=method, headers=headers), timeout=TIMEOUT_SECONDS
-        ) as got:
-            text: str = got.read().decode("utf-8")
-            return text
+        with opener.open(request, timeout=METADATA_TIMEOUT_SECONDS) as answer:
+            return str(answer.read(), "utf-8")
     except urllib.error.HTTPError as error:
         if error.code == 404:
             return ""

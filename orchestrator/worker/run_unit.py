@@ -1,4 +1,4 @@
-"""What one unit does, in a process of Ray's: take it, train it or go on with it, leave a record. Imports no Ray."""
+"""Runs one unit in a worker process: claims it, trains or resumes it, writes its record. Imports no Ray."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +48,11 @@ MAX_STEPS_BETWEEN_CHECKPOINTS = 500
 
 
 def run_unit(job: Job, should_stop: Callable[[], bool]) -> Outcome:
-    """Train a unit to its end, or report that it is done, held by another process, stopped, or that this node must not
-    run it.
+    """Train a unit to its end, unless it is done, held by another process, stopped, or this node must not run it.
 
     Raises:
-        Exception: whatever may be gone at another try: a full disk, a lost device. What can't be, such as a loss that
-            isn't finite, is a record and an outcome "failed".
+        Exception: what another try may not meet again, such as a full disk or a lost device. What it would, such as a
+            loss that isn't finite, is a record and an outcome "failed".
     """
     if job.site is not None and (reasons := faults(job.site, job.paths)):
         return Outcome("refused", "; ".join(reasons))
@@ -67,7 +66,7 @@ def run_unit(job: Job, should_stop: Callable[[], bool]) -> Outcome:
             if done is not None and _is_complete(job, done) and readable(ledger.weights(unit, done)):
                 return Outcome("finished")
             with ledger.workspace(unit, claim) as work:
-                return _logged(job, ledger, claim, work, done, lambda: claim.lost() or should_stop())
+                return _Attempt(job, ledger, claim, work).run(done, lambda: claim.lost() or should_stop())
     except ClaimLost as error:
         return Outcome("busy", f"{unit.name}: {error}")
 
@@ -79,101 +78,93 @@ def _is_complete(job: Job, done: Record) -> bool:
     return not needs_measuring(done, job.wanted)
 
 
-def _logged(
-    job: Job, ledger: Ledger, claim: Claim, work: Workspace, done: Record | None, should_stop: Callable[[], bool]
-) -> Outcome:
-    try:
-        with _log_to(work.folder / LOG):
-            try:
-                return _train(job, ledger, claim, work, done, should_stop)
-            except Exception:
-                logger.exception("%s", job.unit.name)
-                raise
-    finally:
-        work.save_log()
-
-
-def _train(
-    job: Job, ledger: Ledger, claim: Claim, work: Workspace, done: Record | None, should_stop: Callable[[], bool]
-) -> Outcome:
-    # Imported here, after Ray has set the threads that a worker may use; the driver needs none of it.
-    import torch
-
-    from ups_model.training.loop import NonFiniteLoss
-
-    unit, started = job.unit, time.time()
-    torch.set_num_threads(job.threads)
-    if job.gpus:
-        limit_memory(job.gpus)
-    parent = ledger.done(job.parent) if job.parent is not None else None
-    try:
-        done, codes = _codes(job, ledger, claim, work, done, parent)
-    except OtherCode as error:
-        return Outcome("failed", str(error))
-    attempt = _Attempt(job, ledger, claim, work, started)
-    try:
-        if (outcome := attempt.measure(done)) is not None:
-            return outcome
-        return attempt.train(done, parent, codes, should_stop)
-    except (ValueError, NonFiniteLoss) as error:
-        # The same again at every try: the configuration, the data or the numbers are at fault, not the machine.
-        logger.exception("%s", unit.name)
-        about = _about(job, started)
-        claim.confirm()
-        failure = Record(unit.key, "failed", error=traceback.format_exc().strip(), about=about)
-        claim.insist(lambda: ledger.write(unit, failure))
-        # Of anything but numbers, another node may think otherwise: its language model, its device.
-        return Outcome("failed", str(error), sure=isinstance(error, NonFiniteLoss))
-    except torch.OutOfMemoryError as error:
-        logger.exception("%s", unit.name)
-        torch.cuda.empty_cache()  # This process goes on to other units.
-        return Outcome("out_of_memory", str(error).splitlines()[0])
-
-
 class OtherCode(ValueError):
     """Other code has trained a unit, or a part of it, and may not be mixed with the present one."""
 
 
-def _codes(
-    job: Job, ledger: Ledger, claim: Claim, work: Workspace, done: Record | None, parent: Record | None
-) -> tuple[Record | None, list[str]]:
-    """What counts as done, and which code will have trained the unit at its end.
-
-    Raises:
-        OtherCode: what is there is of other code, and the driver said nothing of it.
-    """
-    present = source_digest("training")
-    expected = chain([*([training_code(parent)] if parent is not None else []), present])
-    begun = list(Begun.read(work.folder).training)
-    is_current = done is not None and not is_trained_otherwise(done)
-    # A record without weights, as an import leaves it, says nothing of checkpoints beside it.
-    if done is not None and is_current and (begun in ([], expected) or readable(work.folder / done.checkpoint)):
-        return done, [present]
-    if done is None and begun in ([], expected):
-        return None, expected
-    before = chain([training_code(done)] if done is not None and not is_current else begun)
-    if job.other_code == "accept":
-        return done, chain([*before, *expected])
-    if job.other_code == "retrain":
-        if begun != expected:  # Else an earlier call has set it aside and begun anew.
-            logger.warning("%s was trained by other code (%s); training it again", job.unit.name, THEN.join(before))
-            set_aside(ledger, claim, work, job.unit, done)
-        return None, expected
-    raise OtherCode(
-        f"{job.unit.name} was trained by other code ({THEN.join(before)}, the present one is {present}); give "
-        "--accept-other-code or --retrain"
-    )
-
-
 @dataclass(frozen=True)
 class _Attempt:
-    """A try at a unit that this process holds."""
+    """A try at a unit that this process has claimed."""
 
     job: Job
     ledger: Ledger
     claim: Claim
     work: Workspace
-    started: float
+    started: float = field(default_factory=time.time)
+
+    def run(self, done: Record | None, should_stop: Callable[[], bool]) -> Outcome:
+        """Measure or train the unit; what is logged meanwhile goes to a file of its folder."""
+        try:
+            with _log_to(self.work.folder / LOG):
+                try:
+                    return self._run(done, should_stop)
+                except Exception:
+                    logger.exception("%s", self.job.unit.name)
+                    raise
+        finally:
+            self.work.save_log()
+
+    def _run(self, done: Record | None, should_stop: Callable[[], bool]) -> Outcome:
+        # Imported here, after Ray has set the threads that a worker may use; the driver needs none of it.
+        import torch
+
+        from ups_model.training.loop import NonFiniteLoss
+
+        job, unit = self.job, self.job.unit
+        torch.set_num_threads(job.threads)
+        if job.gpus:
+            limit_memory(job.gpus)
+        parent = self.ledger.done(job.parent) if job.parent is not None else None
+        try:
+            done, codes = self._codes(done, parent)
+        except OtherCode as error:
+            return Outcome("failed", str(error))
+        try:
+            if (outcome := self._measure(done)) is not None:
+                return outcome
+            return self._train(done, parent, codes, should_stop)
+        except (ValueError, NonFiniteLoss) as error:
+            # The same again at every try: the configuration, the data or the numbers are at fault, not the machine.
+            logger.exception("%s", unit.name)
+            about = _about(job, self.started)
+            self.claim.confirm()
+            failure = Record(unit.key, "failed", error=traceback.format_exc().strip(), about=about)
+            self.claim.insist(lambda: self.ledger.write(unit, failure))
+            # Of anything but numbers, another node may think otherwise: its language model, its device.
+            return Outcome("failed", str(error), sure=isinstance(error, NonFiniteLoss))
+        except torch.OutOfMemoryError as error:
+            logger.exception("%s", unit.name)
+            torch.cuda.empty_cache()  # This process goes on to other units.
+            return Outcome("out_of_memory", str(error).splitlines()[0])
+
+    def _codes(self, done: Record | None, parent: Record | None) -> tuple[Record | None, list[str]]:
+        """What counts as done, and which code will have trained the unit at its end.
+
+        Raises:
+            OtherCode: other code has trained it in part, and the policy is to refuse that.
+        """
+        job, folder = self.job, self.work.folder
+        present = source_digest("training")
+        expected = chain([*([training_code(parent)] if parent is not None else []), present])
+        begun = list(Begun.read(folder).training)
+        is_current = done is not None and not is_trained_otherwise(done)
+        # A record without weights, as an import leaves it, says nothing of checkpoints beside it.
+        if done is not None and is_current and (begun in ([], expected) or readable(folder / done.checkpoint)):
+            return done, [present]
+        if done is None and begun in ([], expected):
+            return None, expected
+        before = chain([training_code(done)] if done is not None and not is_current else begun)
+        if job.other_code == "accept":
+            return done, chain([*before, *expected])
+        if job.other_code == "retrain":
+            if begun != expected:  # Else an earlier call has set it aside and begun anew.
+                logger.warning("%s was trained by other code (%s); training it again", job.unit.name, THEN.join(before))
+                set_aside(self.ledger, self.claim, self.work, job.unit, done)
+            return None, expected
+        raise OtherCode(
+            f"{job.unit.name} was trained by other code ({THEN.join(before)}, the present one is {present}); give "
+            "--accept-other-code or --retrain"
+        )
 
     @property
     def _options(self) -> "RunOptions":
@@ -194,7 +185,7 @@ class _Attempt:
     def _paths(self) -> dict[str, Path]:
         return {name: Path(path) for name, path in self.job.paths.items()}
 
-    def measure(self, done: Record | None) -> Outcome | None:
+    def _measure(self, done: Record | None) -> Outcome | None:
         """Measure weights that are there already; None where the unit has to be trained."""
         job, unit = self.job, self.job.unit
         if done is not None:
@@ -208,7 +199,7 @@ class _Attempt:
         own = json_object(self.work.folder / RESULT)
         is_tested = any(name.startswith("test/") for name in own.get("metrics", {}))
         if own.get("key") == unit.key and own.get("status") == "finished" and (is_tested or not job.test):
-            return None  # Its record is missing and nothing else.
+            return None  # Only its record is missing.
         twin = find_twin(self.ledger, unit, job.other_code)
         if twin is None:
             return None
@@ -243,7 +234,7 @@ class _Attempt:
     def _later(self, trained: Mapping[str, Any]) -> dict[str, Any]:
         return _tested_later(trained, _about(self.job, self.started))
 
-    def train(
+    def _train(
         self, done: Record | None, parent: Record | None, codes: list[str], should_stop: Callable[[], bool]
     ) -> Outcome:
         """Train the unit, go on with it, or make a record of a result that is there."""

@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 def set_aside(ledger: Ledger, claim: Claim, work: Workspace, unit: Unit, done: Record | None) -> None:
-    """Make room for training a unit again: its record is kept under another name, its weights, checkpoints and curve
-    are deleted. Until the new one is there, the old record stays in its place too.
+    """Make room for training a unit again: its record is copied under another name, its weights, checkpoints and curve
+    are deleted. The old record also stays in its place until the new one replaces it.
 
     Raises:
         OSError: the storage can't be written to.
@@ -33,7 +33,7 @@ def set_aside(ledger: Ledger, claim: Claim, work: Workspace, unit: Unit, done: R
             beside = name.replace("/record-", "/outcomes-").removesuffix(".json") + ".npz"
             claim.insist(lambda: ledger.storage.write(beside, outcomes))
         claim.insist(lambda: ledger.storage.write(name, content))
-    # The result first: it says that the weights are there.
+    # The result first: it names the weights.
     for name in (RESULT, PROGRESS):
         (work.folder / name).unlink(missing_ok=True)
     for group in GROUPS:
@@ -66,16 +66,13 @@ def keep_newest_checkpoint(work: Workspace) -> None:
 
 
 def discard_unreadable_weights(folder: Path) -> None:
-    """Forget chosen weights that can't be read, and whatever says that they were chosen, so that they are made again.
-
-    A run that has finished makes them from its last checkpoint, without training; where they were chosen by validation,
-    it goes on from the last checkpoint before that.
-    """
+    """Delete chosen weights that can't be read, and what names them, so that they are made again: from the last
+    checkpoint without training, or, if validation chose them, from the last checkpoint before them."""
     best = {path.name: readable(path) for path in (folder / "best").glob("step-*")}
-    result = json_object(folder / "result.json")
+    result = json_object(folder / RESULT)
     if result and result.get("status") == "finished" and not best.get(Path(result.get("checkpoint", "")).name):
         logger.warning("the weights of %s can't be read; making them again", folder.name)
-        (folder / "result.json").unlink()
+        (folder / RESULT).unlink()
     for file in (folder / "checkpoints").glob(f"step-*/{STATE}"):
         chosen = json_object(file).get("best")  # Of an unreadable checkpoint nothing: resuming passes it over.
         if chosen and not best.get(f"step-{chosen['step']:08d}"):

@@ -41,15 +41,14 @@ class FakeDriver:
     @classmethod
     def install(cls, monkeypatch: Any) -> FakeDriver:
         """One that takes the place of Ray and MLflow while the test runs."""
-        from orchestrator.execution import driver as run
-        from orchestrator.execution import ray_cluster as ray_nodes
+        from orchestrator.execution import driver, ray_cluster
         from orchestrator.tracking import mlflow_store
 
         fake = cls()
-        monkeypatch.setattr(ray_nodes, "connect", lambda address: ray_nodes.ClusterFacts(2.0, 0.0, True))
-        monkeypatch.setattr(ray_nodes, "check_room", lambda facts, resources: None)
-        monkeypatch.setattr(ray_nodes, "disconnect", lambda: None)
-        monkeypatch.setattr(run, "execute", fake.execute)
+        monkeypatch.setattr(ray_cluster, "connect", lambda address: ray_cluster.ClusterFacts(2.0, 0.0, True))
+        monkeypatch.setattr(ray_cluster, "check_room", lambda facts, resources: None)
+        monkeypatch.setattr(ray_cluster, "disconnect", lambda: None)
+        monkeypatch.setattr(driver, "execute", fake.execute)
         monkeypatch.setattr(NoMirror, "outcomes", [])
         monkeypatch.setattr(mlflow_store, "Mirror", NoMirror)
         return fake

@@ -16,7 +16,8 @@ TRAINING = """data/batching/augment data/batching/batch data/batching/batches da
 data/batching/configured data/batching/device_clips data/batching/pose_loader data/batching/windows data/format/cameras
 data/format/clip_data data/format/clip_set data/format/info data/format/splits data/readers/fill_missing model/decoder
 model/encoder model/layers model/text_features model/tokenizer model/ups model/vocabulary skeletons tasks training/build
-training/distributed training/loop training/losses training/result training/schedule"""
+training/distributed training/loop training/losses training/result training/run_state
+training/schedule"""
 EVALUATION = "evaluation/measure evaluation/metric_names evaluation/metrics evaluation/outcomes model/decoding"
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,7 +36,6 @@ from ups_model.evaluation.measure import measure, measure_test, score, trivial_v
 from ups_model.evaluation.metric_names import headline_metric
 from ups_model.model.layers import seed_for
 from ups_model.model.text_features import text_identity
-from ups_model.model.ups import UPS
 from ups_model.model.vocabulary import NonFiniteValues
 from ups_model.training.build import build, data_identity
 from ups_model.training.checkpoint import (
@@ -45,11 +43,7 @@ from ups_model.training.checkpoint import (
     load_checkpoint,
     load_weights,
     named_best_steps,
-    newest_checkpoint,
-    optimizer_tensors,
     prune_checkpoints,
-    restore_optimizer,
-    save_checkpoint,
 )
 from ups_model.training.distributed import check_shares, mean_over_processes, start_processes, wait_for_all
 from ups_model.training.losses import sequence_loss, target_tokens
@@ -63,11 +57,10 @@ from ups_model.training.result import (
     write_result,
 )
 from ups_model.training.run_folder import STATE
+from ups_model.training.run_state import Metrics, RunState, make_optimizer
 from ups_model.training.schedule import gumbel_noise, input_mask, learning_rate, temperature
 
 logger = logging.getLogger(__name__)
-
-Metrics = dict[str, float]
 
 
 class NonFiniteLoss(RuntimeError):
@@ -136,79 +129,6 @@ def train(
             if state.step % options.checkpoint_every == 0 or state.step == steps or stopped:
                 run.save(on_checkpoint)
         return run.finish(stopped)
-
-
-@dataclass
-class RunState:
-    """All that changes from step to step: what a checkpoint holds."""
-
-    model: UPS
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    average: AveragedModel | None
-    """Moving average of the weights (`optim.ema`), which is measured in place of the weights."""
-    step: int = 0
-    best: dict[str, Any] | None = None
-    """Step, score and metrics of the best validation so far."""
-    curve: dict[int, Metrics] = field(default_factory=dict)
-    """Headline metrics by step, from which the run's health is judged."""
-    seconds: float = 0.0
-    """Training time of the processes before this one."""
-    made_on: list[list[str]] = field(default_factory=list)
-    """Devices and precisions in their order: half a run in fp16 is another thing than all of it in bf16."""
-
-    @property
-    def evaluated(self) -> UPS:
-        """The model that is measured."""
-        return self.model if self.average is None else self.average.module  # type: ignore[return-value]
-
-    def restore(self, folder: Path, key: str) -> Path | None:
-        """Continue from the newest whole checkpoint in `folder`, which is returned; None where there is none.
-
-        Raises:
-            ValueError: the checkpoint is of another run.
-        """
-        saved = newest_checkpoint(folder)
-        if saved is None:
-            return None
-        path, tensors, saved_state = saved
-        if saved_state["key"] != key:
-            raise ValueError(
-                f"{folder.parent} holds another run ({saved_state['key']}, this one is {key}); "
-                "give another --out or delete it"
-            )
-        load_weights(self.model, tensors["model"], path)
-        restore_optimizer(self.optimizer, tensors["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(tensors["ema"])
-        for name, parameter in self.model.named_parameters():
-            if name in tensors.get("gradients", {}):
-                parameter.grad = tensors["gradients"][name].to(parameter.device)
-        if saved_state["scaler"]:  # Empty where the run so far was not in fp16; the scale then starts anew.
-            self.scaler.load_state_dict(saved_state["scaler"])
-        self.step, self.best, self.seconds = (saved_state[name] for name in ("step", "best", "seconds"))
-        self.made_on = saved_state.get("made_on", [])
-        self.curve = {int(step): metrics for step, metrics in saved_state["curve"].items()}
-        return path
-
-    def save(self, folder: Path, key: str, seconds: float) -> None:
-        """Write a checkpoint; `seconds` is the training time so far."""
-        groups = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
-        if self.average is not None:
-            groups["ema"] = self.average.state_dict()
-        # In the middle of a cycle: what its tasks so far have added up.
-        gradients = {name: value.grad for name, value in self.model.named_parameters() if value.grad is not None}
-        if gradients:
-            groups["gradients"] = gradients
-        state = {
-            "key": key,
-            "best": self.best,
-            "curve": {str(step): metrics for step, metrics in self.curve.items()},
-            "scaler": self.scaler.state_dict(),
-            "seconds": seconds,
-            "made_on": self.made_on,
-        }
-        save_checkpoint(folder, self.step, groups, state)
 
 
 class Run:
@@ -468,14 +388,6 @@ class Run:
         except NonFiniteValues as error:
             step, ways_out = self.state.step, _ways_out(self.config)
             raise NonFiniteLoss(f"the output is not finite at step {step} ({error}); {ways_out}") from error
-
-
-def make_optimizer(model: UPS, config: Config) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, config.optim.beta2))
 
 
 def _ways_out(config: Config) -> str:

@@ -22,7 +22,7 @@ from orchestrator.storage.portable import portable
 from orchestrator.storage.search_journal import SearchPlace
 from orchestrator.storage.usage import usage
 from orchestrator.worker.run_unit import run_unit
-from tests.orchestrator.worker import test_run_unit as test_worker
+from tests.orchestrator.worker import test_run_unit
 from tests.support.plans import graph_of, plan_of, small_study
 from ups_model.evaluation.metric_names import OUTCOMES
 
@@ -581,13 +581,13 @@ def test_imported_units_are_done_and_a_parent_without_weights_is_made_again_for_
 
 
 def test_a_child_trained_from_an_imported_parent_is_the_one_trained_from_the_parent_itself(bench, tmp_path, capsys):
-    plan = test_worker.plan_of(bench)
-    child = test_worker.pick(plan, "finetune", "pe")
+    plan = test_run_unit.plan_of(bench)
+    child = test_run_unit.pick(plan, "finetune", "pe")
     parent = plan.units[child.parent]
     here, there = tmp_path / "here", tmp_path / "there"
 
     def run(unit, storage):
-        return run_unit(test_worker.job_of(bench, plan, unit, storage), lambda: False).status
+        return run_unit(test_run_unit.job_of(bench, plan, unit, storage), lambda: False).status
 
     assert [run(parent, here), run(child, here)] == ["finished"] * 2
     ledger = Ledger(here)

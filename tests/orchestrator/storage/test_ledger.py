@@ -145,6 +145,18 @@ def test_weights_are_looked_for_where_the_storage_is_now(ledger, unit, tmp_path)
     assert moved.has_weights(unit, moved.finished(unit))
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"metrics": {"test/score": "1"}}, {"about": []}, {"checkpoint": 1}, {"health": {"pe": {}}}, {"status": "done"}],
+)
+def test_a_record_with_other_types_than_a_unit_leaves_counts_as_none(ledger, unit, damage, caplog):
+    record = Record(unit.key, "finished", {"test/score": 1.0}, about={"started": 1.0}, checkpoint="best/step-1")
+    ledger.write(unit, record)
+    assert ledger.finished(unit) == record
+    (ledger.folder(unit) / "record.json").write_text(json.dumps(json.loads(record.to_json()) | damage))
+    assert ledger.finished(unit) is None and f"{unit.folder}/record.json can't be read" in caplog.text
+
+
 def test_a_saved_plan_comes_back_and_a_damaged_one_is_named(ledger, caplog):
     plan = plan_of(small_study())
     plan_file = PlanFile.of(plan, "a command", {"steps": "8"})

@@ -231,7 +231,7 @@ SPACE = Space("depth", "?", {"dropout": Choice((0.0, 0.1))}, trials=1, objective
 
 
 def test_a_search_refuses_trials_of_other_code(bench, tmp_path, code, monkeypatch, capsys):
-    from orchestrator.execution import driver as run_module
+    from orchestrator.execution import driver
     from tests.support.plans import finish
 
     FakeDriver.install(monkeypatch)
@@ -243,7 +243,7 @@ def test_a_search_refuses_trials_of_other_code(bench, tmp_path, code, monkeypatc
             graph.ledger.write(unit, type(record)(**{**vars(record), "metrics": {"validation/score": 1.0}}))
             graph.finished(unit.key)
 
-    monkeypatch.setattr(run_module, "execute", execute)
+    monkeypatch.setattr(driver, "execute", execute)
     monkeypatch.setenv("UPS_CACHE", str(bench.folder / "search-cache"))
     given = [str(tmp_path / "space.py"), "--storage", str(tmp_path / "storage")]
     assert search.main(given) == 0

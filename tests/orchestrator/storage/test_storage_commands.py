@@ -11,6 +11,7 @@ pytest.importorskip("boto3", reason="needs boto3 for an object store")
 import boto3
 
 import ups_model.training.loop
+from orchestrator.planning.plan_file import PlanFile
 from orchestrator.storage.__main__ import main
 from orchestrator.storage.ledger import RECORD, Ledger
 from orchestrator.storage.usage import KINDS, bytes_text, kind_of, usage
@@ -39,7 +40,7 @@ def trained(bench, plan, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "storage"
     for unit in units_of(plan):
         assert run_unit(job_of(bench, plan, unit, folder), lambda: False).status == "finished"
-    Ledger(folder).save_plan(plan, {"study": "toy", "units": {u.key: {"folder": u.folder} for u in units_of(plan)}})
+    Ledger(folder).save_plan(PlanFile.of(plan, "python -m orchestrator.ablate toy", {}))
     return folder
 
 

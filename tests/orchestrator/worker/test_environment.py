@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.worker import environment as site
-from orchestrator.worker.environment import Site, code_digest, faults, site_of, versions
+import ups_model
+from orchestrator.worker.environment import Environment, code_digest, driver_environment, faults, versions
 from tests.support.runs import SOLID, write_toy_sets
 from ups_model.data.format.clip_set import ClipSet
 
@@ -20,7 +20,7 @@ def clips(tmp_path_factory):
 
 @pytest.fixture
 def own(clips):
-    return Site("head", "abc", code_digest(), versions(), {SOLID: ClipSet.open(clips[SOLID]).fingerprint})
+    return Environment("head", "abc", code_digest(), versions(), {SOLID: ClipSet.open(clips[SOLID]).fingerprint})
 
 
 def test_the_drivers_own_machine_has_no_faults(own, clips):
@@ -53,7 +53,7 @@ def test_the_codes_digest_changes_with_any_byte_of_it(tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "model.py").write_text("width = 1\n")
-    monkeypatch.setattr(site.ups_model, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(ups_model, "__file__", str(package / "__init__.py"))
     code_digest.cache_clear()
     try:
         before = code_digest()
@@ -87,14 +87,14 @@ def ask_another_process(found):
 
 
 def test_a_folder_that_both_see_and_both_lock_is_one_storage(tmp_path):
-    with site_of(tmp_path, "abc", {}) as found:
+    with driver_environment(tmp_path, "abc", {}) as found:
         assert ask_another_process(found) == []
     assert list(tmp_path.iterdir()) == [], "nothing is left of it"
 
 
 def test_the_probe_of_a_driver_that_was_killed_is_cleared_away_and_that_of_a_living_one_is_not(tmp_path):
     (tmp_path / ".driver-dead").touch()
-    with site_of(tmp_path, "abc", {}) as living, site_of(tmp_path, "abc", {}) as other:
+    with driver_environment(tmp_path, "abc", {}) as living, driver_environment(tmp_path, "abc", {}) as other:
         assert {file.name for file in tmp_path.iterdir()} == {
             living.probe.rsplit("/", 1)[1],
             other.probe.rsplit("/", 1)[1],
@@ -102,7 +102,7 @@ def test_the_probe_of_a_driver_that_was_killed_is_cleared_away_and_that_of_a_liv
 
 
 def test_a_folder_of_the_nodes_own_is_refused_and_left_as_it_was(tmp_path):
-    with site_of(tmp_path, "abc", {}) as found:
+    with driver_environment(tmp_path, "abc", {}) as found:
         private = replace(found, probe=found.probe.replace("driver", "other"))
         (fault,) = faults(private, {})
         assert "is not the driver's folder here" in fault and "s3://" in fault
@@ -113,11 +113,11 @@ def test_locks_that_do_not_reach_here_are_refused(tmp_path):
     """A file that is there and that anybody can lock: what a mount with nolock shows of a driver elsewhere."""
     probe = tmp_path / ".driver-1"
     probe.touch()
-    (fault,) = faults(Site("head", "abc", code_digest(), {}, {}, str(probe)), {})
+    (fault,) = faults(Environment("head", "abc", code_digest(), {}, {}, str(probe)), {})
     assert "locks don't reach from head to" in fault and "twice" in fault
 
 
 def test_an_object_store_needs_no_probe():
-    with site_of(None, "abc", {}) as found:
+    with driver_environment(None, "abc", {}) as found:
         assert found.probe == ""
         assert faults(found, {}) == []

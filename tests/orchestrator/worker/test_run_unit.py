@@ -143,7 +143,7 @@ def test_what_may_pass_is_raised_for_another_try_and_leaves_no_record(bench, tmp
     def full(*given, **named):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ups_model.training.loop, "save_checkpoint", full)
+    monkeypatch.setattr(ups_model.training.run_state, "save_checkpoint", full)
     with pytest.raises(OSError, match="No space left"):
         run(bench, plan, unit, tmp_path)
     assert ledger.record(unit) is None and not (ledger.folder(unit) / FAILURE).exists()
