@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EXTRAS := dev,orchestrator,aws,server
-WORKERS ?= 2
+# More than two processors: tests of drivers and servers wait much of their time.
+WORKERS ?= 3
 
 .PHONY: ablate test test-fast lint format train mlflow-server setup
 .DEFAULT_GOAL := test

@@ -232,6 +232,7 @@ def test_what_starts_nothing_imports_neither_torch_nor_a_scheduler(repo_root, co
     assert done.stdout and done.stderr.split() == []
 
 
+@pytest.mark.slow
 def test_the_check_for_torch_can_fail(repo_root):
     program = "import sys, ups_model.evaluation.metrics; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=repo_root, capture_output=True, text=True, check=True)

@@ -104,6 +104,7 @@ def test_the_facts_of_this_machine_are_torchs():
     assert all(gpu.failure == "" for gpu in facts.gpus)
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_1_and_the_reason_where_gpus_are_missing(repo_root):
     def run(*arguments):
         return subprocess.run(

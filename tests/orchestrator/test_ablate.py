@@ -241,6 +241,7 @@ def toy_plan(bench, seeds=1):
     ).plan
 
 
+@pytest.mark.slow
 def test_the_plan_of_tables_7_to_9_says_what_would_run(tmp_path_factory, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("UPS_CACHE", str(session_folder(tmp_path_factory, "cache")))
     storage = str(tmp_path / "storage")
@@ -285,6 +286,7 @@ def test_a_plan_on_a_storage_that_can_never_be_is_refused(bench, tmp_path, capsy
     assert "gs:// is not supported" in message
 
 
+@pytest.mark.slow
 def test_a_plan_imports_no_scheduler_and_makes_no_folder(bench, tmp_path):
     program = (
         "import sys; from orchestrator import ablate; status = ablate.main(sys.argv[1:]); "

@@ -200,6 +200,7 @@ def damaged(chosen, tmp_path):
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", EARLY)
 def test_bad_arguments_of_training_are_one_line_and_status_2_and_create_nothing(case, capsys, tmp_path):
     arguments, message = EARLY[case]
@@ -353,6 +354,7 @@ def test_a_written_configuration_given_back_is_the_same_run(joint, capsys):
     assert f"run {key}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_evaluation_gives_exactly_the_test_metrics_that_training_reported(joint, chosen, capsys, tmp_path):
     scores = tmp_path / "scores.json"
     assert ups_model.evaluate.main([str(chosen), "--device", "cpu", "--out", str(scores)]) == 0
@@ -393,6 +395,7 @@ def test_fine_tuning_one_task_starts_from_the_parent_and_keeps_its_routes(joint,
     assert "holds another run" in refusal(ups_model.train.main, without, capsys)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_with_status_1_and_the_same_command_goes_on_to_the_same_end(tmp_path, capsys):
     command = [sys.executable, "-m", "ups_model.train", *tiny(tmp_path / "parts", steps=60)]
     process = subprocess.Popen(

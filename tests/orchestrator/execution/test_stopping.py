@@ -53,6 +53,7 @@ def test_a_stopping_study_waits_for_what_runs_and_not_for_what_has_no_room(tmp_p
     assert stage.told[-1] == (waits, State.STOPPED)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_asked_to_end_while_it_has_no_unit_ends_at_the_next(repo_root):
     """It would be given unit after unit, and hand each back, for ever."""
     started = time.monotonic()

@@ -52,6 +52,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", VARIANTS)
 def test_sizes_are_those_of_the_model_that_is_trained(case, made, sets):
     config = toy_config(**VARIANTS[case])
@@ -83,6 +84,7 @@ def test_a_wider_mlp_costs_what_its_two_matrices_do(sets):
         assert wide.flops[task] - narrow.flops[task] == tokens * 2 * 2 * 16 * 16, task
 
 
+@pytest.mark.slow
 def test_a_routed_layer_costs_one_block_and_an_unrouted_one_all(sets):
     one, two, five = (sizes_of(toy_config(blocks_per_layer=blocks), sets) for blocks in (1, 2, 5))
     assert one.flops == two.flops == five.flops
@@ -103,6 +105,7 @@ def record(unit, seconds, trained=0.0):
     return Record(unit.key, "finished", {"test/score": 1.0}, about=about)
 
 
+@pytest.mark.slow
 def test_operations_are_three_forward_passes_of_every_sample(inputs):
     found = estimate(inputs.plan.units, inputs.sets, {}, 2)
     for _key, unit in inputs.plan.units.items():

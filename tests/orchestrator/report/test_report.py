@@ -528,6 +528,7 @@ def test_a_plan_of_another_format_is_refused():
         build(PlanFile.from_json(json.dumps(plan_file_of(plan_of()).to_plain() | {"format": 99})), {})
 
 
+@pytest.mark.slow
 def test_every_study_of_the_project_has_a_report_before_anything_has_run():
     from search_spaces import find_study, study_names
     from tests.support.plans import plan_of as plan_of_study

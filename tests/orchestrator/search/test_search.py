@@ -246,6 +246,7 @@ def test_a_trial_whose_unit_is_forgiven_what_a_machine_did_gets_its_value(tmp_pa
     assert [state for state, _ in in_journal(found.file)] == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
+@pytest.mark.slow
 def test_suggestions_keep_away_from_where_trials_failed(tmp_path):
     def suggestions(failures):
         found = []
@@ -359,6 +360,7 @@ def job(bench, storage, unit, test):
     return Job(unit, None, str(storage), paths, str(bench.folder / "cache"), device="cpu", test=test)
 
 
+@pytest.mark.slow
 def test_a_study_measures_what_a_search_has_trained_without_training_it_again(bench, tmp_path):
     inputs = bench.inputs("optim.steps=8")
     (unit,) = inputs.plan.units_of(inputs.start)[:1]
@@ -394,6 +396,7 @@ def test_a_study_measures_what_a_search_has_trained_without_training_it_again(be
     assert ledger.finished(unit) == after
 
 
+@pytest.mark.slow
 def test_weights_that_are_made_again_for_a_search_keep_their_test_metrics(bench, tmp_path):
     inputs = bench.inputs("optim.steps=8")
     (unit,) = inputs.plan.units_of(inputs.start)[:1]

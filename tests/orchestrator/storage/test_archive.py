@@ -580,6 +580,7 @@ def test_imported_units_are_done_and_a_parent_without_weights_is_made_again_for_
     assert graph_of(plan, ledger).complete
 
 
+@pytest.mark.slow
 def test_a_child_trained_from_an_imported_parent_is_the_one_trained_from_the_parent_itself(bench, tmp_path, capsys):
     plan = test_run_unit.plan_of(bench)
     child = test_run_unit.pick(plan, "finetune", "pe")

@@ -74,6 +74,7 @@ def test_an_edited_activation_is_refused_in_one_line_that_names_commit_and_ways_
     assert driver.started == 1 and files(tmp_path / "storage") == there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
@@ -93,6 +94,7 @@ def test_a_change_that_changes_no_result_trains_nothing(name, old, new, bench, t
     assert f"{UNITS} of {UNITS} units finished, {UNITS} of them before this call" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_records_with_a_former_digest_of_the_same_code_are_kept(bench, tmp_path, driver, capsys, monkeypatch):
     monkeypatch.setattr(source, "FORMER", {f"former {part}": digest for part, digest in source_identity().items()})
     former = {part: f"former {part}" for part in source_identity()}
@@ -103,6 +105,7 @@ def test_records_with_a_former_digest_of_the_same_code_are_kept(bench, tmp_path,
     assert f"{UNITS} of {UNITS} units finished, {UNITS} of them before this call" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_records_from_before_there_were_digests_are_of_unknown_code(bench, tmp_path, driver, capsys):
     def from_before(record):
         del record["about"]["source"]
@@ -116,6 +119,7 @@ def test_records_from_before_there_were_digests_are_of_unknown_code(bench, tmp_p
     assert driver.started == 1
 
 
+@pytest.mark.slow
 def test_accepted_units_that_lack_a_columns_metric_are_measured(bench, tmp_path, driver, code):
     assert ablate.main(command(bench, tmp_path)) == 0
     edit_records(tmp_path, lambda record: record["metrics"].update({f"test/{name}": 1.0 for name in COLUMNS}))
@@ -197,6 +201,7 @@ def test_a_plan_counts_units_of_other_code_without_refusing(bench, tmp_path, dri
     assert "0 done already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_change_of_the_metrics_releases_units_to_be_measured_and_says_how_many(bench, tmp_path, driver, code, capsys):
     assert ablate.main(command(bench, tmp_path)) == 0
     code.edit_evaluation()
@@ -210,6 +215,7 @@ def test_a_change_of_the_metrics_releases_units_to_be_measured_and_says_how_many
     assert len(driver.jobs) == released + UNITS
 
 
+@pytest.mark.slow
 def test_without_weights_the_metrics_of_other_code_stay_and_the_end_says_so(bench, tmp_path, driver, code, capsys):
     assert ablate.main(command(bench, tmp_path)) == 0
     for file in (tmp_path / "storage" / "units").glob("*/best/*/state.json"):
@@ -230,6 +236,7 @@ SPACE = Space("depth", "?", {"dropout": Choice((0.0, 0.1))}, trials=1, objective
 """
 
 
+@pytest.mark.slow
 def test_a_search_refuses_trials_of_other_code(bench, tmp_path, code, monkeypatch, capsys):
     from orchestrator.execution import driver
     from tests.support.plans import finish

@@ -105,6 +105,7 @@ def copied_and_original_deleted(original, tmp_path):
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [copied, moved, copied_and_original_deleted])
 @pytest.mark.parametrize("first", ["report", "ablate"])
 def test_the_report_from_mlflow_is_that_of_the_ledger_and_the_original_is_untouched(original, tmp_path, how, first):
@@ -226,6 +227,7 @@ def test_a_database_that_can_not_be_put_right_is_one_line_with_the_way_out(origi
     assert f"make it writable, or report from --storage {place}" in error
 
 
+@pytest.mark.slow
 def test_an_imported_ledger_is_mirrored_whole(original, tmp_path):
     file, place = tmp_path / "ledger.tar.gz", tmp_path / "imported"
     assert storage_command(["export", str(file), "--storage", str(original)]) == 0

@@ -513,6 +513,7 @@ def test_parameters_that_somebody_else_has_set_and_a_deleted_run_stop_nothing(le
     assert {run_of(uri, each).info.status for each in (unit, gone)} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_what_is_mirrored_already_costs_few_calls(ledger, monkeypatch):
     plan, content = plan_of(seeds=5)
     for unit in plan.units.values():

@@ -86,6 +86,7 @@ def ask_another_process(found):
     return answer
 
 
+@pytest.mark.slow
 def test_a_folder_that_both_see_and_both_lock_is_one_storage(tmp_path):
     with driver_environment(tmp_path, "abc", {}) as found:
         assert ask_another_process(found) == []

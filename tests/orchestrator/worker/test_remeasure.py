@@ -130,6 +130,7 @@ def test_other_ratios_are_measured_on_the_weights_that_are_there_without_a_train
     assert "test/eap/top1@0.9" not in ledger.finished(pick(before, "joint", arm="base")).metrics
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_training_again_and_of_the_evaluate_command(bench, measured, tmp_path):
     plan = plan_of(bench, **RATIOS | FLIP)
     joint, child = pick(plan, "joint", arm="base"), pick(plan, "finetune", "pe", "base")
@@ -144,6 +145,7 @@ def test_metrics_are_those_of_training_again_and_of_the_evaluate_command(bench, 
         }
 
 
+@pytest.mark.slow
 def test_measured_weights_serve_children_and_predictions_as_trained_ones_do(bench, measured, tmp_path):
     plan = plan_of(bench, **RATIOS | FLIP)
     joint, child = pick(plan, "joint", arm="base"), pick(plan, "finetune", "ar3d", "base")
@@ -155,6 +157,7 @@ def test_measured_weights_serve_children_and_predictions_as_trained_ones_do(benc
     assert state["key"] == joint.key and config == joint.config
 
 
+@pytest.mark.slow
 def test_weights_of_other_code_are_not_taken(bench, tmp_path, code):
     before, after = plan_of(bench), plan_of(bench, **RATIOS)
     old, new = pick(before, "separate", "eap"), pick(after, "separate", "eap")
@@ -169,6 +172,7 @@ def test_weights_of_other_code_are_not_taken(bench, tmp_path, code):
     assert ledger.finished(pick(third, "separate", "eap")).about["trained_by"] == new.key
 
 
+@pytest.mark.slow
 def test_a_unit_trains_where_the_weights_of_the_index_are_gone(bench, tmp_path):
     before, after = plan_of(bench), plan_of(bench, **RATIOS)
     old, new = pick(before, "separate", "eap"), pick(after, "separate", "eap")
@@ -180,6 +184,7 @@ def test_a_unit_trains_where_the_weights_of_the_index_are_gone(bench, tmp_path):
     assert not nothing_was_trained(ledger, new) and "trained_by" not in ledger.finished(new).about
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["measuring", "between result and record"])
 def test_a_unit_killed_while_it_is_measured_is_complete_after_the_next_call(moment, bench, tmp_path, monkeypatch):
     before, after = plan_of(bench), plan_of(bench, **RATIOS)
@@ -216,6 +221,7 @@ def test_a_unit_killed_while_it_is_measured_is_complete_after_the_next_call(mome
 # --- other code that measures
 
 
+@pytest.mark.slow
 def test_metrics_of_other_code_are_measured_again_and_all_that_was_said_of_training_stays(
     bench, tmp_path, code, monkeypatch
 ):
@@ -239,6 +245,7 @@ def test_metrics_of_other_code_are_measured_again_and_all_that_was_said_of_train
     assert SourceCheck(ledger).standing([unit]).to_measure == ()
 
 
+@pytest.mark.slow
 def test_without_weights_a_record_of_other_evaluation_code_stays(bench, tmp_path, code):
     plan, storage = plan_of(bench), tmp_path / "storage"
     unit, ledger = pick(plan, "separate", "pe"), Ledger(tmp_path / "storage")
@@ -255,6 +262,7 @@ def test_without_weights_a_record_of_other_evaluation_code_stays(bench, tmp_path
 # --- other code that trains
 
 
+@pytest.mark.slow
 def test_a_half_trained_unit_of_other_code_waits_for_a_word_and_then_names_both_sources(bench, tmp_path, code):
     plan, storage = plan_of(bench), tmp_path / "storage"
     unit, ledger = pick(plan, "joint"), Ledger(tmp_path / "storage")
@@ -271,6 +279,7 @@ def test_a_half_trained_unit_of_other_code_waits_for_a_word_and_then_names_both_
     assert "resuming at step 5 of 12" in (ledger.folder(unit) / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_retraining_a_half_trained_unit_begins_at_the_first_step(bench, tmp_path, code):
     plan, storage = plan_of(bench), tmp_path / "storage"
     unit, ledger = pick(plan, "joint"), Ledger(tmp_path / "storage")
@@ -286,6 +295,7 @@ def test_retraining_a_half_trained_unit_begins_at_the_first_step(bench, tmp_path
     assert [row["step"] for row in rows if "learning_rate" in row] == list(range(1, 13))
 
 
+@pytest.mark.slow
 def test_retraining_keeps_the_old_record_and_takes_children_along(bench, tmp_path, code):
     plan, storage = plan_of(bench), tmp_path / "storage"
     parent, child = pick(plan, "joint", arm="base"), pick(plan, "finetune", "pe", "base")
@@ -305,6 +315,7 @@ def test_retraining_keeps_the_old_record_and_takes_children_along(bench, tmp_pat
     assert not SourceCheck(ledger).standing(plan.units.values()).is_mixed
 
 
+@pytest.mark.slow
 def test_a_child_of_accepted_weights_names_its_parents_code_and_is_other_code_itself(bench, tmp_path, code):
     plan, storage = plan_of(bench), tmp_path / "storage"
     parent, child = pick(plan, "joint", arm="base"), pick(plan, "finetune", "pe", "base")
@@ -319,6 +330,7 @@ def test_a_child_of_accepted_weights_names_its_parents_code_and_is_other_code_it
     assert set(SourceCheck(ledger).standing(plan.units.values()).trained_otherwise) == {parent.key, child.key}
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_retrained_unit_are_those_of_a_new_one(bench, tmp_path, code):
     plan, storage = plan_of(bench), tmp_path / "storage"
     unit = pick(plan, "separate", "pe")

@@ -81,6 +81,7 @@ def test_a_job_comes_back_from_its_text(bench, tmp_path):
         assert Job.from_json(job.to_json()) == job
 
 
+@pytest.mark.slow
 def test_a_finished_unit_has_a_record_of_all_its_tasks_and_is_not_trained_again(bench, tmp_path, monkeypatch):
     plan = plan_of(bench)
     unit, ledger = pick(plan, "joint", arm="base"), Ledger(tmp_path)
@@ -108,6 +109,7 @@ def test_a_unit_that_another_process_holds_is_left_alone(bench, tmp_path, monkey
         assert sorted(ledger.folder(unit).iterdir()) == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [0, 2], ids=["validated at the end", "validated before it stops"])
 def test_a_stopped_unit_goes_on_where_it_was_and_ends_as_if_never_stopped(bench, tmp_path, every):
     plan = plan_of(bench, evaluate_every=every)
@@ -136,6 +138,7 @@ def test_a_loss_that_is_not_finite_is_a_failed_record_with_its_traceback(bench, 
     assert not (ledger.folder(unit) / RECORD).exists()
 
 
+@pytest.mark.slow
 def test_what_may_pass_is_raised_for_another_try_and_leaves_no_record(bench, tmp_path, monkeypatch):
     plan = plan_of(bench)
     unit, ledger = pick(plan, "joint"), Ledger(tmp_path)
@@ -152,6 +155,7 @@ def test_what_may_pass_is_raised_for_another_try_and_leaves_no_record(bench, tmp
     assert run(bench, plan, unit, tmp_path).status == "finished"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["no record", "no weights", "a changed byte"])
 def test_an_unreadable_parent_is_said_and_nothing_is_trained_from_it(bench, tmp_path, damage):
     plan = plan_of(bench)
@@ -173,6 +177,7 @@ def test_an_unreadable_parent_is_said_and_nothing_is_trained_from_it(bench, tmp_
     assert ledger.record(child) is None and not (ledger.folder(child) / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_damaged_weights_of_a_finished_unit_are_made_again_with_the_same_bits(bench, tmp_path):
     plan = plan_of(bench)
     unit, ledger = pick(plan, "joint"), Ledger(tmp_path)
@@ -184,6 +189,7 @@ def test_damaged_weights_of_a_finished_unit_are_made_again_with_the_same_bits(be
     assert ledger.finished(unit).metrics == record.metrics
 
 
+@pytest.mark.slow
 def test_an_unfinished_unit_whose_chosen_weights_are_damaged_goes_on_from_before_they_were_chosen(bench, tmp_path):
     plan = plan_of(bench, validation_subjects=1, evaluate_every=4)
     unit = pick(plan, "joint")
@@ -199,6 +205,7 @@ def test_an_unfinished_unit_whose_chosen_weights_are_damaged_goes_on_from_before
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.slow
 def test_a_unit_killed_between_its_result_and_its_record_makes_the_record_without_training(
     bench, tmp_path, monkeypatch
 ):

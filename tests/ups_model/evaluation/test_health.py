@@ -80,6 +80,7 @@ def test_tasks_without_a_curve_are_not_judged():
     assert judge({}, {"ar3d/top1": 20.0}) == {}
 
 
+@pytest.mark.slow
 def test_a_run_leaves_the_curve_of_every_task_the_same_after_a_stop(toy_sets, cache, tmp_path):
     config = toy_config(steps=20, validation_subjects=1)
     whole = train(config, toy_sets, options(tmp_path / "whole", cache))

@@ -151,6 +151,7 @@ def command(*arguments) -> int:
     return predict.main([str(argument) for argument in (*arguments, "--device", "cpu")])
 
 
+@pytest.mark.slow
 def test_the_command_writes_json_npz_and_pictures(run, paths, tmp_path, capsys):
     clip, _ = test_clips(paths[SOLID])[0]
     out = [part for ending in ("json", "npz", "png", "gif") for part in ("--out", tmp_path / f"a.{ending}")]

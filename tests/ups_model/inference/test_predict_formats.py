@@ -88,6 +88,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_file_of_every_format_is_answered(run, files, name, tmp_path, capsys):
     file, clip, task, more = CASES[name]

@@ -57,6 +57,7 @@ every_tem = pytest.mark.parametrize("tem_width", TEMS, ids=["full", "bottleneck"
 # --- absent slots
 
 
+@pytest.mark.slow
 @every_tem
 @every_memory
 @every_model

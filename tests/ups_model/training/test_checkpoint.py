@@ -165,6 +165,7 @@ def _write_for_ever(folder, started):
         started.set()
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_moment_leaves_no_checkpoint_that_loads_and_is_wrong(tmp_path):
     # Not forked from this process: a copy of one whose OpenMP threads have run waits for them for ever.
     context = multiprocessing.get_context("forkserver")

@@ -56,6 +56,7 @@ def with_gradient(name, value):
     return value.chunk(2)[1] if name.endswith("key_value.bias") else value.double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"update": "cycle", "routing_execution": "dense", "mask_inputs": True, "data.pe.targets_per_window": 2}],

@@ -69,6 +69,7 @@ def finished(paths, cache, tmp_path_factory):
     return out, train(toy_config(), paths, options(out, cache))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(variant, paths, cache, tmp_path):
     config = toy_config(evaluate_every=4, **({"steps": 8} | VARIANTS[variant]))
@@ -81,6 +82,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(variant, paths, c
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"update": "cycle", "ema": 0.5}], ids=["joint", "cycle update"])
 def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(changes, paths, cache, tmp_path):
     config = toy_config(steps=16, evaluate_every=5, **changes)
@@ -113,6 +115,7 @@ def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(changes, pat
     assert_same_run(tmp_path / "whole", out)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(finished, paths, cache, tmp_path):
     out, result = finished
     # Drawing from the global generator before must not matter.
@@ -126,6 +129,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(finished, pat
     assert not torch.equal(one["project_text.weight"], two["project_text.weight"])
 
 
+@pytest.mark.slow
 def test_run_options_change_no_bit(finished, paths, cache, tmp_path):
     out, result = finished
     again = train(
@@ -138,6 +142,7 @@ def test_run_options_change_no_bit(finished, paths, cache, tmp_path):
     assert_same_run(out, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_corrupted_newest_checkpoint_is_passed_over_and_the_run_still_ends_the_same(
     finished, paths, cache, tmp_path, caplog
 ):
@@ -185,6 +190,7 @@ def test_the_result_file_holds_what_is_returned(finished):
 # -- choosing ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_step_that_validates_best_is_chosen_and_test_is_measured_once_on_it(paths, cache, tmp_path, monkeypatch):
     scores = iter([1.0, 5.0, 3.0, 0.0])
     asked = []
@@ -212,6 +218,7 @@ def test_the_step_that_validates_best_is_chosen_and_test_is_measured_once_on_it(
     assert result.metrics["validation/score"] == 5.0
 
 
+@pytest.mark.slow
 def test_without_validation_subjects_the_last_step_is_taken(paths, cache, tmp_path, monkeypatch):
     asked = []
     measure = ups_model.training.loop.measure
@@ -251,6 +258,7 @@ def test_fine_tuning_keeps_the_parents_routes(finished, paths, cache, tmp_path):
     assert not torch.equal(weights(child.checkpoint)[router], weights(parent.checkpoint)[router])
 
 
+@pytest.mark.slow
 def test_the_key_of_a_fine_tuned_run_depends_on_its_parent(finished, paths, cache, tmp_path):
     _, parent = finished
     config = toy_config(**{"optim.cycle": ("ar3d",), "steps": 2})
@@ -310,6 +318,7 @@ def test_equal_data_elsewhere_is_the_same_run_and_other_data_another(finished, c
 # -- learning ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_small_model_learns_eight_clips_by_heart(paths, cache, tmp_path):
     changes = {
         "optim.cycle": ("ar3d",),
@@ -329,6 +338,7 @@ def test_a_small_model_learns_eight_clips_by_heart(paths, cache, tmp_path):
     assert found["clips"] == 8 and found["top1"] == 100 and found["free_top1"] == 100 and found["ended"] == 100
 
 
+@pytest.mark.slow
 def test_a_small_model_learns_eight_poses_by_heart(cache, tmp_path):
     world_NJ3 = motion(0, 1, 8, 17)
     clips = [Clip(str(row), (Track(world_NJ3),), 0, row, split_test=row > 0, camera_group=0) for row in range(2)]
@@ -364,6 +374,7 @@ def test_a_small_model_learns_eight_poses_by_heart(cache, tmp_path):
     assert result.about["mean_pose_mm"] > 4 * found["floor_mm"] and found["in_grammar"] > 99
 
 
+@pytest.mark.slow
 def test_a_loss_scaler_that_never_scaled_does_not_stop_a_run_from_going_on_in_fp16(paths, cache, tmp_path):
     # On the CPU autocast takes fp16 too; the scaler of an fp32 run has an empty state, which a scaler refuses to load.
     config = toy_config()
@@ -372,6 +383,7 @@ def test_a_loss_scaler_that_never_scaled_does_not_stop_a_run_from_going_on_in_fp
     assert result.status == "finished" and result.step == config.optim.steps
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_in_another_precision_says_both(paths, cache, tmp_path):
     config = toy_config()
     train(config, paths, options(tmp_path, cache, precision="bf16"), should_stop=stop_at(6))

@@ -119,6 +119,7 @@ def test_a_field_that_came_later_leaves_keys_as_they_were_until_it_is_used():
     assert start.fingerprint() == "c373b867e05d0002"
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_go_through_protocols(paths, tmp_path):
     chosen = toy_config(
         **{

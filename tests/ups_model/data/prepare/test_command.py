@@ -103,6 +103,7 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     assert sources.default_cache() == tmp_path / ".cache" / "ups" / "clips"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["ups_model.data list {0}", "ups_model.predict none {0}/synthetic_ntu25 --list"])
 def test_output_into_a_pipe_that_is_closed_early_ends_quietly(cache, command):
     command = f"{sys.executable} -m {command.format(cache)}"

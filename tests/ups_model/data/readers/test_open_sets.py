@@ -63,6 +63,7 @@ def test_clips_of_a_jhmdb_group_are_of_one_class_and_on_one_side_of_every_offici
     assert 250 < len(np.unique(group)) < 450  # HMDB51 cut most videos into several clips.
 
 
+@pytest.mark.slow
 def test_validation_clips_of_jhmdb_are_about_as_hard_as_its_official_test_clips(prepared):
     """For a nearest-neighbour classifier: clips held out one by one are twice as far or more from the test clips."""
     clips = prepared["jhmdb"]

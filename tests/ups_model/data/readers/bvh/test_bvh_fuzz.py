@@ -38,6 +38,7 @@ def test_a_file_cut_short_is_refused(folder, length):
     assert outcome(folder, RAW[:length]) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, len(RAW) - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_changed_bytes_are_refused_or_finite(folder, changes):

@@ -110,6 +110,7 @@ def test_any_value_in_place_of_another_gives_clips_or_reasons_or_an_error(folder
     check(folder / "odd")
 
 
+@pytest.mark.slow
 @MANY
 @given(st.floats(), st.sampled_from([np.float32, np.float64]), st.integers(0, 4), st.integers(0, 16), st.integers(0, 1))
 def test_any_number_is_taken_or_its_recording_left_out(folder, value, dtype, frame, joint, side):
@@ -153,6 +154,7 @@ def test_cut_files_and_changed_bytes_give_clips_or_reasons_or_an_error(folder, d
     check(folder)
 
 
+@pytest.mark.slow
 @MANY
 @given(st.data())
 def test_changed_bytes_that_the_archive_does_not_notice_do_no_harm(folder, data):

@@ -76,6 +76,7 @@ def test_two_orders_that_are_one_are_no_question(tmp_path):
     assert sorted(clip.clip_id for clip in clips) == names
 
 
+@pytest.mark.slow
 @pytest.mark.open_data
 def test_the_published_names_tell_the_order_of_their_rows(open_data, tmp_path):
     with gzip.open(open_data / "published" / "ntu60_available.txt.gz", "rt") as stream:

@@ -47,12 +47,14 @@ def test_the_published_names_split_into_the_published_counts(open_data, set_name
             assert (len(names) - tests, tests) == counts == PUBLISHED_COUNTS[of][protocol]
 
 
+@pytest.mark.slow
 @pytest.mark.open_data
 def test_ntu60_is_the_part_of_ntu120_with_its_setups_and_actions(open_data):
     inside = {name for name in _available(open_data, "ntu120") if belongs(name, "ntu60")}
     assert inside == set(_available(open_data, "ntu60"))
 
 
+@pytest.mark.slow
 @pytest.mark.open_data
 def test_clip_sets_split_as_published_and_know_each_others_sequences(open_data, tmp_path):
     pose = np.ones((1, 25, 3), dtype=np.float32)
