@@ -59,11 +59,11 @@ def any_file(text: str) -> Iterator[Fault]:
         packages = re.findall(r"([A-Za-z][\w.-]*)(?:\[[\w,-]*\])?==([\w.]+)", line)
         packages += [("ray", version) for version in re.findall(r"rayVersion: *['\"]?([\w.]+)", line)]
         for name, version in packages:
-            known = pinned.get(canonical(name))
-            if known is None:
+            expected = pinned.get(canonical(name))
+            if expected is None:
                 yield Fault("versions", f"{name}=={version}: constraints.txt has no {name}; add it there", number)
-            elif known != version:
-                yield Fault("versions", f"{name} must be {known} as in constraints.txt, got {version}", number)
+            elif expected != version:
+                yield Fault("versions", f"{name} must be {expected} as in constraints.txt, got {version}", number)
 
 
 def wheels(commands: Iterable[Command], sm: int | None, gpu: str = "the GPU") -> Iterator[Fault]:
@@ -71,8 +71,8 @@ def wheels(commands: Iterable[Command], sm: int | None, gpu: str = "the GPU") ->
     for line, text in commands:
         if not re.search(r"\bpip3? install\b.*\btorch\b", text):
             continue
-        found = (re.search(r"download\.pytorch\.org/whl/(\w+)", text), re.search(r"torch==[\d.]+\+(\w+)", text))
-        index, build = (one[1] if one else "none" for one in found)
+        matches = (re.search(r"download\.pytorch\.org/whl/(\w+)", text), re.search(r"torch==[\d.]+\+(\w+)", text))
+        index, build = (one[1] if one else "none" for one in matches)
         if index != build or index == "none":
             way = "--extra-index-url https://download.pytorch.org/whl/cu126 'torch==VERSION+cu126'"
             said = f"torch must name its build and the index of it, got index {index} and build {build}; {way}"
@@ -161,11 +161,11 @@ def ray_schema(document: Document) -> Iterator[Fault]:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             util.validate_config(util.prepare_config(copy.deepcopy(document.data)))
     except jsonschema.ValidationError as error:
-        path, known, way = list(error.absolute_path), error.schema.get("properties", {}), ""
+        path, properties, way = list(error.absolute_path), error.schema.get("properties", {}), ""
         if error.validator == "additionalProperties":
-            path.append(next(key for key in error.instance if key not in known))
-            close = difflib.get_close_matches(path[-1], known, 1)
-            way = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+            path.append(next(key for key in error.instance if key not in properties))
+            close = difflib.get_close_matches(path[-1], properties, 1)
+            way = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(properties)}"
         yield document.fault("ray-schema", f"{'.'.join(map(str, path)) or 'file'}: {error.message}{way}", *path)
     except Exception as error:  # Whatever Ray raises, `ray up` would end with.
         said = str(error) or type(error).__name__
@@ -217,16 +217,16 @@ def aws_node(document: Document, name: str, text: str, is_head: bool) -> Iterato
     at = (TYPES, name, "node_config")
     config = document.get(*at)
     instance = str(config.get("InstanceType"))
-    known = RULES["instance_types"].get(instance)
-    has_gpus = not is_head and (not known or "GPU" in known)
+    spec = RULES["instance_types"].get(instance)
+    has_gpus = not is_head and (not spec or "GPU" in spec)
     for table in ("aws_node", *["aws_head"] * is_head, *["aws_gpu"] * has_gpus):
         yield from document.values(table, TYPES, name, name=name)
     yield from ec2_fields(document, *at)
-    if not known:
+    if not spec:
         message = f"{name}: {instance!r} is not in cluster/check_rules.json: CPUs, GPUs and wheel are not checked"
         yield document.fault("instance-type", message, *at, "InstanceType", warning=True)
-    for resource in ("CPU", "GPU") if known else ():
-        wanted = 0 if is_head else known.get(resource, 0)
+    for resource in ("CPU", "GPU") if spec else ():
+        wanted = 0 if is_head else spec.get(resource, 0)
         declared = document.get(TYPES, name, "resources", resource, default=0)
         if declared != wanted:
             why = "no unit may run on the head" if is_head else f"{instance} has {wanted}"
@@ -237,7 +237,7 @@ def aws_node(document: Document, name: str, text: str, is_head: bool) -> Iterato
     own = (TYPES, name) if not is_head and document.get(TYPES, name, commands) is not None else ()
     setup = [*document.commands("setup_commands"), *document.commands(*own, commands)]
     yield from image_faults(document, name, setup, text)
-    yield from wheels(setup, known.get("sm", 0) if known else None, known.get("model", "") if known else "the GPU")
+    yield from wheels(setup, spec.get("sm", 0) if spec else None, spec.get("model", "") if spec else "the GPU")
     for table in ("setup", "aws_setup") if has_gpus else ():
         yield from required(table, joined(setup), document.line("worker_setup_commands"), name=name)
 

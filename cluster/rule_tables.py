@@ -67,8 +67,8 @@ class Document:
 
     def commands(self, *path: Key) -> list[Command]:
         """The strings of a list, each with its line; empty where the file has none."""
-        found = enumerate(self.get(*path, default=[]))
-        return [(self.line(*path, i), text) for i, text in found if isinstance(text, str)]
+        items = enumerate(self.get(*path, default=[]))
+        return [(self.line(*path, i), text) for i, text in items if isinstance(text, str)]
 
     def values(self, table: str, *at: Key, **names: Any) -> Iterator[Fault]:
         """Faults of the values below a path by a table of rules."""
@@ -122,6 +122,6 @@ def joined(commands: Iterable[Command]) -> str:
 def logical_lines(text: str) -> Iterator[Command]:
     """Commands of a shell script or Dockerfile with their first lines: continued lines are one."""
     code = without_comments(text)
-    for found in re.finditer(r"(.*\\\n)*.*", code):
-        if found[0].strip() and not found[0].startswith("#"):
-            yield code.count("\n", 0, found.start()) + 1, found[0].replace("\\\n", " ")
+    for match in re.finditer(r"(.*\\\n)*.*", code):
+        if match[0].strip() and not match[0].startswith("#"):
+            yield code.count("\n", 0, match.start()) + 1, match[0].replace("\\\n", " ")

@@ -48,7 +48,7 @@ def measure(
     training = model.training
     model.eval()
     try:
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for task, feed in feeds.items():
             for index, source in enumerate(feed.sources):
                 alone = feed.only(source)
@@ -58,10 +58,10 @@ def measure(
                 if outcomes is not None:
                     outcomes |= {f"{task}/{source.name}/{name}": value for name, value in said.items()}
                 if len(feed.sources) > 1:
-                    found |= {f"{task}/{source.name}/{name}": value for name, value in values.items()}
+                    metrics |= {f"{task}/{source.name}/{name}": value for name, value in values.items()}
                 if index == 0:
-                    found |= {f"{task}/{name}": value for name, value in values.items()}
-        return found
+                    metrics |= {f"{task}/{name}": value for name, value in values.items()}
+        return metrics
     finally:
         model.train(training)
 
@@ -84,7 +84,7 @@ def measure_classes(
     the grammar; `ended` is the share of clips after whose class the best token is the task's end.
     """
     source = feed.sources[0]
-    found = {}
+    metrics = {}
     for ratio in config.ratios if feed.task == "eap" else (1.0,):
         logits, labels, free, ended, clips = [], [], [], [], []
         for batch in feed.evaluate(part, ratio, max_clips=max_clips):
@@ -98,20 +98,20 @@ def measure_classes(
             raise ValueError(f"{part} split must have clips, got none in {source.name!r} for {feed.task}")
         logits_BK, label_B = torch.cat(logits), torch.cat(labels)  # type: ignore[arg-type]  # class batches have labels
         at = f"@{ratio:g}" if feed.task == "eap" else ""
-        found[f"top1{at}"] = 100 * float(topk_accuracy(logits_BK, label_B, 1))
+        metrics[f"top1{at}"] = 100 * float(topk_accuracy(logits_BK, label_B, 1))
         if logits_BK.shape[1] >= 5:
-            found[f"top5{at}"] = 100 * float(topk_accuracy(logits_BK, label_B, 5))
-        found[f"free_top1{at}"] = 100 * float(torch.cat(free).double().mean())  # type: ignore[arg-type]  # tensors: labels are
-        found[f"ended{at}"] = 100 * float(torch.cat(ended).double().mean())
-        found["clips"] = float(len(label_B))
+            metrics[f"top5{at}"] = 100 * float(topk_accuracy(logits_BK, label_B, 5))
+        metrics[f"free_top1{at}"] = 100 * float(torch.cat(free).double().mean())  # type: ignore[arg-type]  # tensors: labels are
+        metrics[f"ended{at}"] = 100 * float(torch.cat(ended).double().mean())
+        metrics["clips"] = float(len(label_B))
         if outcomes is not None:
             clip = torch.cat(clips).cpu().numpy()
             outcomes |= class_outcomes(logits_BK, label_B, at)
             outcomes |= {"clip": clip.astype(np.int32), "label": label_B.cpu().numpy().astype(np.int16)}
             outcomes["subject"] = source.clips.subject[clip].astype(np.int32)
     if feed.task == "eap":
-        found["top1"] = sum(found[f"top1@{ratio:g}"] for ratio in config.ratios) / len(config.ratios)
-    return found
+        metrics["top1"] = sum(metrics[f"top1@{ratio:g}"] for ratio in config.ratios) / len(config.ratios)
+    return metrics
 
 
 def measure_poses(
@@ -147,21 +147,21 @@ def measure_poses(
     pred_BJ3, true_BJ3 = MM * torch.cat(predicted).cpu(), MM * torch.cat(truth).cpu()
     label_B, sequence_B2 = torch.cat(actions).cpu(), torch.cat(sequence).cpu()
     names = source.clips.info.classes
-    found, errors = {}, {}
+    metrics, errors = {}, {}
     for name, metric in (("mpjpe_mm", mpjpe_mm), ("p_mpjpe_mm", p_mpjpe_mm), ("n_mpjpe_mm", n_mpjpe_mm)):
         error_B = errors[name] = metric(pred_BJ3, true_BJ3, reduction="none")
-        found[f"frames_{name}"] = float(error_B.mean())
-        found[name] = found[f"frames_{name}"]
+        metrics[f"frames_{name}"] = float(error_B.mean())
+        metrics[name] = metrics[f"frames_{name}"]
         if name != "n_mpjpe_mm":
-            found[f"{name}_se"] = standard_error_over(error_B, sequence_B2[:, 0] // cameras_apart)
+            metrics[f"{name}_se"] = standard_error_over(error_B, sequence_B2[:, 0] // cameras_apart)
         if names and int(label_B.min()) >= 0:
-            by_action, found[name] = per_action_mean(error_B, [names[label] for label in label_B.tolist()])
+            by_action, metrics[name] = per_action_mean(error_B, [names[label] for label in label_B.tolist()])
             if name != "n_mpjpe_mm":
-                found |= {f"{name}/{action}": value for action, value in by_action.items()}
+                metrics |= {f"{name}/{action}": value for action, value in by_action.items()}
                 for action in by_action:
                     own_B = label_B == names.index(action)
                     clip_B = sequence_B2[own_B, 0] // cameras_apart
-                    found[f"{name}/{action}_se"] = standard_error_over(error_B[own_B], clip_B)
+                    metrics[f"{name}/{action}_se"] = standard_error_over(error_B[own_B], clip_B)
     if outcomes is not None:
         clip_B, camera_B = sequence_B2[:, 0] // cameras_apart, sequence_B2[:, 0] % cameras_apart
         subject = source.clips.subject
@@ -170,26 +170,26 @@ def measure_poses(
     if feed.data.evaluate_stride == 1 and not max_clips:
         order = torch.argsort(sequence_B2[:, 0] * 10**7 + sequence_B2[:, 1])
         lengths = torch.unique_consecutive(sequence_B2[order, 0], return_counts=True)[1].tolist()
-        found["mpjve_mm_per_frame"] = float(mpjve_mm(pred_BJ3[order], true_BJ3[order], lengths=lengths))
-    found["clip_rate"] = 100 * model.quantiser.clip_rate(true_BJ3 / MM)  # type: ignore[union-attr]  # it has answered
-    found["floor_mm"] = model.quantiser.floor_mm(true_BJ3 / MM, mm_per_unit=MM)  # type: ignore[union-attr]  # it has answered
-    found["in_grammar"] = 100 * float(torch.cat(in_grammar).mean())
-    found["poses"] = float(len(true_BJ3))
-    return found
+        metrics["mpjve_mm_per_frame"] = float(mpjve_mm(pred_BJ3[order], true_BJ3[order], lengths=lengths))
+    metrics["clip_rate"] = 100 * model.quantiser.clip_rate(true_BJ3 / MM)  # type: ignore[union-attr]  # it has answered
+    metrics["floor_mm"] = model.quantiser.floor_mm(true_BJ3 / MM, mm_per_unit=MM)  # type: ignore[union-attr]  # it has answered
+    metrics["in_grammar"] = 100 * float(torch.cat(in_grammar).mean())
+    metrics["poses"] = float(len(true_BJ3))
+    return metrics
 
 
 def trivial_values(feeds: Mapping[TaskName, Feed], mean_pose_mm: float) -> dict[str, float]:
     """Headline metrics of the trivial predictor on the validation split: the share of its most frequent class
     (percent), the error of the mean training pose (mm)."""
-    found = {}
+    metrics = {}
     for task, feed in feeds.items():
         source = feed.sources[0]
         if TASKS[task].kind == "pose":
-            found[headline_metric(task)] = mean_pose_mm
+            metrics[headline_metric(task)] = mean_pose_mm
         else:
             labels = np.asarray(source.clips.label[source.rows("validation")])
-            found[headline_metric(task)] = 100 * float(np.bincount(labels).max()) / len(labels)
-    return found
+            metrics[headline_metric(task)] = 100 * float(np.bincount(labels).max()) / len(labels)
+    return metrics
 
 
 def standard_error_over(error_B: Tensor, clip_B: Tensor) -> float:

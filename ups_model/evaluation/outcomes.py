@@ -67,7 +67,7 @@ def pose_outcomes(
     order = np.lexsort((frame, camera, clip))
     error, p_error, clip, camera, frame = (value[order] for value in (error, p_error, clip, camera, frame))
     pairs, first = np.unique(np.stack([clip, camera], axis=1), axis=0, return_index=True)
-    found = {
+    arrays = {
         "clip": pairs[:, 0].astype(np.int32),
         "camera": pairs[:, 1].astype(np.int16),
         "subject": np.asarray(subject)[pairs[:, 0]].astype(np.int32),
@@ -76,9 +76,9 @@ def pose_outcomes(
         "frames": np.diff([*first, len(error)]).astype(np.int32),
     }
     if 6 * len(error) <= MAX_FRAME_BYTES:
-        found["frame"] = frame.astype(np.int32)
-        found["frame_error"] = np.minimum(np.rint(error / FRAME_UNIT_MM), 65535).astype(np.uint16)
-    return found
+        arrays["frame"] = frame.astype(np.int32)
+        arrays["frame_error"] = np.minimum(np.rint(error / FRAME_UNIT_MM), 65535).astype(np.uint16)
+    return arrays
 
 
 def save_outcomes(folder: Path, outcomes: Outcomes) -> str:

@@ -219,8 +219,8 @@ def _read_cache(file: Path, identity: str, n_prompts: int) -> torch.Tensor | Non
     except (SafetensorError, OSError) as error:
         log.warning("text feature cache %s is damaged (%s); computing it again", file, error)
         return None
-    found = _metadata(identity, features_VD)
-    if written != found or len(features_VD) != n_prompts:
+    metadata = _metadata(identity, features_VD)
+    if written != metadata or len(features_VD) != n_prompts:
         log.warning("text feature cache %s does not hold what was written to it; computing it again", file)
         return None
     return features_VD

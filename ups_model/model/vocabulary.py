@@ -282,7 +282,7 @@ def _check_coordinates(x: torch.Tensor, axis: int | None) -> None:
         )
 
 
-def _unknown(what: str, given: object, known: Sequence[str] | dict[str, Any]) -> str:
-    near = get_close_matches(str(given), list(known), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known) or 'none'}"
-    return f"unknown {what} {given!r}; {hint}"
+def _unknown(what: str, value: object, names: Sequence[str] | dict[str, Any]) -> str:
+    near = get_close_matches(str(value), list(names), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names) or 'none'}"
+    return f"unknown {what} {value!r}; {hint}"

@@ -137,10 +137,10 @@ def _check_parents_clips(parts: Parts, parent: Path, state: dict[str, Any]) -> N
     """ValueError where another source of the parent, or another split, may have trained on clips evaluated here."""
     check_same_data(parts, parent, state)
     before = Config.from_canonical(state["config"])
-    known = state.get("origins") or {source: set_of(source) for source in configured_sources(before)}
+    parent_origins = state.get("origins") or {source: set_of(source) for source in configured_sources(before)}
     for source, origin in origins(parts).items():
-        shared = [other for other, theirs in known.items() if theirs == origin]
-        if shared and source not in known:
+        shared = [other for other, theirs in parent_origins.items() if theirs == origin]
+        if shared and source not in parent_origins:
             raise ValueError(
                 f"{parent}: was trained on {', '.join(shared)}, clips of which may be evaluated as {source}; fine-tune "
                 "on the parent's sources"
