@@ -18,8 +18,8 @@ ablate: setup
 
 test: setup
 	@# One thread per process: the workers share the processors, and float sums come in one order.
-	@# By files: what the tests of one share, hosts or a study that was run, is made once.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@# By files: what the tests of one share, hosts or a study that was run, is made once. In the order of tests/conftest.py.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-fast: PYTEST_ARGS += -m "not slow and not cluster"
 test-fast: test
