@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help="tiny: synthetic data, a minute; small: open data; paper; paper_twin: the same, small",
+        help="tiny: synthetic data, minutes; small: open data; paper; paper_twin: the same, small",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="a configuration as written to config.json")
     parser.add_argument("--task", choices=TASK_NAMES, help="train one task alone instead of all")

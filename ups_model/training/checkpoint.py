@@ -88,9 +88,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
             raise ValueError("its content is not what was written")
         hashes = state["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path / STATE}: not a readable checkpoint state ({error}); use another checkpoint"
-        ) from error
+        missing = "no such file; a checkpoint is a folder such as RUN/best/step-00004200"
+        why = missing if isinstance(error, FileNotFoundError) else error
+        raise ValueError(f"{path / STATE}: not a readable checkpoint state ({why}); use another checkpoint") from error
     tensors = {}
     for name, expected in hashes.items():
         file = path / name
