@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EXTRAS := dev,orchestrator,aws,server
-# More than two processors: tests of drivers and servers wait much of their time.
+# One more than the cores of a small machine: tests of drivers and servers wait much of their time.
 WORKERS ?= 3
 
 .PHONY: ablate test test-fast lint format train mlflow-server setup
