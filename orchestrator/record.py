@@ -63,10 +63,10 @@ class Record:
                 "each of metrics, routes, about and health must be an object, each of key, checkpoint, error and "
                 "outcomes a text"
             )
-        if not all(map(_is_number, self.metrics.values())):
+        if not all(map(is_number, self.metrics.values())):
             raise ValueError("metrics must be finite numbers by name")
         for name in NUMBERS:
-            if not _is_number(self.about.get(name, 0)):
+            if not is_number(self.about.get(name, 0)):
                 raise ValueError(f"about.{name} must be a number, got {self.about[name]!r}")
         for task, health in self.health.items():
             try:
@@ -75,7 +75,8 @@ class Record:
                 raise ValueError(f"health of {task}: {error}") from error
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, and no truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -145,7 +145,6 @@ class Session:
             facts, resources = self.cluster
             self.display = display = Display(graph, seconds, facts.slots(resources))
             clips = {name: one.fingerprint for name, one in plan.data.items()}
-            tested = graph.tested
 
             def changed(key: str, state: State) -> None:
                 display.changed(key, state)
@@ -164,7 +163,7 @@ class Session:
                             max(1, int(self.options.cpus_per_unit)),
                             self.options.device,
                             self.options.precision,
-                            unit.key in tested,
+                            unit.key in graph.tested,
                             environment,
                             other_code=self.options.other_code,
                             wanted=check.wanted(unit),

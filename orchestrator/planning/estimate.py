@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from orchestrator.planning.plan import Unit
+from orchestrator.planning.plan import Unit, chain_seconds
 from orchestrator.record import Record
 from ups_model.config import Config, ModelConfig, TaskData, TaskName, set_of
 from ups_model.config.identity import configured_tasks
@@ -93,11 +93,10 @@ def on_slots(expected: Estimate, units: Mapping[str, Unit], open_units: Sequence
 def makespan(units: Mapping[str, Unit], seconds: Mapping[str, float], keys: Sequence[str], slots: int) -> float:
     """Seconds that `keys` take on `slots`, each after its parent, those with the longest way to the end first."""
     wanted = set(keys)
-    way: dict[str, float] = {}
+    way = chain_seconds(units.values(), seconds)
     children: dict[str, list[str]] = {}
-    for key in reversed(list(units)):
-        way[key] = seconds[key] + max((way[child] for child in children.get(key, ())), default=0.0)
-        children.setdefault(units[key].parent, []).append(key)
+    for key, unit in units.items():
+        children.setdefault(unit.parent, []).append(key)
     ready = [(-way[key], key) for key in wanted if units[key].parent not in wanted]
     heapq.heapify(ready)
     running: list[tuple[float, str]] = []

@@ -1,6 +1,6 @@
 """From a study to the fewest training units that fill its tables. Pure and deterministic; no Ray, no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -103,6 +103,21 @@ class Line:
     """By group of columns (`Column.group`)."""
     units: Mapping[str, tuple[str, ...]]
     """Of each group of columns, the key of the unit that is measured, one a seed."""
+
+
+def chain_seconds(units: Iterable[Unit], seconds: Mapping[str, float]) -> dict[str, float]:
+    """By key, the time of each unit and of the longest chain of the others that starts from it.
+
+    Args:
+        units: parents before children.
+        seconds: of each unit, by key.
+    """
+    chains: dict[str, float] = {}
+    longest_child: dict[str, float] = {}
+    for unit in reversed(list(units)):
+        chains[unit.key] = seconds[unit.key] + longest_child.get(unit.key, 0.0)
+        longest_child[unit.parent] = max(longest_child.get(unit.parent, 0.0), chains[unit.key])
+    return chains
 
 
 @dataclass(frozen=True)

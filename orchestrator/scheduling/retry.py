@@ -1,7 +1,7 @@
 """What a failed try means for its unit: a pure function of the failure and of what went wrong before. No Ray."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 RETRIES = 3
 """How often a unit is tried again, from its newest checkpoint, after it failed by its own doing or for no known reason.
@@ -42,7 +42,7 @@ class History:
         """Nodes that the next try had better not take."""
         return set(self.failed_on) - {""}
 
-    def without(self, node: str) -> "History":
+    def without(self, node: str) -> Self:
         """As if it had never run on a node that was at fault."""
         return replace(self, failed_on=tuple(one for one in self.failed_on if one != node))
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 
-from orchestrator.planning.plan import Unit
+from orchestrator.planning.plan import Unit, chain_seconds
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import SourceCheck
 
@@ -62,9 +62,7 @@ class TaskGraph:
         for unit in self.units.values():
             if unit.parent:
                 self._children[unit.parent].append(unit.key)
-        self._way: dict[str, float] = {}
-        for key in reversed(list(self.units)):  # Children stand after their parents.
-            self._way[key] = costs[key] + max((self._way[child] for child in self._children[key]), default=0.0)
+        self._way = chain_seconds(units.values(), costs)
         self._order = {key: place for place, key in enumerate(self.units)}
         self._ready: list[tuple[float, int, str]] = []
         """Heap of units that may run: longest way first, then the plan's order. Entries may be out of date."""
@@ -258,9 +256,6 @@ class TaskGraph:
 
     def time_left(self, seconds: Mapping[str, float], slots: int) -> float:
         """Seconds until all that isn't settled is done, at best: the work shared by `slots`, or the longest chain."""
-        open_units = [key for key, state in self.state.items() if state not in SETTLED]
-        way: dict[str, float] = {}
-        for key in reversed(list(self.units)):
-            if self.state[key] not in SETTLED:
-                way[key] = seconds[key] + max((way.get(child, 0.0) for child in self._children[key]), default=0.0)
-        return max(sum(seconds[key] for key in open_units) / max(slots, 1), max(way.values(), default=0.0))
+        open_units = [unit for key, unit in self.units.items() if self.state[key] not in SETTLED]
+        longest = max(chain_seconds(open_units, seconds).values(), default=0.0)
+        return max(sum(seconds[unit.key] for unit in open_units) / max(slots, 1), longest)

@@ -45,10 +45,6 @@ class SearchPlan:
         what = [self.base.canonical(), facts, self.text, dimensions, space.objective, space.direction]
         return f"{space.name}-{self.preset}-{digest([*what, self.seeds, space.first_seed, space.sampler_seed])[:8]}"
 
-    def measured(self) -> set[str]:
-        """None: the test split is left alone."""
-        return set()
-
     @property
     def start(self) -> Params:
         """The searched fields as the base configuration has them."""

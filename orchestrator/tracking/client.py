@@ -77,6 +77,7 @@ def _warn(uri: str, what: str) -> None:
 
 
 def refusal(uri: str, error: Exception) -> str:
+    """The message for a server that doesn't accept the configured user, with the way out."""
     are_set = ", ".join(name for name in LOGIN if os.environ.get(name)) or "none of them"
     return (
         f"--tracking-uri {shown(uri)}: refuses us ({first_line(error)}); export {LOGIN[0]} and {LOGIN[1]} of a user "
@@ -85,6 +86,7 @@ def refusal(uri: str, error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's text, at most 300 characters; its type where it has none."""
     return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:300]
 
 
@@ -101,12 +103,13 @@ class _Quiet(logging.Filter):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    quiet, noisy = _Quiet(), logging.getLogger("urllib3.connectionpool")
-    noisy.addFilter(quiet)
+    """Drop what urllib3 logs in this thread about connections that fail."""
+    no_records, connections = _Quiet(), logging.getLogger("urllib3.connectionpool")
+    connections.addFilter(no_records)
     try:
         yield
     finally:
-        noisy.removeFilter(quiet)
+        connections.removeFilter(no_records)
 
 
 def connect(uri: str) -> Any:

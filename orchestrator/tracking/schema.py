@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from orchestrator.planning.plan import DataFacts, Line, Unit
-from orchestrator.record import Record
+from orchestrator.record import Record, is_number
 from search_spaces.study import Table
 from ups_model.config.identity import configured_sets
 
@@ -175,11 +174,7 @@ def record_points(record: Record, time_ms: int) -> list[Point]:
     values = {f"best/{name}": value for name, value in record.metrics.items()}
     values |= {name: about[name] for name in costs if name in about}
     step = int(about.get("chosen_step", 0))
-    return [Point(clean(name), float(value), step, time_ms) for name, value in values.items() if _is_number(value)]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return [Point(clean(name), float(value), step, time_ms) for name, value in values.items() if is_number(value)]
 
 
 def parse_synced(text: str) -> dict[str, int]:
@@ -210,7 +205,7 @@ def new_rows(
         points = [
             Point(clean(name), float(value), step, time_ms)
             for name, value in row.items()
-            if name not in ("step", "time") and _is_number(value)
+            if name not in ("step", "time") and is_number(value)
         ]
         if points:
             points_by_row.append(points)

@@ -16,6 +16,7 @@ from ups_model.training.result import Result, check_same_data, data_facts, save_
 logger = logging.getLogger(__name__)
 
 
+@flush_denormal_numbers()  # As in training, whose metrics must come out again.
 def measure_weights(
     config: Config,
     paths: Mapping[str, Path],
@@ -51,14 +52,13 @@ def measure_weights(
     metrics: dict[str, float] = {}
     logger.info("measuring the weights of step %d in %s, without training", step, weights)
     options.out.mkdir(parents=True, exist_ok=True)
-    with flush_denormal_numbers():  # As in training, whose metrics must come out again.
-        for part in ["validation"] * bool(config.data.validation_subjects) + ["test"] * options.test:
-            if part == "test":
-                measured, hashed = measure_test(model, parts.feeds, config.evaluation, options.out)
-            else:
-                measured = measure(model, parts.feeds, part, config.evaluation)
-            metrics |= {f"{part}/{name}": value for name, value in measured.items()}
-            metrics[f"{part}/score"] = score(measured, config.optim.tasks, parts.mean_pose_mm)
+    for part in ["validation"] * bool(config.data.validation_subjects) + ["test"] * options.test:
+        if part == "test":
+            measured, hashed = measure_test(model, parts.feeds, config.evaluation, options.out)
+        else:
+            measured = measure(model, parts.feeds, part, config.evaluation)
+        metrics |= {f"{part}/{name}": value for name, value in measured.items()}
+        metrics[f"{part}/score"] = score(measured, config.optim.tasks, parts.mean_pose_mm)
     validation = {name: value for name, value in metrics.items() if name.startswith("validation/")}
     best = options.out / "best"
     checkpoint = best / weights.name
