@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.cli.arguments import add_shared_arguments, check_numbers, command_parser
+from orchestrator.cli.arguments import add_shared_arguments, check_cut, check_numbers, command_parser
 from orchestrator.cli.session import Session, run_command
 from orchestrator.planning.estimate import Estimate, estimate, on_slots
 from orchestrator.planning.inputs import Inputs, read_inputs, wanted_metrics
@@ -71,6 +71,7 @@ def act(options: argparse.Namespace, command: str) -> int:
         return 0
     check_numbers(options)
     inputs = read_inputs(options.study, options.preset, options.data, options.set, options.seeds)
+    check_cut((unit.config for unit in inputs.plan.units.values()), options)
     if options.plan:
         print(show_plan(inputs, existing_ledger(options.storage), options))
         return 0

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ups_model.config import Config
 from ups_model.config.presets import PRESETS, preset
@@ -59,6 +59,35 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """`--device` and `--precision`."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(auto)")
+
+
+def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
+    """How batches are cut to fit the memory, which changes results by rounding alone."""
+    parser.add_argument(
+        "--micro-batch",
+        type=_micro_batch,
+        default=0,
+        metavar="N|auto",
+        help="clips computed at once, gradients added up; auto measures what fits (a task's whole batch)",
+    )
+    parser.add_argument(
+        "--activation-checkpointing",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="compute encoder blocks again in the backward pass (auto: where --micro-batch auto has little room)",
+    )
+
+
+def _micro_batch(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if (size := int(text)) < 1:
+        raise ValueError(text)
+    return size
+
+
+_micro_batch.__name__ = "number of clips, or auto,"
+"""What argparse says was expected."""
 
 
 def check_output(file: Path) -> None:

@@ -32,6 +32,7 @@ LEFT_OUT = frozenset(
         "cli", "training.progress", "data.prepare.catalog",  # Arguments, progress lines, folders of clip sets.
         "evaluation.health",  # Verdicts are made again from the curve, which is kept.
         "training.checkpoint", "training.run_folder", "atomic", "device",  # Storage, hardware.
+        "training.options", "training.fit",  # How a batch is cut, which changes rounding alone.
         "data.format.rules", "data.batching.suitability",  # They refuse and change nothing.
     }
 )  # fmt: skip

@@ -9,6 +9,7 @@ from ups_model.cli import (
     StopOnSignal,
     add_data_arguments,
     add_device_arguments,
+    add_fit_arguments,
     data_paths,
     read_config,
     report,
@@ -17,15 +18,18 @@ from ups_model.cli import (
 from ups_model.config import TASK_NAMES
 from ups_model.config.identity import configured_sets
 from ups_model.config.presets import PRESETS
-from ups_model.training.distributed import first_process
-from ups_model.training.loop import NonFiniteLoss, RunOptions, train
+from ups_model.training.distributed import check_shares, first_process
+from ups_model.training.loop import NonFiniteLoss, train
+from ups_model.training.options import RunOptions
+from ups_model.training.processes import ProcessDied, train_in_processes
 
 EXAMPLES = """examples:
   python -m ups_model.train --preset tiny
   python -m ups_model.train --preset small --data uiprmd=PATH --data utd_mhad=PATH --data jhmdb=PATH
   python -m ups_model.train --preset small --task ar3d --set encoder_layers=2 --seed 1 --out runs/ar3d-depth2
   python -m ups_model.train --preset small --task pe --parent runs/small/best/step-00004200 --out runs/small-pe
-  torchrun --nproc-per-node 8 -m ups_model.train --preset paper --data h36m=PATH ...
+  python -m ups_model.train --preset paper --processes 8 --micro-batch auto --data h36m=PATH ...
+  torchrun --nproc-per-node 8 -m ups_model.train --preset paper --data h36m=PATH ...      the same
 
 --data may be left out for a set that `python -m ups_model.data prepare` has put in its usual place.
 exit status: 0 done, 1 stopped or not finite, 2 usage or configuration, before anything starts"""
@@ -52,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_data_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="(runs/PRESET)")
     add_device_arguments(parser)
+    add_fit_arguments(parser)
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="on this machine, each on a GPU if there are any (1)"
+    )
     parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS", help="(500)")
     args = parser.parse_args(arguments)
     start_logging()
@@ -61,11 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = args.out or Path("runs") / (args.preset or args.config.stem)
         if args.checkpoint_every < 1:
             raise ValueError(f"--checkpoint-every must be at least 1, got {args.checkpoint_every}")
-        options = RunOptions(out, args.device, args.precision, args.checkpoint_every)
-        result = train(config, paths, options, args.parent, should_stop=StopOnSignal())
-    except (ValueError, OSError, NonFiniteLoss) as error:
+        options = RunOptions(
+            out,
+            args.device,
+            args.precision,
+            args.checkpoint_every,
+            micro_batch=args.micro_batch,
+            activation_checkpointing=args.activation_checkpointing,
+        )
+        check_shares(config, args.processes, args.micro_batch)
+        stop = StopOnSignal()
+        if args.processes == 1:
+            result = train(config, paths, options, args.parent, should_stop=stop)
+        else:
+            result = train_in_processes(args.processes, config, paths, options, args.parent, stop)
+    except (ValueError, OSError, NonFiniteLoss, ProcessDied) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, NonFiniteLoss) else 2
+        return 1 if isinstance(error, (NonFiniteLoss, ProcessDied)) else 2
     if first_process():
         print(report(result))
     return 0 if result.status == "finished" else 1

@@ -5,10 +5,11 @@ import math
 import re
 import shlex
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ups_model.cli import add_data_arguments, add_device_arguments
+from ups_model.cli import add_data_arguments, add_device_arguments, add_fit_arguments
+from ups_model.config import Config
 from ups_model.config.presets import PRESETS
 
 DEFAULT_STORAGE = "runs/ablations"
@@ -46,10 +47,14 @@ def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None
         "--gpus-per-unit",
         type=_gpus,
         metavar="F",
-        help="a fraction shares a GPU; auto measures what fits (1 if there are GPUs)",
+        help="a fraction shares a GPU, 2 and more train a unit together; auto measures what fits (1 if there are any)",
     )
-    parser.add_argument("--cpus-per-unit", type=float, default=1.0, metavar="F", help="also its threads (1)")
+    parser.add_argument(
+        "--processes-per-unit", type=int, metavar="N", help="that train a unit together (one for each of its GPUs)"
+    )
+    parser.add_argument("--cpus-per-unit", type=float, metavar="F", help="also its threads (1 for each process)")
     add_device_arguments(parser)
+    add_fit_arguments(parser)
     other = parser.add_mutually_exclusive_group()
     for flag, policy, text in (
         ("--accept-other-code", "accept", "keep units that other code of ups_model has trained"),
@@ -80,8 +85,52 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--gpus-per-unit must be at least 0, got {gpus:g}")
     if gpus is not None and gpus > 1 and gpus % 1:
         raise ValueError(f"--gpus-per-unit above 1 must be whole, got {gpus:g}")
-    if options.cpus_per_unit <= 0:
+    if options.cpus_per_unit is not None and options.cpus_per_unit <= 0:
         raise ValueError(f"--cpus-per-unit must be above 0, got {options.cpus_per_unit:g}")
+    check_processes(options, gpus)
+    if options.cpus_per_unit is None:
+        options.cpus_per_unit = float(processes_of(options))
+
+
+def processes_of(options: argparse.Namespace) -> int:
+    """Processes that train a unit together."""
+    if options.processes_per_unit is not None:
+        return int(options.processes_per_unit)
+    gpus = options.gpus_per_unit
+    return int(gpus) if gpus not in (None, AUTO) and gpus > 1 else 1
+
+
+def check_cut(configs: Iterable[Config], options: argparse.Namespace) -> None:
+    """ValueError for a configuration whose batches can't be cut as the options ask."""
+    processes = processes_of(options)
+    if processes > 1 or options.micro_batch:
+        from ups_model.training.distributed import check_shares  # It imports torch.
+
+        for config in configs:
+            check_shares(config, processes, options.micro_batch)
+
+
+def check_processes(options: argparse.Namespace, gpus: float | None) -> None:
+    """ValueError for processes that the GPUs or CPUs of a unit don't suit."""
+    processes = processes_of(options)
+    if processes < 1:
+        raise ValueError(f"--processes-per-unit must be at least 1, got {processes}")
+    if gpus and processes not in (1, gpus):
+        raise ValueError(
+            f"--processes-per-unit must be the number of a unit's GPUs, got {processes} with --gpus-per-unit {gpus:g}; "
+            "leave it out"
+        )
+    if options.gpus_per_unit == AUTO and processes > 1:
+        raise ValueError(
+            f"--gpus-per-unit auto shares GPUs between units, got --processes-per-unit {processes}; give "
+            f"--gpus-per-unit {processes}"
+        )
+    if processes > 1 and ":" in options.device:
+        raise ValueError(f"--device must name no single GPU for {processes} processes, got {options.device}; try cuda")
+    if options.cpus_per_unit is not None and options.cpus_per_unit < processes:
+        raise ValueError(
+            f"--cpus-per-unit must be at least 1 for each of {processes} processes, got {options.cpus_per_unit:g}"
+        )
 
 
 def check_address(address: str) -> None:

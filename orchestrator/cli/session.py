@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from orchestrator.cli.arguments import AUTO, check_address, command_line
+from orchestrator.cli.arguments import AUTO, check_address, command_line, processes_of
 from orchestrator.planning.plan import Unit
 from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import SETTLED, State, TaskGraph
@@ -167,6 +167,9 @@ class Session:
                             environment,
                             other_code=self.options.other_code,
                             wanted=check.wanted(unit),
+                            processes=resources.processes_per_unit,
+                            micro_batch=self.options.micro_batch,
+                            activation_checkpointing=self.options.activation_checkpointing,
                         )
 
                     sizes = footprints(self.options, graph, job, resources)
@@ -237,7 +240,13 @@ def connect(options: argparse.Namespace) -> tuple[ClusterFacts, Resources]:
         gpus = float(facts.has_gpus) if options.gpus_per_unit in (None, AUTO) else options.gpus_per_unit
         if options.gpus_per_unit == AUTO and not gpus:
             logger.info("--gpus-per-unit auto: there are no GPUs; units run on processors")
-        resources = ray_cluster.Resources(options.cpus_per_unit, gpus, options.max_concurrent)
+        processes = processes_of(options)
+        if processes > 1 and gpus not in (0, processes):
+            raise ValueError(
+                f"--processes-per-unit {processes} needs as many GPUs, got {gpus:g}; give --gpus-per-unit {processes}, "
+                "or --gpus-per-unit 0 for processors"
+            )
+        resources = ray_cluster.Resources(options.cpus_per_unit, gpus, options.max_concurrent, processes)
         ray_cluster.check_room(facts, resources)
         if options.device.startswith("cuda") and not gpus:
             raise ValueError(f"--device {options.device} needs --gpus-per-unit above 0, got {gpus:g}; try 1")

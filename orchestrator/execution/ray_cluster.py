@@ -34,6 +34,8 @@ class Resources:
     gpus_per_unit: float = 0.0
     max_concurrent: int | None = None
     """None: as many as the cluster has room for."""
+    processes_per_unit: int = 1
+    """On one node, and each on a GPU of its own if the unit has GPUs."""
 
 
 @dataclass(frozen=True)

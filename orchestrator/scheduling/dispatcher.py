@@ -135,7 +135,7 @@ class Dispatcher:
         if unit is None:
             return None
         too_small = self._history[unit.key].too_small
-        gpus = 1.0 if too_small else self._gpus_of(unit)
+        gpus = max(1.0, self._gpus_of(unit)) if too_small else self._gpus_of(unit)
         self._gpus[unit.key] = gpus
         return Assignment(unit, gpus, too_small, self._avoided(unit.key))
 
@@ -165,7 +165,8 @@ class Dispatcher:
         elif status == "parent_unreadable":
             graph.parent_unreadable(key, error)
         elif status == "out_of_memory":
-            self._failed(key, Failure("out_of_memory", error, node, self._gpus.get(key, 1.0)))
+            gpus, can_shrink = self._gpus.get(key, 1.0), not result.get("sure", True)
+            self._failed(key, Failure("out_of_memory", error, node, gpus, can_shrink))
         elif status == "refused":
             self._refused(key, node, error)
         else:
@@ -236,7 +237,8 @@ class Dispatcher:
             self.graph.failed(key, error)
             return
         if history.too_small != before.too_small:
-            logger.warning("%s does not fit into %g of a GPU; it gets a whole one", name, failure.gpus)
+            way = "gets a whole one" if failure.gpus < 1 else "computes smaller parts of its batches"
+            logger.warning("%s does not fit into %g of a GPU; it %s", name, failure.gpus, way)
         elif history.failed_on != before.failed_on:
             logger.warning("%s: try %d of %d failed (%s)", name, tries, RETRIES + 1, failure.error)
         self.graph.again(key)

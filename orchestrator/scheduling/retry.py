@@ -23,6 +23,8 @@ class Failure:
     """Ray's id of it; empty where it isn't known."""
     gpus: float = 0.0
     """GPUs, or the share of one, that it had."""
+    can_shrink: bool = False
+    """Of "out_of_memory": the next try can compute smaller parts of its batches."""
     has_other_node: bool = True
     """There is, or may come to be, a node that it hasn't failed on and that is in use."""
 
@@ -34,7 +36,7 @@ class History:
     failed_on: tuple[str, ...] = ()
     """The node of each failure that counts."""
     too_small: tuple[float, ...] = ()
-    """Shares of a GPU in which it ran out of memory."""
+    """GPUs, or shares of one, in which it ran out of memory."""
     unstarted: int = 0
 
     @property
@@ -56,11 +58,10 @@ def decide(failure: Failure, history: History) -> tuple[History, str]:
             return history, "" if failure.has_other_node else failure.error
         case "unstarted" if history.unstarted < MAX_UNSTARTED:
             return replace(history, unstarted=history.unstarted + 1), ""
-        case "out_of_memory" if failure.gpus < 1:
+        case "out_of_memory" if failure.gpus < 1 or (failure.can_shrink and len(history.too_small) < RETRIES):
             return replace(history, too_small=(*history.too_small, failure.gpus)), ""
         case "out_of_memory":
-            advice = "it had a whole GPU: lower the batch_size of its tasks, or take larger GPUs"
-            return history, f"{failure.error}; {advice}"
+            return history, f"{failure.error}; it had a whole GPU: give --micro-batch auto, or take larger GPUs"
         case "certain":
             return history, failure.error
         case "uncertain" if history.failed_nodes or not failure.has_other_node:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.cli.arguments import AUTO, add_shared_arguments, check_numbers, command_parser
+from orchestrator.cli.arguments import AUTO, add_shared_arguments, check_cut, check_numbers, command_parser
 from orchestrator.cli.session import Session, run_command
 from orchestrator.search.resolve_space import SearchInputs, read_search, search_content
 from orchestrator.storage.ledger import REPORTS
@@ -65,6 +65,7 @@ def act(options: argparse.Namespace, command: str) -> int:
             "--gpus-per-unit auto measures units before they run, and a search makes them as it goes; give a number"
         )
     inputs = read_search(options.space, options.preset, options.data, options.set, options.seeds, options.trials)
+    check_cut([inputs.plan.base], options)
     return run(inputs, options, command)
 
 

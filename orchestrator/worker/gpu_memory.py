@@ -78,7 +78,8 @@ def measure(job: Job) -> Footprint:
     """
     import torch
 
-    from ups_model.training.loop import RunOptions, train
+    from ups_model.training.loop import train
+    from ups_model.training.options import RunOptions
 
     if not torch.cuda.is_available():
         raise ValueError(
@@ -93,13 +94,21 @@ def measure(job: Job) -> Footprint:
     paths = {name: Path(path) for name, path in job.paths.items()}
     try:
         with tempfile.TemporaryDirectory(prefix="ups-packing-") as folder:
-            options = RunOptions(Path(folder), job.device, job.precision, cache=Path(job.cache), test=False)
+            options = RunOptions(
+                Path(folder),
+                job.device,
+                job.precision,
+                cache=Path(job.cache),
+                test=False,
+                micro_batch=job.micro_batch,
+                activation_checkpointing=job.activation_checkpointing,
+            )
             train(short, paths, options)
             _evaluate_a_batch(job, paths)
     except torch.OutOfMemoryError as error:
         raise ValueError(
-            f"{job.unit.name} does not fit on a whole GPU ({torch.cuda.get_device_name()}): lower the batch_size of "
-            "its tasks, or take larger GPUs"
+            f"{job.unit.name} does not fit on a whole GPU ({torch.cuda.get_device_name()}): give "
+            "--micro-batch auto, or take larger GPUs"
         ) from error
     free, total = torch.cuda.mem_get_info()
     beside = total - free - torch.cuda.memory_reserved()

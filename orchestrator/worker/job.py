@@ -11,6 +11,7 @@ from orchestrator.worker.environment import Environment
 
 if TYPE_CHECKING:  # It imports torch, which whoever plans needs not.
     from ups_model.device import Precision
+    from ups_model.training.options import Switch
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Job:
     cache: str
     """Folder of text features."""
     threads: int = 1
+    """Of all its processes together."""
     device: str = "auto"
     precision: "Precision" = "auto"
     test: bool = True
@@ -39,6 +41,11 @@ class Job:
     """What becomes of weights that other code has trained."""
     wanted: tuple[str, ...] = ()
     """Metrics that tables want of the unit."""
+    processes: int = 1
+    """That train it together, each on a GPU of its own if it has GPUs."""
+    micro_batch: int | Literal["auto"] = 0
+    """As `RunOptions.micro_batch`."""
+    activation_checkpointing: "Switch" = "auto"
 
     def to_json(self) -> str:
         """`from_json` is its inverse."""
@@ -70,7 +77,7 @@ class Outcome:
     status: Literal["finished", "stopped", "busy", "failed", "parent_unreadable", "refused", "out_of_memory"]
     error: str = ""
     sure: bool = True
-    """Of a failure: another node would fail as well."""
+    """Of a failure: another node would fail as well; of "out_of_memory": another try would, too."""
 
     def to_plain(self) -> dict[str, Any]:
         """JSON data."""

@@ -36,13 +36,15 @@ from ups_model.source import source_digest
 from ups_model.training.progress import read_rows
 
 if TYPE_CHECKING:
-    from ups_model.training.loop import RunOptions
+    from ups_model.training.options import RunOptions
     from ups_model.training.result import Result
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS_PER_UNIT = 10
 MEASURED_AT = ", measured at "
+SHRINK = 0.8
+"""Of the memory planned for, at each try after one that ran out of it."""
 MAX_STEPS_BETWEEN_CHECKPOINTS = 500
 """A kill loses at most a tenth of a unit, and never more than so many steps."""
 
@@ -112,7 +114,7 @@ class _Attempt:
 
         job, unit = self.job, self.job.unit
         torch.set_num_threads(job.threads)
-        if job.gpus:
+        if job.gpus and job.processes == 1:  # Others have whole GPUs, which this process leaves alone.
             limit_memory(job.gpus)
         parent = self.ledger.done(job.parent) if job.parent is not None else None
         try:
@@ -135,7 +137,7 @@ class _Attempt:
         except torch.OutOfMemoryError as error:
             logger.exception("%s", unit.name)
             torch.cuda.empty_cache()  # This process goes on to other units.
-            return Outcome("out_of_memory", str(error).splitlines()[0])
+            return Outcome("out_of_memory", str(error).splitlines()[0], sure=job.micro_batch != "auto")
 
     def _codes(self, done: Record | None, parent: Record | None) -> tuple[Record | None, list[str]]:
         """What counts as done, and which code will have trained the unit at its end.
@@ -168,7 +170,7 @@ class _Attempt:
 
     @property
     def _options(self) -> "RunOptions":
-        from ups_model.training.loop import RunOptions
+        from ups_model.training.options import RunOptions
 
         steps = self.job.unit.config.optim.steps
         return RunOptions(
@@ -179,6 +181,10 @@ class _Attempt:
             log_every=max(1, min(50, steps // 10)),
             cache=Path(self.job.cache),
             test=self.job.test,
+            micro_batch=self.job.micro_batch,
+            activation_checkpointing=self.job.activation_checkpointing,
+            # What was measured to fit has run out of memory later: of whole GPUs, shares get a whole one instead.
+            memory_share=SHRINK ** sum(share >= 1 for share in self.job.too_small),
         )
 
     @property
@@ -240,6 +246,7 @@ class _Attempt:
         """Train the unit, go on with it, or make a record of a result that is there."""
         from ups_model.training.checkpoint import load_checkpoint
         from ups_model.training.loop import train
+        from ups_model.training.processes import train_in_processes
 
         job, unit, folder = self.job, self.job.unit, self.work.folder
         start = None
@@ -257,7 +264,13 @@ class _Attempt:
         evaluation = Begun.read(folder).evaluation if (folder / RESULT).exists() else ""
         evaluation = evaluation or source_digest("evaluation")
         Begun(tuple(codes), evaluation).write(folder)
-        result = train(unit.config, self._paths, options, start, should_stop=should_stop, on_checkpoint=self.work.save)
+        if job.processes == 1:
+            result = train(unit.config, self._paths, options, start, None, should_stop, self.work.save)
+        else:
+            threads = max(1, job.threads // job.processes)
+            result = train_in_processes(
+                job.processes, unit.config, self._paths, options, start, should_stop, self.work.save, threads
+            )
         if result.status == "stopped":
             self.work.save()
             self.claim.check()

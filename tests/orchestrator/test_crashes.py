@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from orchestrator.scheduling.retry import RETRIES
-from tests.support.drivers import Bench, cells, mlflow_runs, records, wait_until
+from tests.support.drivers import Bench, cells, command_of, descendants, mlflow_runs, records, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -192,3 +192,39 @@ def _made(folder):
 def test_retries_are_few():
     """A unit that can't succeed must not hold a study for long."""
     assert 1 <= RETRIES <= 5
+
+
+def test_units_of_two_processes_survive_the_death_of_one_and_give_the_tables_of_one_process(bench, storage):
+    """One row of the study; values to rounding, since two processes add up gradients in another order."""
+    study = bench.study.with_name("one_row.py")
+    rows = '(Row("without", {"routing": False}), Row("with"), Row("separate", training="separate"))'
+    text = bench.study.read_text()
+    assert rows in text
+    study.write_text(text.replace(rows, '(Row("with"),)'))
+    short = Bench(bench.folder, bench.data, study)
+    driver = short.start(storage, "--processes-per-unit", "2", "--max-concurrent", "1")
+    wait_until(
+        lambda: any((storage / "units").glob("joint-*/checkpoints/step-*")) or driver.process.poll() is not None,
+        240,
+        lambda: driver.text,
+    )
+    _, second = parts_of_units(driver)
+    os.kill(second, signal.SIGKILL)
+    driver.process.wait(600)
+    assert driver.process.returncode == 0, driver.text
+    assert "try 1 of 4 failed" in driver.text and "process 1 of 2 ended with signal SIGKILL" in driver.text, driver.text
+    assert not parts_of_units(driver)
+    (joint,) = (storage / "units").glob("joint-*")
+    assert "resuming at step" in (joint / "log.txt").read_text(), "it goes on from its checkpoint"
+    assert json.loads((joint / "record.json").read_text())["about"]["processes"] == 2
+    reference = {(cell["row"], cell["column"]): cell for cell in cells(bench.folder / "reference")}
+    ours = cells(storage)
+    assert len(ours) == 3
+    for cell in ours:
+        same = reference[cell["row"], cell["column"]]
+        assert float(cell["mean"]) == pytest.approx(float(same["mean"]), rel=1e-3), cell
+
+
+def parts_of_units(driver):
+    """Processes that train a unit together with others, in the order of their ranks."""
+    return sorted(pid for pid in descendants(driver.process.pid) if b"spawn_main" in command_of(pid))

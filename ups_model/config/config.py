@@ -1,7 +1,7 @@
 """Every choice that can change a result, as frozen dataclasses: checked where they are built, all faults at once.
 
 A configuration has one canonical form (plain JSON) and one fingerprint. Paths, devices, precisions and intervals of
-logging or saving are run options (`training.loop.RunOptions`) and never stand here. This module imports no torch.
+logging or saving are run options (`training.options.RunOptions`) and never stand here. This module imports no torch.
 """
 
 import difflib

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ups_model.config import ModelConfig
-from ups_model.model.layers import Mlp, attend, drawn, linear, split_heads
+from ups_model.model.layers import Dropout, Mlp, attend, drawn, linear, split_heads
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Memory:
     """Joint tokens at the target frame (or averaged over time), if the memory has any."""
     aligned_BKW: Tensor | None = None
     """What each step reads beside its input token: the encoded token of the joint it predicts."""
+    row_B: Tensor | None = None
+    """Place of each target sequence in the batch of the whole step, for `Dropout`; None = 0, 1, 2, ..."""
 
     @property
     def repeats(self) -> int:
@@ -52,6 +54,7 @@ class DecoderCache:
 
     mask: Tensor | None
     aligned_BKW: Tensor | None = None
+    row_B: Tensor | None = None
     layers: list[LayerCache] = field(default_factory=list)
 
 
@@ -71,7 +74,7 @@ class DecoderLayer(nn.Module):
         self.cross_merge = linear(width, width)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = Mlp(width, config.decoder_mlp_ratio * width, config.decoder_dropout)
-        self.dropout = nn.Dropout(config.decoder_dropout)
+        self.dropout = Dropout(config.decoder_dropout)
 
     def memory_cache(self, memory: Memory, offsets_OW: Tensor) -> LayerCache:
         """Keys and values of the memory. A window's are computed once and shared by all its targets: the projection is
@@ -84,7 +87,9 @@ class DecoderLayer(nn.Module):
         key, value = both_BMW.chunk(2, dim=-1)
         return LayerCache(split_heads(key, self.heads), split_heads(value, self.heads))
 
-    def forward(self, x_BKW: Tensor, cache: LayerCache, mask: Tensor | None, keep: bool) -> Tensor:
+    def forward(
+        self, x_BKW: Tensor, cache: LayerCache, mask: Tensor | None, keep: bool, row_B: Tensor | None = None
+    ) -> Tensor:
         """Run K steps that follow those in the cache; `keep` adds them to it (then K = 1 after the first call)."""
         parts = self.self_query_key_value(self.self_norm(x_BKW)).chunk(3, dim=-1)
         query, key, value = (split_heads(part, self.heads) for part in parts)
@@ -95,10 +100,11 @@ class DecoderLayer(nn.Module):
                 value = torch.cat([cache.steps_value, value], dim=2)  # type: ignore[list-item]  # set with the keys
                 causal = False
             cache.steps_key, cache.steps_value = key, value
-        x_BKW = x_BKW + self.dropout(self.self_merge(attend(query, key, value, None, causal=causal)))
+        x_BKW = x_BKW + self.dropout(self.self_merge(attend(query, key, value, None, causal=causal)), row_B)
         query = split_heads(self.cross_query(self.cross_norm(x_BKW)), self.heads)
-        x_BKW = x_BKW + self.dropout(self.cross_merge(attend(query, cache.memory_key, cache.memory_value, mask)))
-        return x_BKW + self.dropout(self.mlp(self.mlp_norm(x_BKW)))
+        read_BKW = self.cross_merge(attend(query, cache.memory_key, cache.memory_value, mask))
+        x_BKW = x_BKW + self.dropout(read_BKW, row_B)
+        return x_BKW + self.dropout(self.mlp(self.mlp_norm(x_BKW), row_B), row_B)
 
 
 class Decoder(nn.Module):
@@ -117,7 +123,7 @@ class Decoder(nn.Module):
             DecoderLayer(config) for _ in range(config.decoder_layers)
         )
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.decoder_dropout)
+        self.dropout = Dropout(config.decoder_dropout)
 
     def start(self, memory: Memory) -> DecoderCache:
         """The cache of a memory before the first step."""
@@ -129,7 +135,7 @@ class Decoder(nn.Module):
                 mask = torch.cat([mask, there], dim=1)
             mask = mask[:, None, None, :]
         caches = [layer.memory_cache(memory, self.offset_OW) for layer in self.layers]
-        return DecoderCache(mask, memory.aligned_BKW, caches)
+        return DecoderCache(mask, memory.aligned_BKW, memory.row_B, caches)
 
     def forward(self, tokens_BKW: Tensor, cache: DecoderCache, first: int = 0, keep: bool = False) -> Tensor:
         """Output tokens for embedded input tokens of steps first .. first + K - 1."""
@@ -137,7 +143,7 @@ class Decoder(nn.Module):
         x_BKW = tokens_BKW + self.position_KW[steps]
         if cache.aligned_BKW is not None:
             x_BKW = x_BKW + cache.aligned_BKW[:, steps]
-        x_BKW = self.dropout(x_BKW)
+        x_BKW = self.dropout(x_BKW, cache.row_B)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            x_BKW = layer(x_BKW, layer_cache, cache.mask, keep)
+            x_BKW = layer(x_BKW, layer_cache, cache.mask, keep, cache.row_B)
         return self.norm(x_BKW)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ups_model.config import ModelConfig
-from ups_model.model.layers import Mlp, Scene, SlotsToToken, TokenToSlots, attend, drawn, linear, split_heads
+from ups_model.model.layers import Dropout, Mlp, Scene, SlotsToToken, TokenToSlots, attend, drawn, linear, split_heads
 from ups_model.model.tokenizer import GcnUnit
 from ups_model.skeletons import SLOTS
 from ups_model.tasks import TASKS
@@ -29,14 +30,14 @@ class FrameAttention(nn.Module):
         self.merge = linear(width, width)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = Mlp(width, mlp_ratio * width, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x_BNW: Tensor, frame_mask_BN: Tensor | None) -> Tensor:
+    def forward(self, x_BNW: Tensor, frame_mask_BN: Tensor | None, row_B: Tensor | None = None) -> Tensor:
         parts = self.query_key_value(self.attention_norm(x_BNW)).chunk(3, dim=-1)
         query, key, value = (split_heads(part, self.heads) for part in parts)
         mask = None if frame_mask_BN is None else frame_mask_BN[:, None, None, :]
-        x_BNW = x_BNW + self.dropout(self.merge(attend(query, key, value, mask)))
-        return x_BNW + self.dropout(self.mlp(self.mlp_norm(x_BNW)))
+        x_BNW = x_BNW + self.dropout(self.merge(attend(query, key, value, mask)), row_B)
+        return x_BNW + self.dropout(self.mlp(self.mlp_norm(x_BNW), row_B), row_B)
 
 
 class Tem(nn.Module):
@@ -58,11 +59,11 @@ class Tem(nn.Module):
 
     def forward(self, x_BNJD: Tensor, scene: Scene) -> Tensor:
         if self.bottleneck:
-            frames_BNW = self.frames(self.down(self.norm(x_BNJD), scene), scene.frame_mask_BN)
+            frames_BNW = self.frames(self.down(self.norm(x_BNJD), scene), scene.frame_mask_BN, scene.row_B)
             return x_BNJD + self.up(frames_BNW, scene)
         full_BNSD = x_BNJD.new_zeros(*x_BNJD.shape[:2], SLOTS, x_BNJD.shape[-1])
         full_BNSD = full_BNSD.index_copy(2, scene.slots, x_BNJD)
-        out_BNSD = self.frames(full_BNSD.flatten(2), scene.frame_mask_BN).unflatten(-1, (SLOTS, -1))
+        out_BNSD = self.frames(full_BNSD.flatten(2), scene.frame_mask_BN, scene.row_B).unflatten(-1, (SLOTS, -1))
         return out_BNSD.index_select(2, scene.slots)
 
 
@@ -156,6 +157,8 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.routing, self.execution = config.routing, config.routing_execution
+        self.activation_checkpointing = False
+        """Whether a training step keeps a block's input alone, and computes the rest again in the backward pass."""
         self.router = Router(config)
         self.layers = nn.ModuleList(  # type: ignore[assignment]  # a list of modules, whose type torch doesn't keep
             nn.ModuleList(SemTemBlock(config) for _ in range(config.blocks_per_layer))
@@ -171,20 +174,27 @@ class Encoder(nn.Module):
         """
         if not self.routing:
             for blocks in self.layers:
-                x_BNJD = torch.stack([block(x_BNJD, scene) for block in blocks]).mean(dim=0)
+                x_BNJD = torch.stack([self._run(block, x_BNJD, scene) for block in blocks]).mean(dim=0)
             return x_BNJD
         if noise_LH is None or int(self.router.frozen_TL[scene.task, 0]) >= 0:
             for blocks, chosen in zip(self.layers, self.router.routes(scene.task), strict=True):
-                x_BNJD = blocks[chosen](x_BNJD, scene)
+                x_BNJD = self._run(blocks[chosen], x_BNJD, scene)
             return x_BNJD
         soft_LH = self.router.sample(scene.task, noise_LH, temperature)
         for blocks, soft_H in zip(self.layers, soft_LH, strict=True):
             chosen = int(soft_H.argmax())
             if self.execution == "sparse":
-                x_BNJD = blocks[chosen](x_BNJD, scene)
+                x_BNJD = self._run(blocks[chosen], x_BNJD, scene)
                 if len(blocks) > 1:
                     x_BNJD = StraightThroughGate.apply(x_BNJD, soft_H[chosen])  # type: ignore[no-untyped-call]  # torch's
             else:
                 weight_H = F.one_hot(soft_H.argmax(), len(blocks)) + soft_H - soft_H.detach()
-                x_BNJD = sum(weight * block(x_BNJD, scene) for weight, block in zip(weight_H, blocks, strict=True))
+                x_BNJD = sum(
+                    weight * self._run(block, x_BNJD, scene) for weight, block in zip(weight_H, blocks, strict=True)
+                )
         return x_BNJD
+
+    def _run(self, block: SemTemBlock, x_BNJD: Tensor, scene: Scene) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x_BNJD, scene, use_reentrant=False)
+        return block(x_BNJD, scene)

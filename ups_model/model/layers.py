@@ -27,6 +27,8 @@ class Scene:
     """[J] int64, the joint slots that the batch's skeletons fill; absent slots are never computed."""
     frame_mask_BN: Tensor | None
     """True where a frame is there; None = all are."""
+    row_B: Tensor | None = None
+    """Place of each row in the batch of the whole step, for `Dropout`; None = 0, 1, 2, ..."""
 
 
 def seed_for(*parts: int | str) -> int:
@@ -221,6 +223,65 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
     return out.transpose(1, 2).flatten(2)
 
 
+class Dropout(nn.Module):
+    """Dropout whose mask doesn't depend on how a batch is cut into parts or over processes.
+
+    Whether an element of a row is dropped follows from a random word for its place in the row, which is drawn from the
+    global generator, and from the row's place in the whole batch. So one row's worth of random numbers is drawn, not a
+    batch's, and a part of a batch has the masks that it has in the whole one.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor, row_B: Tensor | None = None) -> Tensor:
+        """`row_B` as `Scene.row_B`, for the first axis of x."""
+        if not self.training or not self.p:
+            return x
+        if row_B is None:
+            row_B = torch.arange(len(x), device=x.device)
+        return _Dropped.apply(x, self.mask(x.shape[1:], row_B), 1 / (1 - self.p))  # type: ignore[no-untyped-call]  # torch's
+
+    def mask(self, shape: torch.Size, row_B: Tensor) -> Tensor:
+        """[B, *shape] True where an element is kept."""
+        word = torch.randint(-(2**31), 2**31, shape, dtype=torch.int32, device=row_B.device)
+        row_B = _mixed((row_B + 1).to(torch.int32)).view(-1, *[1] * len(shape))
+        # Another odd factor for each row: with one for all, two rows whose words differ in high bits alone are alike.
+        return (word ^ row_B).mul_(_mixed(row_B) | 1) >= round(self.p * 2**32) - 2**31
+
+
+def _mixed(word: Tensor) -> Tensor:
+    """32-bit words, each bit of which depends on many of the number's (after MurmurHash3's finaliser)."""
+    word = (word ^ (word >> 16 & 0xFFFF)) * -2048144789
+    return (word ^ (word >> 13 & 0x7FFFF)) * -1028477387
+
+
+class _DroppedContext(Protocol):
+    """What autograd keeps between forward and backward."""
+
+    saved_tensors: tuple[Tensor]
+    scale: float
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+class _Dropped(torch.autograd.Function):
+    """x * mask * scale; keeps a byte an element."""
+
+    @staticmethod
+    def forward(ctx: _DroppedContext, x: Tensor, mask: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(mask)
+        ctx.scale = scale
+        return (x * mask).mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _DroppedContext, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        return (gradient * mask).mul_(ctx.scale), None, None
+
+
 class Mlp(nn.Module):
     """Linear, GELU, linear: the MLP of a transformer block."""
 
@@ -228,7 +289,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.inner = linear(width, hidden)
         self.outer = linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.outer(self.dropout(F.gelu(self.inner(x))))
+    def forward(self, x: Tensor, row_B: Tensor | None = None) -> Tensor:
+        return self.outer(self.dropout(F.gelu(self.inner(x)), row_B))

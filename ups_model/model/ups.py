@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ups_model.config import ModelConfig
 from ups_model.model.decoder import Decoder, DecoderCache, Memory
 from ups_model.model.encoder import Encoder
-from ups_model.model.layers import Scene, SlotsToToken, drawn, initialise, linear
+from ups_model.model.layers import Dropout, Scene, SlotsToToken, drawn, initialise, linear
 from ups_model.model.tokenizer import JointTokenizer, time_mean
 from ups_model.model.vocabulary import Quantiser, Vocabulary
 from ups_model.skeletons import ROOT_SLOT, SLOT_PARENTS, SLOTS
@@ -40,6 +40,8 @@ class Inputs:
     """True for persons that are there; None = all."""
     target_frame_BR: Tensor | None = None
     """Frames whose poses are predicted (pose estimation); None = the centre of the unpadded frames."""
+    place_B: Tensor | None = None
+    """Place of each clip in the whole step's batch, where this is a part of it, on the host; None = 0, 1, 2, ..."""
 
 
 class UPS(nn.Module):
@@ -95,7 +97,7 @@ class UPS(nn.Module):
         self.tokenizer = JointTokenizer(features, width, config.tokenizer_layers, config.normalisation)
         self.slot_SD = drawn(SLOTS, width, std=0.02)
         self.frame_ND = drawn(max_frames, width, std=0.02)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.encoder = Encoder(config)
         self.memory_norm = nn.LayerNorm(width)
         if config.decoder_memory != "joints":
@@ -187,12 +189,14 @@ class UPS(nn.Module):
             # Padded frames may hold huge values: they would overflow, and NaN times a mask of 0 is NaN.
             pose_XNSC = pose_XNSC * mask_XN[:, :, None, None]
         pose_XNSC = pose_XNSC * inputs.slot_mask_S[:, None]  # A bone may start at an absent slot.
-        scene = Scene(TASK_INDEX[inputs.task], inputs.slot_mask_S.nonzero()[:, 0], mask_XN)
+        row_BP = row_numbers(inputs, persons)
+        row_X = row_BP.flatten() if all_there else row_BP[there_BP]
+        scene = Scene(TASK_INDEX[inputs.task], inputs.slot_mask_S.nonzero()[:, 0], mask_XN, row_X)
         row = scene.task
         features_XNJC = self.features(pose_XNSC)[:, :, scene.slots]
         features_XNJC = (features_XNJC - self.input_mean_TC[row]) / self.input_scale_TC[row]
         x_XNJD = self.tokenizer(features_XNJC, scene)
-        x_XNJD = self.dropout(x_XNJD + self.slot_SD[scene.slots] + self.frame_ND[:frames, None])
+        x_XNJD = self.dropout(x_XNJD + self.slot_SD[scene.slots] + self.frame_ND[:frames, None], scene.row_B)
         x_XNJD = self.encoder(x_XNJD, scene, noise_LH, temperature)
         memory = self._memory(inputs, self.memory_norm(x_XNJD), scene, there_BP, all_there)
         return memory, x_XNJD, scene
@@ -250,7 +254,9 @@ class UPS(nn.Module):
             offset_XM = offset_XM.repeat(1, persons)
             window, mask_BM, per_target = full.flatten(1, 2), mask.flatten(1, 2), None  # type: ignore[assignment]  # was [] at first
         aligned = self._aligned(x_XNJD, scene, target_BR) if pose and self.config.decoder_alignment else None
-        return Memory(window, mask_BM, offset_XM, per_target, aligned)
+        return Memory(
+            window, mask_BM, offset_XM, per_target, aligned, row_numbers(inputs, target_BR.shape[1]).flatten()
+        )
 
     def _aligned(self, x_XNJD: Tensor, scene: Scene, target_BR: Tensor) -> Tensor:
         """[B*R, 3J + 1, W] for each step the token of its joint at the target frame; nothing for the closing step."""
@@ -308,6 +314,16 @@ class UPS(nn.Module):
     def new_cache(self, memory: Memory) -> DecoderCache:
         """A decoding cache for `memory`."""
         return self.decoder.start(memory)
+
+
+def row_numbers(inputs: Inputs, each: int) -> Tensor:
+    """[B, each] places in the whole step's batch of rows of which every clip has `each`."""
+    device = inputs.pose_BPNSC.device
+    if inputs.place_B is None:
+        place_B = torch.arange(len(inputs.pose_BPNSC), device=device)
+    else:
+        place_B = inputs.place_B.to(device, non_blocking=True)
+    return place_B[:, None] * each + torch.arange(each, device=device)
 
 
 def whiten(text_VE: Tensor) -> Tensor:

@@ -1,13 +1,22 @@
-"""Several processes that train one run together (DistributedDataParallel, started by torchrun)."""
+"""Several processes that train one run together (DistributedDataParallel), in a group that torchrun or
+`training.processes` describes."""
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ups_model.config import Config
+from ups_model.config import Config, TaskName
+from ups_model.training.fit import Fit
+
+RENDEZVOUS = "UPS_RENDEZVOUS"
+"""Environment variable: where the processes of a run find each other, if not as torchrun says it."""
+GROUP_TIMEOUT = timedelta(hours=6)
+"""The others wait while the first process measures; that may take long on large test sets."""
 
 
 def first_process() -> bool:
@@ -16,24 +25,47 @@ def first_process() -> bool:
 
 
 def start_processes() -> tuple[int, int]:
-    """Rank and number of processes; joins the group that torchrun describes in the environment."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Rank and number of processes; joins the group that the environment describes."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:
         return 0, 1
     if not dist.is_initialized():
-        # The others wait while the first process measures; that may take long on large test sets.
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(hours=6))
+        dist.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo",
+            init_method=os.environ.get(RENDEZVOUS, "env://"),
+            rank=int(os.environ["RANK"]),
+            world_size=processes,
+            timeout=GROUP_TIMEOUT,
+        )
     return dist.get_rank(), dist.get_world_size()
 
 
-def check_shares(config: Config, processes: int) -> None:
-    """Raise ValueError where the processes cannot share each batch evenly."""
+def check_shares(config: Config, processes: int, micro_batch: int | Literal["auto"] = 0) -> None:
+    """Raise ValueError where a batch can't be cut: over the processes, or in parts."""
     for task in config.optim.tasks:
         size = getattr(config.data, task).batch_size
-        if size % processes:
-            raise ValueError(f"data.{task}.batch_size must be divisible by the processes, got {size} and {processes}")
-    if processes > 1 and config.model.normalisation == "task_batch":
-        raise ValueError("normalisation='task_batch' keeps statistics of one process; use 'layer' with several")
+        if size < processes:
+            raise ValueError(
+                f"data.{task}.batch_size must be at least the number of processes, got {size} and {processes}"
+            )
+    if config.model.normalisation == "task_batch" and (processes > 1 or micro_batch):
+        cut = f"{processes} processes" if processes > 1 else f"--micro-batch {micro_batch}"
+        raise ValueError(
+            f"normalisation='task_batch' takes statistics of whole batches, got {cut}; use normalisation='layer'"
+        )
+
+
+def agreed_fit(fit: Fit, tasks: Sequence[TaskName], processes: int, device: torch.device) -> Fit:
+    """The fit that every process has memory for."""
+    if processes == 1:
+        return fit
+    whole = torch.iinfo(torch.int64).max
+    limits = torch.tensor(
+        [*(fit.part(task) or whole for task in tasks), int(not fit.activation_checkpointing)], device=device
+    )
+    dist.all_reduce(limits, dist.ReduceOp.MIN)
+    *sizes, keep = limits.tolist()
+    return Fit({task: size for task, size in zip(tasks, sizes, strict=True) if size < whole}, not keep)
 
 
 def mean_over_processes(value: Tensor, processes: int) -> float:

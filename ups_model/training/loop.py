@@ -9,8 +9,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ups_model.config import Config
+from ups_model.config import Config, TaskName
 from ups_model.config.identity import run_key
-from ups_model.data.prepare.catalog import default_cache
+from ups_model.data.batching.batch import Batch
 from ups_model.device import (
-    Precision,
     autocast_dtype,
     device_name,
     flush_denormal_numbers,
@@ -45,13 +44,16 @@ from ups_model.training.checkpoint import (
     named_best_steps,
     prune_checkpoints,
 )
-from ups_model.training.distributed import check_shares, mean_over_processes, start_processes, wait_for_all
+from ups_model.training.distributed import agreed_fit, check_shares, mean_over_processes, start_processes, wait_for_all
+from ups_model.training.fit import Fit, choose_fit
 from ups_model.training.losses import sequence_loss, target_tokens
+from ups_model.training.options import RunOptions
 from ups_model.training.progress import append_row, duration, forget_after, short_line
 from ups_model.training.result import (
     Result,
     data_facts,
     finished_result,
+    run_facts,
     save_weights,
     start_from_parent,
     write_result,
@@ -65,27 +67,6 @@ logger = logging.getLogger(__name__)
 
 class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite; the message names the step and what to try."""
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Where and how a run is carried out; nothing here is part of its identity."""
-
-    out: Path
-    """Folder of `config.json`, checkpoints, `progress.jsonl` and `result.json`."""
-    device: str = "auto"
-    precision: Precision = "auto"
-    """auto: bf16 from compute capability 8.0, fp16 with a loss scaler on older GPUs (V100), fp32 on the CPU."""
-    checkpoint_every: int = 500
-    """Steps between checkpoints; a kill loses at most so many."""
-    keep: int = 2
-    """Checkpoints kept to resume from."""
-    log_every: int = 50
-    """Steps between progress lines."""
-    cache: Path = field(default_factory=default_cache)
-    """Folder of clip sets and, under `text`, of text features."""
-    test: bool = True
-    """Measure the test split at the end."""
 
 
 def train(
@@ -153,7 +134,7 @@ class Run:
         parent_key = start_from_parent(self.parts, parent)
         data, text = data_identity(self.parts.sets), text_identity(config.model.text_model)
         self.key = run_key(config, data, text, parent_key)
-        check_shares(config, self.processes)
+        check_shares(config, self.processes, options.micro_batch)
         model = self.parts.model
         self.state = RunState(
             model,
@@ -182,6 +163,8 @@ class Run:
     def start_or_resume(self) -> None:
         """Take up the newest checkpoint, or begin; from here on there is something to keep."""
         state, optim, out = self.state, self.config.optim, self.options.out
+        self.turns = dict.fromkeys(optim.tasks, 0)
+        self.fit = self._choose_fit()  # Before gradients of half a cycle are restored.
         checkpoint = state.restore(out / "checkpoints", self.key)
         if checkpoint is not None:
             if self.rank == 0:
@@ -204,37 +187,63 @@ class Run:
         self.started = self.last_logged = time.monotonic()
         state.model.train()
 
+    def _choose_fit(self) -> Fit:
+        """How batches are cut, the same way in all processes."""
+        self.state.model.train()
+        share = (self.rank, self.processes)
+        batches = {task: feed.train(0, share) for task, feed in self.parts.feeds.items()}
+        fit = choose_fit(self.options, self.state.model, batches, partial(self._loss, self.state.model))
+        fit = agreed_fit(fit, self.config.optim.tasks, self.processes, self.device)
+        self.state.model.encoder.activation_checkpointing = fit.activation_checkpointing
+        if self.rank == 0 and (words := fit.describe({task: len(batch) for task, batch in batches.items()})):
+            logger.info("%s", words)
+        return fit
+
     def train_step(self) -> None:
         """One batch of the task whose turn it is and, at the end of a cycle or after each batch, an update."""
         state, config, optim = self.state, self.config, self.config.optim
-        model, task = state.model, optim.cycle[state.step % len(optim.cycle)]
-        share = (self.rank, self.processes)
-        batch = self.parts.feeds[task].train(self.turns[task], share)
-        # Dropout draws from the global generator: seeding it by step makes a step independent of what ran before it.
-        torch.manual_seed(seed_for(config.seed, "dropout", state.step, self.rank))
-        target_BK = target_tokens(model, batch)
-        low_precision = self.precision != "fp32"
-        with torch.autocast(self.device.type, dtype=autocast_dtype(self.precision), enabled=low_precision):
-            logits_BKV = self.parallel(
-                batch.inputs,
-                target_BK,
-                input_mask(config, task, self.turns[task], target_BK, share),
-                gumbel_noise(config, state.step).to(self.device),
-                temperature(config, state.step),
-            )
-        loss = sequence_loss(model, batch, logits_BKV, target_BK, optim)
+        task = optim.cycle[state.step % len(optim.cycle)]
+        batch = self.parts.feeds[task].train(self.turns[task], (self.rank, self.processes))
         accumulated = len(optim.cycle) if optim.update == "cycle" else 1
-        state.scaler.scale(loss / accumulated).backward()
-        self.recent.setdefault(task, []).append(loss.detach())
+        loss = torch.zeros((), device=self.device)
+        parts = list(batch.parts(self.fit.part(task) or len(batch)))
+        for part in parts:
+            # Gradients of the processes are averaged once a step, with the last part.
+            alone = nullcontext() if part is parts[-1] or self.processes == 1 else self.parallel.no_sync()  # type: ignore[operator]  # DistributedDataParallel's
+            with alone:
+                # Shares may be unequal: a process with more of the batch's clips has more of the weight.
+                weight = len(part) * self.processes / getattr(config.data, task).batch_size
+                part_loss = self._loss(self.parallel, task, part) * weight
+                state.scaler.scale(part_loss / accumulated).backward()
+            loss += part_loss.detach()
+        self.recent.setdefault(task, []).append(loss)
         self.turns[task] += 1
         state.step += 1
         norm = self._update() if state.step % accumulated == 0 else None
         scaled = self.precision == "fp16"  # The scaler skips such an update and lowers its scale.
-        loss_now = float(loss.detach())
+        loss_now = float(loss)
         if not math.isfinite(loss_now) or (norm is not None and not scaled and not torch.isfinite(norm)):
             raise NonFiniteLoss(
                 f"loss or gradient of {task} is not finite at step {state.step} (loss {loss_now}); {_ways_out(config)}"
             )
+
+    def _loss(self, model: nn.Module, task: TaskName, batch: Batch) -> Tensor:
+        """Mean loss of the clips of one part of a step's batch."""
+        state, config = self.state, self.config
+        # Dropout draws from the global generator: seeding it by step makes a step independent of what ran before it,
+        # and a part of how the batch was cut.
+        torch.manual_seed(seed_for(config.seed, "dropout", state.step))
+        target_BK = target_tokens(state.model, batch)
+        low_precision = self.precision != "fp32"
+        with torch.autocast(self.device.type, dtype=autocast_dtype(self.precision), enabled=low_precision):
+            logits_BKV = model(
+                batch.inputs,
+                target_BK,
+                input_mask(config, task, self.turns[task], target_BK, batch.inputs.place_B),
+                gumbel_noise(config, state.step).to(self.device),
+                temperature(config, state.step),
+            )
+        return sequence_loss(state.model, batch, logits_BKV, target_BK, config.optim)
 
     def _update(self) -> Tensor:
         """Change the weights by the gradients; returns the gradients' norm before clipping."""
@@ -341,14 +350,11 @@ class Run:
                 logger.info("health, on validation subjects: %s", health_line(health))
         about = {
             **data_facts(parts),
-            "parameters": sum(parameter.numel() for parameter in state.evaluated.parameters()),
             "chosen_step": chosen_step,
             "chosen_by": config.chosen_by,
-            # In the order in which they came, e.g. "fp16 then bf16" of a run that was moved to another kind of GPU.
-            "device": " then ".join(dict.fromkeys(name for name, _ in state.made_on)),
-            "precision": " then ".join(dict.fromkeys(name for _, name in state.made_on)),
             "train_seconds": round(seconds, 1),
-            "torch": torch.__version__,
+            **run_facts(state),
+            **self.fit.facts(self.processes),
         }
         status, routes = "stopped" if stopped else "finished", state.evaluated.routes()
         result = Result(status, self.key, state.step, metrics, routes, checkpoint, about, health, outcomes)  # type: ignore[arg-type]

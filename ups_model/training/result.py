@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from ups_model.atomic import write_atomic
 from ups_model.config import Config, set_of
 from ups_model.config.identity import configured_sources
@@ -13,6 +15,7 @@ from ups_model.model.ups import UPS
 from ups_model.model.vocabulary import Quantiser
 from ups_model.training.build import Parts, data_identity
 from ups_model.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from ups_model.training.run_state import RunState
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,17 @@ def data_facts(parts: Parts) -> dict[str, Any]:
         "data": data_identity(parts.sets),
         "synthetic": sorted({clips.name for clips, _ in parts.sets.values() if clips.info.synthetic}),
         "mean_pose_mm": parts.mean_pose_mm,
+    }
+
+
+def run_facts(state: RunState) -> dict[str, Any]:
+    """A record's entries on the model and what it was trained on."""
+    return {
+        "parameters": sum(parameter.numel() for parameter in state.evaluated.parameters()),
+        # In the order in which they came, e.g. "fp16 then bf16" of a run that was moved to another kind of GPU.
+        "device": " then ".join(dict.fromkeys(name for name, _ in state.made_on)),
+        "precision": " then ".join(dict.fromkeys(name for _, name in state.made_on)),
+        "torch": torch.__version__,
     }
 
 

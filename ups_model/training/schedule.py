@@ -48,16 +48,19 @@ def gumbel_noise(config: Config, step: int) -> Tensor:
 
 
 def input_mask(
-    config: Config, task: TaskName, turn: int, target_BK: Tensor, share: tuple[int, int] = (0, 1)
+    config: Config, task: TaskName, turn: int, target_BK: Tensor, place_B: Tensor | None = None
 ) -> Tensor | None:
-    """[B, K-1] True where a decoder input of a pose sequence is masked: a share u ~ U(0, 1) of each sequence."""
+    """[B, K-1] True where a decoder input of a pose sequence is masked: a share u ~ U(0, 1) of each sequence.
+
+    Args:
+        place_B: of the part's windows in the whole batch; None = it is whole.
+    """
     if not config.optim.mask_inputs or TASKS[task].kind != "pose":
         return None
-    rank, processes = share
     data = config.data.pe
-    targets = len(target_BK) * processes // data.batch_size
+    targets = len(target_BK) // (data.batch_size if place_B is None else len(place_B))
     generator = torch.Generator().manual_seed(seed_for(config.seed, "mask", task, turn))
     shape = (data.batch_size, targets, target_BK.shape[1] - 1)
     ratio = torch.rand(shape[:2], generator=generator)
     mask = torch.rand(shape, generator=generator) < ratio[..., None]
-    return mask[rank::processes].flatten(0, 1).to(target_BK.device)
+    return mask[slice(None) if place_B is None else place_B].flatten(0, 1).to(target_BK.device)

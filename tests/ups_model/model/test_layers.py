@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from tests.support.small_models import generator, small_config, small_model, some_slots, stir
-from ups_model.model.layers import Scene, SlotsToToken, TokenNorm, TokenToSlots, attend, linear, seed_for, split_heads
+from ups_model.model.layers import (
+    Dropout,
+    Scene,
+    SlotsToToken,
+    TokenNorm,
+    TokenToSlots,
+    attend,
+    linear,
+    seed_for,
+    split_heads,
+)
 
 
 def scene(task=0, slots=range(25), mask=None):
@@ -157,3 +167,47 @@ def test_attention_equals_a_plain_softmax_loop(causal, masked):
     heads = [split_heads(x, 3) for x in (query, key, value)]
     found = attend(*heads, None if mask is None else mask[:, None, None], causal=causal)
     torch.testing.assert_close(found, expected)
+
+
+# --- dropout
+
+
+def test_dropped_elements_are_independent_draws_of_the_rate_asked_for():
+    rows, width = 600, 4096
+    torch.manual_seed(0)
+    kept = Dropout(0.1).mask(torch.Size((64, 64)), torch.arange(rows)).flatten(1).double()
+    assert float(kept.mean()) == pytest.approx(0.9, abs=4 * (0.09 / rows / width) ** 0.5)
+    # Of independent draws, means of rows and of columns deviate by the binomial's amount, and no two are correlated.
+    assert float(kept.mean(dim=1).std()) == pytest.approx((0.09 / width) ** 0.5, rel=0.15)
+    assert float(kept.mean(dim=0).std()) == pytest.approx((0.09 / rows) ** 0.5, rel=0.06)
+    for samples, count in ((kept, width), (kept.T[:600], rows)):
+        correlation = torch.corrcoef(samples)[*torch.triu_indices(600, 600, 1)]
+        assert float(correlation.std()) == pytest.approx(count**-0.5, rel=0.05)
+    rows_alike = torch.corrcoef(kept)[*torch.triu_indices(rows, rows, 1)]
+    assert float(rows_alike.abs().max()) < 7 * width**-0.5
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])
+def test_dropout_keeps_the_mean_and_its_gradient_is_the_mask(rate):
+    layer = Dropout(rate).train()
+    x = torch.rand(50, 40, 30, generator=generator(0), dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(3)
+    out = layer(x)
+    torch.manual_seed(3)
+    mask = layer.mask(x.shape[1:], torch.arange(50))
+    assert float(mask.double().mean()) == pytest.approx(1 - rate, abs=0.01)
+    assert torch.equal(out, torch.where(mask, x / (1 - rate), 0.0)) or torch.allclose(out, x * mask / (1 - rate))
+    out.sum().backward()
+    assert torch.allclose(x.grad, mask.double() / (1 - rate))
+    assert layer.eval()(x) is x and Dropout(0.0).train()(x) is x
+
+
+def test_a_row_has_its_mask_in_every_part_of_a_batch():
+    layer, rows = Dropout(0.3).train(), torch.arange(7)
+    masks = []
+    for own in (rows, rows[2:5], rows[1::2]):
+        torch.manual_seed(5)
+        masks.append(layer.mask(torch.Size((8, 9)), own))
+    assert torch.equal(masks[1], masks[0][2:5]) and torch.equal(masks[2], masks[0][1::2])
+    torch.manual_seed(6)
+    assert not torch.equal(layer.mask(torch.Size((8, 9)), rows), masks[0])

@@ -109,8 +109,8 @@ def test_turns_before_a_step_equal_counting(cycle):
 
 
 def masks(config, turn=0, share=(0, 1), targets=2, length=31):
-    rows = config.data.pe.batch_size * targets // share[1]
-    return input_mask(config, "pe", turn, torch.zeros(rows, length, dtype=torch.int64), share)
+    place_B = torch.arange(config.data.pe.batch_size)[share[0] :: share[1]]
+    return input_mask(config, "pe", turn, torch.zeros(len(place_B) * targets, length, dtype=torch.int64), place_B)
 
 
 def test_inputs_are_masked_at_a_ratio_drawn_evenly_for_each_sequence():

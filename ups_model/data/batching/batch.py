@@ -4,6 +4,7 @@ Shape suffixes: B clips or windows, P persons, N frames, S 25 slots, J native jo
 """
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,10 +35,24 @@ class Batch:
 
     def share(self, rank: int, processes: int) -> "Batch":
         """Every `processes`-th clip from `rank` on."""
-        if processes == 1:
-            return self
-        own = slice(rank, None, processes)
-        return dataclasses.replace(_cut(self, own), inputs=_cut(self.inputs, own))
+        return self if processes == 1 else self[rank::processes]
+
+    def __len__(self) -> int:
+        return len(self.clip_B)
+
+    def __getitem__(self, own: slice) -> "Batch":
+        """Some of the clips, which remember their places in this batch."""
+        place_B = self.inputs.place_B
+        if place_B is None:
+            place_B = torch.arange(len(self))
+        inputs = dataclasses.replace(self.inputs, place_B=place_B)
+        return dataclasses.replace(_cut(self, own), inputs=_cut(inputs, own))
+
+    def parts(self, size: int) -> Iterator["Batch"]:
+        """The batch in as few parts of at most `size` clips as there can be, all of about one length."""
+        count = -(-len(self) // size)
+        for part in range(count):
+            yield self if count == 1 else self[len(self) * part // count : len(self) * (part + 1) // count]
 
 
 def _cut(value: T, own: slice) -> T:
