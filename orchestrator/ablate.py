@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from orchestrator.cli.arguments import add_shared_arguments, check_cut, check_numbers, command_parser
+from orchestrator.cli.arguments import add_shared_arguments, check_cut, check_numbers, command_parser, processes_of
 from orchestrator.cli.session import Session, run_command
 from orchestrator.planning.estimate import Estimate, estimate, on_slots
 from orchestrator.planning.inputs import Inputs, read_inputs, wanted_metrics
@@ -22,6 +23,9 @@ from search_spaces import find_study, study_names
 from ups_model.source import source_digest
 from ups_model.training.progress import duration
 
+if TYPE_CHECKING:
+    from orchestrator.planning.describe import Gpus
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_STUDY = "first_look"
@@ -32,7 +36,8 @@ EXAMPLES = """examples:
   python -m orchestrator.ablate tables_7_9 --preset small --data uiprmd=PATH --data utd_mhad=PATH --data jhmdb=PATH
   python -m orchestrator.ablate my_study.py --seeds 5 --set steps=4000 --storage /mnt/shared/ablations
   python -m orchestrator.ablate tables_7_9 --storage s3://my-bucket/ablations --tracking-uri http://HOST:5000
-  python -m orchestrator.ablate tables_7_9 --preset paper --address auto --gpus-per-unit 1
+  python -m orchestrator.ablate tables_7_9 --preset paper --plan --gpu-memory 16 --price-per-hour 3.06
+  python -m orchestrator.ablate tables_7_9 --preset paper --address auto --gpus-per-unit 1 --micro-batch auto
 
 Run again to resume, with more rows or seeds to extend: finished units are never trained twice. Units that other code
 of ups_model has trained are refused: --accept-other-code keeps them, --retrain trains them again.
@@ -54,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--list", action="store_true", help="name the studies and end")
     made.add_argument("--plan", action="store_true", help="show rows, arms, units, sizes and times; start nothing")
+    made.add_argument(
+        "--gpu-memory", type=float, metavar="GB", help="with --plan: of the GPUs that it is for (this machine's)"
+    )
+    made.add_argument("--price-per-hour", type=float, metavar="PRICE", help="with --plan: of a GPU, for the cost")
     add_shared_arguments(made, "row")
     made.add_argument("--out", type=Path, metavar="DIR", help="of the report (in the storage; for s3:// here too)")
     return made
@@ -70,6 +79,9 @@ def act(options: argparse.Namespace, command: str) -> int:
         print("\n".join(f"{name:<16}{find_study(name).question}" for name in study_names()))
         return 0
     check_numbers(options)
+    for flag, number in (("--gpu-memory", options.gpu_memory), ("--price-per-hour", options.price_per_hour)):
+        if number is not None and not (options.plan and 0 < number < float("inf")):
+            raise ValueError(f"{flag} goes with --plan and must be above 0, got {number:g}")
     inputs = read_inputs(options.study, options.preset, options.data, options.set, options.seeds)
     check_cut((unit.config for unit in inputs.plan.units.values()), options)
     if options.plan:
@@ -122,10 +134,25 @@ def existing_ledger(storage: str) -> Ledger | None:
     return Ledger(root) if (root / "units").is_dir() else None
 
 
-def estimates(inputs: Inputs, ledger: Ledger | None, slots: int) -> Estimate:
+def estimates(inputs: Inputs, ledger: Ledger | None, slots: int, gpus_per_unit: int = 0) -> Estimate:
     """Times, with what the ledger has measured."""
     records = ledger.read(inputs.plan.units.values()) if ledger else {}
-    return estimate(inputs.plan.units, inputs.sets, finished_of(records), slots)
+    return estimate(inputs.plan.units, inputs.sets, finished_of(records), slots, gpus_per_unit)
+
+
+def gpus_of(options: argparse.Namespace) -> "Gpus | None":
+    """The GPUs that a plan is for: those named, else this machine's; None for processors."""
+    from orchestrator.planning.describe import GB, Gpus
+
+    if options.gpu_memory is not None:
+        memory = options.gpu_memory * GB
+    else:
+        import torch
+
+        if options.gpus_per_unit == 0 or not torch.cuda.is_available():
+            return None
+        memory = float(torch.cuda.get_device_properties(0).total_memory)
+    return Gpus(memory, processes_of(options), options.micro_batch, options.activation_checkpointing)
 
 
 def summary(plan: Plan, graph: TaskGraph, expected: Estimate) -> str:
@@ -143,16 +170,18 @@ def show_plan(inputs: Inputs, ledger: Ledger | None, options: argparse.Namespace
     from orchestrator.planning.describe import plan_text
 
     plan = inputs.plan
-    slots = options.max_concurrent or machine_slots(options.cpus_per_unit)
+    gpus = gpus_of(options)
+    slots = options.max_concurrent or (1 if gpus else machine_slots(options.cpus_per_unit))
+    expected = estimates(inputs, ledger, slots, gpus.per_unit if gpus else 0)
     if ledger is None:
-        return plan_text(plan, inputs.sets, estimates(inputs, ledger, slots), ())
+        return plan_text(plan, inputs.sets, expected, (), gpus, options.price_per_hour)
     check = SourceCheck(ledger, options.other_code, wanted_metrics(inputs))
     with ledger.remembering(plan.units.values()):
         standing = check.standing(plan.units.values())
         # What is refused is refused when the study is run: a plan counts it as done.
         counted = check if options.other_code == "retrain" else SourceCheck(ledger, "accept", check.wanted_by_key)
         done = TaskGraph(plan.units, ledger, tested=plan.measured(), check=counted).done_before
-    text = plan_text(plan, inputs.sets, estimates(inputs, ledger, slots), done)
+    text = plan_text(plan, inputs.sets, expected, done, gpus, options.price_per_hour)
     unfinished = [unit for unit in plan.units.values() if unit.key not in {*done, *standing.to_measure}]
     return "\n".join([text, *code_notes(standing, len(with_twin(ledger, unfinished, options.other_code)))])
 

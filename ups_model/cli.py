@@ -74,7 +74,7 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
         "--activation-checkpointing",
         choices=("auto", "on", "off"),
         default="auto",
-        help="compute encoder blocks again in the backward pass (auto: where --micro-batch auto has little room)",
+        help="compute layers again in the backward pass (auto: where --micro-batch auto has little room)",
     )
 
 

@@ -34,3 +34,6 @@ TASKS: Mapping[str, Task] = {
 }
 TASK_INDEX: Mapping[str, int] = {name: index for index, name in enumerate(TASK_NAMES)}
 """Row of each task in task embeddings and per-task statistics, whatever tasks a run trains."""
+
+MAX_PERSONS = 2
+"""Of a clip that a model sees."""

@@ -4,36 +4,23 @@ import heapq
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.plan import Unit, chain_seconds
+from orchestrator.planning.sizes import operations_of
 from orchestrator.record import Record
-from ups_model.config import Config, ModelConfig, TaskData, TaskName, set_of
-from ups_model.config.identity import configured_tasks
 from ups_model.data.format.clip_set import ClipSet
-from ups_model.tasks import TASKS
 
 if TYPE_CHECKING:  # Imported where needed: a plan without estimates needs no torch.
-    from ups_model.model.ups import UPS
+    pass
 
-BACKWARD = 2
-"""Operations of the backward pass for one of the forward pass."""
 GUESSED_RATE = 12e9
 """Operations a second of a unit on one processor, where nothing has been measured yet: a guess within a factor of two
 on the machines that we have seen."""
+GUESSED_GPU_RATE = 10e12
+"""The same of a GPU. No GPU has been measured: a tenth of what the matrix units of a V100 do at most."""
 GUESSED_START = 5.0
 """Seconds that a unit needs before its first step."""
-TEXT_WIDTHS = {"roberta-base": 768, "minilm": 384}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of one unit's model."""
-
-    parameters: int
-    flops: Mapping[TaskName, float]
-    """Multiplications and additions of a forward pass of each trained task's batch, divided by its samples."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +38,28 @@ class Estimate:
     makespan: float
     """Seconds from now to the end, on `slots`."""
     slots: int
+    rate: float
+    """Operations a second that times rest on where they weren't measured."""
 
 
 def estimate(
-    units: Mapping[str, Unit], sets: Mapping[str, ClipSet], records: Mapping[str, Record], slots: int
+    units: Mapping[str, Unit],
+    sets: Mapping[str, ClipSet],
+    records: Mapping[str, Record],
+    slots: int,
+    gpus_per_unit: int = 0,
 ) -> Estimate:
     """Times of all units.
 
     A finished unit's time is its own; of another one with the same training it's that one's; else operations over the
     median rate of the units that were measured.
+
+    Args:
+        gpus_per_unit: for a plan on GPUs, to which times measured on processors say nothing; 0 for any other.
     """
-    own = {key: _seconds(records[key]) for key in units if key in records and _seconds(records[key])}
+    on_gpu = [key for key in records if not str(records[key].about.get("device", "cpu")).startswith("cpu")]
+    comparable = records.keys() & units.keys() if not gpus_per_unit else set(on_gpu) & units.keys()
+    own = {key: _seconds(records[key]) for key in units if key in comparable and _seconds(records[key])}
     alike: dict[str, list[float]] = {}
     for key, taken in own.items():
         alike.setdefault(units[key].kind, []).append(taken)
@@ -69,7 +67,8 @@ def estimate(
     needs_rate = any(key not in own and unit.kind not in alike for key, unit in units.items())
     operations = {key: operations_of(unit, sets) for key, unit in units.items()} if needs_rate else {}
     rates = [operations[key] / taken for key, taken in own.items()] if needs_rate else []
-    rate, start = (statistics.median(rates), 0.0) if rates else (GUESSED_RATE, GUESSED_START)
+    guessed = GUESSED_GPU_RATE * gpus_per_unit if gpus_per_unit else GUESSED_RATE
+    rate, start = (statistics.median(rates), 0.0) if rates else (guessed, GUESSED_START)
     seconds = {}
     for key, unit in units.items():
         twins = alike.get(unit.kind)
@@ -82,6 +81,7 @@ def estimate(
         sum(seconds[key] for key in open_units),
         makespan(units, seconds, open_units, slots),
         slots,
+        rate,
     )
 
 
@@ -110,110 +110,6 @@ def makespan(units: Mapping[str, Unit], seconds: Mapping[str, float], keys: Sequ
             if child in wanted:
                 heapq.heappush(ready, (-way[child], child))
     return now
-
-
-def operations_of(unit: Unit, sets: Mapping[str, ClipSet]) -> float:
-    """Multiplications and additions of a unit's training, forward and backward."""
-    flops = sizes_of(unit.config, sets).flops
-    return (1 + BACKWARD) * sum(count * flops[task] for task, count in unit.samples.items())
-
-
-def sizes_of(config: Config, sets: Mapping[str, ClipSet]) -> Sizes:
-    """Parameters, and operations of a forward pass, of the model that this configuration trains."""
-    names = dict.fromkeys(
-        set_of(source)
-        for task in configured_tasks(config)
-        if TASKS[task].kind == "class"
-        for source in getattr(config.data, task).sources
-    )
-    classes = tuple((name, len(sets[name].info.classes)) for name in names)
-    pose = config.data.pe.sources
-    network = _Network(
-        config.model,
-        classes,
-        tuple(map(int, sets[set_of(pose[0])].skeleton.native_slot)) if pose else (),
-        max(getattr(config.data, task).frames for task in configured_tasks(config)),
-    )
-    flops: dict[TaskName, float] = {}
-    for task in config.optim.tasks:
-        data: TaskData = getattr(config.data, task)
-        joints = tuple(map(int, sets[set_of(data.sources[0])].skeleton.slots_present))
-        flops[task] = _forward_flops(network.with_one_route(), task, data, joints)
-    return Sizes(_parameters(network), flops)
-
-
-@dataclass(frozen=True)
-class _Network:
-    """All that fixes the shapes of a model."""
-
-    model: ModelConfig
-    classes: tuple[tuple[str, int], ...]
-    pose_slots: tuple[int, ...]
-    most_frames: int
-
-    def with_one_route(self) -> "_Network":
-        """The same operations without a choice: a routed layer runs one block in sparse execution. Which one is a
-        question of weights, so one stands for it."""
-        model = self.model
-        runs = 1 if model.routing and model.routing_execution == "sparse" else model.blocks_per_layer
-        return replace(
-            self, model=model.replace(routing=False, blocks_per_layer=runs, dropout=0.0, decoder_dropout=0.0)
-        )
-
-    def build(self) -> "UPS":
-        """The model on the meta device: shapes without values."""
-        import torch
-
-        from ups_model.model.ups import UPS
-        from ups_model.model.vocabulary import Quantiser, Vocabulary
-
-        classes = tuple((name, tuple(f"class {index}" for index in range(count))) for name, count in self.classes)
-        vocabulary = Vocabulary(classes, self.model.n_bins)
-        quantiser = Quantiser((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), self.model.n_bins) if self.pose_slots else None
-        with torch.device("meta"):
-            text_VE = torch.zeros(vocabulary.size, TEXT_WIDTHS.get(self.model.text_model, 768))
-            joints = len(self.pose_slots) or 17
-            return UPS(self.model, vocabulary, quantiser, text_VE, self.most_frames, joints, pose_slots=self.pose_slots)
-
-
-@cache
-def _parameters(network: _Network) -> int:
-    return sum(value.numel() for value in network.build().parameters())
-
-
-@lru_cache(maxsize=1)
-def _zeroed(network: _Network) -> "UPS":
-    """The model with values on the processor, all 0: drawing real weights would take longer."""
-    model = network.build().to_empty(device="cpu").eval().requires_grad_(False)
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.detach().zero_()
-    return model
-
-
-@cache
-def _forward_flops(network: _Network, task: TaskName, data: TaskData, joints: tuple[int, ...]) -> float:
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from ups_model.model.ups import Inputs
-    from ups_model.skeletons import SLOTS
-
-    model = _zeroed(network)
-    mask_S = torch.zeros(SLOTS, dtype=torch.bool)
-    mask_S[list(joints)] = True
-    poses = TASKS[task].kind == "pose"
-    targets, length = (data.targets_per_window, 3 * len(network.pose_slots) + 1) if poses else (1, 2)
-    counted: list[float] = []
-    for clips in (1, 2):
-        frame_BR = torch.zeros(clips, targets, dtype=torch.long) if poses else None
-        pose_BPNSC = torch.zeros(clips, 1, data.frames, SLOTS, 3)
-        target_BK = torch.zeros(clips * targets, length, dtype=torch.long)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(Inputs(task, pose_BPNSC, mask_S, target_frame_BR=frame_BR), target_BK)
-        counted.append(counter.get_total_flops())
-    each = counted[1] - counted[0]
-    # The vocabulary is projected once a batch, however many samples share it.
-    return each + (counted[0] - each) / data.batch_size
 
 
 def _seconds(record: Record) -> float:

@@ -160,6 +160,33 @@ CASES = {
     "negative GPUs": (given("--gpus-per-unit", "-1"), "--gpus-per-unit must be at least 0, got -1"),
     "broken GPUs": (given("--gpus-per-unit", "1.5"), "--gpus-per-unit above 1 must be whole, got 1.5"),
     "no number of GPUs": (given("--gpus-per-unit", "nan"), "--gpus-per-unit must be finite, got nan"),
+    "no processes": (given("--processes-per-unit", "0"), "--processes-per-unit must be at least 1, got 0"),
+    "processes that don't match the GPUs": (
+        given("--processes-per-unit", "2", "--gpus-per-unit", "4"),
+        "--processes-per-unit must be the number of a unit's GPUs, got 2 with --gpus-per-unit 4; leave it out",
+    ),
+    "processes that share GPUs": (
+        given("--processes-per-unit", "2", "--gpus-per-unit", "auto"),
+        "--gpus-per-unit auto shares GPUs between units, got --processes-per-unit 2; give --gpus-per-unit 2",
+    ),
+    "processes on one GPU": (
+        given("--processes-per-unit", "2", "--device", "cuda:1"),
+        "--device must name no single GPU for 2 processes, got cuda:1; try cuda",
+    ),
+    "too few CPUs for processes": (
+        given("--processes-per-unit", "4", "--cpus-per-unit", "2"),
+        "--cpus-per-unit must be at least 1 for each of 4 processes, got 2",
+    ),
+    "more processes than clips": (
+        given("--processes-per-unit", "8"),
+        "data.pe.batch_size must be at least the number of processes, got 4 and 8",
+    ),
+    "statistics of whole batches": (
+        given("--micro-batch", "2", "--set", "normalisation=task_batch"),
+        "normalisation='task_batch' takes statistics of whole batches, got --micro-batch 2; use normalisation='layer'",
+    ),
+    "a price without a plan": (given("--price-per-hour", "3"), "--price-per-hour goes with --plan and must be above 0"),
+    "no memory": (given("--plan", "--gpu-memory", "0"), "--gpu-memory goes with --plan and must be above 0, got 0"),
     "no CPUs": (given("--cpus-per-unit", "0"), "--cpus-per-unit must be above 0, got 0"),
     "infinite CPUs": (given("--cpus-per-unit", "inf"), "--cpus-per-unit must be finite, got inf"),
     "unknown device": (given("--device", "gpu"), "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
@@ -186,8 +213,8 @@ def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(case, bench, tmp_
 @pytest.mark.slow
 def test_more_than_any_machine_has_is_refused_before_a_unit_starts(bench, tmp_path, capsys):
     start = toy(bench, tmp_path, "--address", "local")
-    message = refusal([*start, "--gpus-per-unit", "1024"], capsys, tmp_path)
-    assert re.search(r"--gpus-per-unit must be at most what one node has, got 1024: the cluster has \d+ GPU", message)
+    message = refusal([*start, "--gpus-per-unit", "4"], capsys, tmp_path)
+    assert re.search(r"--gpus-per-unit must be at most what one node has, got 4: the cluster has \d+ GPU", message)
     message = refusal([*start, "--cpus-per-unit", "100000"], capsys, tmp_path)
     assert f"got 100000: the cluster has {os.cpu_count()} CPU in all" in message
     assert not (tmp_path / "deep").exists()
@@ -215,7 +242,8 @@ def test_the_flags_are_those_of_the_contract():
     assert flags == {
         "-h", "--help", "--list", "--plan", "--data", "--preset", "--seeds", "--set", "--storage", "--tracking-uri",
         "--address", "--max-concurrent", "--gpus-per-unit", "--cpus-per-unit", "--device", "--precision", "--out",
-        "--accept-other-code", "--retrain",
+        "--accept-other-code", "--retrain", "--micro-batch", "--activation-checkpointing", "--processes-per-unit",
+        "--gpu-memory", "--price-per-hour",
     }  # fmt: skip
 
 

@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ups_model.config import ModelConfig
-from ups_model.model.layers import Dropout, Mlp, Scene, SlotsToToken, TokenToSlots, attend, drawn, linear, split_heads
+from ups_model.model.layers import (
+    Dropout,
+    Mlp,
+    Scene,
+    SlotsToToken,
+    TokenToSlots,
+    attend,
+    drawn,
+    linear,
+    run_layer,
+    split_heads,
+)
 from ups_model.model.tokenizer import GcnUnit
 from ups_model.skeletons import SLOTS
 from ups_model.tasks import TASKS
@@ -174,27 +184,22 @@ class Encoder(nn.Module):
         """
         if not self.routing:
             for blocks in self.layers:
-                x_BNJD = torch.stack([self._run(block, x_BNJD, scene) for block in blocks]).mean(dim=0)
+                outputs = [run_layer(block, x_BNJD, scene, self.activation_checkpointing) for block in blocks]
+                x_BNJD = torch.stack(outputs).mean(dim=0)
             return x_BNJD
         if noise_LH is None or int(self.router.frozen_TL[scene.task, 0]) >= 0:
             for blocks, chosen in zip(self.layers, self.router.routes(scene.task), strict=True):
-                x_BNJD = self._run(blocks[chosen], x_BNJD, scene)
+                x_BNJD = run_layer(blocks[chosen], x_BNJD, scene, self.activation_checkpointing)
             return x_BNJD
         soft_LH = self.router.sample(scene.task, noise_LH, temperature)
         for blocks, soft_H in zip(self.layers, soft_LH, strict=True):
             chosen = int(soft_H.argmax())
             if self.execution == "sparse":
-                x_BNJD = self._run(blocks[chosen], x_BNJD, scene)
+                x_BNJD = run_layer(blocks[chosen], x_BNJD, scene, self.activation_checkpointing)
                 if len(blocks) > 1:
                     x_BNJD = StraightThroughGate.apply(x_BNJD, soft_H[chosen])  # type: ignore[no-untyped-call]  # torch's
             else:
                 weight_H = F.one_hot(soft_H.argmax(), len(blocks)) + soft_H - soft_H.detach()
-                x_BNJD = sum(
-                    weight * self._run(block, x_BNJD, scene) for weight, block in zip(weight_H, blocks, strict=True)
-                )
+                outputs = [run_layer(block, x_BNJD, scene, self.activation_checkpointing) for block in blocks]
+                x_BNJD = sum(weight * output for weight, output in zip(weight_H, outputs, strict=True))
         return x_BNJD
-
-    def _run(self, block: SemTemBlock, x_BNJD: Tensor, scene: Scene) -> Tensor:
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x_BNJD, scene, use_reentrant=False)
-        return block(x_BNJD, scene)

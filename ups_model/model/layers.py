@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from ups_model.skeletons import SLOTS
 from ups_model.tasks import TASKS
@@ -175,6 +176,14 @@ def mix_channels(x_BNJC: Tensor, weight_DC: Tensor, bias_D: Tensor) -> Tensor:
     x_BCJN = channels_first(x_BNJC)
     out_BDX = torch.baddbmm(bias_D[:, None], weight_DC.expand(len(x_BCJN), -1, -1), x_BCJN.flatten(2))
     return frames_first(out_BDX.unflatten(2, x_BCJN.shape[2:]))
+
+
+def run_layer(layer: nn.Module, x_BNJD: Tensor, scene: Scene, activation_checkpointing: bool) -> Tensor:
+    """A layer's output; with activation checkpointing a training step keeps its input alone, and computes the rest
+    again in the backward pass."""
+    if activation_checkpointing and torch.is_grad_enabled():
+        return checkpoint(layer, x_BNJD, scene, use_reentrant=False)
+    return layer(x_BNJD, scene)
 
 
 class SlotsToToken(nn.Module):

@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ups_model.model.layers import Scene, TokenNorm, channels_first, drawn, frames_first, linear, mix_channels
+from ups_model.model.layers import (
+    Scene,
+    TokenNorm,
+    channels_first,
+    drawn,
+    frames_first,
+    linear,
+    mix_channels,
+    run_layer,
+)
 from ups_model.skeletons import SLOT_EDGES, SLOTS
 
 PARTITIONS = 3
@@ -125,13 +134,14 @@ class JointTokenizer(nn.Module):
 
     def __init__(self, inputs: int, width: int, layers: int, normalisation: str) -> None:
         super().__init__()
+        self.activation_checkpointing = False
         self.layers = nn.ModuleList(
             TcnGcnLayer(inputs if index == 0 else width, width, normalisation) for index in range(layers)
         )
 
     def forward(self, x_BNJC: Tensor, scene: Scene) -> Tensor:
         for layer in self.layers:
-            x_BNJC = layer(x_BNJC, scene)
+            x_BNJC = run_layer(layer, x_BNJC, scene, self.activation_checkpointing)
         return x_BNJC
 
 

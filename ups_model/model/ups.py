@@ -20,9 +20,7 @@ from ups_model.model.layers import Dropout, Scene, SlotsToToken, drawn, initiali
 from ups_model.model.tokenizer import JointTokenizer, time_mean
 from ups_model.model.vocabulary import Quantiser, Vocabulary
 from ups_model.skeletons import ROOT_SLOT, SLOT_PARENTS, SLOTS
-from ups_model.tasks import POSE_AXES, TASK_INDEX, TASKS
-
-MAX_PERSONS = 2
+from ups_model.tasks import MAX_PERSONS, POSE_AXES, TASK_INDEX, TASKS
 
 
 @dataclass(frozen=True)
@@ -304,6 +302,10 @@ class UPS(nn.Module):
         vocabulary_VW = self.vocabulary_VW()
         prefix_BKW = self.embed_prefix(inputs.task, target_BK[:, :-1], mask_BK, vocabulary_VW)
         return self.logits(self.decoder(prefix_BKW, self.decoder.start(memory)), vocabulary_VW)
+
+    def set_activation_checkpointing(self, on: bool) -> None:
+        """Whether layers of tokenizer and encoder keep their inputs alone between the passes of a training step."""
+        self.tokenizer.activation_checkpointing = self.encoder.activation_checkpointing = on
 
     def routes(self) -> dict[str, list[int]]:
         """The block that each task takes in each layer (the paper's Figure 4); empty without routing."""

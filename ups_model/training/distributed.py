@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ups_model.config import Config, TaskName
 from ups_model.training.fit import Fit
@@ -53,6 +54,14 @@ def check_shares(config: Config, processes: int, micro_batch: int | Literal["aut
         raise ValueError(
             f"normalisation='task_batch' takes statistics of whole batches, got {cut}; use normalisation='layer'"
         )
+
+
+def in_parallel(model: nn.Module, processes: int) -> nn.Module:
+    """The model, or one whose gradients are averaged over all processes."""
+    if processes == 1:
+        return model
+    # A task takes one block of each layer, so others have no gradient; buckets are the gradients, not copies of them.
+    return DistributedDataParallel(model, find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
 def agreed_fit(fit: Fit, tasks: Sequence[TaskName], processes: int, device: torch.device) -> Fit:

@@ -1,4 +1,4 @@
-"""How a run's batches are cut so that they fit the memory: parts whose gradients add up, and blocks computed twice.
+"""How a run's batches are cut so that they fit the memory: parts whose gradients add up, and layers computed twice.
 
 What a part takes is linear in its clips, so two small parts tell the largest that fits.
 """
@@ -6,13 +6,16 @@ What a part takes is linear in its clips, so two small parts tell the largest th
 import logging
 import math
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ups_model.config import TaskName
 from ups_model.data.batching.batch import Batch
@@ -26,7 +29,7 @@ MARGIN = 0.1
 SMALL_PARTS = (2, 4)
 """Clips of the two parts that are measured."""
 MIN_USEFUL_PART = 8
-"""Clips below which a part keeps a GPU so idle that computing blocks twice costs less."""
+"""Clips below which a part keeps a GPU so idle that computing layers twice costs less."""
 SHRINK = 0.9
 
 Loss = Callable[[TaskName, Batch], Tensor]
@@ -40,7 +43,7 @@ class Fit:
     sizes: Mapping[TaskName, int] = field(default_factory=dict)
     """Most clips that a process computes at once; a task that isn't there is not cut."""
     activation_checkpointing: bool = False
-    """Encoder blocks keep their inputs alone for the backward pass."""
+    """Layers of tokenizer and encoder keep their inputs alone for the backward pass."""
 
     def part(self, task: TaskName) -> int:
         """Most clips of a part; 0 = the whole share."""
@@ -64,7 +67,7 @@ class Fit:
 def choose_fit(options: RunOptions, model: UPS, shares: Mapping[TaskName, Batch], loss: Loss) -> Fit:
     """The fit that the options ask for, or with `auto` the largest parts for which there is memory.
 
-    Sets `model.encoder.activation_checkpointing`. The model's gradients are dropped.
+    Sets whether the model computes layers twice. The model's gradients are dropped.
 
     Args:
         shares: this process's share of a batch of each task.
@@ -79,7 +82,7 @@ def choose_fit(options: RunOptions, model: UPS, shares: Mapping[TaskName, Batch]
         fit = _measured(options, model, shares, loss, options.activation_checkpointing == "on")
         if options.activation_checkpointing == AUTO and any(0 < fit.part(task) < MIN_USEFUL_PART for task in shares):
             fit = _measured(options, model, shares, loss, True)
-    model.encoder.activation_checkpointing = fit.activation_checkpointing
+    model.set_activation_checkpointing(fit.activation_checkpointing)
     return fit
 
 
@@ -88,7 +91,7 @@ def _measured(options: RunOptions, model: UPS, shares: Mapping[TaskName, Batch],
     weights = sum(parameter.nbytes for parameter in model.parameters())
     # AdamW's two moments come with the first update.
     room = room_bytes(device) * (1 - MARGIN) * options.memory_share - 2 * weights
-    model.encoder.activation_checkpointing = recompute
+    model.set_activation_checkpointing(recompute)
     sizes = {}
     for task, batch in shares.items():
         size = _largest(batch, room, lambda part, task=task: peak_bytes(model, lambda: loss(task, part)))  # type: ignore[misc]  # bound at once
@@ -102,28 +105,54 @@ def _largest(batch: Batch, room: float, peak: Callable[[Batch], float]) -> int:
     low, high = (min(size, len(batch)) for size in SMALL_PARTS)
     if low == high or math.isinf(room):
         return len(batch)
-    least, more = peak(batch[:low]), peak(batch[:high])
-    each = max((more - least) / (high - low), 1.0)
-    size = int(min(max(low + (room - least) // each, 1), len(batch)))
+    size = Peak.through(low, peak(batch[:low]), high, peak(batch[:high])).largest(room, len(batch))
     if batch.clip_B.device.type == "cuda":  # Larger parts take other kernels, which may need more.
         while size > 1 and peak(batch[:size]) > room:
             size = max(1, int(size * SHRINK))
     return size
 
 
-def peak_bytes(model: UPS, loss: Callable[[], Tensor]) -> float:
-    """Memory at the peak of one forward and backward pass; infinite where there isn't enough.
+@dataclass(frozen=True)
+class Peak:
+    """Memory at the peak of a training step on a part of a batch, in bytes."""
 
-    On the CPU, which has no counter, from the tensors that autograd keeps, weights and gradients.
-    """
-    device = model.logit_scale.device
-    model.zero_grad(set_to_none=True)
-    if device.type != "cuda":
-        kept = saved_bytes(model, loss)
-        return kept + 2.0 * sum(parameter.nbytes for parameter in model.parameters())
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
+    fixed: float
+    """Weights, gradients, buffers and whatever doesn't depend on the part."""
+    each: float
+    """Of each clip."""
+
+    @classmethod
+    def through(cls, low: int, low_bytes: float, high: int, high_bytes: float) -> Self:
+        """The line through the peaks of two parts."""
+        each = max((high_bytes - low_bytes) / (high - low), 1.0)
+        return cls(low_bytes - low * each, each)
+
+    def of(self, clips: int) -> float:
+        """Of a part of so many clips."""
+        return self.fixed + clips * self.each
+
+    def largest(self, room: float, most: int) -> int:
+        """Most clips that fit, up to `most`; 1 at least, whether it fits or not."""
+        return int(min(max((room - self.fixed) // self.each, 1), most))
+
+
+def peak_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> float:
+    """Memory at the peak of one forward and backward pass that adds to gradients that are there; infinite where there
+    isn't enough. Of a GPU all that is allocated on it, on the CPU, which has no counter, weights, gradients and what
+    operations make. The model's gradients are dropped."""
+    parameters = list(model.parameters())
+    device = parameters[0].device
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
     try:
+        if device.type != "cuda":
+            with _LiveBytes() as live:
+                for tensor in (*parameters, *(parameter.grad for parameter in parameters), *model.buffers()):
+                    live.count(tensor)
+                loss().backward()
+            return float(live.peak)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
         loss().backward()
         return float(torch.cuda.max_memory_allocated(device))
     except torch.OutOfMemoryError:
@@ -132,22 +161,36 @@ def peak_bytes(model: UPS, loss: Callable[[], Tensor]) -> float:
         model.zero_grad(set_to_none=True)
 
 
-def saved_bytes(model: UPS, loss: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps between the passes, beside weights and buffers; each piece of memory counts once."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
+class _LiveBytes(TorchDispatchMode):
+    """Counts the memory of tensors that operations make, for as long as anything holds it."""
 
-    def pack(tensor: Tensor) -> Tensor:
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self.now = self.peak = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self.count(tensor)
+        return out
+
+    def count(self, tensor: Tensor) -> None:
+        """Count a tensor's memory, once."""
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        address = storage.data_ptr()
+        if address and address not in self._alive:
+            self._alive.add(address)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, address, storage.nbytes())
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = loss()
-    total = sum(kept.values())
-    del result  # Only now: while the graph lives, no two of its pieces share an address.
-    return total
+    def _free(self, address: int, size: int) -> None:
+        self._alive.discard(address)
+        self.now -= size
 
 
 def room_bytes(device: torch.device) -> float:

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ups_model.config import Config, TaskName
@@ -44,7 +43,14 @@ from ups_model.training.checkpoint import (
     named_best_steps,
     prune_checkpoints,
 )
-from ups_model.training.distributed import agreed_fit, check_shares, mean_over_processes, start_processes, wait_for_all
+from ups_model.training.distributed import (
+    agreed_fit,
+    check_shares,
+    in_parallel,
+    mean_over_processes,
+    start_processes,
+    wait_for_all,
+)
 from ups_model.training.fit import Fit, choose_fit
 from ups_model.training.losses import sequence_loss, target_tokens
 from ups_model.training.options import RunOptions
@@ -142,9 +148,7 @@ class Run:
             torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16"),
             AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.optim.ema)) if config.optim.ema else None,
         )
-        self.parallel: nn.Module = (
-            DistributedDataParallel(model, find_unused_parameters=True) if self.processes > 1 else model
-        )
+        self.parallel = in_parallel(model, self.processes)
         self.curve_at = curve_steps(config.optim.steps) if config.data.validation_subjects else ()
         self.recent: dict[str, list[Tensor]] = {}
         """Losses since the last progress line, by task."""
@@ -194,7 +198,7 @@ class Run:
         batches = {task: feed.train(0, share) for task, feed in self.parts.feeds.items()}
         fit = choose_fit(self.options, self.state.model, batches, partial(self._loss, self.state.model))
         fit = agreed_fit(fit, self.config.optim.tasks, self.processes, self.device)
-        self.state.model.encoder.activation_checkpointing = fit.activation_checkpointing
+        self.state.model.set_activation_checkpointing(fit.activation_checkpointing)
         if self.rank == 0 and (words := fit.describe({task: len(batch) for task, batch in batches.items()})):
             logger.info("%s", words)
         return fit

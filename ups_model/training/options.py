@@ -34,8 +34,8 @@ class RunOptions:
     """Most clips (pose estimation: windows) of a task's batch that a process computes at once; the gradients of all
     parts add up to those of the whole batch. 0: the process's whole share. auto: as many as fit the memory."""
     activation_checkpointing: Switch = AUTO
-    """Keep the inputs of encoder blocks alone, and compute the rest again in the backward pass (activation
-    checkpointing). auto: where `micro_batch="auto"` would otherwise give parts of few clips."""
+    """Keep the inputs of tokenizer layers and encoder blocks alone, and compute the rest again in the backward pass.
+    auto: where `micro_batch="auto"` would otherwise give parts of few clips."""
     memory_share: float = 1.0
     """Share of a device's memory for which `micro_batch="auto"` may plan."""
 

@@ -7,14 +7,16 @@ import torch
 from filelock import FileLock
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator.planning.estimate import BACKWARD, TEXT_WIDTHS, estimate, operations_of, sizes_of
+from orchestrator.planning.estimate import estimate
 from orchestrator.planning.inputs import read_inputs
+from orchestrator.planning.sizes import BACKWARD, TEXT_WIDTHS, operations_of, peaks_of, persons, sizes_of
 from orchestrator.record import Record
 from tests.support.drivers import Bench
 from tests.support.runs import session_folder, toy_config, write_toy_sets
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.training.build import build
-from ups_model.training.losses import target_tokens
+from ups_model.training.fit import peak_bytes
+from ups_model.training.losses import sequence_loss, target_tokens
 from ups_model.training.schedule import gumbel_noise
 
 
@@ -82,6 +84,35 @@ def test_a_wider_mlp_costs_what_its_two_matrices_do(sets):
     assert wide.parameters - narrow.parameters == 2 * 16 * 16 + 16
     for task, tokens in (("ar3d", 2), ("ar2d", 2), ("eap", 2), ("pe", 3 * 17 + 1)):
         assert wide.flops[task] - narrow.flops[task] == tokens * 2 * 2 * 16 * 16, task
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("case", ["routed", "all blocks", "aligned, ordered, several targets"])
+def test_the_memory_foretold_is_that_of_a_real_step(case, twice, made, sets):
+    """Of other clips than those it was counted on, of a model with real weights, within a tenth of the peak."""
+    config = toy_config(
+        **VARIANTS[case], token_width=32, decoder_width=64, tem_width=64, dropout=0.1, label_smoothing=0.1,
+        **{"data.pe.batch_size": 12, "data.ar2d.batch_size": 12},
+    )  # fmt: skip
+    foretold = peaks_of(config, sets, half=False, activation_checkpointing=twice)
+    parts = parts_of(config, made)
+    model = parts.model.train()
+    model.set_activation_checkpointing(twice)
+    moments = 2 * sum(value.nbytes for value in model.parameters())
+    for task in ("pe", "ar2d"):
+        batch = parts.feeds[task].train(0)
+
+        def loss(task=task, batch=batch):
+            tokens_BK = target_tokens(model, batch)
+            logits_BKV = model(batch.inputs, tokens_BK, None, gumbel_noise(config, 0), 1.0)
+            return sequence_loss(model, batch, logits_BKV, tokens_BK, config.optim)
+
+        assert foretold[task].of(12) == pytest.approx(peak_bytes(model, loss) + moments, rel=0.1), task
+
+
+def test_persons_are_counted_as_a_model_sees_them(sets):
+    assert {persons(clips) for clips in sets.values()} == {1.0}
 
 
 @pytest.mark.slow

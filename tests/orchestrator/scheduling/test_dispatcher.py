@@ -332,7 +332,19 @@ def test_out_of_memory_is_tried_again_alone_and_remembered(tmp_path):
     assert again.avoid == (), "the share was at fault, not the node"
     stage.end(given.unit.key, "out_of_memory", error="CUDA out of memory")
     assert stage.graph.state[given.unit.key] is State.FAILED
-    assert "whole GPU" in stage.graph.error[given.unit.key]
+    assert "it had a whole GPU: give --micro-batch auto" in stage.graph.error[given.unit.key]
+
+
+def test_a_unit_that_can_compute_smaller_parts_is_tried_again_on_as_many_gpus(tmp_path):
+    stage = Stage(tmp_path, gpus=4.0)
+    given = stage.next()
+    for tries in range(1, RETRIES + 1):
+        stage.end(given.unit.key, "out_of_memory", error="CUDA out of memory", sure=False)
+        again = stage.next()
+        assert again.unit.key == given.unit.key and again.gpus == 4.0
+        assert again.too_small == (4.0,) * tries, "each of them plans for less memory"
+    stage.end(given.unit.key, "out_of_memory", error="CUDA out of memory", sure=False)
+    assert stage.graph.state[given.unit.key] is State.FAILED
 
 
 def test_a_stopping_study_keeps_what_stopped(stage):

@@ -12,8 +12,8 @@ from torch import Tensor
 from ups_model.data.format.clip_data import ClipData
 from ups_model.data.format.splits import Split
 from ups_model.data.readers.fill_missing import fill_undetected
-from ups_model.model.ups import MAX_PERSONS
 from ups_model.skeletons import SLOTS
+from ups_model.tasks import MAX_PERSONS
 
 
 class Source:

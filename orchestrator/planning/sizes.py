@@ -1,0 +1,245 @@
+"""How large the models of a plan are: parameters, operations, and the memory of a training step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
+
+from orchestrator.planning.plan import Unit
+from ups_model.config import Config, ModelConfig, OptimConfig, TaskData, TaskName, set_of
+from ups_model.config.identity import configured_tasks
+from ups_model.data.format.clip_set import ClipSet
+from ups_model.tasks import MAX_PERSONS, TASKS
+
+if TYPE_CHECKING:  # Imported where needed: a plan without estimates needs no torch.
+    from torch import Tensor
+
+    from ups_model.model.ups import UPS, Inputs
+    from ups_model.training.fit import Peak
+
+BACKWARD = 2
+"""Operations of the backward pass for one of the forward pass."""
+MOMENTS, BYTES = 2, 4
+"""Of AdamW for each parameter, and bytes of a number in 32 bits."""
+TEXT_WIDTHS = {"roberta-base": 768, "minilm": 384}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one unit's model."""
+
+    parameters: int
+    flops: Mapping[TaskName, float]
+    """Multiplications and additions of a forward pass of each trained task's batch, divided by its samples."""
+
+
+def operations_of(unit: Unit, sets: Mapping[str, ClipSet]) -> float:
+    """Multiplications and additions of a unit's training, forward and backward."""
+    flops = sizes_of(unit.config, sets).flops
+    return (1 + BACKWARD) * sum(count * flops[task] for task, count in unit.samples.items())
+
+
+def sizes_of(config: Config, sets: Mapping[str, ClipSet]) -> Sizes:
+    """Parameters, and operations of a forward pass, of the model that this configuration trains."""
+    network = _network(config, sets)
+    flops: dict[TaskName, float] = {}
+    for task in config.optim.tasks:
+        data: TaskData = getattr(config.data, task)
+        clips = sets[set_of(data.sources[0])]
+        each, batch = _forward_flops(network.with_one_route(), task, data, _joints(clips))
+        # The vocabulary is projected once a batch, however many samples share it.
+        flops[task] = each * persons(clips) + batch / data.batch_size
+    return Sizes(_parameters(network), flops)
+
+
+def peaks_of(
+    config: Config, sets: Mapping[str, ClipSet], half: bool, activation_checkpointing: bool = False
+) -> "dict[TaskName, Peak]":
+    """Memory of a training step of each task, from real passes over two and four clips of zeros, in which every tensor
+    that is alive counts; AdamW's moments included.
+
+    Args:
+        half: in 16-bit precision, as on a GPU, else in 32 bits.
+        activation_checkpointing: as `RunOptions.activation_checkpointing`.
+    """
+    from ups_model.training.fit import Peak
+
+    network = _network(config, sets)
+    loss = OptimConfig(
+        bin_sigma=config.optim.bin_sigma,
+        expectation_weight=config.optim.expectation_weight,
+        label_smoothing=config.optim.label_smoothing,
+    )
+    peaks: dict[TaskName, Peak] = {}
+    for task in config.optim.tasks:
+        data: TaskData = getattr(config.data, task)
+        name = set_of(data.sources[0])
+        how = _Step(
+            network.with_one_route(True), task, data, _joints(sets[name]), name, loss, half, activation_checkpointing
+        )
+        peak = _peak(how)
+        moments = MOMENTS * BYTES * _parameters(network)
+        # Weights and gradients of the blocks that the route of this task doesn't take are there too.
+        others = 2 * BYTES * (_parameters(network) - _parameters(how.network))
+        peaks[task] = Peak(peak.fixed + moments + others, peak.each * persons(sets[name]))
+    return peaks
+
+
+def _network(config: Config, sets: Mapping[str, ClipSet]) -> "_Network":
+    names = dict.fromkeys(
+        set_of(source)
+        for task in configured_tasks(config)
+        if TASKS[task].kind == "class"
+        for source in getattr(config.data, task).sources
+    )
+    classes = tuple((name, len(sets[name].info.classes)) for name in names)
+    pose = config.data.pe.sources
+    return _Network(
+        config.model,
+        classes,
+        tuple(map(int, sets[set_of(pose[0])].skeleton.native_slot)) if pose else (),
+        max(getattr(config.data, task).frames for task in configured_tasks(config)),
+    )
+
+
+def _joints(clips: ClipSet) -> tuple[int, ...]:
+    return tuple(map(int, clips.skeleton.slots_present))
+
+
+def persons(clips: ClipSet) -> float:
+    """Mean number of persons of a clip that a model sees."""
+    import numpy as np
+
+    counts = np.bincount(clips.track_clip, minlength=len(clips))
+    return float(counts.clip(1, MAX_PERSONS).mean())
+
+
+@dataclass(frozen=True)
+class _Network:
+    """All that fixes the shapes of a model."""
+
+    model: ModelConfig
+    classes: tuple[tuple[str, int], ...]
+    pose_slots: tuple[int, ...]
+    most_frames: int
+
+    def with_one_route(self, dropout: bool = False) -> "_Network":
+        """The same operations without a choice: a routed layer runs one block in sparse execution. Which one is a
+        question of weights, so one stands for it. Dropout, which is no operation, only where it is asked for."""
+        model = self.model
+        runs = 1 if model.routing and model.routing_execution == "sparse" else model.blocks_per_layer
+        kept = model if dropout else model.replace(dropout=0.0, decoder_dropout=0.0)
+        return replace(self, model=kept.replace(routing=False, blocks_per_layer=runs))
+
+    def build(self) -> "UPS":
+        """The model on the meta device: shapes without values."""
+        import torch
+
+        from ups_model.model.ups import UPS
+        from ups_model.model.vocabulary import Quantiser, Vocabulary
+
+        classes = tuple((name, tuple(f"class {index}" for index in range(count))) for name, count in self.classes)
+        vocabulary = Vocabulary(classes, self.model.n_bins)
+        quantiser = Quantiser((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), self.model.n_bins) if self.pose_slots else None
+        with torch.device("meta"):
+            text_VE = torch.zeros(vocabulary.size, TEXT_WIDTHS.get(self.model.text_model, 768))
+            joints = len(self.pose_slots) or 17
+            return UPS(self.model, vocabulary, quantiser, text_VE, self.most_frames, joints, pose_slots=self.pose_slots)
+
+
+@cache
+def _parameters(network: _Network) -> int:
+    return sum(value.numel() for value in network.build().parameters())
+
+
+@lru_cache(maxsize=1)
+def _zeroed(network: _Network) -> "UPS":
+    """The model with values on the processor, all 0: drawing real weights would take longer."""
+    model = network.build().to_empty(device="cpu").eval().requires_grad_(False)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.detach().zero_()
+    return model
+
+
+def _inputs(
+    network: _Network, task: TaskName, data: TaskData, joints: tuple[int, ...], clips: int
+) -> "tuple[Inputs, Tensor]":
+    """A batch of zeros, and its target tokens."""
+    import torch
+
+    from ups_model.model.ups import Inputs
+    from ups_model.skeletons import SLOTS
+
+    mask_S = torch.zeros(SLOTS, dtype=torch.bool)
+    mask_S[list(joints)] = True
+    poses = TASKS[task].kind == "pose"
+    targets, length = (data.targets_per_window, 3 * len(network.pose_slots) + 1) if poses else (1, 2)
+    frame_BR = torch.zeros(clips, targets, dtype=torch.long) if poses else None
+    pose_BPNSC = torch.zeros(clips, 1, data.frames, SLOTS, 3)
+    target_BK = torch.zeros(clips * targets, length, dtype=torch.long)
+    return Inputs(task, pose_BPNSC, mask_S, target_frame_BR=frame_BR), target_BK
+
+
+@cache
+def _forward_flops(network: _Network, task: TaskName, data: TaskData, joints: tuple[int, ...]) -> tuple[float, float]:
+    """Of each sample, and of a batch beside its samples."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = _zeroed(network)
+    counted: list[float] = []
+    for clips in (1, 2):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(*_inputs(network, task, data, joints, clips))
+        counted.append(counter.get_total_flops())
+    each = counted[1] - counted[0]
+    return each, counted[0] - each
+
+
+@dataclass(frozen=True)
+class _Step:
+    """All that fixes the memory of a training step."""
+
+    network: _Network
+    task: TaskName
+    data: TaskData
+    joints: tuple[int, ...]
+    source: str
+    loss: OptimConfig
+    half: bool
+    activation_checkpointing: bool
+
+
+@cache
+def _peak(step: _Step) -> "Peak":
+    from ups_model.training.fit import SMALL_PARTS, Peak
+
+    low, high = SMALL_PARTS
+    return Peak.through(low, _peak_of(step, low), high, _peak_of(step, high))
+
+
+def _peak_of(step: _Step, clips: int) -> float:
+    """Bytes at the peak of a real pass over so many clips."""
+    import torch
+
+    from ups_model.data.batching.batch import Batch
+    from ups_model.training.fit import peak_bytes
+    from ups_model.training.losses import sequence_loss
+
+    model = _zeroed(step.network).train().requires_grad_(True)
+    model.set_activation_checkpointing(step.activation_checkpointing)
+    inputs, target_BK = _inputs(step.network, step.task, step.data, step.joints, clips)
+    row_B, pose_BRJ3 = torch.zeros(clips, dtype=torch.long), None
+    if TASKS[step.task].kind == "pose":
+        pose_BRJ3 = torch.zeros(clips, len(target_BK) // clips, len(step.network.pose_slots), 3)
+    batch = Batch(inputs, step.source, row_B, row_B, pose_BRJ3)
+
+    def loss() -> "Tensor":
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=step.half):
+            logits_BKV = model(batch.inputs, target_BK)
+        return sequence_loss(model, batch, logits_BKV, target_BK, step.loss)
+
+    try:
+        return peak_bytes(model, loss)
+    finally:
+        model.eval().requires_grad_(False)
