@@ -1,5 +1,7 @@
 """Peak memory of training steps beside what is forecast."""
 
+import torch
+
 from gpu_parts.part import NOT_OFFERED, Part, free_memory
 from gpu_parts.table import Row
 from ups_model.config import Config
@@ -16,8 +18,12 @@ def memory(part: Part) -> None:
     for name, sizes in (("small", (16, 32)), ("paper", (part.first_micro_batch // 2, part.first_micro_batch))):
         for task in ("pe",) if part.quick else ("pe", "ar2d", "ar3d"):
             for size in sizes:
-                if part.left > 3:
+                if part.left < 3:
+                    return
+                try:
                     compare_memory(part, name, task, size)
+                except torch.OutOfMemoryError:
+                    Row(f"{name}, {task}, {size} samples: peak", "out of memory").emit()
 
 
 def compare_memory(part: Part, name: str, task: str, size: int) -> None:

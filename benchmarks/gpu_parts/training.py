@@ -10,9 +10,9 @@ from synthetic_runs import use_random_text
 from gpu_parts.part import Part
 from gpu_parts.steps import joint_rate
 from gpu_parts.table import Row
+from ups_model.cli import data_paths
 from ups_model.config.identity import configured_sets
 from ups_model.config.presets import preset
-from ups_model.data.prepare.catalog import prepare
 from ups_model.model import text_features
 from ups_model.training import loop
 from ups_model.training.loop import Run, RunOptions, train
@@ -21,20 +21,18 @@ from ups_model.training.run_state import Metrics
 
 
 def training(part: Part) -> None:
-    """Preset `small` on the open data for the time left; without --data, `tiny` on synthetic clips."""
-    paths = {name: Path(path) for name, path in (text.split("=", 1) for text in part.options.data)}
+    """Preset `small` on the open data for the time left; in small, preset `tiny` on synthetic clips."""
+    name = "tiny" if part.quick else "small"
+    config = part.config("tiny") if part.quick else preset("small")
+    paths = data_paths(part.options.data, configured_sets(config))
     with tempfile.TemporaryDirectory(prefix="ups-benchmark-") as folder:
         options: dict[str, Any] = {}
-        if paths:
-            name, config = "small", preset("small")
-            if part.options.text:
-                use_carried_text(part.options.text)
-                (Path(folder) / "text").symlink_to(part.options.text.resolve())
-                options["cache"] = Path(folder)
-        else:
-            name, config = "tiny", part.config("tiny")
+        if part.quick:
             use_random_text()
-            paths = {set_name: prepare(set_name) for set_name in configured_sets(config)}
+        elif part.options.text:
+            use_carried_text(part.options.text)
+            (Path(folder) / "text").symlink_to(part.options.text.resolve())
+            options["cache"] = Path(folder)
         run = Run(config, paths, RunOptions(Path(folder) / "pilot", part.name, **options), None, None)
         run.start_or_resume()
         rate, cycle = joint_rate(part, run), len(config.optim.cycle)
