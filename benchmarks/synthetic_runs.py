@@ -128,8 +128,8 @@ def seconds_per_call(call: Callable[[], object], device: torch.device, seconds: 
     started, calls = time.perf_counter(), 0
     while calls < least or time.perf_counter() - started < seconds:
         call()
+        synchronize(device)  # Else a thousand calls would wait in the GPU's queue when the time is over.
         calls += 1
-    synchronize(device)
     return (time.perf_counter() - started) / calls
 
 

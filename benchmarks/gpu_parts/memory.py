@@ -1,5 +1,7 @@
 """Peak memory of training steps beside what is forecast."""
 
+import time
+
 import torch
 
 from gpu_parts.part import NOT_OFFERED, Part, free_memory
@@ -15,15 +17,19 @@ def forecast(config: Config, task: str, micro_batch: int, precision: str) -> flo
 
 def memory(part: Part) -> None:
     """Peak memory of steps of one task, beside what is forecast; on the CPU what the process holds."""
-    for name, sizes in (("small", (16, 32)), ("paper", (part.first_micro_batch // 2, part.first_micro_batch))):
-        for task in ("pe",) if part.quick else ("pe", "ar2d", "ar3d"):
-            for size in sizes:
-                if part.left < 3:
-                    return
-                try:
-                    compare_memory(part, name, task, size)
-                except torch.OutOfMemoryError:
-                    Row(f"{name}, {task}, {size} samples: peak", "out of memory").emit()
+    cases = [("small", "pe", 16), ("small", "ar3d", 32)]
+    size = part.first_micro_batch
+    cases += [("paper", task, count) for task in ("pe", "ar2d", "ar3d") for count in (size // 2, size)]
+    longest = 0.0
+    for name, task, count in cases[:3] if part.quick else cases:
+        started = time.monotonic()
+        if part.left < 1.5 * longest:
+            return
+        try:
+            compare_memory(part, name, task, count)
+        except torch.OutOfMemoryError:
+            Row(f"{name}, {task}, {count} samples: peak", "out of memory").emit()
+        longest = max(longest, time.monotonic() - started)
 
 
 def compare_memory(part: Part, name: str, task: str, size: int) -> None:

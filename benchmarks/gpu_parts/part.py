@@ -53,8 +53,9 @@ class Part:
         size = 512 if self.device.type == "cpu" else 8192
         dtype = torch.float32 if precision == "fp32" else autocast_dtype(precision)
         left, right = (torch.randn(size, size, device=self.device, dtype=dtype) for _ in range(2))
-        seconds = seconds_per_call(lambda: left @ right, self.device, min(1.0, self.seconds), least=5)
-        return 2 * size**3 / seconds
+        products = 4  # In a row, so that waiting for the device after them counts for little.
+        seconds = seconds_per_call(lambda: [left @ right for _ in range(products)], self.device, min(1.0, self.seconds))
+        return products * 2 * size**3 / seconds
 
     @property
     def first_micro_batch(self) -> int:

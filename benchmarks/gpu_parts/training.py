@@ -37,12 +37,13 @@ def training(part: Part) -> None:
         run.start_or_resume()
         rate, cycle = joint_rate(part, run), len(config.optim.cycle)
         most = 24 if part.quick else config.optim.steps
-        # Half of the time left: measuring takes some, and a run that is cut off has no metrics.
-        count = min(most, int(rate * part.left / 2))
+        # A third of the time left: measuring takes the rest, and a run that is cut off has no metrics.
+        count = min(most, int(rate * part.left / 3))
         config = config.with_fields({"steps": max(cycle, count - count % cycle)})
 
         def show(step: int, metrics: Metrics) -> None:
-            Row(f"{name}, step {step}", short_line(metrics), data=metrics).emit()
+            line = short_line({metric.removeprefix("curve/"): value for metric, value in metrics.items()})
+            Row(f"{name}, step {step}", line, data=metrics).emit()
 
         options = RunOptions(Path(folder) / "run", part.name, log_every=max(1, config.optim.steps // 5), **options)
         result = train(config, paths, options, on_metrics=show, should_stop=lambda: part.left < 5)
