@@ -4,15 +4,10 @@ import time
 
 import torch
 
-from gpu_parts.part import NOT_OFFERED, Part, free_memory
+from gpu_parts.part import Part, free_memory
 from gpu_parts.table import Row
-from ups_model.config import Config
+from orchestrator.planning.sizes import peaks_of
 from ups_model.device import memory_mb
-
-
-def forecast(config: Config, task: str, micro_batch: int, precision: str) -> float | None:
-    """MiB that a step of a task is forecast to take; None where nothing forecasts it."""
-    return None
 
 
 def memory(part: Part) -> None:
@@ -39,7 +34,8 @@ def compare_memory(part: Part, name: str, task: str, size: int) -> None:
     run = part.start(config)
     for _ in range(2):  # The second has gradients and the optimizer's state beside it.
         run.train_step()
-    peak, foreseen = memory_mb(run.device), forecast(config, task, size, run.precision)
+    peak = memory_mb(run.device)
     Row(f"{name}, {task}, {size} samples: peak", peak, "MiB").emit()
-    ratio = NOT_OFFERED if foreseen is None else foreseen / peak
-    Row(f"{name}, {task}, {size} samples: forecast", ratio, "of the peak", data={"forecast_mib": foreseen}).emit()
+    sets = {clips.name: clips for clips, _ in run.parts.sets.values()}
+    foreseen = peaks_of(config, sets, half=run.precision != "fp32")[task].of(size) / 2**20
+    Row(f"{name}, {task}, {size} samples: forecast", foreseen / peak, "of the peak", data={"forecast": foreseen}).emit()
