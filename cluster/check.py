@@ -27,6 +27,7 @@ from cluster.rule_tables import (
     forbidden,
     joined,
     logical_lines,
+    memory_note,
     read_yaml,
     required,
     without_comments,
@@ -107,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             where = file if fault.line is None else f"{file}:{fault.line}"
             print(f"{where}: {'warning: ' * fault.warning}{fault.rule}: {fault.message}")
         serious = sum(not fault.warning for fault in faults)
+        for note in notes(file):
+            print(f"{file}: {note}")
         print(f"{file}: {serious} faults" if serious else f"{file}: good")
         bad = bad or serious > 0
     return int(bad)
@@ -127,6 +130,21 @@ def check(file: Path) -> list[Fault]:
     else:
         raise UnknownFile("must be FILE.yaml, a batch script or a Dockerfile")
     return sorted(faults, key=lambda fault: (fault.line or 0, fault.rule))
+
+
+def notes(file: Path) -> Iterator[str]:
+    """Whether units of preset `paper` fit the GPUs of a file of `ray up`, and how; one line a kind of machine."""
+    if file.suffix not in (".yaml", ".yml"):
+        return
+    with contextlib.suppress(yaml.YAMLError):
+        for document in read_yaml(file.read_text(encoding="utf-8")):
+            types = document.get(TYPES, default={})
+            instances = {name: str(document.get(TYPES, name, "node_config", "InstanceType")) for name in types}
+            for instance in dict.fromkeys(instances.values()):
+                spec = RULES["instance_types"].get(instance, {})
+                if "GB" in spec:
+                    names = ", ".join(name for name, one in instances.items() if one == instance)
+                    yield f"{names}: {memory_note(spec['GPU'], spec['model'], spec['GB'])}"
 
 
 def yaml_file(text: str) -> Iterator[Fault]:

@@ -125,3 +125,21 @@ def logical_lines(text: str) -> Iterator[Command]:
     for match in re.finditer(r"(.*\\\n)*.*", code):
         if match[0].strip() and not match[0].startswith("#"):
             yield code.count("\n", 0, match.start()) + 1, match[0].replace("\\\n", " ")
+
+
+def memory_note(gpus: int, model: str, gigabytes: float) -> str:
+    """How a unit of preset `paper` fits GPUs of so many GB."""
+    paper = RULES["paper"]
+    share = -(-paper["batch"] // gpus)
+    room = gigabytes * (1 - paper["margin"]) - paper["fixed_gb"]
+    clips = min(paper["batch"], int(room / paper["clip_gb"]))
+    have = f"{gpus} {model} of {gigabytes:g} GB"
+    if clips < 1:
+        return f"{have}: preset paper does not fit"
+    if clips == paper["batch"]:
+        return f"{have}: preset paper fits as it is"
+    together = f"; with --gpus-per-unit {gpus} each GPU has {share}" if gpus > 1 else ""
+    return (
+        f"{have}: preset paper fits with --micro-batch auto, about {clips} of {paper['batch']} clips of "
+        f"{paper['task']} at once{together}"
+    )

@@ -13,6 +13,7 @@ pytest.importorskip("ray")
 
 from cluster import check as command  # noqa: E402
 from cluster.check import check  # noqa: E402
+from cluster.rule_tables import RULES, memory_note  # noqa: E402
 
 SHIPPED = ("v100.yaml", "a100.yaml", "local.yaml", "kuberay.yaml", "aws_account.yaml", "slurm.sh", "Dockerfile")
 
@@ -309,7 +310,8 @@ def test_all_faults_of_a_file_are_told_at_once_in_the_order_of_its_lines(broken,
     file = broken("v100.yaml", *changes)
     assert command.main([str(file)]) == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if " warning: " not in line]
-    rules = [re.match(r".*?:(\d+): ([\w-]+):", line) for line in lines[:-1]]
+    rules = [re.match(r".*?:(\d+): ([\w-]+):", line) for line in lines[:-2]]
+    assert "8 V100 of 16 GB: preset paper fits with --micro-batch auto" in lines[-2]
     assert {found[2] for found in rules} == {"zones", "resources", "head", "versions"}
     assert [int(found[1]) for found in rules] == sorted(int(found[1]) for found in rules)
     assert lines[-1].endswith(f": {len(rules)} faults")
@@ -437,3 +439,28 @@ def test_the_account_of_aws_is_a_template_that_cfn_lint_accepts(repo_root):
         pytest.skip("cfn-lint is not installed (pip install -e '.[dev]')")
     done = subprocess.run([lint, str(repo_root / "cluster" / "aws_account.yaml")], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "said"),
+    [
+        # Worked by hand: 90 % of the memory less 3.2 GB, by 0.1755 GB a clip, for a batch of 1,024.
+        (16, "about 63 of 1024 clips of 2D action recognition at once; with --gpus-per-unit 8 each GPU has 128"),
+        (32, "about 145 of 1024 clips"),
+        (400, "preset paper fits as it is"),
+        (3, "preset paper does not fit"),
+    ],
+)
+def test_memory_says_whether_preset_paper_fits_and_how(gigabytes, said, monkeypatch):
+    figures = {"batch": 1024, "task": "2D action recognition", "fixed_gb": 3.2, "clip_gb": 0.1755, "margin": 0.1}
+    monkeypatch.setitem(RULES, "paper", figures)
+    assert said in memory_note(8, "V100", gigabytes)
+
+
+def test_every_type_with_gpus_has_their_memory():
+    types = RULES["instance_types"]
+    assert {name for name, spec in types.items() if "GPU" in spec} == {
+        name for name, spec in types.items() if "GB" in spec
+    }
+    published = {"p3.16xlarge": 16, "p3dn.24xlarge": 32, "p4d.24xlarge": 40, "p4de.24xlarge": 80, "p5.48xlarge": 80}
+    assert {name: types[name]["GB"] for name in published} == published
