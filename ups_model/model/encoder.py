@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups_model.config import ModelConfig
-from ups_model.model.layers import Mlp, Scene, SlotsToToken, TokenToSlots, attend, drawn, linear, split_heads
+from ups_model.model.layers import Dropout, Mlp, Scene, SlotsToToken, TokenToSlots, attend, drawn, linear
 from ups_model.model.tokenizer import GcnUnit
 from ups_model.skeletons import SLOTS
 from ups_model.tasks import TASKS
@@ -29,13 +29,12 @@ class FrameAttention(nn.Module):
         self.merge = linear(width, width)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = Mlp(width, mlp_ratio * width, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BNW: Tensor, frame_mask_BN: Tensor | None) -> Tensor:
-        parts = self.query_key_value(self.attention_norm(x_BNW)).chunk(3, dim=-1)
-        query, key, value = (split_heads(part, self.heads) for part in parts)
+        packed_BNX = self.query_key_value(self.attention_norm(x_BNW))
         mask = None if frame_mask_BN is None else frame_mask_BN[:, None, None, :]
-        x_BNW = x_BNW + self.dropout(self.merge(attend(query, key, value, mask)))
+        x_BNW = x_BNW + self.dropout(self.merge(attend(packed_BNX, None, self.heads, mask)))
         return x_BNW + self.dropout(self.mlp(self.mlp_norm(x_BNW)))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ups_model.config import ModelConfig
 from ups_model.model.decoder import Decoder, DecoderCache, Memory
 from ups_model.model.encoder import Encoder
-from ups_model.model.layers import Scene, SlotsToToken, drawn, initialise, linear
+from ups_model.model.layers import Dropout, Scene, SlotsToToken, drawn, initialise, linear
 from ups_model.model.tokenizer import JointTokenizer, time_mean
 from ups_model.model.vocabulary import Quantiser, Vocabulary
 from ups_model.skeletons import ROOT_SLOT, SLOT_PARENTS, SLOTS
@@ -95,7 +95,7 @@ class UPS(nn.Module):
         self.tokenizer = JointTokenizer(features, width, config.tokenizer_layers, config.normalisation)
         self.slot_SD = drawn(SLOTS, width, std=0.02)
         self.frame_ND = drawn(max_frames, width, std=0.02)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.encoder = Encoder(config)
         self.memory_norm = nn.LayerNorm(width)
         if config.decoder_memory != "joints":
@@ -267,9 +267,13 @@ class UPS(nn.Module):
         steps_XKW = self.align(joints_XJD).repeat_interleave(POSE_AXES, dim=1)
         return F.pad(steps_XKW, (0, 0, 0, 1))
 
+    def start_W(self, task: str) -> Tensor:
+        """The start token of a task's sequences."""
+        return self.start(self.encoder.router.task_TQ[TASK_INDEX[task]])
+
     def embed_prefix(self, task: str, tokens_BK: Tensor, mask_BK: Tensor | None, vocabulary_VW: Tensor) -> Tensor:
         """[B, K + 1, W] decoder input: the task's start token, then the given tokens (mask token where `mask_BK`)."""
-        start_W = self.start(self.encoder.router.task_TQ[TASK_INDEX[task]])
+        start_W = self.start_W(task)
         given_BKW = F.embedding(tokens_BK, vocabulary_VW)
         if mask_BK is not None:
             given_BKW = torch.where(mask_BK[..., None], self.decoder.mask_W, given_BKW)
