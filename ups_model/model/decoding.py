@@ -151,5 +151,4 @@ class _Axis:
         else:
             bin_B = axis_BQ.argmax(dim=1)
             value_B = self.centres_Q[bin_B]
-        free_B = logits_BV.argmax(dim=1)
-        return value_B, bin_B + ids.start, (free_B >= ids.start) & (free_B < ids.stop)
+        return value_B, bin_B + ids.start, axis_BQ.amax(dim=1) >= logits_BV.amax(dim=1).float()

@@ -38,8 +38,9 @@ class _StepwiseLayer:
         self.layer = layer
         key, value = (split_heads(part, layer.heads) for part in memory_BMX.chunk(2, dim=-1))
         batch, heads, _, head_width = key.shape
-        # Keys with their tokens last: a product of one query with them then reads memory in a row.
-        self.memory_key_XHM = key.transpose(2, 3).flatten(0, 1).contiguous()
+        self.scale = head_width**-0.5
+        # Keys scaled, and with their tokens last: a product of one query with them then reads memory in a row.
+        self.memory_key_XHM = (self.scale * key).transpose(2, 3).flatten(0, 1).contiguous()
         self.memory_value_XMH = value.flatten(0, 1)
         self.absent_X1M = None
         if mask_B11M is not None:
@@ -50,7 +51,7 @@ class _StepwiseLayer:
     def __call__(self, x_BW: Tensor, step: int) -> Tensor:
         layer, head_width = self.layer, self.key_XHK.shape[1]
         query_BW, key_BW, value_BW = layer.self_query_key_value(layer.self_norm(x_BW)).chunk(3, dim=-1)
-        self.key_XHK[:, :, step] = key_BW.reshape(-1, head_width)
+        torch.mul(key_BW.reshape(-1, head_width), self.scale, out=self.key_XHK[:, :, step])
         self.value_XKH[:, step] = value_BW.reshape(-1, head_width)
         told_BW = _attend(query_BW, self.key_XHK[:, :, : step + 1], self.value_XKH[:, : step + 1], None)
         x_BW = x_BW + layer.self_merge(told_BW)
@@ -60,10 +61,8 @@ class _StepwiseLayer:
 
 
 def _attend(query_BW: Tensor, key_XHM: Tensor, value_XMH: Tensor, absent_X1M: Tensor | None) -> Tensor:
-    """[B, W] attention of one query a sequence and head, heads merged."""
-    head_width = key_XHM.shape[1]
-    query_X1H = (query_BW * head_width**-0.5).reshape(-1, 1, head_width)
-    scores_X1M = torch.bmm(query_X1H, key_XHM)
+    """[B, W] attention of one query a sequence and head to scaled keys, heads merged."""
+    scores_X1M = torch.bmm(query_BW.reshape(-1, 1, key_XHM.shape[1]), key_XHM)
     if absent_X1M is not None:
         scores_X1M = scores_X1M.masked_fill(absent_X1M, -torch.inf)
     return torch.bmm(F.softmax(scores_X1M, dim=-1), value_XMH).view(query_BW.shape)
