@@ -13,12 +13,14 @@ from ups_model import source
 from ups_model.source import source_digest, source_files, source_identity
 
 TRAINING = """data/batching/augment data/batching/batch data/batching/batches data/batching/class_loader
-data/batching/configured data/batching/device_clips data/batching/pose_loader data/batching/windows data/format/cameras
-data/format/clip_data data/format/clip_set data/format/info data/format/splits data/readers/fill_missing model/decoder
-model/encoder model/layers model/text_features model/tokenizer model/ups model/vocabulary skeletons tasks training/build
-training/distributed training/loop training/losses training/result training/run_state
-training/schedule"""
-EVALUATION = "evaluation/measure evaluation/metric_names evaluation/metrics evaluation/outcomes model/decoding"
+data/batching/configured data/batching/device_clips data/batching/pose_loader data/batching/windows
+data/format/cameras data/format/clip_data data/format/clip_set data/format/info data/format/splits
+data/readers/fill_missing model/chunks model/decoder model/encoder model/fused model/layers
+model/text_features model/tokenizer model/ups model/vocabulary skeletons tasks training/build
+training/distributed training/loop training/losses training/result training/run_state training/schedule"""
+EVALUATION = (
+    "evaluation/measure evaluation/metric_names evaluation/metrics evaluation/outcomes model/decoding model/stepwise"
+)
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_the_digest_does_not_depend_on_where_the_package_lies(copy):
 
 TRAINS = {
     "an activation": ("model/layers.py", "gelu(", "relu("),
-    "a weight of the loss": ("training/losses.py", "optim.expectation_weight *", "2 * optim.expectation_weight *"),
+    "a weight of the loss": ("training/losses.py", "optim.bin_sigma, optim", "2 * optim.bin_sigma, optim"),
     "the loop": ("training/loop.py", "optimizer.zero_grad(set_to_none=True)", "optimizer.zero_grad(set_to_none=False)"),
     "augmentation": ("data/batching/augment.py", "(high - low) *", "(high + low) *"),
     "splits": ("data/format/splits.py", "validation_subjects / 10", "validation_subjects / 5"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ups_model.config import ModelConfig
-from ups_model.model.layers import Dropout, Mlp, attend, drawn, linear, split_heads
+from ups_model.model.layers import Dropout, Mlp, attend, drawn, linear
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,14 @@ class Memory:
 
 
 @dataclass
-class LayerCache:
-    """Keys and values of one layer: those of the memory, and those of the steps decoded so far."""
-
-    memory_key: Tensor
-    memory_value: Tensor
-    steps_key: Tensor | None = None
-    steps_value: Tensor | None = None
-
-
-@dataclass
 class DecoderCache:
-    """All that a decoder keeps between steps, so that a step costs one token and not the whole prefix."""
+    """What a decoder makes of a memory before the first step."""
 
     mask: Tensor | None
     aligned_BKW: Tensor | None = None
     row_B: Tensor | None = None
-    layers: list[LayerCache] = field(default_factory=list)
+    memory_LBMX: list[Tensor] = field(default_factory=list)
+    """Keys and values of the memory for each layer, [B, M, 2W]."""
 
 
 class DecoderLayer(nn.Module):
@@ -76,34 +67,22 @@ class DecoderLayer(nn.Module):
         self.mlp = Mlp(width, config.decoder_mlp_ratio * width, config.decoder_dropout)
         self.dropout = Dropout(config.decoder_dropout)
 
-    def memory_cache(self, memory: Memory, offsets_OW: Tensor) -> LayerCache:
-        """Keys and values of the memory. A window's are computed once and shared by all its targets: the projection is
-        linear, so that of (token + offset embedding) is the sum of both projections."""
+    def memory_key_value(self, memory: Memory, offsets_OW: Tensor) -> Tensor:
+        """[B, M, 2W] keys and values of the memory. A window's are computed once and shared by all its targets: the
+        projection is linear, so that of (token + offset embedding) is the sum of both projections."""
         shared_GMW = self.cross_key_value(memory.window_GMW)
         offset_OW = offsets_OW @ self.cross_key_value.weight.T
         both_BMW = shared_GMW.repeat_interleave(memory.repeats, dim=0) + offset_OW[memory.offset_BM]
         if memory.target_BMW is not None:
             both_BMW = torch.cat([both_BMW, self.cross_key_value(memory.target_BMW)], dim=1)
-        key, value = both_BMW.chunk(2, dim=-1)
-        return LayerCache(split_heads(key, self.heads), split_heads(value, self.heads))
+        return both_BMW
 
-    def forward(
-        self, x_BKW: Tensor, cache: LayerCache, mask: Tensor | None, keep: bool, row_B: Tensor | None = None
-    ) -> Tensor:
-        """Run K steps that follow those in the cache; `keep` adds them to it (then K = 1 after the first call)."""
-        parts = self.self_query_key_value(self.self_norm(x_BKW)).chunk(3, dim=-1)
-        query, key, value = (split_heads(part, self.heads) for part in parts)
-        causal = True
-        if keep:
-            if cache.steps_key is not None:
-                key = torch.cat([cache.steps_key, key], dim=2)
-                value = torch.cat([cache.steps_value, value], dim=2)  # type: ignore[list-item]  # set with the keys
-                causal = False
-            cache.steps_key, cache.steps_value = key, value
-        x_BKW = x_BKW + self.dropout(self.self_merge(attend(query, key, value, None, causal=causal)), row_B)
-        query = split_heads(self.cross_query(self.cross_norm(x_BKW)), self.heads)
-        read_BKW = self.cross_merge(attend(query, cache.memory_key, cache.memory_value, mask))
-        x_BKW = x_BKW + self.dropout(read_BKW, row_B)
+    def forward(self, x_BKW: Tensor, memory_BMX: Tensor, mask: Tensor | None, row_B: Tensor | None = None) -> Tensor:
+        """Run all K steps of a prefix; `memory_BMX` is of `memory_key_value`, `row_B` as `Memory.row_B`."""
+        packed_BKX = self.self_query_key_value(self.self_norm(x_BKW))
+        x_BKW = x_BKW + self.dropout(self.self_merge(attend(packed_BKX, None, self.heads, causal=True)), row_B)
+        query_BKW = self.cross_query(self.cross_norm(x_BKW))
+        x_BKW = x_BKW + self.dropout(self.cross_merge(attend(query_BKW, memory_BMX, self.heads, mask)), row_B)
         return x_BKW + self.dropout(self.mlp(self.mlp_norm(x_BKW), row_B), row_B)
 
 
@@ -134,16 +113,16 @@ class Decoder(nn.Module):
                 there = mask.new_ones(mask.shape[0], memory.target_BMW.shape[1])
                 mask = torch.cat([mask, there], dim=1)
             mask = mask[:, None, None, :]
-        caches = [layer.memory_cache(memory, self.offset_OW) for layer in self.layers]
-        return DecoderCache(mask, memory.aligned_BKW, memory.row_B, caches)
+        memories = [layer.memory_key_value(memory, self.offset_OW) for layer in self.layers]
+        return DecoderCache(mask, memory.aligned_BKW, memory.row_B, memories)
 
-    def forward(self, tokens_BKW: Tensor, cache: DecoderCache, first: int = 0, keep: bool = False) -> Tensor:
-        """Output tokens for embedded input tokens of steps first .. first + K - 1."""
-        steps = slice(first, first + tokens_BKW.shape[1])
-        x_BKW = tokens_BKW + self.position_KW[steps]
+    def forward(self, tokens_BKW: Tensor, cache: DecoderCache) -> Tensor:
+        """Output tokens for the embedded input tokens of a prefix; `stepwise.StepwiseDecoder` takes one at a time."""
+        steps = tokens_BKW.shape[1]
+        x_BKW = tokens_BKW + self.position_KW[:steps]
         if cache.aligned_BKW is not None:
-            x_BKW = x_BKW + cache.aligned_BKW[:, steps]
+            x_BKW = x_BKW + cache.aligned_BKW[:, :steps]
         x_BKW = self.dropout(x_BKW, cache.row_B)
-        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            x_BKW = layer(x_BKW, layer_cache, cache.mask, keep, cache.row_B)
+        for layer, memory_BMX in zip(self.layers, cache.memory_LBMX, strict=True):
+            x_BKW = layer(x_BKW, memory_BMX, cache.mask, cache.row_B)
         return self.norm(x_BKW)

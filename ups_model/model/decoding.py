@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ups_model.model.decoder import DecoderCache, Memory
+from ups_model.model.decoder import Memory
+from ups_model.model.stepwise import StepwiseDecoder
 from ups_model.model.ups import UPS, Inputs
+from ups_model.model.vocabulary import check_finite
 from ups_model.tasks import POSE_AXES, TASKS
 
 
@@ -52,14 +54,13 @@ def classify(model: UPS, inputs: Inputs, dataset: str) -> ClassAnswer:
     if TASKS[inputs.task].kind != "class":
         raise ValueError(f"classify answers class tasks, got {inputs.task!r}; use estimate_poses")
     memory, _, _ = model.encode(inputs)
-    cache = model.new_cache(memory)
     vocabulary_VW = model.vocabulary_VW()
-    none = torch.empty(len(memory.offset_BM), 0, dtype=torch.int64, device=memory.offset_BM.device)
-    logits_BV = _next_logits(model, inputs.task, none, cache, vocabulary_VW)
+    decoder = StepwiseDecoder(model.decoder, memory, 2)
+    logits_BV = model.logits(decoder(model.start_W(inputs.task)), vocabulary_VW)
     ids = model.vocabulary.class_ids(dataset)
     class_BK = logits_BV[:, ids.start : ids.stop]
-    best_B1 = class_BK.argmax(dim=1, keepdim=True) + ids.start
-    end_BV = _next_logits(model, inputs.task, best_B1, cache, vocabulary_VW)
+    best_B = class_BK.argmax(dim=1) + ids.start
+    end_BV = model.logits(decoder(vocabulary_VW[best_B]), vocabulary_VW)
     eot = model.vocabulary.eot_id(TASKS[inputs.task].eot)
     return ClassAnswer(class_BK.float(), logits_BV.argmax(dim=1), end_BV.argmax(dim=1) == eot)
 
@@ -100,51 +101,54 @@ def decode_poses(
     same.
     """
     vocabulary_VW = model.vocabulary_VW()
-    task = "pe"
     steps = POSE_AXES * model.pose_joints
-    axes = [model.vocabulary.coordinate_ids(axis) for axis in range(POSE_AXES)]
-    centres_3Q = [
-        model.quantiser.centres(axis, device=vocabulary_VW.device)  # type: ignore[union-attr]  # a model of poses has it
-        for axis in range(POSE_AXES)
-    ]
-    batch = len(memory.offset_BM)
-    tokens_BK = torch.zeros(batch, steps, dtype=torch.int64, device=vocabulary_VW.device)
-    values_BK = torch.zeros(batch, steps, device=vocabulary_VW.device)
-    admitted_BK = torch.zeros(batch, steps, dtype=torch.bool, device=vocabulary_VW.device)
-    cache = model.new_cache(memory)
+    batch, device = len(memory.offset_BM), vocabulary_VW.device
+    axes = [_Axis(model, axis, coordinates, device) for axis in range(POSE_AXES)]
+    tokens_BK = torch.zeros(batch, steps, dtype=torch.int64, device=device)
+    values_BK = torch.zeros(batch, steps, device=device)
+    admitted_BK = torch.zeros(batch, steps, dtype=torch.bool, device=device)
+    all_logits_BKV, decoder = None, None
     if decoding == "parallel":
-        masked = torch.ones(batch, steps - 1, dtype=torch.bool, device=vocabulary_VW.device)
-        prefix = model.embed_prefix(task, tokens_BK[:, :-1], masked, vocabulary_VW)
-        all_logits_BKV = model.logits(model.decoder(prefix, cache), vocabulary_VW)
+        masked = torch.ones(batch, steps - 1, dtype=torch.bool, device=device)
+        prefix = model.embed_prefix("pe", tokens_BK[:, :-1], masked, vocabulary_VW)
+        all_logits_BKV = model.logits(model.decoder(prefix, model.new_cache(memory)), vocabulary_VW)
+    elif cached:
+        decoder = StepwiseDecoder(model.decoder, memory, steps)
     for step in range(steps):
-        ids, centres_Q = axes[step % POSE_AXES], centres_3Q[step % POSE_AXES]
-        if decoding == "parallel":
+        if all_logits_BKV is not None:
             logits_BV = all_logits_BKV[:, step]
-        elif cached:
-            logits_BV = _next_logits(model, task, tokens_BK[:, :step], cache, vocabulary_VW)
+        elif decoder is not None:
+            token_BW = vocabulary_VW[tokens_BK[:, step - 1]] if step else model.start_W("pe")
+            logits_BV = model.logits(decoder(token_BW), vocabulary_VW)
         else:
-            prefix = model.embed_prefix(task, tokens_BK[:, :step], None, vocabulary_VW)
+            prefix = model.embed_prefix("pe", tokens_BK[:, :step], None, vocabulary_VW)
             logits_BV = model.logits(model.decoder(prefix, model.new_cache(memory))[:, -1:], vocabulary_VW)[:, 0]
-        axis_BQ = logits_BV[:, ids.start : ids.stop].float()
-        if coordinates == "expectation":
-            values_BK[:, step] = F.softmax(axis_BQ, dim=1) @ centres_Q
-            tokens_BK[:, step] = (
-                model.quantiser.encode(values_BK[:, step], step % POSE_AXES) + ids.start  # type: ignore[union-attr]
-            )
-        else:
-            best_B = axis_BQ.argmax(dim=1)
-            values_BK[:, step] = centres_Q[best_B]
-            tokens_BK[:, step] = best_B + ids.start
-        free_B = logits_BV.argmax(dim=1)
-        admitted_BK[:, step] = (free_B >= ids.start) & (free_B < ids.stop)
-    starts_K = torch.tensor([axes[step % POSE_AXES].start for step in range(steps)], device=tokens_BK.device)
+        axis = axes[step % POSE_AXES]
+        values_BK[:, step], tokens_BK[:, step], admitted_BK[:, step] = axis.answer(logits_BV)
+    check_finite(values_BK)
+    starts_K = torch.tensor([axes[step % POSE_AXES].ids.start for step in range(steps)], device=device)
     return PoseAnswer(
         values_BK.unflatten(1, (model.pose_joints, POSE_AXES)), tokens_BK - starts_K, admitted_BK.float().mean(dim=1)
     )
 
 
-def _next_logits(model: UPS, task: str, given_BK: Tensor, cache: DecoderCache, vocabulary_VW: Tensor) -> Tensor:
-    """[B, V] logits of the step after `given_BK`, of which the cache holds all but the last token."""
-    step = given_BK.shape[1]
-    inputs_BKW = model.embed_prefix(task, given_BK[:, -1:], None, vocabulary_VW)[:, -1:]
-    return model.logits(model.decoder(inputs_BKW, cache, first=step, keep=True), vocabulary_VW)[:, 0]
+class _Axis:
+    """The bins of an axis, and what logits say of a coordinate."""
+
+    def __init__(self, model: UPS, axis: int, coordinates: str, device: torch.device) -> None:
+        assert model.quantiser is not None, "a model of poses has it"
+        self.axis, self.quantiser, self.expectation = axis, model.quantiser, coordinates == "expectation"
+        self.ids = model.vocabulary.coordinate_ids(axis)
+        self.centres_Q = model.quantiser.centres(axis, device=device)
+
+    def answer(self, logits_BV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Value [B], token [B] of its bin, and [B] whether the whole vocabulary's best token is a bin of this axis."""
+        ids = self.ids
+        axis_BQ = logits_BV[:, ids.start : ids.stop].float()
+        if self.expectation:
+            value_B = F.softmax(axis_BQ, dim=1) @ self.centres_Q
+            bin_B = self.quantiser.bins_of(value_B, self.axis)
+        else:
+            bin_B = axis_BQ.argmax(dim=1)
+            value_B = self.centres_Q[bin_B]
+        return value_B, bin_B + ids.start, axis_BQ.amax(dim=1) >= logits_BV.amax(dim=1).float()

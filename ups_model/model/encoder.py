@@ -12,18 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups_model.config import ModelConfig
-from ups_model.model.layers import (
-    Dropout,
-    Mlp,
-    Scene,
-    SlotsToToken,
-    TokenToSlots,
-    attend,
-    drawn,
-    linear,
-    run_layer,
-    split_heads,
-)
+from ups_model.model.layers import Dropout, Mlp, Scene, SlotsToToken, TokenToSlots, attend, drawn, linear, run_layer
 from ups_model.model.tokenizer import GcnUnit
 from ups_model.skeletons import SLOTS
 from ups_model.tasks import TASKS
@@ -43,10 +32,9 @@ class FrameAttention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x_BNW: Tensor, frame_mask_BN: Tensor | None, row_B: Tensor | None = None) -> Tensor:
-        parts = self.query_key_value(self.attention_norm(x_BNW)).chunk(3, dim=-1)
-        query, key, value = (split_heads(part, self.heads) for part in parts)
+        packed_BNX = self.query_key_value(self.attention_norm(x_BNW))
         mask = None if frame_mask_BN is None else frame_mask_BN[:, None, None, :]
-        x_BNW = x_BNW + self.dropout(self.merge(attend(query, key, value, mask)), row_B)
+        x_BNW = x_BNW + self.dropout(self.merge(attend(packed_BNX, None, self.heads, mask)), row_B)
         return x_BNW + self.dropout(self.mlp(self.mlp_norm(x_BNW), row_B), row_B)
 
 

@@ -6,7 +6,7 @@ Shape suffixes: B clips (persons folded in), N frames, J joint slots present, D 
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from ups_model.model.fused import Attention, LayerNormRelu
 from ups_model.skeletons import SLOTS
 from ups_model.tasks import TASKS
 
@@ -69,6 +70,11 @@ def initialise(model: nn.Module, seed: int) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 
+def runs_fused(x: Tensor) -> bool:
+    """Whether the functions written for a CPU in full precision apply; elsewhere the plain ones run."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+
+
 class TokenNorm(nn.Module):
     """LayerNorm over D, or BatchNorm over all present tokens with running statistics for each task.
 
@@ -112,54 +118,6 @@ class TokenNorm(nn.Module):
         return F.relu(normed_BNJD if residual_BNJD is None else normed_BNJD + residual_BNJD)
 
 
-class _NormContext(Protocol):
-    """What autograd keeps between forward and backward."""
-
-    saved_tensors: tuple[Tensor, ...]
-    dtype: torch.dtype
-    residual_dtype: torch.dtype | None
-
-    def save_for_backward(self, *tensors: Tensor) -> None: ...
-
-
-class LayerNormRelu(torch.autograd.Function):
-    """ReLU(LayerNorm over D of x, plus residual) of [B, D, J, N] tensors, in few passes over memory."""
-
-    @staticmethod
-    def forward(
-        ctx: _NormContext,
-        x_BDJN: Tensor,
-        weight_D: Tensor,
-        bias_D: Tensor,
-        residual: Tensor | None,
-    ) -> Tensor:
-        x_BDX = x_BDJN.flatten(2)
-        if x_BDX.dtype in (torch.float16, torch.bfloat16):
-            x_BDX = x_BDX.float()  # As autocast does with a LayerNorm.
-        normed_BDX = x_BDX - x_BDX.mean(dim=1, keepdim=True)
-        scale_B1X = normed_BDX.square().mean(dim=1, keepdim=True).add_(1e-5).rsqrt_()
-        normed_BDX.mul_(scale_B1X)
-        start = bias_D[:, None] if residual is None else residual.flatten(2) + bias_D[:, None]
-        out_BDX = torch.addcmul(start, normed_BDX, weight_D[:, None]).relu_()
-        ctx.save_for_backward(normed_BDX, scale_B1X, weight_D, out_BDX)
-        ctx.dtype, ctx.residual_dtype = x_BDJN.dtype, None if residual is None else residual.dtype
-        return out_BDX.view(x_BDJN.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: _NormContext, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        normed_BDX, scale_B1X, weight_D, out_BDX = ctx.saved_tensors
-        gradient_BDX = torch.ops.aten.threshold_backward(gradient.flatten(2), out_BDX, 0)
-        product_BDX = gradient_BDX * normed_BDX
-        mean_B1D = (weight_D / len(weight_D)).expand(len(gradient), 1, -1)
-        along_B1X = torch.bmm(mean_B1D, product_BDX)
-        x_BDX = torch.addcmul(torch.bmm(mean_B1D, gradient_BDX), normed_BDX, along_B1X).neg_()
-        x_BDX.addcmul_(gradient_BDX, weight_D[:, None]).mul_(scale_B1X)
-        residual = None if ctx.residual_dtype is None else gradient_BDX.view(gradient.shape).to(ctx.residual_dtype)
-        own = x_BDX.view(gradient.shape).to(ctx.dtype)
-        return own, product_BDX.sum(dim=(0, 2)), gradient_BDX.sum(dim=(0, 2)), residual
-
-
 def channels_first(x_BNJD: Tensor) -> Tensor:
     """[B, N, J, D] -> contiguous [B, D, J, N], the order in which matrix products over joints, over channels and over
     frames all read memory in a row; free of charge for what `frames_first` gave."""
@@ -196,10 +154,7 @@ class SlotsToToken(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x_BNJD: Tensor, scene: Scene) -> Tensor:
-        weight_WDJ = self.weight[:, scene.slots].transpose(1, 2)
-        x_BXN = channels_first(x_BNJD).flatten(1, 2)
-        out_BWN = torch.bmm(weight_WDJ.flatten(1).expand(len(x_BXN), -1, -1), x_BXN)
-        return out_BWN.transpose(1, 2) + self.bias
+        return F.linear(x_BNJD.flatten(2), self.weight[:, scene.slots].flatten(1), self.bias)
 
 
 class TokenToSlots(nn.Module):
@@ -212,10 +167,8 @@ class TokenToSlots(nn.Module):
         self.bias = nn.Parameter(torch.zeros(SLOTS, token_width))
 
     def forward(self, x_BNW: Tensor, scene: Scene) -> Tensor:
-        weight_DJW, bias_DJ = self.weight[scene.slots].transpose(0, 1), self.bias[scene.slots].T
-        weight_BXW = weight_DJW.flatten(0, 1).expand(len(x_BNW), -1, -1)
-        out_BXN = torch.baddbmm(bias_DJ.flatten()[:, None], weight_BXW, x_BNW.transpose(1, 2))
-        return frames_first(out_BXN.unflatten(1, bias_DJ.shape))
+        weight_JDW, bias_JD = self.weight[scene.slots], self.bias[scene.slots]
+        return F.linear(x_BNW, weight_JDW.flatten(0, 1), bias_JD.flatten()).unflatten(-1, bias_JD.shape)
 
 
 def split_heads(x_BXW: Tensor, heads: int) -> Tensor:
@@ -223,11 +176,27 @@ def split_heads(x_BXW: Tensor, heads: int) -> Tensor:
     return x_BXW.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
-    """Scaled dot-product attention of [B, heads, X, width] tensors, heads merged in the answer [B, X, W].
+MAX_FUSED_SCORES = 64 * 64
+"""Scores of a head up to which `Attention` keeps them all; longer sequences take torch's blockwise kernel."""
 
-    `mask` is boolean, True where a key may be attended to, and broadcasts to [B, heads, queries, keys].
+
+def attend(
+    first_BKX: Tensor, key_value_BMX: Tensor | None, heads: int, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Scaled dot-product attention, [B, queries, W], heads merged.
+
+    Args:
+        first_BKX: queries [B, queries, W]; or, without `key_value_BMX`, queries, keys and values [B, queries, 3W].
+        key_value_BMX: [B, keys, 2W].
+        mask: boolean, True where a key may be attended to; broadcasts to [B, heads, queries, keys].
+        causal: keys up to the query's own place alone.
     """
+    keys = first_BKX.shape[1] if key_value_BMX is None else key_value_BMX.shape[1]
+    if mask is None and runs_fused(first_BKX) and first_BKX.shape[1] * keys <= MAX_FUSED_SCORES:
+        future = first_BKX.new_full((keys, keys), -torch.inf).triu_(1) if causal else None
+        return Attention.apply(first_BKX, key_value_BMX, heads, future)  # type: ignore[no-untyped-call]  # torch's
+    parts = first_BKX.chunk(3, dim=-1) if key_value_BMX is None else (first_BKX, *key_value_BMX.chunk(2, dim=-1))
+    query, key, value = (split_heads(part, heads) for part in parts)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
     return out.transpose(1, 2).flatten(2)
 
@@ -266,27 +235,18 @@ def _mixed(word: Tensor) -> Tensor:
     return (word ^ (word >> 13 & 0x7FFFF)) * -1028477387
 
 
-class _DroppedContext(Protocol):
-    """What autograd keeps between forward and backward."""
-
-    saved_tensors: tuple[Tensor]
-    scale: float
-
-    def save_for_backward(self, *tensors: Tensor) -> None: ...
-
-
 class _Dropped(torch.autograd.Function):
     """x * mask * scale; keeps a byte an element."""
 
     @staticmethod
-    def forward(ctx: _DroppedContext, x: Tensor, mask: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(mask)
         ctx.scale = scale
         return (x * mask).mul_(scale)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _DroppedContext, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (mask,) = ctx.saved_tensors
         return (gradient * mask).mul_(ctx.scale), None, None
 

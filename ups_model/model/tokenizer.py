@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ups_model.model.fused import GraphUnit, MaxOfThree
 from ups_model.model.layers import (
     Scene,
     TokenNorm,
@@ -19,6 +20,7 @@ from ups_model.model.layers import (
     linear,
     mix_channels,
     run_layer,
+    runs_fused,
 )
 from ups_model.skeletons import SLOT_EDGES, SLOTS
 
@@ -62,15 +64,39 @@ class GcnUnit(nn.Module):
         self.residual = nn.Identity() if inputs == width else linear(inputs, width)
 
     def forward(self, x_BNJC: Tensor, scene: Scene) -> Tensor:
+        if runs_fused(x_BNJC) and self.norm.kind == "layer":
+            return self._fused(x_BNJC, scene)
         return self.norm.relu(self.convolve(x_BNJC, scene), scene, kept(self.residual, x_BNJC))
+
+    def _fused(self, x_BNJC: Tensor, scene: Scene) -> Tensor:
+        """`forward` of float32 on a CPU; the same numbers but for rounding."""
+        weight_BN = None
+        if scene.frame_mask_BN is not None:
+            weight_BN = scene.frame_mask_BN.to(x_BNJC.dtype)
+            weight_BN = weight_BN / weight_BN.sum(dim=1, keepdim=True).clamp(min=1)
+        start_DKVU, refine_XY = self._topology_parts(scene)
+        value_weight, value_bias = self._value_parts()
+        out_BDJN = GraphUnit.apply(  # type: ignore[no-untyped-call]  # torch's
+            channels_first(x_BNJC),
+            weight_BN,
+            torch.cat([self.query.weight, self.key.weight]),
+            torch.cat([self.query.bias, self.key.bias]),
+            start_DKVU.flatten(2).flatten(0, 1),
+            refine_XY,
+            value_weight,
+            value_bias,
+            self.norm.weight,
+            self.norm.bias,
+            None if isinstance(self.residual, nn.Identity) else channels_first(kept(self.residual, x_BNJC)),
+            torch.is_grad_enabled(),
+        )
+        return frames_first(out_BDJN)
 
     def convolve(self, x_BNJC: Tensor, scene: Scene) -> Tensor:
         """The graph convolution alone: [B, N, J, C] -> [B, N, J, D]."""
         topology_BDWU = self.topology(time_mean(x_BNJC, scene.frame_mask_BN), scene)
         # Partitions and source joints are one contraction axis W: a single batched product sums over both.
-        weight_DKC = self.value.weight.unflatten(0, (PARTITIONS, self.width)).transpose(0, 1)
-        bias_DK = self.value.bias.unflatten(0, (PARTITIONS, self.width)).T
-        value_BNJX = mix_channels(x_BNJC, weight_DKC.flatten(0, 1), bias_DK.flatten())
+        value_BNJX = mix_channels(x_BNJC, *self._value_parts())
         value_XWN = channels_first(value_BNJX).unflatten(1, (self.width, PARTITIONS)).flatten(0, 1).flatten(1, 2)
         out_XUN = torch.bmm(topology_BDWU.flatten(0, 1).transpose(1, 2).to(value_XWN.dtype), value_XWN)
         return frames_first(out_XUN.unflatten(0, (len(x_BNJC), self.width)))
@@ -80,11 +106,7 @@ class GcnUnit(nn.Module):
         joints = mean_BJC.shape[1]
         a_BXU, b_BXV = self.query(mean_BJC).transpose(1, 2), self.key(mean_BJC).transpose(1, 2)
         relation_BXVU = torch.tanh(a_BXU[:, :, None] - b_BXV[..., None])
-        # One product for all partitions: [D, K, K, R] that is zero where the two partitions differ.
-        refine_DKKR = torch.diag_embed(self.refine_KDR.permute(1, 2, 0)).permute(0, 2, 3, 1)
-        refine_XY = (self.alpha * refine_DKKR).flatten(0, 1).flatten(1)
-        adjacency_KVU = self.adjacency_KUV[:, scene.slots][:, :, scene.slots].transpose(1, 2)
-        start_DKVU = adjacency_KVU + (self.alpha * self.refine_bias_KD.T)[..., None, None]
+        start_DKVU, refine_XY = self._topology_parts(scene)
         start_XVU = start_DKVU.flatten(2).flatten(0, 1)
         refined = torch.baddbmm(
             start_XVU.to(relation_BXVU.dtype),
@@ -92,6 +114,19 @@ class GcnUnit(nn.Module):
             relation_BXVU.flatten(2),
         )
         return refined.view(len(mean_BJC), self.width, PARTITIONS * joints, joints)
+
+    def _topology_parts(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """[D, K, V, U] what all clips' topologies have in common, and [D*K, K*R] the weights of the relations."""
+        # One product for all partitions: [D, K, K, R] that is zero where the two partitions differ.
+        refine_DKKR = torch.diag_embed(self.refine_KDR.permute(1, 2, 0)).permute(0, 2, 3, 1)
+        adjacency_KVU = self.adjacency_KUV[:, scene.slots][:, :, scene.slots].transpose(1, 2)
+        start_DKVU = adjacency_KVU + (self.alpha * self.refine_bias_KD.T)[..., None, None]
+        return start_DKVU, (self.alpha * refine_DKKR).flatten(0, 1).flatten(1)
+
+    def _value_parts(self) -> tuple[Tensor, Tensor]:
+        """Weight [D*K, C] and bias [D*K] of the values, a channel's partitions side by side."""
+        weight_DKC = self.value.weight.unflatten(0, (PARTITIONS, self.width)).transpose(0, 1)
+        return weight_DKC.flatten(0, 1), self.value.bias.unflatten(0, (PARTITIONS, self.width)).T.flatten()
 
 
 class TcnGcnLayer(nn.Module):
@@ -123,7 +158,7 @@ class TcnGcnLayer(nn.Module):
             # After the ReLU 0 is the least value, so a zeroed frame adds nothing to a convolution or to a maximum.
             moving = moving * scene.frame_mask_BN[:, :, None, None]
         near, far, pooled = channels_first(moving).chunk(3, dim=1)
-        pooled = F.max_pool2d(pooled, (1, 3), stride=1, padding=(0, 1))
+        pooled = MaxOfThree.apply(pooled)  # type: ignore[no-untyped-call]  # torch's
         branches = [convolve_frames(near, self.near, 1), convolve_frames(far, self.far, 2), pooled]
         out_BDJN = torch.cat([*branches, channels_first(plain)], dim=1)
         return self.norm.relu(frames_first(out_BDJN), scene, kept(self.residual, x_BNJC))

@@ -271,9 +271,13 @@ class UPS(nn.Module):
         steps_XKW = self.align(joints_XJD).repeat_interleave(POSE_AXES, dim=1)
         return F.pad(steps_XKW, (0, 0, 0, 1))
 
+    def start_W(self, task: str) -> Tensor:
+        """The start token of a task's sequences."""
+        return self.start(self.encoder.router.task_TQ[TASK_INDEX[task]])
+
     def embed_prefix(self, task: str, tokens_BK: Tensor, mask_BK: Tensor | None, vocabulary_VW: Tensor) -> Tensor:
         """[B, K + 1, W] decoder input: the task's start token, then the given tokens (mask token where `mask_BK`)."""
-        start_W = self.start(self.encoder.router.task_TQ[TASK_INDEX[task]])
+        start_W = self.start_W(task)
         given_BKW = F.embedding(tokens_BK, vocabulary_VW)
         if mask_BK is not None:
             given_BKW = torch.where(mask_BK[..., None], self.decoder.mask_W, given_BKW)

@@ -187,9 +187,13 @@ class Quantiser:
 
         x = _as_float(torch.as_tensor(x))
         _check_coordinates(x, axis)
+        return self.bins_of(x, axis)
+
+    def bins_of(self, x: torch.Tensor, axis: int | None = None) -> torch.Tensor:
+        """`encode` without its checks, which wait for the device; what is not finite gets some bin."""
         low, high = self._bounds(x, axis)
-        bins = torch.floor((x - low) / (high - low) * self.n_bins)
-        return bins.clamp_(0, self.n_bins - 1).long()
+        bins = ((x - low) / (high - low) * self.n_bins).floor_()
+        return bins.nan_to_num_(0.0).clamp_(0, self.n_bins - 1).long()
 
     def decode(self, bins: torch.Tensor, axis: int | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Centre of each bin, `dtype` (float32 if None) of the same shape. Raises ValueError for a bin out of range."""
@@ -242,8 +246,9 @@ class Quantiser:
 
     def _bounds(self, x: torch.Tensor, axis: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Lower and upper bound, scalars for one axis and [3] for all, on the device and in the precision of `x`."""
-        choose = slice(None) if axis is None else axis
-        return x.new_tensor(self.low)[choose], x.new_tensor(self.high)[choose]
+        if axis is not None:  # Filled on the device: a tensor copied there would be waited for.
+            return x.new_full((), self.low[axis]), x.new_full((), self.high[axis])
+        return x.new_tensor(self.low), x.new_tensor(self.high)
 
 
 def _as_float(x: torch.Tensor) -> torch.Tensor:
@@ -275,6 +280,11 @@ def _check_last_dimension(x: torch.Tensor, axis: int | None) -> None:
 
 def _check_coordinates(x: torch.Tensor, axis: int | None) -> None:
     _check_last_dimension(x, axis)
+    check_finite(x)
+
+
+def check_finite(x: torch.Tensor) -> None:
+    """Raise NonFiniteValues for coordinates that are not finite."""
     if not x.isfinite().all():
         bad = int((~x.isfinite()).sum())
         raise NonFiniteValues(

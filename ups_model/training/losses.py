@@ -3,12 +3,16 @@
 Shape suffixes: B target sequences, K target steps, V vocabulary, Q bins, J native joints.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ups_model.config import OptimConfig
 from ups_model.data.batching.batches import Batch
+from ups_model.model.chunks import chunks
 from ups_model.model.ups import UPS
 from ups_model.tasks import POSE_AXES, TASKS
 
@@ -49,29 +53,103 @@ def sequence_loss(model: UPS, batch: Batch, logits_BKV: Tensor, target_BK: Tenso
 
 
 def _pose_loss(model: UPS, true_BJ3: Tensor, logits_BKV: Tensor, target_BK: Tensor, optim: OptimConfig) -> Tensor:
-    first, bins = model.vocabulary.coordinate_ids(0).start, model.config.n_bins
-    partition_BK = logits_BKV.logsumexp(dim=-1)
-    # Step t of joint j has logits of all three axes' bins; the diagonal keeps those of its own axis.
-    coordinate_BJAV = logits_BKV[:, :-1, first : first + POSE_AXES * bins].unflatten(1, (-1, POSE_AXES))
-    own_BJQA = coordinate_BJAV.unflatten(-1, (POSE_AXES, bins)).diagonal(dim1=2, dim2=3)
-    centres = [
-        model.quantiser.centres(axis, device=true_BJ3.device)  # type: ignore[union-attr]  # a model of poses has it
-        for axis in range(POSE_AXES)
-    ]
-    centres_QA = torch.stack(centres, dim=1)
-    if optim.bin_sigma:
-        nearest_BJA = true_BJ3.maximum(centres_QA[0]).minimum(centres_QA[-1])
-        sigma_A = optim.bin_sigma * (centres_QA[1] - centres_QA[0])
-        distance_BJQA = (centres_QA - nearest_BJA[:, :, None]) / sigma_A
-        soft_BJQA = F.softmax(-0.5 * distance_BJQA.square(), dim=2)
-        said_BJA = (soft_BJQA * own_BJQA).sum(dim=2)
-    else:
-        bins_BJA = model.quantiser.encode(true_BJ3)  # type: ignore[union-attr]  # a model of poses has it
-        said_BJA = own_BJQA.gather(2, bins_BJA[:, :, None])[:, :, 0]
-    end_B = logits_BKV[:, -1].gather(1, target_BK[:, -1:])
-    loss = (partition_BK.sum() - said_BJA.sum() - end_B.sum()) / partition_BK.numel()
-    if optim.expectation_weight:
-        expected_BJA = (F.softmax(own_BJQA, dim=2) * centres_QA).sum(dim=2)
-        distance_BJ = (expected_BJA - true_BJ3).square().sum(dim=-1).add(1e-8).sqrt()
-        loss = loss + optim.expectation_weight * distance_BJ.mean()
+    quantiser, bins = model.quantiser, model.config.n_bins
+    assert quantiser is not None, "a model of poses has it"
+    device, dtype = logits_BKV.device, logits_BKV.dtype
+    centres_AQ = torch.stack([quantiser.centres(axis, device, dtype) for axis in range(POSE_AXES)])
+    ids_BK = None if optim.bin_sigma else target_BK
+    first = model.vocabulary.coordinate_ids(0).start
+    end = model.vocabulary.eot_id("PE")
+    assert centres_AQ.shape == (POSE_AXES, bins)
+    return PoseLoss.apply(  # type: ignore[no-untyped-call]  # torch's
+        logits_BKV, true_BJ3, ids_BK, centres_AQ, first, end, optim.bin_sigma, optim.expectation_weight
+    )
+
+
+class PoseLoss(torch.autograd.Function):
+    """Mean negative log-likelihood of coordinate bins and the closing token, plus the weighted error of the expected
+    joint; the gradient is worked out along with the value, few sequences at a time, while they are in the cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits_BKV: Tensor,
+        true_BJ3: Tensor,
+        target_BK: Tensor | None,
+        centres_AQ: Tensor,
+        first: int,
+        end: int,
+        bin_sigma: float,
+        expectation_weight: float,
+    ) -> Tensor:
+        """`first` and `end`: token ids of the first bin and of the closing token; `target_BK`: ids of the bins, None
+        for normal densities of `bin_sigma` bins."""
+        gradient_BKV = torch.empty_like(logits_BKV)
+        losses = []
+        for own in chunks(logits_BKV):
+            target = None if target_BK is None else target_BK[own] - first
+            losses.append(
+                _pose_loss_part(
+                    logits_BKV[own], true_BJ3[own], target, centres_AQ, first, end, bin_sigma, expectation_weight,
+                    gradient_BKV[own], logits_BKV.shape[0],
+                )
+            )  # fmt: skip
+        ctx.gradient_BKV = gradient_BKV
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gradient_BKV, ctx.gradient_BKV = ctx.gradient_BKV, None
+        return gradient_BKV.mul_(gradient), *[None] * 7
+
+
+def _pose_loss_part(
+    logits_BKV: Tensor,
+    true_BJ3: Tensor,
+    target_BK: Tensor | None,
+    centres_AQ: Tensor,
+    first: int,
+    end: int,
+    bin_sigma: float,
+    expectation_weight: float,
+    gradient_BKV: Tensor,
+    sequences: int,
+) -> Tensor:
+    """The share of some sequences in the loss of all; writes the gradient to `gradient_BKV`."""
+    tokens, bins = sequences * logits_BKV.shape[1], centres_AQ.shape[1]
+    top_BK1 = logits_BKV.amax(dim=-1, keepdim=True)
+    torch.sub(logits_BKV, top_BK1, out=gradient_BKV).exp_()
+    total_BK1 = gradient_BKV.sum(dim=-1, keepdim=True)
+    gradient_BKV.mul_(1 / (tokens * total_BK1))
+    said = logits_BKV[:, -1, end].sum()
+    gradient_BKV[:, -1, end] -= 1 / tokens
+    expected, pieces = [], []
+    for axis, centre_Q in enumerate(centres_AQ):
+        # Step t of joint j has logits of all three axes' bins; those of its own axis are meant.
+        ids = slice(first + axis * bins, first + (axis + 1) * bins)
+        own_BJQ = logits_BKV[:, axis:-1:POSE_AXES, ids]
+        if target_BK is None:
+            nearest_BJ1 = true_BJ3[..., axis, None].maximum(centre_Q[0]).minimum(centre_Q[-1])
+            distance_BJQ = (centre_Q - nearest_BJ1).div_(bin_sigma * (centre_Q[1] - centre_Q[0]))
+            soft_BJQ = F.softmax(distance_BJQ.square_().mul_(-0.5), dim=-1)
+        else:
+            bin_BJ1 = target_BK[:, axis:-1:POSE_AXES, None] - axis * bins
+            soft_BJQ = torch.zeros_like(own_BJQ).scatter_(2, bin_BJ1, 1.0)
+        said = said + (soft_BJQ * own_BJQ).sum()
+        gradient_BKV[:, axis:-1:POSE_AXES, ids].sub_(soft_BJQ, alpha=1 / tokens)
+        if expectation_weight:
+            share_BJQ = F.softmax(own_BJQ, dim=-1)
+            expected.append(share_BJQ @ centre_Q)
+            pieces.append((ids, share_BJQ, centre_Q))
+    loss = (top_BK1.sum() + total_BK1.log().sum() - said) / tokens
+    if expectation_weight:
+        error_BJ3 = torch.stack(expected, dim=-1) - true_BJ3
+        distance_BJ = error_BJ3.square().sum(dim=-1).add(1e-8).sqrt()
+        scale = expectation_weight / (sequences * distance_BJ.shape[1])
+        loss = loss + scale * distance_BJ.sum()
+        for axis, (ids, share_BJQ, centre_Q) in enumerate(pieces):
+            slope_BJ1 = (scale * error_BJ3[..., axis] / distance_BJ)[..., None]
+            share_BJQ.mul_((centre_Q - expected[axis][..., None]).mul_(slope_BJ1))
+            gradient_BKV[:, axis:-1:POSE_AXES, ids].add_(share_BJQ)
     return loss

@@ -127,6 +127,8 @@ def _watch(
                         "is kept"
                     )
                 continue
+            except Exception as error:  # Sent, but not to be made again here.
+                kind, value = "failure", RuntimeError(f"process {rank} of {len(ranks)} failed ({error})")
             if kind == "log":
                 logging.getLogger(value.name).handle(value)
             elif kind == "checkpoint":
@@ -189,23 +191,15 @@ def _run(task: _Task, connection: Connection, stop: Event) -> None:
         send("result", result)
     except Exception as error:
         logger.debug("process %d of %d", task.rank, task.processes, exc_info=True)
-        send("failure", _plain(error))
+        try:
+            send("failure", error)
+        except Exception:  # One that can't be sent.
+            send("failure", RuntimeError(f"{type(error).__name__}: {error}"))
         connection.close()
         os._exit(1)  # Not through a group whose other processes may wait for this one.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     connection.close()
-
-
-def _plain(error: Exception) -> Exception:
-    """The error, or one of the same message where it can't be sent."""
-    import pickle
-
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
 
 
 def _end_with_parent(parent: int) -> None:

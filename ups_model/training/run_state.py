@@ -98,4 +98,4 @@ def make_optimizer(model: UPS, config: Config) -> torch.optim.AdamW:
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, config.optim.beta2))
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, config.optim.beta2), fused=True)

@@ -4,17 +4,7 @@ import pytest
 import torch
 
 from tests.support.small_models import generator, small_config, small_model, some_slots, stir
-from ups_model.model.layers import (
-    Dropout,
-    Scene,
-    SlotsToToken,
-    TokenNorm,
-    TokenToSlots,
-    attend,
-    linear,
-    seed_for,
-    split_heads,
-)
+from ups_model.model.layers import Dropout, Scene, SlotsToToken, TokenNorm, TokenToSlots, attend, linear, seed_for
 
 
 def scene(task=0, slots=range(25), mask=None):
@@ -164,9 +154,11 @@ def test_attention_equals_a_plain_softmax_loop(causal, masked):
                 scores = torch.stack([query[clip, q, part] @ key[clip, k, part] / 2**0.5 for k in seen]).exp()
                 weights = scores / scores.sum()
                 expected[clip, q, part] = sum(w * value[clip, k, part] for w, k in zip(weights, seen, strict=True))
-    heads = [split_heads(x, 3) for x in (query, key, value)]
-    found = attend(*heads, None if mask is None else mask[:, None, None], causal=causal)
-    torch.testing.assert_close(found, expected)
+    there = None if mask is None else mask[:, None, None]
+    together = attend(torch.cat([query, key, value], dim=-1), None, 3, there, causal)
+    torch.testing.assert_close(together, expected)
+    apart = attend(query, torch.cat([key, value], dim=-1), 3, there, causal)
+    torch.testing.assert_close(apart, expected)
 
 
 # --- dropout

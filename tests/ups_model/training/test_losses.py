@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.support.small_models import clips, generator, small_config, small_model
 from ups_model.config import OptimConfig
 from ups_model.data.batching.batches import Batch
+from ups_model.model import chunks
 from ups_model.tasks import TASKS
 from ups_model.training.losses import sequence_loss, target_tokens
 
@@ -198,6 +200,55 @@ def test_the_expectation_has_a_gradient_at_a_perfect_answer_that_is_finite(model
     target = target_tokens(model, batch)
     sequence_loss(model, batch, logits, target, OptimConfig(expectation_weight=1.0)).backward()
     assert torch.isfinite(logits.grad).all()
+
+
+def plain_pose_loss(model, batch, logits_BKV, target_BK, optim):
+    """The pose loss in a few lines, its gradient left to autograd."""
+    true_BJ3, first, bins = batch.pose_BRJ3.flatten(0, 1), 9, 6
+    log_BKV = logits_BKV.log_softmax(dim=-1)
+    centres_AQ = torch.stack([model.quantiser.centres(axis, dtype=torch.float64) for axis in range(3)])
+    said = log_BKV[:, -1, 28].sum()
+    expected = []
+    for axis, centre_Q in enumerate(centres_AQ):
+        ids = slice(first + axis * bins, first + (axis + 1) * bins)
+        own_BJQ = log_BKV[:, axis:-1:3, ids]
+        width = centre_Q[1] - centre_Q[0]
+        nearest_BJ = true_BJ3[..., axis].clamp(centre_Q[0], centre_Q[-1])
+        if optim.bin_sigma:
+            distance_BJQ = (centre_Q - nearest_BJ[..., None]) / (optim.bin_sigma * width)
+            wanted_BJQ = F.softmax(-0.5 * distance_BJQ.square(), dim=-1)
+        else:
+            wanted_BJQ = F.one_hot(target_BK[:, axis:-1:3] - ids.start, bins)
+        said = said + (wanted_BJQ * own_BJQ).sum()
+        expected.append(own_BJQ.softmax(dim=-1) @ centre_Q)
+    loss = -said / target_BK.numel()
+    if optim.expectation_weight:
+        distance_BJ = ((torch.stack(expected, dim=-1) - true_BJ3).square().sum(dim=-1) + 1e-8).sqrt()
+        loss = loss + optim.expectation_weight * distance_BJ.mean()
+    return loss
+
+
+@pytest.mark.parametrize("clips_at_once", [1, 10**9])
+@pytest.mark.parametrize(("bin_sigma", "expectation_weight"), [(1.0, 10.0), (0.05, 0.0), (0.0, 3.0)])
+def test_the_pose_loss_and_its_gradient_equal_those_of_a_plain_implementation(
+    model, monkeypatch, bin_sigma, expectation_weight, clips_at_once
+):
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", clips_at_once)
+    poses = 2 * torch.randn(6, JOINTS, 3, generator=generator(3), dtype=torch.float64)
+    batch, optim = (
+        pose_batch(*poses.tolist(), targets=2),
+        PLAIN.replace(bin_sigma=bin_sigma, expectation_weight=expectation_weight),
+    )
+    logits = (3 * random_logits(6, 3 * JOINTS + 1)).requires_grad_()
+    logits.data[0] += 200  # Beyond what an exponential holds, and still of no effect.
+    target_BK = target_tokens(model, batch)
+    losses = [
+        sequence_loss(model, batch, logits, target_BK, optim),
+        plain_pose_loss(model, batch, logits, target_BK, optim),
+    ]
+    torch.testing.assert_close(losses[0].double(), losses[1].double(), rtol=1e-4, atol=1e-5)
+    ours, plain = (torch.autograd.grad(0.3 * loss, logits)[0] for loss in losses)
+    torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("task", ["pe", "ar2d", "eap", "ar3d"])

@@ -24,6 +24,8 @@ __all__ = ["Batch", "Feed", "Source", "build_feeds"]
 
 STATISTICS_CLIPS = 512
 """Clips from which a task's input statistics are taken."""
+MIN_EVALUATED = 128
+"""Least clips of a batch in evaluation: with fewer, what a step of decoding costs for any batch outweighs the rest."""
 
 
 class Feed:
@@ -84,8 +86,9 @@ class Feed:
         With `max_clips`, at most about that many of them (pose estimation: predicted frames, in whole windows), evenly
         spaced.
         """
+        size = batch_size or max(MIN_EVALUATED, 4 * self.data.batch_size)
         for source in self.sources:
-            yield from self._loader.evaluate(source, part, ratio, batch_size or 4 * self.data.batch_size, max_clips)
+            yield from self._loader.evaluate(source, part, ratio, size, max_clips)
 
     def poses(self, source: Source, part: str = "train") -> Iterator[Tensor]:
         """[cameras * frames, J, 3] root-relative poses of `part`, metres, clip by clip (pose estimation)."""
