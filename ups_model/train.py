@@ -18,7 +18,8 @@ from ups_model.config import TASK_NAMES
 from ups_model.config.identity import configured_sets
 from ups_model.config.presets import PRESETS
 from ups_model.training.distributed import first_process
-from ups_model.training.loop import NonFiniteLoss, RunOptions, train
+from ups_model.training.finite import NonFiniteLoss
+from ups_model.training.loop import RunOptions, train
 
 EXAMPLES = """examples:
   python -m ups_model.train --preset tiny

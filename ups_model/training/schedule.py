@@ -60,4 +60,4 @@ def input_mask(
     shape = (data.batch_size, targets, target_BK.shape[1] - 1)
     ratio = torch.rand(shape[:2], generator=generator)
     mask = torch.rand(shape, generator=generator) < ratio[..., None]
-    return mask[rank::processes].flatten(0, 1).to(target_BK.device)
+    return mask[rank::processes].flatten(0, 1).to(target_BK.device, non_blocking=True)
