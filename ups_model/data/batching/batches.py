@@ -25,7 +25,7 @@ __all__ = ["Batch", "Feed", "Source", "build_feeds"]
 STATISTICS_CLIPS = 512
 """Clips from which a task's input statistics are taken."""
 MIN_EVALUATED = 128
-"""Least clips of a batch in evaluation: with fewer, what a step of decoding costs whatever the batch outweighs the rest."""
+"""Least clips of a batch in evaluation: what a step of decoding costs whatever the batch would outweigh the rest."""
 
 
 class Feed:
