@@ -110,7 +110,7 @@ class _Attempt:
         # Imported here, after Ray has set the threads that a worker may use; the driver needs none of it.
         import torch
 
-        from ups_model.training.loop import NonFiniteLoss
+        from ups_model.training.finite import NonFiniteLoss
 
         job, unit = self.job, self.job.unit
         torch.set_num_threads(job.threads)

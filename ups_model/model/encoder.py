@@ -4,7 +4,8 @@ Shape suffixes: B clips (persons folded in), N frames, J joint slots present, D 
 L layers, H blocks, T tasks, Q router width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups_model.config import ModelConfig
+from ups_model.model.host import read_later
 from ups_model.model.layers import Dropout, Mlp, Scene, SlotsToToken, TokenToSlots, attend, drawn, linear, run_layer
 from ups_model.model.tokenizer import GcnUnit
 from ups_model.skeletons import SLOTS
@@ -116,9 +118,32 @@ class Router(nn.Module):
         """Let the embeddings choose the routes again."""
         self.frozen_TL.fill_(-1)
 
+    def choose(self, task: int, noise_LH: Tensor | None, temperature: float) -> "Route":
+        """The route of a batch: with Gumbel noise that of the sample, without or if frozen that of inference."""
+        soft_LH = None if noise_LH is None else self.sample(task, noise_LH, temperature)
+        best_L = self.scores(task).argmax(dim=1) if soft_LH is None else soft_LH.argmax(dim=1)
+        return Route(soft_LH, read_later(torch.stack([self.frozen_TL[task], best_L, self.scores(task).argmax(dim=1)])))
+
     def sample(self, task: int, noise_LH: Tensor, temperature: float) -> Tensor:
         """[L, H] soft Gumbel-Softmax weights for Gumbel `noise_LH`."""
         return F.softmax((self.scores(task) + noise_LH) / temperature, dim=1)
+
+
+@dataclass
+class Route:
+    """The blocks that a batch takes, known on the host when they are asked for."""
+
+    soft_LH: Tensor | None
+    """Gumbel-Softmax weights, None where none are sampled."""
+    read: Callable[[], list[list[int]]]
+    """Gives for each layer the frozen block or -1, the best of the sample and the best score."""
+
+    def blocks(self) -> tuple[list[int], bool]:
+        """The block of each layer, and whether it was sampled."""
+        frozen, sampled, best = self.read()
+        if self.soft_LH is not None and frozen[0] < 0:
+            return sampled, True
+        return [best_ if frozen_ < 0 else frozen_ for frozen_, best_ in zip(frozen, best, strict=True)], False
 
 
 class _GateContext(Protocol):
@@ -163,8 +188,16 @@ class Encoder(nn.Module):
             for _ in range(config.encoder_layers)
         )
 
-    def forward(self, x_BNJD: Tensor, scene: Scene, noise_LH: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        """Encode; `noise_LH` is the Gumbel noise of a training step, None in evaluation.
+    def forward(
+        self,
+        x_BNJD: Tensor,
+        scene: Scene,
+        noise_LH: Tensor | None = None,
+        temperature: float = 1.0,
+        route: Route | None = None,
+    ) -> Tensor:
+        """Encode; `noise_LH` is the Gumbel noise of a training step, None in evaluation. `route`: of
+        `router.choose`, for a caller that has work to queue between the choice and its use.
 
         sparse: the chosen block alone, times its straight-through weight (1, with the gradient of the soft weight).
         dense: all H blocks, weighted by the straight-through one-hot sample, so that each weight has a gradient. In
@@ -175,13 +208,13 @@ class Encoder(nn.Module):
                 outputs = [run_layer(block, x_BNJD, scene, self.activation_checkpointing) for block in blocks]
                 x_BNJD = torch.stack(outputs).mean(dim=0)
             return x_BNJD
-        if noise_LH is None or int(self.router.frozen_TL[scene.task, 0]) >= 0:
-            for blocks, chosen in zip(self.layers, self.router.routes(scene.task), strict=True):
+        route = route or self.router.choose(scene.task, noise_LH, temperature)
+        places, sampled = route.blocks()
+        if route.soft_LH is None or not sampled:
+            for blocks, chosen in zip(self.layers, places, strict=True):
                 x_BNJD = run_layer(blocks[chosen], x_BNJD, scene, self.activation_checkpointing)
             return x_BNJD
-        soft_LH = self.router.sample(scene.task, noise_LH, temperature)
-        for blocks, soft_H in zip(self.layers, soft_LH, strict=True):
-            chosen = int(soft_H.argmax())
+        for blocks, soft_H, chosen in zip(self.layers, route.soft_LH, places, strict=True):
             if self.execution == "sparse":
                 x_BNJD = run_layer(blocks[chosen], x_BNJD, scene, self.activation_checkpointing)
                 if len(blocks) > 1:

@@ -24,6 +24,21 @@ from ups_model.tasks import MAX_PERSONS, POSE_AXES, TASK_INDEX, TASKS
 
 
 @dataclass(frozen=True)
+class Slots:
+    """The joint slots that are filled, known on the host and on the device."""
+
+    numbers: tuple[int, ...]
+    index_J: Tensor
+    """[J] int64, the same."""
+
+    @classmethod
+    def of(cls, slot_mask_S: Tensor) -> "Slots":
+        """Slots of a mask; waits for the device."""
+        index_J = slot_mask_S.nonzero()[:, 0]
+        return cls(tuple(index_J.tolist()), index_J)
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What the model sees of a batch; all clips of a batch are of one task."""
 
@@ -40,6 +55,10 @@ class Inputs:
     """Frames whose poses are predicted (pose estimation); None = the centre of the unpadded frames."""
     place_B: Tensor | None = None
     """Place of each clip in the whole step's batch, where this is a part of it, on the host; None = 0, 1, 2, ..."""
+    slots: Slots | None = None
+    """What `slot_mask_S` says, if it is known on the host."""
+    checked: bool = False
+    """Whether the values are known to be right, as those from a checked clip set: a check waits for the device."""
 
 
 class UPS(nn.Module):
@@ -51,6 +70,7 @@ class UPS(nn.Module):
         text_VE: Tensor
         waves_QF: Tensor
         parents_S: Tensor
+        pose_slots_J: Tensor
 
     def __init__(
         self,
@@ -112,6 +132,8 @@ class UPS(nn.Module):
                     f"decoder_alignment needs the slot of each of the {pose_joints} predicted joints, got {pose_slots}"
                 )
             self.align = linear(width, decoder_width)
+            slots_J = torch.tensor(self.pose_slots, dtype=torch.int64)
+            self.register_buffer("pose_slots_J", slots_J, persistent=False)
         self.start = linear(config.router_width, decoder_width)
         self.decoder = Decoder(config, POSE_AXES * SLOTS + 1, max_frames)
         self.register_buffer("text_VE", text_VE.float())
@@ -174,6 +196,10 @@ class UPS(nn.Module):
             ValueError: wrong shapes, or coordinates that are not finite.
         """
         check_inputs(inputs, self.max_frames)
+        # Chosen first and read after the tokenizer: a device then has work while the host waits for the choice.
+        route = None
+        if self.config.routing:
+            route = self.encoder.router.choose(TASK_INDEX[inputs.task], noise_LH, temperature)
         persons, frames = inputs.pose_BPNSC.shape[1:3]
         there_BP = self._present(inputs)
         all_there = inputs.person_mask_BP is None or bool(there_BP.all())
@@ -187,16 +213,17 @@ class UPS(nn.Module):
             # Padded frames may hold huge values: they would overflow, and NaN times a mask of 0 is NaN.
             pose_XNSC = pose_XNSC * mask_XN[:, :, None, None]
         pose_XNSC = pose_XNSC * inputs.slot_mask_S[:, None]  # A bone may start at an absent slot.
+        slots = inputs.slots or Slots.of(inputs.slot_mask_S)
         row_BP = row_numbers(inputs, persons)
         row_X = row_BP.flatten() if all_there else row_BP[there_BP]
-        scene = Scene(TASK_INDEX[inputs.task], inputs.slot_mask_S.nonzero()[:, 0], mask_XN, row_X)
+        scene = Scene(TASK_INDEX[inputs.task], slots.index_J, mask_XN, row_X)
         row = scene.task
         features_XNJC = self.features(pose_XNSC)[:, :, scene.slots]
         features_XNJC = (features_XNJC - self.input_mean_TC[row]) / self.input_scale_TC[row]
         x_XNJD = self.tokenizer(features_XNJC, scene)
         x_XNJD = self.dropout(x_XNJD + self.slot_SD[scene.slots] + self.frame_ND[:frames, None], scene.row_B)
-        x_XNJD = self.encoder(x_XNJD, scene, noise_LH, temperature)
-        memory = self._memory(inputs, self.memory_norm(x_XNJD), scene, there_BP, all_there)
+        x_XNJD = self.encoder(x_XNJD, scene, noise_LH, temperature, route)
+        memory = self._memory(inputs, self.memory_norm(x_XNJD), scene, slots, there_BP, all_there)
         return memory, x_XNJD, scene
 
     def _present(self, inputs: Inputs) -> Tensor:
@@ -204,7 +231,9 @@ class UPS(nn.Module):
             return inputs.person_mask_BP
         return torch.ones(inputs.pose_BPNSC.shape[:2], dtype=torch.bool, device=inputs.pose_BPNSC.device)
 
-    def _memory(self, inputs: Inputs, x_XNJD: Tensor, scene: Scene, there_BP: Tensor, all_there: bool) -> Memory:
+    def _memory(
+        self, inputs: Inputs, x_XNJD: Tensor, scene: Scene, slots: Slots, there_BP: Tensor, all_there: bool
+    ) -> Memory:
         batch, persons, frames = inputs.pose_BPNSC.shape[:3]
         joints = len(scene.slots)
         device = x_XNJD.device
@@ -251,23 +280,21 @@ class UPS(nn.Module):
             offset_XM = F.pad(offset_XM, (0, full.shape[2] - offset_XM.shape[1]), value=self.max_frames - 1)
             offset_XM = offset_XM.repeat(1, persons)
             window, mask_BM, per_target = full.flatten(1, 2), mask.flatten(1, 2), None  # type: ignore[assignment]  # was [] at first
-        aligned = self._aligned(x_XNJD, scene, target_BR) if pose and self.config.decoder_alignment else None
-        return Memory(
-            window, mask_BM, offset_XM, per_target, aligned, row_numbers(inputs, target_BR.shape[1]).flatten()
-        )
+        aligned = self._aligned(x_XNJD, slots, target_BR) if pose and self.config.decoder_alignment else None
+        row_B = row_numbers(inputs, target_BR.shape[1]).flatten()
+        return Memory(window, mask_BM, offset_XM, per_target, aligned, row_B)
 
-    def _aligned(self, x_XNJD: Tensor, scene: Scene, target_BR: Tensor) -> Tensor:
+    def _aligned(self, x_XNJD: Tensor, slots: Slots, target_BR: Tensor) -> Tensor:
         """[B*R, 3J + 1, W] for each step the token of its joint at the target frame; nothing for the closing step."""
-        place_S = torch.full((SLOTS,), -1, device=x_XNJD.device)
-        place_S[scene.slots] = torch.arange(len(scene.slots), device=x_XNJD.device)
-        absent = sorted(set(self.pose_slots) - set(scene.slots.tolist()))
+        absent = sorted(set(self.pose_slots) - set(slots.numbers))
         if absent:
             raise ValueError(
                 f"decoder_alignment needs every predicted joint in the input, got none in slots {absent}; give "
                 "clips of the predicted skeleton, or train with decoder_alignment=false"
             )
         rows = torch.arange(len(target_BR), device=x_XNJD.device).repeat_interleave(target_BR.shape[1])
-        joints_XJD = x_XNJD[rows, target_BR.flatten()][:, place_S[list(self.pose_slots)]]
+        places_J = torch.searchsorted(slots.index_J, self.pose_slots_J)  # Slots are in order.
+        joints_XJD = x_XNJD[rows, target_BR.flatten()][:, places_J]
         steps_XKW = self.align(joints_XJD).repeat_interleave(POSE_AXES, dim=1)
         return F.pad(steps_XKW, (0, 0, 0, 1))
 
@@ -360,7 +387,7 @@ def bin_waves(n_bins: int) -> Tensor:
 
 
 def check_inputs(inputs: Inputs, max_frames: int) -> None:
-    """Raise ValueError for shapes or values that no batch of ours has."""
+    """Raise ValueError for shapes that no batch of ours has, and for such values unless they were checked before."""
     shape = tuple(inputs.pose_BPNSC.shape)
     if len(shape) != 5 or shape[3] != SLOTS or shape[4] != 3:
         raise ValueError(f"poses must be [clips, persons, frames, {SLOTS}, 3], got {shape}; map them with to_slots")
@@ -371,7 +398,7 @@ def check_inputs(inputs: Inputs, max_frames: int) -> None:
     if not 1 <= shape[2] <= max_frames:
         raise ValueError(f"clips must have 1 to {max_frames} frames, got {shape[2]}; resize or cut them")
     _check_masks(inputs)
-    if not torch.isfinite(inputs.pose_BPNSC).all():
+    if not inputs.checked and not torch.isfinite(inputs.pose_BPNSC).all():
         bad = int((~torch.isfinite(inputs.pose_BPNSC)).flatten(1).any(dim=1).nonzero()[0])
         raise ValueError(f"coordinates must be finite, got NaN or infinity in clip {bad} of the batch; clean the data")
 
@@ -389,14 +416,15 @@ def _check_masks(inputs: Inputs) -> None:
         if mask.dtype != torch.bool or tuple(mask.shape) != wanted:
             got = f"{mask.dtype} {list(mask.shape)}"
             raise ValueError(f"{name} must be boolean {list(wanted)} for these poses, got {got}")
-        if not mask.any(dim=-1).all():
+        if not inputs.checked and not mask.any(dim=-1).all():
             # Attention over nothing has no value.
             raise ValueError(f"{name} must be True somewhere in every clip, got one that is all False; drop the clip")
     mask_BN = inputs.frame_mask_BN
-    if mask_BN is not None and (mask_BN[:, 1:] & ~mask_BN[:, :-1]).any():
+    if not inputs.checked and mask_BN is not None and (mask_BN[:, 1:] & ~mask_BN[:, :-1]).any():
         raise ValueError("frame_mask must be True for first frames, then False, got a gap; pad clips at the end")
     pose_task = TASKS[inputs.task].kind == "pose"
-    if pose_task and (persons != 1 or (inputs.person_mask_BP is not None and not inputs.person_mask_BP.all())):
+    all_there = inputs.person_mask_BP is None or inputs.checked or bool(inputs.person_mask_BP.all())
+    if pose_task and (persons != 1 or not all_there):
         raise ValueError(f"task {inputs.task!r} takes one person a clip, got {persons} or none; split the clip")
     target_BR = inputs.target_frame_BR
     if target_BR is None:
@@ -406,6 +434,8 @@ def _check_masks(inputs: Inputs) -> None:
     if target_BR.ndim != 2 or len(target_BR) != clips or target_BR.is_floating_point():
         got = f"{target_BR.dtype} {list(target_BR.shape)}"
         raise ValueError(f"target frames must be whole numbers [{clips}, targets] for these poses, got {got}")
+    if inputs.checked and target_BR.numel():
+        return
     there_B1 = frames if mask_BN is None else mask_BN.sum(dim=1, keepdim=True)
     if target_BR.numel() == 0 or (target_BR < 0).any() or (target_BR >= there_B1).any():
         raise ValueError(f"target frames must be there, among 0..{frames - 1}, got {target_BR.tolist()[:4]}")

@@ -208,16 +208,18 @@ class Quantiser:
                 f"bins must lie in 0..{self.n_bins - 1}, got {int(bins.min())}..{int(bins.max())}; "
                 "subtract the first token id of the axis"
             )
-        x = bins.to(dtype or torch.float32)
-        low, high = self._bounds(x, axis)
-        return low + (x + 0.5) * ((high - low) / self.n_bins)
+        return self._centre(bins.to(dtype or torch.float32), axis)
+
+    def _centre(self, bins: torch.Tensor, axis: int | None) -> torch.Tensor:
+        low, high = self._bounds(bins, axis)
+        return low + (bins + 0.5) * ((high - low) / self.n_bins)
 
     def centres(self, axis: int, device: Any = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Centres [n_bins] of the bins of one axis, e.g. for the expectation over an axis' bins (soft-argmax)."""
         import torch
 
         _check_axis(axis)
-        return self.decode(torch.arange(self.n_bins, device=device), axis, dtype)
+        return self._centre(torch.arange(self.n_bins, device=device, dtype=dtype or torch.float32), axis)
 
     def clip_rate(self, x: torch.Tensor, axis: int | None = None) -> float:
         """Share (0 to 1) of coordinates outside the range, which encode moves to the outermost bins."""
@@ -246,9 +248,12 @@ class Quantiser:
 
     def _bounds(self, x: torch.Tensor, axis: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Lower and upper bound, scalars for one axis and [3] for all, on the device and in the precision of `x`."""
+        import torch
+
         if axis is not None:  # Filled on the device: a tensor copied there would be waited for.
             return x.new_full((), self.low[axis]), x.new_full((), self.high[axis])
-        return x.new_tensor(self.low), x.new_tensor(self.high)
+        low, high = (torch.stack([x.new_full((), bound) for bound in bounds]) for bounds in (self.low, self.high))
+        return low, high
 
 
 def _as_float(x: torch.Tensor) -> torch.Tensor:

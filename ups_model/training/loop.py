@@ -6,7 +6,6 @@ same bits as one that was not killed (CPU).
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -51,6 +50,7 @@ from ups_model.training.distributed import (
     start_processes,
     wait_for_all,
 )
+from ups_model.training.finite import FiniteCheck, NonFiniteLoss, ways_out
 from ups_model.training.fit import Fit, choose_fit
 from ups_model.training.losses import sequence_loss, target_tokens
 from ups_model.training.options import RunOptions
@@ -69,10 +69,6 @@ from ups_model.training.run_state import Metrics, RunState, make_optimizer
 from ups_model.training.schedule import gumbel_noise, input_mask, learning_rate, temperature
 
 logger = logging.getLogger(__name__)
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; the message names the step and what to try."""
 
 
 def train(
@@ -150,6 +146,7 @@ class Run:
         )
         self.parallel = in_parallel(model, self.processes)
         self.curve_at = curve_steps(config.optim.steps) if config.data.validation_subjects else ()
+        self.check_finite = FiniteCheck(config)
         self.recent: dict[str, list[Tensor]] = {}
         """Losses since the last progress line, by task."""
 
@@ -225,11 +222,7 @@ class Run:
         state.step += 1
         norm = self._update() if state.step % accumulated == 0 else None
         scaled = self.precision == "fp16"  # The scaler skips such an update and lowers its scale.
-        loss_now = float(loss)
-        if not math.isfinite(loss_now) or (norm is not None and not scaled and not torch.isfinite(norm)):
-            raise NonFiniteLoss(
-                f"loss or gradient of {task} is not finite at step {state.step} (loss {loss_now}); {_ways_out(config)}"
-            )
+        self.check_finite.add(state.step, task, loss, None if scaled else norm)
 
     def _loss(self, model: nn.Module, task: TaskName, batch: Batch) -> Tensor:
         """Mean loss of the clips of one part of a step's batch."""
@@ -244,7 +237,7 @@ class Run:
                 batch.inputs,
                 target_BK,
                 input_mask(config, task, self.turns[task], target_BK, batch.inputs.place_B),
-                gumbel_noise(config, state.step).to(self.device),
+                gumbel_noise(config, state.step).to(self.device, non_blocking=True),
                 temperature(config, state.step),
             )
         return sequence_loss(state.model, batch, logits_BKV, target_BK, config.optim)
@@ -265,6 +258,7 @@ class Run:
 
     def log_progress(self) -> None:
         """Mean losses since the last line, speed and memory."""
+        self.check_finite()
         step, steps, now = self.state.step, self.config.optim.steps, time.monotonic()
         line = {
             f"train/{task}_loss": mean_over_processes(torch.stack(self.recent[task]).mean(), self.processes)
@@ -316,6 +310,7 @@ class Run:
 
     def save(self, on_checkpoint: Callable[[], None] | None) -> None:
         """Write a checkpoint and delete those that are no longer needed."""
+        self.check_finite()
         if self.rank != 0:
             return
         checkpoints = self.options.out / "checkpoints"
@@ -378,6 +373,7 @@ class Run:
         return checkpoint
 
     def _measure_validation(self, max_clips: int = 0) -> Metrics:
+        self.check_finite()
         with self._diverged():
             model, evaluation = self.state.evaluated, self.config.evaluation
             return measure(model, self.parts.feeds, "validation", evaluation, max_clips=max_clips)
@@ -396,13 +392,5 @@ class Run:
         try:
             yield
         except NonFiniteValues as error:
-            step, ways_out = self.state.step, _ways_out(self.config)
-            raise NonFiniteLoss(f"the output is not finite at step {step} ({error}); {ways_out}") from error
-
-
-def _ways_out(config: Config) -> str:
-    return (
-        "the newest checkpoint is kept. "
-        f"Try a learning_rate below {config.optim.learning_rate}, a longer warmup_share, a smaller clip_norm, or "
-        "--precision fp32"
-    )
+            step, advice = self.state.step, ways_out(self.config)
+            raise NonFiniteLoss(f"the output is not finite at step {step} ({error}); {advice}") from error

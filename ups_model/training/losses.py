@@ -23,9 +23,11 @@ def target_tokens(model: UPS, batch: Batch) -> Tensor:
     if task.kind == "class":
         first_BK = batch.label_B[:, None] + model.vocabulary.class_ids(batch.source).start  # type: ignore[index]  # class batches have it
     else:
-        bins_BJ3 = model.quantiser.encode(batch.pose_BRJ3.flatten(0, 1))  # type: ignore[union-attr]  # pose batches have both
-        starts = [model.vocabulary.coordinate_ids(axis).start for axis in range(POSE_AXES)]
-        first_BK = (bins_BJ3 + torch.tensor(starts, device=bins_BJ3.device)).flatten(1)
+        assert model.quantiser is not None and batch.pose_BRJ3 is not None, "pose batches have both"
+        pose_BJ3 = batch.pose_BRJ3.flatten(0, 1)
+        bins_BJ3 = (model.quantiser.bins_of if batch.inputs.checked else model.quantiser.encode)(pose_BJ3)
+        axis_3 = torch.arange(POSE_AXES, device=bins_BJ3.device)
+        first_BK = (bins_BJ3 + model.vocabulary.coordinate_ids(0).start + model.config.n_bins * axis_3).flatten(1)
     end_B1 = torch.full_like(first_BK[:, :1], model.vocabulary.eot_id(task.eot))
     return torch.cat([first_BK, end_B1], dim=1)
 

@@ -63,4 +63,4 @@ def input_mask(
     shape = (data.batch_size, targets, target_BK.shape[1] - 1)
     ratio = torch.rand(shape[:2], generator=generator)
     mask = torch.rand(shape, generator=generator) < ratio[..., None]
-    return mask[slice(None) if place_B is None else place_B].flatten(0, 1).to(target_BK.device)
+    return mask[slice(None) if place_B is None else place_B].flatten(0, 1).to(target_BK.device, non_blocking=True)

@@ -16,6 +16,7 @@ import ups_model.training.fit
 import ups_model.training.loop
 from tests.support.runs import newest, options, session_folder, stop_at, toy_config, weights, write_toy_sets
 from ups_model.training.build import build
+from ups_model.training.finite import NonFiniteLoss
 from ups_model.training.fit import MARGIN, Peak, peak_bytes
 from ups_model.training.loop import train
 from ups_model.training.losses import sequence_loss, target_tokens
@@ -151,7 +152,7 @@ def test_a_process_that_is_killed_ends_the_run_which_then_goes_on(victim, whole,
 
 @pytest.mark.slow
 def test_an_error_of_a_process_is_that_of_the_run(paths, cache, tmp_path):
-    with pytest.raises(ups_model.training.loop.NonFiniteLoss, match="is not finite at step"):
+    with pytest.raises(NonFiniteLoss, match="is not finite at step"):
         train_in_processes(2, config_of().with_fields({"learning_rate": 1e30}), paths, options(tmp_path, cache))
     with pytest.raises(ValueError, match="at least the number of processes, got 7 and 8"):
         train_in_processes(8, config_of(), paths, options(tmp_path / "other", cache))

@@ -40,7 +40,8 @@ from ups_model.data.format.writer import Clip, Track, write_clip_set
 from ups_model.evaluation.measure import measure_classes, measure_poses
 from ups_model.training.build import load_model
 from ups_model.training.checkpoint import newest_checkpoint
-from ups_model.training.loop import NonFiniteLoss, train
+from ups_model.training.finite import NonFiniteLoss
+from ups_model.training.loop import train
 
 VARIANTS = {
     "joint": {},

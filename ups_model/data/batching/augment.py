@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ups_model.config import TaskData
+from ups_model.model.host import constant
 from ups_model.skeletons import SLOT_FLIP, SLOT_PARENTS, Skeleton
 
 
@@ -47,16 +48,16 @@ def augment_clips(pose_BPNSC: Tensor, data: TaskData, dims: int, generator: torc
     noise = torch.randn(pose_BPNSC.shape[:1] + pose_BPNSC.shape[3:], generator=generator)
     drop_BS = torch.rand(batch, pose_BPNSC.shape[3], generator=generator) < data.joint_drop
     device = pose_BPNSC.device
-    matrix_B33 = (rotation_matrices(x_B, y_B, z_B) * scale_B[:, None, None]).to(device)
+    matrix_B33 = (rotation_matrices(x_B, y_B, z_B) * scale_B[:, None, None]).to(device, non_blocking=True)
     out = torch.einsum("bpnsc,bdc->bpnsd", pose_BPNSC, matrix_B33)
     if data.flip:
-        out = torch.where(flip_B.to(device)[:, None, None, None, None], mirror_slots(out), out)
+        out = torch.where(flip_B.to(device, non_blocking=True)[:, None, None, None, None], mirror_slots(out), out)
     if data.joint_drop:
-        parents = torch.tensor(SLOT_PARENTS, device=device).clamp(min=0)
-        out = torch.where(drop_BS.to(device)[:, None, None, :, None], out[:, :, :, parents], out)
+        parents = constant(SLOT_PARENTS, device).clamp(min=0)
+        out = torch.where(drop_BS.to(device, non_blocking=True)[:, None, None, :, None], out[:, :, :, parents], out)
     if data.jitter:
         # One displacement a joint and clip: a miscalibrated body, which no temporal filter averages away.
-        noise = noise[:, None, None].to(device) * data.jitter
+        noise = noise[:, None, None].to(device, non_blocking=True) * data.jitter
         noise[..., dims:] = 0
         out = out + noise
     return out
@@ -64,8 +65,7 @@ def augment_clips(pose_BPNSC: Tensor, data: TaskData, dims: int, generator: torc
 
 def mirror_slots(pose_XSC: Tensor) -> Tensor:
     """Mirror about the plane x = 0, left and right slots swapped."""
-    flip = torch.tensor(SLOT_FLIP, device=pose_XSC.device)
-    sign = torch.tensor([-1.0, 1.0, 1.0], device=pose_XSC.device)
+    flip, sign = constant(SLOT_FLIP, pose_XSC.device), constant((-1.0, 1.0, 1.0), pose_XSC.device)
     return pose_XSC[..., flip, :] * sign
 
 
@@ -73,7 +73,7 @@ def mirror_joints(pose_XJC: Tensor, skeleton: Skeleton) -> Tensor:
     """Mirror native joints about the plane (2D: line) x = 0, left and right swapped."""
     sign = torch.ones(pose_XJC.shape[-1], device=pose_XJC.device)
     sign[0] = -1
-    return pose_XJC[..., torch.tensor(skeleton.flip, device=pose_XJC.device), :] * sign
+    return pose_XJC[..., constant(skeleton.flip, pose_XJC.device), :] * sign
 
 
 def augment_bodies(
@@ -94,7 +94,7 @@ def augment_bodies(
     device = world_BNJ3.device
     flip = torch.tensor(skeleton.flip)
     pair = torch.minimum(torch.arange(len(flip)), flip)
-    bone_BJ = bone_BJ[:, pair].to(device)
+    bone_BJ = bone_BJ[:, pair].to(device, non_blocking=True)
     root = skeleton.parents.index(-1)
     out = world_BNJ3
     if data.bone_scale:
@@ -113,11 +113,11 @@ def augment_bodies(
     ground_B3[:, 2] = 0
     out = out - ground_B3[:, None, None]
     if data.flip:
-        out = torch.where(flip_B.to(device)[:, None, None, None], mirror_joints(out, skeleton), out)
+        out = torch.where(flip_B.to(device, non_blocking=True)[:, None, None, None], mirror_joints(out, skeleton), out)
     zero = torch.zeros(batch)
-    matrix_B33 = (rotation_matrices(zero, zero, angle_B) * scale_B[:, None, None]).to(device)
+    matrix_B33 = (rotation_matrices(zero, zero, angle_B) * scale_B[:, None, None]).to(device, non_blocking=True)
     out = torch.einsum("bnjc,bdc->bnjd", out, matrix_B33)
-    ground_B3[:, :2] += move_B2.to(device)
+    ground_B3[:, :2] += move_B2.to(device, non_blocking=True)
     return out + ground_B3[:, None, None]
 
 

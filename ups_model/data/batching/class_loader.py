@@ -3,6 +3,7 @@
 Shape suffixes: B clips, P persons, N frames, S 25 slots, J native joints, C coordinates.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -36,7 +37,7 @@ class ClassLoader:
         batch = self._batch(source, row_B, kept_B, place_B)
         pose = augment_clips(batch.inputs.pose_BPNSC, self.data, source.dims, generator)
         pose = pose * batch.inputs.slot_mask_S[:, None]
-        inputs = Inputs(self.task, pose, batch.inputs.slot_mask_S, None, batch.inputs.person_mask_BP)
+        inputs = dataclasses.replace(batch.inputs, pose_BPNSC=pose)
         return Batch(inputs, source.clips.name, batch.clip_B, batch.label_B)
 
     def evaluate(self, source: Source, part: str, ratio: float, batch_size: int, max_clips: int) -> Iterator[Batch]:
@@ -51,10 +52,14 @@ class ClassLoader:
 
     def _batch(self, source: Source, row_B: Tensor, kept_B: Tensor, place_B: Tensor) -> Batch:
         """Clips cut to the share `kept_B` of their frames (rounded up, at least one), resized to N, normalised."""
-        device, row_B = source.device, row_B.to(source.device)
+        device, row_B = source.device, row_B.to(source.device, non_blocking=True)
         length_B = source.length[row_B]
-        kept = torch.ceil(kept_B.to(device).double() * length_B - 1e-9).clamp(min=1).minimum(length_B.double())
-        first_B = torch.floor(place_B.to(device) * (length_B - kept + 1)).minimum(length_B - kept)
+        kept = (
+            torch.ceil(kept_B.to(device, non_blocking=True).double() * length_B - 1e-9)
+            .clamp(min=1)
+            .minimum(length_B.double())
+        )
+        first_B = torch.floor(place_B.to(device, non_blocking=True) * (length_B - kept + 1)).minimum(length_B - kept)
         step_N = (torch.arange(self.data.frames, device=device) + 0.5) / self.data.frames
         time_BN = (first_B[:, None] + step_N * kept[:, None] - 0.5).maximum(first_B[:, None])
         time_BN = time_BN.minimum((first_B + kept - 1)[:, None])
@@ -71,5 +76,6 @@ class ClassLoader:
         # Where nobody is in view the model still needs a person to look at: one of zeros, for the poses of frames
         # outside the cut were not seen.
         seen_BP[:, 0] |= ~seen_BP.any(dim=1)
-        inputs = Inputs(self.task, pose, source.slot_mask_S, None, None if source.persons == 1 else seen_BP)
+        mask_BP = None if source.persons == 1 else seen_BP
+        inputs = Inputs(self.task, pose, source.slot_mask_S, person_mask_BP=mask_BP, slots=source.slots, checked=True)
         return Batch(inputs, source.clips.name, row_B, source.label[row_B])

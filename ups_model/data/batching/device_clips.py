@@ -4,14 +4,17 @@ Shape suffixes: B clips, P persons, N frames, S 25 slots, J native joints, C coo
 """
 
 import copy
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ups_model.data.format.clip_data import ClipData
+from ups_model.data.format.rules import count_non_finite
 from ups_model.data.format.splits import Split
 from ups_model.data.readers.fill_missing import fill_undetected
+from ups_model.model.ups import Slots
 from ups_model.skeletons import SLOTS
 from ups_model.tasks import MAX_PERSONS
 
@@ -27,12 +30,16 @@ class Source:
         self.device = device
         self.slot_mask_S = torch.zeros(SLOTS, dtype=torch.bool, device=device)
         self.slot_mask_S[list(self.skeleton.slots_present)] = True
+        numbers = tuple(sorted(self.skeleton.slots_present))
+        self.slots = Slots(numbers, torch.tensor(numbers, device=device))
         self.slot_matrix_SJ = torch.tensor(self.skeleton.slot_matrix, device=device)
         positions = np.asarray(clips.positions)
         if clips.confidence is not None and not clips.info.filled:
             positions = fill_undetected(positions, clips.confidence, clips.track_start)
         # A set that does not fit stays on disk, memory-mapped, and only the frames of a batch are read.
         fits = positions.nbytes <= room_bytes(device)
+        if fits and count_non_finite(positions):
+            raise not_finite(self.name)
         self.positions_FJC = torch.tensor(positions, device=device) if fits else positions
         self.label = torch.as_tensor(clips.label.astype(np.int64), device=device)
         self.length = torch.as_tensor(clips.clip_length.astype(np.int64), device=device)
@@ -57,7 +64,30 @@ class Source:
         rows_BPN = self.flat(row_B, frame_BPN)
         if isinstance(self.positions_FJC, Tensor):
             return self.positions_FJC[rows_BPN].float()
-        return torch.as_tensor(self.positions_FJC[rows_BPN.cpu().numpy()]).to(self.device).float()
+        positions = self.positions_FJC[rows_BPN.cpu().numpy()]
+        if not np.isfinite(positions).all():
+            raise not_finite(self.name)
+        return torch.as_tensor(positions).to(self.device).float()
+
+    @cached_property
+    def camera_group(self) -> Tensor:
+        """[clips] the camera group of each clip."""
+        return torch.as_tensor(self.clips.camera_group.astype(np.int64), device=self.device)
+
+    @cached_property
+    def cameras(self) -> tuple[Tensor, ...]:
+        """Rotation, centre, focal length, principal point and image size of [camera group, camera]."""
+        widest = max(self.clips.info.camera_groups, key=len)
+        # Groups may differ in size: a row is filled up with cameras that no clip of the group asks for.
+        groups = [[*group, *widest[len(group) :]] for group in self.clips.info.camera_groups]
+        return tuple(
+            torch.as_tensor(
+                np.array([[np.asarray(getattr(camera, name)) for camera in group] for group in groups]),
+                dtype=torch.float32,
+                device=self.device,
+            )
+            for name in ("R", "center", "f", "c", "wh")
+        )
 
     def flat(self, row_B: Tensor, frame_BPN: Tensor) -> Tensor:
         """[B, P, N] rows of `positions` and `keypoints` that hold those frames of the clips' first P persons."""
@@ -65,6 +95,11 @@ class Source:
         start, length, offset = (table[row_B, persons] for table in (self.start_MP, self.length_MP, self.offset_MP))
         local = (frame_BPN - offset[..., None]).minimum((length - 1).clamp(min=0)[..., None]).clamp(min=0)
         return start[..., None] + local
+
+
+def not_finite(name: str) -> ValueError:
+    """What to raise where a clip set holds NaN or infinity; batches are not checked again."""
+    return ValueError(f"coordinates must be finite, got NaN or infinity in clip set {name!r}; clean the data")
 
 
 def room_bytes(device: torch.device) -> float:

@@ -13,8 +13,8 @@ from torch import Tensor
 from ups_model.config import TaskData, TaskName
 from ups_model.data.batching.augment import augment_bodies, mirror_joints
 from ups_model.data.batching.batch import Batch, spaced
-from ups_model.data.batching.device_clips import Source
-from ups_model.data.batching.windows import camera_table, evaluation_windows, normalise_screen, pose_items
+from ups_model.data.batching.device_clips import Source, not_finite
+from ups_model.data.batching.windows import evaluation_windows, normalise_screen, pose_items
 from ups_model.model.ups import Inputs
 
 
@@ -71,16 +71,17 @@ class PoseLoader:
         generator: torch.Generator | None,
     ) -> Batch:
         device = source.device
-        row_B, camera_B, frame_BN, target_BR = (x.to(device) for x in (row_B, camera_B, frame_BN, target_BR))
+        row_B, camera_B, frame_BN, target_BR = (
+            x.to(device, non_blocking=True) for x in (row_B, camera_B, frame_BN, target_BR)
+        )
         frame_BN = frame_BN.clamp(min=0).minimum(source.length[row_B, None] - 1)
         world_BNJ3 = source.gather(row_B, frame_BN[:, None])[:, 0]
         stored = self.data.detections == "stored"
         if generator is not None and not stored:
             middle_B = target_BR[:, target_BR.shape[1] // 2]
             world_BNJ3 = augment_bodies(world_BNJ3, middle_B, source.skeleton, self.data, generator)
-        cameras = camera_table(source)
-        group_B = torch.as_tensor(source.clips.camera_group.astype(np.int64), device=device)[row_B]
-        rotation, centre, focal, principal, size = (table[group_B, camera_B] for table in cameras)
+        group_B = source.camera_group[row_B]
+        rotation, centre, focal, principal, size = (table[group_B, camera_B] for table in source.cameras)
         camera_BNJ3 = torch.einsum("bdc,bnjc->bnjd", rotation, world_BNJ3 - centre[:, None, None])
         if not stored:
             depth = camera_BNJ3[..., 2:].clamp(min=0.1)  # A person behind the camera exists only in augmentation.
@@ -90,22 +91,27 @@ class PoseLoader:
             keypoints = source.clips.keypoints[  # type: ignore[index]  # "stored" needs them (`check_suitable`)
                 flat_BN.cpu().numpy(), camera_B.cpu().numpy()[:, None]
             ]
-            pixel_BNJ2 = torch.as_tensor(keypoints).float().to(device)
+            if not np.isfinite(keypoints).all():
+                raise not_finite(source.name)
+            pixel_BNJ2 = torch.as_tensor(keypoints).float().to(device, non_blocking=True)
         screen_BNJ2 = normalise_screen(pixel_BNJ2, size)
         if generator is not None and stored and self.data.flip:
             # Detections exist in the image alone, so their mirror is the camera's x = 0 for input and target alike.
-            flip_B111 = (torch.rand(len(row_B), generator=generator) < 0.5).to(device)[:, None, None, None]
+            flip_B = torch.rand(len(row_B), generator=generator) < 0.5
+            flip_B111 = flip_B.to(device, non_blocking=True)[:, None, None, None]
             screen_BNJ2 = torch.where(flip_B111, mirror_joints(screen_BNJ2, source.skeleton), screen_BNJ2)
             camera_BNJ3 = torch.where(flip_B111, mirror_joints(camera_BNJ3, source.skeleton), camera_BNJ3)
         if generator is not None and self.data.jitter:
             noise = torch.randn(screen_BNJ2.shape, generator=generator) * self.data.jitter
-            screen_BNJ2 = screen_BNJ2 + noise.to(device)
+            screen_BNJ2 = screen_BNJ2 + noise.to(device, non_blocking=True)
         screen_BNS2 = torch.einsum("sj,bnjc->bnsc", source.slot_matrix_SJ, screen_BNJ2)
         pose_BPNSC = torch.nn.functional.pad(screen_BNS2, (0, 1))[:, None]
         rows = torch.arange(len(row_B), device=device)[:, None]
         root = source.skeleton.parents.index(-1)
         target_BRJ3 = camera_BNJ3[rows, target_BR]
         target_BRJ3 = target_BRJ3 - target_BRJ3[:, :, root : root + 1]
-        inputs = Inputs(self.task, pose_BPNSC, source.slot_mask_S, target_frame_BR=target_BR)
+        inputs = Inputs(
+            self.task, pose_BPNSC, source.slot_mask_S, target_frame_BR=target_BR, slots=source.slots, checked=True
+        )
         label = source.label[row_B]
         return Batch(inputs, source.clips.name, row_B, label, target_BRJ3, frame_BN[rows, target_BR], camera_B)

@@ -3,7 +3,6 @@
 Shape suffixes: B clips, P persons, N frames, S 25 slots, J native joints, R target frames, W windows, G groups.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,21 +40,6 @@ def normalise_screen(pixel_BNJ2: Tensor, size_B2: Tensor) -> Tensor:
     width_B, height_B = size_B2.unbind(dim=-1)
     shift_B2 = torch.stack([torch.ones_like(width_B), height_B / width_B], dim=-1)
     return pixel_BNJ2 / width_B[:, None, None, None] * 2 - shift_B2[:, None, None]
-
-
-def camera_table(source: Source) -> tuple[Tensor, ...]:
-    """Rotation, centre, focal length, principal point and image size of [camera group, camera]."""
-    widest = max(source.clips.info.camera_groups, key=len)
-    # Groups may differ in size: a row is filled up with cameras that no clip of the group asks for.
-    groups = [[*group, *widest[len(group) :]] for group in source.clips.info.camera_groups]
-    return tuple(
-        torch.as_tensor(
-            np.array([[np.asarray(getattr(camera, name)) for camera in group] for group in groups]),
-            dtype=torch.float32,
-            device=source.device,
-        )
-        for name in ("R", "center", "f", "c", "wh")
-    )
 
 
 def pose_items(source: Source, part: str) -> Tensor:
