@@ -13,6 +13,7 @@ from ups_model.tasks import MAX_PERSONS, TASKS
 
 if TYPE_CHECKING:  # Imported where needed: a plan without estimates needs no torch.
     from torch import Tensor
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     from ups_model.model.ups import UPS, Inputs
     from ups_model.training.fit import Peak
@@ -55,8 +56,8 @@ def sizes_of(config: Config, sets: Mapping[str, ClipSet]) -> Sizes:
 def peaks_of(
     config: Config, sets: Mapping[str, ClipSet], half: bool, activation_checkpointing: bool = False
 ) -> "dict[TaskName, Peak]":
-    """Memory of a training step of each task, from real passes over two and four clips of zeros, in which every tensor
-    that is alive counts; AdamW's moments included.
+    """Memory of a training step of each task, from passes over two and four clips in which every tensor that is alive
+    counts; AdamW's moments included. The passes make tensors of real sizes, but without values.
 
     Args:
         half: in 16-bit precision, as on a GPU, else in 32 bits.
@@ -75,7 +76,7 @@ def peaks_of(
         data: TaskData = getattr(config.data, task)
         name = set_of(data.sources[0])
         how = _Step(
-            network.with_one_route(True), task, data, _joints(sets[name]), name, loss, half, activation_checkpointing
+            network.with_one_route(), task, data, _joints(sets[name]), name, loss, half, activation_checkpointing
         )
         peak = _peak(how)
         moments = MOMENTS * BYTES * _parameters(network)
@@ -123,13 +124,12 @@ class _Network:
     pose_slots: tuple[int, ...]
     most_frames: int
 
-    def with_one_route(self, dropout: bool = False) -> "_Network":
+    def with_one_route(self) -> "_Network":
         """The same operations without a choice: a routed layer runs one block in sparse execution. Which one is a
-        question of weights, so one stands for it. Dropout, which is no operation, only where it is asked for."""
+        question of weights, so one stands for it."""
         model = self.model
         runs = 1 if model.routing and model.routing_execution == "sparse" else model.blocks_per_layer
-        kept = model if dropout else model.replace(dropout=0.0, decoder_dropout=0.0)
-        return replace(self, model=kept.replace(routing=False, blocks_per_layer=runs))
+        return replace(self, model=model.replace(routing=False, blocks_per_layer=runs))
 
     def build(self) -> "UPS":
         """The model on the meta device: shapes without values."""
@@ -153,12 +153,20 @@ def _parameters(network: _Network) -> int:
 
 
 @lru_cache(maxsize=1)
-def _zeroed(network: _Network) -> "UPS":
-    """The model with values on the processor, all 0: drawing real weights would take longer."""
-    model = network.build().to_empty(device="cpu").eval().requires_grad_(False)
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.detach().zero_()
-    return model
+def _without_values(network: _Network) -> "tuple[UPS, FakeTensorMode]":
+    """The model on the processor, as far as its operations can tell, but without values, and the mode that it works in:
+    nothing is computed, whatever the sizes."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model, mode = network.build(), FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, torch.nn.Parameter(torch.empty(parameter.shape)))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+    return model, mode
 
 
 def _inputs(
@@ -167,7 +175,7 @@ def _inputs(
     """A batch of zeros, and its target tokens."""
     import torch
 
-    from ups_model.model.ups import Inputs
+    from ups_model.model.ups import Inputs, Slots
     from ups_model.skeletons import SLOTS
 
     mask_S = torch.zeros(SLOTS, dtype=torch.bool)
@@ -177,20 +185,20 @@ def _inputs(
     frame_BR = torch.zeros(clips, targets, dtype=torch.long) if poses else None
     pose_BPNSC = torch.zeros(clips, 1, data.frames, SLOTS, 3)
     target_BK = torch.zeros(clips * targets, length, dtype=torch.long)
-    return Inputs(task, pose_BPNSC, mask_S, target_frame_BR=frame_BR), target_BK
+    slots = Slots(joints, torch.tensor(joints))
+    return Inputs(task, pose_BPNSC, mask_S, target_frame_BR=frame_BR, slots=slots, checked=True), target_BK
 
 
 @cache
 def _forward_flops(network: _Network, task: TaskName, data: TaskData, joints: tuple[int, ...]) -> tuple[float, float]:
     """Of each sample, and of a batch beside its samples."""
-    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = _zeroed(network)
+    model, mode = _without_values(network)
     counted: list[float] = []
     for clips in (1, 2):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(*_inputs(network, task, data, joints, clips))
+        with mode, FlopCounterMode(display=False) as counter:
+            model.eval()(*_inputs(network, task, data, joints, clips))
         counted.append(counter.get_total_flops())
     each = counted[1] - counted[0]
     return each, counted[0] - each
@@ -219,27 +227,25 @@ def _peak(step: _Step) -> "Peak":
 
 
 def _peak_of(step: _Step, clips: int) -> float:
-    """Bytes at the peak of a real pass over so many clips."""
+    """Bytes at the peak of a pass over so many clips."""
     import torch
 
     from ups_model.data.batching.batch import Batch
     from ups_model.training.fit import peak_bytes
     from ups_model.training.losses import sequence_loss
 
-    model = _zeroed(step.network).train().requires_grad_(True)
-    model.set_activation_checkpointing(step.activation_checkpointing)
-    inputs, target_BK = _inputs(step.network, step.task, step.data, step.joints, clips)
-    row_B, pose_BRJ3 = torch.zeros(clips, dtype=torch.long), None
-    if TASKS[step.task].kind == "pose":
-        pose_BRJ3 = torch.zeros(clips, len(target_BK) // clips, len(step.network.pose_slots), 3)
-    batch = Batch(inputs, step.source, row_B, row_B, pose_BRJ3)
+    model, mode = _without_values(step.network)
+    model.train().set_activation_checkpointing(step.activation_checkpointing)
+    with mode:
+        inputs, target_BK = _inputs(step.network, step.task, step.data, step.joints, clips)
+        row_B, pose_BRJ3 = torch.zeros(clips, dtype=torch.long), None
+        if TASKS[step.task].kind == "pose":
+            pose_BRJ3 = torch.zeros(clips, len(target_BK) // clips, len(step.network.pose_slots), 3)
+        batch = Batch(inputs, step.source, row_B, row_B, pose_BRJ3)
 
-    def loss() -> "Tensor":
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=step.half):
-            logits_BKV = model(batch.inputs, target_BK)
-        return sequence_loss(model, batch, logits_BKV, target_BK, step.loss)
+        def loss() -> "Tensor":
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=step.half):
+                logits_BKV = model(batch.inputs, target_BK)
+            return sequence_loss(model, batch, logits_BKV, target_BK, step.loss)
 
-    try:
         return peak_bytes(model, loss)
-    finally:
-        model.eval().requires_grad_(False)

@@ -181,8 +181,8 @@ class _LiveBytes(TorchDispatchMode):
     def count(self, tensor: Tensor) -> None:
         """Count a tensor's memory, once."""
         storage = tensor.untyped_storage()
-        address = storage.data_ptr()
-        if address and address not in self._alive:
+        address = storage._cdata  # Not the pointer to its data, which tensors without values have not.
+        if address not in self._alive:
             self._alive.add(address)
             self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)

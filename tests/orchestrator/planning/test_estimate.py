@@ -7,15 +7,18 @@ import torch
 from filelock import FileLock
 from torch.utils.flop_counter import FlopCounterMode
 
+from cluster.rule_tables import RULES
 from orchestrator.planning.estimate import estimate
 from orchestrator.planning.inputs import read_inputs
 from orchestrator.planning.sizes import BACKWARD, TEXT_WIDTHS, operations_of, peaks_of, persons, sizes_of
 from orchestrator.record import Record
 from tests.support.drivers import Bench
+from tests.support.paper_sets import write_paper_sets
 from tests.support.runs import session_folder, toy_config, write_toy_sets
+from ups_model.config.presets import paper
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.training.build import build
-from ups_model.training.fit import peak_bytes
+from ups_model.training.fit import MARGIN, peak_bytes
 from ups_model.training.losses import sequence_loss, target_tokens
 from ups_model.training.schedule import gumbel_noise
 
@@ -181,3 +184,30 @@ def test_slots_share_the_work(inputs):
     joint = max(alone.seconds[key] for key, unit in inputs.plan.units.items() if unit.stage == "joint")
     assert joint < many.makespan < alone.makespan
     assert dataclasses.replace(alone, slots=100, makespan=many.makespan) == many
+
+
+@pytest.fixture(scope="module")
+def paper_sets(tmp_path_factory):
+    return {name: ClipSet.open(path) for name, path in write_paper_sets(tmp_path_factory.mktemp("paper")).items()}
+
+
+@pytest.mark.slow
+def test_the_memory_of_preset_paper_is_what_cluster_check_knows(paper_sets):
+    figures = RULES["paper"]
+    peaks = peaks_of(paper(), paper_sets, half=True)
+    largest = max(peaks.values(), key=lambda peak: peak.of(figures["batch"]))
+    assert largest is peaks["ar2d"]
+    assert largest.fixed / 1e9 == pytest.approx(figures["fixed_gb"], rel=0.02)
+    assert largest.each / 1e9 == pytest.approx(figures["clip_gb"], rel=0.02)
+    assert paper().data.ar2d.batch_size == figures["batch"] and figures["margin"] == MARGIN
+    # Less than half of it with layers computed twice, and nearly twice as much in 32 bits.
+    twice, full = (peaks_of(paper(), paper_sets, *how)["ar2d"].each for how in ((True, True), (False,)))
+    assert twice < largest.each / 2 < full / 2.5
+
+
+@pytest.mark.slow
+def test_the_model_of_preset_paper_has_the_parameters_worked_out_by_hand(paper_sets):
+    """Its largest part: a TEM of a width of 25 joints x 64 has 12 w^2 + 13 w, in 3 layers of 2 blocks."""
+    width = 25 * paper().model.token_width
+    tems = 3 * 2 * (12 * width**2 + 13 * width)
+    assert tems < sizes_of(paper(), paper_sets).parameters < 1.35 * tems
