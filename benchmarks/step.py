@@ -4,9 +4,8 @@
 
 Each commit's code runs in a process of its own, on one thread; the processes take turns, a step each, so that a machine
 whose speed drifts does not decide. Times are processor seconds of the process; ratios are of turns that follow each
-other, and their median is printed, with the quartiles. First both train 30 steps without dropout (whose masks may be
-drawn in another way) and without an update in which rounding grows, to compare the losses. Without --data the clip
-sets are the synthetic ones.
+other, and their median is printed, with the quartiles. First both train 30 steps without dropout, whose masks may be
+drawn in another way, to compare the losses. Without --data the clip sets are the synthetic ones.
 """
 
 import argparse

@@ -45,15 +45,16 @@ class _StepwiseLayer:
         self.absent_X1M = None
         if mask_B11M is not None:
             self.absent_X1M = ~mask_B11M.expand(-1, heads, -1, -1).flatten(0, 1)
-        self.key_XHK = key.new_empty(batch * heads, head_width, max_steps)
+        # These are written a step at a time, in rows.
+        self.key_XKH = key.new_empty(batch * heads, max_steps, head_width)
         self.value_XKH = key.new_empty(batch * heads, max_steps, head_width)
 
     def __call__(self, x_BW: Tensor, step: int) -> Tensor:
-        layer, head_width = self.layer, self.key_XHK.shape[1]
+        layer, head_width = self.layer, self.key_XKH.shape[2]
         query_BW, key_BW, value_BW = layer.self_query_key_value(layer.self_norm(x_BW)).chunk(3, dim=-1)
-        torch.mul(key_BW.reshape(-1, head_width), self.scale, out=self.key_XHK[:, :, step])
+        torch.mul(key_BW.reshape(-1, head_width), self.scale, out=self.key_XKH[:, step])
         self.value_XKH[:, step] = value_BW.reshape(-1, head_width)
-        told_BW = _attend(query_BW, self.key_XHK[:, :, : step + 1], self.value_XKH[:, : step + 1], None)
+        told_BW = _attend(query_BW, self.key_XKH[:, : step + 1].transpose(1, 2), self.value_XKH[:, : step + 1], None)
         x_BW = x_BW + layer.self_merge(told_BW)
         query_BW = layer.cross_query(layer.cross_norm(x_BW))
         x_BW = x_BW + layer.cross_merge(_attend(query_BW, self.memory_key_XHM, self.memory_value_XMH, self.absent_X1M))

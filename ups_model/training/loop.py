@@ -276,6 +276,7 @@ class Run:
 
     def measure_curve(self) -> None:
         """One point of the curve from which the run's health is judged."""
+        self.check_finite()
         if self.rank == 0:
             metrics = self._measure_validation(max_clips=CURVE_CLIPS)
             point = {name: metrics[name] for name in map(headline_metric, self.config.optim.tasks)}
@@ -291,6 +292,7 @@ class Run:
 
     def validate(self) -> None:
         """Measure the validation subjects; the weights of the best score are kept."""
+        self.check_finite()
         state = self.state
         if self.rank == 0:
             before = time.monotonic()
@@ -373,7 +375,6 @@ class Run:
         return checkpoint
 
     def _measure_validation(self, max_clips: int = 0) -> Metrics:
-        self.check_finite()
         with self._diverged():
             model, evaluation = self.state.evaluated, self.config.evaluation
             return measure(model, self.parts.feeds, "validation", evaluation, max_clips=max_clips)
