@@ -15,10 +15,10 @@ from ups_model.source import source_digest, source_files, source_identity
 TRAINING = """data/batching/augment data/batching/batch data/batching/batches data/batching/class_loader
 data/batching/configured data/batching/device_clips data/batching/pose_loader data/batching/windows
 data/format/cameras data/format/clip_data data/format/clip_set data/format/info data/format/splits
-data/readers/fill_missing model/chunks model/decoder model/encoder model/fused model/host model/layers
-model/text_features model/tokenizer model/ups model/vocabulary skeletons tasks training/build
-training/distributed training/finite training/loop training/losses training/result training/run_state
-training/schedule"""
+data/readers/fill_missing model/chunks model/decoder model/encoder model/fused model/host model/inputs
+model/layers model/text_features model/tokenizer model/ups model/vocabulary skeletons tasks
+training/build training/distributed training/finite training/loop training/losses training/result
+training/run_state training/schedule"""
 EVALUATION = (
     "evaluation/measure evaluation/metric_names evaluation/metrics evaluation/outcomes model/decoding model/stepwise"
 )
