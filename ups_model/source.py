@@ -43,7 +43,7 @@ FORMER = {
     "615cdbe8586cc8d5": "8a70397a206f639d",
     "789985c65d310e69": "8a70397a206f639d",
 }
-"""Digests of earlier code that trains and measures bit for bit as the present code, and the digests of the latter;
+"""Digests of code that trains and measures bit for bit as other code, and the digest that stands for both;
 benchmarks/same_training.py shows it for a commit."""
 _PARSING = threading.Lock()
 """Python 3.11 can't parse in two threads at a time: "AST constructor recursion depth mismatch"."""
