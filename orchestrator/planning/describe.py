@@ -88,8 +88,8 @@ def memory_notes(fits: list[Fitting], gpus: Gpus) -> list[str]:
     if too_large:
         largest = max(fit.peak for fit in too_large)
         lines.append(
-            f"not every unit fits: the largest needs {largest / GB:.1f} GB, and {gpus.room / GB:.1f} GB of a GPU are for "
-            "it; give --micro-batch auto, or take larger GPUs"
+            f"not every unit fits: the largest needs {largest / GB:.1f} GB of the {gpus.room / GB:.1f} GB planned for; "
+            "give --micro-batch auto, or take larger GPUs"
         )
     elif gpus.micro_batch == 0 and any(fit.whole > gpus.room for fit in fits):
         lines.append("whole batches don't fit; run with --micro-batch auto, which takes about so many clips at once")
