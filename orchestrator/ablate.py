@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.arguments import add_shared_arguments, check_cut, check_numbers, command_parser, processes_of
+from orchestrator.cli.arguments import add_shared_arguments, check_cut, check_numbers, processes_of
 from orchestrator.cli.session import Session, run_command
 from orchestrator.planning.estimate import Estimate, estimate, on_slots
 from orchestrator.planning.inputs import Inputs, read_inputs, wanted_metrics
@@ -20,6 +20,7 @@ from orchestrator.storage.ledger import Ledger, storage_path
 from orchestrator.storage.source_check import SourceCheck, Standing, evaluation_code, measured_again, not_measured_again
 from orchestrator.storage.trained import with_twin
 from search_spaces import find_study, study_names
+from ups_model.cli import command_parser
 from ups_model.source import source_digest
 from ups_model.training.progress import duration
 

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.cli.arguments import AUTO, add_shared_arguments, check_cut, check_numbers, command_parser
+from orchestrator.cli.arguments import AUTO, add_shared_arguments, check_cut, check_numbers
 from orchestrator.cli.session import Session, run_command
 from orchestrator.search.resolve_space import SearchInputs, read_search, search_content
 from orchestrator.storage.ledger import REPORTS
 from orchestrator.storage.search_journal import SearchPlace
 from orchestrator.storage.source_check import SourceCheck
 from search_spaces import find_space, space_names
+from ups_model.cli import command_parser
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.merge import Imported, import_archives
 from orchestrator.storage.usage import KINDS, Usage, bytes_text, map_with_progress, usage
 from orchestrator.storage.verify import verify_studies, verify_unit
+from ups_model.cli import command_parser
 
 MAX_UNITS_LISTED = 10
 
@@ -36,11 +37,10 @@ is written"""
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    made = argparse.ArgumentParser(
-        prog="python -m orchestrator.storage",
-        description="Look after a storage: how full it is, what can go, what is damaged; carry its records elsewhere.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    made = command_parser(
+        "orchestrator.storage",
+        "Look after a storage: how full it is, what can go, what is damaged; carry its records elsewhere.",
+        EXAMPLES,
     )
     made.add_argument("action", choices=("du", "gc", "verify", "export", "import"))
     made.add_argument(
