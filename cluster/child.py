@@ -2,15 +2,15 @@
 
 import ctypes
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
-STOP_TIMEOUT_SECONDS = 30.0
+START_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS = 180.0, 30.0
 PR_SET_PDEATHSIG = 1
 
 
@@ -23,13 +23,7 @@ class Children(ExitStack):
         self.processes: dict[Path, subprocess.Popen[bytes]] = {}
 
     def start(
-        self,
-        name: str,
-        command: list[Any],
-        ready: Callable[[], bool],
-        timeout: float,
-        signals: tuple[signal.Signals, signal.Signals],
-        **options: Any,
+        self, name: str, command: list[Any], ready: Callable[[], bool], signals: tuple[Signals, Signals], **options: Any
     ) -> None:
         """Start a server that logs to NAME.log, and wait until it is ready; ValueError where one ends before that.
 
@@ -44,7 +38,8 @@ class Children(ExitStack):
             options |= {"cwd": self.folder, "stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
             self.processes[log] = process = subprocess.Popen(command, start_new_session=True, **options)
         self.callback(_end, process, *signals)
-        wait_until(lambda: self.check() and ready(), timeout, f"{name} didn't answer in {timeout:g} s; see {log}")
+        late = f"{name} didn't answer in {START_TIMEOUT_SECONDS:g} s; see {log}"
+        wait_until(lambda: self.check() and ready(), START_TIMEOUT_SECONDS, late)
 
     def check(self) -> bool:
         """True; ValueError where a server has ended."""
@@ -58,7 +53,7 @@ class Children(ExitStack):
         return True
 
 
-def _end(process: subprocess.Popen[bytes], first: signal.Signals, last: signal.Signals) -> None:
+def _end(process: subprocess.Popen[bytes], first: Signals, last: Signals) -> None:
     try:
         process.send_signal(first)
         with suppress(subprocess.TimeoutExpired):

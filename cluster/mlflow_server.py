@@ -29,7 +29,7 @@ from cluster.postgres import Postgres
 OWN_FILES = {"lock", "login", "usage", "password", "flask-key", "auth.ini", "run", "artifacts", "mlflow.db"}
 OWN_FILES |= {"postgres", "postgres.new"}
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-START_TIMEOUT_SECONDS, PORT_TIMEOUT_SECONDS = 180.0, 10.0
+PORT_TIMEOUT_SECONDS = 10.0
 # Names of this machine, at whatever port a tunnel ends: a page of another site can't make a browser call the server.
 HOSTS = "localhost,127.0.0.1,localhost:*,127.0.0.1:*,[[]::1]:*"
 CLIENT_VARIABLES = {"MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
@@ -195,14 +195,8 @@ class Server:
             *("--serve-artifacts", "--artifacts-destination", self.artifacts),
             *("--uvicorn-opts", "--no-access-log --timeout-graceful-shutdown 5"),
         ]
-        children.start(
-            "mlflow",
-            command,
-            lambda: self._status("/health") == 200,
-            START_TIMEOUT_SECONDS,
-            (signal.SIGTERM, signal.SIGKILL),
-            env=environment,
-        )
+        signals = (signal.SIGTERM, signal.SIGKILL)
+        children.start("mlflow", command, lambda: self._status("/health") == 200, signals, env=environment)
 
     def _check_protection(self) -> None:
         """ValueError where MLflow lets anybody in, or doesn't let us."""

@@ -15,7 +15,6 @@ from cluster.child import STOP_TIMEOUT_SECONDS, Children, wait_until
 
 USER = "postgres"
 """Runs the server for root, since PostgreSQL refuses to run as root."""
-START_TIMEOUT_SECONDS = 60.0
 MAX_SOCKET_BYTES = 107
 PACKAGES = "/usr/lib/postgresql"
 REMEDY = "apt-get install postgresql, or give --database-uri sqlite:////FOLDER/mlflow.db, which is for one driver"
@@ -60,7 +59,6 @@ class Postgres:
             "postgres",
             [self.programs / "postgres", "-D", self.folder, "-k", self.socket, "-c", "listen_addresses="],
             lambda: self._run("pg_isready", "-h", self.socket).returncode == 0,
-            START_TIMEOUT_SECONDS,
             (signal.SIGINT, signal.SIGQUIT),  # SIGINT cuts clients off; what they had committed is kept.
             env=ENVIRONMENT,
             **self.account,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.arguments import add_shared_arguments, check_cut, check_numbers, command_parser, processes_of
+from orchestrator.cli.arguments import add_shared_arguments, check_cut, check_numbers, processes_of
 from orchestrator.cli.session import Session, run_command
 from orchestrator.planning.estimate import Estimate, estimate, on_slots
 from orchestrator.planning.inputs import Inputs, read_inputs, wanted_metrics
@@ -20,8 +20,10 @@ from orchestrator.storage.ledger import Ledger, storage_path
 from orchestrator.storage.source_check import SourceCheck, Standing, evaluation_code, measured_again, not_measured_again
 from orchestrator.storage.trained import with_twin
 from search_spaces import find_study, study_names
+from ups_model.cli import command_parser
 from ups_model.source import source_digest
 from ups_model.training.progress import duration
+from ups_model.wording import count
 
 if TYPE_CHECKING:
     from orchestrator.planning.describe import Gpus
@@ -159,9 +161,9 @@ def summary(plan: Plan, graph: TaskGraph, expected: Estimate) -> str:
     """One line at the start."""
     done = len(graph.done_before)
     return (
-        f"{plan.name}: {plan.rows} rows, {len(plan.arms)} arms, {plan.seeds} seed{'s' * (plan.seeds > 1)}, "
-        f"{len(plan.units)} units ({plan.unshared_units - len(plan.units)} saved by sharing), {done} done before; "
-        f"about {duration(expected.makespan)} on {expected.slots} at once"
+        f"{plan.name}: {count(plan.rows, 'row')}, {count(len(plan.arms), 'arm')}, {count(plan.seeds, 'seed')}, "
+        f"{count(len(plan.units), 'unit')} ({plan.unshared_units - len(plan.units)} saved by sharing), {done} done "
+        f"before; about {duration(expected.makespan)} on {expected.slots} at once"
     )
 
 
@@ -200,9 +202,9 @@ def code_notes(standing: Standing, twins: int) -> list[str]:
     return lines
 
 
-def trained_already(count: int) -> str:
+def trained_already(units: int) -> str:
     """For a plan and for the end of a call."""
-    return f"{count} unit{'s' * (count != 1)} measured with another unit's weights, without training"
+    return f"{count(units, 'unit')} measured with another unit's weights, without training"
 
 
 def machine_slots(cpus_per_unit: float) -> int:

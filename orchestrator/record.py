@@ -43,13 +43,15 @@ class Record:
         return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Raises ValueError where the text is not a record."""
+    def from_json(cls, text: str, key: str | None = None) -> Self:
+        """Raises ValueError where the text is not a record, or not that of the unit `key`."""
         try:
             record = cls(**json.loads(text))
         except TypeError as error:
             raise ValueError(f"not a record ({error})") from error
         record._check()
+        if key not in (None, record.key):
+            raise ValueError(f"it is the record of another unit, {record.key}")
         return record
 
     def _check(self) -> None:

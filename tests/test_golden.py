@@ -41,15 +41,15 @@ COMMANDS = (
 def unit_keys(study: str) -> dict[str, list[object]]:
     """By preset: how many units two seeds have, and one digest of their names and keys; what the study refuses, for a
     preset that it isn't made for."""
-    found: dict[str, list[object]] = {}
+    plans: dict[str, list[object]] = {}
     for preset in PRESETS:
         try:
             units = study_plan(find_study(study), seeds=2, name=preset).units.values()
         except ValueError as error:
-            found[preset] = [str(error)]
+            plans[preset] = [str(error)]
             continue
-        found[preset] = [len(units), digest(sorted([unit.name, unit.key, unit.training_key] for unit in units))]
-    return found
+        plans[preset] = [len(units), digest(sorted([unit.name, unit.key, unit.training_key] for unit in units))]
+    return plans
 
 
 def command_line(command: tuple[str, ...]) -> dict[str, object]:

@@ -167,7 +167,7 @@ def test_the_sources_that_are_read_include_those_of_the_model(repo_root):
 
 
 @pytest.mark.parametrize(
-    ("package", "source", "found"),
+    ("package", "source", "fault"),
     [
         ("ups_model", "import ray", "<source>:1 imports ray"),
         ("ups_model", "x = 1\nimport ray.tune as tune", "<source>:2 imports ray.tune"),
@@ -192,8 +192,8 @@ def test_the_sources_that_are_read_include_those_of_the_model(repo_root):
         ("cluster", "from orchestrator.ledger import Ledger", "<source>:1 imports orchestrator.ledger.Ledger"),
     ],
 )
-def test_the_checker_finds_a_wrong_arrow(package, source, found):
-    assert wrong_arrows(source, package) == [found]
+def test_the_checker_finds_a_wrong_arrow(package, source, fault):
+    assert wrong_arrows(source, package) == [fault]
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,16 @@ def start_logging() -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
 
+def command_parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """The parser of `python -m MODULE`, without arguments."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """`--data NAME=PATH`, repeatable."""
     parser.add_argument(

@@ -4,14 +4,21 @@ The checkpoint brings configuration, vocabulary and coordinate range; the clip s
 others of the same name and content.
 """
 
-import argparse
 import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ups_model.cli import add_data_arguments, assignments, check_output, data_paths, metric_table, start_logging
+from ups_model.cli import (
+    add_data_arguments,
+    assignments,
+    check_output,
+    command_parser,
+    data_paths,
+    metric_table,
+    start_logging,
+)
 from ups_model.config import Config
 from ups_model.config.identity import configured_sets, configured_sources
 from ups_model.data.prepare.catalog import default_cache
@@ -80,11 +87,8 @@ def evaluate(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ups_model.evaluate",
-        description="Measure a trained UPS model on the test or validation split.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "ups_model.evaluate", "Measure a trained UPS model on the test or validation split.", EXAMPLES
     )
     parser.add_argument("checkpoint", type=Path, help="folder of chosen weights, e.g. runs/tiny/best/step-00000480")
     parser.add_argument("--part", choices=("test", "validation"), default="test", help="(test)")

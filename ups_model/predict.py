@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ups_model.cli import check_output, start_logging
+from ups_model.cli import check_output, command_parser, start_logging
 from ups_model.config import TASK_NAMES, Config, TaskData, TaskName, set_of
 from ups_model.data.batching.batches import Feed
 from ups_model.data.batching.device_clips import Source
@@ -179,11 +179,10 @@ def write(file: Path, prediction: Prediction, recording: Recording, about: dict[
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ups_model.predict",
-        description="Ask a trained model about one clip: its class with probabilities, or its 3D poses.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "ups_model.predict",
+        "Ask a trained model about one clip: its class with probabilities, or its 3D poses.",
+        EXAMPLES,
     )
     parser.add_argument("model", metavar="MODEL", help="a checkpoint, a run's folder, or a unit's key (see --storage)")
     parser.add_argument("file", type=Path, metavar="FILE", help="a file of motion, or a prepared clip set")

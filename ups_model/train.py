@@ -1,6 +1,5 @@
 """Train one run: joint, one task alone, or fine-tuning: python -m ups_model.train."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from ups_model.cli import (
     add_data_arguments,
     add_device_arguments,
     add_fit_arguments,
+    command_parser,
     data_paths,
     read_config,
     report,
@@ -38,12 +38,7 @@ exit status: 0 done, 1 stopped or not finite, 2 usage or configuration, before a
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ups_model.train",
-        description="Train one UPS model. The same command again resumes it.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("ups_model.train", "Train one UPS model. The same command again resumes it.", EXAMPLES)
     parser.add_argument(
         "--preset",
         choices=PRESETS,

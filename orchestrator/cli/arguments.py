@@ -18,19 +18,9 @@ LEFT_OUT = ("--storage", "--tracking-uri", "--out", "--address")
 """Options that a report doesn't show: they say nothing to a reader and much of a machine."""
 
 
-def command_parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """A parser without arguments."""
-    return argparse.ArgumentParser(
-        prog=f"python -m {module}",
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # `command_line` knows options by their whole names.
-    )
-
-
 def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None:
     """All arguments but the first and those of one command alone; `repeated` is what has seeds: "row" or "trial"."""
+    parser.allow_abbrev = False  # `command_line` knows options by their whole names.
     add_data_arguments(parser)
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="(tiny: synthetic data)")
     parser.add_argument("--seeds", type=int, metavar="N", help=f"repetitions of every {repeated} (its own number)")

@@ -23,6 +23,7 @@ from orchestrator.worker.gpu_memory import Footprint, described
 from orchestrator.worker.job import Job
 from ups_model.cli import start_logging
 from ups_model.data.prepare.catalog import default_cache
+from ups_model.wording import count
 
 if TYPE_CHECKING:  # Ray and MLflow take seconds to import, which --help, --plan and refusals need not wait for.
     from orchestrator.cli.display import Display
@@ -198,7 +199,8 @@ class Session:
         """
         outcome: Outcome = "finished" if is_whole else "stopped" if graph.stopping else "failed"
         missing = self.mirror.close(outcome, report, TRACKING_TIMEOUT_SECONDS)
-        lines = [f"{missing} units are not in MLflow yet; the same command makes up for it"] if missing else []
+        units = f"{count(missing, 'unit')} {'is' if missing == 1 else 'are'}"
+        lines = [f"{units} not in MLflow yet; the same command makes up for it"] if missing else []
         return [*lines, *shown, f"compare in MLflow: {ui_command(self.tracking_uri)}"]
 
 

@@ -10,6 +10,7 @@ from orchestrator.cli.arguments import DEFAULT_STORAGE
 from orchestrator.report import build, summary, write_report
 from orchestrator.report.load import from_storage, from_tracking
 from orchestrator.storage.ledger import Ledger
+from ups_model.cli import command_parser
 
 EXAMPLES = """examples:
   python -m orchestrator.report                                the one study in runs/ablations
@@ -25,11 +26,8 @@ exit status: 0 done, 2 usage, or nothing to report"""
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    made = argparse.ArgumentParser(
-        prog="python -m orchestrator.report",
-        description="Rebuild a study's tables as Markdown, HTML, LaTeX, CSV and figures.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    made = command_parser(
+        "orchestrator.report", "Rebuild a study's tables as Markdown, HTML, LaTeX, CSV and figures.", EXAMPLES
     )
     made.add_argument(
         "study", nargs="?", metavar="STUDY", help="name of a study, or of its plan (the one that is there)"

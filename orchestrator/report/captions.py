@@ -5,11 +5,12 @@ from collections.abc import Iterable, Sequence
 
 from orchestrator.report.model import CODE, PROVENANCE, UNKNOWN, Origin, Report, Source, TableOfCells
 from orchestrator.report.statistics import CONFIDENCE
-from orchestrator.report.wording import DAGGER, DOUBLE_DAGGER, NONE, count, listed, sign_agrees
+from orchestrator.report.wording import DAGGER, DOUBLE_DAGGER, NONE, listed, sign_agrees
 from ups_model.config import set_of
 from ups_model.evaluation.health import COLLAPSED_GAIN, CONVERGED_GAIN, LEARNT_GAIN, MAX_FALL
 from ups_model.tasks import TASKS
 from ups_model.training.progress import duration
+from ups_model.wording import count
 
 PAPER_DATA = {
     "pe": ("Human3.6M", re.compile(r"h36m")),

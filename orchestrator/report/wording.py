@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from orchestrator.planning.plan_file import PlannedColumn
 from orchestrator.report.model import Cell, State, TableOfCells, unhealthy
 from orchestrator.report.statistics import Paired
+from ups_model.wording import count
 
 DIGITS = {"%": 2, "mm": 1}
 """Decimals of our values, their spreads and differences."""
@@ -25,11 +26,6 @@ def number(value: float, digits: int, signed: bool = False) -> str:
     if float(text) == 0:
         text = text.lstrip("+-")
     return text.replace("-", MINUS)
-
-
-def count(value: int, noun: str) -> str:
-    """A count and its noun: "1 clip", "1,907 clips"."""
-    return f"{value:,} {noun}{'' if value == 1 else 's'}"
 
 
 def listed(items: Iterable[str]) -> str:

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.cli.arguments import AUTO, add_shared_arguments, check_cut, check_numbers, command_parser
+from orchestrator.cli.arguments import AUTO, add_shared_arguments, check_cut, check_numbers
 from orchestrator.cli.session import Session, run_command
 from orchestrator.search.resolve_space import SearchInputs, read_search, search_content
 from orchestrator.storage.ledger import REPORTS
 from orchestrator.storage.search_journal import SearchPlace
 from orchestrator.storage.source_check import SourceCheck
 from search_spaces import find_space, space_names
+from ups_model.cli import command_parser
+from ups_model.wording import count
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +93,8 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
             if not graph.complete:
                 session.connect()
         logger.info(
-            "%s: %d of %d trials there, %d seed%s each, judged by %s",
-            plan.name, len(journal.trials), inputs.trials, plan.seeds, "s" * (plan.seeds > 1), space.objective,
+            "%s: %d of %s there, %s each, judged by %s",
+            plan.name, len(journal.trials), count(inputs.trials, "trial"), count(plan.seeds, "seed"), space.objective,
         )  # fmt: skip
         seconds = 0.0
         if session.cluster is not None:

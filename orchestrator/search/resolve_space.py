@@ -19,6 +19,7 @@ from ups_model.config.presets import preset
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.evaluation.metric_names import is_headline
 from ups_model.model.text_features import text_identity
+from ups_model.wording import count
 
 MAX_COMBINATIONS = 256
 """Combinations of ends that are built to see whether they are configurations; of more, each dimension alone."""
@@ -156,7 +157,7 @@ def _check_comparable(path: str, base: Config, config: Config) -> None:
 def samples_of(config: Config) -> dict[str, int]:
     """Training samples of each task."""
     turns = config.optim.turns_before(config.optim.steps)
-    return {task: count * getattr(config.data, task).batch_size for task, count in turns.items()}
+    return {task: number * getattr(config.data, task).batch_size for task, number in turns.items()}
 
 
 def check_objective(space: Space, base: Config, opened: Mapping[str, ClipSet]) -> None:
@@ -188,7 +189,7 @@ def search_content(inputs: SearchInputs, command: str) -> dict[str, Any]:
         "name": plan.name,
         "study": space.name,
         "question": space.question,
-        "expectation": f"{space.direction} {space.objective} over {plan.seeds} seed{'s' * (plan.seeds > 1)} a trial",
+        "expectation": f"{space.direction} {space.objective} over {count(plan.seeds, 'seed')} a trial",
         "preset": plan.preset,
         "changes": dict(inputs.changes),
         "command": command,

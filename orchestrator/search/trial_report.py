@@ -15,6 +15,7 @@ from orchestrator.search.plan import named
 from orchestrator.search.resolve_space import SearchInputs, samples_of
 from orchestrator.search.trial_queue import TrialQueue, ranked, spread
 from ups_model.atomic import write_atomic
+from ups_model.wording import count
 
 STUDY_SEEDS = 5
 """Repetitions that the printed command asks for."""
@@ -71,14 +72,14 @@ def markdown(inputs: SearchInputs, graph: TrialQueue, importances: Mapping[str, 
         "",
         space.question,
         "",
-        f"{space.direction.capitalize()} `{space.objective}`; {plan.seeds} seed{'s' * (plan.seeds > 1)} a trial, from "
+        f"{space.direction.capitalize()} `{space.objective}`; {count(plan.seeds, 'seed')} a trial, from "
         f"{space.first_seed}; preset {plan.preset}; data: {', '.join(plan.data)}; "
-        f"{plan.base.data.validation_subjects} validation subject{'s' * (plan.base.data.validation_subjects > 1)}. "
+        f"{count(plan.base.data.validation_subjects, 'validation subject')}. "
         f"Of {graph.total} trials {states['complete']} are complete, {states['failed']} failed, "
         f"{graph.total - states['complete'] - states['failed']} are open.",
         "",
     ]
-    samples = ", ".join(f"{count} samples of {task}" for task, count in samples_of(plan.base).items())
+    samples = ", ".join(f"{number} samples of {task}" for task, number in samples_of(plan.base).items())
     if synthetic:
         lines += [f"**Synthetic data ({', '.join(synthetic)}): these numbers say nothing about real motion.**", ""]
     lines += [f"    {command}", "", f"Every unit: {samples}. The search measured no test split.", ""]

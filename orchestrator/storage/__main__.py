@@ -13,6 +13,8 @@ from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.merge import Imported, import_archives
 from orchestrator.storage.usage import KINDS, Usage, bytes_text, map_with_progress, usage
 from orchestrator.storage.verify import verify_studies, verify_unit
+from ups_model.cli import command_parser
+from ups_model.wording import count
 
 MAX_UNITS_LISTED = 10
 
@@ -36,11 +38,10 @@ is written"""
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    made = argparse.ArgumentParser(
-        prog="python -m orchestrator.storage",
-        description="Look after a storage: how full it is, what can go, what is damaged; carry its records elsewhere.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    made = command_parser(
+        "orchestrator.storage",
+        "Look after a storage: how full it is, what can go, what is damaged; carry its records elsewhere.",
+        EXAMPLES,
     )
     made.add_argument("action", choices=("du", "gc", "verify", "export", "import"))
     made.add_argument(
@@ -144,10 +145,11 @@ def verify(ledger: Ledger) -> int:
     for damage in damages:
         print(f"damaged: {ledger.storage.where(damage.name)}: {damage.what}\n    {damage.then}")
     held, bare = sum(one.held for one in verified), sum(one.imported for one in verified)
+    checkpoints = sum(one.checkpoints for one in verified)
     print(
-        f"{len(units)} units, {sum(one.checkpoints for one in verified)} checkpoints and chosen weights read, "
+        f"{count(len(units), 'unit')}, {count(checkpoints, 'checkpoint')} and chosen weights read, "
         f"{len(damages)} damaged"
-        + (f"; {bare} records without weights (imported)" if bare else "")
+        + (f"; {count(bare, 'record')} without weights (imported)" if bare else "")
         + (f"; {held} held by processes, whose checkpoints were not read" if held else "")
     )
     return 1 if damages else 0
@@ -159,8 +161,9 @@ def export(ledger: Ledger, file: Path, studies: Sequence[str]) -> int:
     for fault in exported.unreadable:
         print(f"left out: {fault}")
     print(
-        f"{file}: {exported.finished} finished and {exported.failed} failed units, {exported.plans} plans, "
-        f"{exported.searches} searches, {bytes_text(exported.size)}"
+        f"{file}: {exported.finished} finished and {count(exported.failed, 'failed unit')}, "
+        f"{count(exported.plans, 'plan')}, {exported.searches} search{'' if exported.searches == 1 else 'es'}, "
+        f"{bytes_text(exported.size)}"
     )
     return 1 if exported.unreadable else 0
 
@@ -179,10 +182,10 @@ def imported_text(imported: Imported) -> str:
     """What `import` says of one file."""
     units, there = imported.units, imported.units["there already"]
     if not imported.changed and not imported.left:
-        return f"nothing to add, {there} units are there already"
+        return f"nothing to add, {count(there, 'unit')} {'is' if there == 1 else 'are'} there already"
     counts = {"units added": units["added"], "there already": there, "plans and searches written": imported.files}
     counts |= {what: units[what] for what in ("brought up to date", "in conflict", "held") if units[what]}
-    return ", ".join(f"{count} {what}" for what, count in counts.items())
+    return ", ".join(f"{number} {what}" for what, number in counts.items())
 
 
 if __name__ == "__main__":

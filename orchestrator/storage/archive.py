@@ -358,9 +358,7 @@ def _record(folder: str, name: str, content: bytes) -> Record:
     if not re.fullmatch(_UNIT, folder):
         raise ValueError(f"{folder!r} is no name of a unit's folder")
     plain_json(content)
-    record = Record.from_json(content.decode("utf-8"))
-    if record.key != key_of(folder):
-        raise ValueError(f"it is the record of another unit, {record.key}")
+    record = Record.from_json(content.decode("utf-8"), key_of(folder))
     if (record.status == "finished") != (name == RECORD):
         raise ValueError(f"its status is {record.status!r}")
     if not _CHECKPOINT.fullmatch(record.checkpoint):

@@ -151,19 +151,11 @@ class Ledger:
             return None
 
     def _read(self, key: str, folder: str, names: tuple[str, ...]) -> Record | None:
-        for name in names:
-            file = f"units/{folder}/{name}"
-            try:
-                record = Record.from_json(self.storage.read(file).decode("utf-8"))
-            except FileNotFoundError:
-                continue
-            except ValueError as error:
-                where = self.storage.where(file)
-                logger.warning("%s can't be read (%s): the unit counts as not done", where, error)
-                continue
-            if record.key == key:
+        for file, record in read_records(self.storage, key, folder, names):
+            if isinstance(record, Record):
                 return record
-            logger.warning("%s is the record of another unit (%s); it is ignored", self.storage.where(file), record.key)
+            where = self.storage.where(file)
+            logger.warning("%s can't be read (%s): the unit counts as not done", where, record)
         return None
 
     def write(self, unit: Unit, record: Record) -> None:
@@ -287,6 +279,22 @@ class Ledger:
             where = self.storage.where(file)
             logger.warning("%s can't be read (%s); run the study's ablate command again", where, error)
             return None
+
+
+def read_records(
+    storage: Storage, key: str, folder: str, names: Iterable[str] = (RECORD, FAILURE)
+) -> Iterator[tuple[str, Record | ValueError]]:
+    """Each of these files of a unit's folder that is there: its name on storage, and its record or what is wrong."""
+    for name in names:
+        file = f"units/{folder}/{name}"
+        try:
+            record = Record.from_json(storage.read(file).decode("utf-8"), key)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            yield file, error
+        else:
+            yield file, record
 
 
 def storage_path(storage: str) -> Path | None:

@@ -22,6 +22,7 @@ from orchestrator.storage.backends.base import as_object
 from orchestrator.storage.backends.workspace import RESULT, SOURCE
 from orchestrator.storage.ledger import Ledger
 from ups_model.source import present_form, source_digest
+from ups_model.wording import count
 
 logger = logging.getLogger(__name__)
 
@@ -138,11 +139,10 @@ class Standing:
         """What other code has trained, and which code that was. One line."""
         parts = []
         if self.trained_otherwise:
-            count, commits = len(self.trained_otherwise), _commits(self.trained_otherwise.values())
-            parts.append(f"{count} finished unit{'s' * (count > 1)} (commit {commits})")
+            commits = _commits(self.trained_otherwise.values())
+            parts.append(f"{count(len(self.trained_otherwise), 'finished unit')} (commit {commits})")
         if self.begun_otherwise:
-            count = len(self.begun_otherwise)
-            parts.append(f"{count} unfinished unit{'s' * (count > 1)} with checkpoints")
+            parts.append(f"{count(len(self.begun_otherwise), 'unfinished unit')} with checkpoints")
         codes_of = [*map(training_code, self.trained_otherwise.values()), *self.begun_otherwise.values()]
         verb = "was" if len(codes_of) == 1 else "were"
         return (
@@ -241,16 +241,19 @@ class SourceCheck:
         return standing
 
 
-def measured_again(count: int, verb: str) -> str:
+def measured_again(units: int, verb: Literal["are", "were"]) -> str:
     """For a log and for the end of a call."""
-    unit = f"{count} units {verb}" if count != 1 else f"1 unit {'is' if verb == 'are' else 'was'}"
-    return f"{unit} measured again from kept weights, without training: other code has measured them before"
+    verb_of_one = "is" if verb == "are" else "was"
+    return (
+        f"{count(units, 'unit')} {verb_of_one if units == 1 else verb} measured again from kept weights, without "
+        "training: other code has measured them before"
+    )
 
 
-def not_measured_again(count: int) -> str:
+def not_measured_again(units: int) -> str:
     """For a log and for the end of a call."""
     return (
-        f"{count} unit{'s' * (count != 1)} keep{'s' * (count == 1)} metrics that other code has measured, since the "
+        f"{count(units, 'unit')} keep{'s' * (units == 1)} metrics that other code has measured, since the "
         "weights are gone; --retrain trains again"
     )
 

@@ -6,7 +6,7 @@ from orchestrator.record import Record
 from orchestrator.storage.backends.base import as_object
 from orchestrator.storage.backends.workspace import RESULT
 from orchestrator.storage.gc import checkpoint_fault, checkpoints_of, weights_fault
-from orchestrator.storage.ledger import FAILURE, PLAN, RECORD, Ledger
+from orchestrator.storage.ledger import PLAN, RECORD, Ledger, read_records
 from orchestrator.storage.merge import came_without_weights
 from orchestrator.storage.usage import key_of
 from ups_model.training.run_folder import STATE
@@ -86,20 +86,13 @@ def _of_record(ledger: Ledger, folder: str, damage: Damage, faults: dict[str, st
 
 
 def _records(ledger: Ledger, folder: str) -> tuple[Record | None, list[Damage]]:
-    first, damages = None, []
-    for name in (RECORD, FAILURE):
-        file = f"units/{folder}/{name}"
-        try:
-            record = Record.from_json(ledger.storage.read(file).decode("utf-8"))
-            if record.key != key_of(folder):
-                raise ValueError(f"it is the record of another unit, {record.key}")
-        except FileNotFoundError:
-            continue
-        except ValueError as error:
-            damages.append(Damage(file, str(error), "the next ablate writes it again"))
-            continue
-        first = first or record
-    return first, damages
+    readings = dict(read_records(ledger.storage, key_of(folder), folder))
+    damages = [
+        Damage(file, str(fault), "the next ablate writes it again")
+        for file, fault in readings.items()
+        if isinstance(fault, ValueError)
+    ]
+    return next((record for record in readings.values() if isinstance(record, Record)), None), damages
 
 
 def verify_studies(ledger: Ledger) -> list[Damage]:

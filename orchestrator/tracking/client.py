@@ -69,7 +69,7 @@ def _check_login(uri: str) -> None:
         except Exception as error:  # The mirror will meet any other error and report it.
             if getattr(error, "error_code", "") in REFUSALS:
                 raise ValueError(refusal(uri, error)) from error
-            _warn(uri, f"can't be read ({first_line(error)})")
+            _warn(uri, f"can't be read ({one_line(error)})")
 
 
 def _warn(uri: str, what: str) -> None:
@@ -80,14 +80,15 @@ def refusal(uri: str, error: Exception) -> str:
     """The message for a server that doesn't accept the configured user, with the way out."""
     are_set = ", ".join(name for name in LOGIN if os.environ.get(name)) or "none of them"
     return (
-        f"--tracking-uri {shown(uri)}: refuses us ({first_line(error)}); export {LOGIN[0]} and {LOGIN[1]} of a user "
+        f"--tracking-uri {shown(uri)}: refuses us ({one_line(error)}); export {LOGIN[0]} and {LOGIN[1]} of a user "
         f"who may write there (set now: {are_set})"
     )
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, at most 300 characters; its type where it has none."""
-    return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:300]
+def one_line(error: Exception) -> str:
+    """An error's type and the first line of its text, at most 300 characters of it."""
+    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 class _Quiet(logging.Filter):

@@ -11,6 +11,7 @@ from typing import Any, cast
 from orchestrator.planning.plan import Unit
 from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking import schema
+from orchestrator.tracking.client import one_line
 from orchestrator.tracking.schema import Tracked
 from orchestrator.tracking.sync import STATES, STATUS_OF, LedgerSync, Outcome, Store
 
@@ -118,7 +119,9 @@ class LedgerMirror:
                 return
             except Exception as error:  # Of any kind: the study must go on without its mirror.
                 if not self._away:
-                    logger.warning("runs are not mirrored to %s now (%s); training goes on", self.where, _line(error))
+                    logger.warning(
+                        "runs are not mirrored to %s now (%s); training goes on", self.where, one_line(error)
+                    )
                     logger.debug("runs are not mirrored", exc_info=True)
                 if _is_permanent(error) and self._store is not None:
                     self._store.plans.pop(self.plan.name, None)  # It may have been deleted.
@@ -184,7 +187,7 @@ class LedgerMirror:
             if not permanent or key not in self._refused:
                 self._due[key] = None
             else:
-                logger.warning("%s is not mirrored (%s)", self.plan.units[key].name, _line(error))
+                logger.warning("%s is not mirrored (%s)", self.plan.units[key].name, one_line(error))
             if permanent:
                 self._refused.add(key)
 
@@ -223,9 +226,3 @@ def _is_permanent(error: Exception) -> bool:
     return getattr(error, "error_code", "") in PERMANENT_CODES or isinstance(
         error, ValueError | TypeError | LookupError
     )
-
-
-def _line(error: Exception) -> str:
-    """An error in one line, for people."""
-    text = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

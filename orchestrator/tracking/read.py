@@ -11,7 +11,7 @@ from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record
 from orchestrator.storage.ledger import RECORD
 from orchestrator.tracking import schema
-from orchestrator.tracking.client import REFUSALS, connect, first_line, quiet, refusal
+from orchestrator.tracking.client import REFUSALS, connect, one_line, quiet, refusal
 from orchestrator.tracking.location import LOCK, LOCK_SECONDS, local_file, moved_from, own_storage, settle
 from orchestrator.tracking.mlflow_store import index
 from orchestrator.tracking.sync import PLAN_FILE, Run
@@ -43,7 +43,7 @@ def fetch(uri: str, study: str | None) -> list[tuple[PlanFile, dict[str, Record 
         except Exception as error:  # MLflow, its server, its database and its artifacts raise all kinds.
             if getattr(error, "error_code", "") in REFUSALS:
                 raise ValueError(refusal(uri, error)) from error
-            raise ValueError(f"--tracking-uri {shown(uri)}: can't be read ({first_line(error)})") from error
+            raise ValueError(f"--tracking-uri {shown(uri)}: can't be read ({one_line(error)})") from error
 
 
 def _settle(uri: str) -> None:

@@ -58,7 +58,7 @@ class Cloud:
         from moto.server import ThreadedMotoServer
 
         self.launches, self.no_spot = [], False
-        given = EC2Backend.run_instances
+        run_instances_of_moto = EC2Backend.run_instances
 
         def run_instances(backend, image_id, count, user_data, security_group_names, **kwargs):
             market = kwargs.get("instance_market_options")  # moto keeps the market's type alone.
@@ -67,7 +67,7 @@ class Cloud:
             if refused:
                 raise EC2ClientError(REFUSED, "There is no Spot capacity available that matches your request.")
             image = IMAGE if image_id.startswith("resolve:ssm:") else image_id
-            return given(backend, image, count, user_data, security_group_names, **kwargs)
+            return run_instances_of_moto(backend, image, count, user_data, security_group_names, **kwargs)
 
         monkeypatch.setattr(EC2Backend, "run_instances", run_instances)
         with socket.socket() as free:
@@ -84,8 +84,8 @@ class Cloud:
         return boto3.client(service, region_name=REGION, endpoint_url=self.address, **keys)
 
     def instances(self, *states):
-        found = self.client("ec2").describe_instances()["Reservations"]
-        every = [one for reservation in found for one in reservation["Instances"]]
+        reservations = self.client("ec2").describe_instances()["Reservations"]
+        every = [one for reservation in reservations for one in reservation["Instances"]]
         return [one for one in every if one["State"]["Name"] in states]
 
     def subnets(self, *blocks):
@@ -196,11 +196,11 @@ class Launcher:
         """One round of the autoscaler while so many units of one GPU wait; the machines it asked for, by type."""
         nodes = self.provider.non_terminated_nodes({})
         waiting = [{"CPU": 1, "GPU": 1}] * units
-        found, _ = self.scheduler.get_nodes_to_launch(nodes, {}, waiting, {}, [], {}, [], self.tracker.summary())
-        for name, count in found.items():
+        launches, _ = self.scheduler.get_nodes_to_launch(nodes, {}, waiting, {}, [], {}, [], self.tracker.summary())
+        for name, count in launches.items():
             self.launcher.pending.inc(name, count)
             self.launcher.launch_node(self.config, count, name)
-        return found
+        return launches
 
 
 @pytest.fixture
@@ -234,14 +234,14 @@ def test_the_account_has_a_private_bucket_and_two_profiles_and_the_workers_may_s
 
     def actions(profile):
         (role,) = iam.get_instance_profile(InstanceProfileName=profile)["InstanceProfile"]["Roles"]
-        found = set()
+        names = set()
         for one in iam.list_attached_role_policies(RoleName=role["RoleName"])["AttachedPolicies"]:
             version = iam.get_policy(PolicyArn=one["PolicyArn"])["Policy"]["DefaultVersionId"]
             text = iam.get_policy_version(PolicyArn=one["PolicyArn"], VersionId=version)["PolicyVersion"]["Document"]
             for statement in text["Statement"]:
                 named = statement["Action"]
-                found |= {named} if isinstance(named, str) else set(named)
-        return found
+                names |= {named} if isinstance(named, str) else set(named)
+        return names
 
     head, worker = actions("ups-head"), actions("ups-worker")
     assert {one.partition(":")[0] for one in worker} == {"s3"}
@@ -446,9 +446,9 @@ def test_ray_up_makes_a_cluster_that_runs_units_and_ray_down_leaves_nothing(
         probe.write_text(PROBE)
         ray("rsync-up", str(file), str(probe), "/root/probe.py")
         said = ray("exec", str(file), "python /root/probe.py")
-        found = yaml.safe_load(said.rpartition("FOUND ")[2].splitlines()[0])
-        assert {(host, gpu) for host, gpu, _ in found} == {(host, str(i)) for host in ("h3", "h4") for i in range(8)}
-        assert {notice for _, _, notice in found} == {"ec2"}
+        gpus = yaml.safe_load(said.rpartition("FOUND ")[2].splitlines()[0])
+        assert {(host, gpu) for host, gpu, _ in gpus} == {(host, str(i)) for host in ("h3", "h4") for i in range(8)}
+        assert {notice for _, _, notice in gpus} == {"ec2"}
 
         workers = [one for one in cloud.instances("pending", "running") if one["InstanceType"] != "m5.2xlarge"]
         assert [(one["InstanceType"], one["InstanceLifecycle"]) for one in workers] == [("p3.16xlarge", "spot")] * 2

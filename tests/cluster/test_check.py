@@ -52,8 +52,8 @@ def test_a_shipped_file_passes_without_asking_the_network(repo_root, name, offli
 
 
 def test_every_file_of_the_folder_that_starts_machines_is_among_those(repo_root):
-    found = {file.name for file in (repo_root / "cluster").iterdir() if file.suffix in (".yaml", ".sh")}
-    assert found | {"Dockerfile"} == set(SHIPPED)
+    shipped = {file.name for file in (repo_root / "cluster").iterdir() if file.suffix in (".yaml", ".sh")}
+    assert shipped | {"Dockerfile"} == set(SHIPPED)
 
 
 AWS = "v100.yaml"
@@ -267,11 +267,11 @@ BROKEN = [
 def test_a_broken_copy_is_caught_at_its_line(broken, monkeypatch, repo_root, name, old, new, rule, words, at):
     monkeypatch.chdir(repo_root)
     file = broken(name, (old, new))
-    found = [fault for fault in serious(check(file)) if fault.rule == rule and words in fault.message]
-    assert found, serious(check(file))
+    faults = [fault for fault in serious(check(file)) if fault.rule == rule and words in fault.message]
+    assert faults, serious(check(file))
     if at is not None:
         lines = (file.read_text() + "\n").splitlines(keepends=True)
-        assert at in lines[found[0].line - 1]
+        assert at in lines[faults[0].line - 1]
 
 
 SECRETS = [
@@ -312,16 +312,16 @@ def test_all_faults_of_a_file_are_told_at_once_in_the_order_of_its_lines(broken,
     lines = [line for line in capsys.readouterr().out.splitlines() if " warning: " not in line]
     rules = [re.match(r".*?:(\d+): ([\w-]+):", line) for line in lines[:-2]]
     assert "8 V100 of 16 GB: preset paper fits with --micro-batch auto" in lines[-2]
-    assert {found[2] for found in rules} == {"zones", "resources", "head", "versions"}
-    assert [int(found[1]) for found in rules] == sorted(int(found[1]) for found in rules)
+    assert {match[2] for match in rules} == {"zones", "resources", "head", "versions"}
+    assert [int(match[1]) for match in rules] == sorted(int(match[1]) for match in rules)
     assert lines[-1].endswith(f": {len(rules)} faults")
 
 
 def test_a_spot_type_without_another_way_is_refused(broken, repo_root):
     text = (repo_root / "cluster" / "v100.yaml").read_text()
     on_demand = text[text.index("  workers_on_demand:") : text.index("# Packages and not")]
-    found = [fault for fault in check(broken("v100.yaml", (on_demand, "\n"))) if fault.rule == "spot"]
-    assert "as spot alone" in found[0].message
+    faults = [fault for fault in check(broken("v100.yaml", (on_demand, "\n"))) if fault.rule == "spot"]
+    assert "as spot alone" in faults[0].message
 
 
 def test_an_unknown_instance_type_is_a_warning_that_names_what_is_not_checked(broken):
@@ -340,8 +340,8 @@ def test_a100s_take_wheels_that_v100s_cannot(broken):
 
 def test_where_the_gpu_is_unknown_a_wheel_without_v100_is_only_warned_of(broken):
     newer = ("whl/cu126\n    'torch==2.13.0+cu126'", "whl/cu128\n    'torch==2.13.0+cu128'")
-    found = [fault for fault in check(broken("local.yaml", newer)) if fault.rule == "wheel"]
-    assert [fault.warning for fault in found] == [True]
+    faults = [fault for fault in check(broken("local.yaml", newer)) if fault.rule == "wheel"]
+    assert [fault.warning for fault in faults] == [True]
 
 
 def test_an_id_of_an_image_passes_with_its_region_beside_it(broken):

@@ -26,10 +26,10 @@ def test_eight_v100s_with_the_cu126_build_pass():
 
 
 def test_a_build_without_kernels_for_a_v100_is_refused_with_the_command_that_helps():
-    found = told(8, torch_archs=CU128, packages={**GOOD.packages, "torch": "2.13.0+cu128"})
-    assert len(found) == 8
-    assert "GPU 0, Tesla V100-SXM2-16GB, is sm_70; torch 2.13.0+cu128 has kernels for sm_75" in found[0]
-    assert "--extra-index-url https://download.pytorch.org/whl/cu126 'torch==2.13.0+cu126'" in found[0]
+    faults = told(8, torch_archs=CU128, packages={**GOOD.packages, "torch": "2.13.0+cu128"})
+    assert len(faults) == 8
+    assert "GPU 0, Tesla V100-SXM2-16GB, is sm_70; torch 2.13.0+cu128 has kernels for sm_75" in faults[0]
+    assert "--extra-index-url https://download.pytorch.org/whl/cu126 'torch==2.13.0+cu126'" in faults[0]
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_kernels_run_where_nvidia_says(archs, capability, runs):
 
 
 def test_a_cpu_build_on_a_gpu_machine_is_refused():
-    found = told(8, torch_archs=(), gpus=(), packages={**GOOD.packages, "torch": "2.13.0+cpu"}, driver="580.95")
-    assert "there must be 8 GPUs, torch sees 0 (driver: 580.95)" in found[0]
+    faults = told(8, torch_archs=(), gpus=(), packages={**GOOD.packages, "torch": "2.13.0+cpu"}, driver="580.95")
+    assert "there must be 8 GPUs, torch sees 0 (driver: 580.95)" in faults[0]
 
 
 def test_a_driver_that_has_dropped_volta_is_named_as_a_reason():
@@ -79,8 +79,8 @@ def test_a_gpu_that_fails_a_multiplication_is_named():
     ],
 )
 def test_other_versions_are_refused(changes, words):
-    (found,) = told(**changes)
-    assert words in found
+    (fault,) = told(**changes)
+    assert words in fault
 
 
 def test_a_mixed_machine_passes_when_the_build_has_kernels_for_all():

@@ -39,7 +39,7 @@ class Job:
             file.chmod(file.stat().st_mode | stat.S_IXUSR)
         self.folder, self.calls = folder, folder / "calls"
         self.calls.write_text("")
-        given = {
+        job = {
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
             "HOME": str(folder / "home"),
             "CALLS": str(self.calls),
@@ -51,7 +51,7 @@ class Job:
         }
         self.process = subprocess.Popen(
             ["bash", str(repo_root / "cluster" / "slurm.sh"), "tables_7_9", "--storage", "/shared/a b"],
-            env={**given, **environment},
+            env={**job, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -25,15 +25,15 @@ class Capacity:
     """A node provider that has no machine of some types."""
 
     def __init__(self):
-        self.without, self.asked = set(), []
+        self.without, self.requests = set(), []
 
     def create_node_with_resources_and_labels(self, node_config, tags, count, resources, labels):
         spot = node_config.get("InstanceMarketOptions", {}).get("MarketType") == "spot"
         name = "workers_spot" if spot else "workers_on_demand"
-        self.asked.append(name)
+        self.requests.append(name)
         if name in self.without:
             raise NodeLaunchException("InsufficientInstanceCapacity", "There is no Spot capacity", None)
-        return {f"i-{len(self.asked)}": None}
+        return {f"i-{len(self.requests)}": None}
 
 
 class Autoscaler:
@@ -56,14 +56,14 @@ class Autoscaler:
 
     def wanted(self, units):
         """Machines asked for, by type, when so many units wait and only the head runs."""
-        found, unmet = self.scheduler.get_nodes_to_launch(
+        launches, unmet = self.scheduler.get_nodes_to_launch(
             [], {"head": 1}, [dict(UNIT) for _ in range(units)], {}, [], {}, [], self.tracker.summary()
         )
         assert not unmet
-        return found
+        return launches
 
-    def launch(self, found):
-        for name, count in found.items():
+    def launch(self, launches):
+        for name, count in launches.items():
             self.launcher.pending.inc(name, count)
             self.launcher.launch_node(self.config, count, name)
 
@@ -89,7 +89,7 @@ def test_without_spot_capacity_the_next_machine_is_on_demand(autoscaler):
     autoscaler.launch(autoscaler.wanted(16))
     assert autoscaler.wanted(16) == {"workers_on_demand": 2}
     autoscaler.launch(autoscaler.wanted(16))
-    assert autoscaler.capacity.asked == ["workers_spot", "workers_on_demand"]
+    assert autoscaler.capacity.requests == ["workers_spot", "workers_on_demand"]
 
 
 def test_spot_is_asked_again_after_half_an_hour(autoscaler):
@@ -105,7 +105,7 @@ def test_where_nothing_is_to_be_had_spot_goes_first_again(autoscaler):
     autoscaler.capacity.without = {"workers_spot", "workers_on_demand"}
     for _ in range(3):
         autoscaler.launch(autoscaler.wanted(8))
-    assert autoscaler.capacity.asked == ["workers_spot", "workers_on_demand", "workers_spot"]
+    assert autoscaler.capacity.requests == ["workers_spot", "workers_on_demand", "workers_spot"]
 
 
 def test_rays_own_scorer_would_ask_for_spot_for_ever(repo_root, monkeypatch):
@@ -115,11 +115,11 @@ def test_rays_own_scorer_would_ask_for_spot_for_ever(repo_root, monkeypatch):
     plain.capacity.without = {"workers_spot"}
     for _ in range(3):
         plain.launch(plain.wanted(8))
-    assert plain.capacity.asked == ["workers_spot"] * 3
+    assert plain.capacity.requests == ["workers_spot"] * 3
 
 
 def test_what_fits_no_machine_is_left_waiting(autoscaler):
-    found, unmet = autoscaler.scheduler.get_nodes_to_launch(
+    launches, unmet = autoscaler.scheduler.get_nodes_to_launch(
         [], {"head": 1}, [{"GPU": 16}], {}, [], {}, [], autoscaler.tracker.summary()
     )
-    assert (found, unmet) == ({}, [{"GPU": 16}])
+    assert (launches, unmet) == ({}, [{"GPU": 16}])

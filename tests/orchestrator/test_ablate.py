@@ -84,7 +84,7 @@ def changed(old, new):
     return arguments
 
 
-def given(*more, **named):
+def flags(*more, **named):
     return lambda bench, tmp_path: toy(bench, tmp_path, *more, **named)
 
 
@@ -99,11 +99,11 @@ def file_in_the_way(flag):
 CASES = {
     "unknown study": (lambda bench, tmp_path: ["tables_79"], "unknown study 'tables_79'; near: tables_7_9"),
     "no study file": (lambda bench, tmp_path: [tmp_path / "gone.py"], "gone.py: no such Python file"),
-    "unknown field": (given("--set", "encoder_layer=2"), "unknown field 'encoder_layer'; near: encoder_layers"),
-    "no value": (given("--set", "steps"), "--set takes FIELD=VALUE, got 'steps'"),
-    "field twice": (given("--set", "steps=8", "--set", "steps=9"), "--set steps is given twice"),
-    "not a number": (given("--set", "dropout=much"), "dropout must be a number, got 'much'"),
-    "too few steps": (given("--set", "steps=4"), "row 'without': steps must be enough for joint training"),
+    "unknown field": (flags("--set", "encoder_layer=2"), "unknown field 'encoder_layer'; near: encoder_layers"),
+    "no value": (flags("--set", "steps"), "--set takes FIELD=VALUE, got 'steps'"),
+    "field twice": (flags("--set", "steps=8", "--set", "steps=9"), "--set steps is given twice"),
+    "not a number": (flags("--set", "dropout=much"), "dropout must be a number, got 'much'"),
+    "too few steps": (flags("--set", "steps=4"), "row 'without': steps must be enough for joint training"),
     "row out of range": (
         changed('{"routing": False}', '{"encoder_layers": 0}'),
         "study 'toy', table 'toy', row 'without': ModelConfig: encoder_layers must be at least 1, got 0",
@@ -121,21 +121,21 @@ CASES = {
         "row 'without': toy_pose: validation_subjects must be below the 3 training subjects",
     ),
     "column never measured": (
-        given("--set", "evaluation.ratios=0.2"),
+        flags("--set", "evaluation.ratios=0.2"),
         "column 'eap/top1@0.5' is not measured on toy_solid with evaluation.ratios=0.2; near: eap/top1@0.2",
     ),
     "mistyped metric": (
         changed('Column("eap/top1@0.5"', 'Column("eap/topone@0.5"'),
         "column 'eap/topone@0.5' is not measured on toy_solid with evaluation.ratios=0.5; near: eap/top1@0.5",
     ),
-    "column of a task not trained": (given("--set", "cycle=pe,eap"), "a column measures ar3d, which is not trained"),
+    "column of a task not trained": (flags("--set", "cycle=pe,eap"), "a column measures ar3d, which is not trained"),
     "study file that fails": (changed("STUDY = Study(", "STUDY = Studie("), "mine.py: cannot be read (NameError"),
     "2D clips for pose estimation": (
-        given("--set", f"data.pe.sources={FLAT}", leave_out=(POSE,)),
+        flags("--set", f"data.pe.sources={FLAT}", leave_out=(POSE,)),
         f"pe needs 3D clips with cameras, '{FLAT}' has none",
     ),
     "2D clips for 3D recognition": (
-        given("--set", f"ar3d.sources={FLAT}"),
+        flags("--set", f"ar3d.sources={FLAT}"),
         f"ar3d needs 3D clips, '{FLAT}' has 2D",
     ),
     "clips without classes": (
@@ -144,8 +144,8 @@ CASES = {
         ),
         f"ar3d needs labelled clips, '{NAMELESS}' has clips without a class",
     ),
-    "no folder given": (given(leave_out=(SOLID,)), f"clip set '{SOLID}' is not prepared: give --data {SOLID}=PATH"),
-    "no such folder": (given("--data", f"{SOLID}=/nowhere", leave_out=(SOLID,)), "/nowhere"),
+    "no folder given": (flags(leave_out=(SOLID,)), f"clip set '{SOLID}' is not prepared: give --data {SOLID}=PATH"),
+    "no such folder": (flags("--data", f"{SOLID}=/nowhere", leave_out=(SOLID,)), "/nowhere"),
     "no clip set there": (
         lambda bench, tmp_path: toy(bench, tmp_path, f"--data={SOLID}={tmp_path}", leave_out=(SOLID,)),
         "clips.json",
@@ -154,51 +154,51 @@ CASES = {
         lambda bench, tmp_path: toy(bench, tmp_path, f"--data={SOLID}={bench.data[FLAT]}", leave_out=(SOLID,)),
         f"expected clip set '{SOLID}', got '{FLAT}'; check --data",
     ),
-    "clips that nobody uses": (given("--data", "ntu120=/data"), "--data ntu120: no task uses this clip set"),
-    "no seeds": (given("--seeds", "0"), "--seeds must be at least 1, got 0"),
-    "no concurrency": (given("--max-concurrent", "0"), "--max-concurrent must be at least 1, got 0"),
-    "negative GPUs": (given("--gpus-per-unit", "-1"), "--gpus-per-unit must be at least 0, got -1"),
-    "broken GPUs": (given("--gpus-per-unit", "1.5"), "--gpus-per-unit above 1 must be whole, got 1.5"),
-    "no number of GPUs": (given("--gpus-per-unit", "nan"), "--gpus-per-unit must be finite, got nan"),
-    "no processes": (given("--processes-per-unit", "0"), "--processes-per-unit must be at least 1, got 0"),
+    "clips that nobody uses": (flags("--data", "ntu120=/data"), "--data ntu120: no task uses this clip set"),
+    "no seeds": (flags("--seeds", "0"), "--seeds must be at least 1, got 0"),
+    "no concurrency": (flags("--max-concurrent", "0"), "--max-concurrent must be at least 1, got 0"),
+    "negative GPUs": (flags("--gpus-per-unit", "-1"), "--gpus-per-unit must be at least 0, got -1"),
+    "broken GPUs": (flags("--gpus-per-unit", "1.5"), "--gpus-per-unit above 1 must be whole, got 1.5"),
+    "no number of GPUs": (flags("--gpus-per-unit", "nan"), "--gpus-per-unit must be finite, got nan"),
+    "no processes": (flags("--processes-per-unit", "0"), "--processes-per-unit must be at least 1, got 0"),
     "processes that don't match the GPUs": (
-        given("--processes-per-unit", "2", "--gpus-per-unit", "4"),
+        flags("--processes-per-unit", "2", "--gpus-per-unit", "4"),
         "--processes-per-unit must be the number of a unit's GPUs, got 2 with --gpus-per-unit 4; leave it out",
     ),
     "processes that share GPUs": (
-        given("--processes-per-unit", "2", "--gpus-per-unit", "auto"),
+        flags("--processes-per-unit", "2", "--gpus-per-unit", "auto"),
         "--gpus-per-unit auto shares GPUs between units, got --processes-per-unit 2; give --gpus-per-unit 2",
     ),
     "processes on one GPU": (
-        given("--processes-per-unit", "2", "--device", "cuda:1"),
+        flags("--processes-per-unit", "2", "--device", "cuda:1"),
         "--device must name no single GPU for 2 processes, got cuda:1; try cuda",
     ),
     "too few CPUs for processes": (
-        given("--processes-per-unit", "4", "--cpus-per-unit", "2"),
+        flags("--processes-per-unit", "4", "--cpus-per-unit", "2"),
         "--cpus-per-unit must be at least 1 for each of 4 processes, got 2",
     ),
     "more processes than clips": (
-        given("--processes-per-unit", "8"),
+        flags("--processes-per-unit", "8"),
         "data.pe.batch_size must be at least the number of processes, got 4 and 8",
     ),
     "statistics of whole batches": (
-        given("--micro-batch", "2", "--set", "normalisation=task_batch"),
+        flags("--micro-batch", "2", "--set", "normalisation=task_batch"),
         "normalisation='task_batch' takes statistics of whole batches, got --micro-batch 2; use normalisation='layer'",
     ),
-    "a price without a plan": (given("--price-per-hour", "3"), "--price-per-hour goes with --plan and must be above 0"),
-    "no memory": (given("--plan", "--gpu-memory", "0"), "--gpu-memory goes with --plan and must be above 0, got 0"),
-    "no CPUs": (given("--cpus-per-unit", "0"), "--cpus-per-unit must be above 0, got 0"),
-    "infinite CPUs": (given("--cpus-per-unit", "inf"), "--cpus-per-unit must be finite, got inf"),
-    "unknown device": (given("--device", "gpu"), "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+    "a price without a plan": (flags("--price-per-hour", "3"), "--price-per-hour goes with --plan and must be above 0"),
+    "no memory": (flags("--plan", "--gpu-memory", "0"), "--gpu-memory goes with --plan and must be above 0, got 0"),
+    "no CPUs": (flags("--cpus-per-unit", "0"), "--cpus-per-unit must be above 0, got 0"),
+    "infinite CPUs": (flags("--cpus-per-unit", "inf"), "--cpus-per-unit must be finite, got inf"),
+    "unknown device": (flags("--device", "gpu"), "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
     "storage below a file": (file_in_the_way("--storage"), "cannot be written to"),
-    "storage that can't be made": (given("--storage", "/proc/nothing/here"), "--storage /proc/nothing/here: cannot be"),
-    "object storage": (given("--storage", "gs://bucket/folder"), "gs:// is not supported; give a folder"),
+    "storage that can't be made": (flags("--storage", "/proc/nothing/here"), "--storage /proc/nothing/here: cannot be"),
+    "object storage": (flags("--storage", "gs://bucket/folder"), "gs:// is not supported; give a folder"),
     "report below a file": (file_in_the_way("--out"), "--out "),
-    "report that can't be made": (given("--out", "/proc/nothing"), "--out /proc/nothing: cannot be written to"),
-    "tracking without a host": (given("--tracking-uri", "http:/host"), "--tracking-uri http:/host: names no host"),
-    "tracking in a folder": (given("--tracking-uri", "mlruns"), "--tracking-uri mlruns: must be http(s)://"),
-    "no address": (given("--address", "head"), "--address must be auto, local or HOST:PORT, got 'head'"),
-    "nobody at the address": (given("--address", "127.0.0.1:1"), "--address 127.0.0.1:1: no Ray cluster answers"),
+    "report that can't be made": (flags("--out", "/proc/nothing"), "--out /proc/nothing: cannot be written to"),
+    "tracking without a host": (flags("--tracking-uri", "http:/host"), "--tracking-uri http:/host: names no host"),
+    "tracking in a folder": (flags("--tracking-uri", "mlruns"), "--tracking-uri mlruns: must be http(s)://"),
+    "no address": (flags("--address", "head"), "--address must be auto, local or HOST:PORT, got 'head'"),
+    "nobody at the address": (flags("--address", "127.0.0.1:1"), "--address 127.0.0.1:1: no Ray cluster answers"),
 }
 
 
@@ -352,9 +352,9 @@ def test_the_study_in_the_documentation_is_planned_as_its_text_says(
 
 
 def test_the_documentation_names_no_flag_that_is_not_there(page):
-    known = {text for action in ablate.parser()._actions for text in action.option_strings}
+    flags_of_the_command = {text for action in ablate.parser()._actions for text in action.option_strings}
     named = set(re.findall(r"--[a-z][a-z-]+", page))
-    assert {"--plan", "--seeds", "--gpus-per-unit"} <= named <= known
+    assert {"--plan", "--seeds", "--gpus-per-unit"} <= named <= flags_of_the_command
 
 
 def test_the_command_that_a_report_shows_has_no_paths():

@@ -206,8 +206,8 @@ def test_a_unit_of_the_ledger_answers_to_a_file_of_its_source(done):
     keypoints = done / "h36m" / "data_2d_h36m_cpn_ft_h36m_dbb.npz"
     answer = run(done, "ups_model.predict", unit, keypoints, "--clip", "S9/Walking/0", "--out", done / "p.npz")
     assert answer.returncode == 0 and "mpjpe_mm" in answer.stdout, answer.stderr
-    with np.load(done / "p.npz", allow_pickle=False) as found:
-        assert found["poses"].shape[1:] == (17, 3)
+    with np.load(done / "p.npz", allow_pickle=False) as arrays:
+        assert arrays["poses"].shape[1:] == (17, 3)
 
 
 @pytest.mark.slow

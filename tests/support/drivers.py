@@ -147,12 +147,12 @@ def descendants(pid: int) -> list[int]:
             except (OSError, IndexError):
                 continue
             children.setdefault(parent, []).append(int(entry.name))
-    found, left = [], [pid]
+    pids, left = [], [pid]
     while left:
         below = children.get(left.pop(), [])
-        found += below
+        pids += below
         left += below
-    return found
+    return pids
 
 
 def command_of(pid: int) -> bytes:

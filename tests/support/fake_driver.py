@@ -15,7 +15,7 @@ class NoMirror:
 
     outcomes: list[str] = []  # noqa: RUF012 - emptied by `FakeDriver.install`
 
-    def __init__(self, *given: Any) -> None:
+    def __init__(self, *args: Any) -> None:
         pass
 
     def start(self) -> None:

@@ -204,6 +204,6 @@ class Cluster:
     def wait_for_nodes(self, count: int, seconds: float = 120) -> None:
         """Until so many live."""
         end = time.monotonic() + seconds
-        while (found := self.alive()) < count:
-            assert time.monotonic() < end, f"{found} of {count} nodes after {seconds} s"
+        while (alive := self.alive()) < count:
+            assert time.monotonic() < end, f"{alive} of {count} nodes after {seconds} s"
             time.sleep(1)

@@ -59,12 +59,12 @@ def records_of(
     plan: Plan, accuracies: Mapping[str, Sequence[float | None]], errors: Mapping[str, Sequence[float]] | None = None
 ) -> dict[str, Record]:
     """Finished records of rows with these values, one a seed; None leaves a seed without a record."""
-    found = {}
+    records = {}
     for label, values in accuracies.items():
         for seed, (key, value) in enumerate(zip(keys_of(plan, label), values, strict=False)):
             if value is not None:
                 metrics = {"ar3d/top1": value, "ar3d/clips": 100.0, "pe/mpjpe_mm": 50.0, "pe/mpjpe_mm_se": 1.25}
                 if errors is not None:
                     metrics["pe/mpjpe_mm"] = errors[label][seed]
-                found[key] = finished(key, metrics)
-    return found
+                records[key] = finished(key, metrics)
+    return records

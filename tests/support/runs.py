@@ -162,8 +162,8 @@ def options(out: Path, cache: Path, **changes: Any) -> RunOptions:
 
 def stop_at(step: int) -> Callable[[], bool]:
     """A `should_stop` that says yes after so many steps of this process."""
-    asked = itertools.count(1)
-    return lambda: next(asked) == step
+    steps = itertools.count(1)
+    return lambda: next(steps) == step
 
 
 def train_alone(config: Config, paths: dict[str, Path], run_options: RunOptions) -> None:
@@ -182,17 +182,17 @@ def train_as_rank(
     losses: list[torch.Tensor] = []
     plain = ups_model.training.loop.sequence_loss
 
-    def recorded(*given: Any) -> torch.Tensor:
-        losses.append(plain(*given))
+    def recorded(*args: Any) -> torch.Tensor:
+        losses.append(plain(*args))
         return losses[-1]
 
     ups_model.training.loop.sequence_loss = recorded
     try:
-        found = {"result": vars(train(config, paths, run_options))}
+        outcome = {"result": vars(train(config, paths, run_options))}
     except ValueError as error:
-        found = {"error": f"ValueError: {error}"}
+        outcome = {"error": f"ValueError: {error}"}
     run_options.out.mkdir(parents=True, exist_ok=True)
-    found["losses"] = [loss.item() for loss in losses]
-    (run_options.out / f"rank{rank}.json").write_text(json.dumps(found))
+    outcome["losses"] = [loss.item() for loss in losses]
+    (run_options.out / f"rank{rank}.json").write_text(json.dumps(outcome))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -112,20 +112,20 @@ def store_server() -> Iterator[StoreServer]:
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Silent(WSGIRequestHandler):
-        def log_request(self, *given: Any) -> None:
+        def log_request(self, *args: Any) -> None:
             pass
 
-    found = StoreServer(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, found, threaded=True, request_handler=Silent)
+    store = StoreServer(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, store, threaded=True, request_handler=Silent)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    found.url = f"http://127.0.0.1:{server.server_port}"
+    store.url = f"http://127.0.0.1:{server.server_port}"
     before = {name: os.environ.get(name) for name in (*SETTINGS, "AWS_ENDPOINT_URL", "AWS_PROFILE")}
     os.environ.pop("AWS_PROFILE", None)
-    os.environ.update(SETTINGS | {"AWS_ENDPOINT_URL": found.url})
+    os.environ.update(SETTINGS | {"AWS_ENDPOINT_URL": store.url})
     try:
-        yield found
+        yield store
     finally:
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})

@@ -48,11 +48,11 @@ def renamed(body, names):
 
 def channels_of(body, channels=None):
     """Every joint's channels, in the order of the file: depth first, children as listed."""
-    given = channels or {}
+    channels_by_joint = channels or {}
     order = []
 
     def visit(name, parent):
-        order.append((name, given.get(name, ROOT_CHANNELS if parent is None else JOINT_CHANNELS)))
+        order.append((name, channels_by_joint.get(name, ROOT_CHANNELS if parent is None else JOINT_CHANNELS)))
         for child, its_parent, *_ in body:
             if its_parent == name:
                 visit(child, name)
@@ -65,7 +65,7 @@ def bvh_text(
     body=CMU, frames=None, channels=None, scale=1.0, frame_time="0.0083333", newline="\n", declared=None, per_line=None
 ):
     """The text of a BVH file. `frames`: [N, C] values in the order of `channels_of`; a rest pose by default."""
-    given = dict(channels_of(body, channels))
+    channels_by_joint = dict(channels_of(body, channels))
     lines = ["HIERARCHY"]
 
     def visit(name, parent, offset, end, depth):
@@ -73,7 +73,7 @@ def bvh_text(
         lines.append(f"{tab}{'ROOT' if parent is None else 'JOINT'} {name}")
         lines.append(tab + "{")
         lines.append(f"{tab}\tOFFSET " + " ".join(f"{value * scale:.8g}" for value in offset))
-        lines.append(f"{tab}\tCHANNELS {len(given[name])} {' '.join(given[name])}".rstrip())
+        lines.append(f"{tab}\tCHANNELS {len(channels_by_joint[name])} {' '.join(channels_by_joint[name])}".rstrip())
         for entry in body:
             if entry[1] == name:
                 visit(*entry, depth + 1)

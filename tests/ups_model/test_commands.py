@@ -336,7 +336,7 @@ def test_a_joint_run_leaves_its_configuration_progress_result_and_weights(joint,
 
 
 def test_the_same_command_again_reports_the_finished_run_and_trains_nothing(joint, capsys, monkeypatch):
-    def step(*given):
+    def step(*args):
         raise AssertionError("a finished run must not train or measure")
 
     monkeypatch.setattr(ups_model.training.loop, "sequence_loss", step)
@@ -358,11 +358,11 @@ def test_a_written_configuration_given_back_is_the_same_run(joint, capsys):
 def test_evaluation_gives_exactly_the_test_metrics_that_training_reported(joint, chosen, capsys, tmp_path):
     scores = tmp_path / "scores.json"
     assert ups_model.evaluate.main([str(chosen), "--device", "cpu", "--out", str(scores)]) == 0
-    found, result = json.loads(scores.read_text()), json.loads((joint / "result.json").read_text())
+    scored, result = json.loads(scores.read_text()), json.loads((joint / "result.json").read_text())
     reported = {name.removeprefix("test/"): value for name, value in result["metrics"].items() if name != "test/score"}
-    assert found["metrics"] == reported and reported["pe/mpjpe_mm"] > 0
-    assert found["part"] == "test" and found["data"] == result["about"]["data"]
-    assert found["config"] == result["about"]["config"]
+    assert scored["metrics"] == reported and reported["pe/mpjpe_mm"] > 0
+    assert scored["part"] == "test" and scored["data"] == result["about"]["data"]
+    assert scored["config"] == result["about"]["config"]
     printed = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]}
     assert printed["pe/mpjpe_mm"] == f"{reported['pe/mpjpe_mm']:.2f}"
 
@@ -373,9 +373,9 @@ def test_evaluation_measures_other_ratios_when_asked(joint, tmp_path):
     scores = tmp_path / "scores.json"
     weights_folder = out / "best" / "step-00000002"
     assert ups_model.evaluate.main([str(weights_folder), "--set", "ratios=0.25,1", "--out", str(scores)]) == 0
-    found = json.loads(scores.read_text())
-    assert {"eap/top1@0.25", "eap/top1@1"} <= found["metrics"].keys() and "eap/top1@0.5" not in found["metrics"]
-    assert found["config"]["evaluation"]["ratios"] == [0.25, 1.0]
+    scored = json.loads(scores.read_text())
+    assert {"eap/top1@0.25", "eap/top1@1"} <= scored["metrics"].keys() and "eap/top1@0.5" not in scored["metrics"]
+    assert scored["config"]["evaluation"]["ratios"] == [0.25, 1.0]
 
 
 def test_fine_tuning_one_task_starts_from_the_parent_and_keeps_its_routes(joint, chosen, capsys, tmp_path):
@@ -384,11 +384,11 @@ def test_fine_tuning_one_task_starts_from_the_parent_and_keeps_its_routes(joint,
     result, parent = (json.loads((out / "result.json").read_text()) for out in (tmp_path / "child", joint))
     assert result["about"]["config"]["freeze_routes"] is True and result["key"] != parent["key"]
     assert result["routes"] == parent["routes"]
-    found = weights(result["checkpoint"])
-    routes = [[int(block) for block in row] for row in found["encoder.router.frozen_TL"]]
+    trained = weights(result["checkpoint"])
+    routes = [[int(block) for block in row] for row in trained["encoder.router.frozen_TL"]]
     assert routes == [parent["routes"][task] for task in ("pe", "ar2d", "eap", "ar3d")]
     start = weights(chosen)
-    assert not torch.equal(found["encoder.router.task_TQ"], start["encoder.router.task_TQ"])  # It did train.
+    assert not torch.equal(trained["encoder.router.task_TQ"], start["encoder.router.task_TQ"])  # It did train.
     assert {name.split("/")[1] for name in result["metrics"]} == {"ar3d", "score"}
     # Without its parent the same command is another run.
     without = [part for part in arguments if part not in ("--parent", str(chosen))]

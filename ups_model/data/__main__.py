@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ups_model.cli import command_parser
 from ups_model.data.format.clip_set import MANIFEST, ClipSet
 from ups_model.data.prepare.catalog import GROUPS, SOURCES, Options, check_options, default_cache, expand, make, target
 from ups_model.data.prepare.runner import available_workers, is_prepared
@@ -28,12 +28,7 @@ exit status: 0 done, 1 a set is damaged or could not be prepared, 2 usage, befor
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ups_model.data",
-        description="Prepares, verifies and lists clip sets.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("ups_model.data", "Prepares, verifies and lists clip sets.", EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True)
     sub = commands.add_parser("prepare", help="make clip sets from their sources")
     sub.add_argument("names", nargs="+", metavar="NAME", help=", ".join([*GROUPS, *SOURCES]))

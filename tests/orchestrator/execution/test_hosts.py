@@ -117,9 +117,9 @@ def assert_whole(study, reference):
 
 
 def test_the_study_runs_on_all_three_hosts_and_each_unit_once(undisturbed):
-    found = undisturbed.records()
-    assert len(found) == UNITS
-    hosts = sorted(record["about"]["host"] for record in found.values())
+    records = undisturbed.records()
+    assert len(records) == UNITS
+    hosts = sorted(record["about"]["host"] for record in records.values())
     print(f"units by host: { {host: hosts.count(host) for host in sorted(set(hosts))} }")
     assert set(hosts) == {"h1", "h2", "h3"}
     assert set(undisturbed.starts().values()) == {1}

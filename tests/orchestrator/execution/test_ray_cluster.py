@@ -14,10 +14,10 @@ from orchestrator.execution.ray_cluster import ClusterFacts, Resources, check_ro
 
 @pytest.fixture
 def nodes(monkeypatch):
-    def given(*resources):
+    def set_nodes(*resources):
         monkeypatch.setattr(ray_nodes.ray, "nodes", lambda: [{"Alive": True, "Resources": one} for one in resources])
 
-    return given
+    return set_nodes
 
 
 def test_processors_and_gpus_of_a_unit_must_be_on_one_node(nodes):
@@ -85,14 +85,14 @@ def test_pods_that_kuberay_has_yet_to_start_count(tmp_path, monkeypatch, repo_ro
     from ray.cluster_utils import Cluster
 
     manifests = list(yaml.safe_load_all((repo_root / "cluster" / "kuberay.yaml").read_text()))
-    asked = []
+    requests = []
 
     class Api:
         def __init__(self, namespace):
             self.namespace = namespace
 
         def get(self, path):
-            asked.append((self.namespace, path))
+            requests.append((self.namespace, path))
             return manifests[1]
 
     (tmp_path / "namespace").write_text("default")
@@ -110,6 +110,6 @@ def test_pods_that_kuberay_has_yet_to_start_count(tmp_path, monkeypatch, repo_ro
     finally:
         ray_nodes.disconnect()
         cluster.shutdown()
-    assert asked == [("default", "rayclusters/ups")]
+    assert requests == [("default", "rayclusters/ups")]
     assert facts.growing and not facts.local
     assert (resources.gpus_per_unit, facts.slots(resources)) == (1.0, 64), "8 pods of 8 GPUs"

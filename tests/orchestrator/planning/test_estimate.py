@@ -141,41 +141,41 @@ def record(unit, seconds, trained=0.0):
 
 @pytest.mark.slow
 def test_operations_are_three_forward_passes_of_every_sample(inputs):
-    found = estimate(inputs.plan.units, inputs.sets, {}, 2)
+    expected = estimate(inputs.plan.units, inputs.sets, {}, 2)
     for _key, unit in inputs.plan.units.items():
         flops = sizes_of(unit.config, inputs.sets).flops
         turns = unit.config.optim.turns_before(unit.config.optim.steps)
         by_hand = sum(4 * turns[task] * flops[task] for task in unit.config.optim.tasks)  # Batches of 4.
         assert operations_of(unit, inputs.sets) == pytest.approx((1 + BACKWARD) * by_hand)
-    assert found.measured == 0
-    assert found.total == found.left == pytest.approx(sum(found.seconds.values()))
-    assert 0.499 * found.left <= found.makespan <= found.left
+    assert expected.measured == 0
+    assert expected.total == expected.left == pytest.approx(sum(expected.seconds.values()))
+    assert 0.499 * expected.left <= expected.makespan <= expected.left
 
 
 def test_measured_times_replace_guesses_also_for_other_seeds(inputs):
     plan = inputs.plan
     unit = next(iter(plan.units.values()))
     twin = next(one for one in plan.units.values() if one.arm == unit.arm and one.slug == "joint-seed1")
-    found = estimate(plan.units, inputs.sets, {unit.key: record(unit, 50.0)}, 1)
-    assert found.seconds[unit.key] == found.seconds[twin.key] == 50.0
-    assert found.measured == 1
-    assert found.left == pytest.approx(found.total - 50.0)
+    expected = estimate(plan.units, inputs.sets, {unit.key: record(unit, 50.0)}, 1)
+    assert expected.seconds[unit.key] == expected.seconds[twin.key] == 50.0
+    assert expected.measured == 1
+    assert expected.left == pytest.approx(expected.total - 50.0)
     # All others at the rate of the one that was measured.
     rate = operations_of(unit, inputs.sets) / 50.0
     other = next(one for one in plan.units.values() if one.stage == "separate")
-    assert found.seconds[other.key] == pytest.approx(operations_of(other, inputs.sets) / rate)
+    assert expected.seconds[other.key] == pytest.approx(operations_of(other, inputs.sets) / rate)
 
 
 def test_a_unit_that_was_resumed_counts_with_all_of_its_training(inputs):
     unit = next(iter(inputs.plan.units.values()))
-    found = estimate(inputs.plan.units, inputs.sets, {unit.key: record(unit, 2.0, trained=90.0)}, 1)
-    assert found.seconds[unit.key] == 90.0
+    expected = estimate(inputs.plan.units, inputs.sets, {unit.key: record(unit, 2.0, trained=90.0)}, 1)
+    assert expected.seconds[unit.key] == 90.0
 
 
 def test_nothing_is_left_when_all_is_done_even_of_records_without_a_time(inputs):
     done = {key: Record(key, "finished", {"test/score": 1.0}) for key in inputs.plan.units}
-    found = estimate(inputs.plan.units, inputs.sets, done, 2)
-    assert (found.left, found.makespan, found.measured) == (0, 0, 0)
+    expected = estimate(inputs.plan.units, inputs.sets, done, 2)
+    assert (expected.left, expected.makespan, expected.measured) == (0, 0, 0)
 
 
 def test_slots_share_the_work(inputs):

@@ -70,9 +70,9 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         if tag not in self.VOID:
             self.open.append(tag)
-        found = dict(attributes)
-        self.ids += filter(None, [found.get("id")])
-        self.addresses += [found[name] for name in ("href", "src", "xlink:href") if name in found]
+        values = dict(attributes)
+        self.ids += filter(None, [values.get("id")])
+        self.addresses += [values[name] for name in ("href", "src", "xlink:href") if name in values]
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
@@ -437,7 +437,7 @@ def test_mlflow_gives_the_same_bytes_as_storage(tmp_path, monkeypatch, capsys):
     assert command.main(["--storage", "storage", "--out", "one"]) == 0
     assert command.main(["invented", "--tracking-uri", uri]) == 0
     first, second = tmp_path / "one", tmp_path / f"report-{plan.name}"
-    found = [
+    reports = [
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} for folder in (first, second)
     ]
-    assert found[0] == found[1] and len(found[0]) == 5
+    assert reports[0] == reports[1] and len(reports[0]) == 5

@@ -35,9 +35,9 @@ class Stage:
 
     def next(self):
         """The next assignment, which there must be."""
-        given = self.dispatcher.next()
-        assert given is not None
-        return given
+        assignment = self.dispatcher.next()
+        assert assignment is not None
+        return assignment
 
     def end(self, key, status, node="a", **more):
         self.dispatcher.ended(key, {"status": status, "node": node, **more})
@@ -104,8 +104,8 @@ def test_processes_that_end_before_they_begin_are_bounded(stage):
 def test_while_the_storage_is_away_neither_units_nor_nodes_are_blamed(stage):
     stage.storage_fault = "no route to the bucket"
     for _ in range(10 * RETRIES):
-        for given, node in zip([stage.dispatcher.next(), stage.dispatcher.next()], "ab", strict=True):
-            stage.breaks(given.unit.key, "unreachable", node)
+        for assignment, node in zip([stage.dispatcher.next(), stage.dispatcher.next()], "ab", strict=True):
+            stage.breaks(assignment.unit.key, "unreachable", node)
         stage.now += 20
     key = stage.next().unit.key
     assert stage.dispatcher.failed_on(key) == set()
@@ -120,9 +120,9 @@ def test_a_storage_that_stays_away_ends_the_study(tmp_path):
     stage = Stage(tmp_path, nodes=("a",))
     stage.storage_fault = "no route to the bucket"
     while not stage.dispatcher.complete and stage.now < 2 * STORAGE_TIMEOUT_SECONDS:
-        for given in (stage.dispatcher.next(), stage.dispatcher.next()):
-            if given is not None:
-                stage.breaks(given.unit.key, "unreachable", "a")
+        for assignment in (stage.dispatcher.next(), stage.dispatcher.next()):
+            if assignment is not None:
+                stage.breaks(assignment.unit.key, "unreachable", "a")
         stage.now += 60
     assert stage.dispatcher.complete
     assert STORAGE_TIMEOUT_SECONDS <= stage.now < 2 * STORAGE_TIMEOUT_SECONDS
@@ -201,8 +201,8 @@ def test_a_notice_moves_the_unit_and_keeps_others_away(stage):
     key = stage.next().unit.key
     stage.end(key, "stopped", node="a", notice="it goes in two minutes")
     assert stage.graph.state[key] is State.WAITING
-    given = stage.next()
-    assert given.unit.key == key and given.avoid == ("a",)
+    assignment = stage.next()
+    assert assignment.unit.key == key and assignment.avoid == ("a",)
     assert stage.dispatcher.failed_on(key) == set()
 
 
@@ -251,9 +251,9 @@ def test_units_that_wait_for_nodes_that_refuse_go_to_the_one_that_does_not(stage
     for node in ("a", "b"):
         stage.end(first, "refused", node=node, error="torch 2.12")
         stage.end(second, "refused", node=node, error="torch 2.12")  # It was given out before the node was known.
-        given = [stage.next(), stage.next()]
-        assert {one.unit.key for one in given} == {first, second}
-    assert {one.avoid for one in given} == {("a", "b")}
+        assignments = [stage.next(), stage.next()]
+        assert {one.unit.key for one in assignments} == {first, second}
+    assert {one.avoid for one in assignments} == {("a", "b")}
 
 
 def test_where_every_node_refuses_units_fail_and_say_why(tmp_path):
@@ -281,9 +281,9 @@ def test_what_fails_on_every_new_node_of_a_growing_cluster_comes_to_an_end(tmp_p
         if stage.alive <= set(stage.dispatcher.nodes.avoided):  # Idle, it is given back, and another one comes.
             stage.alive = {f"new{used}"}
             used += 1
-        for given in [stage.dispatcher.next() for _ in range(4)]:
-            if given is not None:
-                stage.breaks(given.unit.key, "raised", next(iter(stage.alive)))
+        for assignment in [stage.dispatcher.next() for _ in range(4)]:
+            if assignment is not None:
+                stage.breaks(assignment.unit.key, "raised", next(iter(stage.alive)))
         if stage.dispatcher.complete:
             break
     assert stage.dispatcher.complete
@@ -323,28 +323,28 @@ def test_units_that_wait_for_machines_that_are_gone_are_told_of(stage, caplog):
 
 def test_out_of_memory_is_tried_again_alone_and_remembered(tmp_path):
     stage = Stage(tmp_path, gpus=0.25)
-    given = stage.next()
-    assert given.gpus == 0.25 and given.too_small == ()
-    stage.end(given.unit.key, "out_of_memory", error="CUDA out of memory")
+    assignment = stage.next()
+    assert assignment.gpus == 0.25 and assignment.too_small == ()
+    stage.end(assignment.unit.key, "out_of_memory", error="CUDA out of memory")
     again = stage.next()
-    assert again.unit.key == given.unit.key
+    assert again.unit.key == assignment.unit.key
     assert again.gpus == 1.0 and again.too_small == (0.25,)
     assert again.avoid == (), "the share was at fault, not the node"
-    stage.end(given.unit.key, "out_of_memory", error="CUDA out of memory")
-    assert stage.graph.state[given.unit.key] is State.FAILED
-    assert "it had a whole GPU: give --micro-batch auto" in stage.graph.error[given.unit.key]
+    stage.end(assignment.unit.key, "out_of_memory", error="CUDA out of memory")
+    assert stage.graph.state[assignment.unit.key] is State.FAILED
+    assert "it had a whole GPU: give --micro-batch auto" in stage.graph.error[assignment.unit.key]
 
 
 def test_a_unit_that_can_compute_smaller_parts_is_tried_again_on_as_many_gpus(tmp_path):
     stage = Stage(tmp_path, gpus=4.0)
-    given = stage.next()
+    assignment = stage.next()
     for tries in range(1, RETRIES + 1):
-        stage.end(given.unit.key, "out_of_memory", error="CUDA out of memory", sure=False)
+        stage.end(assignment.unit.key, "out_of_memory", error="CUDA out of memory", sure=False)
         again = stage.next()
-        assert again.unit.key == given.unit.key and again.gpus == 4.0
+        assert again.unit.key == assignment.unit.key and again.gpus == 4.0
         assert again.too_small == (4.0,) * tries, "each of them plans for less memory"
-    stage.end(given.unit.key, "out_of_memory", error="CUDA out of memory", sure=False)
-    assert stage.graph.state[given.unit.key] is State.FAILED
+    stage.end(assignment.unit.key, "out_of_memory", error="CUDA out of memory", sure=False)
+    assert stage.graph.state[assignment.unit.key] is State.FAILED
 
 
 def test_a_stopping_study_keeps_what_stopped(stage):

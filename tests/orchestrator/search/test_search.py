@@ -182,28 +182,28 @@ def test_a_unit_that_a_study_has_trained_is_not_trained_again(tmp_path):
     plan = make_plan(resolve(study, "tiny", {}), 1, DATA, TEXT)
     (unit,) = plan.units.values()
     finish(ledger, unit, **{"validation/score": 33.0, "test/score": 99.0})
-    found = Search(tmp_path, space, trials=1).run()
-    assert found.trained == []
-    assert found.book.trials[0].value == 33.0
+    search_run = Search(tmp_path, space, trials=1).run()
+    assert search_run.trained == []
+    assert search_run.book.trials[0].value == 33.0
 
 
 def test_several_trials_at_once_differ_and_are_finished_in_any_order(tmp_path):
-    found = Search(tmp_path, seeds=2, trials=12)
-    running = [found.graph.next() for _ in range(6)]
+    search_run = Search(tmp_path, seeds=2, trials=12)
+    running = [search_run.graph.next() for _ in range(6)]
     assert len({unit.key for unit in running}) == 6
     assert [unit.seed for unit in running] == [100, 101] * 3
-    assert len(found.book.trials) == 3
+    assert len(search_run.book.trials) == 3
     for unit in reversed(running):
-        finish(found.ledger, unit)
-        found.graph.finished(unit.key)
-    found.run()
-    assert found.graph.complete
-    assert found.graph.whole
-    for trial in found.book.trials:
-        values = [worth(unit.config) for unit in found.plan.units_of(trial.params)]
+        finish(search_run.ledger, unit)
+        search_run.graph.finished(unit.key)
+    search_run.run()
+    assert search_run.graph.complete
+    assert search_run.graph.whole
+    for trial in search_run.book.trials:
+        values = [worth(unit.config) for unit in search_run.plan.units_of(trial.params)]
         assert len(values) == 2
         assert trial.value == pytest.approx((values[0] + values[1]) / 2)
-    assert len({str(trial.params) for trial in found.book.trials}) == 12
+    assert len({str(trial.params) for trial in search_run.book.trials}) == 12
 
 
 def test_a_failed_unit_fails_its_trial_alone_and_is_tried_again_with_the_same_parameters(tmp_path):
@@ -236,20 +236,20 @@ def test_a_failed_unit_fails_its_trial_alone_and_is_tried_again_with_the_same_pa
 
 
 def test_a_trial_whose_unit_is_forgiven_what_a_machine_did_gets_its_value(tmp_path):
-    found = Search(tmp_path, trials=2)
-    unit = found.graph.next()
-    found.graph.failed(unit.key, "its process died")
-    assert found.book.trials[0].state is TrialState.FAIL
-    found.graph.again(unit.key)  # The dispatcher has found that the node was at fault.
-    found.run()
-    assert found.graph.whole
-    assert [state for state, _ in in_journal(found.file)] == ["FAIL", "COMPLETE", "COMPLETE"]
+    search_run = Search(tmp_path, trials=2)
+    unit = search_run.graph.next()
+    search_run.graph.failed(unit.key, "its process died")
+    assert search_run.book.trials[0].state is TrialState.FAIL
+    search_run.graph.again(unit.key)  # The dispatcher has found that the node was at fault.
+    search_run.run()
+    assert search_run.graph.whole
+    assert [state for state, _ in in_journal(search_run.file)] == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
 @pytest.mark.slow
 def test_suggestions_keep_away_from_where_trials_failed(tmp_path):
     def suggestions(failures):
-        found = []
+        dropouts = []
         for seed in range(8):
             space = Space("hill", "?", {"dropout": Range(0, 0.9)}, sampler_seed=seed)
             book = Journal(tmp_path / f"{failures}-{seed}", "hill", space, {"model.dropout": Range(0.0, 0.9)}, None)
@@ -258,8 +258,8 @@ def test_suggestions_keep_away_from_where_trials_failed(tmp_path):
                 book.complete(trial, 1.0 if place in (4, 16) else 0.0)
             for place in range(failures):
                 book.fail(book.begin({"model.dropout": 0.77 + place / 200}))
-            found.append(book.suggest()["model.dropout"])
-        return found
+            dropouts.append(book.suggest()["model.dropout"])
+        return dropouts
 
     assert sum(value > 0.6 for value in suggestions(0)) > 4
     assert all(value < 0.6 for value in suggestions(20))
@@ -268,33 +268,33 @@ def test_suggestions_keep_away_from_where_trials_failed(tmp_path):
 def test_a_small_space_ends_when_it_has_no_more_configurations(tmp_path):
     choices = {"routing_execution": Choice(("sparse", "dense")), "weight_decay": Choice((0.0, 1.23456e-4))}
     space = Space("tiny_one", "?", {"encoder_layers": Range(1, 3), **choices})
-    found = Search(tmp_path, space, trials=20).run()
-    assert found.graph.complete
-    assert found.graph.whole
-    assert len(found.book.trials) == len({str(trial.params) for trial in found.book.trials}) == 12
-    assert {trial.params["optim.weight_decay"] for trial in found.book.trials} == {0.0, 1.23456e-4}
+    search_run = Search(tmp_path, space, trials=20).run()
+    assert search_run.graph.complete
+    assert search_run.graph.whole
+    assert len(search_run.book.trials) == len({str(trial.params) for trial in search_run.book.trials}) == 12
+    assert {trial.params["optim.weight_decay"] for trial in search_run.book.trials} == {0.0, 1.23456e-4}
 
 
 def test_a_stopped_trial_is_neither_complete_nor_failed(tmp_path):
-    found = Search(tmp_path, trials=3)
-    unit = found.graph.next()
-    found.graph.stopping = True
-    found.graph.stopped(unit.key)
-    assert found.graph.complete
-    assert not found.graph.whole
-    assert found.graph.next() is None
-    assert [state for state, _ in in_journal(found.file)] == ["RUNNING"]
+    search_run = Search(tmp_path, trials=3)
+    unit = search_run.graph.next()
+    search_run.graph.stopping = True
+    search_run.graph.stopped(unit.key)
+    assert search_run.graph.complete
+    assert not search_run.graph.whole
+    assert search_run.graph.next() is None
+    assert [state for state, _ in in_journal(search_run.file)] == ["RUNNING"]
 
 
 def test_a_journal_that_cannot_be_written_stops_the_search_and_loses_nothing(tmp_path, undisturbed, monkeypatch):
-    found = Search(tmp_path).run(3)
-    unit = found.graph.next()
-    finish(found.ledger, unit)
+    search_run = Search(tmp_path).run(3)
+    unit = search_run.graph.next()
+    finish(search_run.ledger, unit)
     with monkeypatch.context() as patch:
         patch.setattr(JournalFileBackend, "append_logs", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-        found.graph.finished(unit.key)
-    assert found.graph.complete
-    assert "No space left" in found.graph.fault
+        search_run.graph.finished(unit.key)
+    assert search_run.graph.complete
+    assert "No space left" in search_run.graph.fault
     assert Search(tmp_path).run().outcome == undisturbed.outcome
 
 

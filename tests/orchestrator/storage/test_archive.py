@@ -93,9 +93,9 @@ def write_progress(ledger, unit):
 
 def command(capsys, *arguments):
     status = main([*map(str, arguments)])
-    found = capsys.readouterr()
-    assert "Traceback" not in found.err
-    return status, found.out + found.err
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err
+    return status, output.out + output.err
 
 
 def export(ledger, file, capsys, *more):
@@ -120,22 +120,24 @@ def test_an_export_has_records_and_no_weights_logs_claims_or_paths(source, tmp_p
     unit = next(iter(plan_of(small_study(), seeds=2).units.values()))
     with source.claim(unit):
         file = export(source, tmp_path / "ledger.tar.gz", capsys)
-    found = entries(file)
+    exported = entries(file)
     plans = source.studies()
-    assert {name for name in found if not name.startswith("units/")} == {
+    assert {name for name in exported if not name.startswith("units/")} == {
         "ledger.json",
         "searches/rate-tiny-01234567/journal.log",
         *(f"studies/{name}/plan.json" for name in plans),
     }
-    assert {name.rsplit("/", 1)[1] for name in found if name.startswith("units/")} == {
+    assert {name.rsplit("/", 1)[1] for name in exported if name.startswith("units/")} == {
         RECORD, FAILURE, OUTCOMES, PROGRESS
     }  # fmt: skip
-    finished = [name for name in found if name.endswith(RECORD)]
+    finished = [name for name in exported if name.endswith(RECORD)]
     assert len(finished) == len(plan_of(small_study(), seeds=2).units) - 2 + 1
-    assert all(found[name] == source.storage.read(name) for name in finished), "a record without paths is kept as it is"
-    (failure,) = (content.decode() for name, content in found.items() if name.endswith(FAILURE))
+    assert all(exported[name] == source.storage.read(name) for name in finished), (
+        "a record without paths is kept as it is"
+    )
+    (failure,) = (content.decode() for name, content in exported.items() if name.endswith(FAILURE))
     assert 'File \\"PATH/worker.py\\", line 7' in failure and "'PATH/clips.npz' (see PATH/ups.log)" in failure
-    assert not any(b"/home" in content or b"/data" in content for content in found.values())
+    assert not any(b"/home" in content or b"/data" in content for content in exported.values())
     assert file.stat().st_size < 20_000
 
 
@@ -173,9 +175,9 @@ def test_the_same_ledger_makes_the_same_bytes_wherever_it_lies(source, tmp_path,
 def test_an_export_of_a_study_has_its_plan_and_its_units_alone(source, tmp_path, capsys):
     (other,) = (name for name, plan in source.studies().items() if plan.study == "other")
     for name in ("other", other):
-        found = entries(export(source, tmp_path / "one", capsys, "--study", name))
-        assert [one for one in found if one.startswith(("studies/", "searches/"))] == [f"studies/{other}/plan.json"]
-        assert {one.split("/")[1] for one in found if one.startswith("units/")} <= {
+        names = entries(export(source, tmp_path / "one", capsys, "--study", name))
+        assert [one for one in names if one.startswith(("studies/", "searches/"))] == [f"studies/{other}/plan.json"]
+        assert {one.split("/")[1] for one in names if one.startswith("units/")} <= {
             unit.folder for unit in source.studies()[other].units.values()
         }
     both = entries(export(source, tmp_path / "both", capsys, "--study", "other", "--study", "small"))
@@ -189,7 +191,7 @@ def test_an_export_that_fails_leaves_the_file_as_it_was(source, tmp_path, capsys
     file = export(source, tmp_path / "ledger.tar.gz", capsys)
     before = file.read_bytes()
 
-    def full(*given):
+    def full(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(archive, "_add", full)
@@ -260,14 +262,14 @@ def test_parts_of_a_ledger_make_the_same_ledger_in_any_order(source, tmp_path, c
                     if kind == "bare":
                         (ledger.folder(unit) / OUTCOMES).unlink()
         files.append(export(ledger, tmp_path / f"{part}.tar.gz", capsys))
-    found = []
+    merged = []
     for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2), (2, 0, 1)):
         storage = tmp_path / "".join(map(str, order))
         assert command(capsys, "import", *(files[part] for part in order), "--storage", storage)[0] == 0
-        found.append(contents(Ledger(storage)))
-    assert all(one == found[0] for one in found)
-    assert len(json.loads(found[0][f"studies/{plan.name}/plan.json"])["units"]) == len(wider.units)
-    assert any(name.endswith(FAILURE) for name in found[0]) and any(name.endswith(OUTCOMES) for name in found[0])
+        merged.append(contents(Ledger(storage)))
+    assert all(one == merged[0] for one in merged)
+    assert len(json.loads(merged[0][f"studies/{plan.name}/plan.json"])["units"]) == len(wider.units)
+    assert any(name.endswith(FAILURE) for name in merged[0]) and any(name.endswith(OUTCOMES) for name in merged[0])
 
 
 def one_unit(tmp_path, capsys, name, value=None, **record):
@@ -542,8 +544,8 @@ def test_what_can_t_be_done_is_one_line_and_status_2(tmp_path, capsys, arguments
     packed(tmp_path, ("a.txt", b"x"), header=None).rename(tmp_path / "tar")
     packed(tmp_path, header=b'{"format": 2}').rename(tmp_path / "future")
     names = {"FILE": "none", "TEXT": "text", "FUTURE": "future", "TAR": "tar", "STORAGE": "source"}
-    given = [tmp_path / names[one] if one in names else one for one in arguments]
-    status, text = command(capsys, *given, "--storage", source.address)
+    words = [tmp_path / names[one] if one in names else one for one in arguments]
+    status, text = command(capsys, *words, "--storage", source.address)
     assert status == 2 and message in text and text.startswith("error: ") and text.count("\n") == 1
 
 

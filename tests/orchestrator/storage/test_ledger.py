@@ -171,7 +171,7 @@ def test_a_saved_plan_comes_back_and_a_damaged_one_is_named(ledger, caplog):
 def test_a_mount_without_locks_is_refused_before_anything_starts(tmp_path, unit, monkeypatch, number):
     Ledger.open(str(tmp_path))
 
-    def flock(*given):
+    def flock(*args):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
@@ -187,27 +187,27 @@ def test_a_mount_without_locks_is_refused_before_anything_starts(tmp_path, unit,
 
 
 def test_a_mount_whose_locks_keep_nobody_out_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(fcntl, "flock", lambda *given: None)
+    monkeypatch.setattr(fcntl, "flock", lambda *args: None)
     with pytest.raises(ValueError, match="this mount has no file locks"):
         Ledger.open(str(tmp_path))
 
 
 def unsafe_readers(source):
     """Ways to read a file that can run what is in it, by name."""
-    found = set()
+    readers = set()
     for node in ast.walk(ast.parse(source)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        found |= {
+        readers |= {
             name for name in names if name.split(".")[0] in ("pickle", "cPickle", "dill", "cloudpickle", "joblib")
         }
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            found |= {name} & {"torch.load", "eval", "exec", "marshal.loads", "shelve.open", "yaml.load"}
-            found |= {
+            readers |= {name} & {"torch.load", "eval", "exec", "marshal.loads", "shelve.open", "yaml.load"}
+            readers |= {
                 name for word in node.keywords if word.arg == "allow_pickle" and ast.unparse(word.value) != "False"
             }
-    return found
+    return readers
 
 
 def test_locks_are_asked_for_as_nfs_gives_them(tmp_path, monkeypatch):
@@ -230,11 +230,11 @@ def test_locks_are_asked_for_as_nfs_gives_them(tmp_path, monkeypatch):
 def test_nothing_that_reads_storage_can_run_what_it_reads(repo_root):
     files = [*(repo_root / "orchestrator").rglob("*.py"), *(repo_root / "ups_model").glob("*.py")]
     assert len(files) > 50
-    assert {str(file): found for file in files if (found := unsafe_readers(file.read_text()))} == {}
+    assert {str(file): readers for file in files if (readers := unsafe_readers(file.read_text()))} == {}
 
 
 @pytest.mark.parametrize(
-    ("source", "found"),
+    ("source", "reader"),
     [
         ("import pickle", "pickle"),
         ("from cloudpickle import loads", "cloudpickle"),
@@ -242,5 +242,5 @@ def test_nothing_that_reads_storage_can_run_what_it_reads(repo_root):
         ("np.load(file, allow_pickle=True)", "np.load"),
     ],
 )
-def test_the_search_for_unsafe_readers_finds_them(source, found):
-    assert found in unsafe_readers(source)
+def test_the_search_for_unsafe_readers_finds_them(source, reader):
+    assert reader in unsafe_readers(source)

@@ -252,9 +252,9 @@ def test_a_search_refuses_trials_of_other_code(bench, tmp_path, code, monkeypatc
 
     monkeypatch.setattr(driver, "execute", execute)
     monkeypatch.setenv("UPS_CACHE", str(bench.folder / "search-cache"))
-    given = [str(tmp_path / "space.py"), "--storage", str(tmp_path / "storage")]
-    assert search.main(given) == 0
+    arguments = [str(tmp_path / "space.py"), "--storage", str(tmp_path / "storage")]
+    assert search.main(arguments) == 0
     code.edit_training()
-    assert search.main(given) == 2
+    assert search.main(arguments) == 2
     assert "1 finished unit (commit unknown) was trained by other code" in capsys.readouterr().err
-    assert search.main([*given, "--accept-other-code"]) == 0
+    assert search.main([*arguments, "--accept-other-code"]) == 0

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(scope="module")
 def server():
-    with store_server() as found:
-        yield found
+    with store_server() as store:
+        yield store
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -102,10 +102,10 @@ def test_records_of_many_units_are_those_of_each(ledger, units):
     for unit in units[:3]:
         ledger.write(unit, Record(unit.key, "finished", {"test/score": 1.0}))
     ledger.write(units[3], Record(units[3].key, "failed", error="no"))
-    found = ledger.read(units)
-    assert list(found) == [unit.key for unit in units]
-    assert found == {unit.key: ledger.record(unit) for unit in units}
-    assert [record.status for record in found.values() if record] == ["finished"] * 3 + ["failed"]
+    records = ledger.read(units)
+    assert list(records) == [unit.key for unit in units]
+    assert records == {unit.key: ledger.record(unit) for unit in units}
+    assert [record.status for record in records.values() if record] == ["finished"] * 3 + ["failed"]
 
 
 def test_a_remembered_record_is_asked_for_once(ledger, units, monkeypatch):

@@ -25,8 +25,8 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(scope="module")
 def server():
-    with store_server() as found:
-        yield found
+    with store_server() as store:
+        yield store
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,9 @@ def address(request, trained, server, tmp_path, monkeypatch):
 
 def command(capsys, *arguments):
     status = main([*arguments])
-    found = capsys.readouterr()
-    assert "Traceback" not in found.err
-    return status, found.out + found.err
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err
+    return status, output.out + output.err
 
 
 def names(ledger):
@@ -75,7 +75,7 @@ def names(ledger):
 
 
 def refuse_to_train(monkeypatch):
-    def step(*given):
+    def step(*args):
         raise AssertionError("nothing is left to train")
 
     monkeypatch.setattr(ups_model.training.loop, "sequence_loss", step)
@@ -89,8 +89,8 @@ def spoil(ledger, name):
 
 def test_a_finished_unit_keeps_one_checkpoint_to_resume_from(trained, plan):
     for unit in units_of(plan):
-        found = [path.name for path in (trained / "units" / unit.folder / "checkpoints").iterdir()]
-        assert found == [f"step-{unit.config.optim.steps:08d}"]
+        checkpoints = [path.name for path in (trained / "units" / unit.folder / "checkpoints").iterdir()]
+        assert checkpoints == [f"step-{unit.config.optim.steps:08d}"]
 
 
 def test_du_counts_every_byte_once(address, capsys, plan):

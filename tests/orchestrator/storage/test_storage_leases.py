@@ -32,8 +32,8 @@ SHORT = LeaseTimes(beat=0.5, stale=7.0, margin=3.0)
 
 @pytest.fixture(scope="module")
 def server():
-    with store_server() as found:
-        yield found
+    with store_server() as store:
+        yield store
 
 
 @pytest.fixture

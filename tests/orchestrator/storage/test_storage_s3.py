@@ -29,8 +29,8 @@ PLACE = "units/joint-seed0-0123456789abcdef"
 
 @pytest.fixture(scope="module")
 def server():
-    with store_server() as found:
-        yield found
+    with store_server() as store:
+        yield store
 
 
 @pytest.fixture(autouse=True)
@@ -80,10 +80,10 @@ def train(storage, *steps, claim=None):
 def newest(storage):
     """Step and value of what a new process begins from; None where it begins anew."""
     with storage.workspace(PLACE, Claim(True)) as work:
-        found = newest_checkpoint(work.folder / "checkpoints")
-        if found is None:
+        newest = newest_checkpoint(work.folder / "checkpoints")
+        if newest is None:
             return None
-        _, tensors, state = found
+        _, tensors, state = newest
         return state["step"], tensors["model"]["w"][0].item()
 
 
@@ -267,8 +267,8 @@ def test_many_records_are_asked_for_at_once(server, storage):
         return 404
 
     with server.acting(r"^GET .*/units/", slow):
-        found = Ledger(storage).read([Place(f"{index:016x}", f"joint-{index:016x}") for index in range(64)])
-    assert len(found) == 64 and not any(found.values())
+        records = Ledger(storage).read([Place(f"{index:016x}", f"joint-{index:016x}") for index in range(64)])
+    assert len(records) == 64 and not any(records.values())
     assert most[0] >= 8
 
 

@@ -32,8 +32,8 @@ class Address(str):
 
 @pytest.fixture(scope="module")
 def server():
-    with store_server() as found:
-        yield found
+    with store_server() as store:
+        yield store
 
 
 @pytest.fixture(scope="module")

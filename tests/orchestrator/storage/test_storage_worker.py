@@ -27,8 +27,8 @@ NEVER = lambda: False  # noqa: E731
 
 @pytest.fixture(scope="module")
 def server():
-    with store_server() as found:
-        yield found
+    with store_server() as store:
+        yield store
 
 
 @pytest.fixture
@@ -82,14 +82,14 @@ def test_a_stopped_unit_goes_on_elsewhere_and_ends_as_if_never_stopped(bench, pl
 def test_a_unit_that_lost_its_hold_stops_by_itself_and_writes_nothing_more(bench, plan, address, server, monkeypatch):
     monkeypatch.setattr(s3, "LeaseTimes", lambda: LeaseTimes(beat=0.5, stale=7.0, margin=3.0))
     unit, ledger = pick(plan, "joint"), Ledger.at(address)
-    asked, since = [0], [0]
+    steps, since = [0], [0]
 
     with ExitStack() as from_then_on:
 
         def slow():
             """The eighth step lasts longer than a hold without renewal."""
-            asked[0] += 1
-            if asked[0] == 8:
+            steps[0] += 1
+            if steps[0] == 8:
                 from_then_on.enter_context(server.refusing(r"^PUT .*\.beat", 503))
                 time.sleep(6)
                 since[0] = len(server.requests)
@@ -97,7 +97,7 @@ def test_a_unit_that_lost_its_hold_stops_by_itself_and_writes_nothing_more(bench
 
         outcome = run_unit(job_of(bench, plan, unit, address), slow)
     assert outcome.status == "busy" and "lost its lease" in outcome.error
-    assert asked[0] <= 9 and ledger.record(unit) is None
+    assert steps[0] <= 9 and ledger.record(unit) is None
     assert writes(server, since[0]) == []
     wait_until(lambda: not ledger.claimed(unit), 30)
     assert run_unit(job_of(bench, plan, unit, address), NEVER).status == "finished"

@@ -71,15 +71,15 @@ def uri_of(folder):
 
 def reports(folder, out):
     """The report's files from the records, and from MLflow."""
-    found = []
+    contents = []
     for name, source in (
         ("ledger", from_storage(Ledger(folder), "little")),
         ("mlflow", from_tracking(uri_of(folder), "little")),
     ):
         (plan, records_of), _ = source
         write_report(build(plan, records_of), out / name)
-        found.append({path.name: path.read_bytes() for path in (out / name).rglob("*") if path.is_file()})
-    return found
+        contents.append({path.name: path.read_bytes() for path in (out / name).rglob("*") if path.is_file()})
+    return contents
 
 
 def go_on(folder):
@@ -179,8 +179,8 @@ def test_drivers_that_open_a_moved_storage_at_once_agree(original, tmp_path):
     finish(Ledger(place), list(plan.units.values())[2])
     left = []
     threads = [
-        threading.Thread(target=lambda given=given: left.append(synchronise(Ledger(place), *given)))
-        for given in ((plan, content), (plan, content), (second, second_content))
+        threading.Thread(target=lambda arguments=arguments: left.append(synchronise(Ledger(place), *arguments)))
+        for arguments in ((plan, content), (plan, content), (second, second_content))
     ]
     for thread in threads:
         thread.start()
@@ -210,8 +210,8 @@ def test_a_store_of_the_users_own_is_left_as_it_is(original, tmp_path):
     before = own.read_bytes()
     assert tracking_location.own_storage(f"sqlite:///{own}") is None
     assert tracking_location.own_storage("http://host:5000") is None
-    ((_, found),) = fetch(f"sqlite:///{own}", None)
-    assert sum(record is not None for record in found.values()) == 2 and own.read_bytes() == before
+    ((_, fetched),) = fetch(f"sqlite:///{own}", None)
+    assert sum(record is not None for record in fetched.values()) == 2 and own.read_bytes() == before
 
 
 def test_a_database_that_can_not_be_put_right_is_one_line_with_the_way_out(original, tmp_path, monkeypatch, capsys):

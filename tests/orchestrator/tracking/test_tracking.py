@@ -91,9 +91,9 @@ def database(tmp_path_factory):
 def ledger(tmp_path, database, monkeypatch):
     """An empty ledger in a folder with a space, and with a database; the working directory is another."""
     monkeypatch.chdir(tmp_path)
-    found = Ledger.open(str(tmp_path / "a storage"))
-    shutil.copy(database, found.root / "mlflow.db")
-    return found
+    new_ledger = Ledger.open(str(tmp_path / "a storage"))
+    shutil.copy(database, new_ledger.root / "mlflow.db")
+    return new_ledger
 
 
 def synchronise(ledger, plan, content, notes=(), outcome="finished", report=None, uri=None):
@@ -112,8 +112,8 @@ def client_of(uri):
 
 def runs_of(uri, experiment=EXPERIMENT):
     client = client_of(uri)
-    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=1000)
-    return [run for run in found if "ups.key" in run.data.tags], [run for run in found if "ups.plan" in run.data.tags]
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=1000)
+    return [run for run in runs if "ups.key" in run.data.tags], [run for run in runs if "ups.plan" in run.data.tags]
 
 
 def run_of(uri, unit):
@@ -451,16 +451,16 @@ def test_fetch_gives_the_ledgers_records_byte_for_byte_from_mlflow_alone(ledger,
     texts = {unit.key: (ledger.folder(unit) / "record.json").read_text() for unit in done}
     shutil.rmtree(ledger.root / "units")
     shutil.rmtree(ledger.root / "studies")
-    assert [found.name for found, _ in fetch(uri, None)] == sorted([plan.name, other.name])
+    assert [plan_file.name for plan_file, _ in fetch(uri, None)] == sorted([plan.name, other.name])
     for name in ("little", plan.name):
-        ((found, records),) = fetch(uri, name)
-        assert found.to_plain() == content
+        ((plan_file, records),) = fetch(uri, name)
+        assert plan_file.to_plain() == content
         assert set(records) == set(plan.units)
         assert records.pop(left.key) is None
         assert {key: record.to_json() for key, record in records.items()} == texts
     synchronise(ledger, extended, extended_content)
-    ((found, records),) = fetch(uri, "little")
-    assert found.seeds == 3 and set(records) == set(extended.units), "an extended study goes on in the same run"
+    ((plan_file, records),) = fetch(uri, "little")
+    assert plan_file.seeds == 3 and set(records) == set(extended.units), "an extended study goes on in the same run"
     with pytest.raises(ValueError, match=r"no study absent; it has little, other$"):
         fetch(uri, "absent")
     with pytest.raises(ValueError, match=r"there is no such file; run orchestrator.ablate first$"):
@@ -594,11 +594,11 @@ class Server:
 def server(tmp_path, database):
     folder = tmp_path / "server"
     folder.mkdir()
-    found = Server(folder, database)
+    mlflow_server = Server(folder, database)
     try:
-        yield found
+        yield mlflow_server
     finally:
-        found.kill()
+        mlflow_server.kill()
 
 
 @pytest.mark.slow

@@ -71,14 +71,14 @@ def test_clips_that_are_not_there_or_others_are_refused(own, clips, tmp_path):
     assert "is another than the driver's" in fault
 
 
-def _asked(found, pipe):
-    pipe.send(faults(found, {}))
+def _send_faults(environment, pipe):
+    pipe.send(faults(environment, {}))
 
 
-def ask_another_process(found):
+def ask_another_process(environment):
     """The faults that a process of its own finds."""
     here, there = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_asked, args=(found, there))
+    process = multiprocessing.get_context("spawn").Process(target=_send_faults, args=(environment, there))
     process.start()
     assert here.poll(60)
     answer = here.recv()
@@ -88,8 +88,8 @@ def ask_another_process(found):
 
 @pytest.mark.slow
 def test_a_folder_that_both_see_and_both_lock_is_one_storage(tmp_path):
-    with driver_environment(tmp_path, "abc", {}) as found:
-        assert ask_another_process(found) == []
+    with driver_environment(tmp_path, "abc", {}) as environment:
+        assert ask_another_process(environment) == []
     assert list(tmp_path.iterdir()) == [], "nothing is left of it"
 
 
@@ -103,8 +103,8 @@ def test_the_probe_of_a_driver_that_was_killed_is_cleared_away_and_that_of_a_liv
 
 
 def test_a_folder_of_the_nodes_own_is_refused_and_left_as_it_was(tmp_path):
-    with driver_environment(tmp_path, "abc", {}) as found:
-        private = replace(found, probe=found.probe.replace("driver", "other"))
+    with driver_environment(tmp_path, "abc", {}) as environment:
+        private = replace(environment, probe=environment.probe.replace("driver", "other"))
         (fault,) = faults(private, {})
         assert "is not the driver's folder here" in fault and "s3://" in fault
         assert len(list(tmp_path.iterdir())) == 1
@@ -119,6 +119,6 @@ def test_locks_that_do_not_reach_here_are_refused(tmp_path):
 
 
 def test_an_object_store_needs_no_probe():
-    with driver_environment(None, "abc", {}) as found:
-        assert found.probe == ""
-        assert faults(found, {}) == []
+    with driver_environment(None, "abc", {}) as environment:
+        assert environment.probe == ""
+        assert faults(environment, {}) == []

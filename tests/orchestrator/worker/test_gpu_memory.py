@@ -27,9 +27,9 @@ GIB, MIB = 2**30, 2**20
     ],
 )
 def test_as_many_fit_as_leave_the_margin(peak_gib, total_gib, units):
-    found = Footprint(int(peak_gib * GIB), total_gib * GIB, "a GPU")
+    footprint = Footprint(int(peak_gib * GIB), total_gib * GIB, "a GPU")
     assert MARGIN == 0.1
-    assert found.fit == units
+    assert footprint.fit == units
 
 
 @pytest.mark.parametrize("total", [16160, 32510, 81559])
@@ -37,23 +37,25 @@ def test_as_many_fit_as_leave_the_margin(peak_gib, total_gib, units):
 @pytest.mark.parametrize("tensors", [50, 600, 1500, 4000, 12000])
 def test_a_share_holds_the_tensors_that_were_measured_whatever_the_libraries_take(tensors, beside, total):
     """Of a V100 with 16 and 32 GB and an H100, in MiB as nvidia-smi shows them."""
-    found = Footprint.measured(tensors * MIB, beside * MIB, total * MIB, "a GPU")
-    assert fraction_for_tensors(found.share, total * MIB) * total >= tensors
-    assert found.fit * (tensors + beside) <= total
+    footprint = Footprint.measured(tensors * MIB, beside * MIB, total * MIB, "a GPU")
+    assert fraction_for_tensors(footprint.share, total * MIB) * total >= tensors
+    assert footprint.fit * (tensors + beside) <= total
 
 
 @pytest.mark.parametrize("units", range(1, MAX_UNITS_PER_GPU + 1))
 def test_shares_of_a_gpu_add_up_to_no_more_than_one_in_rays_ten_thousandths(units):
     total = 1000 * GIB
-    found = Footprint(int(total * 0.9 / units), total, "a GPU")
-    assert found.fit == units
-    assert round(found.share * 10_000) == int(found.share * 10_000 + 1e-6)
-    assert units * found.share <= 1 < (units + 1) * found.share
+    footprint = Footprint(int(total * 0.9 / units), total, "a GPU")
+    assert footprint.fit == units
+    assert round(footprint.share * 10_000) == int(footprint.share * 10_000 + 1e-6)
+    assert units * footprint.share <= 1 < (units + 1) * footprint.share
 
 
 def test_a_mixed_cluster_packs_for_its_smallest_gpu():
-    found = smallest_gpu({"one": Footprint(3 * GIB, 16 * GIB, "V100"), "other": Footprint(3 * GIB, 80 * GIB, "A100")})
-    assert [one.fit for one in found.values()] == [4, 4]
+    footprints = smallest_gpu(
+        {"one": Footprint(3 * GIB, 16 * GIB, "V100"), "other": Footprint(3 * GIB, 80 * GIB, "A100")}
+    )
+    assert [one.fit for one in footprints.values()] == [4, 4]
 
 
 def test_footprints_are_told_in_words():

@@ -16,7 +16,7 @@ class Metadata(BaseHTTPRequestHandler):
     """The part of EC2's instance metadata service, version 2, that tells of a spot instance's end."""
 
     action: dict | None = None
-    asked: list[str]
+    paths: list[str]
 
     def do_PUT(self):
         assert self.path == "/latest/api/token"
@@ -24,7 +24,7 @@ class Metadata(BaseHTTPRequestHandler):
         self._answer(200, "a-token")
 
     def do_GET(self):
-        self.server.asked.append(self.path)
+        self.server.paths.append(self.path)
         if self.headers["X-aws-ec2-metadata-token"] != "a-token":
             self._answer(401, "")
         elif self.path == "/latest/meta-data/spot/instance-action" and self.server.action:
@@ -38,14 +38,14 @@ class Metadata(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text.encode())
 
-    def log_message(self, *given):
+    def log_message(self, *args):
         pass
 
 
 @pytest.fixture
 def service():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
-    server.action, server.asked = None, []
+    server.action, server.paths = None, []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -65,7 +65,7 @@ def wait_for(notice, seconds=10):
 
 def test_no_notice_is_none(service):
     assert ec2_notice(address(service)) == ""
-    assert service.asked == ["/latest/meta-data/spot/instance-action"]
+    assert service.paths == ["/latest/meta-data/spot/instance-action"]
 
 
 def test_a_spot_notice_says_what_and_when(service):

@@ -139,8 +139,8 @@ def test_metrics_are_those_of_training_again_and_of_the_evaluate_command(bench, 
         record, anew = Ledger(measured).finished(unit), Ledger(tmp_path).finished(unit)
         assert record.metrics == anew.metrics
         assert_same_tensors(chosen(measured, unit), chosen(tmp_path, unit))
-        found, _, _ = evaluate(Ledger(measured).weights(unit, record), dict(bench.data), "test", "cpu")
-        assert {f"test/{name}": value for name, value in found.items()} == {
+        metrics, _, _ = evaluate(Ledger(measured).weights(unit, record), dict(bench.data), "test", "cpu")
+        assert {f"test/{name}": value for name, value in metrics.items()} == {
             name: value for name, value in record.metrics.items() if name.startswith("test/") and name != "test/score"
         }
 
@@ -231,7 +231,7 @@ def test_metrics_of_other_code_are_measured_again_and_all_that_was_said_of_train
     before, curve = ledger.finished(unit), (ledger.folder(unit) / PROGRESS).read_bytes()
     code.edit_evaluation()
     for module in (ups_model.evaluation.remeasure, ups_model.evaluation.measure):
-        monkeypatch.setattr(module, "measure", lambda *given: {"pe/mpjpe_mm": 7.0})
+        monkeypatch.setattr(module, "measure", lambda *args: {"pe/mpjpe_mm": 7.0})
     refuse_to_train(monkeypatch)
     assert SourceCheck(ledger).standing([unit]).to_measure == (unit.key,)
     assert run(bench, plan, unit, storage).status == "finished"

@@ -68,7 +68,7 @@ def chosen(storage, unit):
 
 
 def refuse_to_train(monkeypatch):
-    def step(*given):
+    def step(*args):
         raise AssertionError("nothing is left to train")
 
     monkeypatch.setattr(ups_model.training.loop, "sequence_loss", step)
@@ -143,7 +143,7 @@ def test_what_may_pass_is_raised_for_another_try_and_leaves_no_record(bench, tmp
     plan = plan_of(bench)
     unit, ledger = pick(plan, "joint"), Ledger(tmp_path)
 
-    def full(*given, **named):
+    def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ups_model.training.run_state, "save_checkpoint", full)
@@ -256,7 +256,7 @@ def test_a_unit_takes_nothing_from_those_that_ran_before_it_in_its_process(bench
         assert_same_tensors(chosen(tmp_path / "order", unit), chosen(reused, unit))
 
 
-def features(prompts, *given, **named):
+def features(prompts, *args, **kwargs):
     """Numbers in place of a language model's: a thousand bins would take it a minute, and no claim here is on words."""
     return torch.randn(len(prompts), 24, generator=torch.Generator().manual_seed(0))
 

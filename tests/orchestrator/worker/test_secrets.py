@@ -78,8 +78,8 @@ def test_a_study_leaves_none_of_its_secrets_in_any_file(written):
     assert any(re.fullmatch(r"worker-.*\.(out|err)", name) for name in names)
     # The file that is there to hold it.
     files.remove(server.data / "password")
-    found = [(file.name, secret) for file in files for secret in secrets if secret.encode() in file.read_bytes()]
-    assert found == []
+    leaks = [(file.name, secret) for file in files for secret in secrets if secret.encode() in file.read_bytes()]
+    assert leaks == []
 
 
 def test_the_search_would_find_a_secret(written):

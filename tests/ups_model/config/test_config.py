@@ -137,8 +137,8 @@ def test_equal_numbers_have_one_canonical_form():
 
 def test_a_fingerprint_is_the_same_in_another_process():
     code = "from ups_model.config import *; print(digest(canonical(ModelConfig())))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert found.stdout.strip() == digest(canonical(ModelConfig()))
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert process.stdout.strip() == digest(canonical(ModelConfig()))
 
 
 def test_key_order_does_not_matter_to_a_digest_and_list_order_does():
@@ -403,8 +403,8 @@ def test_fields_that_depend_on_each_other_may_be_changed_together_but_not_apart(
 )
 def test_text_is_read_as_the_type_of_its_field(name, text, value):
     changed = base().with_fields({name: text})
-    found = dict(leaves(changed))[name]
-    assert found == value and type(found) is type(value)
+    leaf = dict(leaves(changed))[name]
+    assert leaf == value and type(leaf) is type(value)
     assert changed == base().with_fields({name: value})
 
 

@@ -114,7 +114,7 @@ def by_hand(config, vocabulary_size, text_width):
     # Self-attention and MLP as in a TEM; attention to the memory is a norm and four matrices more.
     layer = attention_block(w, model.decoder_mlp_ratio) + 2 * w + 4 * linear(w, w)
     blocks = model.encoder_layers * model.blocks_per_layer
-    found = {
+    sizes = {
         "tokenizer": temporal_unit(features, d) + (model.tokenizer_layers - 1) * temporal_unit(d, d),
         "encoder": blocks * block + (4 + blocks) * model.router_width,
         "decoder": model.decoder_layers * layer + 2 * w + (3 * SLOTS + 1 + 2 * frames - 1 + 1) * w,
@@ -123,16 +123,16 @@ def by_hand(config, vocabulary_size, text_width):
         "embeddings": (SLOTS + frames) * d + 2 * d + 2 * w + 1,  # Slots, frames, a norm; persons; logit scale.
     }
     if model.decoder_memory != "joints":
-        found["frame_memory"] = linear(SLOTS * d, w)
+        sizes["frame_memory"] = linear(SLOTS * d, w)
     if model.decoder_memory != "frames":
-        found["joint_memory"] = linear(d, w) + SLOTS * w
+        sizes["joint_memory"] = linear(d, w) + SLOTS * w
     if model.decoder_alignment:
-        found["align"] = linear(d, w)
+        sizes["align"] = linear(d, w)
     if model.vocabulary_residual:
-        found["residual"] = vocabulary_size * w
+        sizes["residual"] = vocabulary_size * w
     if model.vocabulary_ordinal:
-        found["ordinal"] = 3 * 14 * w
-    return found
+        sizes["ordinal"] = 3 * 14 * w
+    return sizes
 
 
 @pytest.mark.parametrize("name", PRESETS)

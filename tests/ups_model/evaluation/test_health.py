@@ -75,8 +75,8 @@ def test_plain_data_and_back_is_the_same_health():
 
 def test_tasks_without_a_curve_are_not_judged():
     curve = {5: {"ar3d/top1": 50.0}, 10: {"ar3d/top1": 90.0}}
-    found = judge(curve, {"ar3d/top1": 20.0, "pe/mpjpe_mm": 160.0})
-    assert list(found) == ["ar3d"] and health_line(found) == "ar3d not converged"
+    health = judge(curve, {"ar3d/top1": 20.0, "pe/mpjpe_mm": 160.0})
+    assert list(health) == ["ar3d"] and health_line(health) == "ar3d not converged"
     assert judge({}, {"ar3d/top1": 20.0}) == {}
 
 
@@ -84,8 +84,8 @@ def test_tasks_without_a_curve_are_not_judged():
 def test_a_run_leaves_the_curve_of_every_task_the_same_after_a_stop(toy_sets, cache, tmp_path):
     config = toy_config(steps=20, validation_subjects=1)
     whole = train(config, toy_sets, options(tmp_path / "whole", cache))
-    asked = iter([False] * 9 + [True])
-    train(config, toy_sets, options(tmp_path / "cut", cache), should_stop=lambda: next(asked))
+    answers = iter([False] * 9 + [True])
+    train(config, toy_sets, options(tmp_path / "cut", cache), should_stop=lambda: next(answers))
     cut = train(config, toy_sets, options(tmp_path / "cut", cache))
     assert whole.health == cut.health and list(whole.health) == ["pe", "ar2d", "eap", "ar3d"]
     assert [step for step, _ in whole.health["ar3d"]["curve"]] == [4, 8, 12, 16, 20]

@@ -35,8 +35,8 @@ class Oracle(nn.Module):
         self.modes = set()
         evaluate = Feed.evaluate
 
-        def remembered(feed, *given, **named):
-            for batch in evaluate(feed, *given, **named):
+        def remembered(feed, *args, **kwargs):
+            for batch in evaluate(feed, *args, **kwargs):
                 self.batch = batch
                 yield batch
 
@@ -76,9 +76,9 @@ def test_a_faultless_classifier_scores_100(sets, oracle):
         "ar2d": make_feed(sets[FLAT], "ar2d", TaskData(frames=4, batch_size=1)),
         "eap": make_feed(sets[SOLID], "eap", TaskData(frames=4)),
     }
-    found = measure(oracle, feeds, "test", EvalConfig(ratios=(0.2, 0.5)))
+    metrics = measure(oracle, feeds, "test", EvalConfig(ratios=(0.2, 0.5)))
     # Of the 4 test clips 2 are "kick", after which the oracle ends its answer.
-    assert found == {
+    assert metrics == {
         "ar2d/top1": 100, "ar2d/free_top1": 100, "ar2d/ended": 50, "ar2d/clips": 4,
         "eap/top1@0.2": 100, "eap/free_top1@0.2": 100, "eap/ended@0.2": 50, "eap/clips": 4,
         "eap/top1@0.5": 100, "eap/free_top1@0.5": 100, "eap/ended@0.5": 50, "eap/top1": 100,
@@ -87,11 +87,11 @@ def test_a_faultless_classifier_scores_100(sets, oracle):
 
 def test_accuracy_counts_right_clips_and_early_predictions_top1_is_the_mean_over_ratios(sets, oracle):
     # "wave" is always answered at first, the truth once more than half of the clip is seen.
-    asked = itertools.count()
-    oracle.label = lambda batch: batch.label_B * (next(asked) > 0)
+    calls = itertools.count()
+    oracle.label = lambda batch: batch.label_B * (next(calls) > 0)
     feed = {"eap": make_feed(sets[SOLID], "eap", TaskData(frames=4))}
-    found = measure(oracle, feed, "test", EvalConfig(ratios=(0.2, 0.6)))
-    assert (found["eap/top1@0.2"], found["eap/top1@0.6"], found["eap/top1"]) == (50, 100, 75)
+    metrics = measure(oracle, feed, "test", EvalConfig(ratios=(0.2, 0.6)))
+    assert (metrics["eap/top1@0.2"], metrics["eap/top1@0.6"], metrics["eap/top1"]) == (50, 100, 75)
 
 
 def test_the_free_answer_counts_only_where_the_whole_vocabulary_says_the_right_class(sets, oracle, monkeypatch):
@@ -105,8 +105,8 @@ def test_the_free_answer_counts_only_where_the_whole_vocabulary_says_the_right_c
         return ClassAnswer(answer.logits_BK, other, answer.ended_B)
 
     monkeypatch.setattr(ups_model.evaluation.measure, "classify", elsewhere)
-    found = measure(oracle, {"ar3d": make_feed(sets[SOLID], "ar3d", TaskData(frames=4))}, "test", EvalConfig())
-    assert found["ar3d/top1"] == 100 and found["ar3d/free_top1"] == 0
+    metrics = measure(oracle, {"ar3d": make_feed(sets[SOLID], "ar3d", TaskData(frames=4))}, "test", EvalConfig())
+    assert metrics["ar3d/top1"] == 100 and metrics["ar3d/free_top1"] == 0
 
 
 def test_the_plain_key_is_the_first_sources(sets, monkeypatch, tmp_path):
@@ -116,28 +116,28 @@ def test_the_plain_key_is_the_first_sources(sets, monkeypatch, tmp_path):
     oracle.label = lambda batch: batch.label_B if batch.source == SOLID else 1 - batch.label_B
     sources = [Source(each, each.split(0), torch.device("cpu")) for each in (sets[SOLID], clips)]
     feed = Feed("ar3d", TaskData((SOLID, "second"), frames=4), sources, 0)
-    found = measure(oracle, {"ar3d": feed}, "test", EvalConfig())
-    assert found["ar3d/top1"] == found[f"ar3d/{SOLID}/top1"] == 100 and found["ar3d/second/top1"] == 0
-    assert found["ar3d/clips"] == 4 and found["ar3d/second/clips"] == 3
+    metrics = measure(oracle, {"ar3d": feed}, "test", EvalConfig())
+    assert metrics["ar3d/top1"] == metrics[f"ar3d/{SOLID}/top1"] == 100 and metrics["ar3d/second/top1"] == 0
+    assert metrics["ar3d/clips"] == 4 and metrics["ar3d/second/clips"] == 3
 
 
 def test_a_faultless_pose_has_no_error_and_a_faultless_bin_has_the_floors(sets, oracle):
-    found = measure(oracle, pose_feed(sets), "test", EvalConfig())
+    metrics = measure(oracle, pose_feed(sets), "test", EvalConfig())
     frames = int(sets[POSE].clip_length[sets[POSE].split(0).test].sum())
-    assert found["pe/mpjpe_mm"] == found["pe/frames_mpjpe_mm"] == found["pe/mpjve_mm_per_frame"] == 0
-    assert found["pe/p_mpjpe_mm"] == pytest.approx(0, abs=1e-3) and found["pe/poses"] == 2 * frames
-    assert found["pe/in_grammar"] == 75 and found["pe/clip_rate"] == 0
+    assert metrics["pe/mpjpe_mm"] == metrics["pe/frames_mpjpe_mm"] == metrics["pe/mpjve_mm_per_frame"] == 0
+    assert metrics["pe/p_mpjpe_mm"] == pytest.approx(0, abs=1e-3) and metrics["pe/poses"] == 2 * frames
+    assert metrics["pe/in_grammar"] == 75 and metrics["pe/clip_rate"] == 0
     oracle.pose = lambda batch, inputs: oracle.quantiser.decode(oracle.quantiser.encode(batch.pose_BRJ3.flatten(0, 1)))
     binned = measure(oracle, pose_feed(sets), "test", EvalConfig())
-    assert binned["pe/frames_mpjpe_mm"] == pytest.approx(found["pe/floor_mm"], rel=1e-5)
+    assert binned["pe/frames_mpjpe_mm"] == pytest.approx(metrics["pe/floor_mm"], rel=1e-5)
     # Three axes of 200 mm bins, errors uniform within one: about 0.48 bins.
-    assert found["pe/floor_mm"] == pytest.approx(0.48 * 200, rel=0.1)
+    assert metrics["pe/floor_mm"] == pytest.approx(0.48 * 200, rel=0.1)
 
 
 def test_coordinates_outside_the_range_are_counted(sets, oracle):
     oracle.quantiser = Quantiser((-2.0, -2.0, -2.0), (2.0, 2.0, 1e-9), 20)
-    found = measure(oracle, pose_feed(sets), "test", EvalConfig())
-    assert 5 < found["pe/clip_rate"] < 100 / 3, "only depths behind the root are outside, at most a third of all"
+    metrics = measure(oracle, pose_feed(sets), "test", EvalConfig())
+    assert 5 < metrics["pe/clip_rate"] < 100 / 3, "only depths behind the root are outside, at most a third of all"
 
 
 def test_the_headline_error_is_the_mean_over_actions_and_not_over_frames(tmp_path, oracle):
@@ -156,14 +156,14 @@ def test_the_headline_error_is_the_mean_over_actions_and_not_over_frames(tmp_pat
 
     oracle.pose = off
     feed = {"pe": make_feed(clips, "pe", TaskData(frames=4, batch_size=1))}
-    found = measure(oracle, feed, "test", EvalConfig())
-    assert found["pe/mpjpe_mm/wave"] == pytest.approx(10, rel=1e-4)
-    assert found["pe/mpjpe_mm/kick"] == pytest.approx(40, rel=1e-4)
-    assert found["pe/mpjpe_mm"] == pytest.approx(25, rel=1e-4)
-    assert found["pe/frames_mpjpe_mm"] == pytest.approx((10 * 10 + 6 * 40) / 16, rel=1e-4)
+    metrics = measure(oracle, feed, "test", EvalConfig())
+    assert metrics["pe/mpjpe_mm/wave"] == pytest.approx(10, rel=1e-4)
+    assert metrics["pe/mpjpe_mm/kick"] == pytest.approx(40, rel=1e-4)
+    assert metrics["pe/mpjpe_mm"] == pytest.approx(25, rel=1e-4)
+    assert metrics["pe/frames_mpjpe_mm"] == pytest.approx((10 * 10 + 6 * 40) / 16, rel=1e-4)
     # A constant error of a clip has no velocity.
-    assert found["pe/mpjve_mm_per_frame"] == pytest.approx(0, abs=1e-3)
-    assert found["pe/p_mpjpe_mm"] == pytest.approx(0, abs=1e-3)
+    assert metrics["pe/mpjve_mm_per_frame"] == pytest.approx(0, abs=1e-3)
+    assert metrics["pe/p_mpjpe_mm"] == pytest.approx(0, abs=1e-3)
 
 
 def test_frames_past_a_clips_end_are_not_counted(sets, oracle):
@@ -173,9 +173,9 @@ def test_frames_past_a_clips_end_are_not_counted(sets, oracle):
         return pose_BJ3
 
     oracle.pose = garbled
-    found = measure(oracle, pose_feed(sets, evaluate_targets=4, frames=5), "test", EvalConfig())
-    assert found["pe/mpjpe_mm"] == 0
-    assert found["pe/poses"] == 2 * int(sets[POSE].clip_length[sets[POSE].split(0).test].sum())
+    metrics = measure(oracle, pose_feed(sets, evaluate_targets=4, frames=5), "test", EvalConfig())
+    assert metrics["pe/mpjpe_mm"] == 0
+    assert metrics["pe/poses"] == 2 * int(sets[POSE].clip_length[sets[POSE].split(0).test].sum())
 
 
 @pytest.mark.parametrize(
@@ -194,11 +194,11 @@ def test_velocity_is_measured_in_frame_order_and_only_where_every_frame_is_predi
     feed = pose_feed(
         sets, frame_stride=frame_stride, evaluate_targets=evaluate_targets, evaluate_stride=evaluate_stride
     )
-    found = measure(oracle, feed, "test", EvalConfig())
+    metrics = measure(oracle, feed, "test", EvalConfig())
     if evaluate_stride == 1:
-        assert found["pe/mpjve_mm_per_frame"] == pytest.approx(5, rel=1e-3)
+        assert metrics["pe/mpjve_mm_per_frame"] == pytest.approx(5, rel=1e-3)
     else:
-        assert "pe/mpjve_mm_per_frame" not in found
+        assert "pe/mpjve_mm_per_frame" not in metrics
 
 
 def test_errors_of_an_action_and_of_all_have_standard_errors_over_clips(sets, oracle):
@@ -207,13 +207,13 @@ def test_errors_of_an_action_and_of_all_have_standard_errors_over_clips(sets, or
         return batch.pose_BRJ3.flatten(0, 1) + shift_B[:, None, None] * torch.tensor([0.0, 1.0, 0.0])
 
     oracle.pose = off
-    found = measure(oracle, pose_feed(sets), "test", EvalConfig())
+    metrics = measure(oracle, pose_feed(sets), "test", EvalConfig())
     # Clips 0 and 2, of 14 and 16 frames, wave and err by 10 and 30 mm; 1 and 3, of 15 and 17, kick, by 20 and 40 mm.
-    assert found["pe/mpjpe_mm/wave"] == pytest.approx((14 * 10 + 16 * 30) / 30, rel=1e-3)
-    assert found["pe/mpjpe_mm/kick"] == pytest.approx((15 * 20 + 17 * 40) / 32, rel=1e-3)
-    assert found["pe/mpjpe_mm/wave_se"] == pytest.approx(10, rel=1e-3)
-    assert found["pe/mpjpe_mm/kick_se"] == pytest.approx(10, rel=1e-3)
-    assert found["pe/mpjpe_mm_se"] == pytest.approx(np.std([10, 20, 30, 40], ddof=1) / 2, rel=1e-3)
+    assert metrics["pe/mpjpe_mm/wave"] == pytest.approx((14 * 10 + 16 * 30) / 30, rel=1e-3)
+    assert metrics["pe/mpjpe_mm/kick"] == pytest.approx((15 * 20 + 17 * 40) / 32, rel=1e-3)
+    assert metrics["pe/mpjpe_mm/wave_se"] == pytest.approx(10, rel=1e-3)
+    assert metrics["pe/mpjpe_mm/kick_se"] == pytest.approx(10, rel=1e-3)
+    assert metrics["pe/mpjpe_mm_se"] == pytest.approx(np.std([10, 20, 30, 40], ddof=1) / 2, rel=1e-3)
 
 
 def test_flip_averaging_puts_the_mirrored_answer_back(sets, oracle):
@@ -280,5 +280,5 @@ def test_headlines_are_the_measures_a_table_shows():
 def test_the_names_told_beforehand_are_those_that_are_measured(sets, oracle, task, name, changes):
     data = TaskData(frames=4, batch_size=3, evaluate_targets=2, **changes)
     config = EvalConfig(ratios=(0.2, 0.5))
-    found = measure(oracle, {task: make_feed(sets[name], task, data)}, "test", config)
-    assert sorted(metric_names(task, data, config, sets[name].info.classes)) == sorted(found)
+    metrics = measure(oracle, {task: make_feed(sets[name], task, data)}, "test", config)
+    assert sorted(metric_names(task, data, config, sets[name].info.classes)) == sorted(metrics)

@@ -16,29 +16,29 @@ from ups_model.training.loop import train
 
 def test_rank_and_margin_of_the_true_class_by_hand():
     logits_BK = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [0.0, 0.0, 5.0]])
-    found = class_outcomes(logits_BK, torch.tensor([0, 1, 2]), "@0.2")
-    assert found["predicted@0.2"].tolist() == [0, 0, 2]
-    assert found["rank@0.2"].tolist() == [0, 2, 0]
-    assert found["margin@0.2"].tolist() == [1, -2, 5]
+    outcomes = class_outcomes(logits_BK, torch.tensor([0, 1, 2]), "@0.2")
+    assert outcomes["predicted@0.2"].tolist() == [0, 0, 2]
+    assert outcomes["rank@0.2"].tolist() == [0, 2, 0]
+    assert outcomes["margin@0.2"].tolist() == [1, -2, 5]
 
 
 def test_of_equal_scores_the_lower_class_counts_as_better_as_in_the_accuracy():
     logits_BK = torch.zeros(3, 3)
-    found = class_outcomes(logits_BK, torch.tensor([0, 1, 2]))
-    assert found["rank"].tolist() == [0, 1, 2]
-    assert float(topk_accuracy(logits_BK, torch.tensor([0, 1, 2]), 1)) == pytest.approx((found["rank"] == 0).mean())
+    outcomes = class_outcomes(logits_BK, torch.tensor([0, 1, 2]))
+    assert outcomes["rank"].tolist() == [0, 1, 2]
+    assert float(topk_accuracy(logits_BK, torch.tensor([0, 1, 2]), 1)) == pytest.approx((outcomes["rank"] == 0).mean())
 
 
 def test_errors_of_frames_are_added_up_by_clip_and_camera():
     clip, camera, frame = (torch.tensor(values) for values in ([4, 4, 2, 4], [0, 1, 0, 0], [7, 3, 0, 5]))
     error = torch.tensor([10.0, 20.0, 30.004, 1000.0], dtype=torch.float64)
-    found = pose_outcomes(error, error / 2, clip, camera, frame, subject=np.array([0, 0, 9, 0, 5]))
-    assert found["clip"].tolist() == [2, 4, 4] and found["camera"].tolist() == [0, 0, 1]
-    assert found["subject"].tolist() == [9, 5, 5] and found["frames"].tolist() == [1, 2, 1]
-    assert found["error_sum_mm"].tolist() == pytest.approx([30.004, 1010, 20])
-    assert found["p_error_sum_mm"].tolist() == pytest.approx([15.002, 505, 10])
+    outcomes = pose_outcomes(error, error / 2, clip, camera, frame, subject=np.array([0, 0, 9, 0, 5]))
+    assert outcomes["clip"].tolist() == [2, 4, 4] and outcomes["camera"].tolist() == [0, 0, 1]
+    assert outcomes["subject"].tolist() == [9, 5, 5] and outcomes["frames"].tolist() == [1, 2, 1]
+    assert outcomes["error_sum_mm"].tolist() == pytest.approx([30.004, 1010, 20])
+    assert outcomes["p_error_sum_mm"].tolist() == pytest.approx([15.002, 505, 10])
     # Row by row, frames in order; 1000 mm is beyond what a frame's error can say.
-    assert found["frame"].tolist() == [0, 5, 7, 3] and found["frame_error"].tolist() == [3000, 65535, 1000, 2000]
+    assert outcomes["frame"].tolist() == [0, 5, 7, 3] and outcomes["frame_error"].tolist() == [3000, 65535, 1000, 2000]
 
 
 def test_equal_outcomes_are_one_file_and_a_damaged_one_is_refused(tmp_path):

@@ -89,9 +89,9 @@ def test_poses_clip_by_clip_are_the_error_that_was_measured(run, model, paths):
             errors.append((answer.errors["mpjpe_mm"], answer.errors["p_mpjpe_mm"]))
             frames.append(len(answer.pose_NJ3))
             assert np.abs(answer.pose_NJ3[:, 0]).max() < 0.2  # The root is a prediction like any joint, near 0.
-    found = np.average(errors, axis=0, weights=frames)
+    mean = np.average(errors, axis=0, weights=frames)
     expected = [run[1][f"test/pe/frames_{name}"] for name in ("mpjpe_mm", "p_mpjpe_mm")]
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(mean, expected, rtol=1e-4)
 
 
 def test_a_person_who_comes_late_is_answered_from_that_frame_on(model, paths):
@@ -237,10 +237,10 @@ def test_a_run_folder_that_was_moved_keeps_its_weights(run, tmp_path):
 def test_what_cannot_be_ends_with_2_and_one_line(run, paths, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("no motion")
-    given = {"RUN": run[0], "SOLID": paths[SOLID], "POSE": paths[POSE], "FOLDER": tmp_path}
-    given["TEXT"] = tmp_path / "notes.txt"
-    given["KEYPOINTS"] = tmp_path / "keypoints.json"
-    assert command(*(given.get(argument, argument) for argument in arguments)) == 2
+    values = {"RUN": run[0], "SOLID": paths[SOLID], "POSE": paths[POSE], "FOLDER": tmp_path}
+    values["TEXT"] = tmp_path / "notes.txt"
+    values["KEYPOINTS"] = tmp_path / "keypoints.json"
+    assert command(*(values.get(argument, argument) for argument in arguments)) == 2
     output = capsys.readouterr()
     assert message in output.err and output.err.count("\n") == 1 and output.out == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt"]

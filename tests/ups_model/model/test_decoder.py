@@ -75,7 +75,7 @@ def test_the_decoder_equals_torch_transformer_layers_over_memory_plus_offset_emb
     mask_GM = torch.tensor([[True] * 5, [True, False, True, True, False]]) if masked else None
     own_BMW, tokens_BKW = random(6, 3, 16, seed=2), random(6, 7, 16, seed=3)
     cache = decoder.start(Memory(window_GMW, mask_GM, offset_BM, own_BMW))
-    found = decoder(tokens_BKW, cache)
+    out_BKW = decoder(tokens_BKW, cache)
     # A memory of its own for each of the three targets of a window, written out.
     memory = torch.cat([window_GMW.repeat_interleave(3, dim=0) + decoder.offset_OW[offset_BM], own_BMW], dim=1)
     absent = None
@@ -85,7 +85,7 @@ def test_the_decoder_equals_torch_transformer_layers_over_memory_plus_offset_emb
     future = torch.ones(7, 7, dtype=torch.bool).triu(1)
     for layer in decoder.layers:
         x_BKW = reference_layer(layer, 16, 2)(x_BKW, memory, tgt_mask=future, memory_key_padding_mask=absent)
-    torch.testing.assert_close(found, decoder.norm(x_BKW))
+    torch.testing.assert_close(out_BKW, decoder.norm(x_BKW))
 
 
 # --- causality
@@ -289,11 +289,11 @@ def test_aligned_tokens_are_added_to_the_decoders_input_of_their_step():
     model = aligned_model()
     memory, _, _ = model.encode(clips("pe", target_frame_BR=TARGETS))
     tokens_BKW = random(9, 3 * JOINTS + 1, 16)
-    found = model.decoder(tokens_BKW, model.new_cache(memory))
+    out_BKW = model.decoder(tokens_BKW, model.new_cache(memory))
     bare = dataclasses.replace(memory, aligned_BKW=None)
     expected = model.decoder(tokens_BKW + memory.aligned_BKW, model.new_cache(bare))
-    torch.testing.assert_close(found, expected)
-    assert (found - model.decoder(tokens_BKW, model.new_cache(bare))).abs().max() > 0.01
+    torch.testing.assert_close(out_BKW, expected)
+    assert (out_BKW - model.decoder(tokens_BKW, model.new_cache(bare))).abs().max() > 0.01
 
 
 @torch.no_grad()

@@ -259,10 +259,10 @@ def test_in_training_sparse_and_dense_agree_in_output_and_in_the_gradient_of_cho
 def test_the_straight_through_gradient_reaches_task_and_block_embeddings(execution):
     built = encoder(routing_execution=execution, dropout=0.0).train()
     x_BNJD, noise, temperature = random(2, 4, 5, 8), random(2, 2, seed=1), 0.7
-    out, found = gradients(built, x_BNJD, noise, temperature)
-    assert found["router.task_TQ"][1].abs().max() > 1e-4
-    assert not found["router.task_TQ"][[0, 2, 3]].any()
-    assert (found["router.block_LHQ"].abs().amax(dim=2) > 1e-6).all()  # Softmax weights pull on every block's score.
+    out, gradient = gradients(built, x_BNJD, noise, temperature)
+    assert gradient["router.task_TQ"][1].abs().max() > 1e-4
+    assert not gradient["router.task_TQ"][[0, 2, 3]].any()
+    assert (gradient["router.block_LHQ"].abs().amax(dim=2) > 1e-6).all()  # Softmax weights pull on every block's score.
     # By hand for the last layer: d loss / d soft_h times the softmax' Jacobian, d soft / d score = (diag - outer) / T.
     hidden = x_BNJD
     scores = (built.router.scores(1) + noise).detach()
@@ -275,7 +275,7 @@ def test_the_straight_through_gradient_reaches_task_and_block_embeddings(executi
     soft_H = F.softmax(scores[1] / temperature, dim=0)
     slope_H = (torch.diag(soft_H) - soft_H[:, None] * soft_H) @ pull_H / temperature
     expected_HQ = slope_H[:, None] * built.router.task_TQ[1].detach() / 4  # sqrt(q) = 4
-    torch.testing.assert_close(found["router.block_LHQ"][1], expected_HQ)
+    torch.testing.assert_close(gradient["router.block_LHQ"][1], expected_HQ)
 
 
 def test_dense_training_alone_runs_the_blocks_that_were_not_chosen():

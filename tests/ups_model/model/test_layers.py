@@ -85,11 +85,11 @@ def test_norm_residual_and_relu_in_one_have_the_values_and_gradients_of_the_thre
     x_BNJD.requires_grad_()
     kept_BNJD.requires_grad_()
     plain = norm(x_BNJD, scene()) + (kept_BNJD if residual else 0)
-    asked = [x_BNJD, norm.weight, norm.bias, *([kept_BNJD] if residual else [])]
-    expected = torch.autograd.grad((plain.clamp(min=0) * weight_BNJD).sum(), asked)
+    inputs = [x_BNJD, norm.weight, norm.bias, *([kept_BNJD] if residual else [])]
+    expected = torch.autograd.grad((plain.clamp(min=0) * weight_BNJD).sum(), inputs)
     out = norm.relu(x_BNJD, scene(), kept_BNJD if residual else None)
     torch.testing.assert_close(out, plain.clamp(min=0))
-    torch.testing.assert_close(torch.autograd.grad((out * weight_BNJD).sum(), asked), expected)
+    torch.testing.assert_close(torch.autograd.grad((out * weight_BNJD).sum(), inputs), expected)
 
 
 def test_task_statistics_move_for_the_task_of_the_batch_alone():

@@ -266,12 +266,13 @@ def test_gradients_in_half_precision_point_where_those_of_single_precision_do(me
 @torch.no_grad()
 def test_features_are_position_difference_to_the_last_frame_and_bone_from_the_parent():
     model, pose = model_of(), clips().pose_BPNSC[:, 0]
-    found = model.features(pose)
-    assert found.shape == (3, 6, 25, 9)
-    assert torch.equal(found[..., :3], pose)
-    assert not found[:, 0, :, 3:6].any()
-    assert torch.equal(found[:, 4, 7, 3:6], pose[:, 4, 7] - pose[:, 3, 7])
-    assert torch.equal(found[:, 2, 7, 6:], pose[:, 2, 7] - pose[:, 2, 6])  # The left hand hangs on the left wrist.
+    features_BFJC = model.features(pose)
+    assert features_BFJC.shape == (3, 6, 25, 9)
+    assert torch.equal(features_BFJC[..., :3], pose)
+    assert not features_BFJC[:, 0, :, 3:6].any()
+    assert torch.equal(features_BFJC[:, 4, 7, 3:6], pose[:, 4, 7] - pose[:, 3, 7])
+    # The left hand hangs on the left wrist.
+    assert torch.equal(features_BFJC[:, 2, 7, 6:], pose[:, 2, 7] - pose[:, 2, 6])
 
 
 def test_after_their_statistics_are_taken_input_features_of_the_task_have_mean_0_and_deviation_1():

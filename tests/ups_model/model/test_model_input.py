@@ -15,13 +15,13 @@ from ups_model.model.ups import UPS, check_inputs
 
 def build_with(**changes):
     small = small_model()
-    given = {
+    sizes = {
         "config": small.config,
         "vocabulary": small.vocabulary,
         "quantiser": small.quantiser,
         "text_VE": small.text_VE,
     }
-    return UPS(**{**given, "max_frames": 8, **changes})
+    return UPS(**{**sizes, "max_frames": 8, **changes})
 
 
 @pytest.mark.parametrize(

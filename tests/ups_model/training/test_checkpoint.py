@@ -46,10 +46,10 @@ def alter(file, position):
 
 def test_a_checkpoint_is_read_back_exactly(tmp_path):
     path = save(tmp_path, 12)
-    found, state = load_checkpoint(path)
-    assert path.name == "step-00000012" and found.keys() == {"model", "optimizer"}
+    loaded, state = load_checkpoint(path)
+    assert path.name == "step-00000012" and loaded.keys() == {"model", "optimizer"}
     for group, values in tensors(12).items():
-        assert_same_tensors(found[group], values)
+        assert_same_tensors(loaded[group], values)
     assert state["step"] == 12 and state["key"] == "abc" and state["best"] == {"score": 12 / 7}
 
 
@@ -103,8 +103,8 @@ def test_the_newest_whole_checkpoint_is_taken_with_a_warning_for_each_corrupted_
     alter(tmp_path / "step-00001000" / "model.safetensors", -1)
     (tmp_path / "step-00000900" / "state.json").write_text("{")
     with caplog.at_level(logging.WARNING):
-        path, found, state = newest_checkpoint(tmp_path)
-    assert path.name == "step-00000005" and state["step"] == 5 and found["model"]["count"] == 5
+        path, loaded, state = newest_checkpoint(tmp_path)
+    assert path.name == "step-00000005" and state["step"] == 5 and loaded["model"]["count"] == 5
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 2 and "step-00001000" in warnings[0] and "step-00000900" in warnings[1]
 
@@ -180,9 +180,9 @@ def test_a_process_killed_at_any_moment_leaves_no_checkpoint_that_loads_and_is_w
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         for path in folder.glob("step-*"):
-            found, state = load_checkpoint(path)  # What bears a checkpoint's name is whole.
+            loaded, state = load_checkpoint(path)  # What bears a checkpoint's name is whole.
             assert state["step"] == state["value"] == int(path.name.removeprefix("step-"))
-            assert (found["model"]["weight"] == state["step"]).all() and found["model"]["weight"].shape == (20_000, 3)
+            assert (loaded["model"]["weight"] == state["step"]).all() and loaded["model"]["weight"].shape == (20_000, 3)
         step = newest_checkpoint(folder)[2]["step"]
         save(folder, step + 1)
         prune_checkpoints(folder, 1)
@@ -215,9 +215,9 @@ def test_an_optimizer_put_back_takes_the_very_steps_of_one_that_was_not(tmp_path
     groups = {"model": network.state_dict(), "optimizer": optimizer_tensors(optimizer)}
     path = save_checkpoint(tmp_path, 3, groups, {})
     other, other_optimizer = _network()
-    found, _ = load_checkpoint(path)
-    load_weights(other, found["model"], path)
-    restore_optimizer(other_optimizer, found["optimizer"])
+    loaded, _ = load_checkpoint(path)
+    load_weights(other, loaded["model"], path)
+    restore_optimizer(other_optimizer, loaded["optimizer"])
     assert_same_tensors(optimizer_tensors(other_optimizer), optimizer_tensors(optimizer))
     _train(network, optimizer, 3, first=3)
     _train(other, other_optimizer, 3, first=3)

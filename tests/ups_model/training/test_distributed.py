@@ -67,8 +67,8 @@ def test_two_processes_train_as_one_does_on_the_same_global_batch(changes, paths
     losses = []
     plain = ups_model.training.loop.sequence_loss
 
-    def recorded(*given):
-        losses.append(plain(*given))
+    def recorded(*args):
+        losses.append(plain(*args))
         return losses[-1]
 
     monkeypatch.setattr(ups_model.training.loop, "sequence_loss", recorded)
@@ -86,12 +86,12 @@ def test_two_processes_train_as_one_does_on_the_same_global_batch(changes, paths
 
 
 def test_a_batch_that_processes_cannot_share_is_one_clear_error(paths, cache, tmp_path):
-    found = start(toy_config(**EXACT, **{"data.eap.batch_size": 1}), paths, tmp_path, cache)
+    outcomes = start(toy_config(**EXACT, **{"data.eap.batch_size": 1}), paths, tmp_path, cache)
     rule = "ValueError: data.eap.batch_size must be at least the number of processes, got 1 and 2"
-    assert [rank["error"] for rank in found] == [rule, rule]
+    assert [rank["error"] for rank in outcomes] == [rule, rule]
     assert not (tmp_path / "checkpoints").exists()
 
 
 def test_statistics_of_single_processes_are_refused(paths, cache, tmp_path):
-    found = start(toy_config(**EXACT, normalisation="task_batch"), paths, tmp_path, cache)
-    assert all("got 2 processes; use normalisation='layer'" in rank["error"] for rank in found)
+    outcomes = start(toy_config(**EXACT, normalisation="task_batch"), paths, tmp_path, cache)
+    assert all("got 2 processes; use normalisation='layer'" in rank["error"] for rank in outcomes)

@@ -16,19 +16,19 @@ def rates(**changes):
 
 
 def test_the_rate_rises_linearly_to_its_peak_and_falls_along_half_a_cosine():
-    found = rates()
+    curve = rates()
     # Five steps of warm-up, a fifth of the peak more each.
-    assert found[:5] == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3])
+    assert curve[:5] == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3])
     # Then 1/2 (1 + cos): the peak at its start, 3/4 of it after a third of the way (30 of 90 steps).
-    assert found[5] == pytest.approx(1e-3)
+    assert curve[5] == pytest.approx(1e-3)
     assert rates(steps=95, warmup_share=5 / 95)[5 + 30] == pytest.approx(7.5e-4)
-    assert max(found) == pytest.approx(1e-3)
-    assert all(earlier > later for earlier, later in itertools.pairwise(found[5:]))
+    assert max(curve) == pytest.approx(1e-3)
+    assert all(earlier > later for earlier, later in itertools.pairwise(curve[5:]))
 
 
 def test_the_cosine_is_symmetric_about_its_middle():
-    found = [*rates(), learning_rate(toy_config(steps=100, learning_rate=1e-3, warmup_share=0.05, warmup_steps=0), 100)]
-    assert [found[5 + k] + found[100 - k] for k in range(96)] == pytest.approx([1e-3] * 96)
+    curve = [*rates(), learning_rate(toy_config(steps=100, learning_rate=1e-3, warmup_share=0.05, warmup_steps=0), 100)]
+    assert [curve[5 + k] + curve[100 - k] for k in range(96)] == pytest.approx([1e-3] * 96)
 
 
 @pytest.mark.parametrize(
@@ -38,16 +38,16 @@ def test_the_cosine_is_symmetric_about_its_middle():
 def test_the_warm_up_is_a_share_of_the_run_but_no_fewer_than_its_least_steps_and_they_no_more_than_half(
     steps, share, least, expected
 ):
-    found = rates(steps=steps, warmup_share=share, warmup_steps=least)
-    assert [found[step] for step in (0, expected - 1)] == pytest.approx([1e-3 / expected, 1e-3])
+    curve = rates(steps=steps, warmup_share=share, warmup_steps=least)
+    assert [curve[step] for step in (0, expected - 1)] == pytest.approx([1e-3 / expected, 1e-3])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 1000])
 @pytest.mark.parametrize("share", [0, 0.05, 0.5, 1])
 def test_no_update_has_a_rate_of_0_not_even_the_last(steps, share):
-    found = rates(steps=steps, warmup_share=share)
-    assert all(0 < rate <= 1e-3 * (1 + 1e-12) for rate in found)
-    assert max(found) == pytest.approx(1e-3)
+    curve = rates(steps=steps, warmup_share=share)
+    assert all(0 < rate <= 1e-3 * (1 + 1e-12) for rate in curve)
+    assert max(curve) == pytest.approx(1e-3)
 
 
 def test_the_last_rate_is_that_of_one_step_before_the_cosine_ends():
@@ -57,8 +57,8 @@ def test_the_last_rate_is_that_of_one_step_before_the_cosine_ends():
 
 def test_the_temperature_falls_geometrically_from_its_start_to_its_end():
     config = toy_config(steps=100, gumbel_start=8.0, gumbel_end=0.5)
-    found = [temperature(config, step) for step in (0, 25, 50, 75, 100)]
-    assert found == pytest.approx([8, 4, 2, 1, 0.5])
+    temperatures = [temperature(config, step) for step in (0, 25, 50, 75, 100)]
+    assert temperatures == pytest.approx([8, 4, 2, 1, 0.5])
 
 
 def test_the_noise_of_a_step_is_the_same_each_time_and_another_for_another_step_or_seed():

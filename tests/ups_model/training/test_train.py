@@ -194,12 +194,12 @@ def test_the_result_file_holds_what_is_returned(finished):
 @pytest.mark.slow
 def test_the_step_that_validates_best_is_chosen_and_test_is_measured_once_on_it(paths, cache, tmp_path, monkeypatch):
     scores = iter([1.0, 5.0, 3.0, 0.0])
-    asked = []
+    measured = []
     measure = ups_model.training.loop.measure
 
     def recorded(model, feeds, part, config, outcomes=None, max_clips=0):
         if not max_clips:  # The points of the health curve are no candidates.
-            asked.append((part, model.project_text.weight.detach().clone()))
+            measured.append((part, model.project_text.weight.detach().clone()))
         return measure(model, feeds, part, config, outcomes, max_clips)
 
     for module in (ups_model.training.loop, ups_model.evaluation.measure):  # Measuring the test split is in the second.
@@ -207,7 +207,7 @@ def test_the_step_that_validates_best_is_chosen_and_test_is_measured_once_on_it(
     monkeypatch.setattr(ups_model.training.loop, "score", lambda *_: next(scores))
     config = toy_config(evaluate_every=4, ema=0.9)
     result = train(config, paths, options(tmp_path, cache, checkpoint_every=4, keep=9))
-    assert [part for part, _ in asked] == ["validation", "validation", "validation", "test"]
+    assert [part for part, _ in measured] == ["validation", "validation", "validation", "test"]
     assert result.about["chosen_step"] == 8 and result.checkpoint.endswith("best/step-00000008")
     assert os.listdir(tmp_path / "best") == ["step-00000008"]
     average = load_file(tmp_path / "checkpoints" / "step-00000008" / "ema.safetensors")
@@ -215,19 +215,19 @@ def test_the_step_that_validates_best_is_chosen_and_test_is_measured_once_on_it(
         weights(result.checkpoint),
         {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"},
     )
-    assert torch.equal(asked[-1][1], weights(result.checkpoint)["project_text.weight"])
+    assert torch.equal(measured[-1][1], weights(result.checkpoint)["project_text.weight"])
     assert result.metrics["validation/score"] == 5.0
 
 
 @pytest.mark.slow
 def test_without_validation_subjects_the_last_step_is_taken(paths, cache, tmp_path, monkeypatch):
-    asked = []
+    measured = []
     measure = ups_model.training.loop.measure
     for module in (ups_model.training.loop, ups_model.evaluation.measure):
-        monkeypatch.setattr(module, "measure", lambda *given: asked.append(given[2]) or measure(*given))
+        monkeypatch.setattr(module, "measure", lambda *args: measured.append(args[2]) or measure(*args))
     config = toy_config(validation_subjects=0, evaluate_every=4)
     result = train(config, paths, options(tmp_path, cache))
-    assert asked == ["test"] and result.about["chosen_by"] == "last step" and result.about["chosen_step"] == 12
+    assert measured == ["test"] and result.about["chosen_by"] == "last step" and result.about["chosen_step"] == 12
     assert not [name for name in result.metrics if name.startswith("validation/")]
     assert_same_tensors(weights(result.checkpoint), weights(newest(tmp_path)))
 
@@ -289,11 +289,11 @@ def test_a_loss_that_is_not_finite_names_the_step_and_a_way_out_and_spoils_no_ch
     with pytest.raises(NonFiniteLoss, match=r"not finite at step \d+ .*[Tt]ry a.*learning_rate") as caught:
         train(config, paths, options(tmp_path, cache, checkpoint_every=1, keep=50))
     failed_at = int(str(caught.value).split("at step ")[1].split()[0])
-    found = newest_checkpoint(tmp_path / "checkpoints")
+    checkpoint = newest_checkpoint(tmp_path / "checkpoints")
     if update == "iteration":
-        assert found is not None
-    if found is not None:
-        path, tensors, state = found
+        assert checkpoint is not None
+    if checkpoint is not None:
+        path, tensors, state = checkpoint
         assert state["step"] < failed_at
         assert all(torch.isfinite(value).all() for value in tensors["model"].values()), path
     assert not (tmp_path / "result.json").exists()
@@ -335,8 +335,8 @@ def test_a_small_model_learns_eight_clips_by_heart(paths, cache, tmp_path):
     model, *_ = load_model(Path(result.checkpoint), torch.device("cpu"))
     model.eval()
     feed = make_feed(ClipSet.open(paths[SOLID]), "ar3d", config.data.ar3d, validation_subjects=1)
-    found = measure_classes(model, feed, "train", EvalConfig())
-    assert found["clips"] == 8 and found["top1"] == 100 and found["free_top1"] == 100 and found["ended"] == 100
+    metrics = measure_classes(model, feed, "train", EvalConfig())
+    assert metrics["clips"] == 8 and metrics["top1"] == 100 and metrics["free_top1"] == 100 and metrics["ended"] == 100
 
 
 @pytest.mark.slow
@@ -369,10 +369,10 @@ def test_a_small_model_learns_eight_poses_by_heart(cache, tmp_path):
     result = train(config, {POSE: pose_set.path}, options(tmp_path / "run", cache, test=False))
     model, *_ = load_model(Path(result.checkpoint), torch.device("cpu"))
     model.eval()
-    found = measure_poses(model, make_feed(pose_set, "pe", config.data.pe), "train", config.evaluation)
+    metrics = measure_poses(model, make_feed(pose_set, "pe", config.data.pe), "train", config.evaluation)
     # The best that arg-max decoding can do is the centre of the right bin.
-    assert found["poses"] == 8 and found["mpjpe_mm"] < 2 * found["floor_mm"]
-    assert result.about["mean_pose_mm"] > 4 * found["floor_mm"] and found["in_grammar"] > 99
+    assert metrics["poses"] == 8 and metrics["mpjpe_mm"] < 2 * metrics["floor_mm"]
+    assert result.about["mean_pose_mm"] > 4 * metrics["floor_mm"] and metrics["in_grammar"] > 99
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import numpy as np
 
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.data.prepare.runner import LEFT_OUT_FILE
+from ups_model.wording import count
 
 
 def overview(sets: Sequence[ClipSet]) -> str:
@@ -24,8 +25,8 @@ def overview(sets: Sequence[ClipSet]) -> str:
         counts = (len(clips), len(clips) - test, test, len(clips.info.classes), len(subjects) or "?", persons)
         counts += (len(clips.positions), cameras)
         rows.append((clips.path.name, *(f"{n:,}" if n != "?" else n for n in counts), clips.fingerprint[:16]))
-        for why, count in clips.info.left_out.items():
-            notes.append(f"{clips.path.name}: left out {count:,} clip{'s' * (count != 1)}: {why}")
+        for why, number in clips.info.left_out.items():
+            notes.append(f"{clips.path.name}: left out {count(number, 'clip')}: {why}")
         if (file := clips.path / LEFT_OUT_FILE).exists():
             notes.append(f"{clips.path.name}: each of them is listed in {file}")
     if sets and not notes:
@@ -45,8 +46,8 @@ def protocols(clips: ClipSet, published: Mapping[str, tuple[int, int]]) -> str:
         counts = (int((~test_M).sum()), int(test_M.sum()))
         expected = published.get(name)
         verdict = "" if expected is None else "as published" if counts == expected else "other than published"
-        shown = ("", "") if expected is None else tuple(f"{count:,}" for count in expected)
-        rows.append((name, *(f"{count:,}" for count in counts), *shown, verdict))
+        shown = ("", "") if expected is None else tuple(f"{number:,}" for number in expected)
+        rows.append((name, *(f"{number:,}" for number in counts), *shown, verdict))
     return "\n".join(_aligned(rows, text=(0, 5)))
 
 
@@ -61,7 +62,7 @@ def classes(clips: ClipSet) -> str:
         own_M = clips.label == label
         test = int((own_M & clips.split_test).sum())
         counts = (int(own_M.sum()) - test, test, int(frames_M[own_M].sum()))
-        rows.append((str(label + 1), name, *(f"{count:,}" for count in counts)))
+        rows.append((str(label + 1), name, *(f"{number:,}" for number in counts)))
     return "\n".join(_aligned(rows, text=(1,)))
 
 

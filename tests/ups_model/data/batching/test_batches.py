@@ -48,8 +48,8 @@ def write_counted(path, lengths, test=True):
 
 def all_tensors(batch):
     """Every tensor of a batch by name."""
-    found = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
-    return found | {name: value for name, value in vars(batch.inputs).items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    return tensors | {name: value for name, value in vars(batch.inputs).items() if isinstance(value, torch.Tensor)}
 
 
 def same(one, other):
@@ -199,12 +199,12 @@ def test_resizing_is_linear_interpolation_between_the_observed_frames(tmp_path, 
     )
     for ratio in (1.0, 0.5):
         (batch,) = feed.evaluate("test", ratio)
-        for pose, found in zip(poses, batch.inputs.pose_BPNSC[:, 0, :, HEAD].double().numpy(), strict=True):
+        for pose, pose_seen in zip(poses, batch.inputs.pose_BPNSC[:, 0, :, HEAD].double().numpy(), strict=True):
             kept = math.ceil(ratio * len(pose))
             time = np.clip((np.arange(frames) + 0.5) / frames * kept - 0.5, 0, kept - 1)
             for axis in range(3):
                 expected = np.interp(time, np.arange(kept), pose[:kept, head, axis].astype(np.float64))
-                assert np.allclose(found[:, axis], expected, atol=1e-5)
+                assert np.allclose(pose_seen[:, axis], expected, atol=1e-5)
 
 
 def test_a_crop_keeps_at_least_its_share_and_never_leaves_its_clip(tmp_path):
@@ -370,8 +370,9 @@ def test_a_window_is_centred_on_its_frame_and_repeats_the_frames_at_the_clips_en
         shown = np.clip(wanted, 0, len(world_NJ3) - 1)
         ends += int((shown != wanted).any())
         camera = (FRONT, SIDE)[int(batch.camera_B[b])]
-        found = native(batch.inputs.pose_BPNSC[b, 0]).double().numpy()
-        assert np.allclose(found[..., :2], screen(world_NJ3[shown], camera), atol=1e-5) and (found[..., 2] == 0).all()
+        pose_seen = native(batch.inputs.pose_BPNSC[b, 0]).double().numpy()
+        assert np.allclose(pose_seen[..., :2], screen(world_NJ3[shown], camera), atol=1e-5)
+        assert (pose_seen[..., 2] == 0).all()
         pose_J3 = to_camera(world_NJ3[centre], camera)
         assert np.allclose(batch.pose_BRJ3[b, 0].double(), pose_J3 - pose_J3[0], atol=2e-6)
     assert frames == 1 or 0 < ends < 24, "windows inside and windows past an end are both tried"
@@ -390,8 +391,8 @@ def test_training_targets_lie_among_the_frames_that_evaluation_predicts_and_show
         frame = int(batch.frame_BR[b, r])
         pose_J3 = to_camera(world_NJ3[frame], camera)
         assert np.allclose(batch.pose_BRJ3[b, r].double(), pose_J3 - pose_J3[0], atol=2e-6)
-        found = native(batch.inputs.pose_BPNSC[b, 0, target_BR[b, r]]).double().numpy()
-        assert np.allclose(found[..., :2], screen(world_NJ3[frame], camera), atol=1e-5)
+        pose_seen = native(batch.inputs.pose_BPNSC[b, 0, target_BR[b, r]]).double().numpy()
+        assert np.allclose(pose_seen[..., :2], screen(world_NJ3[frame], camera), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -418,8 +419,8 @@ def test_evaluation_predicts_each_evaluated_frame_once_in_each_camera(
             world_J3 = clips.clip(row)[0][1][frame]
             pose_J3 = to_camera(world_J3, (FRONT, SIDE)[camera])
             assert np.allclose(batch.pose_BRJ3[b, r].double(), pose_J3 - pose_J3[0], atol=2e-6)
-            found = native(batch.inputs.pose_BPNSC[b, 0, position])[:, :2].double().numpy()
-            assert np.allclose(found, screen(world_J3, (FRONT, SIDE)[camera]), atol=1e-5)
+            pose_seen = native(batch.inputs.pose_BPNSC[b, 0, position])[:, :2].double().numpy()
+            assert np.allclose(pose_seen, screen(world_J3, (FRONT, SIDE)[camera]), atol=1e-5)
     expected = {
         (row, camera, frame)
         for row in clips.split(0).test.tolist()
@@ -439,8 +440,8 @@ def root_by_least_squares(pose_J3, screen_J2, camera):
         right += [(u - cx) * z - fx * x, (v - cy) * z - fy * y]
     root, *_ = np.linalg.lstsq(np.array(rows), np.array(right), rcond=None)
     at = pose_J3 + root
-    found = np.stack([fx * at[:, 0] / at[:, 2] + cx, fy * at[:, 1] / at[:, 2] + cy], axis=1) * 2 / width
-    return root, np.abs(found - [1, height / width] - screen_J2).max()
+    pose_seen = np.stack([fx * at[:, 0] / at[:, 2] + cx, fy * at[:, 1] / at[:, 2] + cy], axis=1) * 2 / width
+    return root, np.abs(pose_seen - [1, height / width] - screen_J2).max()
 
 
 @pytest.mark.parametrize(
@@ -536,8 +537,8 @@ def test_camera_groups_may_differ_in_size(tmp_path):
     (batch,) = feed.evaluate("test")
     assert list(zip(batch.clip_B.tolist(), batch.camera_B.tolist(), strict=True))[::2] == [(1, 0), (2, 0), (2, 1)]
     for b, camera in ((0, SIDE), (2, FRONT), (4, SIDE)):
-        found = native(batch.inputs.pose_BPNSC[b, 0, 0])[:, :2].double().numpy()
-        assert np.allclose(found, screen(world_NJ3[0], camera), atol=1e-5)
+        pose_seen = native(batch.inputs.pose_BPNSC[b, 0, 0])[:, :2].double().numpy()
+        assert np.allclose(pose_seen, screen(world_NJ3[0], camera), atol=1e-5)
 
 
 def test_input_statistics_come_from_training_clips_and_are_the_same_in_every_seed(sets):

@@ -24,7 +24,7 @@ INFO = ClipSetInfo(
 TRACKS = (Track(np.zeros((1, 15, 2))),)
 
 
-def _toy(path, info=INFO, subjects=10, clips_each=6, known=True):
+def _toy(path, info=INFO, subjects=10, clips_each=6, with_subjects=True):
     """Subjects from 0; odd ones are for testing by default, the upper half by protocol "upper"."""
     rows = [(subject, clip) for subject in range(subjects) for clip in range(clips_each)]
     return write_clip_set(
@@ -35,7 +35,7 @@ def _toy(path, info=INFO, subjects=10, clips_each=6, known=True):
                 f"s{subject}c{clip}",
                 TRACKS,
                 label=clip % 2,
-                subject=subject if known else -1,
+                subject=subject if with_subjects else -1,
                 split_test=subject % 2 == 1,
                 extra={"split_test_upper": int(subject >= subjects // 2), "split_test_none": 0},
             )
@@ -121,7 +121,7 @@ def test_no_validation_subjects_give_an_empty_validation_part(tmp_path):
 
 
 def test_without_subjects_a_share_of_every_label_is_held_out(tmp_path):
-    clips = _toy(tmp_path / "toy", known=False)
+    clips = _toy(tmp_path / "toy", with_subjects=False)
     split = clips.split(validation_subjects=2)
     assert np.bincount(clips.label[split.validation]).tolist() == [3, 3]  # 20 % of 15 training clips of each label
     assert len(set(split.train) & set(split.validation)) == 0 and len(split.train) == 24

@@ -66,9 +66,9 @@ def test_clips_come_in_the_order_of_jobs_with_all_that_they_had(tmp_path, log):
     assert clips.label.tolist() == [clip.label for clip in expected]
     assert clips.split_test.tolist() == [clip.split_test for clip in expected]
     for row, clip in enumerate(expected):
-        found = clips.clip(row)
-        assert [offset for offset, _ in found] == [track.offset for track in clip.tracks]
-        for (_, positions), track in zip(found, clip.tracks, strict=True):
+        tracks = clips.clip(row)
+        assert [offset for offset, _ in tracks] == [track.offset for track in clip.tracks]
+        for (_, positions), track in zip(tracks, clip.tracks, strict=True):
             np.testing.assert_array_equal(positions, track.positions)
     assert (clips.confidence == 0.5).all()
 

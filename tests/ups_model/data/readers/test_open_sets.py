@@ -25,8 +25,9 @@ def prepared(open_data, tmp_path_factory):
 def test_a_set_has_the_sequences_classes_and_test_split_its_readme_states(prepared, name):
     clips = prepared[name]
     clips.verify()
-    found = (len(clips), len(clips.info.classes), int(clips.split_test.sum()), clips.positions.shape[1], clips.info.fps)
-    assert found == COUNTS[name] and not clips.info.synthetic
+    info = clips.info
+    counts = (len(clips), len(info.classes), int(clips.split_test.sum()), clips.positions.shape[1], info.fps)
+    assert counts == COUNTS[name] and not clips.info.synthetic
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -69,9 +70,9 @@ def test_validation_clips_of_jhmdb_are_about_as_hard_as_its_official_test_clips(
     clips = prepared["jhmdb"]
     poses = np.stack([open_sets._unit_pose(clips.clip(row)[0][1].astype(float)) for row in range(len(clips))])
 
-    def accuracy(asked, known):
-        distance = np.linalg.norm(poses[asked][:, None] - poses[known][None], axis=-1).mean(axis=-1)
-        return (clips.label[known][distance.argmin(axis=1)] == clips.label[asked]).mean()
+    def accuracy(queries, gallery):
+        distance = np.linalg.norm(poses[queries][:, None] - poses[gallery][None], axis=-1).mean(axis=-1)
+        return (clips.label[gallery][distance.argmin(axis=1)] == clips.label[queries]).mean()
 
     splits = [clips.split(1, fold=fold) for fold in range(5)]
     grouped = np.mean([accuracy(split.validation, split.train) for split in splits])

@@ -37,8 +37,8 @@ ARRAYS = {
 @pytest.mark.parametrize("protocol", range(6))
 def test_plain_values_are_read_as_pickle_reads_them(protocol):
     raw = pickle.dumps(PLAIN, protocol)
-    found = load(io.BytesIO(raw), "file")
-    assert found == pickle.loads(raw) and repr(found) == repr(PLAIN)
+    loaded = load(io.BytesIO(raw), "file")
+    assert loaded == pickle.loads(raw) and repr(loaded) == repr(PLAIN)
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -60,8 +60,8 @@ def test_arrays_keep_type_shape_order_and_content(protocol, name):
 @pytest.mark.parametrize("protocol", range(6))
 def test_numpy_scalars_keep_their_type(protocol):
     values = [np.float32(1.5), np.int64(-3), np.bool_(True), np.str_("ab")]
-    found = load(io.BytesIO(pickle.dumps(values, protocol)), "file")
-    assert found == values and [type(value) for value in found] == [type(value) for value in values]
+    loaded = load(io.BytesIO(pickle.dumps(values, protocol)), "file")
+    assert loaded == values and [type(value) for value in loaded] == [type(value) for value in values]
 
 
 def test_files_of_numpy_1_and_of_python_2_are_read():
@@ -75,8 +75,8 @@ def test_files_of_numpy_1_and_of_python_2_are_read():
         b"\x89U\x04\x01\x00\xff\xfftb."
     )
     assert np.array_equal(pickle.loads(python_2, encoding="latin1"), np.array([1, -1], dtype=np.int16))
-    found = load(io.BytesIO(python_2), "file")
-    assert found.dtype == np.int16 and found.tolist() == [1, -1]
+    loaded = load(io.BytesIO(python_2), "file")
+    assert loaded.dtype == np.int16 and loaded.tolist() == [1, -1]
 
 
 class Reduced:
@@ -340,11 +340,11 @@ def test_altered_bytes_give_data_or_a_value_error(changes):
     for place, value in changes:
         raw[place] = value
     try:
-        found = load(io.BytesIO(bytes(raw)), "file")
+        loaded = load(io.BytesIO(bytes(raw)), "file")
     except ValueError as error:
         assert str(error).startswith("file: ")
     else:
-        assert all(kind.__module__ in ("builtins", "numpy", "collections") for kind in _types(found))
+        assert all(kind.__module__ in ("builtins", "numpy", "collections") for kind in _types(loaded))
 
 
 @given(st.binary(max_size=60))
@@ -370,11 +370,11 @@ def test_memory_is_at_most_one_and_a_half_times_the_file(tmp_path, protocol):
     assert size > 35e6
     tracemalloc.start()
     with file.open("rb") as stream:
-        found = load(stream, "many.pkl")["annotations"]
+        loaded = load(stream, "many.pkl")["annotations"]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.5 * size, f"{peak} bytes for a file of {size}"
-    assert all(np.array_equal(item["keypoint"], pose) for item, pose in zip(found, poses, strict=True))
+    assert all(np.array_equal(item["keypoint"], pose) for item, pose in zip(loaded, poses, strict=True))
 
 
 def test_object_members_of_an_npz_are_read_as_numpy_reads_them(tmp_path):
@@ -384,8 +384,8 @@ def test_object_members_of_an_npz_are_read_as_numpy_reads_them(tmp_path):
     np.savez(file, positions=nested, rows=rows, numbers=np.arange(3))
     with np.load(file, allow_pickle=True) as archive:
         expected = archive["positions"].item()
-    found = read_object_array(file, "positions")
-    assert found.keys() == expected.keys() and np.array_equal(found["S1"]["Walking 1"], expected["S1"]["Walking 1"])
+    loaded = read_object_array(file, "positions")
+    assert loaded.keys() == expected.keys() and np.array_equal(loaded["S1"]["Walking 1"], expected["S1"]["Walking 1"])
     assert read_object_array(file, "rows").tolist() == rows.tolist()
     with pytest.raises(ValueError, match=re.escape(f"{file}: has no member 'poses'")):
         read_object_array(file, "poses")

@@ -158,7 +158,7 @@ def test_random_motion_of_any_channels_equals_a_slow_reference(tmp_path, seed):
     turns = np.array([channel.endswith("rotation") for channel in flat])
     frames[:, turns] = rng.uniform(-180, 180, (5, turns.sum()))
     frames[:, ~turns] += rng.normal(0, 2, (5, (~turns).sum()))
-    found = pose(read(tmp_path, bvh_text(frames=frames, channels=channels)))
+    pose_read = pose(read(tmp_path, bvh_text(frames=frames, channels=channels)))
     expected = []
     for row in frames:
         placed = slow_reference(CMU, row, channels)
@@ -166,7 +166,7 @@ def test_random_motion_of_any_channels_equals_a_slow_reference(tmp_path, seed):
     x, y, z = np.moveaxis(np.array(expected), -1, 0)
     expected = np.stack([x, -z, y], axis=-1)
     shift = expected[0, 0] * (1, 1, 0) + (0, 0, expected[..., 2].min())
-    assert np.allclose(found, expected - shift, atol=2e-6)
+    assert np.allclose(pose_read, expected - shift, atol=2e-6)
 
 
 def test_turning_y_up_to_z_up_keeps_left_on_the_left(tmp_path):

@@ -118,8 +118,8 @@ def test_a_joint_for_the_top_of_the_head_is_the_head(tmp_path, name):
 @pytest.mark.parametrize("end", [None, (0, 0, 0)])
 def test_without_a_top_of_the_head_nose_is_half_way_to_the_heads_joint(tmp_path, end):
     body = tuple((*entry[:3], end) if entry[0] == "Head" else entry for entry in CMU)
-    found = pose(bvh.read_recording(write_text(tmp_path / "a.bvh", bvh_text(body))))[0]
-    assert np.allclose(found[[8, 9, 10]], [(0, 0, 1.30), (0, 0, 1.355), (0, 0, 1.41)], atol=1e-6)
+    pose_read = pose(bvh.read_recording(write_text(tmp_path / "a.bvh", bvh_text(body))))[0]
+    assert np.allclose(pose_read[[8, 9, 10]], [(0, 0, 1.30), (0, 0, 1.355), (0, 0, 1.41)], atol=1e-6)
 
 
 def test_without_a_joint_near_the_middle_of_the_back_spine_is_between_pelvis_and_thorax(tmp_path):
@@ -128,14 +128,14 @@ def test_without_a_joint_near_the_middle_of_the_back_spine_is_between_pelvis_and
         for name, parent, offset, end in CMU
         if name not in ("Spine", "Spine1")
     )
-    found = pose(bvh.read_recording(write_text(tmp_path / "a.bvh", bvh_text(body))))[0]
+    pose_read = pose(bvh.read_recording(write_text(tmp_path / "a.bvh", bvh_text(body))))[0]
     # LowerBack is 5 of 18 cm up: 28 % of the way; 2 of 15 cm are 13 %.
-    assert found[7, 2] - found[0, 2] == pytest.approx(0.05, abs=1e-6)
+    assert pose_read[7, 2] - pose_read[0, 2] == pytest.approx(0.05, abs=1e-6)
     body = tuple(
         (name, parent, (0, 2, 0) if name == "LowerBack" else offset, end) for name, parent, offset, end in body
     )
-    found = pose(bvh.read_recording(write_text(tmp_path / "b.bvh", bvh_text(body))))[0]
-    assert found[7, 2] - found[0, 2] == pytest.approx(0.075, abs=1e-6)
+    pose_read = pose(bvh.read_recording(write_text(tmp_path / "b.bvh", bvh_text(body))))[0]
+    assert pose_read[7, 2] - pose_read[0, 2] == pytest.approx(0.075, abs=1e-6)
 
 
 def test_a_missing_joint_says_what_was_looked_for_and_what_is_there(tmp_path):

@@ -92,8 +92,8 @@ def test_keypoints_of_a_clip_are_near_the_projection_by_its_own_cameras(whole, t
 def test_the_note_states_the_noise_of_the_keypoints(whole, tmp_path):
     write(tmp_path, *whole)
     (note,) = [note for note in h36m.reading("h36m", tmp_path).notes if "median" in note]
-    found = float(note.split("median of ")[1].split(" px")[0])
-    assert abs(found - 2 * np.sqrt(2 * np.log(2))) < 0.2
+    pixels = float(note.split("median of ")[1].split(" px")[0])
+    assert abs(pixels - 2 * np.sqrt(2 * np.log(2))) < 0.2
 
 
 def test_exact_keypoints_are_a_set_of_their_own_with_the_same_clips(whole, tmp_path):
@@ -122,8 +122,8 @@ def test_what_cannot_be_a_clip_is_left_out_with_its_reason_and_the_others_go_on(
     positions_3d["S9"]["Walking 1"][3, 8, 0] = 2000.0  # joint 8 of the file is joint 6 of the 17: millimetres
     positions_2d["S2"] = {"Posing": s1["Walking"]}
     write(tmp_path, positions_3d, positions_2d)
-    found = left_out(tmp_path)
-    assert {name: item.reason for name, item in found.items()} == {
+    items_left_out = left_out(tmp_path)
+    assert {name: item.reason for name, item in items_left_out.items()} == {
         "S1/Waiting": "without 3D poses",
         "S1/Directions 1": "not four cameras",
         "S1/Sitting": "2D shorter than 3D",
@@ -132,12 +132,12 @@ def test_what_cannot_be_a_clip_is_left_out_with_its_reason_and_the_others_go_on(
         "S11/Directions": "without 2D keypoints",
     }
     assert f"{CPN}[S1/SittingDown 2][2]: must be within 1e+06 pixels of 0, got nan in frame 4, joint 7" in (
-        found["S1/SittingDown 2"].detail
+        items_left_out["S1/SittingDown 2"].detail
     )
     assert "data_3d_h36m.npz[S9/Walking 1]: must be within 100 metres of 0, got 2000.0 in frame 3, joint 6" in (
-        found["S9/Walking 1"].detail
+        items_left_out["S9/Walking 1"].detail
     )
-    assert found["S1/Sitting"].detail.endswith("must have 11 frames, got 5")
+    assert items_left_out["S1/Sitting"].detail.endswith("must have 11 frames, got 5")
     reading = h36m.reading("h36m", tmp_path)
     assert "S2 has no 3D poses; its 1 recordings of 2D keypoints are not used" in reading.notes
     assert any("no 3D poses of S5, S6, S7, S8 here" in note for note in reading.notes)

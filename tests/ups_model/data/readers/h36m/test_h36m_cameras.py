@@ -18,9 +18,9 @@ def calibration(open_data):
 
 def test_the_table_is_the_published_calibration_to_the_last_digit(calibration):
     assert list(CAMERA_IDS) == [camera["id"] for camera in calibration["cameras"]]
-    known = {subject: views for subject, views in calibration["extrinsics"].items() if views[0]}
-    assert list(SUBJECTS) == list(known) == ["S1", "S5", "S6", "S7", "S8", "S9", "S11"]
-    for subject, views in known.items():
+    views_by_subject = {subject: views for subject, views in calibration["extrinsics"].items() if views[0]}
+    assert list(SUBJECTS) == list(views_by_subject) == ["S1", "S5", "S6", "S7", "S8", "S9", "S11"]
+    for subject, views in views_by_subject.items():
         for camera, inner, outer, size in zip(cameras_of(subject), calibration["cameras"], views, SIZES, strict=True):
             assert list(camera.f) == inner["focal_length"] and list(camera.c) == inner["center"]
             assert camera.wh == size == (inner["res_w"], inner["res_h"])

@@ -122,10 +122,10 @@ def test_ntu60_takes_its_setups_and_actions_and_ntu120_takes_all(tmp_path):
     _raw(tmp_path, NAMES + extra)
     assert ntu.available(tmp_path) == ("ntu60", "ntu120")
     assert set(_clips(ntu.reading("ntu60", tmp_path))) == set(NAMES)
-    found = _clips(ntu.reading("ntu120", tmp_path))
-    assert set(found) == {*NAMES, *extra}
-    assert found["S018C001P041R001A061"].extra["split_test_xset"] == 0
-    assert found["S017C001P001R001A061"].extra["split_test_xset"] == 1
+    clips = _clips(ntu.reading("ntu120", tmp_path))
+    assert set(clips) == {*NAMES, *extra}
+    assert clips["S018C001P041R001A061"].extra["split_test_xset"] == 0
+    assert clips["S017C001P001R001A061"].extra["split_test_xset"] == 1
 
 
 def test_what_is_left_out_is_counted_by_its_reason_and_the_others_are_read(tmp_path):

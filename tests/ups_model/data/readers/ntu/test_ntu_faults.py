@@ -90,8 +90,8 @@ def test_the_published_names_tell_the_order_of_their_rows(open_data, tmp_path):
             arrays[f"y_{part}"] = np.eye(60, dtype=np.uint8)[[int(name[-3:]) - 1 for name in rows[part]]]
         np.savez(tmp_path / "NTU60_CS.npz", **arrays)
         opened = open_arrays(tmp_path / "NTU60_CS.npz")
-        found = match_names(opened, [parse_name(name) for name in names], tmp_path / "skes_available_name.txt")
-        assert {part: [name.text for name in found[part]] for part in found} == rows
+        names_by_part = match_names(opened, [parse_name(name) for name in names], tmp_path / "skes_available_name.txt")
+        assert {part: [name.text for name in names_by_part[part]] for part in names_by_part} == rows
 
 
 def _raw(folder, names=COMPLETE[:300]):
@@ -140,8 +140,8 @@ def test_a_disk_that_fails_ends_the_preparation_and_the_next_call_goes_on(tmp_pa
 def test_the_command_says_in_one_line_which_file_the_disk_does_not_give(tmp_path, monkeypatch, capsys):
     source, disk = _raw(tmp_path / "raw", COMPLETE[:3]), _Disk(monkeypatch)
     disk.faults[COMPLETE[1]] = errno.EIO
-    given = ["prepare", "ntu60", "--source", str(source), "--out", str(tmp_path / "sets"), "--workers", "1"]
-    assert main(given) == 1
+    arguments = ["prepare", "ntu60", "--source", str(source), "--out", str(tmp_path / "sets"), "--workers", "1"]
+    assert main(arguments) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and f"{COMPLETE[1]}.skeleton" in line and "run the same command again" in line
 

@@ -16,13 +16,13 @@ IDS = ("72057594037931101", "72057594037931102")  # equal as floats
 def _written(text):
     """Coordinates as the file has them, by plain Python: [(frame, id, [[x, y, z], ...]), ...]."""
     lines = iter(text.split("\n"))
-    found = []
+    bodies = []
     for frame in range(int(next(lines))):
         for _ in range(int(next(lines))):
             body = next(lines).split()[0]
             joints = [next(lines).split()[:3] for _ in range(int(next(lines)))]
-            found.append((frame, body, [[float(value) for value in joint] for joint in joints]))
-    return found
+            bodies.append((frame, body, [[float(value) for value in joint] for joint in joints]))
+    return bodies
 
 
 @pytest.fixture
