@@ -154,10 +154,14 @@ def plan_tags(plan: Tracked, content: Mapping[str, Any]) -> dict[str, str]:
     return {name: value[:TAG_LENGTH] for name, value in tags.items()}
 
 
+CUT = ("processes", "micro_batch", "activation_checkpointing")
+"""How a run's batches were cut, as in `Fit.facts`."""
+
+
 def record_tags(record: Record) -> dict[str, str]:
     """What the end of a unit adds."""
     about = record.about
-    shown = ("commit", "device", "precision", "gpus", "out_of_memory_at")
+    shown = ("commit", "device", "precision", "gpus", "out_of_memory_at", *CUT)
     tags = {f"ups.{name}": str(about[name]) for name in shown if name in about}
     if record.routes:
         tags["ups.routes"] = json.dumps(dict(record.routes), sort_keys=True)
