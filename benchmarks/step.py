@@ -153,7 +153,7 @@ def compare(workers: dict[str, Worker], rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", default="before-faster-step", metavar="COMMIT")
+    parser.add_argument("--against", default="c93a767", metavar="COMMIT")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--rounds", type=int, default=12, help="joint cycles (12)")
     parser.add_argument("--bf16", action="store_true", help="compare with --precision bf16 too")
