@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.arguments import add_shared_arguments, check_cut, check_numbers, processes_of
+from orchestrator.cli.arguments import AUTO, add_shared_arguments, check_cut, check_numbers, processes_of
 from orchestrator.cli.session import Session, run_command
 from orchestrator.planning.estimate import Estimate, estimate, on_slots
 from orchestrator.planning.inputs import Inputs, read_inputs, wanted_metrics
@@ -146,15 +146,18 @@ def gpus_of(options: argparse.Namespace) -> "Gpus | None":
     """The GPUs that a plan is for: those named, else this machine's; None for processors."""
     from orchestrator.planning.describe import GB, Gpus
 
+    if options.gpus_per_unit == 0:
+        return None
     if options.gpu_memory is not None:
         memory = options.gpu_memory * GB
     else:
         import torch
 
-        if options.gpus_per_unit == 0 or not torch.cuda.is_available():
+        if not torch.cuda.is_available():
             return None
         memory = float(torch.cuda.get_device_properties(0).total_memory)
-    return Gpus(memory, processes_of(options), options.micro_batch, options.activation_checkpointing)
+    share = options.gpus_per_unit if options.gpus_per_unit not in (None, AUTO) and options.gpus_per_unit < 1 else 1.0
+    return Gpus(memory, processes_of(options), options.micro_batch, options.activation_checkpointing, share)
 
 
 def summary(plan: Plan, graph: TaskGraph, expected: Estimate) -> str:

@@ -78,7 +78,7 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
         type=_micro_batch,
         default=0,
         metavar="N|auto",
-        help="clips computed at once, gradients added up; auto measures what fits (a task's whole batch)",
+        help="clips computed at once, gradients added up; auto measures what fits (default: whole batches)",
     )
     parser.add_argument(
         "--activation-checkpointing",
@@ -96,7 +96,7 @@ def _micro_batch(text: str) -> int | Literal["auto"]:
     return size
 
 
-_micro_batch.__name__ = "number of clips, or auto,"
+_micro_batch.__name__ = "number of clips above 0, or auto:"
 """What argparse says was expected."""
 
 

@@ -16,7 +16,9 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 def pick_device(name: str, rank: int = 0) -> torch.device:
     """`auto` is a GPU where there is one; ValueError for a device that cannot be used."""
     if name == "auto":
-        name = f"cuda:{rank % max(1, torch.cuda.device_count())}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{rank % max(1, torch.cuda.device_count())}"
     try:
         device = torch.device(name)
         if device.type == "meta":

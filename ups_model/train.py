@@ -1,5 +1,6 @@
 """Train one run: joint, one task alone, or fine-tuning: python -m ups_model.train."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_device_arguments(parser)
     add_fit_arguments(parser)
     parser.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="on this machine, each on a GPU if there are any (1)"
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="that share each batch, on a GPU each if there are any; at most a batch's clips (1)",
     )
     parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS", help="(500)")
     args = parser.parse_args(arguments)
@@ -73,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             micro_batch=args.micro_batch,
             activation_checkpointing=args.activation_checkpointing,
         )
+        check_processes(args.processes, args.device)
         check_shares(config, args.processes, args.micro_batch)
         stop = StopOnSignal()
         if args.processes == 1:
@@ -85,6 +91,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if first_process():
         print(report(result))
     return 0 if result.status == "finished" else 1
+
+
+def check_processes(processes: int, device: str) -> None:
+    """ValueError for a number of processes that can't be started."""
+    if processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {processes}")
+    if processes > 1 and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError(f"torchrun has started the processes already, got --processes {processes}; leave it out")
+    if processes > 1 and ":" in device:
+        raise ValueError(f"--device must name no single GPU for {processes} processes, got {device}; try cuda")
 
 
 if __name__ == "__main__":

@@ -251,7 +251,7 @@ def connect(options: argparse.Namespace) -> tuple[ClusterFacts, Resources]:
         resources = ray_cluster.Resources(options.cpus_per_unit, gpus, options.max_concurrent, processes)
         ray_cluster.check_room(facts, resources)
         if options.device.startswith("cuda") and not gpus:
-            raise ValueError(f"--device {options.device} needs --gpus-per-unit above 0, got {gpus:g}; try 1")
+            raise ValueError(f"--device {options.device} needs --gpus-per-unit above 0, got {gpus:g}; try {processes}")
     except ValueError:
         ray_cluster.disconnect()
         raise

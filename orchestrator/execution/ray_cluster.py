@@ -161,9 +161,11 @@ def check_room(facts: ClusterFacts, resources: Resources) -> None:
         most = max((node.get(name, 0.0) for node in nodes), default=0.0)
         if need > most:
             total = facts.gpus if name == "GPU" else facts.cpus
+            several = resources.processes_per_unit > most
+            way = f"--processes-per-unit {most:g}" if several and not resources.gpus_per_unit else f"{flag} {most:g}"
             raise ValueError(
                 f"{flag} must be at most what one node has, got {need:g}: the cluster has {total:g} {name} in all and "
-                f"{most:g} on its largest node; try {flag} {most:g}"
+                f"{most:g} on its largest node; try {way}"
             )
     fits = [node for node in nodes if node.get("GPU", 0.0) >= resources.gpus_per_unit]
     most = max((node.get("CPU", 0.0) for node in fits), default=0.0)

@@ -29,6 +29,9 @@ class UnitTrainable(tune.Trainable):
     """One unit a trial, in one step. The process goes on to the next unit: a unit takes nothing from the global state
     of its process, which a test holds it to, and starting a process costs seconds."""
 
+    _leaving = False
+    """Whether the process ends in a moment."""
+
     def setup(self, config: dict[str, Any], bell: Any = None, work: Any = None) -> None:
         self._config, self._bell, self._work = config, bell, work
         self._node = ray.get_runtime_context().get_node_id()
@@ -45,6 +48,8 @@ class UnitTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         if self._should_stop():  # Before a model is built; and asked to end while it had no unit, it still has to.
+            if self._leaving:  # Its process ends meanwhile; else it would be given the same unit again at once.
+                time.sleep(2 * EXIT_GRACE_SECONDS)
             self._leave_if_told()
             return {"status": "stopped", "done": True, "node": self._node, "notice": self._notice.reason}
         self._bell.begins.remote(self._config["try"], self._node)
@@ -58,6 +63,7 @@ class UnitTrainable(tune.Trainable):
 
     def _leave_if_told(self) -> None:
         if self._told:
+            self._leaving = True
             # Asked to end, and not that its machine is about to go; that Ray says by itself. Not at once: the result
             # must reach the driver.
             threading.Timer(EXIT_GRACE_SECONDS, os._exit, (0,)).start()

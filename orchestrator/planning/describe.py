@@ -10,6 +10,7 @@ from orchestrator.planning.sizes import operations_of, peaks_of, sizes_of
 from ups_model.config import Config
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.training.progress import duration
+from ups_model.wording import count
 
 GB = 1e9
 
@@ -21,16 +22,24 @@ class Gpus:
     memory_bytes: float
     """Of each."""
     per_unit: int
+    """Processes of a unit, each on a GPU."""
     micro_batch: int | Literal["auto"]
     """As `RunOptions.micro_batch`; 0 shows what "auto" would take."""
     activation_checkpointing: Literal["auto", "on", "off"]
+    share: float = 1.0
+    """Of a GPU for each process."""
 
     @property
     def room(self) -> float:
         """Bytes that a step may take."""
         from ups_model.training.fit import MARGIN
 
-        return self.memory_bytes * (1 - MARGIN)
+        return self.memory_bytes * self.share * (1 - MARGIN)
+
+    @property
+    def of_a_unit(self) -> str:
+        """GPUs that a unit has, in words."""
+        return count(self.per_unit, "GPU") if self.share == 1 else f"{self.share:g} of a GPU"
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ def fitting(config: Config, sets: Mapping[str, ClipSet], gpus: Gpus) -> Fitting:
 
 def memory_notes(fits: list[Fitting], gpus: Gpus) -> list[str]:
     """What the memory columns mean, and whether units fit."""
-    unit = f"{gpus.per_unit} GPU{'s' * (gpus.per_unit > 1)} a unit"
+    unit = f"{gpus.of_a_unit} a unit"
     lines = [
         f"memory: of a training step in 16 bits on GPUs of {gpus.memory_bytes / GB:.1f} GB, {unit}, of the task that "
         "takes the most: for all clips that a GPU has of a batch, clips computed at once, and the peak then.",
@@ -168,8 +177,8 @@ def plan_text(
         f"{duration(expected.makespan)} on {expected.slots} at once",
     ]
     if price_per_hour is not None:
-        each = gpus.per_unit if gpus else 1
+        each = gpus.per_unit * gpus.share if gpus else 1
         cost = expected.left / 3600 * each * price_per_hour
-        what = f"{each} GPU{'s' * (each > 1)} a slot" if gpus else "a slot"
-        lines.append(f"cost: about {cost:,.0f}, at {price_per_hour:g} an hour of {'a GPU, ' * bool(gpus)}{what}")
+        what = f"a GPU, {gpus.of_a_unit} a slot" if gpus else "a slot"
+        lines.append(f"cost: about {cost:,.{0 if cost >= 10 else 2}f}, at {price_per_hour:g} an hour of {what}")
     return "\n".join(lines)

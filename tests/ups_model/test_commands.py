@@ -1,5 +1,6 @@
 """The commands as their users run them: what is refused, and how; training, resuming, fine-tuning, measuring."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -125,6 +126,15 @@ EARLY = {
         lambda out: tiny(out, "--set", "optim.steps=7"),
         "field optim.steps is given twice; keep one",
     ),
+    "no processes": (lambda out: tiny(out, "--processes", "0"), "--processes must be at least 1, got 0"),
+    "processes on one GPU": (
+        lambda out: [*tiny(out, "--processes", "2"), "--device", "cuda:1"],
+        "--device must name no single GPU for 2 processes, got cuda:1; try cuda",
+    ),
+    "more processes than clips": (
+        lambda out: tiny(out, "--processes", "5"),
+        "data.ar3d.batch_size must be at least the number of processes, got 4 and 5",
+    ),
     "out of range": (lambda out: tiny(out, "--set", "dropout=1.5"), "dropout must lie in [0, 0.99], got 1.5"),
     "not a number": (
         lambda out: tiny(out, "--set", "learning_rate=fast"),
@@ -220,6 +230,29 @@ def test_refused_data_parents_and_devices_create_nothing(case, damaged, tmp_path
     before = tree(tmp_path)
     assert ups_model.train.main(LATE[case][0](tmp_path / "run", damaged)) == 2
     assert tree(tmp_path) == before
+
+
+def test_processes_of_torchrun_start_no_more_of_them(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = refusal(ups_model.train.main, tiny(tmp_path / "run", "--processes", "2"), capsys)
+    assert said == "torchrun has started the processes already, got --processes 2; leave it out"
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_processes_start_ends_them_all_without_a_traceback(tmp_path):
+    command = [sys.executable, "-m", "ups_model.train", *tiny(tmp_path / "run", "--processes", "2", steps=4000)]
+    log = (tmp_path / "log").open("w+")
+    with subprocess.Popen(
+        command, env=subprocess_environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    ) as run:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.wait(3)  # The first process has begun to import torch by then, or is about to be started.
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(120) == 1
+    log.seek(0)
+    text = log.read()
+    assert "Traceback" not in text and "signal SIGINT" not in text, text
+    assert "stopped at step" in text
 
 
 def test_a_folder_that_holds_another_run_is_refused(joint, capsys, tmp_path):

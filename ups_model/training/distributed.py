@@ -25,14 +25,27 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def start_processes() -> tuple[int, int]:
-    """Rank and number of processes; joins the group that the environment describes."""
+def start_processes(device: str) -> tuple[int, int]:
+    """Rank and number of processes; joins the group that the environment describes.
+
+    Args:
+        device: that the processes compute on, as `RunOptions.device`.
+
+    Raises:
+        ValueError: more processes than GPUs.
+    """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes == 1:
         return 0, 1
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    if on_gpus and int(os.environ.get("LOCAL_WORLD_SIZE", processes)) > torch.cuda.device_count():
+        raise ValueError(
+            f"each process needs a GPU of its own, got {processes} for {torch.cuda.device_count()}; start fewer, or "
+            "give --device cpu"
+        )
     if not dist.is_initialized():
         dist.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo",
+            "nccl" if on_gpus else "gloo",
             init_method=os.environ.get(RENDEZVOUS, "env://"),
             rank=int(os.environ["RANK"]),
             world_size=processes,

@@ -59,9 +59,7 @@ class Fit:
         """For the log; empty where nothing is cut. `shares`: clips of a batch that a process has."""
         cut = [f"{task} {size} of {shares[task]}" for task, size in self.sizes.items() if 0 < size < shares[task]]
         words = [f"clips computed at once: {', '.join(cut)}"] if cut else []
-        return "; ".join(
-            words + ["encoder blocks are computed again in the backward pass"] * self.activation_checkpointing
-        )
+        return "; ".join(words + ["layers are computed again in the backward pass"] * self.activation_checkpointing)
 
 
 def choose_fit(options: RunOptions, model: UPS, shares: Mapping[TaskName, Batch], loss: Loss) -> Fit:
@@ -74,10 +72,9 @@ def choose_fit(options: RunOptions, model: UPS, shares: Mapping[TaskName, Batch]
         loss: as in training.
     """
     if options.micro_batch != "auto":
-        fit = Fit(
-            dict.fromkeys(shares, options.micro_batch) if options.micro_batch else {},
-            options.activation_checkpointing == "on",
-        )
+        size = options.micro_batch
+        cut = {task: size for task, batch in shares.items() if 0 < size < len(batch)}
+        fit = Fit(cut, options.activation_checkpointing == "on")
     else:
         fit = _measured(options, model, shares, loss, options.activation_checkpointing == "on")
         if options.activation_checkpointing == AUTO and any(0 < fit.part(task) < MIN_USEFUL_PART for task in shares):

@@ -129,7 +129,7 @@ class Run:
         on_metrics: Callable[[int, Metrics], None] | None,
     ) -> None:
         self.config, self.options, self.on_metrics = config, options, on_metrics
-        self.rank, self.processes = start_processes()
+        self.rank, self.processes = start_processes(options.device)
         self.device = pick_device(options.device, self.rank)
         self.precision = pick_precision(options.precision, self.device)
         self.parts = build(config, paths, self.device, options.cache / "text")
@@ -158,7 +158,8 @@ class Run:
             return None
         if self.options.test and not result.tested:
             return None
-        logger.info("run %s is finished; nothing to train", self.key)
+        if self.rank == 0:
+            logger.info("run %s is finished; nothing to train", self.key)
         return result
 
     def start_or_resume(self) -> None:
@@ -170,7 +171,7 @@ class Run:
         if checkpoint is not None:
             if self.rank == 0:
                 forget_after(out / "progress.jsonl", state.step)
-            logger.info("resuming at step %d of %d from %s", state.step, optim.steps, checkpoint)
+                logger.info("resuming at step %d of %d from %s", state.step, optim.steps, checkpoint)
         elif self.rank == 0:
             parameters = sum(parameter.numel() for parameter in state.model.parameters())
             logger.info(

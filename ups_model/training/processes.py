@@ -87,7 +87,12 @@ def train_in_processes(
                 process: BaseProcess = context.Process(
                     target=_run, args=(task, theirs, stop), name=f"rank {rank}", daemon=True
                 )
-                process.start()
+                # Blocked signals stay blocked in the new process: the parent says when to stop, from the first moment.
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+                try:
+                    process.start()
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 theirs.close()
                 ranks.append((process, ours))
             return _watch(ranks, stop, should_stop, on_checkpoint)
@@ -158,8 +163,6 @@ def _ending(status: int | None) -> str:
 def _run(task: _Task, connection: Connection, stop: Event) -> None:
     """What each process does."""
     _end_with_parent(task.parent_process)
-    for number in (signal.SIGINT, signal.SIGTERM):  # The parent says when to stop.
-        signal.signal(number, signal.SIG_IGN)
     os.environ |= {"RANK": str(task.rank), "LOCAL_RANK": str(task.rank), "WORLD_SIZE": str(task.processes)}
     lock = threading.Lock()
 
