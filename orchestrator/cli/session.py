@@ -248,7 +248,9 @@ def connect(options: argparse.Namespace) -> tuple[ClusterFacts, Resources]:
                 f"--processes-per-unit {processes} needs as many GPUs, got {gpus:g}; give --gpus-per-unit {processes}, "
                 "or --gpus-per-unit 0 for processors"
             )
-        resources = ray_cluster.Resources(options.cpus_per_unit, gpus, options.max_concurrent, processes)
+        resources = ray_cluster.Resources(
+            options.cpus_per_unit or float(processes), gpus, options.max_concurrent, processes
+        )
         ray_cluster.check_room(facts, resources)
         if options.device.startswith("cuda") and not gpus:
             raise ValueError(f"--device {options.device} needs --gpus-per-unit above 0, got {gpus:g}; try {processes}")

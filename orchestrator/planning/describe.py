@@ -167,7 +167,7 @@ def plan_text(
     source = (
         f"measured on {expected.measured} units"
         if expected.measured
-        else f"a guess: nothing has been measured here, {expected.rate:.0e} operations a second are assumed"
+        else f"a guess: nothing has been measured here, {expected.rate:.2g} operations a second are assumed"
     )
     lines += [
         "",

@@ -286,7 +286,7 @@ def test_the_plan_of_tables_7_to_9_says_what_would_run(tmp_path_factory, tmp_pat
     assert 0.4 < parameters < 1.2  # README's tiny run: 0.55 M with its 2 layers; here 3.
     assert 1e11 < operations < 1e13
     assert re.search(r"to run: 24 units, \d:\d\d:\d\d of one slot, about \d:\d\d:\d\d on 3 at once", printed)
-    assert "Times: a guess: nothing has been measured here." in printed
+    assert "Times: a guess: nothing has been measured here, 1.2e+10 operations a second are assumed." in printed
     assert not (tmp_path / "storage").exists()
 
 

@@ -1,6 +1,5 @@
 """The commands as their users run them: what is refused, and how; training, resuming, fine-tuning, measuring."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import torch
 import ups_model.evaluate
 import ups_model.train
 import ups_model.training.loop
+from tests.support.drivers import command_of, descendants, wait_until
 from tests.support.runs import assert_same_run, newest, session_folder, weights
 
 SMALL = {
@@ -245,8 +245,8 @@ def test_ctrl_c_while_processes_start_ends_them_all_without_a_traceback(tmp_path
     with subprocess.Popen(
         command, env=subprocess_environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     ) as run:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            run.wait(3)  # The first process has begun to import torch by then, or is about to be started.
+        # It is about to import torch, and whoever starts it is ready to be told.
+        wait_until(lambda: any(b"spawn_main" in command_of(pid) for pid in descendants(run.pid)), 120)
         os.killpg(run.pid, signal.SIGINT)
         assert run.wait(120) == 1
     log.seek(0)
