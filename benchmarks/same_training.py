@@ -22,6 +22,14 @@ COMMON = ["--preset", "tiny", "--set", "steps=32", "--checkpoint-every", "10"]
 DIGESTS = "import json; from ups_model.source import source_identity; print(json.dumps(source_identity()))"
 
 
+def extract(commit: str, folder: Path) -> Path:
+    """The `ups_model` of a commit, in a folder that is made."""
+    archive = subprocess.run(["git", "archive", commit, "ups_model"], cwd=ROOT, check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
 def python(source: Path, *arguments: str) -> str:
     """What Python prints with a source tree first on its path."""
     environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
@@ -48,13 +56,7 @@ def trained(source: Path, out: Path) -> dict[str, str]:
 def main(commit: str) -> int:
     """0 where both agree."""
     with tempfile.TemporaryDirectory() as folder:
-        other = Path(folder) / "source"
-        archive = subprocess.run(
-            ["git", "archive", commit, "ups_model"], cwd=ROOT, check=True, capture_output=True
-        ).stdout
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(other, filter="data")
-        sources = {commit: other, "present": ROOT}
+        sources = {commit: extract(commit, Path(folder) / "source"), "present": ROOT}
         results = {name: trained(source, Path(folder) / name) for name, source in sources.items()}
         for name, source in sources.items():
             print(f"{name}: {python(source, '-c', DIGESTS).strip()}")

@@ -9,19 +9,19 @@ drawn in another way, to compare the losses. Without --data the clip sets are th
 """
 
 import argparse
-import io
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from same_training import extract
 
 ROOT = Path(__file__).resolve().parents[1]
 SYNTHETIC = {"uiprmd": "synthetic_h36m17", "utd_mhad": "synthetic_ntu25", "jhmdb": "synthetic_openpose18"}
@@ -98,14 +98,6 @@ class Worker:
         if not answer:
             sys.exit(f"the process of {self.process.args} ended")
         return json.loads(answer)  # type: ignore[no-any-return]
-
-
-def extract(commit: str, folder: Path) -> Path:
-    """The `ups_model` of a commit."""
-    archive = subprocess.run(["git", "archive", commit, "ups_model"], cwd=ROOT, check=True, capture_output=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(folder, filter="data")
-    return folder
 
 
 def show(title: str, ratios: list[float], seconds: list[list[float]], names: list[str]) -> None:
