@@ -17,7 +17,8 @@ import torch
 from ups_model.config import Config
 from ups_model.config.presets import small
 from ups_model.model.decoding import decode_poses, estimate_poses
-from ups_model.model.ups import UPS, Inputs
+from ups_model.model.inputs import Inputs
+from ups_model.model.ups import UPS
 from ups_model.model.vocabulary import Quantiser, Vocabulary
 from ups_model.skeletons import get_skeleton
 

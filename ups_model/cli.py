@@ -88,6 +88,14 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_processes(flag: str, processes: int, device: str) -> None:
+    """ValueError for a number of processes that can't share a batch on a device."""
+    if processes < 1:
+        raise ValueError(f"{flag} must be at least 1, got {processes}")
+    if processes > 1 and ":" in device:
+        raise ValueError(f"--device must name no single GPU for {processes} processes, got {device}; try cuda")
+
+
 def _micro_batch(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"

@@ -10,6 +10,7 @@ from ups_model.cli import (
     add_data_arguments,
     add_device_arguments,
     add_fit_arguments,
+    check_processes,
     command_parser,
     data_paths,
     read_config,
@@ -78,7 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             micro_batch=args.micro_batch,
             activation_checkpointing=args.activation_checkpointing,
         )
-        check_processes(args.processes, args.device)
+        check_processes("--processes", args.processes, args.device)
+        if args.processes > 1 and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ValueError(
+                f"torchrun has started the processes already, got --processes {args.processes}; leave it out"
+            )
         check_shares(config, args.processes, args.micro_batch)
         stop = StopOnSignal()
         if args.processes == 1:
@@ -91,16 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if first_process():
         print(report(result))
     return 0 if result.status == "finished" else 1
-
-
-def check_processes(processes: int, device: str) -> None:
-    """ValueError for a number of processes that can't be started."""
-    if processes < 1:
-        raise ValueError(f"--processes must be at least 1, got {processes}")
-    if processes > 1 and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ValueError(f"torchrun has started the processes already, got --processes {processes}; leave it out")
-    if processes > 1 and ":" in device:
-        raise ValueError(f"--device must name no single GPU for {processes} processes, got {device}; try cuda")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ups_model.cli import add_data_arguments, add_device_arguments, add_fit_arguments
+from ups_model.cli import add_data_arguments, add_device_arguments, add_fit_arguments, check_processes
 from ups_model.config import Config
 from ups_model.config.presets import PRESETS
 
@@ -77,7 +77,7 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--gpus-per-unit above 1 must be whole, got {gpus:g}")
     if options.cpus_per_unit is not None and options.cpus_per_unit <= 0:
         raise ValueError(f"--cpus-per-unit must be above 0, got {options.cpus_per_unit:g}")
-    check_processes(options, gpus)
+    check_unit(options, gpus)
     if options.cpus_per_unit is None:
         options.cpus_per_unit = float(processes_of(options))
 
@@ -100,11 +100,10 @@ def check_cut(configs: Iterable[Config], options: argparse.Namespace) -> None:
             check_shares(config, processes, options.micro_batch)
 
 
-def check_processes(options: argparse.Namespace, gpus: float | None) -> None:
+def check_unit(options: argparse.Namespace, gpus: float | None) -> None:
     """ValueError for processes that the GPUs or CPUs of a unit don't suit."""
     processes = processes_of(options)
-    if processes < 1:
-        raise ValueError(f"--processes-per-unit must be at least 1, got {processes}")
+    check_processes("--processes-per-unit", processes, options.device)
     if gpus and processes not in (1, gpus):
         raise ValueError(
             f"--processes-per-unit must be the number of a unit's GPUs, got {processes} with --gpus-per-unit {gpus:g}; "
@@ -115,8 +114,6 @@ def check_processes(options: argparse.Namespace, gpus: float | None) -> None:
             f"--gpus-per-unit auto shares GPUs between units, got --processes-per-unit {processes}; give "
             f"--gpus-per-unit {processes}"
         )
-    if processes > 1 and ":" in options.device:
-        raise ValueError(f"--device must name no single GPU for {processes} processes, got {options.device}; try cuda")
     if options.cpus_per_unit is not None and options.cpus_per_unit < processes:
         raise ValueError(
             f"--cpus-per-unit must be at least 1 for each of {processes} processes, got {options.cpus_per_unit:g}"

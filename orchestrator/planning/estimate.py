@@ -57,9 +57,11 @@ def estimate(
     Args:
         gpus_per_unit: for a plan on GPUs, to which times measured on processors say nothing; 0 for any other.
     """
-    on_gpu = [key for key in records if not str(records[key].about.get("device", "cpu")).startswith("cpu")]
-    comparable = records.keys() & units.keys() if not gpus_per_unit else set(on_gpu) & units.keys()
-    own = {key: _seconds(records[key]) for key in units if key in comparable and _seconds(records[key])}
+    own = {
+        key: _seconds(records[key])
+        for key in units
+        if key in records and _seconds(records[key]) and not (gpus_per_unit and _is_of_cpu(records[key]))
+    }
     alike: dict[str, list[float]] = {}
     for key, taken in own.items():
         alike.setdefault(units[key].kind, []).append(taken)
@@ -110,6 +112,10 @@ def makespan(units: Mapping[str, Unit], seconds: Mapping[str, float], keys: Sequ
             if child in wanted:
                 heapq.heappush(ready, (-way[child], child))
     return now
+
+
+def _is_of_cpu(record: Record) -> bool:
+    return str(record.about.get("device", "cpu")).startswith("cpu")
 
 
 def _seconds(record: Record) -> float:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:  # Imported where needed: a plan without estimates needs no to
     from torch import Tensor
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from ups_model.model.ups import UPS, Inputs
+    from ups_model.model.inputs import Inputs
+    from ups_model.model.ups import UPS
     from ups_model.training.fit import Peak
 
 BACKWARD = 2
@@ -175,7 +176,7 @@ def _inputs(
     """A batch of zeros, and its target tokens."""
     import torch
 
-    from ups_model.model.ups import Inputs, Slots
+    from ups_model.model.inputs import Inputs, Slots
     from ups_model.skeletons import SLOTS
 
     mask_S = torch.zeros(SLOTS, dtype=torch.bool)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ups_model.config import ModelConfig
-from ups_model.model.ups import UPS, Inputs
+from ups_model.model.inputs import Inputs
+from ups_model.model.ups import UPS
 from ups_model.model.vocabulary import Quantiser, Vocabulary
 from ups_model.skeletons import SLOTS
 

@@ -20,7 +20,8 @@ from ups_model.evaluation.metric_names import headline_metric
 from ups_model.evaluation.metrics import mpjpe_mm, mpjve_mm, n_mpjpe_mm, p_mpjpe_mm, per_action_mean, topk_accuracy
 from ups_model.evaluation.outcomes import Outcomes, class_outcomes, pose_outcomes, save_outcomes
 from ups_model.model.decoding import classify, estimate_poses
-from ups_model.model.ups import UPS, Inputs
+from ups_model.model.inputs import Inputs
+from ups_model.model.ups import UPS
 from ups_model.skeletons import Skeleton
 from ups_model.tasks import TASKS
 

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ups_model.model.decoder import Memory
+from ups_model.model.inputs import Inputs
 from ups_model.model.stepwise import StepwiseDecoder
-from ups_model.model.ups import UPS, Inputs
+from ups_model.model.ups import UPS
 from ups_model.model.vocabulary import check_finite
 from ups_model.tasks import POSE_AXES, TASKS
 

@@ -120,9 +120,10 @@ class Router(nn.Module):
 
     def choose(self, task: int, noise_LH: Tensor | None, temperature: float) -> "Route":
         """The route of a batch: with Gumbel noise that of the sample, without or if frozen that of inference."""
+        best_L = self.scores(task).argmax(dim=1)
         soft_LH = None if noise_LH is None else self.sample(task, noise_LH, temperature)
-        best_L = self.scores(task).argmax(dim=1) if soft_LH is None else soft_LH.argmax(dim=1)
-        return Route(soft_LH, read_later(torch.stack([self.frozen_TL[task], best_L, self.scores(task).argmax(dim=1)])))
+        sampled_L = best_L if soft_LH is None else soft_LH.argmax(dim=1)
+        return Route(soft_LH, read_later(torch.stack([self.frozen_TL[task], sampled_L, best_L])))
 
     def sample(self, task: int, noise_LH: Tensor, temperature: float) -> Tensor:
         """[L, H] soft Gumbel-Softmax weights for Gumbel `noise_LH`."""

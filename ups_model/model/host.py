@@ -34,7 +34,6 @@ def constant(values: Iterable[float], device: torch.device) -> Tensor:
 
 
 @cache
-def _constant(
-    values: tuple[float, ...], kind: str, device: torch.device
-) -> Tensor:  # `kind`: 1 and 1.0 are equal keys.
+def _constant(values: tuple[float, ...], kind: str, device: torch.device) -> Tensor:
+    """`kind` tells 1 from 1.0, which are equal keys."""
     return torch.tensor(values, device=device)

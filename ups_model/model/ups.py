@@ -22,8 +22,6 @@ from ups_model.model.vocabulary import Quantiser, Vocabulary
 from ups_model.skeletons import ROOT_SLOT, SLOT_PARENTS, SLOTS
 from ups_model.tasks import MAX_PERSONS, POSE_AXES, TASK_INDEX, TASKS
 
-__all__ = ["UPS", "Inputs", "Slots", "check_inputs"]
-
 
 class UPS(nn.Module):
     """The unified pose sequence model: one set of weights, four tasks, all answers as token sequences."""

@@ -62,35 +62,41 @@ class Fit:
         return "; ".join(words + ["layers are computed again in the backward pass"] * self.activation_checkpointing)
 
 
-def choose_fit(options: RunOptions, model: UPS, shares: Mapping[TaskName, Batch], loss: Loss) -> Fit:
+def choose_fit(
+    options: RunOptions,
+    model: UPS,
+    shares: Mapping[TaskName, int],
+    draw: Callable[[TaskName], Batch],
+    loss: Loss,
+) -> Fit:
     """The fit that the options ask for, or with `auto` the largest parts for which there is memory.
 
-    Sets whether the model computes layers twice. The model's gradients are dropped.
+    With `auto` the model's gradients are dropped, and whether it computes layers twice is left as it was tried last.
 
     Args:
-        shares: this process's share of a batch of each task.
+        shares: clips of a batch of each task that this process has.
+        draw: gives this process's share of a batch.
         loss: as in training.
     """
     if options.micro_batch != "auto":
         size = options.micro_batch
-        cut = {task: size for task, batch in shares.items() if 0 < size < len(batch)}
-        fit = Fit(cut, options.activation_checkpointing == "on")
-    else:
-        fit = _measured(options, model, shares, loss, options.activation_checkpointing == "on")
-        if options.activation_checkpointing == AUTO and any(0 < fit.part(task) < MIN_USEFUL_PART for task in shares):
-            fit = _measured(options, model, shares, loss, True)
-    model.set_activation_checkpointing(fit.activation_checkpointing)
+        cut = {task: size for task, share in shares.items() if 0 < size < share}
+        return Fit(cut, options.activation_checkpointing == "on")
+    batches = {task: draw(task) for task in shares}
+    fit = _measured(options, model, batches, loss, options.activation_checkpointing == "on")
+    if options.activation_checkpointing == AUTO and any(0 < fit.part(task) < MIN_USEFUL_PART for task in shares):
+        return _measured(options, model, batches, loss, True)
     return fit
 
 
-def _measured(options: RunOptions, model: UPS, shares: Mapping[TaskName, Batch], loss: Loss, recompute: bool) -> Fit:
+def _measured(options: RunOptions, model: UPS, batches: Mapping[TaskName, Batch], loss: Loss, recompute: bool) -> Fit:
     device = model.logit_scale.device
     weights = sum(parameter.nbytes for parameter in model.parameters())
     # AdamW's two moments come with the first update.
     room = room_bytes(device) * (1 - MARGIN) * options.memory_share - 2 * weights
     model.set_activation_checkpointing(recompute)
     sizes = {}
-    for task, batch in shares.items():
+    for task, batch in batches.items():
         size = _largest(batch, room, lambda part, task=task: peak_bytes(model, lambda: loss(task, part)))  # type: ignore[misc]  # bound at once
         if size < len(batch):
             sizes[task] = size

@@ -165,6 +165,7 @@ class Run:
     def start_or_resume(self) -> None:
         """Take up the newest checkpoint, or begin; from here on there is something to keep."""
         state, optim, out = self.state, self.config.optim, self.options.out
+        state.model.train()
         self.turns = dict.fromkeys(optim.tasks, 0)
         self.fit = self._choose_fit()  # Before gradients of half a cycle are restored.
         checkpoint = state.restore(out / "checkpoints", self.key)
@@ -187,17 +188,18 @@ class Run:
         self.turns = optim.turns_before(state.step)
         self.first_step = state.step
         self.started = self.last_logged = time.monotonic()
-        state.model.train()
 
     def _choose_fit(self) -> Fit:
         """How batches are cut, the same way in all processes."""
-        self.state.model.train()
-        share = (self.rank, self.processes)
-        batches = {task: feed.train(0, share) for task, feed in self.parts.feeds.items()}
-        fit = choose_fit(self.options, self.state.model, batches, partial(self._loss, self.state.model))
-        fit = agreed_fit(fit, self.config.optim.tasks, self.processes, self.device)
-        self.state.model.set_activation_checkpointing(fit.activation_checkpointing)
-        if self.rank == 0 and (words := fit.describe({task: len(batch) for task, batch in batches.items()})):
+        model, data, tasks = self.state.model, self.config.data, self.config.optim.tasks
+        shares = {task: len(range(self.rank, getattr(data, task).batch_size, self.processes)) for task in tasks}
+        feeds, share = self.parts.feeds, (self.rank, self.processes)
+        fit = choose_fit(
+            self.options, model, shares, lambda task: feeds[task].train(0, share), partial(self._loss, model)
+        )
+        fit = agreed_fit(fit, tasks, self.processes, self.device)
+        model.set_activation_checkpointing(fit.activation_checkpointing)
+        if self.rank == 0 and (words := fit.describe(shares)):
             logger.info("%s", words)
         return fit
 

@@ -3,6 +3,7 @@
 Shape suffixes: B target sequences, K target steps, V vocabulary, Q bins, J native joints.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,13 +60,28 @@ def _pose_loss(model: UPS, true_BJ3: Tensor, logits_BKV: Tensor, target_BK: Tens
     assert quantiser is not None, "a model of poses has it"
     device, dtype = logits_BKV.device, logits_BKV.dtype
     centres_AQ = torch.stack([quantiser.centres(axis, device, dtype) for axis in range(POSE_AXES)])
-    ids_BK = None if optim.bin_sigma else target_BK
     first = model.vocabulary.coordinate_ids(0).start
-    end = model.vocabulary.eot_id("PE")
     assert centres_AQ.shape == (POSE_AXES, bins)
-    return PoseLoss.apply(  # type: ignore[no-untyped-call]  # torch's
-        logits_BKV, true_BJ3, ids_BK, centres_AQ, first, end, optim.bin_sigma, optim.expectation_weight
+    terms = PoseTerms(
+        centres_AQ, first, model.vocabulary.eot_id("PE"), optim.bin_sigma, optim.expectation_weight, len(logits_BKV)
     )
+    bin_BK = None if optim.bin_sigma else target_BK - first
+    return PoseLoss.apply(logits_BKV, true_BJ3, bin_BK, terms)  # type: ignore[no-untyped-call]  # torch's
+
+
+@dataclass(frozen=True)
+class PoseTerms:
+    """What the loss of a pose sequence depends on besides logits and targets."""
+
+    centres_AQ: Tensor
+    first: int
+    """Token id of the first bin."""
+    end: int
+    """Token id that closes the sequence."""
+    bin_sigma: float
+    expectation_weight: float
+    sequences: int
+    """Over which the loss is a mean."""
 
 
 class PoseLoss(torch.autograd.Function):
@@ -73,29 +89,15 @@ class PoseLoss(torch.autograd.Function):
     joint; the gradient is worked out along with the value, few sequences at a time, while they are in the cache."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        logits_BKV: Tensor,
-        true_BJ3: Tensor,
-        target_BK: Tensor | None,
-        centres_AQ: Tensor,
-        first: int,
-        end: int,
-        bin_sigma: float,
-        expectation_weight: float,
-    ) -> Tensor:
-        """`first` and `end`: token ids of the first bin and of the closing token; `target_BK`: ids of the bins, None
-        for normal densities of `bin_sigma` bins."""
+    def forward(ctx: Any, logits_BKV: Tensor, true_BJ3: Tensor, bin_BK: Tensor | None, terms: PoseTerms) -> Tensor:
+        """`bin_BK`: the tokens' ids from that of the first bin on, None for normal densities around the true joint."""
         gradient_BKV = torch.empty_like(logits_BKV)
-        losses = []
-        for own in chunks(logits_BKV):
-            target = None if target_BK is None else target_BK[own] - first
-            losses.append(
-                _pose_loss_part(
-                    logits_BKV[own], true_BJ3[own], target, centres_AQ, first, end, bin_sigma, expectation_weight,
-                    gradient_BKV[own], logits_BKV.shape[0],
-                )
-            )  # fmt: skip
+        losses = [
+            _pose_loss_part(
+                logits_BKV[own], true_BJ3[own], None if bin_BK is None else bin_BK[own], terms, gradient_BKV[own]
+            )
+            for own in chunks(logits_BKV)
+        ]
         ctx.gradient_BKV = gradient_BKV
         return torch.stack(losses).sum()
 
@@ -103,23 +105,15 @@ class PoseLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gradient_BKV, ctx.gradient_BKV = ctx.gradient_BKV, None
-        return gradient_BKV.mul_(gradient), *[None] * 7
+        return gradient_BKV.mul_(gradient), None, None, None
 
 
 def _pose_loss_part(
-    logits_BKV: Tensor,
-    true_BJ3: Tensor,
-    target_BK: Tensor | None,
-    centres_AQ: Tensor,
-    first: int,
-    end: int,
-    bin_sigma: float,
-    expectation_weight: float,
-    gradient_BKV: Tensor,
-    sequences: int,
+    logits_BKV: Tensor, true_BJ3: Tensor, bin_BK: Tensor | None, terms: PoseTerms, gradient_BKV: Tensor
 ) -> Tensor:
     """The share of some sequences in the loss of all; writes the gradient to `gradient_BKV`."""
-    tokens, bins = sequences * logits_BKV.shape[1], centres_AQ.shape[1]
+    sequences, first, end = terms.sequences, terms.first, terms.end
+    tokens, bins = sequences * logits_BKV.shape[1], terms.centres_AQ.shape[1]
     top_BK1 = logits_BKV.amax(dim=-1, keepdim=True)
     torch.sub(logits_BKV, top_BK1, out=gradient_BKV).exp_()
     total_BK1 = gradient_BKV.sum(dim=-1, keepdim=True)
@@ -127,28 +121,28 @@ def _pose_loss_part(
     said = logits_BKV[:, -1, end].sum()
     gradient_BKV[:, -1, end] -= 1 / tokens
     expected, pieces = [], []
-    for axis, centre_Q in enumerate(centres_AQ):
+    for axis, centre_Q in enumerate(terms.centres_AQ):
         # Step t of joint j has logits of all three axes' bins; those of its own axis are meant.
         ids = slice(first + axis * bins, first + (axis + 1) * bins)
         own_BJQ = logits_BKV[:, axis:-1:POSE_AXES, ids]
-        if target_BK is None:
+        if bin_BK is None:
             nearest_BJ1 = true_BJ3[..., axis, None].maximum(centre_Q[0]).minimum(centre_Q[-1])
-            distance_BJQ = (centre_Q - nearest_BJ1).div_(bin_sigma * (centre_Q[1] - centre_Q[0]))
+            distance_BJQ = (centre_Q - nearest_BJ1).div_(terms.bin_sigma * (centre_Q[1] - centre_Q[0]))
             soft_BJQ = F.softmax(distance_BJQ.square_().mul_(-0.5), dim=-1)
         else:
-            bin_BJ1 = target_BK[:, axis:-1:POSE_AXES, None] - axis * bins
+            bin_BJ1 = bin_BK[:, axis:-1:POSE_AXES, None] - axis * bins
             soft_BJQ = torch.zeros_like(own_BJQ).scatter_(2, bin_BJ1, 1.0)
         said = said + (soft_BJQ * own_BJQ).sum()
         gradient_BKV[:, axis:-1:POSE_AXES, ids].sub_(soft_BJQ, alpha=1 / tokens)
-        if expectation_weight:
+        if terms.expectation_weight:
             share_BJQ = F.softmax(own_BJQ, dim=-1)
             expected.append(share_BJQ @ centre_Q)
             pieces.append((ids, share_BJQ, centre_Q))
     loss = (top_BK1.sum() + total_BK1.log().sum() - said) / tokens
-    if expectation_weight:
+    if terms.expectation_weight:
         error_BJ3 = torch.stack(expected, dim=-1) - true_BJ3
         distance_BJ = error_BJ3.square().sum(dim=-1).add(1e-8).sqrt()
-        scale = expectation_weight / (sequences * distance_BJ.shape[1])
+        scale = terms.expectation_weight / (sequences * distance_BJ.shape[1])
         loss = loss + scale * distance_BJ.sum()
         for axis, (ids, share_BJQ, centre_Q) in enumerate(pieces):
             slope_BJ1 = (scale * error_BJ3[..., axis] / distance_BJ)[..., None]

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from logging.handlers import QueueHandler
@@ -193,7 +194,8 @@ def _run(task: _Task, connection: Connection, stop: Event) -> None:
         result = train(task.config, task.paths, task.options, task.parent, None, stop.is_set, saved)
         send("result", result)
     except Exception as error:
-        logger.debug("process %d of %d", task.rank, task.processes, exc_info=True)
+        # The parent's traceback ends where it heard of the error.
+        error.add_note(f"In process {task.rank} of {task.processes}: {traceback.format_exc()}")
         try:
             send("failure", error)
         except Exception:  # One that can't be sent.

@@ -11,7 +11,8 @@ from search_spaces import find_study
 from ups_model.config import TASK_NAMES, Config
 from ups_model.config.presets import PRESETS, preset
 from ups_model.data.prepare.catalog import SOURCES
-from ups_model.model.ups import UPS, Inputs
+from ups_model.model.inputs import Inputs
+from ups_model.model.ups import UPS
 from ups_model.model.vocabulary import Quantiser, Vocabulary
 from ups_model.skeletons import SLOTS, get_skeleton
 from ups_model.tasks import TASKS

@@ -9,8 +9,9 @@ from torch import nn
 from tests.support.small_models import CLASSES, clips, generator, small_config, small_model, some_slots, stir
 from ups_model.model.decoder import Decoder, Memory
 from ups_model.model.decoding import classify, estimate_poses
+from ups_model.model.inputs import Inputs
 from ups_model.model.layers import initialise
-from ups_model.model.ups import UPS, Inputs, bin_waves
+from ups_model.model.ups import UPS, bin_waves
 from ups_model.tasks import TASKS
 
 MEMORIES = ("joints", "frames", "frames+joints")

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.support.small_models import clips, generator, small_config, small_model, some_slots, stir
-from ups_model.model.ups import Inputs, whiten
+from ups_model.model.inputs import Inputs
+from ups_model.model.ups import whiten
 from ups_model.skeletons import SLOT_PARENTS, get_skeleton
 from ups_model.tasks import TASKS
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.support.small_models import clips, small_config, small_model
-from ups_model.model.ups import UPS, check_inputs
+from ups_model.model.inputs import check_inputs
+from ups_model.model.ups import UPS
 
 # --- building
 

@@ -8,23 +8,13 @@ import pytest
 import torch
 
 import ups_model.training.loop
-from tests.support.runs import options, session_folder, toy_config, train_as_rank, weights, write_toy_sets
+from tests.support.runs import options, toy_config, train_as_rank, weights
 from ups_model.training.loop import train
 
 EXACT = {"dropout": 0.0, "decoder_dropout": 0.0, "steps": 8, "learning_rate": 1e-3}
 
 
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    return write_toy_sets(tmp_path_factory.mktemp("sets"))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return session_folder(tmp_path_factory, "cache")
-
-
-def start(config, paths, out, cache, processes=2):
+def start(config, toy_sets, out, cache, processes=2):
     """Run `processes` ranks to their end; returns what each wrote: its losses and its result, or its error."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -32,7 +22,7 @@ def start(config, paths, out, cache, processes=2):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.runs"])
     ranks = [
-        context.Process(target=train_as_rank, args=(rank, processes, port, config, paths, options(out, cache)))
+        context.Process(target=train_as_rank, args=(rank, processes, port, config, toy_sets, options(out, cache)))
         for rank in range(processes)
     ]
     for rank in ranks:
@@ -62,7 +52,7 @@ def with_gradient(name, value):
     [{}, {"update": "cycle", "routing_execution": "dense", "mask_inputs": True, "data.pe.targets_per_window": 2}],
     ids=["joint", "cycle update"],
 )
-def test_two_processes_train_as_one_does_on_the_same_global_batch(changes, paths, cache, tmp_path, monkeypatch):
+def test_two_processes_train_as_one_does_on_the_same_global_batch(changes, toy_sets, cache, tmp_path, monkeypatch):
     config = toy_config(**EXACT, **changes)
     losses = []
     plain = ups_model.training.loop.sequence_loss
@@ -72,8 +62,8 @@ def test_two_processes_train_as_one_does_on_the_same_global_batch(changes, paths
         return losses[-1]
 
     monkeypatch.setattr(ups_model.training.loop, "sequence_loss", recorded)
-    alone = train(config, paths, options(tmp_path / "one", cache))
-    shared = start(config, paths, tmp_path / "two", cache)
+    alone = train(config, toy_sets, options(tmp_path / "one", cache))
+    shared = start(config, toy_sets, tmp_path / "two", cache)
     mean = torch.tensor([rank["losses"] for rank in shared], dtype=torch.float64).mean(dim=0)
     assert mean.tolist() == pytest.approx([loss.item() for loss in losses], abs=1e-5)
     assert shared[0]["losses"] != shared[1]["losses"], "each process has clips of its own"
@@ -85,13 +75,13 @@ def test_two_processes_train_as_one_does_on_the_same_global_batch(changes, paths
         assert torch.allclose(with_gradient(name, two[name]), with_gradient(name, one[name]), atol=1e-4), name
 
 
-def test_a_batch_that_processes_cannot_share_is_one_clear_error(paths, cache, tmp_path):
-    outcomes = start(toy_config(**EXACT, **{"data.eap.batch_size": 1}), paths, tmp_path, cache)
+def test_a_batch_that_processes_cannot_share_is_one_clear_error(toy_sets, cache, tmp_path):
+    outcomes = start(toy_config(**EXACT, **{"data.eap.batch_size": 1}), toy_sets, tmp_path, cache)
     rule = "ValueError: data.eap.batch_size must be at least the number of processes, got 1 and 2"
     assert [rank["error"] for rank in outcomes] == [rule, rule]
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_statistics_of_single_processes_are_refused(paths, cache, tmp_path):
-    outcomes = start(toy_config(**EXACT, normalisation="task_batch"), paths, tmp_path, cache)
+def test_statistics_of_single_processes_are_refused(toy_sets, cache, tmp_path):
+    outcomes = start(toy_config(**EXACT, normalisation="task_batch"), toy_sets, tmp_path, cache)
     assert all("got 2 processes; use normalisation='layer'" in rank["error"] for rank in outcomes)

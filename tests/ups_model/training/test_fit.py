@@ -14,7 +14,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 import ups_model.training.fit
 import ups_model.training.loop
-from tests.support.runs import newest, options, session_folder, stop_at, toy_config, weights, write_toy_sets
+from tests.support.runs import newest, options, stop_at, toy_config, weights
 from ups_model.training.build import build
 from ups_model.training.finite import NonFiniteLoss
 from ups_model.training.fit import MARGIN, Peak, peak_bytes
@@ -45,16 +45,6 @@ def config_of(variant="joint"):
     return toy_config(**sizes, **changes)
 
 
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    return write_toy_sets(tmp_path_factory.mktemp("sets"))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return session_folder(tmp_path_factory, "cache")
-
-
 def every_loss(out, cache, **changes):
     return options(out, cache, log_every=1, **changes)
 
@@ -67,12 +57,12 @@ def losses(out):
 
 
 @pytest.fixture(scope="module")
-def whole(paths, cache, tmp_path_factory):
+def whole(toy_sets, cache, tmp_path_factory):
     """Losses and result of runs whose batches are not cut, by variant."""
     runs = {}
     for variant in VARIANTS:
         out = tmp_path_factory.mktemp("whole")
-        result = train(config_of(variant), paths, every_loss(out, cache))
+        result = train(config_of(variant), toy_sets, every_loss(out, cache))
         runs[variant] = losses(out), result
     return runs
 
@@ -92,41 +82,41 @@ def assert_same_training(variant, out, result, whole):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("size", [1, 3, 6])
-def test_parts_of_a_batch_train_as_the_whole_does(size, variant, whole, paths, cache, tmp_path):
-    result = train(config_of(variant), paths, every_loss(tmp_path, cache, micro_batch=size))
+def test_parts_of_a_batch_train_as_the_whole_does(size, variant, whole, toy_sets, cache, tmp_path):
+    result = train(config_of(variant), toy_sets, every_loss(tmp_path, cache, micro_batch=size))
     assert_same_training(variant, tmp_path, result, whole)
     assert set(result.about["micro_batch"].values()) == {size}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_blocks_that_are_computed_again_train_as_those_that_are_kept(variant, whole, paths, cache, tmp_path):
-    result = train(config_of(variant), paths, every_loss(tmp_path, cache, activation_checkpointing="on"))
+def test_blocks_that_are_computed_again_train_as_those_that_are_kept(variant, whole, toy_sets, cache, tmp_path):
+    result = train(config_of(variant), toy_sets, every_loss(tmp_path, cache, activation_checkpointing="on"))
     assert_same_training(variant, tmp_path, result, whole)
     assert result.about["activation_checkpointing"] is True
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "processes", "size"), [("joint", 2, 0), ("joint", 4, 1), ("everything", 2, 3)])
-def test_several_processes_train_as_one(variant, processes, size, whole, paths, cache, tmp_path, caplog):
+def test_several_processes_train_as_one(variant, processes, size, whole, toy_sets, cache, tmp_path, caplog):
     """Of 7 clips, so that shares and parts are unequal."""
     caplog.set_level(logging.INFO)
     run = every_loss(tmp_path, cache, micro_batch=size)
-    result = train_in_processes(processes, config_of(variant), paths, run)
+    result = train_in_processes(processes, config_of(variant), toy_sets, run)
     assert_same_training(variant, tmp_path, result, whole)
     assert result.about["processes"] == processes
     assert any("training pe+ar2d+eap+ar3d on cpu" in line for line in caplog.messages), "the parent hears their logs"
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(whole, paths, cache, tmp_path):
+def test_a_run_goes_on_with_another_number_of_processes(whole, toy_sets, cache, tmp_path):
     config, saved = config_of(), []
     run = every_loss(tmp_path, cache, checkpoint_every=10)
-    stopped = train_in_processes(2, config, paths, run, None, lambda: bool(saved), lambda: saved.append(1))
+    stopped = train_in_processes(2, config, toy_sets, run, None, lambda: bool(saved), lambda: saved.append(1))
     assert stopped.status == "stopped" and 10 <= stopped.step < STEPS
     at = stopped.step
-    assert train(config, paths, run, should_stop=stop_at(5)).step == at + 5
-    assert_same_training("joint", tmp_path, train_in_processes(3, config, paths, run), whole)
+    assert train(config, toy_sets, run, should_stop=stop_at(5)).step == at + 5
+    assert_same_training("joint", tmp_path, train_in_processes(3, config, toy_sets, run), whole)
 
 
 def children():
@@ -136,7 +126,7 @@ def children():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_is_killed_ends_the_run_which_then_goes_on(victim, whole, paths, cache, tmp_path):
+def test_a_process_that_is_killed_ends_the_run_which_then_goes_on(victim, whole, toy_sets, cache, tmp_path):
     config = config_of()
     run = every_loss(tmp_path, cache, checkpoint_every=5)
 
@@ -144,25 +134,26 @@ def test_a_process_that_is_killed_ends_the_run_which_then_goes_on(victim, whole,
         os.kill(children()[victim], signal.SIGKILL)
 
     with pytest.raises(ProcessDied, match=f"process {victim} of 2 ended with signal SIGKILL"):
-        train_in_processes(2, config, paths, run, on_checkpoint=kill)
+        train_in_processes(2, config, toy_sets, run, on_checkpoint=kill)
     assert not children(), "the other one was ended too"
     assert newest(tmp_path).name == "step-00000005"
-    assert_same_training("joint", tmp_path, train(config, paths, run), whole)
+    assert_same_training("joint", tmp_path, train(config, toy_sets, run), whole)
 
 
 @pytest.mark.slow
-def test_an_error_of_a_process_is_that_of_the_run(paths, cache, tmp_path):
-    with pytest.raises(NonFiniteLoss, match="is not finite at step"):
-        train_in_processes(2, config_of().with_fields({"learning_rate": 1e30}), paths, options(tmp_path, cache))
+def test_an_error_of_a_process_is_that_of_the_run(toy_sets, cache, tmp_path):
+    with pytest.raises(NonFiniteLoss, match="is not finite at step") as raised:
+        train_in_processes(2, config_of().with_fields({"learning_rate": 1e30}), toy_sets, options(tmp_path, cache))
+    assert "Traceback" in raised.value.__notes__[0], "where it was raised is told too"
     with pytest.raises(ValueError, match="at least the number of processes, got 7 and 8"):
-        train_in_processes(8, config_of(), paths, options(tmp_path / "other", cache))
+        train_in_processes(8, config_of(), toy_sets, options(tmp_path / "other", cache))
 
 
-def test_statistics_of_whole_batches_are_refused_with_parts(paths, cache, tmp_path):
+def test_statistics_of_whole_batches_are_refused_with_parts(toy_sets, cache, tmp_path):
     config = toy_config(normalisation="task_batch")
     rule = "takes statistics of whole batches, got --micro-batch 2; use normalisation='layer'"
     with pytest.raises(ValueError, match=rule):
-        train(config, paths, options(tmp_path, cache, micro_batch=2))
+        train(config, toy_sets, options(tmp_path, cache, micro_batch=2))
 
 
 def counted(room, monkeypatch):
@@ -170,7 +161,9 @@ def counted(room, monkeypatch):
     monkeypatch.setattr(ups_model.training.fit, "room_bytes", lambda device: room)
 
 
-def test_auto_takes_parts_that_fit_and_computes_blocks_again_where_they_are_small(paths, cache, tmp_path, monkeypatch):
+def test_auto_takes_parts_that_fit_and_computes_blocks_again_where_they_are_small(
+    toy_sets, cache, tmp_path, monkeypatch
+):
     config = config_of().with_fields({"steps": 4})
     run = options(tmp_path, cache, micro_batch="auto")
     peaks = {}
@@ -183,17 +176,19 @@ def test_auto_takes_parts_that_fit_and_computes_blocks_again_where_they_are_smal
 
     monkeypatch.setattr(ups_model.training.fit, "peak_bytes", recorded)
     counted(1e15, monkeypatch)
-    about = train(config, paths, run).about
+    about = train(config, toy_sets, run).about
     assert "micro_batch" not in about, "all of it fits"
     assert list(peaks) == [False]
     largest = max(peaks[False])  # Of 4 clips.
     moments = 2 * 4 * about["parameters"]
     counted((largest + moments) / (1 - MARGIN), monkeypatch)
-    fitted = train(config, paths, dataclasses.replace(run, out=tmp_path / "less", activation_checkpointing="off")).about
+    fitted = train(
+        config, toy_sets, dataclasses.replace(run, out=tmp_path / "less", activation_checkpointing="off")
+    ).about
     assert min(fitted["micro_batch"].values()) == 4 and not fitted.get("activation_checkpointing")
-    assert train(config, paths, dataclasses.replace(run, out=tmp_path / "twice")).about["activation_checkpointing"]
+    assert train(config, toy_sets, dataclasses.replace(run, out=tmp_path / "twice")).about["activation_checkpointing"]
     counted(1.0, monkeypatch)
-    least = train(config, paths, dataclasses.replace(run, out=tmp_path / "least")).about
+    least = train(config, toy_sets, dataclasses.replace(run, out=tmp_path / "least")).about
     assert set(least["micro_batch"].values()) == {1}
 
 
@@ -216,9 +211,9 @@ def test_the_peak_of_a_network_is_the_one_worked_out_by_hand():
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_peaks_of_a_real_step_are_those_that_torch_s_own_tracker_sees(paths, cache):
+def test_peaks_of_a_real_step_are_those_that_torch_s_own_tracker_sees(toy_sets, cache):
     config = config_of("everything").with_fields({"token_width": 32, "decoder_width": 64, "update": "iteration"})
-    parts = build(config, paths, torch.device("cpu"), cache / "text")
+    parts = build(config, toy_sets, torch.device("cpu"), cache / "text")
     model = parts.model.train()
     for task, feed in parts.feeds.items():
         batch = feed.train(0)

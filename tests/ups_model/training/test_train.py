@@ -26,7 +26,6 @@ from tests.support.runs import (
     motion,
     newest,
     options,
-    session_folder,
     set_info,
     stop_at,
     toy_config,
@@ -56,11 +55,6 @@ VARIANTS = {
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
     return write_toy_sets(tmp_path_factory.mktemp("sets"))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return session_folder(tmp_path_factory, "cache")
 
 
 @pytest.fixture(scope="module")

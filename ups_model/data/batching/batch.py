@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ups_model.model.ups import Inputs
+from ups_model.model.inputs import Inputs
 
 T = TypeVar("T", "Batch", Inputs)
 

@@ -14,7 +14,7 @@ from ups_model.data.batching.augment import augment_clips, uniform
 from ups_model.data.batching.batch import Batch, spaced
 from ups_model.data.batching.device_clips import Source
 from ups_model.data.batching.windows import normalise_clips
-from ups_model.model.ups import Inputs
+from ups_model.model.inputs import Inputs
 
 
 class ClassLoader:

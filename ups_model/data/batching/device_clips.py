@@ -14,7 +14,7 @@ from ups_model.data.format.clip_data import ClipData
 from ups_model.data.format.rules import count_non_finite
 from ups_model.data.format.splits import Split
 from ups_model.data.readers.fill_missing import fill_undetected
-from ups_model.model.ups import Slots
+from ups_model.model.inputs import Slots
 from ups_model.skeletons import SLOTS
 from ups_model.tasks import MAX_PERSONS
 

@@ -15,7 +15,7 @@ from ups_model.data.batching.augment import augment_bodies, mirror_joints
 from ups_model.data.batching.batch import Batch, spaced
 from ups_model.data.batching.device_clips import Source, not_finite
 from ups_model.data.batching.windows import evaluation_windows, normalise_screen, pose_items
-from ups_model.model.ups import Inputs
+from ups_model.model.inputs import Inputs
 
 
 class PoseLoader:
