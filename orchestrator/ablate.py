@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from orchestrator.planning.plan import Plan
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record, finished_of
 from orchestrator.scheduling.task_graph import State, TaskGraph
-from orchestrator.storage.ledger import Ledger, storage_path
+from orchestrator.storage.ledger import Ledger, Place, storage_path
 from orchestrator.storage.source_check import SourceCheck, Standing, evaluation_code, measured_again, not_measured_again
 from orchestrator.storage.trained import with_twin
 from search_spaces import find_study, study_names
@@ -27,10 +28,13 @@ from ups_model.wording import count
 
 if TYPE_CHECKING:
     from orchestrator.planning.describe import Gpus
+    from orchestrator.report import Report
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_STUDY = "first_look"
+AUTO_LOOKS = (5, 8, 12, 20)
+"""Numbers of seeds after which `--seeds auto` looks whether all claims are decided."""
 
 EXAMPLES = """examples:
   python -m orchestrator.ablate                                  a first look on synthetic data, preset tiny
@@ -84,17 +88,30 @@ def act(options: argparse.Namespace, command: str) -> int:
     for flag, number in (("--gpu-memory", options.gpu_memory), ("--price-per-hour", options.price_per_hour)):
         if number is not None and not (options.plan and 0 < number < float("inf")):
             raise ValueError(f"{flag} goes with --plan and must be above 0, got {number:g}")
-    inputs = read_inputs(options.study, options.preset, options.data, options.set, options.seeds)
-    check_cut((unit.config for unit in inputs.plan.units.values()), options)
-    if options.plan:
-        print(show_plan(inputs, existing_ledger(options.storage), options))
-        return 0
-    return run(inputs, options, command)
+    looks = AUTO_LOOKS if options.seeds == AUTO else ()
+    for seeds in looks or (options.seeds,):
+        inputs = read_inputs(options.study, options.preset, options.data, options.set, seeds)
+        if looks and not inputs.plan.study.claims:
+            raise ValueError(f"--seeds auto: study {inputs.plan.study.name!r} has no claims to decide; give a number")
+        check_cut((unit.config for unit in inputs.plan.units.values()), options)
+        if options.plan:
+            print(show_plan(inputs, existing_ledger(options.storage), options))
+            return 0
+        status, report = run(inputs, options, command, looks)
+        undecided = [result for result in report.claims if result.verdict == "undecided"] if report else []
+        if status or not undecided:
+            break
+        if looks:
+            logger.info("%d seeds: %s undecided", seeds, count(len(undecided), "claim"))
+    return status
 
 
-def run(inputs: Inputs, options: argparse.Namespace, command: str) -> int:
-    """Train, then report."""
+def run(
+    inputs: Inputs, options: argparse.Namespace, command: str, planned_looks: tuple[int, ...] = ()
+) -> tuple[int, "Report | None"]:
+    """Train, then report; returns the exit status and the report, if it could be made."""
     from orchestrator.report import build, health_lines, write_report  # It takes a second to import.
+    from orchestrator.report.load import outcomes_from
 
     plan = inputs.plan
     with Session(options, inputs.paths) as session:
@@ -108,14 +125,16 @@ def run(inputs: Inputs, options: argparse.Namespace, command: str) -> int:
                 graph = TaskGraph(plan.units, ledger, expected.seconds, plan.measured(), check)
             if not graph.complete:
                 expected = on_slots(expected, plan.units, graph.unfinished(), session.connect())
-        plan_file = PlanFile.of(plan, command, inputs.changes)
+        plan_file = replace(
+            PlanFile.of(plan, command, inputs.changes), looks=looks_before(ledger, plan), planned_looks=planned_looks
+        )
         ledger.save_plan(plan_file)
         logger.info("%s", summary(plan, graph, expected))
         session.execute(plan, plan_file.to_plain(), graph, check, expected.seconds)
-    written, copy, notes = [], "", []
+    written, copy, notes, report = [], "", [], None
     try:
         records = ledger.read(plan.units.values())
-        report = build(plan_file, records)
+        report = build(plan_file, records, outcomes_from(ledger, plan_file, records))
         notes = [*measuring_notes(standing, graph, records), *health_lines(report)]
         written = write_report(report, out)
         copy = ledger.publish_report(plan, written, out)
@@ -125,7 +144,17 @@ def run(inputs: Inputs, options: argparse.Namespace, command: str) -> int:
     places = [*(str(path) for path in written if path.suffix in (".md", ".html")), *filter(None, [copy])]
     last = session.end(graph, finished, out if written else None, [f"report: {place}" for place in places])
     print("\n".join([*closing(graph, notes), *last]))
-    return 0 if finished and written and (copy or ledger.root is not None) else 1
+    return 0 if finished and written and (copy or ledger.root is not None) else 1, report
+
+
+def looks_before(ledger: Ledger, plan: Plan) -> tuple[int, ...]:
+    """Other numbers of seeds that the study was complete with: it could be looked at before it was extended."""
+    before = ledger.studies(plan.name).get(plan.name)
+    if before is None:
+        return ()
+    places = [Place(key, unit.folder) for key, unit in before.units.items()]
+    complete = before.seeds != plan.seeds and len(finished_of(ledger.read(places))) == len(places)
+    return tuple(sorted({*before.looks, *([before.seeds] if complete else [])} - {plan.seeds}))
 
 
 def existing_ledger(storage: str) -> Ledger | None:

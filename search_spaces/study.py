@@ -117,6 +117,51 @@ class Table:
             raise ValueError(f"table {self.name!r}: " + "; ".join(faults))
 
 
+ClaimKind = Literal["superior", "not better", "equivalent"]
+CLAIM_KINDS: tuple[ClaimKind, ...] = ("superior", "not better", "equivalent")
+"""superior: the arm is better than the baseline by more than the margin; not better: it isn't better by more than the
+margin; equivalent: it differs by less than the margin either way."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement about two rows of a table and one measure, fixed before the run."""
+
+    text: str
+    table: str
+    """Name of the table that both rows are in."""
+    arm: str
+    """Label of the row that the statement is about."""
+    baseline: str
+    """Label of the row that it is compared with."""
+    column: str
+    """Metric of the column."""
+    kind: ClaimKind
+    margin: float = 0.0
+    """In the column's unit; 0 for "superior" means better at all."""
+    reason: str = ""
+    """Why the margin is what it is; needed where it isn't 0."""
+    family: str = "primary"
+    """Verdicts are corrected for the number of claims of one family."""
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.kind not in CLAIM_KINDS:
+            faults.append(f"kind must be one of {', '.join(CLAIM_KINDS)}, got {self.kind!r}")
+        if not 0 <= self.margin < float("inf"):
+            faults.append(f"margin must be a finite number of at least 0, got {self.margin!r}")
+        elif self.kind != "superior" and not self.margin:
+            faults.append(
+                f"a claim of kind {self.kind!r} needs a margin above 0: no test shows a difference of exactly 0"
+            )
+        elif self.margin and not self.reason:
+            faults.append("reason must say why the margin is what it is")
+        if self.arm == self.baseline:
+            faults.append(f"arm and baseline must differ, both are {self.arm!r}")
+        if faults:
+            raise ValueError(f"claim {self.text!r}: " + "; ".join(faults))
+
+
 @dataclass(frozen=True)
 class FineTuning:
     """The second stage of "joint, then fine-tuned"; the paper gives no figures for it."""
@@ -146,6 +191,8 @@ class Study:
     seeds: int = 3
     """Repetitions: seeds 0 .. seeds-1 in every row."""
     fine_tuning: FineTuning = field(default_factory=FineTuning)
+    claims: tuple[Claim, ...] = ()
+    """What the report judges; all other cells are descriptive."""
 
     def __post_init__(self) -> None:
         names = [table.name for table in self.tables]
@@ -155,3 +202,26 @@ class Study:
             raise ValueError(f"study's name must be letters, digits and underscores, got {self.name!r}")
         if self.seeds < 1:
             raise ValueError(f"study {self.name!r} needs at least 1 seed, got {self.seeds}")
+        for claim in self.claims:
+            self._check_claim(claim)
+
+    def _check_claim(self, claim: Claim) -> None:
+        """ValueError for a claim about what the study doesn't measure."""
+        table = next((table for table in self.tables if table.name == claim.table), None)
+        if table is None:
+            raise ValueError(
+                f"study {self.name!r}, claim {claim.text!r}: no table {claim.table!r}; there are "
+                f"{', '.join(table.name for table in self.tables)}"
+            )
+        rows, metrics = [row.label for row in table.rows], [column.metric for column in table.columns]
+        for label in (claim.arm, claim.baseline):
+            if label not in rows:
+                raise ValueError(
+                    f"study {self.name!r}, claim {claim.text!r}: table {table.name!r} has no row {label!r}; there are "
+                    f"{', '.join(rows)}"
+                )
+        if metrics.count(claim.column) != 1:
+            raise ValueError(
+                f"study {self.name!r}, claim {claim.text!r}: column must be one metric of table {table.name!r}, got "
+                f"{claim.column!r}; there are {', '.join(metrics)}"
+            )

@@ -10,4 +10,5 @@ STUDY = Study(
     tables=(paper_tables.TABLE_7, paper_tables.TABLE_8, paper_tables.TABLE_9),
     base=paper_tables.STUDY.base,
     fine_tuning=paper_tables.FINE_TUNING,
+    claims=paper_tables.CLAIMS,
 )

@@ -23,7 +23,15 @@ def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None
     parser.allow_abbrev = False  # `command_line` knows options by their whole names.
     add_data_arguments(parser)
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="(tiny: synthetic data)")
-    parser.add_argument("--seeds", type=int, metavar="N", help=f"repetitions of every {repeated} (its own number)")
+    if repeated == "row":
+        parser.add_argument(
+            "--seeds",
+            type=int_or_auto,
+            metavar="N|auto",
+            help="repetitions of every row (its own number); auto: 5, 8, 12, then 20, until every claim is decided",
+        )
+    else:
+        parser.add_argument("--seeds", type=int, metavar="N", help=f"repetitions of every {repeated} (its own number)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help=f"change a field in every {repeated}"
     )
@@ -51,6 +59,14 @@ def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None
         ("--retrain", "retrain", "train them again; their records are kept under another name"),
     ):
         other.add_argument(flag, dest="other_code", action="store_const", const=policy, default="refuse", help=text)
+
+
+def int_or_auto(text: str) -> int | str:
+    """For argparse."""
+    return text if text == AUTO else int(text)
+
+
+int_or_auto.__name__ = "whole number, or auto,"
 
 
 def _gpus(text: str) -> float | str:

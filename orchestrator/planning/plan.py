@@ -1,7 +1,7 @@
 """From a study to the fewest training units that fill its tables. Pure and deterministic; no Ray, no torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from orchestrator.planning.resolve import ResolvedRow, ResolvedStudy, errors_at
@@ -137,9 +137,11 @@ class Plan:
     @property
     def name(self) -> str:
         """Names the study on storage and in MLflow. Rows, tables and seeds may be added without changing it; another
-        base configuration or other data make another name."""
+        base configuration, other data or other claims make another name."""
         data = {name: facts.fingerprint for name, facts in self.data.items()}
-        return f"{self.study.name}-{self.preset}-{digest([self.base.canonical(), data])[:8]}"
+        # Claims are part of what was fixed before the run; a study without any keeps its name.
+        claims = [[asdict(claim) for claim in self.study.claims]] if self.study.claims else []
+        return f"{self.study.name}-{self.preset}-{digest([self.base.canonical(), data, *claims])[:8]}"
 
     @property
     def rows(self) -> int:

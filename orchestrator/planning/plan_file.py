@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from orchestrator.planning.plan import DataFacts, Line, Plan, Stage
-from search_spaces.study import FineTuning, Reference, Table, Training
+from search_spaces.study import Claim, FineTuning, Reference, Table, Training
 from ups_model.config import TaskName, canonical
 
 FORMAT = 1
@@ -91,6 +91,11 @@ class PlanFile:
     tables: tuple[PlannedTable, ...]
     units: Mapping[str, PlannedUnit]
     """By key."""
+    claims: tuple[Claim, ...] = ()
+    looks: tuple[int, ...] = ()
+    """Smaller or other numbers of seeds that the study was complete with before, so that it could be looked at."""
+    planned_looks: tuple[int, ...] = ()
+    """Numbers of seeds after which it was to be looked at (`--seeds auto`); empty for a fixed number."""
     format: int = FORMAT
 
     @classmethod
@@ -119,6 +124,7 @@ class PlanFile:
                 unit.key: PlannedUnit(unit.name, unit.stage, unit.task, unit.seed, unit.arm, unit.parent, unit.folder)
                 for unit in plan.units.values()
             },
+            claims=study.claims,
         )
 
     def to_json(self) -> str:
@@ -165,6 +171,10 @@ class PlanFile:
             "data": {name: DataFacts(**facts) for name, facts in plain["data"].items()},
             "sources": sources,
             "tables": tuple(map(table, plain["tables"])),
+            # Plans of earlier versions have neither claims nor looks.
+            "claims": tuple(Claim(**claim) for claim in plain.get("claims", ())),
+            "looks": tuple(plain.get("looks", ())),
+            "planned_looks": tuple(plain.get("planned_looks", ())),
             "units": {key: PlannedUnit(**unit) for key, unit in plain["units"].items()},
         }
         return cls(**{**plain, **typed})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.cli.arguments import DEFAULT_STORAGE
 from orchestrator.report import build, summary, write_report
-from orchestrator.report.load import from_storage, from_tracking
+from orchestrator.report.load import from_storage, from_tracking, outcomes_from, outcomes_from_tracking
 from orchestrator.storage.ledger import Ledger
 from ups_model.cli import command_parser
 
@@ -52,10 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.tracking_uri is not None:
             (plan, records), folder = from_tracking(options.tracking_uri, options.study)
+            outcomes = outcomes_from_tracking(options.tracking_uri, plan, records)
         else:
             ledger = Ledger.open(options.storage or DEFAULT_STORAGE, create=False)
             (plan, records), folder = from_storage(ledger, options.study)
-        report = build(plan, records)
+            outcomes = outcomes_from(ledger, plan, records)
+        report = build(plan, records, outcomes)
         out = options.out or folder
         written = write_report(report, out)
         copy = ledger.publish_report(plan.name, written, out) if ledger is not None else ""

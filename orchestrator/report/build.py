@@ -3,15 +3,18 @@ from storage has sorted."""
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from orchestrator.planning.plan_file import FORMAT, PlanFile, PlannedColumn, PlannedRow, PlannedTable
+from orchestrator.report.claims import OutcomesOf, judge
 from orchestrator.report.model import (
     CODE,
     PROVENANCE,
     UNKNOWN,
     Cell,
+    ClaimResult,
     Failure,
     Origin,
     Progress,
@@ -32,11 +35,12 @@ _SHARES = ("top", "free_top", "ended")
 """How metrics begin that are the share of test clips with some property."""
 
 
-def build(plan: PlanFile, records: Records) -> Report:
+def build(plan: PlanFile, records: Records, outcomes: OutcomesOf = lambda key: None) -> Report:
     """The report of a plan.
 
     Args:
         records: of the plan's units, by key; None or absent where a unit has none.
+        outcomes: of a unit by its key, for claims about new subjects; None where there are none at hand.
 
     Raises:
         ValueError: the plan has another format than this code writes.
@@ -46,7 +50,27 @@ def build(plan: PlanFile, records: Records) -> Report:
             f"the plan has format {plan.format!r}, this code reads {FORMAT}; run the study's ablate command "
             "again with this version"
         )
-    return _Builder(plan, records).report()
+    report = _Builder(plan, records).report()
+    present = {key: record for key, record in records.items() if record is not None}
+    claims = judge(plan, report.tables, present, outcomes)
+    return replace(report, claims=claims, tables=tuple(_marked(table, claims) for table in report.tables))
+
+
+def _marked(table: TableOfCells, claims: Sequence[ClaimResult]) -> TableOfCells:
+    """The table with the cells marked that a decided claim is about."""
+    decided = {
+        (label, result.claim.column)
+        for result in claims
+        for label, other in ((result.claim.arm, result.claim.baseline), (result.claim.baseline, result.claim.arm))
+        if result.claim.table == table.name
+        and other == table.baseline
+        and result.verdict in ("supported", "contradicted")
+    }
+    rows = (
+        replace(row, cells=tuple(replace(c, decided=(row.label, c.column.metric) in decided) for c in row.cells))
+        for row in table.rows
+    )
+    return replace(table, rows=tuple(rows))
 
 
 class _Builder:
@@ -241,7 +265,8 @@ def _sampling_error(metrics: Mapping[str, float], column: PlannedColumn, value: 
     """Of one run: from the number of test clips for accuracies, else as the run itself measured it."""
     group, measure = column.metric.rsplit("/", 1)
     clips = metrics.get(f"test/{group}/clips")
-    if column.unit == "%" and measure.startswith(_SHARES) and clips:
+    # A value that no accuracy can have is shown as it is; its error can't be computed.
+    if column.unit == "%" and measure.startswith(_SHARES) and clips and 0 <= value <= 100:
         return proportion_se(value, clips)
     error = metrics.get(f"test/{column.metric}_se")
     return float(error) if error is not None and math.isfinite(error) else None

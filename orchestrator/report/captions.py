@@ -1,8 +1,10 @@
 """What stands around a table: data, provenance, warnings, legend, summary. Plain text, no markup."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from orchestrator.report.claims import looks_of
 from orchestrator.report.model import CODE, PROVENANCE, UNKNOWN, Origin, Report, Source, TableOfCells
 from orchestrator.report.statistics import CONFIDENCE
 from orchestrator.report.wording import DAGGER, DOUBLE_DAGGER, NONE, listed, sign_agrees
@@ -195,15 +197,16 @@ def legend(report: Report) -> list[str]:
         "ours: mean ± sample standard deviation over seeds, n of them; a cell says what became of missing seeds.",
         "Δ: difference to the baseline row, taken seed by seed over the seeds that both rows have: mean ± standard "
         "deviation of the differences. In the paper's lines, the difference of its published values.",
-        f"*: the {100 * CONFIDENCE:.0f} % t interval of the paired differences (in brackets below a table) excludes 0. "
-        "It speaks of seeds on this test set and is not corrected for the number of comparisons: of those without "
-        "effect, one in twenty has a *.",
+        f"Below a table, in brackets: the {100 * CONFIDENCE:.0f} % t interval of the paired differences. It speaks of "
+        "seeds on this test set and is not corrected for the number of comparisons: of those without effect, one in "
+        "twenty excludes 0. Only declared claims get a verdict.",
+        *(["*: a claim about this row and the baseline row is supported or contradicted."] if report.claims else []),
         f"{NONE}: no value is published; after Δ, no seed has both rows. ↑ higher is better, ↓ lower is better.",
         "Parameters: of the model that a row's runs train.",
         f"collapsed: a run that ended within {COLLAPSED_GAIN:.0%} of the trivial answer (most frequent class, mean "
         "pose) on held-out training subjects, or lost half of what it had gained. not converged: it gained "
         f"{CONVERGED_GAIN:.0%} or more of the way to a perfect answer in the last fifth of its steps, lost "
-        f"{MAX_FALL:.0%}, or gained less than {LEARNT_GAIN:.0%} in all. Differences to such runs have no * and no "
+        f"{MAX_FALL:.0%}, or gained less than {LEARNT_GAIN:.0%} in all. Differences to such runs have no "
         "statement.",
     ]
     if any(cell.n == 1 for cell in cells):
@@ -233,6 +236,28 @@ def summary(report: Report) -> list[str]:
     if done.borrowed:
         time += f"; {count(done.borrowed, 'unit')} measured with weights of another plan's, whose time isn't counted"
     return [f"{state}.", f"{time}.", _comparisons(report), *health_lines(report)]
+
+
+def claim_notes(report: Report) -> list[str]:
+    """How to read the table of claims; empty without claims."""
+    if not report.claims:
+        return []
+    looks, number = looks_of(report.plan)
+    families = Counter(result.claim.family for result in report.claims)
+    sizes = listed(f"{count(size, 'claim')} of family {name}" for name, size in families.items())
+    notes = [
+        f"Effects are signed so that above 0 the first setting is better. These test subjects: mean and "
+        f"{100 * CONFIDENCE:.0f} % t interval of the differences over seeds, not corrected. New subjects: seeds and "
+        "test subjects as crossed random factors.",
+        f"Verdicts are corrected by Holm's procedure for {sizes}: all are right together in {100 * CONFIDENCE:.0f} of "
+        "100 studies at least. A claim whose arms differ in failed runs, health, budget, code, device or precision "
+        "has none.",
+    ]
+    if len(looks) > 1 or number > 1:
+        seen = listed(map(str, looks))
+        how = "as planned" if report.plan.planned_looks else "extended after it was complete with fewer"
+        notes.append(f"Looked at with {seen} seeds, {how}: p values are the smallest of these looks, times {number}.")
+    return notes
 
 
 def health_lines(report: Report) -> list[str]:

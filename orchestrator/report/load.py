@@ -1,11 +1,18 @@
 """Where plans and records come from: the ledger on storage, or MLflow. Both give the same pairs."""
 
+import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from orchestrator.planning.plan_file import PlanFile
+from orchestrator.record import Record
+from orchestrator.report.claims import Outcomes, OutcomesOf
 from orchestrator.report.model import Records
 from orchestrator.storage.ledger import Ledger, Place
+from ups_model.evaluation.metric_names import OUTCOMES
 
 PlanAndRecords = tuple[PlanFile, Records]
 """A plan, and the records of its units by key."""
@@ -36,6 +43,45 @@ def from_tracking(tracking_uri: str, study: str | None) -> tuple[PlanAndRecords,
     # The address may hold a password: it stays out of messages.
     name = choose([(name, plan.study) for name, (plan, _) in plans.items()], study, "--tracking-uri")
     return _with_records(*plans[name]), Path(f"report-{name}")
+
+
+def outcomes_from(ledger: Ledger, plan: PlanFile, records: Records) -> OutcomesOf:
+    """Outcomes of a plan's units on storage: those that their records have the digest of."""
+
+    def outcomes_of(key: str) -> Outcomes | None:
+        try:
+            content = ledger.storage.read(f"units/{plan.units[key].folder}/{OUTCOMES}")
+        except FileNotFoundError:
+            return None
+        return outcomes_in(content, records.get(key))
+
+    return outcomes_of
+
+
+def outcomes_from_tracking(tracking_uri: str, plan: PlanFile, records: Records) -> OutcomesOf:
+    """The same from MLflow alone: of the units that claims are about."""
+    from orchestrator.tracking import read
+
+    rows = {(claim.table, label) for claim in plan.claims for label in (claim.arm, claim.baseline)}
+    keys = {
+        key
+        for table in plan.tables
+        for row in table.rows
+        if (table.name, row.label) in rows
+        for group in row.units.values()
+        for key in group
+        if (record := records.get(key)) is not None and record.outcomes
+    }
+    contents = read.outcomes_bytes(tracking_uri, sorted(keys)) if keys else {}
+    return lambda key: outcomes_in(contents[key], records.get(key)) if key in contents else None
+
+
+def outcomes_in(content: bytes, record: Record | None) -> Outcomes | None:
+    """The arrays of an outcomes.npz; None where it is not that of the record."""
+    if record is None or hashlib.sha256(content).hexdigest() != record.outcomes:
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def choose(plans: Sequence[tuple[str, str]], name: str | None, where: str) -> str:

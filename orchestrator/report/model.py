@@ -7,11 +7,13 @@ from typing import Literal
 from orchestrator.planning.plan import DataFacts
 from orchestrator.planning.plan_file import PlanFile, PlannedColumn
 from orchestrator.record import Record
+from orchestrator.report.claim_tests import ALPHA, Decision
 from orchestrator.report.statistics import Paired, mean_and_sd
 from orchestrator.storage.source_check import evaluation_code, training_code
-from search_spaces.study import Reference
+from search_spaces.study import Claim, Reference
 from ups_model.config import TASK_NAMES, TaskName
 
+Verdict = Literal["supported", "contradicted", "undecided", "withheld"]
 State = Literal["finished", "not measured", "not finite", "failed", "parent failed", "not run"]
 UNKNOWN = "unknown"
 PROVENANCE = ("commit", "device", "precision", "torch")
@@ -45,6 +47,8 @@ class Cell:
     """By seed, of finished runs that were judged: "converged", "not converged", "not learnt", "collapsed" ..."""
     baseline_health: Mapping[int, str] = field(default_factory=dict)
     """The same of the baseline row in this column; empty in that row."""
+    decided: bool = False
+    """Whether a claim about this cell and the baseline's is supported or contradicted."""
 
     @property
     def withheld(self) -> bool:
@@ -131,6 +135,52 @@ class TableOfCells:
 
 
 @dataclass(frozen=True)
+class NewSubjects:
+    """An effect for subjects that no run has seen, from per-subject means."""
+
+    mean: float
+    low: float
+    high: float
+    subjects: int
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """A claim and what the runs say of it."""
+
+    claim: Claim
+    column: PlannedColumn
+    effects: Mapping[int, float]
+    """By seed: the arm beside the baseline, above 0 where the arm is better, in the column's unit."""
+    low: float | None
+    """Ends of the 95 % t interval of the mean effect over seeds, on these test subjects, not corrected for the number
+    of claims; None below two seeds."""
+    high: float | None
+    new_subjects: NewSubjects | str
+    """Or why nothing can be said of new subjects."""
+    published: float | None
+    """Effect between the published values, signed alike."""
+    decision: Decision
+    """Corrected for the number of looks, not for the number of claims."""
+    adjusted_p: float
+    """Corrected for both."""
+    withheld: tuple[str, ...]
+    """Why there is no verdict; empty where there is one."""
+    seeds_needed: int | None
+    """With which an undecided claim would be decided at 80 % power, if the effect is as measured."""
+
+    @property
+    def mean(self) -> float | None:
+        return mean_and_sd(list(self.effects.values()))[0]
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.withheld:
+            return "withheld"
+        return self.decision.direction if self.adjusted_p < ALPHA else "undecided"
+
+
+@dataclass(frozen=True)
 class Route:
     """The block that each task takes in each layer, of one joint training."""
 
@@ -177,3 +227,5 @@ class Report:
     routes: tuple[Route, ...]
     failures: tuple[Failure, ...]
     progress: Progress
+    claims: tuple[ClaimResult, ...] = ()
+    """In the study's order."""

@@ -145,6 +145,8 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         summary=captions.summary(report),
         setup=captions.setup(report),
         legend=captions.legend(report),
+        claims=[wording.claim_texts(result) for result in report.claims],
+        claim_notes=captions.claim_notes(report),
         synthetic=captions.synthetic_text(sources for _, sources in captions.all_sources(report)),
         route_tasks=[task for task in TASKS if any(task in route.blocks for route in report.routes)],
         **more,

@@ -1,12 +1,13 @@
 """How numbers and states read: the one place that decides digits, marks and sentences. Plain text, no markup.
 
-Marks: + is never left out of a difference; minus is U+2212; † sampling error; ‡ unequal budget; * distinguishable.
+Marks: + is never left out of a difference; minus is U+2212; † sampling error; ‡ unequal budget; * a decided claim.
 """
 
 from collections.abc import Iterable, Sequence
 
 from orchestrator.planning.plan_file import PlannedColumn
-from orchestrator.report.model import Cell, State, TableOfCells, unhealthy
+from orchestrator.report.claim_tests import MAX_SEEDS
+from orchestrator.report.model import Cell, ClaimResult, State, TableOfCells, unhealthy
 from orchestrator.report.statistics import Paired
 from ups_model.wording import count
 
@@ -74,7 +75,7 @@ def difference_text(cell: Cell) -> str:
     text = f"Δ {number(pairs.mean, digits, signed=True)}"
     if pairs.sd is not None:
         text += f" ± {number(pairs.sd, digits)}"
-    if pairs.verdict == "distinguishable" and not cell.withheld:
+    if cell.decided:
         text += "*"
     return text if pairs.n == cell.n and pairs.n > 1 else f"{text} ({count(pairs.n, 'pair')})"
 
@@ -151,3 +152,43 @@ def _verdict(pairs: Paired, digits: int, higher_is_better: bool) -> str:
     if pairs.verdict == "not distinguishable":
         return f"{interval}, not distinguishable from 0"
     return f"{interval}, {'better' if (pairs.mean > 0) == higher_is_better else 'worse'}"
+
+
+def claim_texts(result: ClaimResult) -> tuple[str, ...]:
+    """A line of the table of claims: statement, effect, interval, new subjects, the paper's effect, verdict."""
+    claim, digits, unit = result.claim, DIGITS[result.column.unit], result.column.unit
+
+    def signed(value: float) -> str:
+        return number(value, digits, signed=True)
+
+    margin = f" (margin {claim.margin:g} {unit}: {claim.reason})" if claim.margin else ""
+    statement = f"{claim.text}{margin}"
+    compared = f"“{claim.arm}” against “{claim.baseline}”, {result.column.title}"
+    if result.mean is None:
+        effect = NONE
+    elif result.low is None or result.high is None:
+        effect = f"{signed(result.mean)} {unit} (n={len(result.effects)})"
+    else:
+        effect = f"{signed(result.mean)} {unit} [{signed(result.low)}, {signed(result.high)}] (n={len(result.effects)})"
+    if isinstance(result.new_subjects, str):
+        subjects = result.new_subjects
+    else:
+        new = result.new_subjects
+        subjects = f"{signed(new.mean)} {unit} [{signed(new.low)}, {signed(new.high)}] ({new.subjects} subjects)"
+    paper = NONE if result.published is None else f"{signed(result.published)} {unit}"
+    return statement, compared, effect, subjects, paper, verdict_text(result)
+
+
+def verdict_text(result: ClaimResult) -> str:
+    """The verdict, and what it rests on or why there is none."""
+    if result.withheld:
+        return f"withheld: {'; '.join(result.withheld)}"
+    p = f"p {'< 0.001' if result.adjusted_p < 0.001 else f'= {result.adjusted_p:.3f}'}"
+    if result.verdict != "undecided":
+        return f"{result.verdict} ({p})"
+    if len(result.effects) < 2:
+        return "undecided: one seed"
+    if result.decision.p == 1 and len({round(effect, 9) for effect in result.effects.values()}) == 1:
+        return "undecided: the same effect in every seed, no spread to judge it by"
+    needed = f"about {result.seeds_needed} seeds" if result.seeds_needed else f"more than {MAX_SEEDS} seeds"
+    return f"undecided ({p}; {needed} would decide it)"

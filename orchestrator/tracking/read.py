@@ -1,7 +1,9 @@
 """Plans and records read back from MLflow alone, for reports."""
 
+import logging
 import sqlite3
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from orchestrator.tracking.location import LOCK, LOCK_SECONDS, local_file, moved
 from orchestrator.tracking.mlflow_store import index
 from orchestrator.tracking.sync import PLAN_FILE, Run
 from orchestrator.tracking.uri import database_file, parts_of, shown, without_login
+from ups_model.evaluation.metric_names import OUTCOMES
+
+logger = logging.getLogger(__name__)
 
 
 def fetch(uri: str, study: str | None) -> list[tuple[PlanFile, dict[str, Record | None]]]:
@@ -44,6 +49,22 @@ def fetch(uri: str, study: str | None) -> list[tuple[PlanFile, dict[str, Record 
             if getattr(error, "error_code", "") in REFUSALS:
                 raise ValueError(refusal(uri, error)) from error
             raise ValueError(f"--tracking-uri {shown(uri)}: can't be read ({one_line(error)})") from error
+
+
+def outcomes_bytes(uri: str, keys: Iterable[str]) -> dict[str, bytes]:
+    """The outcomes.npz of these units, by key, of those whose runs have one."""
+    contents = {}
+    with quiet():
+        client = connect(uri)
+        for experiment in client.search_experiments():
+            units, _ = index(client, experiment.experiment_id)
+            for key in keys:
+                if key in units and key not in contents:
+                    try:
+                        contents[key] = _artifact_bytes(uri, units[key], OUTCOMES)
+                    except Exception as error:  # A run of an earlier version has none; MLflow raises all kinds.
+                        logger.debug("no outcomes of %s in MLflow (%s)", key, one_line(error))
+    return contents
 
 
 def _settle(uri: str) -> None:
@@ -92,6 +113,10 @@ def _record(uri: str, run: Run | None) -> Record | None:
 
 
 def _artifact(uri: str, run: Run, name: str) -> str:
+    return _artifact_bytes(uri, run, name).decode("utf-8")
+
+
+def _artifact_bytes(uri: str, run: Run, name: str) -> bytes:
     from mlflow.artifacts import download_artifacts
 
     file = local_file(run.files, name)
@@ -105,4 +130,4 @@ def _artifact(uri: str, run: Run, name: str) -> str:
         copy = download_artifacts(
             artifact_uri=f"{run.files}/{name}", dst_path=folder, tracking_uri=without_login(uri)[0]
         )
-        return Path(copy).read_bytes().decode("utf-8")
+        return Path(copy).read_bytes()

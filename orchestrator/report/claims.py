@@ -1,0 +1,204 @@
+"""Verdicts of a study's claims: tested over seeds, corrected for number, withheld where arms aren't comparable."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from orchestrator.planning.plan_file import PlanFile, PlannedColumn
+from orchestrator.record import Record
+from orchestrator.report.claim_tests import (
+    ALPHA,
+    MIN_SUBJECTS,
+    crossed_interval,
+    decide_with_looks,
+    holm,
+    seeds_needed,
+)
+from orchestrator.report.model import CODE, UNKNOWN, Cell, ClaimResult, NewSubjects, RowOfCells, TableOfCells, unhealthy
+from orchestrator.report.statistics import mean_and_sd, t_interval
+from search_spaces.study import Claim
+
+Outcomes = Mapping[str, np.ndarray]
+"""Arrays of a unit's outcomes.npz (`ups_model.evaluation.outcomes`)."""
+OutcomesOf = Callable[[str], Outcomes | None]
+"""Outcomes of a unit by its key; None where there are none at hand."""
+
+EXTENDED_LOOKS = 4
+"""Looks that are corrected for at least, once a study of fixed seeds was extended after looking at it."""
+
+
+def judge(
+    plan: PlanFile, tables: Sequence[TableOfCells], records: Mapping[str, Record], outcomes: OutcomesOf
+) -> tuple[ClaimResult, ...]:
+    """The plan's claims, in its order.
+
+    Args:
+        records: of the plan's units, by key.
+        outcomes: of a unit, by its key.
+    """
+    results = [_test(plan, tables, records, outcomes, claim) for claim in plan.claims]
+    for family in dict.fromkeys(result.claim.family for result in results):
+        places = [index for index, result in enumerate(results) if result.claim.family == family]
+        # A claim whose verdict is withheld still counts: leaving it out would depend on the data.
+        ps = [1.0 if results[index].withheld else results[index].decision.p for index in places]
+        for index, adjusted in zip(places, holm(ps), strict=True):
+            result = replace(results[index], adjusted_p=adjusted)
+            if result.verdict == "undecided":
+                result = replace(result, seeds_needed=_seeds_needed(plan, result, len(places)))
+            results[index] = result
+    return tuple(results)
+
+
+def looks_of(plan: PlanFile) -> tuple[tuple[int, ...], int]:
+    """Numbers of seeds that the study was looked at with, the present one last, and how many looks to correct for."""
+    looks = (*(seeds for seeds in plan.looks if seeds != plan.seeds), plan.seeds)
+    if plan.planned_looks:
+        return looks, max(len(plan.planned_looks), len(looks))
+    return looks, max(EXTENDED_LOOKS, len(looks)) if len(looks) > 1 else 1
+
+
+def _test(
+    plan: PlanFile, tables: Sequence[TableOfCells], records: Mapping[str, Record], outcomes: OutcomesOf, claim: Claim
+) -> ClaimResult:
+    table = next(table for table in tables if table.name == claim.table)
+    index = next(index for index, column in enumerate(table.columns) if column.metric == claim.column)
+    column = table.columns[index]
+    arm, baseline = (_row(table, label).cells[index] for label in (claim.arm, claim.baseline))
+    sign = 1.0 if column.higher_is_better else -1.0
+    seeds = sorted(arm.values.keys() & baseline.values.keys())
+    effects = {seed: sign * (arm.values[seed] - baseline.values[seed]) for seed in seeds}
+    keys = tuple(_keys(plan, claim.table, label, column.group) for label in (claim.arm, claim.baseline))
+    looks, number_of_looks = looks_of(plan)
+    values = list(effects.values())
+    low, high = t_interval(values) if len(values) > 1 else (None, None)
+    decision = decide_with_looks(values, claim.kind, claim.margin, looks, number_of_looks)
+    published = None
+    if arm.published is not None and baseline.published is not None:
+        published = round(sign * (arm.published - baseline.published), 6)
+    withheld = (*_incomparable(claim, column, arm, baseline), *_differing_runs(plan, records, keys))
+    subjects = _new_subjects(
+        column, [{seed: outcomes(key) for seed, key in one.items() if seed in effects} for one in keys]
+    )
+    return ClaimResult(
+        claim, column, effects, low, high, subjects, published, decision, decision.p, withheld, seeds_needed=None
+    )
+
+
+def _row(table: TableOfCells, label: str) -> RowOfCells:
+    return next(row for row in table.rows if row.label == label)
+
+
+def _keys(plan: PlanFile, table: str, label: str, group: str) -> dict[int, str]:
+    """Keys of a row's measured units by seed."""
+    row = next(row for one in plan.tables if one.name == table for row in one.rows if row.label == label)
+    return {plan.units[key].seed: key for key in row.units[group]}
+
+
+def _incomparable(claim: Claim, column: PlannedColumn, arm: Cell, baseline: Cell) -> list[str]:
+    """What is missing or unhealthy in the cells themselves, in words."""
+    reasons = []
+    for label, cell in ((claim.arm, arm), (claim.baseline, baseline)):
+        for state in dict.fromkeys(state for state in cell.states.values() if state != "finished"):
+            runs = list(cell.states.values()).count(state)
+            reasons.append(f"{runs} of {len(cell.states)} runs of “{label}” {state}")
+        for runs, what in zip(unhealthy(cell.health), ("collapsed", "did not converge"), strict=True):
+            if runs:
+                reasons.append(f"{runs} of {len(cell.health)} runs of “{label}” {what}")
+        if any(not 0 <= value <= (100 if column.unit == "%" else float("inf")) for value in cell.values.values()):
+            reasons.append(f"a value of “{label}” is outside of what {column.title} can be")
+    if arm.samples != baseline.samples:
+        reasons.append(f"unequal budgets: {arm.samples:,} and {baseline.samples:,} training samples")
+    return reasons
+
+
+def _differing_runs(plan: PlanFile, records: Mapping[str, Record], keys: Sequence[Mapping[int, str]]) -> list[str]:
+    """In what the two runs of a pair differ besides the setting: code, device, precision."""
+    differing: dict[str, None] = {}
+    for seed in sorted(keys[0].keys() & keys[1].keys()):
+        ours, theirs = (_conditions(plan, records, one[seed]) for one in keys)
+        if ours and theirs:
+            differing |= {name: None for name in ours if ours[name] != theirs.get(name)}
+    return [f"paired runs differ in {', '.join(differing)}"] if differing else []
+
+
+def _conditions(plan: PlanFile, records: Mapping[str, Record], key: str) -> dict[str, tuple[str, ...]]:
+    """Under what a unit and its parents ran; the commit counts where a record has no digest of the code."""
+    chain: list[Record] = []
+    while key in records:
+        chain.append(records[key])
+        key = plan.units[key].parent
+    if not chain:
+        return {}
+    training = [CODE["training code"](record) for record in chain]
+    conditions = {
+        "training code": tuple(training),
+        "evaluation code": (CODE["evaluation code"](chain[0]),),
+        "device": tuple(str(record.about.get("device", UNKNOWN)) for record in chain),
+        "precision": tuple(str(record.about.get("precision", UNKNOWN)) for record in chain),
+    }
+    if UNKNOWN in training:
+        conditions["commit"] = tuple(str(record.about.get("commit", UNKNOWN)) for record in chain)
+    # Rows may differ in their stages; what counts is the set of values.
+    return {name: tuple(sorted(set(values))) for name, values in conditions.items()}
+
+
+def _seeds_needed(plan: PlanFile, result: ClaimResult, family: int) -> int | None:
+    """At the strictest level that Holm's procedure may ask for."""
+    mean, sd = mean_and_sd(list(result.effects.values()))
+    if mean is None or sd is None:
+        return None
+    level = ALPHA / (family * looks_of(plan)[1])
+    return seeds_needed(mean, sd, result.claim.kind, result.claim.margin, level)
+
+
+def _new_subjects(column: PlannedColumn, by_seed: Sequence[Mapping[int, Outcomes | None]]) -> NewSubjects | str:
+    """The effect for new subjects and seeds; or why there is none.
+
+    Args:
+        by_seed: outcomes of the arm's runs and of the baseline's, by seed.
+    """
+    if len(by_seed[0]) < 2:
+        return "fewer than 2 seeds"
+    if any(one is None for runs in by_seed for one in runs.values()):
+        return "results by clip are not at hand"
+    means: list[list[dict[int, float]]] = []
+    for runs in by_seed:
+        of_runs = [subject_means(column, runs[seed]) for seed in sorted(runs)]
+        means.append([one for one in of_runs if one is not None])
+        if len(means[-1]) < len(of_runs):
+            return "this metric has no results by clip"
+    subjects = sorted(set.intersection(*(set(one) for runs in means for one in runs)))
+    if any(set(one) != set(subjects) for runs in means for one in runs) or -1 in subjects:
+        return "the clips' subjects are unknown"
+    if len(subjects) < MIN_SUBJECTS:
+        return f"{len(subjects)} test subjects; at least {MIN_SUBJECTS} are needed"
+    values = np.array([[[one[subject] for subject in subjects] for one in runs] for runs in means])
+    sign = 1.0 if column.higher_is_better else -1.0
+    mean, low, high = crossed_interval(sign * (values[0] - values[1]))
+    return NewSubjects(mean, low, high, len(subjects))
+
+
+def subject_means(column: PlannedColumn, outcomes: Outcomes | None) -> dict[int, float] | None:
+    """A column's metric of each test subject, from the results by clip; None for a metric that has none.
+
+    Accuracies in %, errors in mm: the sum over a subject's frames by their number.
+    """
+    if outcomes is None:
+        return None
+    measure = column.metric.partition("/")[2]
+    place = f"{column.task}/{column.sources[0]}/"
+    if measure in ("mpjpe_mm", "p_mpjpe_mm"):
+        sums, counts = f"{place}{measure.replace('mpjpe', 'error_sum')}", f"{place}frames"
+        if sums not in outcomes or counts not in outcomes:
+            return None
+        value, weight = outcomes[sums], outcomes[counts]
+    else:
+        top, _, ratio = measure.removeprefix("top").partition("@")
+        rank = f"{place}rank{'@' + ratio if ratio else ''}"
+        if not measure.startswith("top") or not top.isdigit() or rank not in outcomes:
+            return None
+        value = 100.0 * (outcomes[rank] < int(top))
+        weight = np.ones(len(value))
+    subject = outcomes[f"{place}subject"]
+    return {int(one): float(value[subject == one].sum() / weight[subject == one].sum()) for one in np.unique(subject)}
