@@ -69,6 +69,15 @@ def refusal(arguments, capsys, folder):
     return printed.err.removeprefix("error: ").rstrip()
 
 
+def claimed(bench, tmp_path):
+    """The toy study with one claim, as a file of the user's."""
+    claim = 'claims=(Claim("Routing helps", "toy", "with", "without", "ar3d/top1", "superior"),),\n    seeds=1,'
+    text = bench.study.read_text().replace("import Column,", "import Claim, Column,").replace("seeds=1,", claim)
+    study = tmp_path / "claimed.py"
+    study.write_text(text)
+    return study
+
+
 # --- what is refused
 
 
@@ -378,6 +387,35 @@ def test_the_command_that_a_report_shows_has_no_paths():
 @pytest.fixture
 def driver(monkeypatch):
     return FakeDriver.install(monkeypatch)
+
+
+def saved_plan(tmp_path):
+    (plan,) = Ledger(tmp_path / "deep" / "storage").studies().values()
+    return plan
+
+
+@pytest.mark.parametrize(("gain", "looks"), [(30.0, (2,)), (0.0, (2, 3))])
+def test_seeds_auto_stops_where_all_is_decided_and_goes_on_where_not(bench, tmp_path, driver, monkeypatch, gain, looks):
+    monkeypatch.setattr(ablate, "AUTO_LOOKS", (2, 3))
+    driver.metrics = lambda unit: {
+        "ar3d/top1": 40 + gain * unit.config.model.routing + 0.1 * unit.seed**2 * (unit.arm == "base")
+    }
+    assert ablate.main(toy(bench, tmp_path, "--seeds", "auto", study=claimed(bench, tmp_path))) == 0
+    plan = saved_plan(tmp_path)
+    assert (plan.seeds, plan.looks, plan.planned_looks) == (looks[-1], looks[:-1], (2, 3))
+    assert driver.started == len(looks)
+
+
+def test_a_study_remembers_that_it_was_complete_with_fewer_seeds(bench, tmp_path, driver):
+    study = claimed(bench, tmp_path)
+    for seeds in ("1", "1", "2"):
+        assert ablate.main(toy(bench, tmp_path, "--seeds", seeds, study=study)) == 0
+    assert saved_plan(tmp_path).looks == (1,)
+
+
+def test_seeds_auto_needs_claims(bench, tmp_path, capsys):
+    told = refusal(toy(bench, tmp_path, "--seeds", "auto"), capsys, tmp_path)
+    assert told == "--seeds auto: study 'toy' has no claims to decide; give a number"
 
 
 def test_status_0_when_all_is_done_and_again_without_a_cluster(bench, tmp_path, driver, capsys, monkeypatch):

@@ -35,6 +35,8 @@ class FakeDriver:
     def __init__(self) -> None:
         self.started = 0
         self.becomes: Callable[[Unit], str] = lambda unit: "finished"
+        self.metrics: Callable[[Unit], dict[str, float]] = lambda unit: {}
+        """On the test split, of a unit that finishes."""
         self.jobs: list[Any] = []
         """Of all units that were released."""
 
@@ -62,7 +64,7 @@ class FakeDriver:
             self.jobs.append(job)
             state = self.becomes(unit)
             if state == "finished":
-                finish(graph.ledger, unit)
+                finish(graph.ledger, unit, **self.metrics(unit))
                 graph.finished(unit.key)
             elif state == "failed":
                 graph.failed(unit.key, "it broke")
