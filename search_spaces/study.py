@@ -135,7 +135,7 @@ class Claim:
     baseline: str
     """Label of the row that it is compared with."""
     column: str
-    """Metric of the column."""
+    """Metric of the column; its title where several columns of the table have that metric."""
     kind: ClaimKind
     margin: float = 0.0
     """In the column's unit; 0 for "superior" means better at all."""
@@ -160,6 +160,10 @@ class Claim:
             faults.append(f"arm and baseline must differ, both are {self.arm!r}")
         if faults:
             raise ValueError(f"claim {self.text!r}: " + "; ".join(faults))
+
+    def names(self, metric: str, title: str) -> bool:
+        """Whether the claim is about a column of this metric and title."""
+        return self.column in (metric, title)
 
 
 @dataclass(frozen=True)
@@ -213,15 +217,16 @@ class Study:
                 f"study {self.name!r}, claim {claim.text!r}: no table {claim.table!r}; there are "
                 f"{', '.join(table.name for table in self.tables)}"
             )
-        rows, metrics = [row.label for row in table.rows], [column.metric for column in table.columns]
+        rows = [row.label for row in table.rows]
         for label in (claim.arm, claim.baseline):
             if label not in rows:
                 raise ValueError(
                     f"study {self.name!r}, claim {claim.text!r}: table {table.name!r} has no row {label!r}; there are "
                     f"{', '.join(rows)}"
                 )
-        if metrics.count(claim.column) != 1:
+        if sum(claim.names(column.metric, column.title) for column in table.columns) != 1:
             raise ValueError(
-                f"study {self.name!r}, claim {claim.text!r}: column must be one metric of table {table.name!r}, got "
-                f"{claim.column!r}; there are {', '.join(metrics)}"
+                f"study {self.name!r}, claim {claim.text!r}: column must be the metric or title of one column of table "
+                f"{table.name!r}, got {claim.column!r}; there are "
+                f"{', '.join(f'{column.metric} ({column.title})' for column in table.columns)}"
             )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from search_spaces import paper_tables
 from search_spaces.columns import AR2D, EAP, MPJPE, P_MPJPE
-from search_spaces.study import Column, Reference, Row, Study, Table
+from search_spaces.study import Claim, Column, Reference, Row, Study, Table
 
 ACTIONS = {
     "Dir.": "Directions",
@@ -198,6 +198,17 @@ def _table(
     )
 
 
+def _joint_is_better(number: int, what: str, column: str) -> Claim:
+    return Claim(
+        f"Joint training with fine-tuning is better than separate training: {what}",
+        f"table_{number}",
+        "UPS",
+        "UPS_separate",
+        column,
+        "superior",
+    )
+
+
 STUDY = Study(
     name="tables_1_6",
     question="Is one model for four tasks as good as one for each, and as good as methods made for one task?",
@@ -265,4 +276,12 @@ STUDY = Study(
         "pe.evaluate_stride": 1,
         "evaluation.flip": True,
     },
+    claims=(
+        _joint_is_better(1, "3D recognition, NTU120 xsub", "NTU120 xsub"),
+        _joint_is_better(2, "2D recognition, Kinetics-400", "ar2d/top1"),
+        _joint_is_better(3, "3D pose estimation, Human3.6M, MPJPE", "Avg"),
+        _joint_is_better(4, "3D pose estimation, Human3.6M, P-MPJPE", "Avg"),
+        _joint_is_better(5, "early prediction, NTU60, 20 % seen", "eap/top1@0.2"),
+        _joint_is_better(6, "early prediction, NTU120, 20 % seen", "eap/top1@0.2"),
+    ),
 )

@@ -59,7 +59,7 @@ def build(plan: PlanFile, records: Records, outcomes: OutcomesOf = lambda key: N
 def _marked(table: TableOfCells, claims: Sequence[ClaimResult]) -> TableOfCells:
     """The table with the cells marked that a decided claim is about."""
     decided = {
-        (label, result.claim.column)
+        (label, result.column.metric, result.column.title)
         for result in claims
         for label, other in ((result.claim.arm, result.claim.baseline), (result.claim.baseline, result.claim.arm))
         if result.claim.table == table.name
@@ -67,7 +67,10 @@ def _marked(table: TableOfCells, claims: Sequence[ClaimResult]) -> TableOfCells:
         and result.verdict in ("supported", "contradicted")
     }
     rows = (
-        replace(row, cells=tuple(replace(c, decided=(row.label, c.column.metric) in decided) for c in row.cells))
+        replace(
+            row,
+            cells=tuple(replace(c, decided=(row.label, c.column.metric, c.column.title) in decided) for c in row.cells),
+        )
         for row in table.rows
     )
     return replace(table, rows=tuple(rows))

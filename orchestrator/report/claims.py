@@ -62,7 +62,7 @@ def _test(
     plan: PlanFile, tables: Sequence[TableOfCells], records: Mapping[str, Record], outcomes: OutcomesOf, claim: Claim
 ) -> ClaimResult:
     table = next(table for table in tables if table.name == claim.table)
-    index = next(index for index, column in enumerate(table.columns) if column.metric == claim.column)
+    index = next(index for index, column in enumerate(table.columns) if claim.names(column.metric, column.title))
     column = table.columns[index]
     arm, baseline = (_row(table, label).cells[index] for label in (claim.arm, claim.baseline))
     sign = 1.0 if column.higher_is_better else -1.0

@@ -20,7 +20,7 @@ from orchestrator.report.claim_tests import (
     seeds_needed,
 )
 from orchestrator.report.claims import subject_means
-from search_spaces import paper_tables, tables_7_9
+from search_spaces import paper_tables, tables_1_6, tables_7_9
 from search_spaces.columns import AR3D, EAP, MPJPE
 from search_spaces.study import Claim
 from tests.support.report_cases import ABOUT, plan_file_of, plan_of, records_of
@@ -297,6 +297,7 @@ def test_effects_on_many_subjects_speak_of_new_ones():
 def test_the_papers_claims_are_about_rows_that_its_tables_have():
     assert len(tables_7_9.STUDY.claims) == 5
     assert len(paper_tables.STUDY.claims) == 6
+    assert [claim.table for claim in tables_1_6.STUDY.claims] == [f"table_{number}" for number in range(1, 7)]
     assert all(claim.reason for claim in paper_tables.STUDY.claims if claim.margin)
 
 
@@ -320,7 +321,7 @@ def test_a_faulty_claim_is_refused_with_its_rule(changes, message):
     [
         ({"table": "none"}, "no table 'none'; there are depth"),
         ({"arm": "deep"}, "has no row 'deep'; there are thin, full"),
-        ({"column": "pe/floor_mm"}, "got 'pe/floor_mm'; there are ar3d/top1, pe/mpjpe_mm"),
+        ({"column": "pe/floor_mm"}, r"got 'pe/floor_mm'; there are ar3d/top1 \(Action recognition\), pe/mpjpe_mm"),
     ],
 )
 def test_a_claim_about_what_is_not_measured_is_refused(changes, message):
