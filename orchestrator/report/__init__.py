@@ -7,14 +7,14 @@ from orchestrator.report.build import build
 from orchestrator.report.captions import health_lines, summary
 from orchestrator.report.figures import figure
 from orchestrator.report.model import Records, Report
-from orchestrator.report.render import cells_csv, html_page, latex, markdown, views
+from orchestrator.report.render import cells_csv, claims_csv, html_page, latex, markdown, views
 from ups_model.atomic import write_atomic
 
 __all__ = ["Records", "Report", "build", "files", "health_lines", "summary", "write_report"]
 
 
 def write_report(report: Report, out: Path) -> list[Path]:
-    """Write report.md, report.html, tables.tex, cells.csv and tables/*.svg; each is there whole or not at all.
+    """Write report.md, report.html, tables.tex, cells.csv, claims.csv and tables/*.svg; each is there whole or not at all.
 
     Args:
         out: a folder; made if it isn't there. Other files in it stay.
@@ -49,6 +49,7 @@ def files(report: Report) -> dict[str, str]:
         "report.html": html_page(report, tables, figures),
         "tables.tex": latex(report, tables),
         "cells.csv": cells_csv(report),
+        **({"claims.csv": claims_csv(report)} if report.claims else {}),
         **{f"tables/{names[name]}": svg for name, svg in figures.items()},
     }
 

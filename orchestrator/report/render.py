@@ -5,7 +5,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -241,6 +241,38 @@ def cells_csv(report: Report) -> str:
                 status = "published alone" if value is not None else "not published"
                 line = {"table": table.name, "row": reference.label, "kind": "reference"}
                 writer.writerow(line | _csv_column(column) | {"status": status, "published": value})
+    return stream.getvalue()
+
+
+def claims_csv(report: Report) -> str:
+    """Claims in full precision, one a line; effects by seed as "0=1.25;1=0.75"."""
+    lines = []
+    for result in report.claims:
+        new = result.new_subjects
+        lines.append(
+            {
+                **asdict(result.claim),
+                "unit": result.column.unit,
+                "verdict": result.verdict,
+                "withheld": "; ".join(result.withheld),
+                "effect": result.mean,
+                "low": result.low,
+                "high": result.high,
+                "p": result.decision.p,
+                "adjusted_p": result.adjusted_p,
+                "seeds_needed": result.seeds_needed,
+                "published": result.published,
+                "new_subjects": new if isinstance(new, str) else new.subjects,
+                "new_subjects_effect": None if isinstance(new, str) else new.mean,
+                "new_subjects_low": None if isinstance(new, str) else new.low,
+                "new_subjects_high": None if isinstance(new, str) else new.high,
+                "effects": ";".join(f"{seed}={effect}" for seed, effect in result.effects.items()),
+            }
+        )
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(lines[0]) if lines else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return stream.getvalue()
 
 

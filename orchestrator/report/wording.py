@@ -156,7 +156,8 @@ def _verdict(pairs: Paired, digits: int, higher_is_better: bool) -> str:
 
 def claim_texts(result: ClaimResult) -> tuple[str, ...]:
     """A line of the table of claims: statement, effect, interval, new subjects, the paper's effect, verdict."""
-    claim, digits, unit = result.claim, DIGITS[result.column.unit], result.column.unit
+    claim, digits = result.claim, DIGITS[result.column.unit]
+    unit = "points" if result.column.unit == "%" else result.column.unit
 
     def signed(value: float) -> str:
         return number(value, digits, signed=True)

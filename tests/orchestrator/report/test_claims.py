@@ -2,6 +2,8 @@
 
 # ruff: noqa: RUF001 - a minus sign is meant where one stands.
 
+import csv
+import io
 import math
 from dataclasses import replace
 
@@ -352,5 +354,13 @@ def test_the_report_opens_with_its_claims():
     plan = planned(BETTER)
     texts = files(build(plan_file_of(plan), records_of(plan, SHARP)))
     assert texts["report.md"].index("## Claims") < texts["report.md"].index("units finished")
-    assert "+2.98 % [" in texts["report.html"]
+    assert "+2.98 points [" in texts["report.html"]
+    (line,) = csv.DictReader(io.StringIO(texts["claims.csv"]))
+    assert (line["verdict"], line["arm"], line["new_subjects"]) == (
+        "supported",
+        "full",
+        "results by clip are not at hand",
+    )
+    assert float(line["effect"]) == pytest.approx(2.98)
+    assert len(line["effects"].split(";")) == 5
     assert "supported (p &lt; 0.001)" in texts["report.html"]
