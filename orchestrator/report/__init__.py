@@ -14,7 +14,7 @@ __all__ = ["Records", "Report", "build", "files", "health_lines", "summary", "wr
 
 
 def write_report(report: Report, out: Path) -> list[Path]:
-    """Write report.md, report.html, tables.tex, cells.csv, claims.csv and tables/*.svg; each is there whole or not at all.
+    """Write report.md, report.html, tables.tex, cells.csv, claims.csv and figures; each is there whole or not at all.
 
     Args:
         out: a folder; made if it isn't there. Other files in it stay.
