@@ -5,7 +5,7 @@ from pathlib import Path
 
 from orchestrator.report.build import build
 from orchestrator.report.captions import health_lines, summary
-from orchestrator.report.figures import figure
+from orchestrator.report.figures import differences, drawings
 from orchestrator.report.model import Records, Report
 from orchestrator.report.render import cells_csv, claims_csv, html_page, latex, markdown, views
 from ups_model.atomic import write_atomic
@@ -41,16 +41,17 @@ def write_report(report: Report, out: Path) -> list[Path]:
 
 def files(report: Report) -> dict[str, str]:
     """All files of a report, by their names relative to its folder. Depends on nothing but the report."""
-    figures = {table.name: svg for table in report.tables if (svg := figure(table)) is not None}
+    figures = {table.name: svg for table in report.tables if (svg := differences(table)) is not None}
     names = {name: _file_name(name, index) for index, name in enumerate(figures)}
-    tables = views(report, names)
+    tables, more = views(report, names), drawings(report)
     return {
-        "report.md": markdown(report, tables),
-        "report.html": html_page(report, tables, figures),
+        "report.md": markdown(report, tables, more),
+        "report.html": html_page(report, tables, figures, more),
         "tables.tex": latex(report, tables),
         "cells.csv": cells_csv(report),
         **({"claims.csv": claims_csv(report)} if report.claims else {}),
         **{f"tables/{names[name]}": svg for name, svg in figures.items()},
+        **{f"figures/{drawing.name}.svg": drawing.svg for drawing in more},
     }
 
 

@@ -15,6 +15,7 @@ from orchestrator.report.model import (
     UNKNOWN,
     Cell,
     ClaimResult,
+    Curve,
     Failure,
     Origin,
     Progress,
@@ -92,6 +93,7 @@ class _Builder:
             routes=tuple(self._routes()),
             failures=tuple(self._failures()),
             progress=self._progress(),
+            curves=tuple(self._curves()),
         )
 
     def _sources(self, names: Iterable[str]) -> tuple[Source, ...]:
@@ -219,7 +221,35 @@ class _Builder:
             unit, record = self.units[key], self.records.get(key)
             if unit.stage == "joint" and record is not None and record.routes:
                 blocks = {task: tuple(record.routes[task]) for task in TASK_NAMES if task in record.routes}
-                yield Route(unit.arm, unit.seed, blocks)
+                taken = 1 + max(block for path in blocks.values() for block in path)
+                model = record.about.get("config", {}).get("model", {})
+                yield Route(unit.arm, unit.seed, blocks, max(taken, model.get("blocks_per_layer", 0)))
+
+    def _curves(self) -> Iterable[Curve]:
+        for key in self._ordered:
+            if self._state(key) == "finished":
+                unit = self.units[key]
+                for task in TASK_NAMES:
+                    if task in self.records[key].health:
+                        health = TaskHealth.from_plain(self.records[key].health[task])
+                        yield Curve(
+                            arm=unit.arm,
+                            stage=unit.stage,
+                            task=task,
+                            seed=unit.seed,
+                            first_step=self._last_step(unit.parent),
+                            metric=health.metric,
+                            trivial=health.trivial,
+                            points=health.curve,
+                            state=health.state,
+                        )
+
+    def _last_step(self, key: str) -> int:
+        """Of a unit and its parents, as far as their curves say; 0 of none."""
+        if not key or key not in self.records:
+            return 0
+        curves = [health["curve"] for health in self.records[key].health.values()]
+        return self._last_step(self.units[key].parent) + max((int(curve[-1][0]) for curve in curves), default=0)
 
     def _failures(self) -> Iterable[Failure]:
         for key in self._ordered:

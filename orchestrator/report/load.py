@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.planning.plan_file import PlanFile
-from orchestrator.record import Record
 from orchestrator.report.claims import Outcomes, OutcomesOf
 from orchestrator.report.model import Records
 from orchestrator.storage.ledger import Ledger, Place
-from ups_model.evaluation.metric_names import OUTCOMES
 
 PlanAndRecords = tuple[PlanFile, Records]
 """A plan, and the records of its units by key."""
@@ -49,11 +47,8 @@ def outcomes_from(ledger: Ledger, plan: PlanFile, records: Records) -> OutcomesO
     """Outcomes of a plan's units on storage: those that their records have the digest of."""
 
     def outcomes_of(key: str) -> Outcomes | None:
-        try:
-            content = ledger.storage.read(f"units/{plan.units[key].folder}/{OUTCOMES}")
-        except FileNotFoundError:
-            return None
-        return outcomes_in(content, records.get(key))
+        content = ledger.outcomes(Place(key, plan.units[key].folder), records.get(key))
+        return None if content is None else _arrays(content)
 
     return outcomes_of
 
@@ -63,23 +58,21 @@ def outcomes_from_tracking(tracking_uri: str, plan: PlanFile, records: Records) 
     from orchestrator.tracking import read
 
     rows = {(claim.table, label) for claim in plan.claims for label in (claim.arm, claim.baseline)}
-    keys = {
+    measured = {
         key
         for table in plan.tables
         for row in table.rows
         if (table.name, row.label) in rows
         for group in row.units.values()
         for key in group
-        if (record := records.get(key)) is not None and record.outcomes
     }
-    contents = read.outcomes_bytes(tracking_uri, sorted(keys)) if keys else {}
-    return lambda key: outcomes_in(contents[key], records.get(key)) if key in contents else None
+    digests = {key: record.outcomes for key in measured if (record := records.get(key)) and record.outcomes}
+    contents = read.outcomes_bytes(tracking_uri, sorted(digests)) if digests else {}
+    right = {key: text for key, text in contents.items() if hashlib.sha256(text).hexdigest() == digests[key]}
+    return {key: _arrays(content) for key, content in right.items()}.get
 
 
-def outcomes_in(content: bytes, record: Record | None) -> Outcomes | None:
-    """The arrays of an outcomes.npz; None where it is not that of the record."""
-    if record is None or hashlib.sha256(content).hexdigest() != record.outcomes:
-        return None
+def _arrays(content: bytes) -> Outcomes:
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from orchestrator.planning.plan import DataFacts
+from orchestrator.planning.plan import DataFacts, Stage
 from orchestrator.planning.plan_file import PlanFile, PlannedColumn
 from orchestrator.record import Record
 from orchestrator.report.claim_tests import ALPHA, Decision
@@ -187,6 +187,27 @@ class Route:
     arm: str
     seed: int
     blocks: Mapping[TaskName, tuple[int, ...]]
+    blocks_per_layer: int
+    """Those that no task takes too, where the record has the run's configuration."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How one run's validation metric of one task went."""
+
+    arm: str
+    stage: Stage
+    task: TaskName
+    seed: int
+    first_step: int
+    """Steps of the run that it starts from."""
+    metric: str
+    trivial: float
+    """The metric of the trivial answer."""
+    points: tuple[tuple[int, float], ...]
+    """(step, value) at each fifth of the run."""
+    state: str
+    """Its health, as in `Cell.health`."""
 
 
 @dataclass(frozen=True)
@@ -229,3 +250,4 @@ class Report:
     progress: Progress
     claims: tuple[ClaimResult, ...] = ()
     """In the study's order."""
+    curves: tuple[Curve, ...] = ()

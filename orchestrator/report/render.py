@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from orchestrator.planning.plan_file import PlannedColumn
 from orchestrator.report import captions, wording
+from orchestrator.report.figures.style import Drawing
 from orchestrator.report.model import Cell, Report, RowOfCells, TableOfCells
 from ups_model.tasks import TASKS
 
@@ -101,15 +102,15 @@ def _lines(table: TableOfCells) -> list[Line]:
     return lines
 
 
-def markdown(report: Report, tables: list[View]) -> str:
+def markdown(report: Report, tables: list[View], drawings: list[Drawing]) -> str:
     """For GitHub; figures are linked relative to it."""
-    return _render("report.md.j2", escape_markdown, report, tables)
+    return _render("report.md.j2", escape_markdown, report, tables, drawings=drawings)
 
 
-def html_page(report: Report, tables: list[View], figures: Mapping[str, str]) -> str:
+def html_page(report: Report, tables: list[View], figures: Mapping[str, str], drawings: list[Drawing]) -> str:
     """One file without any other; `figures` has the SVG texts by the tables' names."""
     inline = {name: Safe(_inline_svg(svg, f"figure{index}")) for index, (name, svg) in enumerate(figures.items())}
-    return _render("report.html.j2", html.escape, report, tables, figures=inline)
+    return _render("report.html.j2", html.escape, report, tables, figures=inline, drawings=drawings)
 
 
 def latex(report: Report, tables: list[View]) -> str:
@@ -136,6 +137,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
     )
     environment.filters |= {
         "code": code_markdown,
+        "inline_svg": lambda svg, prefix: Safe(_inline_svg(svg, prefix)),
         "cell": _cell_joiner(escape, template),
         "task": lambda name: TASKS[name].title,
     }

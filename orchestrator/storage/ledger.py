@@ -9,6 +9,7 @@ nobody waits for the dead, and two drivers on one storage don't train one unit a
 `orchestrator.storage` knows; names are asked for one by one and nothing rests on a listing.
 """
 
+import hashlib
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ from orchestrator.storage import Claim, Storage, Workspace, parse_address, stora
 from orchestrator.storage.backends.base import as_object
 from orchestrator.storage.backends.local import CLAIM, OWNER, FolderStorage
 from orchestrator.storage.backends.workspace import download_all, scratch
+from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.training.progress import read_rows
 from ups_model.training.run_folder import STATE
 
@@ -258,6 +260,14 @@ class Ledger:
             lambda file: self.storage.write(f"{place}/{file.relative_to(out).as_posix()}", file.read_bytes()), files
         )
         return self.storage.where(place)
+
+    def outcomes(self, unit: Stored, record: Record | None) -> bytes | None:
+        """The outcomes.npz that a record has the digest of; None where there is none."""
+        try:
+            content = self.storage.read(f"units/{unit.folder}/{OUTCOMES}")
+        except FileNotFoundError:
+            return None
+        return content if record is not None and hashlib.sha256(content).hexdigest() == record.outcomes else None
 
     def save_plan(self, plan: PlanFile) -> None:
         """Keep what the report needs of a plan."""

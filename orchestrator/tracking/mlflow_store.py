@@ -189,11 +189,11 @@ class MlflowStore:
             self.client.set_terminated(run.id, status=status, end_time=ended)
         run.status = status
 
-    def put(self, run: Run, name: str, text: str) -> None:
+    def put(self, run: Run, name: str, content: str | bytes) -> None:
         """A file of a run."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / name
-            file.write_bytes(text.encode("utf-8"))
+            file.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
             self.client.log_artifact(run.id, str(file))
 
     def holds(self, run: Run, name: str, text: str) -> bool:

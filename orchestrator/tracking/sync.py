@@ -12,6 +12,7 @@ from orchestrator.record import Record
 from orchestrator.storage.ledger import RECORD, Ledger
 from orchestrator.tracking import schema
 from orchestrator.tracking.schema import Point, Tracked
+from ups_model.evaluation.metric_names import OUTCOMES
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Store(Protocol):
     def drop_tag(self, run: Run, name: str) -> None: ...
     def steps(self, run: Run, name: str) -> set[int]: ...
     def set_status(self, run: Run, status: str, ended: int | None = None) -> None: ...
-    def put(self, run: Run, name: str, text: str) -> None: ...
+    def put(self, run: Run, name: str, content: str | bytes) -> None: ...
     def holds(self, run: Run, name: str, text: str) -> bool: ...
     def put_folder(self, run: Run, folder: Path, name: str) -> None: ...
 
@@ -180,6 +181,8 @@ class LedgerSync:
             store.drop_tag(run, schema.ERROR)
         store.set_status(run, status, ended)
         if record is not None and not whole:
+            if (outcomes := self.ledger.outcomes(unit, record)) is not None:
+                store.put(run, OUTCOMES, outcomes)
             store.put(run, RECORD, text)
             store.write(run, tags={schema.MIRRORED: schema.digest_of(text)})
 

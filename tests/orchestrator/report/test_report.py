@@ -411,7 +411,7 @@ def test_captions_name_data_setting_and_synthetic_sets():
     ):
         assert part in caption
     for name, text in files(report).items():
-        assert name.startswith(("tables/", "cells")) or "SYNTHETIC DATA" in text
+        assert name.startswith(("tables/", "figures/", "cells")) or "SYNTHETIC DATA" in text
 
 
 def test_the_papers_own_data_are_not_called_stand_ins():

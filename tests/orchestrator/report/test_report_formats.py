@@ -298,8 +298,10 @@ def test_no_two_tables_share_a_figures_file_and_none_leaves_the_folder():
     plan_file, records = plain()
     tables = tuple(replace(plan_file.tables[0], name=name) for name in ("a/b", "a b", "../up", "a-b"))
     names = [name for name in files(build(replace(plan_file, tables=tables), records)) if name.endswith(".svg")]
-    assert len(set(names)) == 4
-    assert all(re.fullmatch(r"tables/[\w-]+\.svg", name) for name in names)
+    assert len({name for name in names if name.startswith("tables/")}) == 4
+    assert len({name for name in names if name.startswith("figures/factor-")}) == 4
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"(tables|figures)/[\w-]+\.svg", name) for name in names)
 
 
 def test_a_table_of_one_row_has_no_figure_and_claims_nothing():
@@ -338,6 +340,7 @@ def test_the_command_writes_beside_the_plan_what_the_records_say(tmp_path, capsy
     assert "80.50 ± 0.71 (n=2)" in (folder / "report.md").read_text("utf-8")
     assert sorted(path.name for path in folder.iterdir()) == [
         "cells.csv",
+        "figures",
         "report.html",
         "report.md",
         "tables",

@@ -1,34 +1,14 @@
 """One figure a table: the paired differences to the baseline row, ours beside the paper's. Same numbers, same bytes."""
 
-import io
 import math
-import warnings
-from typing import TYPE_CHECKING, Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from orchestrator.report.figures.style import GREY, MAX_PANELS_ACROSS, OURS, PAPER, styled, svg
 from orchestrator.report.model import TableOfCells
 from orchestrator.report.wording import column_text, missing_text
-
-if TYPE_CHECKING:
-    from matplotlib.typing import RcKeyType
-
-OURS, PAPER, GREY = "#1f5fa8", "#c4572b", "#767676"
-MAX_PANELS_ACROSS = 5
-
-STYLE: dict["RcKeyType", Any] = {
-    "svg.hashsalt": "report",  # Element names are hashed, with a random salt by default.
-    "svg.fonttype": "none",  # Text stays text: searchable, and in the reader's own fonts.
-    "text.parse_math": False,  # A label with two $ is no formula.
-    "font.family": "sans-serif",
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-}
 
 
 def figure(table: TableOfCells) -> str | None:
@@ -41,12 +21,7 @@ def figure(table: TableOfCells) -> str | None:
         return None
     down = math.ceil(len(table.columns) / MAX_PANELS_ACROSS)
     across = math.ceil(len(table.columns) / down)
-    # The user's own matplotlibrc must not show: defaults first.
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        # Text is not drawn but written; the reader's fonts have what this machine's lack.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    with styled():
         drawing = Figure(figsize=(2.2 * across + 0.8, down * (0.34 * (len(table.rows) - 1) + 1.0) + 0.3))
         panels = drawing.subplots(down, across, squeeze=False, sharey=True)
         for index, panel in enumerate(panels.flat):
@@ -57,9 +32,7 @@ def figure(table: TableOfCells) -> str | None:
         published = any(cell.published_difference is not None for row in table.rows for cell in row.cells)
         _key(drawing, panels.flat[0], published)
         drawing.tight_layout(rect=(0, 0, 1, 1 - 0.25 / drawing.get_figheight()), w_pad=1.5)
-        stream = io.StringIO()
-        drawing.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return stream.getvalue()
+        return svg(drawing)
 
 
 def _panel(panel: Axes, table: TableOfCells, index: int) -> None:

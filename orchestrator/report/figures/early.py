@@ -1,0 +1,100 @@
+"""Early action prediction: accuracy against the share of the action that has been observed."""
+
+from statistics import fmean
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+
+from orchestrator.report.figures.style import PALETTE, Drawing, file_name, finish, grid, styled
+from orchestrator.report.model import RowOfCells, TableOfCells
+from orchestrator.report.wording import listed
+
+Curve = list[tuple[float, int]]
+"""(percentage observed, index of the column) of the columns that differ in nothing else, in ascending order."""
+
+
+def early(table: TableOfCells, index: int) -> Drawing | None:
+    """A panel for each measure at two shares or more, a line a row; None where there is no such measure or no value.
+
+    Args:
+        index: of the table, for the file's name where the table's own can't be one.
+    """
+    curves = {name: curve for name, curve in _curves(table).items() if _has_values(table, curve)}
+    if not curves:
+        return None
+    columns = [column for curve in curves.values() for _, column in curve]
+    cells = [row.cells[column] for row in table.rows for column in columns]
+    with styled():
+        figure, panels = grid(len(curves), 3.6, 2.4)
+        entries: list[tuple[str, Artist]] = []
+        for panel, (name, curve) in zip(panels, curves.items(), strict=True):
+            for line, row in enumerate(table.rows):
+                _line(panel, row, curve, line)
+            panel.set_title(name, fontsize=8)
+            panel.set_xticks([share for share, _ in curve])
+            panel.set_xlabel("observed (%)")
+            panel.set_ylabel("% ↑")
+        for line, row in enumerate(table.rows):
+            entries.append(
+                (row.label, panels[0].plot([], [], "-o", color=_color(line), linewidth=1.4, markersize=3)[0])
+            )
+        if any(cell.published is not None for cell in cells):
+            entries.append(("paper", panels[0].plot([], [], ":D", color="#444444", linewidth=0.8, markersize=4)[0]))
+        text = finish(figure, entries)
+    plain = file_name(table.name)
+    runs = sorted({cell.n for cell in cells})
+    return Drawing(
+        name=f"early-{plain}" if plain == table.name else f"early-{plain}-{index}",
+        title=f"Early prediction: {table.title}",
+        caption="Accuracy against the share of the action that has been observed: mean over seeds with the smallest "
+        f"and largest seed as a bar, n = {' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} a point; data: "
+        f"{listed(dict.fromkeys(table.sources[column][0].name for column in columns))}.",
+        svg=text,
+    )
+
+
+def _curves(table: TableOfCells) -> dict[str, Curve]:
+    """By title."""
+    groups: dict[tuple[str, str], Curve] = {}
+    for index, column in enumerate(table.columns):
+        measure, at, share = column.metric.partition("@")
+        if at and column.task == "eap":
+            groups.setdefault((measure, column.group), []).append((round(100 * float(share), 6), index))
+    named: dict[str, Curve] = {}
+    for curve in groups.values():
+        if len(curve) > 1:
+            curve.sort()
+            column = table.columns[curve[0][1]]
+            sets = listed(source.name for source in table.sources[curve[0][1]][:1])
+            named[f"{column.metric.partition('@')[0].partition('/')[2]}, {sets}, {len(named) + 1}"] = curve
+    # Numbered only where the sets alone don't tell the panels apart.
+    plain = {name.rpartition(", ")[0]: curve for name, curve in named.items()}
+    return plain if len(plain) == len(named) else named
+
+
+def _has_values(table: TableOfCells, curve: Curve) -> bool:
+    return any(row.cells[column].values for row in table.rows for _, column in curve)
+
+
+def _line(panel: Axes, row: RowOfCells, curve: Curve, line: int) -> None:
+    measured = [(share, list(row.cells[column].values.values())) for share, column in curve]
+    measured = [(share, values) for share, values in measured if values]
+    if measured:
+        means = [fmean(values) for _, values in measured]
+        (joined,) = panel.plot(
+            [share for share, _ in measured], means, "-o", color=_color(line), linewidth=1.4, markersize=3
+        )
+        joined.set_gid(f"arm-{curve[0][1]}-{line}")
+    for share, values in measured:
+        if len(values) > 1:
+            (spread,) = panel.plot([share] * 2, [min(values), max(values)], "-", color=_color(line), linewidth=0.9)
+            spread.set_gid(f"spread-{curve[0][1]}-{line}-{share:g}")
+    published = [(share, value) for share, column in curve if (value := row.cells[column].published) is not None]
+    if published:
+        shares, heights = zip(*published, strict=True)
+        (diamonds,) = panel.plot(shares, heights, ":D", color=_color(line), linewidth=0.8, markersize=4, alpha=0.8)
+        diamonds.set_gid(f"paper-{curve[0][1]}-{line}")
+
+
+def _color(line: int) -> str:
+    return PALETTE[line % len(PALETTE)]

@@ -1,0 +1,85 @@
+"""The paper's Figure 4: the block that each task takes in each encoder layer after joint training."""
+
+from itertools import combinations
+
+from matplotlib.axes import Axes
+
+from orchestrator.report.figures.style import PALETTE, Drawing, finish, grid, styled
+from orchestrator.report.model import Report, Route
+from orchestrator.report.wording import listed
+from ups_model.config import TASK_NAMES, TaskName
+from ups_model.tasks import TASKS
+from ups_model.wording import count
+
+COLORS = dict(zip(TASK_NAMES, PALETTE, strict=False))
+GAP = 0.07
+"""Between the paths of two tasks through one block, in blocks."""
+
+
+def routes(report: Report) -> Drawing | None:
+    """A panel an arm, a colour a task, a thin line a seed; None where no run has routes."""
+    arms = {arm: [route for route in report.routes if route.arm == arm] for arm in {r.arm: None for r in report.routes}}
+    tasks = [task for task in TASK_NAMES if any(task in route.blocks for route in report.routes)]
+    if not tasks:
+        return None
+    with styled():
+        figure, panels = grid(len(arms), 2.6, 2.0)
+        for index, (panel, (arm, of_arm)) in enumerate(zip(panels, arms.items(), strict=True)):
+            _panel(panel, of_arm, tasks, index)
+            panel.set_title(arm, fontsize=8)
+        entries = [
+            (TASKS[task].title, panels[0].plot([], [], "-", color=COLORS[task], linewidth=1.4)[0]) for task in tasks
+        ]
+        text = finish(figure, entries)
+    seeds = len({route.seed for route in report.routes})
+    sets = dict.fromkeys(source.name for task in tasks for source in report.sources.get(task, ())[:1])
+    return Drawing(
+        name="routes",
+        title="Routes",
+        caption="The block that each task takes in each encoder layer after joint training (the paper's Figure 4), one "
+        f"thin line a seed, and below how often two tasks share a block, over layers and seeds; n = "
+        f"{count(seeds, 'seed')}; data: {listed(sets)}.",
+        svg=text,
+        table=_table(arms, tasks),
+    )
+
+
+def _panel(panel: Axes, of_arm: list[Route], tasks: list[TaskName], index: int) -> None:
+    blocks = max(route.blocks_per_layer for route in of_arm)
+    layers = max(len(path) for route in of_arm for path in route.blocks.values())
+    for layer in range(layers):
+        panel.plot([layer] * blocks, range(blocks), "s", color="#dddddd", markersize=17, zorder=0)
+    for place, task in enumerate(tasks):
+        for route in of_arm:
+            if task in route.blocks:
+                offset = GAP * (place - (len(tasks) - 1) / 2)
+                path = route.blocks[task]
+                (line,) = panel.plot(range(len(path)), [block + offset for block in path], "-", color=COLORS[task])
+                line.set(gid=f"path-{index}-{task}-{route.seed}", linewidth=1.1, alpha=0.6)
+    panel.grid(visible=False)
+    panel.set_xticks(range(layers), [str(layer + 1) for layer in range(layers)])
+    panel.set_yticks(range(blocks))
+    panel.set_xlim(-0.4, layers - 0.6)
+    panel.set_ylim(-0.5, blocks - 0.5)
+    panel.set_xlabel("encoder layer")
+    panel.set_ylabel("block")
+
+
+def shared(of_arm: list[Route], one: TaskName, other: TaskName) -> float | None:
+    """Share of layers, over all seeds, in which two tasks take the same block; None where no run has both."""
+    same = [
+        a == b
+        for route in of_arm
+        if one in route.blocks and other in route.blocks
+        for a, b in zip(route.blocks[one], route.blocks[other], strict=True)
+    ]
+    return sum(same) / len(same) if same else None
+
+
+def _table(arms: dict[str, list[Route]], tasks: list[TaskName]) -> tuple[tuple[str, ...], ...]:
+    lines = []
+    for one, other in combinations(tasks, 2):
+        shares = [shared(of_arm, one, other) for of_arm in arms.values()]
+        texts = ["—" if share is None else f"{100 * share:.0f} %" for share in shares]
+        lines.append((f"{TASKS[one].title} and {TASKS[other].title}", *texts))
+    return (("Tasks that share a block", *arms), *lines) if lines else ()

@@ -1,0 +1,124 @@
+"""What all figures have in common: settings, colours, and SVG text. Same numbers, same bytes."""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from orchestrator.report.model import unhealthy
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
+OURS, PAPER, GREY = "#1f5fa8", "#c4572b", "#767676"
+PALETTE = ("#1f5fa8", "#d98200", "#00845f", "#b5508f", "#5bb0e0", "#8a6d00", "#444444", "#7a4fc0")
+"""Of lines that differ in kind; the first ones can be told apart by colour-blind readers (after Okabe and Ito)."""
+MAX_PANELS_ACROSS = 5
+
+STYLE: dict["RcKeyType", Any] = {
+    "svg.hashsalt": "report",  # Element names are hashed, with a random salt by default.
+    "svg.fonttype": "none",  # Text stays text: searchable, and in the reader's own fonts.
+    "text.parse_math": False,  # A label with two $ is no formula.
+    "font.family": "sans-serif",
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the report's section of figures."""
+
+    name: str
+    """Of its file, without folder and suffix."""
+    title: str
+    caption: str
+    """One sentence: what is shown, n, data."""
+    svg: str
+    table: tuple[tuple[str, ...], ...] = ()
+    """Lines of a small table below it, headings first; empty for none."""
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Settings under which a figure is made, laid out and saved, whatever the user's own matplotlibrc says."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        # Text is not drawn but written; the reader's fonts have what this machine's lack.
+        warnings.filterwarnings("ignore", message="Tight layout not applied")  # Of labels longer than the panels.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def svg(figure: Figure) -> str:
+    """The figure's SVG, without a date; to be called inside `styled`."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
+
+
+def grid(panels: int, width: float, height: float, left: float = 0.8) -> tuple[Figure, list[Axes]]:
+    """A figure with this many panels of `width` x `height` inches, at most MAX_PANELS_ACROSS in a line."""
+    down = math.ceil(panels / MAX_PANELS_ACROSS)
+    across = math.ceil(panels / down)
+    figure = Figure(figsize=(max(width * across + left, 4.2), height * down + 0.5))
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for unused in axes[panels:]:
+        unused.set_axis_off()
+    for panel in axes[:panels]:
+        panel.spines["left"].set_visible(True)
+        panel.grid(axis="y", color="#e4e4e4", linewidth=0.6)
+        panel.set_axisbelow(True)
+        panel.margins(x=0.08, y=0.1)
+    return figure, axes[:panels]
+
+
+def finish(figure: Figure, entries: Iterable[tuple[str, Artist]]) -> str:
+    """The SVG of a figure with a key above its panels."""
+    names, artists = zip(*entries, strict=True)
+    # About 85 characters of the key's text fit beside each other in 6 inches.
+    across = max(1, min(len(names), int(figure.get_figwidth() * 14 / (max(map(len, names)) + 7))))
+    key_height = 0.1 + 0.17 * math.ceil(len(names) / across)
+    figure.set_figheight(figure.get_figheight() + key_height)
+    figure.legend(artists, names, loc="upper center", ncols=across, frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0, 1, 1 - key_height / figure.get_figheight()), w_pad=1.5)
+    return svg(figure)
+
+
+def is_unhealthy(state: str | None) -> bool:
+    """Whether a run's state of health is drawn hollow: it collapsed or did not converge."""
+    return state is not None and any(unhealthy({0: state}))
+
+
+def marker(panel: Axes, name: str, x: float, y: float, color: str, hollow: bool) -> None:
+    """One run's value; hollow where the run collapsed or did not converge."""
+    (point,) = panel.plot(x, y, "o", color=color, markersize=4, markerfacecolor="white" if hollow else color)
+    point.set_gid(f"{'hollow' if hollow else 'run'}-{name}")
+    point.set_zorder(3)
+
+
+def hollow_entry(panel: Axes) -> tuple[str, Artist]:
+    """The key's entry of hollow markers."""
+    return "collapsed or not converged", panel.plot([], [], "o", color=GREY, markersize=4, markerfacecolor="white")[0]
+
+
+def paper_entry(panel: Axes) -> tuple[str, Artist]:
+    """The key's entry of published values."""
+    return "paper", panel.plot([], [], "D", color=PAPER, markersize=4)[0]
+
+
+def file_name(text: str) -> str:
+    """A name that a file can have; names of several files may become one."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
