@@ -12,14 +12,18 @@ import threading
 import time
 import urllib.request
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from orchestrator.planning.plan import DataFacts, make_plan
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.planning.resolve import resolve
 from orchestrator.record import Record
+from orchestrator.report import build, files
+from orchestrator.report.load import outcomes_from, outcomes_from_tracking
 from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking import mirror, mlflow_store
 from orchestrator.tracking import schema as mirrored
@@ -27,7 +31,8 @@ from orchestrator.tracking.client import _SETTINGS, EXPERIMENT, check, connect
 from orchestrator.tracking.read import fetch
 from orchestrator.tracking.uri import default_uri, ui_command
 from search_spaces.columns import AR3D, MPJPE
-from search_spaces.study import Row, Study, Table
+from search_spaces.study import Claim, Row, Study, Table
+from ups_model.evaluation.outcomes import save_outcomes
 
 pytest.importorskip("mlflow")
 
@@ -468,6 +473,38 @@ def test_fetch_gives_the_ledgers_records_byte_for_byte_from_mlflow_alone(ledger,
     assert not (tmp_path / "absent.db").exists()
     with pytest.raises(ValueError, match=r"^--tracking-uri http://127.0.0.1:9: can't be read \([^\n]*$"):
         fetch("http://127.0.0.1:9", None)
+
+
+def test_the_experiment_opens_on_runs_an_older_one_too(ledger):
+    uri = default_uri(ledger)
+    client = client_of(uri)
+    client.create_experiment(EXPERIMENT)
+    for _ in range(2):
+        plan, content = plan_of()
+        assert synchronise(ledger, plan, content) == 0
+        assert client.get_experiment_by_name(EXPERIMENT).tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_claims_about_new_subjects_are_the_same_from_mlflow_alone(ledger):
+    claim = Claim("Joint training helps", "kinds", "joint", "separate", "ar3d/top1", "superior")
+    plan, content = plan_of(replace(study(), claims=(claim,)), seeds=2)
+    for place, unit in enumerate(plan.units.values()):
+        rank = np.arange(12) % (2 + place)
+        arrays = {"ar3d/synthetic_ntu25/rank": rank, "ar3d/synthetic_ntu25/subject": np.arange(12) % 6}
+        ledger.folder(unit).mkdir(parents=True)
+        digest = save_outcomes(ledger.folder(unit), arrays)
+        ledger.write(unit, replace(finished(unit, 50.0 + place), outcomes=digest))
+    plan_file = PlanFile.of(plan, content["command"], {})
+    ledger.save_plan(plan_file)
+    uri = default_uri(ledger)
+    assert synchronise(ledger, plan, content) == 0
+    records = ledger.read(plan.units.values())
+    from_storage = build(plan_file, records, outcomes_from(ledger, plan_file, records))
+    assert from_storage.claims[0].new_subjects.subjects == 6
+    ((fetched, fetched_records),) = fetch(uri, None)
+    assert files(build(fetched, fetched_records, outcomes_from_tracking(uri, fetched, fetched_records))) == files(
+        from_storage
+    )
 
 
 def test_a_unit_of_two_studies_has_one_run_with_both_names(ledger):
