@@ -1,11 +1,11 @@
 """Rebuilds a study's tables from its plan and its records, wherever they came from: same input, same bytes."""
 
-import re
 from pathlib import Path
 
 from orchestrator.report.build import build
 from orchestrator.report.captions import health_lines, summary
 from orchestrator.report.figures import differences, drawings
+from orchestrator.report.figures.style import file_name
 from orchestrator.report.model import Records, Report
 from orchestrator.report.render import cells_csv, claims_csv, html_page, latex, markdown, views
 from ups_model.atomic import write_atomic
@@ -42,7 +42,7 @@ def write_report(report: Report, out: Path) -> list[Path]:
 def files(report: Report) -> dict[str, str]:
     """All files of a report, by their names relative to its folder. Depends on nothing but the report."""
     figures = {table.name: svg for table in report.tables if (svg := differences(table)) is not None}
-    names = {name: _file_name(name, index) for index, name in enumerate(figures)}
+    names = {name: f"{file_name(name, index)}.svg" for index, name in enumerate(figures)}
     tables, more = views(report, names), drawings(report)
     return {
         "report.md": markdown(report, tables, more),
@@ -53,9 +53,3 @@ def files(report: Report) -> dict[str, str]:
         **{f"tables/{names[name]}": svg for name, svg in figures.items()},
         **{f"figures/{drawing.name}.svg": drawing.svg for drawing in more},
     }
-
-
-def _file_name(table: str, index: int) -> str:
-    """A table's own name if that can be one of a file, else with its number, so that no two are the same."""
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", table)
-    return f"{plain}.svg" if plain == table else f"{plain}-{index}.svg"

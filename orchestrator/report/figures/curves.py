@@ -1,6 +1,5 @@
 """Learning curves: the validation metric by which a run's health is judged, at each fifth of its steps."""
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from orchestrator.report.figures.style import (
@@ -33,9 +32,7 @@ def learning_curves(report: Report) -> Drawing | None:
             curves = [curve for curve in report.curves if curve.task == task]
             _panel(panel, curves, arms)
             panel.set_title(TASKS[task].title, fontsize=8)
-        entries: list[tuple[str, Artist]] = [
-            (arm, panels[0].plot([], [], "-", color=color, linewidth=1.2)[0]) for arm, color in arms.items()
-        ]
+        entries = [(arm, panels[0].plot([], [], "-", color=color, linewidth=1.2)[0]) for arm, color in arms.items()]
         entries.append(("trivial answer", panels[0].plot([], [], "--", color=GREY, linewidth=0.8)[0]))
         if any(is_unhealthy(curve.state) for curve in report.curves):
             entries.append(hollow_entry(panels[0]))

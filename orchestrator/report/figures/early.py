@@ -2,10 +2,9 @@
 
 from statistics import fmean
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
-from orchestrator.report.figures.style import PALETTE, Drawing, file_name, finish, grid, styled
+from orchestrator.report.figures.style import PALETTE, PAPER_DATA, Drawing, file_name, finish, grid, styled
 from orchestrator.report.model import RowOfCells, TableOfCells
 from orchestrator.report.wording import listed
 
@@ -24,9 +23,9 @@ def early(table: TableOfCells, index: int) -> Drawing | None:
         return None
     columns = [column for curve in curves.values() for _, column in curve]
     cells = [row.cells[column] for row in table.rows for column in columns]
+    published = any(cell.published is not None for cell in cells)
     with styled():
         figure, panels = grid(len(curves), 3.6, 2.4)
-        entries: list[tuple[str, Artist]] = []
         for panel, (name, curve) in zip(panels, curves.items(), strict=True):
             for line, row in enumerate(table.rows):
                 _line(panel, row, curve, line)
@@ -34,21 +33,19 @@ def early(table: TableOfCells, index: int) -> Drawing | None:
             panel.set_xticks([share for share, _ in curve])
             panel.set_xlabel("observed (%)")
             panel.set_ylabel("% ↑")
-        for line, row in enumerate(table.rows):
-            entries.append(
-                (row.label, panels[0].plot([], [], "-o", color=_color(line), linewidth=1.4, markersize=3)[0])
-            )
-        if any(cell.published is not None for cell in cells):
+        lines = [panels[0].plot([], [], "-o", color=_color(line), markersize=3)[0] for line in range(len(table.rows))]
+        entries = [(row.label, line) for row, line in zip(table.rows, lines, strict=True)]
+        if published:
             entries.append(("paper", panels[0].plot([], [], ":D", color="#444444", linewidth=0.8, markersize=4)[0]))
         text = finish(figure, entries)
-    plain = file_name(table.name)
     runs = sorted({cell.n for cell in cells})
     return Drawing(
-        name=f"early-{plain}" if plain == table.name else f"early-{plain}-{index}",
+        name=f"early-{file_name(table.name, index)}",
         title=f"Early prediction: {table.title}",
-        caption="Accuracy against the share of the action that has been observed: mean over seeds with the smallest "
-        f"and largest seed as a bar, n = {' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} a point; data: "
-        f"{listed(dict.fromkeys(table.sources[column][0].name for column in columns))}.",
+        caption="Accuracy against the share of the action that has been observed: mean over seeds, the smallest and "
+        f"largest as a bar; n = {' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} a point; data: "
+        f"{listed(dict.fromkeys(table.sources[column][0].name for column in columns))}"
+        f"{PAPER_DATA if published else ''}.",
         svg=text,
     )
 
@@ -91,8 +88,9 @@ def _line(panel: Axes, row: RowOfCells, curve: Curve, line: int) -> None:
             spread.set_gid(f"spread-{curve[0][1]}-{line}-{share:g}")
     published = [(share, value) for share, column in curve if (value := row.cells[column].published) is not None]
     if published:
-        shares, heights = zip(*published, strict=True)
-        (diamonds,) = panel.plot(shares, heights, ":D", color=_color(line), linewidth=0.8, markersize=4, alpha=0.8)
+        (diamonds,) = panel.plot(
+            *zip(*published, strict=True), ":D", color=_color(line), linewidth=0.8, markersize=4, alpha=0.8
+        )
         diamonds.set_gid(f"paper-{curve[0][1]}-{line}")
 
 

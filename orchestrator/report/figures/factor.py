@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from orchestrator.report.figures.style import (
     OURS,
     PAPER,
+    PAPER_DATA,
     Drawing,
     file_name,
     finish,
@@ -26,6 +26,8 @@ from ups_model.wording import count
 
 MIN_LOG_RATIO = 8
 """Largest to smallest value from which on the axis is logarithmic."""
+MAX_LABEL = 24
+"""Characters of a row's label; the table has all of it."""
 MAX_LEVEL_LABEL = 6
 """Characters of a row's label that fit below a panel without being turned."""
 
@@ -39,27 +41,25 @@ def factor(table: TableOfCells, index: int) -> Drawing | None:
     cells = [cell for row in table.rows for cell in row.cells]
     if len(table.rows) < 2 or not any(cell.values for cell in cells):
         return None
+    published = any(cell.published is not None for cell in cells)
     with styled():
         figure, panels = grid(len(table.columns), 1.9, 2.1)
         for number, panel in enumerate(panels):
             _panel(panel, table, number)
-        entries: list[tuple[str, Artist]] = [
-            ("ours, one line a seed", panels[0].plot([], [], "-o", color=OURS, linewidth=0.8, markersize=4)[0])
-        ]
+        entries = [("ours, one line a seed", panels[0].plot([], [], "-o", color=OURS, linewidth=0.8, markersize=4)[0])]
         if any(is_unhealthy(state) for cell in cells for state in cell.health.values()):
             entries.append(hollow_entry(panels[0]))
-        if any(cell.published is not None for cell in cells):
+        if published:
             entries.append(paper_entry(panels[0]))
         text = finish(figure, entries)
     runs = [cell.n for cell in cells]
     n = count(max(runs), "seed") if min(runs) == max(runs) else f"{min(runs)} to {count(max(runs), 'seed')}"
     data = listed(dict.fromkeys(source.name for sources in table.sources for source in sources[:1]))
-    plain = file_name(table.name)
     return Drawing(
-        name=f"factor-{plain}" if plain == table.name else f"factor-{plain}-{index}",
+        name=f"factor-{file_name(table.name, index)}",
         title=table.title,
         caption=f"Each measure on the test split against the rows' value ({table.varies}), one thin line a seed; "
-        f"n = {n} a row; data: {data}.",
+        f"n = {n} a row; data: {data}{PAPER_DATA if published else ''}.",
         svg=text,
     )
 
@@ -84,7 +84,7 @@ def _panel(panel: Axes, table: TableOfCells, index: int) -> None:
         if cell.published is not None:
             (diamond,) = panel.plot(places[line], cell.published, "D", color=PAPER, markersize=4)
             diamond.set_gid(f"paper-{index}-{line}")
-    panel.set_xticks(places, labels)
+    panel.set_xticks(places, [shorten(label) for label in labels])
     panel.xaxis.set_minor_locator(NullLocator())
     if max(map(len, labels)) > MAX_LEVEL_LABEL:
         panel.tick_params(axis="x", labelrotation=35)
@@ -96,6 +96,10 @@ def _panel(panel: Axes, table: TableOfCells, index: int) -> None:
     panel.set_ylabel(column_text(column))
     if numbers:
         panel.set_xlabel(table.varies)
+
+
+def shorten(label: str) -> str:
+    return label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…"
 
 
 def numeric(labels: Sequence[str]) -> list[float]:

@@ -27,9 +27,8 @@ def routes(report: Report) -> Drawing | None:
         for index, (panel, (arm, of_arm)) in enumerate(zip(panels, arms.items(), strict=True)):
             _panel(panel, of_arm, tasks, index)
             panel.set_title(arm, fontsize=8)
-        entries = [
-            (TASKS[task].title, panels[0].plot([], [], "-", color=COLORS[task], linewidth=1.4)[0]) for task in tasks
-        ]
+        lines = [panels[0].plot([], [], "-", color=COLORS[task], linewidth=1.4)[0] for task in tasks]
+        entries = [(TASKS[task].title, line) for task, line in zip(tasks, lines, strict=True)]
         text = finish(figure, entries)
     seeds = len({route.seed for route in report.routes})
     sets = dict.fromkeys(source.name for task in tasks for source in report.sources.get(task, ())[:1])

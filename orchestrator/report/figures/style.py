@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from orchestrator.report.model import unhealthy
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 OURS, PAPER, GREY = "#1f5fa8", "#c4572b", "#767676"
 PALETTE = ("#1f5fa8", "#d98200", "#00845f", "#b5508f", "#5bb0e0", "#8a6d00", "#444444", "#7a4fc0")
 """Of lines that differ in kind; the first ones can be told apart by colour-blind readers (after Okabe and Ito)."""
+PAPER_DATA = "; diamonds are published values, on the paper's data"
+"""What a caption says where a figure shows published values."""
 MAX_PANELS_ACROSS = 5
 
 STYLE: dict["RcKeyType", Any] = {
@@ -85,7 +87,7 @@ def grid(panels: int, width: float, height: float, left: float = 0.8) -> tuple[F
     return figure, axes[:panels]
 
 
-def finish(figure: Figure, entries: Iterable[tuple[str, Artist]]) -> str:
+def finish(figure: Figure, entries: Iterable[tuple[str, Line2D]]) -> str:
     """The SVG of a figure with a key above its panels."""
     names, artists = zip(*entries, strict=True)
     # About 85 characters of the key's text fit beside each other in 6 inches.
@@ -109,16 +111,17 @@ def marker(panel: Axes, name: str, x: float, y: float, color: str, hollow: bool)
     point.set_zorder(3)
 
 
-def hollow_entry(panel: Axes) -> tuple[str, Artist]:
+def hollow_entry(panel: Axes) -> tuple[str, Line2D]:
     """The key's entry of hollow markers."""
     return "collapsed or not converged", panel.plot([], [], "o", color=GREY, markersize=4, markerfacecolor="white")[0]
 
 
-def paper_entry(panel: Axes) -> tuple[str, Artist]:
+def paper_entry(panel: Axes) -> tuple[str, Line2D]:
     """The key's entry of published values."""
     return "paper", panel.plot([], [], "D", color=PAPER, markersize=4)[0]
 
 
-def file_name(text: str) -> str:
-    """A name that a file can have; names of several files may become one."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
+def file_name(table: str, index: int) -> str:
+    """A table's own name if that can be one of a file, else with its number, so that no two are the same."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", table)
+    return plain if plain == table else f"{plain}-{index}"

@@ -1,96 +1,147 @@
-"""The report's section of figures: what is in them, read from their SVG; when there are none."""
+"""The report's section of figures, read from outside: what the SVGs show, and where they appear."""
+
+from __future__ import annotations
 
 import re
+from collections import Counter
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
 
 from orchestrator.report import build, files
-from orchestrator.report.figures.factor import numeric
-from orchestrator.report.figures.routes import shared
-from orchestrator.report.model import Route
-from search_spaces.columns import EAP
-from tests.support.report_cases import finished, keys_of, plan_file_of, plan_of, records_of
+from search_spaces.columns import ABLATION, EAP
+from search_spaces.study import Row
+from tests.orchestrator.report.test_report_formats import Page
+from tests.support.report_cases import finished, keys_of, plan_file_of, plan_of
 from ups_model.evaluation.health import TaskHealth
 
-GOOD, COLLAPSED = ((10, 50.0), (20, 80.0), (30, 80.5)), ((10, 50.0), (20, 80.0), (30, 5.0))
+SVG = "{http://www.w3.org/2000/svg}"
+ROWS = (
+    Row("1", {"encoder_layers": 1}, "joint", published=(88.0, 42.0, 52.05, 74.14, 84.29)),
+    Row("2", {"encoder_layers": 2}, "joint", published=(89.3, 40.8, 53.25, 75.06, 85.35)),
+    Row("3", {"encoder_layers": 3}, "joint"),
+)
+SEEDS = 2
+GOOD = TaskHealth("ar3d/top1", 4.0, ((48, 60.0), (96, 70.0), (144, 80.0), (192, 81.0), (240, 81.5)))
+FALLEN = TaskHealth("ar3d/top1", 4.0, ((48, 60.0), (96, 70.0), (144, 80.0), (192, 30.0), (240, 5.0)))
 
 
-def texts_of(plan, records):
-    return files(build(plan_file_of(plan), records))
+def report(health=True, routes=True, rows=ROWS, columns=ABLATION):
+    """Three rows of two seeds; seed 1 of the last row collapsed in recognition and took another block."""
+    plan = plan_of(rows, columns, seeds=SEEDS, baseline=rows[-1].label)
+    records = {}
+    for place, row in enumerate(rows):
+        for seed, key in enumerate(keys_of(plan, row.label, columns[0].task)):
+            last = place == len(rows) - 1 and seed == 1
+            metrics = {column.metric: 50.0 + 3 * place + seed + index for index, column in enumerate(columns)}
+            more = {}
+            if health:
+                more["health"] = {"ar3d": (FALLEN if last else GOOD).to_plain()}
+            if routes:
+                more["routes"] = {"pe": [0, 1], "ar3d": [0, int(last)]}
+            records[key] = finished(key, metrics, **more)
+    return build(plan_file_of(plan), records)
 
 
-def with_health(plan, records, row, curve):
-    for key in keys_of(plan, row):
-        health = {"ar3d": TaskHealth("ar3d/top1", 4.0, curve).to_plain()}
-        records[key] = finished(key, {"ar3d/top1": 80.0, "ar3d/clips": 100.0}, health=health)
-    return records
+def names_in(svg):
+    """Counts of what is drawn, by the first part of each element's name."""
+    names = [node.get("id", "") for node in ElementTree.fromstring(svg).iter()]
+    return Counter(name.partition("-")[0] for name in names if "-" in name)
 
 
-def ids(svg, prefix):
-    return re.findall(rf'id="({prefix}[^"]*)"', svg)
+def texts_in(svg):
+    return [node.text for node in ElementTree.fromstring(svg).iter(f"{SVG}text")]
 
 
-def test_a_measure_is_drawn_against_the_rows_with_a_line_a_seed():
-    plan = plan_of()
-    svg = texts_of(plan, records_of(plan, {"thin": (80, 81, 82), "full": (83, 84, None)}))["figures/factor-depth.svg"]
-    assert len(ids(svg, "seed-0-")) == 3
-    # Seed 2 has one of two rows: five runs in the first panel, all of them filled; two published values.
-    assert (len(ids(svg, "run-0-")), len(ids(svg, "hollow-0-")), len(ids(svg, "paper-0-"))) == (5, 0, 2)
+def figures(made):
+    return {name: text for name, text in files(made).items() if name.startswith("figures/")}
 
 
-def test_collapsed_runs_are_hollow():
-    plan = plan_of()
-    records = records_of(plan, {"thin": (80, 81, 82), "full": (83, 84, 85)})
-    svg = texts_of(plan, with_health(plan, records, "thin", COLLAPSED))["figures/factor-depth.svg"]
-    assert (len(ids(svg, "run-0-")), len(ids(svg, "hollow-0-"))) == (3, 3)
+def test_the_factor_figure_has_a_line_a_seed_and_panel_and_hollow_marks_where_a_run_collapsed():
+    svg = figures(report())["figures/factor-depth.svg"]
+    drawn = names_in(svg)
+    assert drawn["seed"] == SEEDS * len(ABLATION)
+    # The collapsed run was judged in recognition alone, which is one column.
+    assert (drawn["hollow"], drawn["run"]) == (1, 3 * SEEDS * len(ABLATION) - 1)
+    assert drawn["paper"] == 2 * len(ABLATION)
+    shown = texts_in(svg)
+    assert {column.title for column in ABLATION} <= set(shown) and {"1", "2", "3", "Layers", "paper"} <= set(shown)
 
 
-def test_learning_curves_and_routes_are_there_with_their_data_alone():
-    plan = plan_of()
-    records = records_of(plan, {"thin": (80, 81, 82), "full": (83, 84, 85)})
-    plain = texts_of(plan, records)
-    assert [name for name in plain if name.startswith("figures/")] == ["figures/factor-depth.svg"]
-    judged = texts_of(plan, with_health(plan, dict(records), "full", GOOD))
-    assert "figures/learning-curves.svg" in judged
-    assert "n = 3 curves of 3 seeds" in judged["report.md"] and "SYNTHETIC DATA." in judged["report.md"]
+def test_a_factor_that_is_no_number_has_its_labels_below_the_panels():
+    rows = tuple(replace(row, label=label) for row, label in zip(ROWS, ("none", "one $x$", "several <b>"), strict=True))
+    assert {"none", "one $x$", "several <b>"} <= set(texts_in(figures(report(rows=rows))["figures/factor-depth.svg"]))
 
 
-def test_early_prediction_is_drawn_against_the_share_observed():
-    plan = plan_of(rows=rows_without_values(), columns=EAP)
-    keys = {label: keys_of(plan, label, "eap") for label in ("thin", "full")}
-    records = {
-        key: finished(key, {column.metric: 50.0 + place + seed for place, column in enumerate(EAP)})
-        for label in keys
-        for seed, key in enumerate(keys[label])
-    }
-    svg = texts_of(plan, records)["figures/early-depth.svg"]
-    assert len(ids(svg, "arm-")) == 2
-    assert len(ids(svg, "spread-")) == 2 * 3
+def test_learning_curves_have_a_line_a_run_and_the_trivial_answer():
+    svg = figures(report())["figures/learning-curves.svg"]
+    drawn = names_in(svg)
+    assert (drawn["curve"], drawn["trivial"], drawn["hollow"]) == (3 * SEEDS, 1, 1)
+    assert {"3D action recognition", "trivial answer", "collapsed or not converged"} <= set(texts_in(svg))
 
 
-def rows_without_values():
-    from search_spaces.study import Row
-
-    return (Row("thin", {"encoder_layers": 1}, "joint"), Row("full", {"encoder_layers": 2}, "joint"))
-
-
-def test_tasks_share_a_block_as_counted_by_hand():
-    routes = [
-        Route("base", 0, {"pe": (0, 1, 1), "eap": (0, 1, 0)}, 2),
-        Route("base", 1, {"pe": (1, 1, 1), "eap": (0, 0, 0)}, 2),
-    ]
-    assert shared(routes, "pe", "eap") == 2 / 6
-    assert shared(routes, "pe", "ar3d") is None
+def test_the_routes_figure_has_a_path_a_task_and_seed_and_says_how_often_tasks_share_a_block():
+    texts = files(report())
+    assert names_in(texts["figures/routes.svg"])["path"] == 3 * 2 * SEEDS
+    # Of two layers x two seeds: the same block in layer 1 alone, and in both layers of the last row's seed 1.
+    (line,) = [line for line in texts["report.md"].splitlines() if "pose estimation and 3D action" in line]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["50 %", "50 %", "75 %"]
 
 
-def test_labels_are_numbers_if_all_are_and_differ():
-    assert numeric(["1", "3", "5"]) == [1, 3, 5]
-    assert numeric(["1", "many"]) == numeric(["1", "1.0"]) == numeric(["1", "inf"]) == []
+def test_early_prediction_has_a_line_an_arm_with_the_seeds_spread_and_published_values():
+    svg = figures(report())["figures/early-depth.svg"]
+    drawn = names_in(svg)
+    assert (drawn["arm"], drawn["spread"], drawn["paper"]) == (3, 3 * len(EAP), 2)
+    assert {"observed (%)", "20", "40", "60"} <= set(texts_in(svg))
 
 
-def test_the_page_needs_no_other_file_and_is_the_same_twice():
-    plan = plan_of()
-    records = with_health(plan, records_of(plan, {"thin": (80, 81, 82), "full": (83, 84, 85)}), "full", GOOD)
-    first, second = texts_of(plan, records), texts_of(plan, records)
-    assert first == second
-    page = first["report.html"]
-    assert "<h2>Figures</h2>" in page and page.count("<svg") == 3
-    assert not re.findall(r'(?:src|href)="(?!#)[^"]*"', page)
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({"health": False}, "learning-curves"),
+        ({"routes": False}, "routes"),
+        ({"columns": ABLATION[:2], "rows": tuple(replace(row, published=()) for row in ROWS)}, "early-depth"),
+        ({"rows": ROWS[:1]}, "factor-depth"),
+    ],
+)
+def test_a_figure_appears_only_where_its_data_are(options, missing):
+    everything, without = figures(report()), files(report(**options))
+    assert f"figures/{missing}.svg" in everything and f"figures/{missing}.svg" not in without
+    assert f"figures/{missing}.svg" not in without["report.md"]
+
+
+def test_a_report_without_records_has_no_section_of_figures():
+    texts = files(build(plan_file_of(plan_of()), {}))
+    assert not any(name.startswith("figures/") for name in texts)
+    assert "## Figures" not in texts["report.md"] and ">Figures<" not in texts["report.html"]
+
+
+def test_the_same_report_gives_the_same_bytes():
+    assert files(report()) == files(report())
+
+
+def test_the_page_shows_every_figure_and_needs_no_other_file():
+    texts = files(report())
+    page = Page(texts["report.html"])
+    assert texts["report.html"].count("<svg") == sum(name.endswith(".svg") for name in texts)
+    assert all(address.startswith("#") for address in page.addresses)
+    assert not re.search(r"@import|url\((?!#)|\bfetch\(|XMLHttpRequest|<link|<iframe|\bsrc=", texts["report.html"])
+    assert [name for name, times in Counter(page.ids).items() if times > 1] == []
+
+
+def test_every_figure_is_linked_in_markdown_with_a_caption_that_says_n_and_data():
+    texts = files(report())
+    section = texts["report.md"].split("## Figures")[1]
+    links = re.findall(r"\]\((figures/[^)]*)\)", section)
+    assert sorted(links) == sorted(figures(report()))
+    captions = [line for line in section.splitlines() if line.startswith("*")]
+    assert len(captions) == len(links)
+    assert all("n = " in caption and "data: synthetic" in caption for caption in captions)
+
+
+def test_sorting_keeps_a_rows_own_line_and_the_papers_together():
+    text = files(report())["report.html"]
+    groups = re.findall(r"<tbody>(.*?)</tbody>", text, re.DOTALL)
+    pairs = [re.findall(r'<tr class="(\w+)"', group) for group in groups]
+    assert [pair for pair in pairs if pair][:3] == [["ours", "paper"]] * 3
