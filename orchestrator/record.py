@@ -1,5 +1,6 @@
 """What a unit leaves when it ends. Imports nothing else of the orchestrator."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -37,6 +38,10 @@ class Record:
     def tested(self) -> bool:
         """Whether the test split has been measured; a search leaves it alone."""
         return any(name.startswith("test/") for name in self.metrics)
+
+    def has_outcomes(self, content: bytes) -> bool:
+        """Whether an `outcomes.npz` is the one that the record has the digest of."""
+        return hashlib.sha256(content).hexdigest() == self.outcomes
 
     def to_json(self) -> str:
         """One text for equal records."""

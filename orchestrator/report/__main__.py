@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.tracking_uri is not None:
             (plan, records), folder = from_tracking(options.tracking_uri, options.study)
-            outcomes = outcomes_from_tracking(options.tracking_uri, plan, records)
+            outcomes = outcomes_from_tracking(options.tracking_uri, records)
         else:
             ledger = Ledger.open(options.storage or DEFAULT_STORAGE, create=False)
             (plan, records), folder = from_storage(ledger, options.study)

@@ -1,8 +1,8 @@
 """Where plans and records come from: the ledger on storage, or MLflow. Both give the same pairs."""
 
-import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -45,36 +45,29 @@ def from_tracking(tracking_uri: str, study: str | None) -> tuple[PlanAndRecords,
 
 def outcomes_from(ledger: Ledger, plan: PlanFile, records: Records) -> OutcomesOf:
     """Outcomes of a plan's units on storage: those that their records have the digest of."""
-
-    def outcomes_of(key: str) -> Outcomes | None:
-        content = ledger.outcomes(Place(key, plan.units[key].folder), records.get(key))
-        return None if content is None else _arrays(content)
-
-    return outcomes_of
+    return _outcomes_of(lambda key: ledger.outcomes(Place(key, plan.units[key].folder)), records)
 
 
-def outcomes_from_tracking(tracking_uri: str, plan: PlanFile, records: Records) -> OutcomesOf:
-    """The same from MLflow alone: of the units that claims are about."""
+def outcomes_from_tracking(tracking_uri: str, records: Records) -> OutcomesOf:
+    """The same from MLflow alone; what it returns raises ValueError if the store can't be read."""
     from orchestrator.tracking import read
 
-    rows = {(claim.table, label) for claim in plan.claims for label in (claim.arm, claim.baseline)}
-    measured = {
-        key
-        for table in plan.tables
-        for row in table.rows
-        if (table.name, row.label) in rows
-        for group in row.units.values()
-        for key in group
-    }
-    digests = {key: record.outcomes for key in measured if (record := records.get(key)) and record.outcomes}
-    contents = read.outcomes_bytes(tracking_uri, sorted(digests)) if digests else {}
-    right = {key: text for key, text in contents.items() if hashlib.sha256(text).hexdigest() == digests[key]}
-    return {key: _arrays(content) for key, content in right.items()}.get
+    return _outcomes_of(read.outcomes_reader(tracking_uri), records)
 
 
-def _arrays(content: bytes) -> Outcomes:
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+def _outcomes_of(read: Callable[[str], bytes | None], records: Records) -> OutcomesOf:
+    """Reads each unit's file once, though several claims may be about it."""
+
+    @cache
+    def outcomes_of(key: str) -> Outcomes | None:
+        record = records.get(key)
+        content = read(key) if record is not None and record.outcomes else None
+        if record is None or content is None or not record.has_outcomes(content):
+            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+
+    return outcomes_of
 
 
 def choose(plans: Sequence[tuple[str, str]], name: str | None, where: str) -> str:

@@ -11,7 +11,6 @@ checked before any of it is used.
 """
 
 import gzip
-import hashlib
 import json
 import os
 import re
@@ -350,7 +349,7 @@ def _unit(folder: str, files: dict[str, bytes]) -> UnitFiles:
 def _are_outcomes_of(record: Record, files: Mapping[str, bytes]) -> bool:
     """Whether outcomes, if there are any, have the record's digest; old records name none."""
     content = files.get(OUTCOMES)
-    return content is None or not record.outcomes or hashlib.sha256(content).hexdigest() == record.outcomes
+    return content is None or not record.outcomes or record.has_outcomes(content)
 
 
 def _record(folder: str, name: str, content: bytes) -> Record:

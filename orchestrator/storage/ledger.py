@@ -9,7 +9,6 @@ nobody waits for the dead, and two drivers on one storage don't train one unit a
 `orchestrator.storage` knows; names are asked for one by one and nothing rests on a listing.
 """
 
-import hashlib
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -261,13 +260,12 @@ class Ledger:
         )
         return self.storage.where(place)
 
-    def outcomes(self, unit: Stored, record: Record | None) -> bytes | None:
-        """The outcomes.npz that a record has the digest of; None where there is none."""
+    def outcomes(self, unit: Stored) -> bytes | None:
+        """The outcomes.npz of a unit, whichever record it belongs to; None where there is none."""
         try:
-            content = self.storage.read(f"units/{unit.folder}/{OUTCOMES}")
+            return self.storage.read(f"units/{unit.folder}/{OUTCOMES}")
         except FileNotFoundError:
             return None
-        return content if record is not None and hashlib.sha256(content).hexdigest() == record.outcomes else None
 
     def save_plan(self, plan: PlanFile) -> None:
         """Keep what the report needs of a plan."""
@@ -276,10 +274,11 @@ class Ledger:
     def studies(self, name: str | None = None) -> dict[str, PlanFile]:
         """Saved plans by the name of their folder; `name` is looked for whether or not it is listed."""
         names = sorted({*self.storage.children("studies"), *([name] if name and "/" not in name else [])})
-        plans = zip(names, self.storage.each(self._plan, names), strict=True)
+        plans = zip(names, self.storage.each(self.plan, names), strict=True)
         return {name: plan for name, plan in plans if plan is not None}
 
-    def _plan(self, name: str) -> PlanFile | None:
+    def plan(self, name: str) -> PlanFile | None:
+        """The saved plan of this name; None where there is none that can be read."""
         file = f"studies/{name}/{PLAN}"
         try:
             return PlanFile.from_json(self.storage.read(file))

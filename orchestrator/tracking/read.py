@@ -1,9 +1,10 @@
 """Plans and records read back from MLflow alone, for reports."""
 
-import logging
 import sqlite3
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,6 @@ from orchestrator.tracking.mlflow_store import index
 from orchestrator.tracking.sync import PLAN_FILE, Run
 from orchestrator.tracking.uri import database_file, parts_of, shown, without_login
 from ups_model.evaluation.metric_names import OUTCOMES
-
-logger = logging.getLogger(__name__)
 
 
 def fetch(uri: str, study: str | None) -> list[tuple[PlanFile, dict[str, Record | None]]]:
@@ -39,10 +38,17 @@ def fetch(uri: str, study: str | None) -> list[tuple[PlanFile, dict[str, Record 
     """
     if parts_of(uri).scheme == "sqlite" and not database_file(uri).is_file():
         raise ValueError(f"--tracking-uri {uri}: there is no such file; run orchestrator.ablate first")
+    with _reading(uri):
+        _settle(uri)
+        return _fetch(connect(uri), uri, study)
+
+
+@contextmanager
+def _reading(uri: str) -> Iterator[None]:
+    """Errors as ValueError in one line."""
     with quiet():
         try:
-            _settle(uri)
-            return _fetch(connect(uri), uri, study)
+            yield
         except ValueError:
             raise
         except Exception as error:  # MLflow, its server, its database and its artifacts raise all kinds.
@@ -51,20 +57,28 @@ def fetch(uri: str, study: str | None) -> list[tuple[PlanFile, dict[str, Record 
             raise ValueError(f"--tracking-uri {shown(uri)}: can't be read ({one_line(error)})") from error
 
 
-def outcomes_bytes(uri: str, keys: Iterable[str]) -> dict[str, bytes]:
-    """The outcomes.npz of these units, by key, of those whose runs have one."""
-    contents = {}
-    with quiet():
+def outcomes_reader(uri: str) -> Callable[[str], bytes | None]:
+    """Reads the outcomes.npz of a unit by its key; None where its run has none, as runs of earlier versions.
+
+    What it returns raises ValueError if the store can't be read. Runs are looked up at its first call.
+    """
+
+    @cache
+    def client_and_runs() -> tuple[Any, dict[str, Run]]:
         client = connect(uri)
+        runs: dict[str, Run] = {}
         for experiment in client.search_experiments():
-            units, _ = index(client, experiment.experiment_id)
-            for key in keys:
-                if key in units and key not in contents:
-                    try:
-                        contents[key] = _artifact_bytes(uri, units[key], OUTCOMES)
-                    except Exception as error:  # A run of an earlier version has none; MLflow raises all kinds.
-                        logger.debug("no outcomes of %s in MLflow (%s)", key, one_line(error))
-    return contents
+            runs = index(client, experiment.experiment_id)[0] | runs
+        return client, runs
+
+    def read(key: str) -> bytes | None:
+        with _reading(uri):
+            client, runs = client_and_runs()
+            if key not in runs or OUTCOMES not in {file.path for file in client.list_artifacts(runs[key].id)}:
+                return None
+            return _artifact_bytes(uri, runs[key], OUTCOMES)
+
+    return read
 
 
 def _settle(uri: str) -> None:

@@ -181,7 +181,8 @@ class LedgerSync:
             store.drop_tag(run, schema.ERROR)
         store.set_status(run, status, ended)
         if record is not None and not whole:
-            if (outcomes := self.ledger.outcomes(unit, record)) is not None:
+            outcomes = self.ledger.outcomes(unit)
+            if outcomes is not None and record.has_outcomes(outcomes):
                 store.put(run, OUTCOMES, outcomes)
             store.put(run, RECORD, text)
             store.write(run, tags={schema.MIRRORED: schema.digest_of(text)})

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.planning.plan import Unit
@@ -11,7 +10,6 @@ from orchestrator.storage import Claim, Workspace
 from orchestrator.storage.backends.workspace import GROUPS, RESULT, SOURCE
 from orchestrator.storage.ledger import PROGRESS, Ledger
 from orchestrator.storage.source_check import THEN, training_code
-from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.inference.find_weights import json_object
 from ups_model.training.checkpoint import load_checkpoint, prune_checkpoints
 from ups_model.training.run_folder import STATE
@@ -28,8 +26,8 @@ def set_aside(ledger: Ledger, claim: Claim, work: Workspace, unit: Unit, done: R
     """
     if done is not None:
         name, content = _name_aside(ledger, unit, done), done.to_json().encode("utf-8")
-        with suppress(FileNotFoundError):  # Its outcomes go with it.
-            outcomes = ledger.storage.read(f"units/{unit.folder}/{OUTCOMES}")
+        outcomes = ledger.outcomes(unit)
+        if outcomes is not None:  # They go with it.
             beside = name.replace("/record-", "/outcomes-").removesuffix(".json") + ".npz"
             claim.insist(lambda: ledger.storage.write(beside, outcomes))
         claim.insist(lambda: ledger.storage.write(name, content))

@@ -502,9 +502,7 @@ def test_claims_about_new_subjects_are_the_same_from_mlflow_alone(ledger):
     from_storage = build(plan_file, records, outcomes_from(ledger, plan_file, records))
     assert from_storage.claims[0].new_subjects.subjects == 6
     ((fetched, fetched_records),) = fetch(uri, None)
-    assert files(build(fetched, fetched_records, outcomes_from_tracking(uri, fetched, fetched_records))) == files(
-        from_storage
-    )
+    assert files(build(fetched, fetched_records, outcomes_from_tracking(uri, fetched_records))) == files(from_storage)
 
 
 def test_a_unit_of_two_studies_has_one_run_with_both_names(ledger):
