@@ -28,7 +28,7 @@ from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking import mirror, mlflow_store
 from orchestrator.tracking import schema as mirrored
 from orchestrator.tracking.client import _SETTINGS, EXPERIMENT, check, connect
-from orchestrator.tracking.read import fetch
+from orchestrator.tracking.read import fetch, outcomes_reader
 from orchestrator.tracking.uri import default_uri, ui_command
 from search_spaces.columns import AR3D, MPJPE
 from search_spaces.study import Claim, Row, Study, Table
@@ -503,6 +503,17 @@ def test_claims_about_new_subjects_are_the_same_from_mlflow_alone(ledger):
     assert from_storage.claims[0].new_subjects.subjects == 6
     ((fetched, fetched_records),) = fetch(uri, None)
     assert files(build(fetched, fetched_records, outcomes_from_tracking(uri, fetched_records))) == files(from_storage)
+
+
+def test_a_run_without_results_by_clip_is_told_from_a_store_that_does_not_answer(ledger):
+    plan, content = plan_of()
+    unit = first_unit(plan)
+    finish(ledger, unit)
+    assert synchronise(ledger, plan, content) == 0
+    read = outcomes_reader(default_uri(ledger))
+    assert read(unit.key) is None and read("no such unit") is None
+    with pytest.raises(ValueError, match=r"--tracking-uri http://127.0.0.1:9: can't be read"):
+        outcomes_reader("http://127.0.0.1:9")(unit.key)
 
 
 def test_a_unit_of_two_studies_has_one_run_with_both_names(ledger):
