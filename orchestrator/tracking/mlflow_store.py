@@ -31,7 +31,7 @@ MAX_SINGLE_LOOKUPS = 5
 """Up to so many runs are looked up one by one; for more, all runs are listed."""
 
 
-EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
+KIND_TAG, RUNS_KIND = "mlflow.experimentKind", "custom_model_development"
 """The tag by which MLflow's page opens an experiment on its runs; without it, on traces."""
 
 
@@ -70,13 +70,13 @@ class MlflowStore:
             if existing is None:
                 beside = ledger.root.absolute() if ledger.root is not None else database_file(uri).parent
                 artifacts = (beside / ARTIFACTS).as_uri() if sqlite else None
-                self.experiment = self.client.create_experiment(experiment, artifacts, EXPERIMENT_KIND)
+                self.experiment = self.client.create_experiment(experiment, artifacts, {KIND_TAG: RUNS_KIND})
             elif existing.lifecycle_stage != "active":
                 raise ValueError(f"experiment {experiment!r} has been deleted in MLflow; restore it there")
             else:
                 self.experiment = existing.experiment_id
-                for name, value in EXPERIMENT_KIND.items() if not existing.tags.keys() & EXPERIMENT_KIND.keys() else ():
-                    self.client.set_experiment_tag(self.experiment, name, value)
+                if KIND_TAG not in existing.tags:
+                    self.client.set_experiment_tag(self.experiment, KIND_TAG, RUNS_KIND)
         self.units: dict[str, Run] = {}
         self.plans: dict[str, Run] = {}
         self._look()
