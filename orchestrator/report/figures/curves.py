@@ -4,17 +4,17 @@ from matplotlib.axes import Axes
 
 from orchestrator.report.figures.style import (
     GREY,
-    PALETTE,
     Drawing,
     finish,
     grid,
     hollow_entry,
     is_unhealthy,
+    line_color,
     marker,
+    measured_on,
     styled,
 )
 from orchestrator.report.model import Curve, Report
-from orchestrator.report.wording import listed
 from ups_model.config import TASK_NAMES
 from ups_model.tasks import TASKS
 from ups_model.wording import count
@@ -25,7 +25,7 @@ def learning_curves(report: Report) -> Drawing | None:
     if not report.curves:
         return None
     tasks = [task for task in TASK_NAMES if any(curve.task == task for curve in report.curves)]
-    arms = {arm: PALETTE[place % len(PALETTE)] for place, arm in enumerate(dict.fromkeys(map(_arm, report.curves)))}
+    arms = {arm: line_color(place) for place, arm in enumerate(dict.fromkeys(map(_arm, report.curves)))}
     with styled():
         figure, panels = grid(len(tasks), 2.5, 2.2)
         for panel, task in zip(panels, tasks, strict=True):
@@ -38,13 +38,12 @@ def learning_curves(report: Report) -> Drawing | None:
             entries.append(hollow_entry(panels[0]))
         text = finish(figure, entries)
     seeds = len({curve.seed for curve in report.curves})
-    sets = dict.fromkeys(source.name for task in tasks for source in report.sources.get(task, ())[:1])
     return Drawing(
         name="learning-curves",
         title="Learning curves",
         caption="Metric on the validation subjects at each fifth of a run, one thin line a seed, fine-tuning after the "
         f"joint training that it starts from; n = {count(len(report.curves), 'curve')} of {count(seeds, 'seed')}; "
-        f"data: {listed(sets)}.",
+        f"{measured_on(report, tasks)}.",
         svg=text,
     )
 

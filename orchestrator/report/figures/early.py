@@ -4,7 +4,7 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 
-from orchestrator.report.figures.style import PALETTE, PAPER_DATA, Drawing, file_name, finish, grid, styled
+from orchestrator.report.figures.style import PAPER_DATA, Drawing, file_name, finish, grid, line_color, styled
 from orchestrator.report.model import RowOfCells, TableOfCells
 from orchestrator.report.wording import listed
 
@@ -33,8 +33,10 @@ def early(table: TableOfCells, index: int) -> Drawing | None:
             panel.set_xticks([share for share, _ in curve])
             panel.set_xlabel("observed (%)")
             panel.set_ylabel("% ↑")
-        lines = [panels[0].plot([], [], "-o", color=_color(line), markersize=3)[0] for line in range(len(table.rows))]
-        entries = [(row.label, line) for row, line in zip(table.rows, lines, strict=True)]
+        entries = [
+            (row.label, panels[0].plot([], [], "-o", color=line_color(line), markersize=3)[0])
+            for line, row in enumerate(table.rows)
+        ]
         if published:
             entries.append(("paper", panels[0].plot([], [], ":D", color="#444444", linewidth=0.8, markersize=4)[0]))
         text = finish(figure, entries)
@@ -79,20 +81,16 @@ def _line(panel: Axes, row: RowOfCells, curve: Curve, line: int) -> None:
     if measured:
         means = [fmean(values) for _, values in measured]
         (joined,) = panel.plot(
-            [share for share, _ in measured], means, "-o", color=_color(line), linewidth=1.4, markersize=3
+            [share for share, _ in measured], means, "-o", color=line_color(line), linewidth=1.4, markersize=3
         )
         joined.set_gid(f"arm-{curve[0][1]}-{line}")
     for share, values in measured:
         if len(values) > 1:
-            (spread,) = panel.plot([share] * 2, [min(values), max(values)], "-", color=_color(line), linewidth=0.9)
+            (spread,) = panel.plot([share] * 2, [min(values), max(values)], "-", color=line_color(line), linewidth=0.9)
             spread.set_gid(f"spread-{curve[0][1]}-{line}-{share:g}")
     published = [(share, value) for share, column in curve if (value := row.cells[column].published) is not None]
     if published:
         (diamonds,) = panel.plot(
-            *zip(*published, strict=True), ":D", color=_color(line), linewidth=0.8, markersize=4, alpha=0.8
+            *zip(*published, strict=True), ":D", color=line_color(line), linewidth=0.8, markersize=4, alpha=0.8
         )
         diamonds.set_gid(f"paper-{curve[0][1]}-{line}")
-
-
-def _color(line: int) -> str:
-    return PALETTE[line % len(PALETTE)]

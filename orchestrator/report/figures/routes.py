@@ -4,14 +4,13 @@ from itertools import combinations
 
 from matplotlib.axes import Axes
 
-from orchestrator.report.figures.style import PALETTE, Drawing, finish, grid, styled
+from orchestrator.report.figures.style import Drawing, finish, grid, line_color, measured_on, styled
 from orchestrator.report.model import Report, Route
-from orchestrator.report.wording import listed
 from ups_model.config import TASK_NAMES, TaskName
 from ups_model.tasks import TASKS
 from ups_model.wording import count
 
-COLORS = dict(zip(TASK_NAMES, PALETTE, strict=False))
+COLORS = {task: line_color(place) for place, task in enumerate(TASK_NAMES)}
 GAP = 0.07
 """Between the paths of two tasks through one block, in blocks."""
 
@@ -31,13 +30,12 @@ def routes(report: Report) -> Drawing | None:
         entries = [(TASKS[task].title, line) for task, line in zip(tasks, lines, strict=True)]
         text = finish(figure, entries)
     seeds = len({route.seed for route in report.routes})
-    sets = dict.fromkeys(source.name for task in tasks for source in report.sources.get(task, ())[:1])
     return Drawing(
         name="routes",
         title="Routes",
         caption="The block that each task takes in each encoder layer after joint training (the paper's Figure 4), one "
         f"thin line a seed, and below how often two tasks share a block, over layers and seeds; n = "
-        f"{count(seeds, 'seed')}; data: {listed(sets)}.",
+        f"{count(seeds, 'seed')}; {measured_on(report, tasks)}.",
         svg=text,
         table=_table(arms, tasks),
     )

@@ -14,7 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from orchestrator.report.model import unhealthy
+from orchestrator.report.model import Report, unhealthy
+from orchestrator.report.wording import listed
+from ups_model.config import TaskName
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -58,8 +60,8 @@ def styled() -> Iterator[None]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        # Text is not drawn but written; the reader's fonts have what this machine's lack.
         warnings.filterwarnings("ignore", message="Tight layout not applied")  # Of labels longer than the panels.
+        # Text is not drawn but written; the reader's fonts have what this machine's lack.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
@@ -97,6 +99,17 @@ def finish(figure: Figure, entries: Iterable[tuple[str, Line2D]]) -> str:
     figure.legend(artists, names, loc="upper center", ncols=across, frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0, 1, 1 - key_height / figure.get_figheight()), w_pad=1.5)
     return svg(figure)
+
+
+def line_color(place: int) -> str:
+    """Of the line at a place of the key; after the last colour they begin again."""
+    return PALETTE[place % len(PALETTE)]
+
+
+def measured_on(report: Report, tasks: Iterable[TaskName]) -> str:
+    """What a caption says of the clip sets that tasks are measured on."""
+    names = dict.fromkeys(source.name for task in tasks for source in report.sources.get(task, ())[:1])
+    return f"data: {listed(names)}"
 
 
 def is_unhealthy(state: str | None) -> bool:
