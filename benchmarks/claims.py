@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.ablate import AUTO_LOOKS
+from orchestrator.cli.arguments import AUTO_LOOKS
 from orchestrator.report.claim_tests import ALPHA, crossed_interval, decide, decide_with_looks, holm
 from orchestrator.report.statistics import t_interval
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.arguments import AUTO, add_shared_arguments, check_cut, check_numbers, processes_of
+from orchestrator.cli.arguments import AUTO, AUTO_LOOKS, add_shared_arguments, check_cut, check_numbers, processes_of
 from orchestrator.cli.session import Session, run_command
 from orchestrator.planning.estimate import Estimate, estimate, on_slots
 from orchestrator.planning.inputs import Inputs, read_inputs, wanted_metrics
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_STUDY = "first_look"
-AUTO_LOOKS = (5, 8, 12, 20)
-"""Numbers of seeds after which `--seeds auto` looks whether all claims are decided."""
 
 EXAMPLES = """examples:
   python -m orchestrator.ablate                                  a first look on synthetic data, preset tiny
@@ -149,7 +147,7 @@ def run(
 
 def looks_before(ledger: Ledger, plan: Plan) -> tuple[int, ...]:
     """Other numbers of seeds that the study was complete with: it could be looked at before it was extended."""
-    before = ledger.studies(plan.name).get(plan.name)
+    before = ledger.plan(plan.name) if plan.study.claims else None
     if before is None:
         return ()
     places = [Place(key, unit.folder) for key, unit in before.units.items()]

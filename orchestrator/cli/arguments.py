@@ -5,7 +5,7 @@ import math
 import re
 import shlex
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ups_model.cli import add_data_arguments, add_device_arguments, add_fit_arguments, check_processes
@@ -14,6 +14,8 @@ from ups_model.config.presets import PRESETS
 
 DEFAULT_STORAGE = "runs/ablations"
 AUTO = "auto"
+AUTO_LOOKS = (5, 8, 12, 20)
+"""Numbers of seeds after which `--seeds auto` looks whether all claims are decided."""
 LEFT_OUT = ("--storage", "--tracking-uri", "--out", "--address")
 """Options that a report doesn't show: they say nothing to a reader and much of a machine."""
 
@@ -23,15 +25,13 @@ def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None
     parser.allow_abbrev = False  # `command_line` knows options by their whole names.
     add_data_arguments(parser)
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="(tiny: synthetic data)")
+    seeds = f"repetitions of every {repeated} (its own number)"
     if repeated == "row":
-        parser.add_argument(
-            "--seeds",
-            type=int_or_auto,
-            metavar="N|auto",
-            help="repetitions of every row (its own number); auto: 5, 8, 12, then 20, until every claim is decided",
-        )
+        *first, last = AUTO_LOOKS
+        seeds += f"; auto: {', '.join(map(str, first))}, then {last}, until every claim is decided"
+        parser.add_argument("--seeds", type=_or_auto(int, "whole number"), metavar="N|auto", help=seeds)
     else:
-        parser.add_argument("--seeds", type=int, metavar="N", help=f"repetitions of every {repeated} (its own number)")
+        parser.add_argument("--seeds", type=int, metavar="N", help=seeds)
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help=f"change a field in every {repeated}"
     )
@@ -43,7 +43,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None
     parser.add_argument("--max-concurrent", type=int, metavar="N", help="units at once (as many as there is room for)")
     parser.add_argument(
         "--gpus-per-unit",
-        type=_gpus,
+        type=_or_auto(float, "number"),
         metavar="F",
         help="a fraction shares a GPU, 2 and more train a unit together; auto measures what fits (1 if there are any)",
     )
@@ -61,20 +61,14 @@ def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None
         other.add_argument(flag, dest="other_code", action="store_const", const=policy, default="refuse", help=text)
 
 
-def int_or_auto(text: str) -> int | str:
-    """For argparse."""
-    return text if text == AUTO else int(text)
+def _or_auto(parse: Callable[[str], float], name: str) -> Callable[[str], float | str]:
+    """For argparse, which says that `name` or auto was expected."""
 
+    def parsed(text: str) -> float | str:
+        return text if text == AUTO else parse(text)
 
-int_or_auto.__name__ = "whole number, or auto,"
-
-
-def _gpus(text: str) -> float | str:
-    return text if text == AUTO else float(text)
-
-
-_gpus.__name__ = "number, or auto,"
-"""What argparse says was expected."""
+    parsed.__name__ = f"{name}, or auto,"
+    return parsed
 
 
 def check_numbers(options: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ from orchestrator.report.model import (
     State,
     TableOfCells,
 )
-from orchestrator.report.statistics import paired, proportion_se
+from orchestrator.report.statistics import is_percentage, paired, proportion_se
 from search_spaces.study import Reference
 from ups_model.config import TASK_NAMES, set_of
 from ups_model.evaluation.health import TaskHealth
@@ -51,10 +51,7 @@ def build(plan: PlanFile, records: Records, outcomes: OutcomesOf = lambda key: N
             f"the plan has format {plan.format!r}, this code reads {FORMAT}; run the study's ablate command "
             "again with this version"
         )
-    report = _Builder(plan, records).report()
-    present = {key: record for key, record in records.items() if record is not None}
-    claims = judge(plan, report.tables, present, outcomes)
-    return replace(report, claims=claims, tables=tuple(_marked(table, claims) for table in report.tables))
+    return _Builder(plan, records).report(outcomes)
 
 
 def _marked(table: TableOfCells, claims: Sequence[ClaimResult]) -> TableOfCells:
@@ -84,15 +81,18 @@ class _Builder:
         self.plan, self.units = plan, plan.units
         self.records = {key: record for key, record in records.items() if record is not None and key in self.units}
 
-    def report(self) -> Report:
+    def report(self, outcomes: OutcomesOf) -> Report:
         sources = self.plan.sources
+        tables = tuple(self._table(table) for table in self.plan.tables)
+        claims = judge(self.plan, tables, self.records, outcomes)
         return Report(
             plan=self.plan,
             sources={task: self._sources(sources[task]) for task in TASK_NAMES if task in sources},
-            tables=tuple(self._table(table) for table in self.plan.tables),
+            tables=tuple(_marked(table, claims) for table in tables),
             routes=tuple(self._routes()),
             failures=tuple(self._failures()),
             progress=self._progress(),
+            claims=claims,
             curves=tuple(self._curves()),
         )
 
@@ -299,7 +299,7 @@ def _sampling_error(metrics: Mapping[str, float], column: PlannedColumn, value: 
     group, measure = column.metric.rsplit("/", 1)
     clips = metrics.get(f"test/{group}/clips")
     # A value that no accuracy can have is shown as it is; its error can't be computed.
-    if column.unit == "%" and measure.startswith(_SHARES) and clips and 0 <= value <= 100:
+    if column.unit == "%" and measure.startswith(_SHARES) and clips and is_percentage(value):
         return proportion_se(value, clips)
     error = metrics.get(f"test/{column.metric}_se")
     return float(error) if error is not None and math.isfinite(error) else None

@@ -42,7 +42,7 @@ def decide(effects: Sequence[float], kind: ClaimKind, margin: float) -> Decision
     by two one-sided tests (Schuirmann 1987); contradicted by a two-sided test against the nearer margin. For each true
     effect one direction alone is an error, so a claim errs with at most ALPHA.
     """
-    if len(effects) < 2 or _without_spread(effects):
+    if len(effects) < 2 or without_spread(effects):
         return Decision("supported", 1.0)
     mean, error, df = fmean(effects), stdev(effects) / math.sqrt(len(effects)), len(effects) - 1
 
@@ -61,12 +61,13 @@ def decide(effects: Sequence[float], kind: ClaimKind, margin: float) -> Decision
     return Decision("supported" if supported else "contradicted", min(1.0, 2 * min(higher, lower)))
 
 
-def _without_spread(effects: Sequence[float]) -> bool:
+def without_spread(effects: Sequence[float]) -> bool:
+    """Whether all effects are the same, so that nothing says how far chance reaches."""
     return math.isclose(min(effects), max(effects), rel_tol=1e-9, abs_tol=1e-9)
 
 
 def decide_with_looks(
-    effects: Sequence[float], kind: ClaimKind, margin: float, looks: Sequence[int], planned_looks: int
+    effects: Sequence[float], kind: ClaimKind, margin: float, looks: Sequence[int], number_of_looks: int
 ) -> Decision:
     """The decision after several looks with growing numbers of seeds: the smallest p of all, times their number.
 
@@ -76,11 +77,11 @@ def decide_with_looks(
     Args:
         effects: in the order in which seeds were added.
         looks: numbers of seeds at each look, the present one included.
-        planned_looks: how many looks there are at most.
+        number_of_looks: how many there are at most, those to come included.
     """
     decisions = [decide(effects[:seeds], kind, margin) for seeds in looks]
     best = min(decisions, key=lambda one: one.p)
-    return Decision(best.direction, min(1.0, best.p * max(planned_looks, len(looks))))
+    return Decision(best.direction, min(1.0, best.p * number_of_looks))
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from orchestrator.cli.arguments import AUTO_LOOKS
 from orchestrator.planning.plan_file import PlanFile, PlannedColumn
 from orchestrator.record import Record
 from orchestrator.report.claim_tests import (
@@ -16,7 +17,7 @@ from orchestrator.report.claim_tests import (
     seeds_needed,
 )
 from orchestrator.report.model import CODE, UNKNOWN, Cell, ClaimResult, NewSubjects, RowOfCells, TableOfCells, unhealthy
-from orchestrator.report.statistics import mean_and_sd, t_interval
+from orchestrator.report.statistics import is_percentage, mean_and_sd, t_interval
 from search_spaces.study import Claim
 
 Outcomes = Mapping[str, np.ndarray]
@@ -24,7 +25,7 @@ Outcomes = Mapping[str, np.ndarray]
 OutcomesOf = Callable[[str], Outcomes | None]
 """Outcomes of a unit by its key; None where there are none at hand."""
 
-EXTENDED_LOOKS = 4
+EXTENDED_LOOKS = len(AUTO_LOOKS)
 """Looks that are corrected for at least, once a study of fixed seeds was extended after looking at it."""
 
 
@@ -105,7 +106,7 @@ def _incomparable(claim: Claim, column: PlannedColumn, arm: Cell, baseline: Cell
         for runs, what in zip(unhealthy(cell.health), ("collapsed", "did not converge"), strict=True):
             if runs:
                 reasons.append(f"{runs} of {len(cell.health)} runs of “{label}” {what}")
-        if any(not 0 <= value <= (100 if column.unit == "%" else float("inf")) for value in cell.values.values()):
+        if not all(is_percentage(value) if column.unit == "%" else value >= 0 for value in cell.values.values()):
             reasons.append(f"a value of “{label}” is outside of what {column.title} can be")
     if arm.samples != baseline.samples:
         reasons.append(f"unequal budgets: {arm.samples:,} and {baseline.samples:,} training samples")

@@ -247,10 +247,11 @@ def cells_csv(report: Report) -> str:
 
 
 def claims_csv(report: Report) -> str:
-    """Claims in full precision, one a line; effects by seed as "0=1.25;1=0.75"."""
+    """Claims in full precision, one a line, of a report that has any; effects by seed as "0=1.25;1=0.75"."""
     lines = []
     for result in report.claims:
         new = result.new_subjects
+        interval = (None,) * 3 if isinstance(new, str) else (new.mean, new.low, new.high)
         lines.append(
             {
                 **asdict(result.claim),
@@ -265,14 +266,12 @@ def claims_csv(report: Report) -> str:
                 "seeds_needed": result.seeds_needed,
                 "published": result.published,
                 "new_subjects": new if isinstance(new, str) else new.subjects,
-                "new_subjects_effect": None if isinstance(new, str) else new.mean,
-                "new_subjects_low": None if isinstance(new, str) else new.low,
-                "new_subjects_high": None if isinstance(new, str) else new.high,
+                **dict(zip(("new_subjects_effect", "new_subjects_low", "new_subjects_high"), interval, strict=True)),
                 "effects": ";".join(f"{seed}={effect}" for seed, effect in result.effects.items()),
             }
         )
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(lines[0]) if lines else [], lineterminator="\n")
+    writer = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return stream.getvalue()

@@ -72,6 +72,11 @@ def paired(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Paired:
     return Paired(by_seed, mean, sd, low, high)
 
 
+def is_percentage(value: float) -> bool:
+    """Whether a value can be a percentage; 100 may have come out of a mean a little larger."""
+    return 0 <= value <= 100 + 1e-9
+
+
 def proportion_se(percent: float, n: float) -> float:
     """Standard error, in percentage points, of an accuracy measured on n independent clips.
 
@@ -82,7 +87,7 @@ def proportion_se(percent: float, n: float) -> float:
     Raises:
         ValueError: a percentage outside 0..100, or no clip.
     """
-    if not 0 <= percent <= 100 + 1e-9 or not n >= 1:
+    if not is_percentage(percent) or not n >= 1:
         raise ValueError(f"an accuracy must lie in 0..100 % of at least 1 clip, got {percent} % of {n}")
     total = n + Z**2
     share = (min(percent, 100) / 100 * n + Z**2 / 2) / total

@@ -6,7 +6,7 @@ Marks: + is never left out of a difference; minus is U+2212; † sampling error;
 from collections.abc import Iterable, Sequence
 
 from orchestrator.planning.plan_file import PlannedColumn
-from orchestrator.report.claim_tests import MAX_SEEDS
+from orchestrator.report.claim_tests import MAX_SEEDS, without_spread
 from orchestrator.report.model import Cell, ClaimResult, State, TableOfCells, unhealthy
 from orchestrator.report.statistics import Paired
 from ups_model.wording import count
@@ -189,7 +189,7 @@ def verdict_text(result: ClaimResult) -> str:
         return f"{result.verdict} ({p})"
     if len(result.effects) < 2:
         return "undecided: one seed"
-    if result.decision.p == 1 and len({round(effect, 9) for effect in result.effects.values()}) == 1:
+    if without_spread(list(result.effects.values())):
         return "undecided: the same effect in every seed, no spread to judge it by"
     needed = f"about {result.seeds_needed} seeds" if result.seeds_needed else f"more than {MAX_SEEDS} seeds"
     return f"undecided ({p}; {needed} would decide it)"
