@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.arguments import AUTO, AUTO_LOOKS, add_shared_arguments, check_cut, check_numbers, processes_of
+from orchestrator.cli.arguments import AUTO, AutoSeeds, add_shared_arguments, check_cut, check_numbers, processes_of
 from orchestrator.cli.session import Session, run_command
 from orchestrator.planning.estimate import Estimate, estimate, on_slots
 from orchestrator.planning.inputs import Inputs, read_inputs, wanted_metrics
@@ -86,7 +86,7 @@ def act(options: argparse.Namespace, command: str) -> int:
     for flag, number in (("--gpu-memory", options.gpu_memory), ("--price-per-hour", options.price_per_hour)):
         if number is not None and not (options.plan and 0 < number < float("inf")):
             raise ValueError(f"{flag} goes with --plan and must be above 0, got {number:g}")
-    looks = AUTO_LOOKS if options.seeds == AUTO else ()
+    looks = options.seeds.looks if isinstance(options.seeds, AutoSeeds) else ()
     for seeds in looks or (options.seeds,):
         inputs = read_inputs(options.study, options.preset, options.data, options.set, seeds)
         if looks and not inputs.plan.study.claims:
@@ -96,11 +96,11 @@ def act(options: argparse.Namespace, command: str) -> int:
             print(show_plan(inputs, existing_ledger(options.storage), options))
             return 0
         status, report = run(inputs, options, command, looks)
-        undecided = [result for result in report.claims if result.verdict == "undecided"] if report else []
+        undecided = [result for result in report.primary_claims if result.verdict == "undecided"] if report else []
         if status or not undecided:
             break
         if looks:
-            logger.info("%d seeds: %s undecided", seeds, count(len(undecided), "claim"))
+            logger.info("%d seeds: %s undecided", seeds, count(len(undecided), "primary claim"))
     return status
 
 
@@ -146,13 +146,14 @@ def run(
 
 
 def looks_before(ledger: Ledger, plan: Plan) -> tuple[int, ...]:
-    """Other numbers of seeds that the study was complete with: it could be looked at before it was extended."""
+    """Of how many other seeds the study was complete with: it could be looked at before they were changed."""
     before = ledger.plan(plan.name) if plan.study.claims else None
     if before is None:
         return ()
     places = [Place(key, unit.folder) for key, unit in before.units.items()]
-    complete = before.seeds != plan.seeds and len(finished_of(ledger.read(places))) == len(places)
-    return tuple(sorted({*before.looks, *([before.seeds] if complete else [])} - {plan.seeds}))
+    others = set(before.seed_numbers) != set(plan.seed_numbers)
+    complete = others and len(finished_of(ledger.read(places))) == len(places)
+    return tuple(sorted({*before.looks, *([before.seeds] if complete else [])}))
 
 
 def existing_ledger(storage: str) -> Ledger | None:

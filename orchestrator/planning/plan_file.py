@@ -93,7 +93,7 @@ class PlanFile:
     """By key."""
     claims: tuple[Claim, ...] = ()
     looks: tuple[int, ...] = ()
-    """Smaller or other numbers of seeds that the study was complete with before, so that it could be looked at."""
+    """Of how many seeds it was complete with before, other ones than now, so that it could be looked at."""
     planned_looks: tuple[int, ...] = ()
     """Numbers of seeds after which it was to be looked at (`--seeds auto`); empty for a fixed number."""
     format: int = FORMAT
@@ -126,6 +126,13 @@ class PlanFile:
             },
             claims=study.claims,
         )
+
+    @property
+    def seed_numbers(self) -> tuple[int, ...]:
+        """Of the repetitions, in the order in which they were asked for."""
+        rows = (row for table in self.tables for row in table.rows)
+        keys = next((keys for row in rows for keys in row.units.values()), ())
+        return tuple(self.units[key].seed for key in keys)
 
     def to_json(self) -> str:
         """One text for equal plans; `from_json` is its inverse."""

@@ -10,7 +10,7 @@ from orchestrator.record import Record
 from orchestrator.report.claim_tests import ALPHA, Decision
 from orchestrator.report.statistics import Paired, mean_and_sd
 from orchestrator.storage.source_check import evaluation_code, training_code
-from search_spaces.study import Claim, Reference
+from search_spaces.study import PRIMARY, Claim, Reference
 from ups_model.config import TASK_NAMES, TaskName
 
 Verdict = Literal["supported", "contradicted", "undecided", "withheld"]
@@ -251,3 +251,8 @@ class Report:
     claims: tuple[ClaimResult, ...] = ()
     """In the study's order."""
     curves: tuple[Curve, ...] = ()
+
+    @property
+    def primary_claims(self) -> tuple[ClaimResult, ...]:
+        """Those of the primary family; all where there is none."""
+        return tuple(result for result in self.claims if result.claim.family == PRIMARY) or self.claims
