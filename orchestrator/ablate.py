@@ -13,8 +13,9 @@ from orchestrator.cli.arguments import AUTO, AutoSeeds, add_shared_arguments, ch
 from orchestrator.cli.session import Session, run_command
 from orchestrator.planning.estimate import Estimate, estimate, on_slots
 from orchestrator.planning.inputs import Inputs, read_inputs, wanted_metrics
-from orchestrator.planning.plan import Plan
+from orchestrator.planning.plan import Plan, UnitSize
 from orchestrator.planning.plan_file import PlanFile
+from orchestrator.planning.sizes import unit_sizes
 from orchestrator.record import Record, finished_of
 from orchestrator.scheduling.task_graph import State, TaskGraph
 from orchestrator.storage.ledger import Ledger, Place, storage_path
@@ -123,8 +124,12 @@ def run(
                 graph = TaskGraph(plan.units, ledger, expected.seconds, plan.measured(), check)
             if not graph.complete:
                 expected = on_slots(expected, plan.units, graph.unfinished(), session.connect())
+            before = ledger.plan(plan.name)
+            sizes = unit_sizes(plan.units, inputs.sets, sizes_in(before))
         plan_file = replace(
-            PlanFile.of(plan, command, inputs.changes), looks=looks_before(ledger, plan), planned_looks=planned_looks
+            PlanFile.of(plan, command, inputs.changes, sizes),
+            looks=looks_before(ledger, plan, before),
+            planned_looks=planned_looks,
         )
         ledger.save_plan(plan_file)
         logger.info("%s", summary(plan, graph, expected))
@@ -145,10 +150,19 @@ def run(
     return 0 if finished and written and (copy or ledger.root is not None) else 1, report
 
 
-def looks_before(ledger: Ledger, plan: Plan) -> tuple[int, ...]:
-    """Of how many other seeds the study was complete with: it could be looked at before they were changed."""
-    before = ledger.plan(plan.name) if plan.study.claims else None
-    if before is None:
+def sizes_in(before: PlanFile | None) -> dict[str, UnitSize]:
+    """Of the units of a plan that was saved, as far as it has them."""
+    units = before.units.items() if before else ()
+    return {key: unit.size for key, unit in units if unit.size is not None}
+
+
+def looks_before(ledger: Ledger, plan: Plan, before: PlanFile | None) -> tuple[int, ...]:
+    """Of how many other seeds the study was complete with: it could be looked at before they were changed.
+
+    Args:
+        before: the plan as it was saved last; None where it never was.
+    """
+    if before is None or not plan.study.claims:
         return ()
     places = [Place(key, unit.folder) for key, unit in before.units.items()]
     others = set(before.seed_numbers) != set(plan.seed_numbers)

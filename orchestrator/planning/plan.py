@@ -26,6 +26,18 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
+class UnitSize:
+    """How much a unit computes, counted from its configuration."""
+
+    active_parameters: int
+    """Those that one sample passes through: of a routed layer, one block's."""
+    flops: Mapping[TaskName, float]
+    """Multiplications and additions of a forward pass, per sample of each trained task."""
+    operations: float
+    """Multiplications and additions of its training, forward and backward."""
+
+
+@dataclass(frozen=True)
 class Unit:
     """One training run, the node of the plan."""
 

@@ -33,6 +33,12 @@ CHOSEN_BY = {
 }
 
 
+COST_NOTE = (
+    "Counted from the configuration, but for time and energy, which are as measured: machines may have been slower or "
+    "shared with other work. Joint training counts in full in each row that rests on it."
+)
+
+
 def table_caption(report: Report, table: TableOfCells) -> list[str]:
     """Sentences: what was trained on what, and how to read it beside the paper."""
     return [

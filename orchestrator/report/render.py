@@ -47,6 +47,8 @@ class View:
     footnotes: tuple[str, ...]
     findings: tuple[tuple[str, tuple[str, ...]], ...]
     """Of each column, what the rows show beside the baseline row."""
+    costs: tuple[tuple[str, ...], ...]
+    """Lines of what the rows cost, headings first; empty where nothing is known."""
     figure: Safe
     """Name of its figure's file; empty for none."""
 
@@ -75,6 +77,7 @@ def views(report: Report, figures: Mapping[str, str]) -> list[View]:
             )
             if len(table.rows) > 1
             else (),
+            costs=wording.cost_lines(table, report.price_per_hour),
             figure=Safe(figures.get(table.name, "")),
         )
         for table in report.tables
@@ -149,6 +152,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         legend=captions.legend(report),
         claims=[wording.claim_texts(result) for result in report.claims],
         claim_notes=captions.claim_notes(report),
+        cost_note=captions.COST_NOTE,
         synthetic=captions.synthetic_text(sources for _, sources in captions.all_sources(report)),
         route_tasks=[task for task in TASKS if any(task in route.blocks for route in report.routes)],
         **more,
@@ -224,7 +228,7 @@ CSV_COLUMNS = (
     "table", "row", "column", "kind", "training", "baseline", "unit", "higher_is_better", "status", "n", "mean", "sd",
     "sampling_error", "seeds", "difference", "difference_sd", "difference_low", "difference_high", "difference_pairs",
     "difference_verdict", "published", "published_difference", "samples", "baseline_samples", "parameters", "title",
-    "source",
+    "source", "active_parameters", "flops", "row_operations", "row_train_seconds", "row_energy_joules",
 )  # fmt: skip
 
 
@@ -303,6 +307,11 @@ def _csv_cell(row: RowOfCells, cell: Cell) -> dict[str, Any]:
         "baseline_samples": cell.baseline_samples,
         "seeds": ";".join(f"{seed}={cell.values.get(seed, state)}" for seed, state in cell.states.items()),
         "parameters": ";".join(map(str, row.parameters)),
+        "active_parameters": ";".join(map(str, row.cost.active_parameters)),
+        "flops": row.cost.flops.get(cell.column.group),
+        "row_operations": row.cost.operations,
+        "row_train_seconds": row.cost.seconds,
+        "row_energy_joules": row.cost.joules,
     }
     if (pairs := cell.difference) is not None:
         values |= {

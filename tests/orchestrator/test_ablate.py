@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -434,6 +435,16 @@ def test_a_list_of_seeds_trains_those_alone_and_other_seeds_count_as_a_look(benc
     report = (tmp_path / "deep" / "storage" / "studies" / plan.name / "report" / "report.md").read_text()
     assert "seeds 0, 1" in report
     assert "Looked at with 2 seeds, changed after it was complete with others" in report
+
+
+def test_a_second_call_takes_the_sizes_that_the_first_has_counted(bench, tmp_path, driver):
+    assert ablate.main(toy(bench, tmp_path)) == 0
+    first = saved_plan(tmp_path)
+    assert all(unit.size.operations > 0 and unit.size.active_parameters > 0 for unit in first.units.values())
+    marked = {key: replace(unit, size=replace(unit.size, operations=1.0)) for key, unit in first.units.items()}
+    Ledger(tmp_path / "deep" / "storage").save_plan(replace(first, units=marked))
+    assert ablate.main(toy(bench, tmp_path, "--seeds", "2")) == 0
+    assert {unit.size.operations for unit in saved_plan(tmp_path).units.values()} == {1.0}
 
 
 def test_seeds_auto_needs_claims(bench, tmp_path, capsys):
