@@ -142,6 +142,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         "code": code_markdown,
         "inline_svg": lambda svg, prefix: Safe(_inline_svg(svg, prefix)),
         "cell": _cell_joiner(escape, template),
+        "numbers": latex_numbers,
         "task": lambda name: TASKS[name].title,
     }
     return environment.get_template(template).render(
@@ -162,7 +163,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
 def _cell_joiner(escape: Callable[[str], str], template: str) -> Callable[[tuple[str, ...]], Safe]:
     """A cell's lines, escaped, with the format's line break."""
     if template.endswith(".tex.j2"):
-        return lambda texts: Safe(r"\lines{" + r"\\ ".join(map(escape, texts)) + "}")
+        return lambda texts: Safe(r"\lines{" + r"\\ ".join(map(latex_numbers, texts)) + "}")
     return lambda texts: Safe("<br>".join(map(escape, texts)))
 
 
@@ -216,6 +217,25 @@ def escape_latex(text: str) -> str:
         "-{}" if sign + after == "--" else _LATEX.get(sign, sign)
         for sign, after in zip_longest(text, text[1:], fillvalue="")
     )
+
+
+_NUMBER = re.compile(rf"(?<![\w.,])([+{wording.MINUS}]?\d+\.\d+)(?: ± (\d+\.\d+))?(?![\w.])")
+
+
+def latex_numbers(text: str) -> Safe:
+    r"""A text of our own words as LaTeX, with its decimals in siunitx's \num, so that a paper sets how they look."""
+    parts, end = [], 0
+    for match in _NUMBER.finditer(text):
+        value = match[1].replace(wording.MINUS, "-") + (f" +- {match[2]}" if match[2] else "")
+        parts += [_escape_between(text[end : match.start()]), rf"\num{{{value}}}"]
+        end = match.end()
+    return Safe("".join([*parts, _escape_between(text[end:])]))
+
+
+def _escape_between(text: str) -> str:
+    """As `escape_latex`, with the spaces at its ends."""
+    before, after = (" " if text[at : at + 1 or None].isspace() else "" for at in (0, -1))
+    return f"{before}{escape_latex(text)}{after}" if text.strip() else before
 
 
 def _inline_svg(svg: str, prefix: str) -> str:
