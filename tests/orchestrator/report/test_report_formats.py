@@ -233,9 +233,7 @@ def latex_is_missing():
         return "pdflatex isn't installed (Debian: texlive-latex-extra, texlive-science)"
     styles = ("booktabs.sty", "adjustbox.sty", "siunitx.sty", "textcomp.sty")
     looked_up = subprocess.run(["kpsewhich", *styles], capture_output=True, text=True, check=False).stdout.split()
-    return (
-        "" if len(looked_up) == len(styles) else "LaTeX lacks booktabs, adjustbox or siunitx (texlive-science)"
-    )
+    return "" if len(looked_up) == len(styles) else "LaTeX lacks booktabs, adjustbox or siunitx (texlive-science)"
 
 
 @pytest.mark.parametrize("case", [hostile, plain, claimed, costed])
@@ -466,7 +464,7 @@ def test_storage_and_tracking_address_exclude_each_other(capsys):
 
 def test_the_command_has_the_arguments_of_the_contract():
     options = {text for action in command.parser()._actions for text in action.option_strings}
-    assert options == {"-h", "--help", "--storage", "--tracking-uri", "--out", "--price-per-hour"}
+    assert options == {"-h", "--help", "--storage", "--tracking-uri", "--out", "--outcomes", "--price-per-hour"}
     assert "examples:" in command.parser().format_help()
 
 
