@@ -55,15 +55,15 @@ def is_trained_otherwise(record: Record) -> bool:
 
 
 def needs_measuring(record: Record, wanted: Iterable[str] = ()) -> bool:
-    """Whether measuring a record's weights again would give other metrics than it has.
+    """Whether measuring a record's weights again would give other results than it has.
 
     Of a unit that the present code would train so again: where other code has measured it. Of others, which are kept as
-    they are, only where a metric is wanted that they lack.
+    they are, only where a metric is wanted that they lack, or where they have no results by clip.
     """
     if evaluation_code(record) == source_digest("evaluation"):
         return False
     if is_trained_otherwise(record):
-        return record.tested and any(f"test/{name}" not in record.metrics for name in wanted)
+        return record.tested and (not record.outcomes or any(f"test/{name}" not in record.metrics for name in wanted))
     return bool(record.metrics)
 
 

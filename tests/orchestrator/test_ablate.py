@@ -15,6 +15,7 @@ from orchestrator.cli import arguments
 from orchestrator.cli.arguments import command_line
 from orchestrator.planning.inputs import read_inputs
 from orchestrator.record import Record
+from orchestrator.report import __main__ as report_command
 from orchestrator.storage.ledger import Ledger
 from search_spaces import study_names
 from tests.support.drivers import ROOT, Bench
@@ -364,9 +365,13 @@ def test_the_study_in_the_documentation_is_planned_as_its_text_says(
 
 
 def test_the_documentation_names_no_flag_that_is_not_there(page):
-    flags_of_the_command = {text for action in ablate.parser()._actions for text in action.option_strings}
+    def flags_of(command):
+        return {text for action in command.parser()._actions for text in action.option_strings}
+
+    of_report = set(re.findall(r"`report (--[a-z][a-z-]+)", page))
     named = set(re.findall(r"--[a-z][a-z-]+", page))
-    assert {"--plan", "--seeds", "--gpus-per-unit"} <= named <= flags_of_the_command
+    assert of_report and of_report <= flags_of(report_command)
+    assert {"--plan", "--seeds", "--gpus-per-unit"} <= named <= flags_of(ablate) | of_report
 
 
 def test_the_command_that_a_report_shows_has_no_paths():

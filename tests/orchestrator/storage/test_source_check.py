@@ -110,6 +110,7 @@ def test_records_from_before_there_were_digests_are_of_unknown_code(bench, tmp_p
     def from_before(record):
         del record["about"]["source"]
         record["metrics"] |= {f"test/{name}": 1.0 for name in COLUMNS}
+        record["outcomes"] = "of the former code"
 
     assert ablate.main(command(bench, tmp_path)) == 0
     edit_records(tmp_path, from_before)
@@ -123,6 +124,7 @@ def test_records_from_before_there_were_digests_are_of_unknown_code(bench, tmp_p
 def test_accepted_units_that_lack_a_columns_metric_are_measured(bench, tmp_path, driver, code):
     assert ablate.main(command(bench, tmp_path)) == 0
     edit_records(tmp_path, lambda record: record["metrics"].update({f"test/{name}": 1.0 for name in COLUMNS}))
+    edit_records(tmp_path, lambda record: record.update(outcomes="of the former code"))
     code.edit_training()
     code.edit_evaluation()
     released = len(driver.jobs)
@@ -134,6 +136,21 @@ def test_accepted_units_that_lack_a_columns_metric_are_measured(bench, tmp_path,
     assert ablate.main(command(bench, tmp_path, "--accept-other-code")) == 0
     assert [job.unit.key for job in driver.jobs[released:]] == [unit.key]
     assert driver.jobs[-1].wanted == ("pe/mpjpe_mm",)
+
+
+@pytest.mark.slow
+def test_accepted_units_without_results_by_clip_are_measured(bench, tmp_path, driver, code):
+    assert ablate.main(command(bench, tmp_path)) == 0
+    edit_records(tmp_path, lambda record: record["metrics"].update({f"test/{name}": 1.0 for name in COLUMNS}))
+    edit_records(tmp_path, lambda record: record.update(outcomes="of the former code"))
+    (unit,) = [one for one in plan_of(bench).units.values() if one.stage == "separate" and one.task == "pe"]
+    file = Ledger(tmp_path / "storage").folder(unit) / RECORD
+    file.write_text(file.read_text().replace("of the former code", ""))
+    code.edit_training()
+    code.edit_evaluation()
+    released = len(driver.jobs)
+    assert ablate.main(command(bench, tmp_path, "--accept-other-code")) == 0
+    assert [job.unit.key for job in driver.jobs[released:]] == [unit.key]
 
 
 def test_accepted_units_stay_as_they_are_and_the_report_names_both_sources(bench, tmp_path, driver, code, capsys):
