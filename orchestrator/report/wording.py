@@ -3,10 +3,11 @@
 Marks: + is never left out of a difference; minus is U+2212; † sampling error; ‡ unequal budget; * a decided claim.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 from orchestrator.planning.plan_file import PlannedColumn
-from orchestrator.report.claim_tests import MAX_SEEDS, without_spread
+from orchestrator.report.claim_tests import ALPHA, MAX_SEEDS, without_spread
 from orchestrator.report.model import Cell, ClaimResult, State, TableOfCells, unhealthy
 from orchestrator.report.statistics import Paired
 from ups_model.tasks import TASKS
@@ -14,6 +15,8 @@ from ups_model.wording import count
 
 DIGITS = {"%": 2, "mm": 1}
 """Decimals of our values, their spreads and differences."""
+MAX_MORE_DIGITS = 6
+"""Decimals that are added at most where rounding would hide on which side of a bound a value lies."""
 NONE = "—"
 MINUS = "\N{MINUS SIGN}"
 DAGGER, DOUBLE_DAGGER = "†", "‡"
@@ -28,6 +31,21 @@ def number(value: float, digits: int, signed: bool = False) -> str:
     if float(text) == 0:
         text = text.lstrip("+-")
     return text.replace("-", MINUS)
+
+
+def digits_beside(values: Iterable[float], bounds: Iterable[float], digits: int) -> int:
+    """Decimals, `digits` or more, with which each value stays on its side of each bound: an interval that excludes 0
+    must not read as one that ends there."""
+    pairs = [(value, bound) for value in values for bound in bounds]
+    for more in range(digits, digits + MAX_MORE_DIGITS):
+        if all(_side(value, bound) == _side(round(value, more), bound) for value, bound in pairs):
+            return more
+    return digits + MAX_MORE_DIGITS
+
+
+def _side(value: float, bound: float) -> int:
+    """Of a bound on which a value lies: 1 above, -1 below, 0 at it."""
+    return 0 if math.isclose(value, bound, rel_tol=1e-9, abs_tol=1e-9) else 1 if value > bound else -1
 
 
 def listed(items: Iterable[str]) -> str:
@@ -184,6 +202,7 @@ def _verdict(pairs: Paired, digits: int, higher_is_better: bool) -> str:
         return f"{mean}, one pair: no statement"
     if pairs.verdict == "no spread":
         return f"{mean} in each of {pairs.n} pairs, no spread to judge it by"
+    digits = digits_beside((pairs.low, pairs.high), (0,), digits)
     low, high = (number(end, digits, signed=True) for end in (pairs.low, pairs.high))
     interval = f"{mean} [{low}, {high}], n={pairs.n}"
     if pairs.verdict == "not distinguishable":
@@ -193,7 +212,10 @@ def _verdict(pairs: Paired, digits: int, higher_is_better: bool) -> str:
 
 def claim_texts(result: ClaimResult) -> tuple[str, ...]:
     """A line of the table of claims: statement, effect, interval, new subjects, the paper's effect, verdict."""
-    claim, digits = result.claim, DIGITS[result.column.unit]
+    claim, new = result.claim, result.new_subjects
+    ends = (result.low, result.high, *(() if isinstance(new, str) else (new.low, new.high)))
+    bounds = (0, claim.margin, -claim.margin)
+    digits = digits_beside((end for end in ends if end is not None), bounds, DIGITS[result.column.unit])
     unit = "points" if result.column.unit == "%" else result.column.unit
 
     def signed(value: float) -> str:
@@ -208,10 +230,9 @@ def claim_texts(result: ClaimResult) -> tuple[str, ...]:
         effect = f"{signed(result.mean)} {unit} (n={len(result.effects)})"
     else:
         effect = f"{signed(result.mean)} {unit} [{signed(result.low)}, {signed(result.high)}] (n={len(result.effects)})"
-    if isinstance(result.new_subjects, str):
-        subjects = result.new_subjects
+    if isinstance(new, str):
+        subjects = new
     else:
-        new = result.new_subjects
         subjects = f"{signed(new.mean)} {unit} [{signed(new.low)}, {signed(new.high)}] ({new.subjects} subjects)"
     paper = NONE if result.published is None else f"{signed(result.published)} {unit}"
     return statement, compared, effect, subjects, paper, verdict_text(result)
@@ -221,7 +242,8 @@ def verdict_text(result: ClaimResult) -> str:
     """The verdict, and what it rests on or why there is none."""
     if result.withheld:
         return f"withheld: {'; '.join(result.withheld)}"
-    p = f"p {'< 0.001' if result.adjusted_p < 0.001 else f'= {result.adjusted_p:.3f}'}"
+    p = f"p = {result.adjusted_p:.{digits_beside((result.adjusted_p,), (ALPHA,), 3)}f}"
+    p = "p < 0.001" if result.adjusted_p < 0.001 else p
     if result.verdict != "undecided":
         return f"{result.verdict} ({p})"
     if len(result.effects) < 2:

@@ -22,6 +22,7 @@ from orchestrator.report.claim_tests import (
     seeds_needed,
 )
 from orchestrator.report.claims import subject_means
+from orchestrator.report.wording import digits_beside
 from search_spaces import paper_tables, tables_1_6, tables_7_9
 from search_spaces.columns import AR3D, EAP, MPJPE
 from search_spaces.study import Claim
@@ -229,6 +230,25 @@ def test_equal_effects_in_every_seed_are_undecided_and_said_so():
     report = build(plan_file_of(plan), records_of(plan, {"thin": (80.0,) * 5, "full": (81.0,) * 5}))
     assert report.claims[0].verdict == "undecided"
     assert "the same effect in every seed" in files(report)["report.md"]
+
+
+def test_rounding_never_hides_on_which_side_of_a_bound_a_number_lies():
+    assert digits_beside((0.004, 1.5), (0,), 2) == 3
+    assert digits_beside((-0.00004,), (0,), 2) == 5
+    assert digits_beside((0.6996, 0.71), (0, 0.7), 2) == 4
+    assert digits_beside((0.0, 0.7), (0, 0.7), 2) == 2
+    assert digits_beside((0.05 - 1e-6,), (0.05,), 3) == 6
+    assert digits_beside((0.1 + 0.2,), (0.3,), 2) == 2  # 0.30000000000000004.
+    plan = planned(BETTER)
+    # Effects 0.01, 0.02, ..., 0.05: mean 0.03, interval 0.03 +- 2.776 * 0.0158 / sqrt(5) = [0.0104, 0.0496].
+    values = {"thin": (80.0,) * 5, "full": (80.01, 80.02, 80.03, 80.04, 80.05)}
+    report = build(plan_file_of(plan), records_of(plan, values))
+    assert report.claims[0].verdict == "supported"
+    text = files(report)["report.md"]
+    assert "+0.03 points \\[+0.01, +0.05\\]" in text
+    values["full"] = (80.001, 80.002, 80.003, 80.004, 80.005)
+    text = files(build(plan_file_of(plan), records_of(plan, values)))["report.md"]
+    assert "+0.003 points \\[+0.001, +0.005\\]" in text and "supported" in text
 
 
 def test_a_study_extended_after_looking_pays_for_its_looks():
