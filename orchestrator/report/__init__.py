@@ -4,7 +4,7 @@ from pathlib import Path
 
 from orchestrator.report.build import build
 from orchestrator.report.captions import health_lines, summary
-from orchestrator.report.figures import differences, drawings
+from orchestrator.report.figures import draw
 from orchestrator.report.figures.style import file_name
 from orchestrator.report.model import Records, Report
 from orchestrator.report.render import cells_csv, claims_csv, html_page, latex, markdown, views
@@ -41,15 +41,16 @@ def write_report(report: Report, out: Path) -> list[Path]:
 
 def files(report: Report) -> dict[str, str]:
     """All files of a report, by their names relative to its folder. Depends on nothing but the report."""
-    figures = {table.name: svg for table in report.tables if (svg := differences(table)) is not None}
-    names = {name: f"{file_name(name, index)}.svg" for index, name in enumerate(figures)}
-    tables, more = views(report, names), drawings(report)
+    figures = draw(report)
+    names = {name: f"{file_name(name, index)}.svg" for index, name in enumerate(figures.tables)}
+    tables = views(report, names)
+    drawings = (*filter(None, [figures.claims]), *figures.section)
     return {
-        "report.md": markdown(report, tables, more),
-        "report.html": html_page(report, tables, figures, more),
+        "report.md": markdown(report, tables, figures),
+        "report.html": html_page(report, tables, figures),
         "tables.tex": latex(report, tables),
         "cells.csv": cells_csv(report),
         **({"claims.csv": claims_csv(report)} if report.claims else {}),
-        **{f"tables/{names[name]}": svg for name, svg in figures.items()},
-        **{f"figures/{drawing.name}.svg": drawing.svg for drawing in more},
+        **{f"tables/{names[name]}": svg for name, svg in figures.tables.items()},
+        **{f"figures/{drawing.name}.svg": drawing.svg for drawing in drawings},
     }
