@@ -9,6 +9,7 @@ from functools import cached_property
 
 from orchestrator.planning.plan_file import FORMAT, PlanFile, PlannedColumn, PlannedRow, PlannedTable
 from orchestrator.report.claims import OutcomesOf, judge
+from orchestrator.report.clip_results import confusions
 from orchestrator.report.model import (
     CODE,
     PROVENANCE,
@@ -41,7 +42,8 @@ def build(plan: PlanFile, records: Records, outcomes: OutcomesOf = lambda key: N
 
     Args:
         records: of the plan's units, by key; None or absent where a unit has none.
-        outcomes: of a unit by its key, for claims about new subjects; None where there are none at hand.
+        outcomes: of a unit by its key, for claims about new subjects and for figures; None where there are none at
+            hand.
 
     Raises:
         ValueError: the plan has another format than this code writes.
@@ -94,6 +96,7 @@ class _Builder:
             progress=self._progress(),
             claims=claims,
             curves=tuple(self._curves()),
+            confusions=tuple(confusions(self.plan, self.records, outcomes)),
         )
 
     def _sources(self, names: Iterable[str]) -> tuple[Source, ...]:

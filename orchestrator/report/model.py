@@ -211,6 +211,24 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """Predicted classes of the test clips of each true class, summed over a row's runs."""
+
+    task: TaskName
+    source: str
+    """As the configuration writes it."""
+    row: str
+    """Its label."""
+    ratio: str
+    """Share of each clip that was observed; empty where that is all of it."""
+    seeds: int
+    counts: tuple[tuple[int, ...], ...]
+    """[true][predicted]"""
+    classes: tuple[str, ...]
+    """Their names; empty where the plan has none."""
+
+
+@dataclass(frozen=True)
 class Failure:
     """A unit that failed, and the last line of what it raised: the lines above it hold paths of the machine."""
 
@@ -251,3 +269,4 @@ class Report:
     claims: tuple[ClaimResult, ...] = ()
     """In the study's order."""
     curves: tuple[Curve, ...] = ()
+    confusions: tuple[Confusion, ...] = ()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from orchestrator.report.figures.confusion import confusion
 from orchestrator.report.figures.curves import learning_curves
 from orchestrator.report.figures.differences import figure as differences
 from orchestrator.report.figures.early import early
@@ -35,7 +36,7 @@ def draw(report: Report) -> Figures:
         return replace(drawing, caption=f"{drawing.caption} SYNTHETIC DATA.") if synthetic else drawing
 
     by_table = [make(table, index) for index, table in enumerate(report.tables) for make in (factor, early)]
-    section = (*by_table, learning_curves(report), routes(report))
+    section = (*by_table, learning_curves(report), routes(report), *map(confusion, report.confusions))
     claims = forest(report)
     return Figures(
         tables={table.name: svg for table in report.tables if (svg := differences(table)) is not None},

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -27,6 +28,8 @@ PALETTE = ("#1f5fa8", "#d98200", "#00845f", "#b5508f", "#5bb0e0", "#8a6d00", "#4
 PAPER_DATA = "; diamonds are published values, on the paper's data"
 """What a caption says where a figure shows published values."""
 MAX_PANELS_ACROSS = 5
+MAX_LABEL = 24
+"""Characters of a row's or a class's label; the tables have all of it."""
 
 STYLE: dict["RcKeyType", Any] = {
     "svg.hashsalt": "report",  # Element names are hashed, with a random salt by default.
@@ -89,7 +92,7 @@ def grid(panels: int, width: float, height: float, left: float = 0.8) -> tuple[F
     return figure, axes[:panels]
 
 
-def finish(figure: Figure, entries: Iterable[tuple[str, Line2D]]) -> str:
+def finish(figure: Figure, entries: Iterable[tuple[str, Artist]]) -> str:
     """The SVG of a figure with a key above its panels."""
     names, artists = zip(*entries, strict=True)
     # About 85 characters of the key's text fit beside each other in 6 inches.
@@ -132,6 +135,11 @@ def hollow_entry(panel: Axes) -> tuple[str, Line2D]:
 def paper_entry(panel: Axes) -> tuple[str, Line2D]:
     """The key's entry of published values."""
     return "paper", panel.plot([], [], "D", color=PAPER, markersize=4)[0]
+
+
+def shorten(label: str) -> str:
+    """A label of at most MAX_LABEL characters."""
+    return label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…"
 
 
 def file_name(table: str, index: int) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
+from orchestrator.planning.plan_file import PlanFile
+from orchestrator.record import Record
 from orchestrator.report import build, files
 from orchestrator.report.model import NewSubjects
+from search_spaces.columns import ABLATION
 from search_spaces.study import Claim
 from tests.orchestrator.report.test_figures import names_in, texts_in
 from tests.orchestrator.report.test_report_formats import Page
-from tests.support.report_cases import plan_file_of, plan_of, records_of
+from tests.support.report_cases import ROWS, finished, keys_of, plan_file_of, plan_of, records_of
 
 SHARP = {"thin": (80.0, 80.4, 79.8), "full": (83.0, 83.3, 82.9)}
 BETTER = Claim("Two layers beat one", "depth", "full", "thin", "ar3d/top1", "superior")
@@ -107,3 +112,113 @@ def test_the_forest_stands_with_the_table_of_claims():
     assert len(ids) == len(set(ids))
     without = files(claiming())
     assert "figures/claims.svg" not in without and "figures/claims.svg" not in without["report.md"]
+
+
+# --- confusions
+
+NAMES = ("sit", "stand", "walk")
+TRUE = [0, 0, 0, 1, 1, 2]
+PREDICTED = {0: [0, 0, 1, 1, 1, 0], 1: [0, 1, 1, 1, 2, 0]}
+COUNTS = ((3, 3, 0), (0, 3, 1), (2, 0, 0))
+"""Of both seeds together, counted by hand."""
+
+
+def classified(predicted, classes=NAMES, true=TRUE, task="ar3d", suffixes=("",)):
+    """A report whose baseline row has these predictions by seed; the other row has other ones."""
+    rows = tuple(replace(row, published=()) for row in ROWS)
+    plan = plan_of(rows, columns=ABLATION, seeds=len(predicted))
+    plan_file = plan_file_of(plan)
+    data = {name: replace(facts, classes=classes) for name, facts in plan_file.data.items()}
+    outcomes, records = {}, {}
+    for label in ("full", "thin"):
+        for seed, key in enumerate(keys_of(plan, label, task)):
+            place = f"{task}/synthetic_ntu25/"
+            records[key] = finished(key, {"ar3d/top1": 50.0})
+            outcomes[key] = {f"{place}label": np.array(true, np.int16)}
+            answers = predicted[seed] if label == "full" else np.zeros(len(true))
+            outcomes[key] |= {f"{place}predicted{suffix}": np.array(answers, np.int16) for suffix in suffixes}
+    return replace(plan_file, data=data), records, outcomes
+
+
+def counts_in(svg):
+    nodes = {node.get("id", ""): node for node in ElementTree.fromstring(svg).iter()}
+    names = [name for name in nodes if name.startswith("count-")]
+    return {tuple(map(int, name.split("-")[1:])): int("".join(nodes[name].itertext())) for name in names}
+
+
+def test_the_confusion_matrix_sums_the_baselines_runs_and_names_the_classes():
+    plan, records, outcomes = classified(PREDICTED)
+    made = build(plan, records, outcomes.get)
+    (matrix,) = made.confusions
+    assert (matrix.counts, matrix.seeds, matrix.row) == (COUNTS, 2, "full")
+    texts = files(made)
+    svg = texts["figures/confusion-ar3d.svg"]
+    assert counts_in(svg) == {(i, j): COUNTS[i][j] for i in range(3) for j in range(3) if COUNTS[i][j]}
+    assert [text for text in texts_in(svg) if text in NAMES] == [*NAMES, *NAMES]
+    # 3 + 3 of 12 are on the diagonal.
+    assert "n = 12 clips of 2 seeds, 50.0 % of them right; data: synthetic_ntu25." in texts["report.md"]
+
+
+def test_cells_are_shaded_by_the_share_of_their_true_class():
+    plan, records, outcomes = classified({0: [0] * 9 + [1] + [2] * 2}, true=[0] * 10 + [1] * 2)
+    svg = files(build(plan, records, outcomes.get))["figures/confusion-ar3d.svg"]
+    # 9 of 10 and 2 of 2 are above 75 %, 1 of 10 is at 10 %: two shades, two cells and one.
+    corners = {level: node_of(svg, f"cells-{level}").find(".//{*}path").get("d").count("z") for level in (0, 4)}
+    assert names_in(svg)["cells"] == 2 and corners == {0: 1, 4: 2}
+
+
+def test_without_names_and_with_runs_that_failed_or_left_no_results_it_has_numbers_of_the_others():
+    plan, records, outcomes = classified({**PREDICTED, 2: TRUE}, classes=())
+    first, second = [key for key, unit in plan.units.items() if key in plan.tables[0].rows[1].units["ar3d"]][:2]
+    records[first] = Record(first, "failed", error="Boom")
+    del outcomes[second]
+    (matrix,) = build(plan, records, outcomes.get).confusions
+    assert (matrix.seeds, matrix.counts) == (1, ((3, 0, 0), (0, 2, 0), (0, 0, 1)))
+    texts = files(build(plan, records, outcomes.get))
+    assert {"0", "1", "2"} <= set(texts_in(texts["figures/confusion-ar3d.svg"]))
+    assert "classes by their number from 0" in texts["report.md"]
+
+
+def test_no_results_by_clip_no_confusions():
+    plan, records, _ = classified(PREDICTED)
+    assert build(plan, records).confusions == ()
+    assert build(plan, {}, {}.get).confusions == ()
+
+
+def test_names_that_do_not_fit_the_numbers_are_left_out():
+    plan, records, outcomes = classified({0: [0, 0, 0, 1, 1, 5]})
+    (matrix,) = build(plan, records, outcomes.get).confusions
+    assert len(matrix.counts) == 6 and matrix.classes == ()
+
+
+def test_early_prediction_is_shown_at_its_middle_ratio():
+    plan, records, outcomes = classified(PREDICTED, task="eap", suffixes=("@0.2", "@0.4", "@0.6"))
+    made = build(plan, records, outcomes.get)
+    (matrix,) = made.confusions
+    assert (matrix.task, matrix.ratio, matrix.counts) == ("eap", "0.4", COUNTS)
+    assert "40 % observed" in files(made)["report.md"]
+
+
+def test_many_classes_have_the_most_frequent_confusions_as_a_table():
+    names = tuple(f"class {number}" for number in range(60))
+    true = [0] * 4 + list(range(60)) + [7] * 5
+    predicted = [3, 3, 3, 0, *range(60), 9, 9, 8, 7, 7]
+    plan, records, outcomes = classified({0: predicted}, classes=names, true=true)
+    texts = files(build(plan, records, outcomes.get))
+    assert counts_in(texts["figures/confusion-ar3d.svg"]) == {}
+    lines = texts["report.md"].split("| True class |")[1].splitlines()[2:5]
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines] == [
+        ["class 0", "class 3", "3", "60.0 %"],
+        ["class 7", "class 9", "2", "33.3 %"],
+        ["class 7", "class 8", "1", "16.7 %"],
+    ]
+
+
+def test_names_of_classes_survive_the_plan_and_plans_without_them_can_be_read():
+    plan, _, _ = classified(PREDICTED)
+    assert PlanFile.from_json(plan.to_json()) == plan
+    plain = json.loads(plan.to_json())
+    for facts in plain["data"].values():
+        del facts["classes"]
+    former = PlanFile.from_json(json.dumps(plain))
+    assert former.name == plan.name and all(facts.classes == () for facts in former.data.values())
