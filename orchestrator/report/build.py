@@ -9,7 +9,7 @@ from functools import cached_property
 
 from orchestrator.planning.plan_file import FORMAT, PlanFile, PlannedColumn, PlannedRow, PlannedTable
 from orchestrator.report.claims import OutcomesOf, judge
-from orchestrator.report.clip_results import confusions
+from orchestrator.report.clip_results import confusions, example_poses
 from orchestrator.report.model import (
     CODE,
     PROVENANCE,
@@ -97,6 +97,7 @@ class _Builder:
             claims=claims,
             curves=tuple(self._curves()),
             confusions=tuple(confusions(self.plan, self.records, outcomes)),
+            poses=example_poses(self.plan, self.records, outcomes),
         )
 
     def _sources(self, names: Iterable[str]) -> tuple[Source, ...]:

@@ -229,6 +229,27 @@ class Confusion:
 
 
 @dataclass(frozen=True)
+class ExamplePoses:
+    """The poses of the smallest, the median and the largest error of one run, in this order."""
+
+    source: str
+    row: str
+    """Its label."""
+    seed: int
+    frames: int
+    """Test frames that they are chosen from."""
+    bones: tuple[tuple[int, int], ...]
+    """Joints at their ends."""
+    places: tuple[tuple[int, int, int], ...]
+    """Clip, camera and frame."""
+    joints: tuple[tuple[tuple[float, float], ...], ...]
+    """[3][J] on the screen as the model gets them, y downwards."""
+    predicted: tuple[tuple[tuple[float, float, float], ...], ...]
+    """[3][J] mm from the root, in camera axes: x right, y down, z away."""
+    truth: tuple[tuple[tuple[float, float, float], ...], ...]
+
+
+@dataclass(frozen=True)
 class Failure:
     """A unit that failed, and the last line of what it raised: the lines above it hold paths of the machine."""
 
@@ -270,3 +291,4 @@ class Report:
     """In the study's order."""
     curves: tuple[Curve, ...] = ()
     confusions: tuple[Confusion, ...] = ()
+    poses: ExamplePoses | None = None

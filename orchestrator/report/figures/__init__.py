@@ -9,6 +9,7 @@ from orchestrator.report.figures.differences import figure as differences
 from orchestrator.report.figures.early import early
 from orchestrator.report.figures.factor import factor
 from orchestrator.report.figures.forest import forest
+from orchestrator.report.figures.poses import poses
 from orchestrator.report.figures.routes import routes
 from orchestrator.report.figures.style import Drawing
 from orchestrator.report.model import Report
@@ -36,7 +37,13 @@ def draw(report: Report) -> Figures:
         return replace(drawing, caption=f"{drawing.caption} SYNTHETIC DATA.") if synthetic else drawing
 
     by_table = [make(table, index) for index, table in enumerate(report.tables) for make in (factor, early)]
-    section = (*by_table, learning_curves(report), routes(report), *map(confusion, report.confusions))
+    section = (
+        *by_table,
+        learning_curves(report),
+        routes(report),
+        *map(confusion, report.confusions),
+        poses(report.poses),
+    )
     claims = forest(report)
     return Figures(
         tables={table.name: svg for table in report.tables if (svg := differences(table)) is not None},

@@ -222,3 +222,69 @@ def test_names_of_classes_survive_the_plan_and_plans_without_them_can_be_read():
         del facts["classes"]
     former = PlanFile.from_json(json.dumps(plain))
     assert former.name == plan.name and all(facts.classes == () for facts in former.data.values())
+
+
+# --- poses
+
+
+def posed(**changes):
+    """A report whose baseline row's first seed has examples: the prediction is the truth moved by 30, 60 and 90 mm."""
+    plan = plan_file_of(plan_of(seeds=2))
+    truth = np.tile(np.array([[0, 0, 0], [0, -500, 100], [300, -500, 100]], float), (3, 1, 1))
+    moved = np.array([30, 60, 90], float)[:, None, None] * [1, 0, 0]
+    arrays = {
+        "frames": np.array([1000, 234]),
+        "example_clip": np.array([4, 5, 6]),
+        "example_camera": np.array([0, 1, 0]),
+        "example_frame": np.array([7, 8, 9]),
+        "example_bones": np.array([[1, 0], [2, 1]]),
+        "example_input": np.tile([[0, 0], [0, 0.5], [0.25, 0.5]], (3, 1, 1)),
+        "example_truth_mm": truth,
+        "example_pose_mm": truth + moved,
+    }
+    arrays = {name: value for name, value in {**arrays, **changes}.items() if value is not None}
+    keys = plan.tables[0].rows[1].units["pe"]
+    own = {f"pe/synthetic_h36m17/{name}": value for name, value in arrays.items()}
+    records = {key: finished(key, {"pe/mpjpe_mm": 50.0}) for key in plan.units}
+    return plan, records, {keys[0]: own}
+
+
+def test_poses_are_drawn_to_scale_with_their_errors():
+    plan, records, outcomes = posed()
+    texts = files(build(plan, records, outcomes.get))
+    svg = texts["figures/poses.svg"]
+    (left, right) = ends_of(svg, "scale-bar")
+    for place, moved in enumerate((30, 60, 90)):
+        truth, predicted = (ends_of(svg, f"{name}-front-{place}") for name in ("truth", "predicted"))
+        shift = {round(ours - theirs, 3) for ours, theirs in zip(predicted, truth, strict=True)}
+        assert len(shift) == 1 and shift.pop() == pytest.approx((right - left) * moved / 500, abs=0.02)
+        # Seen from the side, a shift across the picture is none.
+        assert ends_of(svg, f"truth-side-{place}") == ends_of(svg, f"predicted-side-{place}")
+    drawn = names_in(svg)
+    assert (drawn["input"], drawn["truth"], drawn["predicted"]) == (3, 6, 6)
+    shown = " ".join(text for text in texts_in(svg) if text)
+    for text in ("best: 30.0 mm", "median: 60.0 mm", "worst: 90.0 mm", "clip 5, camera 1, frame 8"):
+        assert text in shown
+    assert "n = 1,234 frames; data: synthetic_h36m17. SYNTHETIC DATA." in texts["report.md"]
+
+
+def test_the_head_is_up():
+    plan, records, outcomes = posed()
+    svg = files(build(plan, records, outcomes.get))["figures/poses.svg"]
+    for name in ("truth-front-0", "truth-side-0"):
+        (path,) = [node.get("d") for node in node_of(svg, name).iter() if node.get("d")]
+        child, parent = (float(y) for y in re.findall(r"[ML] \S+ (\S+)", path)[:2])
+        # Joint 1 is half a metre above joint 0, and y of a picture points down.
+        assert child < parent
+
+
+def test_joints_that_are_not_numbers_leave_gaps():
+    plan, records, outcomes = posed(example_input=np.full((3, 3, 2), np.nan))
+    drawn = names_in(files(build(plan, records, outcomes.get))["figures/poses.svg"])
+    assert (drawn["truth"], drawn["predicted"]) == (6, 6)
+
+
+def test_runs_measured_before_there_were_examples_have_no_poses():
+    plan, records, outcomes = posed(example_pose_mm=None)
+    texts = files(build(plan, records, outcomes.get))
+    assert "figures/poses.svg" not in texts and "figures/poses.svg" not in texts["report.md"]
