@@ -48,11 +48,11 @@ class View:
     findings: tuple[tuple[str, tuple[str, ...]], ...]
     """Of each column, what the rows show beside the baseline row."""
     figure: Safe
-    """Name of its figure's file; empty for none."""
+    """Name of its figure's files, without suffix; empty for none."""
 
 
 def views(report: Report, figures: Mapping[str, str]) -> list[View]:
-    """The tables in words; `figures` has the names of their files by the tables' names."""
+    """The tables in words; `figures` has the names of their figures' files, without suffix, by the tables' names."""
     return [
         View(
             table=table,

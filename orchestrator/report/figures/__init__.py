@@ -1,4 +1,4 @@
-"""The report's figures as SVG texts, from the report alone: same numbers, same bytes."""
+"""The report's figures, from the report alone: same numbers, same bytes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from orchestrator.report.figures.factor import factor
 from orchestrator.report.figures.forest import forest
 from orchestrator.report.figures.poses import poses
 from orchestrator.report.figures.routes import routes
-from orchestrator.report.figures.style import Drawing
+from orchestrator.report.figures.style import Drawing, Image
 from orchestrator.report.model import Report
 
 __all__ = ["Drawing", "Figures", "draw"]
@@ -21,7 +21,7 @@ __all__ = ["Drawing", "Figures", "draw"]
 class Figures:
     """All figures of a report, by where they stand; each is there only where its data are."""
 
-    tables: Mapping[str, str]
+    tables: Mapping[str, Image]
     """The differences to the baseline row, by the table's name."""
     claims: Drawing | None
     """Beside the table of claims."""
@@ -46,7 +46,7 @@ def draw(report: Report) -> Figures:
     )
     claims = forest(report)
     return Figures(
-        tables={table.name: svg for table in report.tables if (svg := differences(table)) is not None},
+        tables={table.name: image for table in report.tables if (image := differences(table)) is not None},
         claims=marked(claims) if claims is not None else None,
         section=tuple(marked(drawing) for drawing in section if drawing is not None),
     )

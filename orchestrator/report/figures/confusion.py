@@ -47,7 +47,7 @@ def confusion(matrix: Confusion) -> Drawing:
         f"{'' if matrix.classes else ', classes by their number from 0'}; shade: share of the true class's clips; "
         f"n = {count(clips, 'clip')} of {count(matrix.seeds, 'seed')}, {100 * int(counts.trace()) / max(clips, 1):.1f} "
         f"% of them right; data: {matrix.source}.",
-        svg=image,
+        image=image,
         table=() if labelled else _most_frequent(matrix, counts),
     )
 

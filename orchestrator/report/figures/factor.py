@@ -50,7 +50,7 @@ def factor(table: TableOfCells, index: int) -> Drawing | None:
             entries.append(hollow_entry(panels[0]))
         if published:
             entries.append(paper_entry(panels[0]))
-        text = finish(figure, entries)
+        image = finish(figure, entries)
     runs = [cell.n for cell in cells]
     n = count(max(runs), "seed") if min(runs) == max(runs) else f"{min(runs)} to {count(max(runs), 'seed')}"
     data = listed(dict.fromkeys(source.name for sources in table.sources for source in sources[:1]))
@@ -59,7 +59,7 @@ def factor(table: TableOfCells, index: int) -> Drawing | None:
         title=table.title,
         caption=f"Each measure on the test split against the rows' value ({table.varies}), one thin line a seed; "
         f"n = {n} a row; data: {data}{PAPER_DATA if published else ''}.",
-        svg=text,
+        image=image,
     )
 
 

@@ -49,7 +49,7 @@ def forest(report: Report) -> Drawing | None:
         f"given; n = {' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} paired seeds a claim; data: "
         f"{listed(dict.fromkeys(set_of(result.column.sources[0]) for result in results))}"
         f"{PAPER_DATA if any(result.published is not None for result in results) else ''}.",
-        svg=image,
+        image=image,
     )
 
 

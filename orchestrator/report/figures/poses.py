@@ -30,6 +30,9 @@ def poses(examples: ExamplePoses | None) -> Drawing | None:
         for place, which in enumerate(WHICH):
             top = panels[0, place]
             _skeleton(top, joints[place], examples, INPUT, f"input-{place}")
+            seen = joints[place][np.isfinite(joints[place]).all(axis=1)]
+            if len(seen):
+                _center(top, seen, 0.52 * sides * (np.ptp(seen, axis=0) / sides).max())
             clip, camera, frame = examples.places[place]
             top.set_title(f"{which}: {error[place]:.1f} mm\nclip {clip}, camera {camera}, frame {frame}", fontsize=8)
             for (name, axes), panel in zip(VIEWS, panels[1:, place], strict=True):
@@ -49,7 +52,7 @@ def poses(examples: ExamplePoses | None) -> Drawing | None:
         f"“{examples.row}”, seed {examples.seed}: the joints that the model is given, and truth and prediction "
         f"relative to the root, in the camera's axes; the bar is {BAR_MM} mm; n = {examples.frames:,} frames; "
         f"data: {examples.source}.",
-        svg=image,
+        image=image,
     )
 
 
@@ -78,3 +81,4 @@ def _center(panel: Axes, views: np.ndarray, half: np.ndarray) -> None:
 def _scale_bar(panel: Axes) -> None:
     left, bottom = panel.get_xlim()[0], panel.get_ylim()[0]
     panel.plot([left, left + BAR_MM], [bottom] * 2, "-", color="black", linewidth=1.5).pop().set_gid("scale-bar")
+    panel.text(left, bottom, f"{BAR_MM} mm", va="top", fontsize=7)
