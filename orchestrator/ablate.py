@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.arguments import AUTO, AUTO_LOOKS, add_shared_arguments, check_cut, check_numbers, processes_of
+from orchestrator.cli.arguments import AUTO, AutoSeeds, add_shared_arguments, check_cut, check_numbers, processes_of
 from orchestrator.cli.session import Session, run_command
 from orchestrator.planning.estimate import Estimate, estimate, on_slots
 from orchestrator.planning.inputs import Inputs, read_inputs, wanted_metrics
-from orchestrator.planning.plan import Plan
+from orchestrator.planning.plan import Plan, UnitSize
 from orchestrator.planning.plan_file import PlanFile
+from orchestrator.planning.sizes import unit_sizes
 from orchestrator.record import Record, finished_of
 from orchestrator.scheduling.task_graph import State, TaskGraph
 from orchestrator.storage.ledger import Ledger, Place, storage_path
@@ -86,7 +87,7 @@ def act(options: argparse.Namespace, command: str) -> int:
     for flag, number in (("--gpu-memory", options.gpu_memory), ("--price-per-hour", options.price_per_hour)):
         if number is not None and not (options.plan and 0 < number < float("inf")):
             raise ValueError(f"{flag} goes with --plan and must be above 0, got {number:g}")
-    looks = AUTO_LOOKS if options.seeds == AUTO else ()
+    looks = options.seeds.looks if isinstance(options.seeds, AutoSeeds) else ()
     for seeds in looks or (options.seeds,):
         inputs = read_inputs(options.study, options.preset, options.data, options.set, seeds)
         if looks and not inputs.plan.study.claims:
@@ -96,11 +97,11 @@ def act(options: argparse.Namespace, command: str) -> int:
             print(show_plan(inputs, existing_ledger(options.storage), options))
             return 0
         status, report = run(inputs, options, command, looks)
-        undecided = [result for result in report.claims if result.verdict == "undecided"] if report else []
+        undecided = [result for result in report.primary_claims if result.verdict == "undecided"] if report else []
         if status or not undecided:
             break
         if looks:
-            logger.info("%d seeds: %s undecided", seeds, count(len(undecided), "claim"))
+            logger.info("%d seeds: %s undecided", seeds, count(len(undecided), "primary claim"))
     return status
 
 
@@ -123,8 +124,12 @@ def run(
                 graph = TaskGraph(plan.units, ledger, expected.seconds, plan.measured(), check)
             if not graph.complete:
                 expected = on_slots(expected, plan.units, graph.unfinished(), session.connect())
+            before = ledger.plan(plan.name)
+            sizes = unit_sizes(plan.units, inputs.sets, sizes_in(before))
         plan_file = replace(
-            PlanFile.of(plan, command, inputs.changes), looks=looks_before(ledger, plan), planned_looks=planned_looks
+            PlanFile.of(plan, command, inputs.changes, sizes),
+            looks=looks_before(ledger, plan, before),
+            planned_looks=planned_looks,
         )
         ledger.save_plan(plan_file)
         logger.info("%s", summary(plan, graph, expected))
@@ -145,14 +150,24 @@ def run(
     return 0 if finished and written and (copy or ledger.root is not None) else 1, report
 
 
-def looks_before(ledger: Ledger, plan: Plan) -> tuple[int, ...]:
-    """Other numbers of seeds that the study was complete with: it could be looked at before it was extended."""
-    before = ledger.plan(plan.name) if plan.study.claims else None
-    if before is None:
+def sizes_in(before: PlanFile | None) -> dict[str, UnitSize]:
+    """Of the units of a plan that was saved, as far as it has them."""
+    units = before.units.items() if before else ()
+    return {key: unit.size for key, unit in units if unit.size is not None}
+
+
+def looks_before(ledger: Ledger, plan: Plan, before: PlanFile | None) -> tuple[int, ...]:
+    """Of how many other seeds the study was complete with: it could be looked at before they were changed.
+
+    Args:
+        before: the plan as it was saved last; None where it never was.
+    """
+    if before is None or not plan.study.claims:
         return ()
     places = [Place(key, unit.folder) for key, unit in before.units.items()]
-    complete = before.seeds != plan.seeds and len(finished_of(ledger.read(places))) == len(places)
-    return tuple(sorted({*before.looks, *([before.seeds] if complete else [])} - {plan.seeds}))
+    others = set(before.seed_numbers) != set(plan.seed_numbers)
+    complete = others and len(finished_of(ledger.read(places))) == len(places)
+    return tuple(sorted({*before.looks, *([before.seeds] if complete else [])}))
 
 
 def existing_ledger(storage: str) -> Ledger | None:

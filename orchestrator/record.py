@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from ups_model.evaluation.health import check_health
 
-NUMBERS = ("started", "ended", "train_seconds", "chosen_step")
+NUMBERS = ("started", "ended", "train_seconds", "chosen_step", "energy_joules")
 """Entries of `Record.about` that are finite numbers wherever they are there."""
 
 

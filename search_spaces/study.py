@@ -123,6 +123,10 @@ CLAIM_KINDS: tuple[ClaimKind, ...] = ("superior", "not better", "equivalent")
 margin; equivalent: it differs by less than the margin either way."""
 
 
+PRIMARY = "primary"
+"""The family of claims that a study is made for."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A statement about two rows of a table and one measure, fixed before the run."""
@@ -141,7 +145,7 @@ class Claim:
     """In the column's unit; 0 for "superior" means better at all."""
     reason: str = ""
     """Why the margin is what it is; needed where it isn't 0."""
-    family: str = "primary"
+    family: str = PRIMARY
     """Verdicts are corrected for the number of claims of one family."""
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ import re
 import shlex
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ups_model.cli import add_data_arguments, add_device_arguments, add_fit_arguments, check_processes
@@ -28,8 +29,9 @@ def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None
     seeds = f"repetitions of every {repeated} (its own number)"
     if repeated == "row":
         *first, last = AUTO_LOOKS
-        seeds += f"; auto: {', '.join(map(str, first))}, then {last}, until every claim is decided"
-        parser.add_argument("--seeds", type=_or_auto(int, "whole number"), metavar="N|auto", help=seeds)
+        seeds += f", or which: 0,3,7; auto: {', '.join(map(str, first))}, then {last}, until every primary claim is "
+        seeds += "decided; auto:N ends at N"
+        parser.add_argument("--seeds", type=_seeds, metavar="N|LIST|auto[:N]", help=seeds)
     else:
         parser.add_argument("--seeds", type=int, metavar="N", help=seeds)
     parser.add_argument(
@@ -59,6 +61,28 @@ def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None
         ("--retrain", "retrain", "train them again; their records are kept under another name"),
     ):
         other.add_argument(flag, dest="other_code", action="store_const", const=policy, default="refuse", help=text)
+
+
+@dataclass(frozen=True)
+class AutoSeeds:
+    """As many seeds as the claims need."""
+
+    looks: tuple[int, ...]
+    """Numbers of seeds after which they are looked at."""
+
+
+def _seeds(text: str) -> int | tuple[int, ...] | AutoSeeds:
+    """For argparse: a number of seeds, the seeds themselves, or auto with the largest number of them."""
+    kind, colon, most = text.partition(":")
+    looks = list(map(str, AUTO_LOOKS))
+    try:
+        if kind == AUTO:
+            return AutoSeeds(AUTO_LOOKS[: looks.index(most) + 1] if colon else AUTO_LOOKS)
+        return tuple(int(seed) for seed in text.split(",") if seed) if "," in text else int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"must be a number, seeds as in 0,3,7, auto, or auto:N with N one of {', '.join(looks)}, got {text!r}"
+        ) from error
 
 
 def _or_auto(parse: Callable[[str], float], name: str) -> Callable[[str], float | str]:

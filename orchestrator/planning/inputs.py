@@ -24,7 +24,9 @@ class Inputs:
     changes: Mapping[str, str]
 
 
-def read_inputs(name: str, preset_name: str, data: Sequence[str], sets: Sequence[str], seeds: int | None) -> Inputs:
+def read_inputs(
+    name: str, preset_name: str, data: Sequence[str], sets: Sequence[str], seeds: int | Sequence[int] | None
+) -> Inputs:
     """Plan a study.
 
     Args:
@@ -32,7 +34,7 @@ def read_inputs(name: str, preset_name: str, data: Sequence[str], sets: Sequence
         preset_name: tiny, small or paper.
         data: NAME=PATH texts.
         sets: FIELD=VALUE texts.
-        seeds: repetitions; None takes the study's own number.
+        seeds: repetitions, or their seeds; None takes the study's own number.
 
     Raises:
         ValueError: an unknown study or field, a row out of range, a clip set that isn't there or can't serve its task,
@@ -40,7 +42,7 @@ def read_inputs(name: str, preset_name: str, data: Sequence[str], sets: Sequence
     """
     study = find_study(name)
     changes = assignments(sets, "--set", "FIELD=VALUE")
-    if seeds is not None and seeds < 1:
+    if isinstance(seeds, int) and seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
     resolved = resolve(study, preset_name, changes)
     names = dict.fromkeys(name for config in resolved.settings for name in configured_sets(config))

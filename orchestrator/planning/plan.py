@@ -28,6 +28,18 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
+class UnitSize:
+    """How much a unit computes, counted from its configuration."""
+
+    active_parameters: int
+    """Those that one sample passes through: of a routed layer, one block's."""
+    flops: Mapping[TaskName, float]
+    """Multiplications and additions of a forward pass, per sample of each trained task."""
+    operations: float
+    """Multiplications and additions of its training, forward and backward."""
+
+
+@dataclass(frozen=True)
 class Unit:
     """One training run, the node of the plan."""
 
@@ -129,7 +141,8 @@ class Plan:
     study: Study
     preset: str
     data: Mapping[str, DataFacts]
-    seeds: int
+    seed_numbers: tuple[int, ...]
+    """In the order in which they were asked for."""
     arms: tuple[Arm, ...]
     tables: tuple[tuple[Table, tuple[Line, ...]], ...]
     units: Mapping[str, Unit]
@@ -144,6 +157,11 @@ class Plan:
         # Claims are part of what was fixed before the run; a study without any keeps its name.
         claims = [[asdict(claim) for claim in self.study.claims]] if self.study.claims else []
         return f"{self.study.name}-{self.preset}-{digest([self.base.canonical(), data, *claims])[:8]}"
+
+    @property
+    def seeds(self) -> int:
+        """Repetitions of every row."""
+        return len(self.seed_numbers)
 
     @property
     def rows(self) -> int:
@@ -183,21 +201,26 @@ class Plan:
         return sum(self.units[step].samples.get(task, 0) for step in self.with_parents([key]))
 
 
-def make_plan(resolved: ResolvedStudy, seeds: int, data: Mapping[str, DataFacts], text_identity: str) -> Plan:
+def make_plan(
+    resolved: ResolvedStudy, seeds: int | Sequence[int], data: Mapping[str, DataFacts], text_identity: str
+) -> Plan:
     """Rows -> arms -> units, equal ones once.
 
     Args:
-        seeds: repetitions of every row.
+        seeds: of every row's repetitions; a number N is seeds 0 to N - 1.
         data: the clip sets by name.
         text_identity: of the vocabulary's language model.
 
     Raises:
-        ValueError: a column whose task isn't trained, or too few steps to divide among stages. Names the study, the
-            table and the row.
+        ValueError: no seeds, or one that is negative or there twice; a column whose task isn't trained, or too few
+            steps to divide among stages. Names the study, the table and the row.
     """
-    if seeds < 1:
+    numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not numbers:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
-    planner = _Planner(resolved, seeds, {name: facts.fingerprint for name, facts in data.items()}, text_identity)
+    if min(numbers) < 0 or len(set(numbers)) < len(numbers):
+        raise ValueError(f"seeds must be 0 or more, each there once, got {', '.join(map(str, numbers))}")
+    planner = _Planner(resolved, numbers, {name: facts.fingerprint for name, facts in data.items()}, text_identity)
     tables = []
     for table in resolved.tables:
         lines = []
@@ -206,7 +229,7 @@ def make_plan(resolved: ResolvedStudy, seeds: int, data: Mapping[str, DataFacts]
                 lines.append(planner.line(table.table, row))
         tables.append((table.table, tuple(lines)))
     arms = tuple(planner.arms.values())
-    return Plan(resolved.study, resolved.preset, dict(data), seeds, arms, tuple(tables), planner.units, resolved.base)
+    return Plan(resolved.study, resolved.preset, dict(data), numbers, arms, tuple(tables), planner.units, resolved.base)
 
 
 def _arm_name(base: Config, column: Column, row: Row) -> str:
@@ -223,12 +246,12 @@ def _arm_name(base: Config, column: Column, row: Row) -> str:
 class _Planner:
     """Collects arms and units; equal ones are one."""
 
-    def __init__(self, resolved: ResolvedStudy, seeds: int, data: Mapping[str, str], text_identity: str) -> None:
+    def __init__(self, resolved: ResolvedStudy, seeds: tuple[int, ...], data: Mapping[str, str], text: str) -> None:
         """`data` is the fingerprint of each clip set."""
         self.arms: dict[str, Arm] = {}
         self.units: dict[str, Unit] = {}
         self._base, self._fine_tuning = resolved.base, resolved.study.fine_tuning
-        self._seeds, self._data, self._text = seeds, data, text_identity
+        self._seeds, self._data, self._text = seeds, data, text
 
     def line(self, table: Table, resolved: ResolvedRow) -> Line:
         """The arms and units of a row."""
@@ -253,7 +276,7 @@ class _Planner:
                 f"a column measures {task}, which is not trained: name its clip set in data.{task}.sources "
                 f"and the task in optim.cycle, or leave the column out; trained are {', '.join(arm.config.optim.tasks)}"
             )
-        return tuple(self._measured(arm, task, arm.config.replace(seed=seed)).key for seed in range(self._seeds))
+        return tuple(self._measured(arm, task, arm.config.replace(seed=seed)).key for seed in self._seeds)
 
     def _measured(self, arm: Arm, task: TaskName, config: Config) -> Unit:
         if arm.training == "joint":

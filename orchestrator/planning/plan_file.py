@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
-from orchestrator.planning.plan import DataFacts, Line, Plan, Stage
+from orchestrator.planning.plan import DataFacts, Line, Plan, Stage, UnitSize
 from search_spaces.study import Claim, FineTuning, Reference, Table, Training
 from ups_model.config import TaskName, canonical
 
@@ -23,6 +23,8 @@ class PlannedUnit:
     arm: str
     parent: str
     folder: str
+    size: UnitSize | None = None
+    """None in plans of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,17 @@ class PlanFile:
     """By key."""
     claims: tuple[Claim, ...] = ()
     looks: tuple[int, ...] = ()
-    """Smaller or other numbers of seeds that the study was complete with before, so that it could be looked at."""
+    """Of how many seeds it was complete with before, other ones than now, so that it could be looked at."""
     planned_looks: tuple[int, ...] = ()
     """Numbers of seeds after which it was to be looked at (`--seeds auto`); empty for a fixed number."""
     format: int = FORMAT
 
     @classmethod
-    def of(cls, plan: Plan, command: str, changes: Mapping[str, str]) -> Self:
-        """Of a plan; see the fields for the arguments."""
-        study, base = plan.study, plan.base
+    def of(
+        cls, plan: Plan, command: str, changes: Mapping[str, str], sizes: Mapping[str, UnitSize] | None = None
+    ) -> Self:
+        """Of a plan; see the fields for the arguments. `sizes` are by unit key."""
+        study, base, sizes = plan.study, plan.base, sizes or {}
         set_by_study = {base.field_path(name): value for name, value in study.base.items()}
         return cls(
             name=plan.name,
@@ -121,11 +125,20 @@ class PlanFile:
             chosen_by=base.chosen_by,
             tables=tuple(_table(plan, table, lines) for table, lines in plan.tables),
             units={
-                unit.key: PlannedUnit(unit.name, unit.stage, unit.task, unit.seed, unit.arm, unit.parent, unit.folder)
-                for unit in plan.units.values()
+                key: PlannedUnit(
+                    unit.name, unit.stage, unit.task, unit.seed, unit.arm, unit.parent, unit.folder, sizes.get(key)
+                )
+                for key, unit in plan.units.items()
             },
             claims=study.claims,
         )
+
+    @property
+    def seed_numbers(self) -> tuple[int, ...]:
+        """Of the repetitions, in the order in which they were asked for."""
+        rows = (row for table in self.tables for row in table.rows)
+        keys = next((keys for row in rows for keys in row.units.values()), ())
+        return tuple(self.units[key].seed for key in keys)
 
     def to_json(self) -> str:
         """One text for equal plans; `from_json` is its inverse."""
@@ -164,6 +177,9 @@ class PlanFile:
                 **{**one, "columns": columns, "notes": tuple(one["notes"]), "references": references, "rows": rows}
             )
 
+        def unit(one: Mapping[str, Any]) -> PlannedUnit:
+            return PlannedUnit(**{**one, "size": UnitSize(**one["size"]) if one.get("size") else None})
+
         typed = {
             "format": plain.get("format"),
             "overridden": tuple(plain.get("overridden", ())),
@@ -178,7 +194,7 @@ class PlanFile:
             "claims": tuple(Claim(**claim) for claim in plain.get("claims", ())),
             "looks": tuple(plain.get("looks", ())),
             "planned_looks": tuple(plain.get("planned_looks", ())),
-            "units": {key: PlannedUnit(**unit) for key, unit in plain["units"].items()},
+            "units": {key: unit(one) for key, one in plain["units"].items()},
         }
         return cls(**{**plain, **typed})
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from orchestrator.planning.plan import Unit
+from orchestrator.planning.plan import Unit, UnitSize
 from ups_model.config import Config, ModelConfig, OptimConfig, TaskData, TaskName, set_of
 from ups_model.config.identity import configured_tasks
 from ups_model.data.format.clip_set import ClipSet
@@ -39,6 +39,22 @@ def operations_of(unit: Unit, sets: Mapping[str, ClipSet]) -> float:
     """Multiplications and additions of a unit's training, forward and backward."""
     flops = sizes_of(unit.config, sets).flops
     return (1 + BACKWARD) * sum(count * flops[task] for task, count in unit.samples.items())
+
+
+def unit_sizes(
+    units: Mapping[str, Unit], sets: Mapping[str, ClipSet], counted: Mapping[str, UnitSize]
+) -> dict[str, UnitSize]:
+    """Of each unit by key, counted once for units that differ in the seed alone.
+
+    Args:
+        counted: of these or other units by key, as an earlier call returned them. Counting takes about a second each.
+    """
+    by_kind = {units[key].kind: size for key, size in counted.items() if key in units}
+    for unit in units.values():
+        if unit.kind not in by_kind:
+            active = _parameters(_network(unit.config, sets).with_one_route())
+            by_kind[unit.kind] = UnitSize(active, sizes_of(unit.config, sets).flops, operations_of(unit, sets))
+    return {key: by_kind[unit.kind] for key, unit in units.items()}
 
 
 def sizes_of(config: Config, sets: Mapping[str, ClipSet]) -> Sizes:

@@ -41,6 +41,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="(STORAGE/studies/PLAN/report; report-PLAN here, if from MLflow; runs/reports/PLAN, if from s3://)",
     )
+    made.add_argument(
+        "--price-per-hour",
+        type=float,
+        metavar="PRICE",
+        help="of a GPU, or of a unit without one: adds the rows' price",
+    )
     return made
 
 
@@ -50,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     ledger = None
     try:
+        if options.price_per_hour is not None and not 0 < options.price_per_hour < float("inf"):
+            raise ValueError(f"--price-per-hour must be above 0, got {options.price_per_hour:g}")
         if options.tracking_uri is not None:
             (plan, records), folder = from_tracking(options.tracking_uri, options.study)
             outcomes = outcomes_from_tracking(options.tracking_uri, records)
@@ -57,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ledger = Ledger.open(options.storage or DEFAULT_STORAGE, create=False)
             (plan, records), folder = from_storage(ledger, options.study)
             outcomes = outcomes_from(ledger, plan, records)
-        report = build(plan, records, outcomes)
+        report = build(plan, records, outcomes, options.price_per_hour)
         out = options.out or folder
         written = write_report(report, out)
         copy = ledger.publish_report(plan.name, written, out) if ledger is not None else ""

@@ -3,9 +3,10 @@ from storage has sorted."""
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from orchestrator.planning.plan_file import FORMAT, PlanFile, PlannedColumn, PlannedRow, PlannedTable
 from orchestrator.report.claims import OutcomesOf, judge
@@ -16,6 +17,7 @@ from orchestrator.report.model import (
     UNKNOWN,
     Cell,
     ClaimResult,
+    Cost,
     Curve,
     Failure,
     Origin,
@@ -37,13 +39,19 @@ _SHARES = ("top", "free_top", "ended")
 """How metrics begin that are the share of test clips with some property."""
 
 
-def build(plan: PlanFile, records: Records, outcomes: OutcomesOf = lambda key: None) -> Report:
+def build(
+    plan: PlanFile,
+    records: Records,
+    outcomes: OutcomesOf = lambda key: None,
+    price_per_hour: float | None = None,
+) -> Report:
     """The report of a plan.
 
     Args:
         records: of the plan's units, by key; None or absent where a unit has none.
         outcomes: of a unit by its key, for claims about new subjects and for figures; None where there are none at
             hand.
+        price_per_hour: of a GPU, or of a slot without GPUs.
 
     Raises:
         ValueError: the plan has another format than this code writes.
@@ -53,7 +61,7 @@ def build(plan: PlanFile, records: Records, outcomes: OutcomesOf = lambda key: N
             f"the plan has format {plan.format!r}, this code reads {FORMAT}; run the study's ablate command "
             "again with this version"
         )
-    return _Builder(plan, records).report(outcomes)
+    return replace(_Builder(plan, records).report(outcomes), price_per_hour=price_per_hour)
 
 
 def _marked(table: TableOfCells, claims: Sequence[ClaimResult]) -> TableOfCells:
@@ -124,11 +132,15 @@ class _Builder:
         columns = sorted(table.columns, key=lambda column: TASK_NAMES.index(column.task))
         for group in dict.fromkeys(column.group for column in columns):
             for key in row.units[group]:
-                chain = []
-                while key:
-                    chain.append(key)
-                    key = self.units[key].parent
-                yield from reversed(chain)
+                yield from self._chain(key)
+
+    def _chain(self, key: str) -> list[str]:
+        """A unit's key after those of its parents."""
+        chain = []
+        while key:
+            chain.append(key)
+            key = self.units[key].parent
+        return chain[::-1]
 
     def _table(self, table: PlannedTable) -> TableOfCells:
         baseline = next(row for row in table.rows if row.label == table.baseline)
@@ -171,7 +183,41 @@ class _Builder:
             )
         measured = [self.records.get(key) for column in columns for key in row.units[column.group]]
         parameters = {record.about["parameters"] for record in measured if record and "parameters" in record.about}
-        return RowOfCells(row.label, is_baseline, row.training, tuple(cells), tuple(sorted(parameters)))
+        cost = self._cost(row, columns)
+        return RowOfCells(row.label, is_baseline, row.training, tuple(cells), tuple(sorted(parameters)), cost)
+
+    def _cost(self, row: PlannedRow, columns: tuple[PlannedColumn, ...]) -> Cost:
+        sizes = {column.group: self.units[row.units[column.group][0]].size for column in columns}
+        counted = {group: size for group, size in sizes.items() if size is not None}
+        by_seed: dict[int, dict[str, None]] = {}
+        for column in columns:
+            for key in row.units[column.group]:
+                by_seed.setdefault(self.units[key].seed, {}).update(dict.fromkeys(self._chain(key)))
+        whole = [keys for keys in by_seed.values() if all(self._is_timed(key) for key in keys)]
+        # Seeds differ in nothing that counts.
+        operations = [size.operations for key in next(iter(by_seed.values()), {}) if (size := self.units[key].size)]
+        return Cost(
+            active_parameters=tuple(sorted({size.active_parameters for size in counted.values()})),
+            flops={column.group: counted[column.group].flops[column.task] for column in columns if counted},
+            operations=math.fsum(operations) if counted else None,
+            seconds=self._mean_cost(whole, lambda about: about["train_seconds"]),
+            slot_seconds=self._mean_cost(whole, lambda about: about["train_seconds"] * (about.get("gpus") or 1)),
+            joules=self._mean_cost(whole, lambda about: about.get("energy_joules")),
+        )
+
+    def _is_timed(self, key: str) -> bool:
+        """Whether a unit has been trained here, in a time that is known."""
+        return self._state(key) == "finished" and self.records[key].about.get("train_seconds", 0) > 0
+
+    def _mean_cost(
+        self, seeds: Sequence[Iterable[str]], cost: Callable[[Mapping[str, Any]], float | None]
+    ) -> float | None:
+        """Mean over seeds of the sum over their units; None where a unit has none."""
+        costs = [[cost(self.records[key].about) for key in keys] for keys in seeds]
+        numbers = [[one for one in of_seed if one is not None] for of_seed in costs]
+        if not seeds or any(len(some) < len(every) for some, every in zip(numbers, costs, strict=True)):
+            return None
+        return math.fsum(map(math.fsum, numbers)) / len(seeds)
 
     def _by_seed(self, row: PlannedRow, column: PlannedColumn) -> dict[int, str]:
         """Keys of the units that a cell is measured on."""

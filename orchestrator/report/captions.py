@@ -33,6 +33,12 @@ CHOSEN_BY = {
 }
 
 
+COST_NOTE = (
+    "Counted from the configuration, but for time and energy, which are as measured: machines may have been slower or "
+    "shared with other work. Joint training counts in full in each row that rests on it."
+)
+
+
 def table_caption(report: Report, table: TableOfCells) -> list[str]:
     """Sentences: what was trained on what, and how to read it beside the paper."""
     return [
@@ -96,7 +102,7 @@ def setup_text(report: Report) -> str:
     """Preset, changed fields, seeds."""
     plan = report.plan
     changed = listed(f"{name}={value}" for name, value in sorted(plan.changes.items()))
-    seeds = f"{'seed' if plan.seeds == 1 else 'seeds'} {listed(map(str, range(plan.seeds)))}"
+    seeds = f"{'seed' if plan.seeds == 1 else 'seeds'} {listed(map(str, plan.seed_numbers))}"
     return f"Preset {plan.preset}" + (f" with {changed}" if changed else "") + f"; {seeds}"
 
 
@@ -254,8 +260,8 @@ def claim_notes(report: Report) -> list[str]:
         "has none.",
     ]
     if len(looks) > 1 or number > 1:
-        seen = listed(map(str, looks))
-        how = "as planned" if report.plan.planned_looks else "extended after it was complete with fewer"
+        seen = listed(map(str, dict.fromkeys(looks)))
+        how = "as planned" if report.plan.planned_looks else "changed after it was complete with others"
         notes.append(f"Looked at with {seen} seeds, {how}: p values are the smallest of these looks, times {number}.")
     return notes
 

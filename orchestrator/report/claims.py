@@ -53,9 +53,9 @@ def judge(
 
 def looks_of(plan: PlanFile) -> tuple[tuple[int, ...], int]:
     """Numbers of seeds that the study was looked at with, the present one last, and how many looks to correct for."""
-    looks = (*(seeds for seeds in plan.looks if seeds != plan.seeds), plan.seeds)
+    looks = (*plan.looks, plan.seeds)
     if plan.planned_looks:
-        return looks, max(len(plan.planned_looks), len(looks))
+        return looks, len({*plan.planned_looks, *looks})
     return looks, max(EXTENDED_LOOKS, len(looks)) if len(looks) > 1 else 1
 
 
@@ -67,7 +67,8 @@ def _test(
     column = table.columns[index]
     arm, baseline = (_row(table, label).cells[index] for label in (claim.arm, claim.baseline))
     sign = 1.0 if column.higher_is_better else -1.0
-    seeds = sorted(arm.values.keys() & baseline.values.keys())
+    # In the order in which they were added, which is that of the looks.
+    seeds = [seed for seed in plan.seed_numbers if seed in arm.values and seed in baseline.values]
     effects = {seed: sign * (arm.values[seed] - baseline.values[seed]) for seed in seeds}
     keys = tuple(_keys(plan, claim.table, label, column.group) for label in (claim.arm, claim.baseline))
     looks, number_of_looks = looks_of(plan)

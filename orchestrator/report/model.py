@@ -10,7 +10,7 @@ from orchestrator.record import Record
 from orchestrator.report.claim_tests import ALPHA, Decision
 from orchestrator.report.statistics import Paired, mean_and_sd
 from orchestrator.storage.source_check import evaluation_code, training_code
-from search_spaces.study import Claim, Reference
+from search_spaces.study import PRIMARY, Claim, Reference
 from ups_model.config import TASK_NAMES, TaskName
 
 Verdict = Literal["supported", "contradicted", "undecided", "withheld"]
@@ -82,6 +82,24 @@ def unhealthy(health: Mapping[int, str]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a row's runs take; shared joint training counts in full in each row that rests on it."""
+
+    active_parameters: tuple[int, ...] = ()
+    """Different numbers among the row's measured units, ascending: of a routed layer, one block counts."""
+    flops: Mapping[str, float] = field(default_factory=dict)
+    """By group of columns: multiplications and additions of one prediction."""
+    operations: float | None = None
+    """Multiplications and additions of training one seed, parents included."""
+    seconds: float | None = None
+    """Training time of one seed, parents included: mean over the seeds whose every unit is finished and timed."""
+    slot_seconds: float | None = None
+    """The same, times the GPUs of each unit; without GPUs a unit takes one slot."""
+    joules: float | None = None
+    """Energy that the GPUs took for one seed, over the same seeds; None where a run lacks it."""
+
+
+@dataclass(frozen=True)
 class RowOfCells:
     """A row of a table."""
 
@@ -91,6 +109,7 @@ class RowOfCells:
     cells: tuple[Cell, ...]
     parameters: tuple[int, ...]
     """Different numbers of parameters among the row's measured runs, ascending; empty if none is known."""
+    cost: Cost = Cost()
 
 
 @dataclass(frozen=True)
@@ -292,3 +311,10 @@ class Report:
     curves: tuple[Curve, ...] = ()
     confusions: tuple[Confusion, ...] = ()
     poses: ExamplePoses | None = None
+    price_per_hour: float | None = None
+    """Of a GPU, or of a slot without GPUs, in the reader's currency."""
+
+    @property
+    def primary_claims(self) -> tuple[ClaimResult, ...]:
+        """Those of the primary family; all where there is none."""
+        return tuple(result for result in self.claims if result.claim.family == PRIMARY) or self.claims

@@ -47,6 +47,8 @@ class View:
     footnotes: tuple[str, ...]
     findings: tuple[tuple[str, tuple[str, ...]], ...]
     """Of each column, what the rows show beside the baseline row."""
+    costs: tuple[tuple[str, ...], ...]
+    """Lines of what the rows cost, headings first; empty where nothing is known."""
     figure: Safe
     """Name of its figure's files, without suffix; empty for none."""
 
@@ -75,6 +77,7 @@ def views(report: Report, figures: Mapping[str, str]) -> list[View]:
             )
             if len(table.rows) > 1
             else (),
+            costs=wording.cost_lines(table, report.price_per_hour),
             figure=Safe(figures.get(table.name, "")),
         )
         for table in report.tables
@@ -138,6 +141,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         "code": code_markdown,
         "inline_svg": lambda svg, prefix: Safe(_inline_svg(svg, prefix)),
         "cell": _cell_joiner(escape, template),
+        "numbers": latex_numbers,
         "task": lambda name: TASKS[name].title,
     }
     return environment.get_template(template).render(
@@ -148,6 +152,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         legend=captions.legend(report),
         claims=[wording.claim_texts(result) for result in report.claims],
         claim_notes=captions.claim_notes(report),
+        cost_note=captions.COST_NOTE,
         synthetic=captions.synthetic_text(sources for _, sources in captions.all_sources(report)),
         route_tasks=[task for task in TASKS if any(task in route.blocks for route in report.routes)],
         **more,
@@ -157,7 +162,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
 def _cell_joiner(escape: Callable[[str], str], template: str) -> Callable[[tuple[str, ...]], Safe]:
     """A cell's lines, escaped, with the format's line break."""
     if template.endswith(".tex.j2"):
-        return lambda texts: Safe(r"\lines{" + r"\\ ".join(map(escape, texts)) + "}")
+        return lambda texts: Safe(r"\lines{" + r"\\ ".join(map(latex_numbers, texts)) + "}")
     return lambda texts: Safe("<br>".join(map(escape, texts)))
 
 
@@ -213,6 +218,25 @@ def escape_latex(text: str) -> str:
     )
 
 
+_NUMBER = re.compile(rf"(?<![\w.,])([+{wording.MINUS}]?\d+\.\d+)(?: ± (\d+\.\d+))?(?![\w.])")
+
+
+def latex_numbers(text: str) -> Safe:
+    r"""A text of our own words as LaTeX, with its decimals in siunitx's \num, so that a paper sets how they look."""
+    parts, end = [], 0
+    for match in _NUMBER.finditer(text):
+        value = match[1].replace(wording.MINUS, "-") + (f" +- {match[2]}" if match[2] else "")
+        parts += [_escape_between(text[end : match.start()]), rf"\num{{{value}}}"]
+        end = match.end()
+    return Safe("".join([*parts, _escape_between(text[end:])]))
+
+
+def _escape_between(text: str) -> str:
+    """As `escape_latex`, with the spaces at its ends."""
+    before, after = (" " if text[at : at + 1 or None].isspace() else "" for at in (0, -1))
+    return f"{before}{escape_latex(text)}{after}" if text.strip() else before
+
+
 def _inline_svg(svg: str, prefix: str) -> str:
     """An SVG for use inside HTML: no XML head, and names of its own, as a page may have each name once."""
     svg = svg[svg.index("<svg") :]
@@ -223,7 +247,7 @@ CSV_COLUMNS = (
     "table", "row", "column", "kind", "training", "baseline", "unit", "higher_is_better", "status", "n", "mean", "sd",
     "sampling_error", "seeds", "difference", "difference_sd", "difference_low", "difference_high", "difference_pairs",
     "difference_verdict", "published", "published_difference", "samples", "baseline_samples", "parameters", "title",
-    "source",
+    "source", "active_parameters", "flops", "row_operations", "row_train_seconds", "row_energy_joules",
 )  # fmt: skip
 
 
@@ -302,6 +326,11 @@ def _csv_cell(row: RowOfCells, cell: Cell) -> dict[str, Any]:
         "baseline_samples": cell.baseline_samples,
         "seeds": ";".join(f"{seed}={cell.values.get(seed, state)}" for seed, state in cell.states.items()),
         "parameters": ";".join(map(str, row.parameters)),
+        "active_parameters": ";".join(map(str, row.cost.active_parameters)),
+        "flops": row.cost.flops.get(cell.column.group),
+        "row_operations": row.cost.operations,
+        "row_train_seconds": row.cost.seconds,
+        "row_energy_joules": row.cost.joules,
     }
     if (pairs := cell.difference) is not None:
         values |= {

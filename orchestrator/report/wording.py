@@ -9,6 +9,7 @@ from orchestrator.planning.plan_file import PlannedColumn
 from orchestrator.report.claim_tests import MAX_SEEDS, without_spread
 from orchestrator.report.model import Cell, ClaimResult, State, TableOfCells, unhealthy
 from orchestrator.report.statistics import Paired
+from ups_model.tasks import TASKS
 from ups_model.wording import count
 
 DIGITS = {"%": 2, "mm": 1}
@@ -103,6 +104,37 @@ def parameters_text(parameters: Sequence[int]) -> str:
     if not parameters:
         return "unknown"
     return " to ".join(f"{value / 1e6:.2f} M" for value in dict.fromkeys((parameters[0], parameters[-1])))
+
+
+def cost_lines(table: TableOfCells, price_per_hour: float | None) -> tuple[tuple[str, ...], ...]:
+    """A table's rows with what they cost, headings first; columns that no row has a value of are left out."""
+    columns = {
+        "Active parameters": [
+            parameters_text(row.cost.active_parameters) if row.cost.active_parameters else NONE for row in table.rows
+        ]
+    }
+    for task in table.tasks:
+        groups = dict.fromkeys(column.group for column in table.columns if column.task == task)
+        by_row = [[row.cost.flops[group] for group in groups if group in row.cost.flops] for row in table.rows]
+        texts = [listed(dict.fromkeys(f"{value / 1e6:.3g}" for value in flops)) or NONE for flops in by_row]
+        columns[f"{TASKS[task].title}, MFLOPs a prediction"] = texts
+
+    def numbers(unit: float, digits: str, values: Iterable[float | None]) -> list[str]:
+        return [NONE if value is None else f"{value / unit:,{digits}}" for value in values]
+
+    costs = [row.cost for row in table.rows]
+    columns["Training, TFLOPs a seed"] = numbers(1e12, ".3g", [cost.operations for cost in costs])
+    columns["Training, minutes a seed"] = numbers(60, ".1f", [cost.seconds for cost in costs])
+    columns["Energy of the GPUs, Wh a seed"] = numbers(3600, ".1f", [cost.joules for cost in costs])
+    if price_per_hour is not None:
+        columns[f"Price a seed, at {price_per_hour:g} an hour"] = numbers(
+            3600 / price_per_hour, ".2f", [cost.slot_seconds for cost in costs]
+        )
+    kept = {title: texts for title, texts in columns.items() if set(texts) != {NONE}}
+    if not kept:
+        return ()
+    lines = zip([row.label for row in table.rows], *kept.values(), strict=True)
+    return ((table.varies, *kept), *lines)
 
 
 def column_text(column: PlannedColumn) -> str:

@@ -27,6 +27,7 @@ from orchestrator.storage.source_check import (
     training_code,
 )
 from orchestrator.storage.trained import Twin, enter, find_twin
+from orchestrator.worker.energy import EnergyMeter
 from orchestrator.worker.environment import commit, faults, versions
 from orchestrator.worker.gpu_memory import limit_memory
 from orchestrator.worker.job import Job, Outcome
@@ -264,6 +265,7 @@ class _Attempt:
         evaluation = Begun.read(folder).evaluation if (folder / RESULT).exists() else ""
         evaluation = evaluation or source_digest("evaluation")
         Begun(tuple(codes), evaluation).write(folder)
+        meter = EnergyMeter.start(job.gpus)
         if job.processes == 1:
             result = train(unit.config, self._paths, options, start, None, should_stop, self.work.save)
         else:
@@ -276,6 +278,8 @@ class _Attempt:
             self.claim.check()
             return Outcome("stopped")
         about = {**result.about, **_about(job, self.started)}
+        if (joules := meter.joules(result.about["train_seconds"])) is not None:
+            about["energy_joules"] = joules
         if "trained_by" in result.about:  # Killed after it had measured another unit's weights.
             times = {"started": result.about["started"], "ended": round(time.time(), 1)}
             about = self._later(result.about) | times

@@ -4,12 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from orchestrator import ablate
+from orchestrator.cli import arguments
 from orchestrator.cli.arguments import command_line
 from orchestrator.planning.inputs import read_inputs
 from orchestrator.record import Record
@@ -165,6 +167,7 @@ CASES = {
     ),
     "clips that nobody uses": (flags("--data", "ntu120=/data"), "--data ntu120: no task uses this clip set"),
     "no seeds": (flags("--seeds", "0"), "--seeds must be at least 1, got 0"),
+    "a seed twice": (flags("--seeds", "1,1"), "seeds must be 0 or more, each there once, got 1, 1"),
     "no concurrency": (flags("--max-concurrent", "0"), "--max-concurrent must be at least 1, got 0"),
     "negative GPUs": (flags("--gpus-per-unit", "-1"), "--gpus-per-unit must be at least 0, got -1"),
     "broken GPUs": (flags("--gpus-per-unit", "1.5"), "--gpus-per-unit above 1 must be whole, got 1.5"),
@@ -396,7 +399,7 @@ def saved_plan(tmp_path):
 
 @pytest.mark.parametrize(("gain", "looks"), [(30.0, (2,)), (0.0, (2, 3))])
 def test_seeds_auto_stops_where_all_is_decided_and_goes_on_where_not(bench, tmp_path, driver, monkeypatch, gain, looks):
-    monkeypatch.setattr(ablate, "AUTO_LOOKS", (2, 3))
+    monkeypatch.setattr(arguments, "AUTO_LOOKS", (2, 3))
     driver.metrics = lambda unit: {
         "ar3d/top1": 40 + gain * unit.config.model.routing + 0.1 * unit.seed**2 * (unit.arm == "base")
     }
@@ -411,6 +414,37 @@ def test_a_study_remembers_that_it_was_complete_with_fewer_seeds(bench, tmp_path
     for seeds in ("1", "1", "2"):
         assert ablate.main(toy(bench, tmp_path, "--seeds", seeds, study=study)) == 0
     assert saved_plan(tmp_path).looks == (1,)
+
+
+def test_seeds_auto_ends_at_the_number_that_is_given(bench, tmp_path, driver, monkeypatch):
+    monkeypatch.setattr(arguments, "AUTO_LOOKS", (2, 3))
+    driver.metrics = lambda unit: {"ar3d/top1": 40 + 0.1 * unit.seed**2 * (unit.arm == "base")}
+    assert ablate.main(toy(bench, tmp_path, "--seeds", "auto:2", study=claimed(bench, tmp_path))) == 0
+    plan = saved_plan(tmp_path)
+    assert (plan.seeds, plan.planned_looks, plan.seed_numbers) == (2, (2,), (0, 1))
+
+
+def test_a_list_of_seeds_trains_those_alone_and_other_seeds_count_as_a_look(bench, tmp_path, driver):
+    study = claimed(bench, tmp_path)
+    for seeds, looks in (("7,3", ()), ("3,7", ()), ("0,1", (2,)), ("0,1", (2,))):
+        assert ablate.main(toy(bench, tmp_path, "--seeds", seeds, study=study)) == 0
+        plan = saved_plan(tmp_path)
+        assert plan.seed_numbers == tuple(map(int, seeds.split(",")))
+        assert {unit.seed for unit in plan.units.values()} == set(plan.seed_numbers)
+        assert plan.looks == looks
+    report = (tmp_path / "deep" / "storage" / "studies" / plan.name / "report" / "report.md").read_text()
+    assert "seeds 0, 1" in report
+    assert "Looked at with 2 seeds, changed after it was complete with others" in report
+
+
+def test_a_second_call_takes_the_sizes_that_the_first_has_counted(bench, tmp_path, driver):
+    assert ablate.main(toy(bench, tmp_path)) == 0
+    first = saved_plan(tmp_path)
+    assert all(unit.size.operations > 0 and unit.size.active_parameters > 0 for unit in first.units.values())
+    marked = {key: replace(unit, size=replace(unit.size, operations=1.0)) for key, unit in first.units.items()}
+    Ledger(tmp_path / "deep" / "storage").save_plan(replace(first, units=marked))
+    assert ablate.main(toy(bench, tmp_path, "--seeds", "2")) == 0
+    assert {unit.size.operations for unit in saved_plan(tmp_path).units.values()} == {1.0}
 
 
 def test_seeds_auto_needs_claims(bench, tmp_path, capsys):

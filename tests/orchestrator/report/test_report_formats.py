@@ -5,6 +5,7 @@
 import csv
 import io
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,13 +15,14 @@ from xml.etree import ElementTree
 
 import pytest
 
+from orchestrator.planning.plan import UnitSize
 from orchestrator.record import Record
 from orchestrator.report import __main__ as command
 from orchestrator.report import build, files, write_report
-from orchestrator.report.render import CSV_COLUMNS, escape_latex, escape_markdown
+from orchestrator.report.render import CSV_COLUMNS, escape_latex, escape_markdown, latex_numbers
 from orchestrator.storage.ledger import Ledger, Place
 from search_spaces.columns import ABLATION, AR3D, MPJPE
-from search_spaces.study import Column, Reference, Row
+from search_spaces.study import Claim, Column, Reference, Row
 from tests.support.report_cases import ROWS, finished, keys_of, plan_file_of, plan_of, records_of
 
 HOSTILE = r'<b> | & _x_ *y* % $5$ #1 {z} ~ ^ \n "q" [l](u) `c` << -- <% -- ü 手'
@@ -53,6 +55,21 @@ def plain():
     return plan_file_of(plan), records_of(
         plan, {"thin": THIN, "full": FULL}, {"thin": (51, 51, 54), "full": (50, 52, 50)}
     )
+
+
+def claimed():
+    """A report with a decided claim whose words are hostile."""
+    plan_file, records = plain()
+    claim = Claim(HOSTILE, "depth", "thin", "full", "ar3d/top1", "superior", margin=0.5, reason=HOSTILE)
+    return replace(plan_file, claims=(claim,)), records
+
+
+def costed():
+    """A report whose rows have costs."""
+    plan_file, records = plain()
+    size = UnitSize(1_000_000, {"ar3d": 2e6, "pe": 3e6}, 4e12)
+    units = {key: replace(unit, size=size) for key, unit in plan_file.units.items()}
+    return replace(plan_file, units=units), records
 
 
 class Page(HTMLParser):
@@ -178,10 +195,11 @@ def test_names_inside_the_page_are_there_once_and_links_to_them_lead_somewhere()
 def body_of(latex):
     """LaTeX without comments, the definition at its head and escaped signs."""
     lines = [line for line in latex.splitlines() if not line.startswith(("%", "\\providecommand"))]
-    return re.sub(r"\\[&%$#_{}]", "", "\n".join(lines))
+    text = "\n".join(lines).replace(r">{\raggedright\arraybackslash}", "")  # Of a column, as LaTeX writes it.
+    return re.sub(r"\\[&%$#_{}]", "", text)
 
 
-@pytest.mark.parametrize("case", [hostile, plain])
+@pytest.mark.parametrize("case", [hostile, plain, claimed, costed])
 def test_latex_is_balanced(case):
     body = body_of(files(build(*case()))["tables.tex"])
     depth = 0
@@ -208,6 +226,40 @@ def test_each_latex_line_has_as_many_cells_as_columns():
     assert len(lines) == 8
     assert {line.count("&") + 1 for line in lines} == {len(columns)} == {5}
     assert all(line.endswith(r" \\") for line in lines)
+
+
+def latex_is_missing():
+    if shutil.which("pdflatex") is None:
+        return "pdflatex isn't installed (Debian: texlive-latex-extra, texlive-science)"
+    styles = ("booktabs.sty", "adjustbox.sty", "siunitx.sty", "textcomp.sty")
+    looked_up = subprocess.run(["kpsewhich", *styles], capture_output=True, text=True, check=False).stdout.split()
+    return "" if len(looked_up) == len(styles) else "LaTeX lacks booktabs, adjustbox or siunitx (texlive-science)"
+
+
+@pytest.mark.parametrize("case", [hostile, plain, claimed, costed])
+def test_latex_compiles(case, tmp_path):
+    if reason := latex_is_missing():
+        pytest.skip(reason)
+    # pdflatex has Latin letters alone.
+    (tmp_path / "tables.tex").write_text(files(build(*case()))["tables.tex"].replace("手", ""))
+    (tmp_path / "paper.tex").write_text(
+        r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{textcomp,booktabs,adjustbox,siunitx}"
+        r"\begin{document}\input{tables}\end{document}"
+    )
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Undefined control sequence" not in done.stdout
+
+
+def test_numbers_become_siunitx_by_hand():
+    def latex(text):
+        return str(latex_numbers(text.replace("-", "\N{MINUS SIGN}")))
+
+    assert latex("82.00 ± 2.00 (n=3)") == r"\num{82.00 +- 2.00} (n=3)"
+    assert latex("Δ -1.20 ± 0.30*") == r"$\Delta$ \num{-1.20 +- 0.30}{*}"
+    assert latex("-0.3 mm [-1.9, +1.6]") == r"\num{-0.3} mm {[}\num{-1.9}, \num{+1.6}{]}"
+    assert latex("1 failed, 2 not run") == "1 failed, 2 not run"
 
 
 def test_latex_escapes_by_hand():
@@ -413,7 +465,7 @@ def test_storage_and_tracking_address_exclude_each_other(capsys):
 
 def test_the_command_has_the_arguments_of_the_contract():
     options = {text for action in command.parser()._actions for text in action.option_strings}
-    assert options == {"-h", "--help", "--storage", "--tracking-uri", "--out"}
+    assert options == {"-h", "--help", "--storage", "--tracking-uri", "--out", "--price-per-hour"}
     assert "examples:" in command.parser().format_help()
 
 
