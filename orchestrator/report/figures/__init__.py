@@ -9,6 +9,7 @@ from orchestrator.report.figures.differences import figure as differences
 from orchestrator.report.figures.early import early
 from orchestrator.report.figures.factor import factor
 from orchestrator.report.figures.forest import forest
+from orchestrator.report.figures.pareto import pareto
 from orchestrator.report.figures.poses import poses
 from orchestrator.report.figures.routes import routes
 from orchestrator.report.figures.style import Drawing, Image
@@ -36,7 +37,7 @@ def draw(report: Report) -> Figures:
     def marked(drawing: Drawing) -> Drawing:
         return replace(drawing, caption=f"{drawing.caption} SYNTHETIC DATA.") if synthetic else drawing
 
-    by_table = [make(table, index) for index, table in enumerate(report.tables) for make in (factor, early)]
+    by_table = [make(table, index) for index, table in enumerate(report.tables) for make in (factor, early, pareto)]
     section = (
         *by_table,
         learning_curves(report),
