@@ -110,7 +110,7 @@ def run(
 ) -> tuple[int, "Report | None"]:
     """Train, then report; returns the exit status and the report, if it could be made."""
     from orchestrator.report import build, health_lines, write_report  # It takes a second to import.
-    from orchestrator.report.load import outcomes_from
+    from orchestrator.report.sources import outcomes_from
 
     plan = inputs.plan
     with Session(options, inputs.paths) as session:

@@ -6,11 +6,12 @@ from orchestrator.report.build import build
 from orchestrator.report.captions import health_lines, summary
 from orchestrator.report.figures import draw
 from orchestrator.report.figures.style import file_name
+from orchestrator.report.frames import Frames, load
 from orchestrator.report.model import Records, Report
 from orchestrator.report.render import cells_csv, claims_csv, html_page, latex, markdown, views
 from ups_model.atomic import write_atomic
 
-__all__ = ["Records", "Report", "build", "files", "health_lines", "summary", "write_report"]
+__all__ = ["Frames", "Records", "Report", "build", "files", "health_lines", "load", "summary", "write_report"]
 
 
 def write_report(report: Report, out: Path) -> list[Path]:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from orchestrator.cli.arguments import DEFAULT_STORAGE
 from orchestrator.report import build, summary, write_report
-from orchestrator.report.load import from_storage, from_tracking, outcomes_from, outcomes_from_tracking
+from orchestrator.report.frames import outcome_frame
+from orchestrator.report.sources import open_study
 from orchestrator.storage.ledger import Ledger
+from ups_model.atomic import write_atomic
 from ups_model.cli import command_parser
 
 EXAMPLES = """examples:
@@ -47,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="PRICE",
         help="of a GPU, or of a unit without one: adds the rows' price",
     )
+    made.add_argument("--outcomes", action="store_true", help="also outcomes.csv: every run's result of each test clip")
     return made
 
 
@@ -58,21 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.price_per_hour is not None and not 0 < options.price_per_hour < float("inf"):
             raise ValueError(f"--price-per-hour must be above 0, got {options.price_per_hour:g}")
-        if options.tracking_uri is not None:
-            (plan, records), folder = from_tracking(options.tracking_uri, options.study)
-            outcomes = outcomes_from_tracking(options.tracking_uri, records)
-        else:
+        if options.tracking_uri is None:
             ledger = Ledger.open(options.storage or DEFAULT_STORAGE, create=False)
-            (plan, records), folder = from_storage(ledger, options.study)
-            outcomes = outcomes_from(ledger, plan, records)
-        report = build(plan, records, outcomes, options.price_per_hour)
-        out = options.out or folder
+        study = open_study(options.study, ledger, options.tracking_uri)
+        report = build(study.plan, study.records, study.outcomes, options.price_per_hour)
+        out = options.out or study.folder
         written = write_report(report, out)
-        copy = ledger.publish_report(plan.name, written, out) if ledger is not None else ""
+        if options.outcomes:
+            written.append(out / "outcomes.csv")
+            write_atomic(written[-1], outcome_frame(study.plan, study.outcomes).to_csv(index=False))
+        copy = ledger.publish_report(study.plan.name, written, out) if ledger is not None else ""
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join([plan.name, *summary(report), *map(str, written), *filter(None, [copy])]))
+    print("\n".join([study.plan.name, *summary(report), *map(str, written), *filter(None, [copy])]))
     return 0
 
 

@@ -221,6 +221,11 @@ def legend(report: Report) -> list[str]:
             "the value because the test set is finite (accuracies: Agresti-Coull; errors in mm: over test clips). "
             "Clips of one subject are alike, so it is a lower bound."
         )
+    if any(one is not None for table in report.tables for one in table.seed_correlations):
+        lines.append(
+            "seed correlation: of a column's rows with the baseline row, over common seeds, pooled; above 0, pairing "
+            "by seed makes differences vary less."
+        )
     if any(cell.unequal_budget for cell in cells):
         lines.append(
             f"{DOUBLE_DAGGER}: the row saw another number of training samples than the baseline row, so the difference "
@@ -252,7 +257,8 @@ def claim_notes(report: Report) -> list[str]:
     families = Counter(result.claim.family for result in report.claims)
     sizes = listed(f"{count(size, 'claim')} of family {name}" for name, size in families.items())
     notes = [
-        f"Effects are signed so that above 0 the first setting is better. These test subjects: mean and "
+        "Planned test: differences paired by seed, since runs of one seed share data order and initial weights. "
+        "Effects are signed so that above 0 the first setting is better. These test subjects: mean and "
         f"{100 * CONFIDENCE:.0f} % t interval of the differences over seeds, not corrected. New subjects: seeds and "
         "test subjects as crossed random factors.",
         f"Verdicts are corrected by Holm's procedure for {sizes}: all are right together in {100 * CONFIDENCE:.0f} of "

@@ -8,7 +8,7 @@ from orchestrator.planning.plan import DataFacts, Stage
 from orchestrator.planning.plan_file import PlanFile, PlannedColumn
 from orchestrator.record import Record
 from orchestrator.report.claim_tests import ALPHA, Decision
-from orchestrator.report.statistics import Paired, mean_and_sd
+from orchestrator.report.statistics import Paired, mean_and_sd, seed_correlation
 from orchestrator.storage.source_check import evaluation_code, training_code
 from search_spaces.study import PRIMARY, Claim, Reference
 from ups_model.config import TASK_NAMES, TaskName
@@ -146,6 +146,16 @@ class TableOfCells:
     """Of each column; the first is the one that it measures."""
     origins: Mapping[str, tuple[Origin, ...]]
     """Of each entry of PROVENANCE and CODE the values among the table's finished runs (their parents included)."""
+
+    @property
+    def seed_correlations(self) -> tuple[float | None, ...]:
+        """Of each column: how the seeds of other rows go with those of the baseline row."""
+        baseline = next(row for row in self.rows if row.baseline)
+        others = [row for row in self.rows if not row.baseline]
+        return tuple(
+            seed_correlation([(row.cells[index].values, baseline.cells[index].values) for row in others])
+            for index in range(len(self.columns))
+        )
 
     @property
     def tasks(self) -> tuple[TaskName, ...]:

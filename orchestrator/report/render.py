@@ -45,8 +45,8 @@ class View:
     caption: str
     warnings: tuple[str, ...]
     footnotes: tuple[str, ...]
-    findings: tuple[tuple[str, tuple[str, ...]], ...]
-    """Of each column, what the rows show beside the baseline row."""
+    findings: tuple[tuple[str, tuple[str, ...], str], ...]
+    """Of each column, what the rows show beside the baseline row, and how their seeds go with that row's."""
     costs: tuple[tuple[str, ...], ...]
     """Lines of what the rows cost, headings first; empty where nothing is known."""
     figure: Safe
@@ -55,33 +55,34 @@ class View:
 
 def views(report: Report, figures: Mapping[str, str]) -> list[View]:
     """The tables in words; `figures` has the names of their figures' files, without suffix, by the tables' names."""
-    return [
-        View(
-            table=table,
-            headings=tuple((column.title, wording.column_text(column)) for column in table.columns),
-            lines=tuple(_lines(table)),
-            synthetic=captions.synthetic_text(table.sources),
-            caption=" ".join(captions.table_caption(report, table)),
-            warnings=tuple(captions.table_warnings(table)),
-            footnotes=(*captions.budget_notes(table), *table.notes),
-            findings=tuple(
-                (
-                    column.title,
-                    tuple(
-                        wording.finding(table, index, row.label, row.cells[index])
-                        for row in table.rows
-                        if not row.baseline
-                    ),
-                )
-                for index, column in enumerate(table.columns)
+    return [_view(report, table, Safe(figures.get(table.name, ""))) for table in report.tables]
+
+
+def _view(report: Report, table: TableOfCells, figure: Safe) -> View:
+    correlations = table.seed_correlations
+    return View(
+        table=table,
+        headings=tuple((column.title, wording.column_text(column)) for column in table.columns),
+        lines=tuple(_lines(table)),
+        synthetic=captions.synthetic_text(table.sources),
+        caption=" ".join(captions.table_caption(report, table)),
+        warnings=tuple(captions.table_warnings(table)),
+        footnotes=(*captions.budget_notes(table), *table.notes),
+        findings=tuple(
+            (
+                column.title,
+                tuple(
+                    wording.finding(table, index, row.label, row.cells[index]) for row in table.rows if not row.baseline
+                ),
+                wording.correlation_text(correlations[index]),
             )
-            if len(table.rows) > 1
-            else (),
-            costs=wording.cost_lines(table, report.price_per_hour),
-            figure=Safe(figures.get(table.name, "")),
+            for index, column in enumerate(table.columns)
         )
-        for table in report.tables
-    ]
+        if len(table.rows) > 1
+        else (),
+        costs=wording.cost_lines(table, report.price_per_hour),
+        figure=figure,
+    )
 
 
 def _lines(table: TableOfCells) -> list[Line]:

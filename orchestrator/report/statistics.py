@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
+import numpy as np
 from scipy.stats import norm, t
 
 CONFIDENCE = 0.95
+MIN_CORRELATED = 3
+"""Seeds below which a correlation says nothing: two points always lie on a line."""
 Z = float(norm.ppf((1 + CONFIDENCE) / 2))
 
 Verdict = Literal["no pair", "one pair", "no spread", "distinguishable", "not distinguishable"]
@@ -70,6 +73,29 @@ def paired(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Paired:
     mean, sd = mean_and_sd(list(by_seed.values()))
     low, high = t_interval(list(by_seed.values())) if len(by_seed) > 1 else (None, None)
     return Paired(by_seed, mean, sd, low, high)
+
+
+def seed_correlation(pairs: Sequence[tuple[Mapping[int, float], Mapping[int, float]]]) -> float | None:
+    """Correlation of rows with their baseline row over common seeds, pooled over the rows: the sum of covariances over
+    the root of the product of the summed variances. Above 0, pairing by seed makes differences vary less.
+
+    Args:
+        pairs: values by seed of a row and of the baseline row. Those with fewer than MIN_CORRELATED common seeds don't
+            count.
+
+    Returns:
+        None where no pair counts or values have no spread.
+    """
+    covariance = row_variance = baseline_variance = 0.0
+    for ours, baseline in pairs:
+        seeds = sorted(ours.keys() & baseline.keys())
+        if len(seeds) < MIN_CORRELATED:
+            continue
+        of_row, of_baseline = (np.array([values[seed] for seed in seeds]) for values in (ours, baseline))
+        (own, both), (_, other) = np.cov(of_row, of_baseline)
+        covariance, row_variance, baseline_variance = covariance + both, row_variance + own, baseline_variance + other
+    scale = math.sqrt(row_variance * baseline_variance)
+    return float(covariance / scale) if scale > 0 else None
 
 
 def is_percentage(value: float) -> bool:

@@ -171,6 +171,11 @@ def finding(table: TableOfCells, index: int, label: str, cell: Cell) -> str:
     return f"{text} {DOUBLE_DAGGER}" if cell.unequal_budget else text
 
 
+def correlation_text(correlation: float | None) -> str:
+    """How the seeds of two rows go together, as far as their number lets one say."""
+    return "" if correlation is None else f"seed correlation {number(correlation, 2, signed=True)}"
+
+
 def _verdict(pairs: Paired, digits: int, higher_is_better: bool) -> str:
     if pairs.mean is None:
         return "no seed has both rows, no statement"

@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001 - a minus sign is meant where one stands.
 
 import json
+import math
 import random
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record
 from orchestrator.report import build, files
 from orchestrator.report.captions import budget_notes, legend, summary, table_caption, table_warnings
-from orchestrator.report.statistics import mean_and_sd, paired, proportion_se, t_interval
+from orchestrator.report.statistics import mean_and_sd, paired, proportion_se, seed_correlation, t_interval
 from orchestrator.report.wording import difference_text, finding, number, published_texts, value_texts
 from search_spaces import paper_tables
 from search_spaces.columns import AR3D, EAP, FLOOR, MPJPE
@@ -49,6 +50,26 @@ def test_the_t_interval_uses_the_tabulated_quantile():
     assert (round(low, 5), round(high, 5)) == (-4.48414, 0.48414)
     # t(0.975, 1) = 12.706205; sd of (0, 2) is sqrt(2), so the half width is 12.706205.
     assert [round(end, 5) for end in t_interval([0, 2])] == [-11.7062, 13.7062]
+
+
+def test_seed_correlation_is_that_of_hand_worked_pairs():
+    thin, full = ({seed: value for seed, value in enumerate(values)} for values in (THIN, FULL))
+    # Covariance (-2 * -3 + 0 * 1 + 2 * 2) / 2 = 5, variances 4 and 7.
+    assert seed_correlation([(thin, full)]) == pytest.approx(5 / math.sqrt(4 * 7))
+    # The same row again doubles all three sums.
+    assert seed_correlation([(thin, full), (thin, full)]) == pytest.approx(5 / math.sqrt(4 * 7))
+    assert seed_correlation([(thin, {0: 86.0, 1: 85.0, 2: 81.0})]) == pytest.approx(-5 / math.sqrt(4 * 7))
+    for few in ([], [({0: 1.0, 1: 2.0}, {0: 2.0, 1: 4.0})], [({0: 1.0, 1: 1.0, 2: 1.0}, full)]):
+        assert seed_correlation(few) is None
+
+
+def test_a_column_names_its_seed_correlation():
+    plan = plan_of()
+    text = files(build(plan_file_of(plan), records_of(plan, {"thin": THIN, "full": FULL})))["report.md"]
+    assert "not distinguishable from 0 (paper −1.3, same sign); seed correlation +0.94." in text
+    assert "seed correlation: of a column's rows" in text
+    few = files(build(plan_file_of(plan), records_of(plan, {"thin": THIN[:2], "full": FULL[:2]})))["report.md"]
+    assert "seed correlation" not in few
 
 
 def test_an_interval_of_one_value_is_refused():

@@ -465,7 +465,7 @@ def test_storage_and_tracking_address_exclude_each_other(capsys):
 
 def test_the_command_has_the_arguments_of_the_contract():
     options = {text for action in command.parser()._actions for text in action.option_strings}
-    assert options == {"-h", "--help", "--storage", "--tracking-uri", "--out", "--price-per-hour"}
+    assert options == {"-h", "--help", "--storage", "--tracking-uri", "--out", "--outcomes", "--price-per-hour"}
     assert "examples:" in command.parser().format_help()
 
 

@@ -13,7 +13,7 @@ import pytest
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record
 from orchestrator.report import build, write_report
-from orchestrator.report.load import from_storage
+from orchestrator.report.sources import from_storage
 from orchestrator.scheduling.task_graph import State
 from orchestrator.storage import archive
 from orchestrator.storage.__main__ import main

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.report import build, write_report
 from orchestrator.report.__main__ import main as report_command
-from orchestrator.report.load import from_storage, from_tracking
+from orchestrator.report.sources import from_storage, from_tracking
 from orchestrator.storage.__main__ import main as storage_command
 from orchestrator.storage.ledger import RECORD, Ledger
 from orchestrator.tracking import location as tracking_location

@@ -23,7 +23,7 @@ from orchestrator.planning.plan_file import PlanFile
 from orchestrator.planning.resolve import resolve
 from orchestrator.record import Record
 from orchestrator.report import build, files
-from orchestrator.report.load import outcomes_from, outcomes_from_tracking
+from orchestrator.report.sources import outcomes_from, outcomes_from_tracking
 from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking import mirror, mlflow_store
 from orchestrator.tracking import schema as mirrored

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,31 @@ from orchestrator.storage.ledger import Ledger, Place
 
 PlanAndRecords = tuple[PlanFile, Records]
 """A plan, and the records of its units by key."""
+
+
+@dataclass(frozen=True)
+class OpenedStudy:
+    """A plan with all that a report is made from."""
+
+    plan: PlanFile
+    records: Records
+    outcomes: OutcomesOf
+    folder: Path
+    """That its report goes to, if nothing else is said."""
+
+
+def open_study(study: str | None, ledger: Ledger | None, tracking_uri: str | None) -> OpenedStudy:
+    """A study from a ledger, or where there is none from MLflow.
+
+    Raises:
+        ValueError, OSError: as `from_storage` and `from_tracking`.
+    """
+    if ledger is not None:
+        (plan, records), folder = from_storage(ledger, study)
+        return OpenedStudy(plan, records, outcomes_from(ledger, plan, records), folder)
+    assert tracking_uri is not None, "a ledger or an address of MLflow"
+    (plan, records), folder = from_tracking(tracking_uri, study)
+    return OpenedStudy(plan, records, outcomes_from_tracking(tracking_uri, records), folder)
 
 
 def from_storage(ledger: Ledger, study: str | None) -> tuple[PlanAndRecords, Path]:
