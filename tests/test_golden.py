@@ -96,7 +96,11 @@ def fixed_report() -> dict[str, str]:
     records[collapsed] = replace(records[collapsed], health={"ar3d": TaskHealth("ar3d/top1", 3.7, curve).to_plain()})
     failed = keys_of(plan, "broken")[0]
     records[failed] = Record(failed, "failed", {}, error="NonFiniteLoss: the loss of step 12 is nan")
-    return {name: text for name, text in files(build(plan_file_of(plan), records)).items() if not name.endswith("svg")}
+    return {
+        name: text
+        for name, text in files(build(plan_file_of(plan), records)).items()
+        if not name.endswith((".svg", ".png"))
+    }
 
 
 def golden_json(name: str) -> dict[str, object]:

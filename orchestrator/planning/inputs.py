@@ -61,7 +61,9 @@ def facts_of(opened: Mapping[str, ClipSet]) -> dict[str, DataFacts]:
         counts = SOURCES[name].published.values() if name in SOURCES else ()
         published = next((train + test for train, test in counts), None)
         info = clips.info
-        facts[name] = DataFacts(clips.fingerprint, info.synthetic, info.description, len(clips), published)
+        facts[name] = DataFacts(
+            clips.fingerprint, info.synthetic, info.description, len(clips), published, info.classes
+        )
     return facts
 
 

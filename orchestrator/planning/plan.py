@@ -23,6 +23,8 @@ class DataFacts:
     clips: int
     published_clips: int | None = None
     """As its authors, or those who published figures on it, counted them; None where nobody did."""
+    classes: tuple[str, ...] = ()
+    """Names of its classes by number; empty in plans of earlier versions."""
 
 
 @dataclass(frozen=True)

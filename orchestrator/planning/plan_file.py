@@ -184,7 +184,10 @@ class PlanFile:
             "format": plain.get("format"),
             "overridden": tuple(plain.get("overridden", ())),
             "fine_tuning": FineTuning(**plain["fine_tuning"]),
-            "data": {name: DataFacts(**facts) for name, facts in plain["data"].items()},
+            "data": {
+                name: DataFacts(**{**facts, "classes": tuple(facts.get("classes", ()))})
+                for name, facts in plain["data"].items()
+            },
             "sources": sources,
             "tables": tuple(map(table, plain["tables"])),
             # Plans of earlier versions have neither claims nor looks.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from orchestrator.report.build import build
 from orchestrator.report.captions import health_lines, summary
-from orchestrator.report.figures import differences, drawings
+from orchestrator.report.figures import draw
 from orchestrator.report.figures.style import file_name
 from orchestrator.report.frames import Frames, load
 from orchestrator.report.model import Records, Report
@@ -26,31 +26,34 @@ def write_report(report: Report, out: Path) -> list[Path]:
     Raises:
         ValueError: the folder can't be written to.
     """
-    texts = files(report)
+    contents = files(report)
     written = []
     try:
         # What others refer to comes first.
-        for name, text in reversed(texts.items()):
+        for name, content in reversed(contents.items()):
             file = out / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, text)
+            write_atomic(file, content)
             written.append(file)
     except OSError as error:
         raise ValueError(f"{out}: cannot be written to ({error.strerror or error}); give another --out") from error
     return written[::-1]
 
 
-def files(report: Report) -> dict[str, str]:
-    """All files of a report, by their names relative to its folder. Depends on nothing but the report."""
-    figures = {table.name: svg for table in report.tables if (svg := differences(table)) is not None}
-    names = {name: f"{file_name(name, index)}.svg" for index, name in enumerate(figures)}
-    tables, more = views(report, names), drawings(report)
+def files(report: Report) -> dict[str, str | bytes]:
+    """All files of a report, by their names relative to its folder: texts, and pictures as bytes. Depends on nothing
+    but the report."""
+    figures = draw(report)
+    names = {name: file_name(name, index) for index, name in enumerate(figures.tables)}
+    tables = views(report, names)
+    images = {f"tables/{names[name]}": image for name, image in figures.tables.items()}
+    images |= {f"figures/{one.name}": one.image for one in (figures.claims, *figures.section) if one is not None}
     return {
-        "report.md": markdown(report, tables, more),
-        "report.html": html_page(report, tables, figures, more),
+        "report.md": markdown(report, tables, figures),
+        "report.html": html_page(report, tables, figures),
         "tables.tex": latex(report, tables),
         "cells.csv": cells_csv(report),
         **({"claims.csv": claims_csv(report)} if report.claims else {}),
-        **{f"tables/{names[name]}": svg for name, svg in figures.items()},
-        **{f"figures/{drawing.name}.svg": drawing.svg for drawing in more},
+        **{f"{name}.svg": image.svg for name, image in images.items()},
+        **{f"{name}.png": image.png for name, image in images.items()},
     }

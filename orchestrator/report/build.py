@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.planning.plan_file import FORMAT, PlanFile, PlannedColumn, PlannedRow, PlannedTable
 from orchestrator.report.claims import OutcomesOf, judge
+from orchestrator.report.clip_results import confusions, example_poses
 from orchestrator.report.model import (
     CODE,
     PROVENANCE,
@@ -48,7 +49,8 @@ def build(
 
     Args:
         records: of the plan's units, by key; None or absent where a unit has none.
-        outcomes: of a unit by its key, for claims about new subjects; None where there are none at hand.
+        outcomes: of a unit by its key, for claims about new subjects and for figures; None where there are none at
+            hand.
         price_per_hour: of a GPU, or of a slot without GPUs.
 
     Raises:
@@ -102,6 +104,8 @@ class _Builder:
             progress=self._progress(),
             claims=claims,
             curves=tuple(self._curves()),
+            confusions=tuple(confusions(self.plan, self.records, outcomes)),
+            poses=example_poses(self.plan, self.records, outcomes),
         )
 
     def _sources(self, names: Iterable[str]) -> tuple[Source, ...]:

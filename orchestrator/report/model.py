@@ -240,6 +240,45 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """Predicted classes of the test clips of each true class, summed over a row's runs."""
+
+    task: TaskName
+    source: str
+    """As the configuration writes it."""
+    row: str
+    """Its label."""
+    ratio: str
+    """Share of each clip that was observed; empty where that is all of it."""
+    seeds: int
+    counts: tuple[tuple[int, ...], ...]
+    """[true][predicted]"""
+    classes: tuple[str, ...]
+    """Their names; empty where the plan has none."""
+
+
+@dataclass(frozen=True)
+class ExamplePoses:
+    """The poses of the smallest, the median and the largest error of one run, in this order."""
+
+    source: str
+    row: str
+    """Its label."""
+    seed: int
+    frames: int
+    """Test frames that they are chosen from."""
+    bones: tuple[tuple[int, int], ...]
+    """Joints at their ends."""
+    places: tuple[tuple[int, int, int], ...]
+    """Clip, camera and frame."""
+    joints: tuple[tuple[tuple[float, float], ...], ...]
+    """[3][J] on the screen as the model gets them, y downwards."""
+    predicted: tuple[tuple[tuple[float, float, float], ...], ...]
+    """[3][J] mm from the root, in camera axes: x right, y down, z away."""
+    truth: tuple[tuple[tuple[float, float, float], ...], ...]
+
+
+@dataclass(frozen=True)
 class Failure:
     """A unit that failed, and the last line of what it raised: the lines above it hold paths of the machine."""
 
@@ -280,6 +319,8 @@ class Report:
     claims: tuple[ClaimResult, ...] = ()
     """In the study's order."""
     curves: tuple[Curve, ...] = ()
+    confusions: tuple[Confusion, ...] = ()
+    poses: ExamplePoses | None = None
     price_per_hour: float | None = None
     """Of a GPU, or of a slot without GPUs, in the reader's currency."""
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from orchestrator.planning.plan_file import PlannedColumn
 from orchestrator.report import captions, wording
-from orchestrator.report.figures.style import Drawing
+from orchestrator.report.figures import Figures
 from orchestrator.report.model import Cell, Report, RowOfCells, TableOfCells
 from ups_model.tasks import TASKS
 
@@ -50,11 +50,11 @@ class View:
     costs: tuple[tuple[str, ...], ...]
     """Lines of what the rows cost, headings first; empty where nothing is known."""
     figure: Safe
-    """Name of its figure's file; empty for none."""
+    """Name of its figure's files, without suffix; empty for none."""
 
 
 def views(report: Report, figures: Mapping[str, str]) -> list[View]:
-    """The tables in words; `figures` has the names of their files by the tables' names."""
+    """The tables in words; `figures` has the names of their figures' files, without suffix, by the tables' names."""
     return [_view(report, table, Safe(figures.get(table.name, ""))) for table in report.tables]
 
 
@@ -106,15 +106,14 @@ def _lines(table: TableOfCells) -> list[Line]:
     return lines
 
 
-def markdown(report: Report, tables: list[View], drawings: list[Drawing]) -> str:
+def markdown(report: Report, tables: list[View], figures: Figures) -> str:
     """For GitHub; figures are linked relative to it."""
-    return _render("report.md.j2", escape_markdown, report, tables, drawings=drawings)
+    return _render("report.md.j2", escape_markdown, report, tables, figures=figures)
 
 
-def html_page(report: Report, tables: list[View], figures: Mapping[str, str], drawings: list[Drawing]) -> str:
-    """One file without any other; `figures` has the SVG texts by the tables' names."""
-    inline = {name: Safe(_inline_svg(svg, f"figure{index}")) for index, (name, svg) in enumerate(figures.items())}
-    return _render("report.html.j2", html.escape, report, tables, figures=inline, drawings=drawings)
+def html_page(report: Report, tables: list[View], figures: Figures) -> str:
+    """One file without any other."""
+    return _render("report.html.j2", html.escape, report, tables, figures=figures)
 
 
 def latex(report: Report, tables: list[View]) -> str:

@@ -18,7 +18,7 @@ from ups_model.data.batching.augment import mirror_slots
 from ups_model.data.batching.batches import Batch, Feed
 from ups_model.evaluation.metric_names import headline_metric
 from ups_model.evaluation.metrics import mpjpe_mm, mpjve_mm, n_mpjpe_mm, p_mpjpe_mm, per_action_mean, topk_accuracy
-from ups_model.evaluation.outcomes import Outcomes, class_outcomes, pose_outcomes, save_outcomes
+from ups_model.evaluation.outcomes import Outcomes, class_outcomes, pose_examples, pose_outcomes, save_outcomes
 from ups_model.model.decoding import classify, estimate_poses
 from ups_model.model.inputs import Inputs
 from ups_model.model.ups import UPS
@@ -125,7 +125,7 @@ def measure_poses(
     over frames. The root is at 0 and counts as one of the joints.
     """
     source = feed.sources[0]
-    predicted, truth, actions, sequence, in_grammar = [], [], [], [], []
+    predicted, truth, actions, sequence, in_grammar, joints = [], [], [], [], [], []
     groups = source.clips.info.camera_groups
     cameras_apart = max(64, *(len(group) for group in groups)) if groups else 64
     for batch in feed.evaluate(part, max_clips=max_clips):
@@ -135,6 +135,8 @@ def measure_poses(
         predicted.append(pose_BJ3[kept_B])
         truth.append(batch.pose_BRJ3.flatten(0, 1)[kept_B])  # type: ignore[union-attr]  # pose batches have it
         in_grammar.append(admitted_B[kept_B])
+        if outcomes is not None:
+            joints.append(screen_joints(batch.inputs, source.skeleton)[kept_B])
         actions.append(batch.label_B.repeat_interleave(repeats)[kept_B])  # type: ignore[union-attr]  # pose batches have it
         clip_camera_B = batch.clip_B * cameras_apart + batch.camera_B  # type: ignore[operator]  # pose batches have it
         sequence.append(
@@ -168,6 +170,9 @@ def measure_poses(
         subject = source.clips.subject
         pair = errors["mpjpe_mm"], errors["p_mpjpe_mm"]
         outcomes |= pose_outcomes(*pair, clip_B, camera_B, sequence_B2[:, 1], subject)
+        place_B3 = torch.stack([clip_B, camera_B, sequence_B2[:, 1]], dim=1)
+        bones = [(joint, parent) for joint, parent in enumerate(source.skeleton.parents) if parent >= 0]
+        outcomes |= pose_examples(errors["mpjpe_mm"], place_B3, torch.cat(joints).cpu(), pred_BJ3, true_BJ3, bones)
     if feed.data.evaluate_stride == 1 and not max_clips:
         order = torch.argsort(sequence_B2[:, 0] * 10**7 + sequence_B2[:, 1])
         lengths = torch.unique_consecutive(sequence_B2[order, 0], return_counts=True)[1].tolist()
@@ -214,6 +219,16 @@ def predict_poses(model: UPS, batch: Batch, skeleton: Skeleton, config: EvalConf
     flip = torch.tensor(skeleton.flip, device=answer.pose_BJ3.device)
     back_BJ3 = mirrored.pose_BJ3[:, flip] * torch.tensor([-1.0, 1.0, 1.0], device=flip.device)
     return (answer.pose_BJ3 + back_BJ3) / 2, (answer.in_grammar_B + mirrored.in_grammar_B) / 2
+
+
+def screen_joints(inputs: Inputs, skeleton: Skeleton) -> Tensor:
+    """[B * R, J, 2] joints of the target frames on the screen, as the model gets them; NaN where no slot holds the
+    joint alone."""
+    row_B1 = torch.arange(len(inputs.pose_BPNSC), device=inputs.pose_BPNSC.device)[:, None]
+    screen_BRS2 = inputs.pose_BPNSC[row_B1, 0, inputs.target_frame_BR, :, :2]
+    slot_J = torch.tensor(skeleton.native_slot, device=screen_BRS2.device)
+    screen_BRJ2 = screen_BRS2[:, :, slot_J.clamp(min=0)].masked_fill(slot_J[:, None] < 0, torch.nan)
+    return screen_BRJ2.flatten(0, 1)
 
 
 def mirror_inputs(inputs: Inputs) -> Inputs:

@@ -10,12 +10,22 @@ Arrays are named `task/source/what`; rows are clips in the order of the fingerpr
     p_error_sum_mm            [n] float64 the same of P-MPJPE
     frame, frame_error        [frames] row by row: frame in the clip, its MPJPE as uint16 of 0.01 mm (655.35 at most),
                               where they take less than MAX_FRAME_BYTES
+    example_clip, example_camera, example_frame
+                              [3] where the poses of the smallest, the median and the largest MPJPE are; of equal ones
+                              the first by clip, camera and frame, of an even number the lower median
+    example_input             [3, J, 2] float32 joints on the screen as the model gets them (`normalise_screen`), y
+                              downwards; NaN where no slot holds the joint alone
+    example_pose_mm, example_truth_mm
+                              [3, J, 3] float32 predicted and true pose, relative to the root, in camera axes (x right,
+                              y down, z away)
+    example_bones             [bones, 2] int16 joints at a bone's ends
 
-Shape suffixes: B predicted poses, M rows.
+Shape suffixes: B predicted poses, J native joints, M rows.
 """
 
 import hashlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -79,6 +89,43 @@ def pose_outcomes(
         arrays["frame"] = frame.astype(np.int32)
         arrays["frame_error"] = np.minimum(np.rint(error / FRAME_UNIT_MM), 65535).astype(np.uint16)
     return arrays
+
+
+def pose_examples(
+    error_B: Tensor,
+    place_B3: Tensor,
+    input_BJ2: Tensor,
+    pose_BJ3: Tensor,
+    truth_BJ3: Tensor,
+    bones: Sequence[tuple[int, int]],
+) -> Outcomes:
+    """The poses of the smallest, the median and the largest error; nothing where no error is finite.
+
+    Args:
+        error_B: MPJPE of each predicted pose, mm.
+        place_B3: its clip, camera and frame.
+        input_BJ2: joints on the screen.
+        pose_BJ3: mm.
+        truth_BJ3: mm.
+        bones: joints at their ends.
+    """
+    order_B = np.lexsort(place_B3.cpu().numpy().T[::-1])
+    sorted_B = error_B.cpu().numpy()[order_B]
+    finite = np.sort(sorted_B[np.isfinite(sorted_B)])
+    if not len(finite):
+        return {}
+    middle = finite[(len(finite) - 1) // 2]
+    chosen = [int(order_B[np.flatnonzero(sorted_B == value)[0]]) for value in (finite[0], middle, finite[-1])]
+    clip, camera, frame = place_B3[chosen].cpu().numpy().T
+    return {
+        "example_clip": clip.astype(np.int32),
+        "example_camera": camera.astype(np.int16),
+        "example_frame": frame.astype(np.int32),
+        "example_input": input_BJ2[chosen].cpu().numpy().astype(np.float32),
+        "example_pose_mm": pose_BJ3[chosen].cpu().numpy().astype(np.float32),
+        "example_truth_mm": truth_BJ3[chosen].cpu().numpy().astype(np.float32),
+        "example_bones": np.array(bones, np.int16).reshape(-1, 2),
+    }
 
 
 def save_outcomes(folder: Path, outcomes: Outcomes) -> str:

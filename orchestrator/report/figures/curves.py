@@ -36,7 +36,7 @@ def learning_curves(report: Report) -> Drawing | None:
         entries.append(("trivial answer", panels[0].plot([], [], "--", color=GREY, linewidth=0.8)[0]))
         if any(is_unhealthy(curve.state) for curve in report.curves):
             entries.append(hollow_entry(panels[0]))
-        text = finish(figure, entries)
+        image = finish(figure, entries)
     seeds = len({curve.seed for curve in report.curves})
     return Drawing(
         name="learning-curves",
@@ -44,7 +44,7 @@ def learning_curves(report: Report) -> Drawing | None:
         caption="Metric on the validation subjects at each fifth of a run, one thin line a seed, fine-tuning after the "
         f"joint training that it starts from; n = {count(len(report.curves), 'curve')} of {count(seeds, 'seed')}; "
         f"{measured_on(report, tasks)}.",
-        svg=text,
+        image=image,
     )
 
 

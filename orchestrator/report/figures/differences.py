@@ -6,13 +6,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.report.figures.style import GREY, MAX_PANELS_ACROSS, OURS, PAPER, styled, svg
+from orchestrator.report.figures.style import GREY, MAX_PANELS_ACROSS, OURS, PAPER, Image, image_of, styled
 from orchestrator.report.model import TableOfCells
 from orchestrator.report.wording import column_text, missing_text
 
 
-def figure(table: TableOfCells) -> str | None:
-    """SVG: a panel a column, a line a row; None for a table without a row besides its baseline.
+def figure(table: TableOfCells) -> Image | None:
+    """A panel a column, a line a row; None for a table without a row besides its baseline.
 
     Points are single seeds' differences, the bar their 95 % t interval (from two seeds on), the diamond the published
     difference.
@@ -32,7 +32,7 @@ def figure(table: TableOfCells) -> str | None:
         published = any(cell.published_difference is not None for row in table.rows for cell in row.cells)
         _key(drawing, panels.flat[0], published)
         drawing.tight_layout(rect=(0, 0, 1, 1 - 0.25 / drawing.get_figheight()), w_pad=1.5)
-        return svg(drawing)
+        return image_of(drawing)
 
 
 def _panel(panel: Axes, table: TableOfCells, index: int) -> None:

@@ -39,7 +39,7 @@ def early(table: TableOfCells, index: int) -> Drawing | None:
         ]
         if published:
             entries.append(("paper", panels[0].plot([], [], ":D", color="#444444", linewidth=0.8, markersize=4)[0]))
-        text = finish(figure, entries)
+        image = finish(figure, entries)
     runs = sorted({cell.n for cell in cells})
     return Drawing(
         name=f"early-{file_name(table.name, index)}",
@@ -48,7 +48,7 @@ def early(table: TableOfCells, index: int) -> Drawing | None:
         f"largest as a bar; n = {' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} a point; data: "
         f"{listed(dict.fromkeys(table.sources[column][0].name for column in columns))}"
         f"{PAPER_DATA if published else ''}.",
-        svg=text,
+        image=image,
     )
 
 

@@ -18,6 +18,7 @@ from orchestrator.report.figures.style import (
     is_unhealthy,
     marker,
     paper_entry,
+    shorten,
     styled,
 )
 from orchestrator.report.model import TableOfCells
@@ -26,8 +27,6 @@ from ups_model.wording import count
 
 MIN_LOG_RATIO = 8
 """Largest to smallest value from which on the axis is logarithmic."""
-MAX_LABEL = 24
-"""Characters of a row's label; the table has all of it."""
 MAX_LEVEL_LABEL = 6
 """Characters of a row's label that fit below a panel without being turned."""
 
@@ -51,7 +50,7 @@ def factor(table: TableOfCells, index: int) -> Drawing | None:
             entries.append(hollow_entry(panels[0]))
         if published:
             entries.append(paper_entry(panels[0]))
-        text = finish(figure, entries)
+        image = finish(figure, entries)
     runs = [cell.n for cell in cells]
     n = count(max(runs), "seed") if min(runs) == max(runs) else f"{min(runs)} to {count(max(runs), 'seed')}"
     data = listed(dict.fromkeys(source.name for sources in table.sources for source in sources[:1]))
@@ -60,7 +59,7 @@ def factor(table: TableOfCells, index: int) -> Drawing | None:
         title=table.title,
         caption=f"Each measure on the test split against the rows' value ({table.varies}), one thin line a seed; "
         f"n = {n} a row; data: {data}{PAPER_DATA if published else ''}.",
-        svg=text,
+        image=image,
     )
 
 
@@ -96,10 +95,6 @@ def _panel(panel: Axes, table: TableOfCells, index: int) -> None:
     panel.set_ylabel(column_text(column))
     if numbers:
         panel.set_xlabel(table.varies)
-
-
-def shorten(label: str) -> str:
-    return label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…"
 
 
 def numeric(labels: Sequence[str]) -> list[float]:

@@ -28,7 +28,7 @@ def routes(report: Report) -> Drawing | None:
             panel.set_title(arm, fontsize=8)
         lines = [panels[0].plot([], [], "-", color=COLORS[task], linewidth=1.4)[0] for task in tasks]
         entries = [(TASKS[task].title, line) for task, line in zip(tasks, lines, strict=True)]
-        text = finish(figure, entries)
+        image = finish(figure, entries)
     seeds = len({route.seed for route in report.routes})
     return Drawing(
         name="routes",
@@ -36,7 +36,7 @@ def routes(report: Report) -> Drawing | None:
         caption="The block that each task takes in each encoder layer after joint training (the paper's Figure 4), one "
         f"thin line a seed, and below how often two tasks share a block, over layers and seeds; n = "
         f"{count(seeds, 'seed')}; {measured_on(report, tasks)}.",
-        svg=text,
+        image=image,
         table=_table(arms, tasks),
     )
 

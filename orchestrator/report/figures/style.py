@@ -1,4 +1,4 @@
-"""What all figures have in common: settings, colours, and SVG text. Same numbers, same bytes."""
+"""What all figures have in common: settings, colours, and their files. Same numbers, same bytes."""
 
 import io
 import math
@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -27,6 +30,9 @@ PALETTE = ("#1f5fa8", "#d98200", "#00845f", "#b5508f", "#5bb0e0", "#8a6d00", "#4
 PAPER_DATA = "; diamonds are published values, on the paper's data"
 """What a caption says where a figure shows published values."""
 MAX_PANELS_ACROSS = 5
+PNG_DPI = 150
+MAX_LABEL = 24
+"""Characters of a row's or a class's label; the tables have all of it."""
 
 STYLE: dict["RcKeyType", Any] = {
     "svg.hashsalt": "report",  # Element names are hashed, with a random salt by default.
@@ -41,15 +47,23 @@ STYLE: dict["RcKeyType", Any] = {
 
 
 @dataclass(frozen=True)
+class Image:
+    """A figure in both formats."""
+
+    svg: str
+    png: bytes
+
+
+@dataclass(frozen=True)
 class Drawing:
-    """A figure of the report's section of figures."""
+    """A figure with its words."""
 
     name: str
     """Of its file, without folder and suffix."""
     title: str
     caption: str
     """One sentence: what is shown, n, data."""
-    svg: str
+    image: Image
     table: tuple[tuple[str, ...], ...] = ()
     """Lines of a small table below it, headings first; empty for none."""
 
@@ -66,11 +80,14 @@ def styled() -> Iterator[None]:
         yield
 
 
-def svg(figure: Figure) -> str:
-    """The figure's SVG, without a date; to be called inside `styled`."""
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return stream.getvalue()
+def image_of(figure: Figure) -> Image:
+    """The figure's files, without date and software; to be called inside `styled`."""
+    text, pixels = io.StringIO(), io.BytesIO()
+    # Not by `savefig`, which draws everything once more before it does so.
+    FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
+    figure.set_dpi(PNG_DPI)
+    FigureCanvasAgg(figure).print_png(pixels, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    return Image(text.getvalue(), pixels.getvalue())
 
 
 def grid(panels: int, width: float, height: float, left: float = 0.8) -> tuple[Figure, list[Axes]]:
@@ -89,8 +106,8 @@ def grid(panels: int, width: float, height: float, left: float = 0.8) -> tuple[F
     return figure, axes[:panels]
 
 
-def finish(figure: Figure, entries: Iterable[tuple[str, Line2D]]) -> str:
-    """The SVG of a figure with a key above its panels."""
+def finish(figure: Figure, entries: Iterable[tuple[str, Artist]]) -> Image:
+    """A figure with a key above its panels."""
     names, artists = zip(*entries, strict=True)
     # About 85 characters of the key's text fit beside each other in 6 inches.
     across = max(1, min(len(names), int(figure.get_figwidth() * 14 / (max(map(len, names)) + 7))))
@@ -98,7 +115,7 @@ def finish(figure: Figure, entries: Iterable[tuple[str, Line2D]]) -> str:
     figure.set_figheight(figure.get_figheight() + key_height)
     figure.legend(artists, names, loc="upper center", ncols=across, frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0, 1, 1 - key_height / figure.get_figheight()), w_pad=1.5)
-    return svg(figure)
+    return image_of(figure)
 
 
 def line_color(place: int) -> str:
@@ -132,6 +149,11 @@ def hollow_entry(panel: Axes) -> tuple[str, Line2D]:
 def paper_entry(panel: Axes) -> tuple[str, Line2D]:
     """The key's entry of published values."""
     return "paper", panel.plot([], [], "D", color=PAPER, markersize=4)[0]
+
+
+def shorten(label: str) -> str:
+    """A label of at most MAX_LABEL characters."""
+    return label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…"
 
 
 def file_name(table: str, index: int) -> str:

@@ -55,7 +55,7 @@ def texts_in(svg):
 
 
 def figures(made):
-    return {name: text for name, text in files(made).items() if name.startswith("figures/")}
+    return {name: text for name, text in files(made).items() if re.match(r"figures/.*\.svg", name)}
 
 
 def test_the_factor_figure_has_a_line_a_seed_and_panel_and_hollow_marks_where_a_run_collapsed():
@@ -119,6 +119,21 @@ def test_a_report_without_records_has_no_section_of_figures():
 
 def test_the_same_report_gives_the_same_bytes():
     assert files(report()) == files(report())
+
+
+def test_every_figure_has_a_picture_of_the_same_shape_beside_it():
+    texts = files(report())
+    names = {name.rpartition(".")[0] for name in texts if name.endswith(".svg")}
+    assert names == {name.rpartition(".")[0] for name in texts if name.endswith(".png")}
+    assert {name.partition("/")[0] for name in names} == {"tables", "figures"}
+    for name in names:
+        content = texts[f"{name}.png"]
+        assert content.startswith(b"\x89PNG") and not re.search(rb"tEXt|tIME|iTXt|atplotlib", content)
+        width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
+        # An SVG is in points, 72 an inch.
+        root = ElementTree.fromstring(texts[f"{name}.svg"])
+        points = [float(root.get(side).removesuffix("pt")) for side in ("width", "height")]
+        assert [width * 72 / 150, height * 72 / 150] == pytest.approx(points, abs=1)
 
 
 def test_the_page_shows_every_figure_and_needs_no_other_file():

@@ -497,7 +497,7 @@ def test_a_failed_unit_is_listed_with_the_last_line_of_its_error():
     assert [(f.unit, f.error) for f in report.failures] == [
         ("encoder_layers=1, joint · joint · seed 2", "NonFiniteLoss: step 12")
     ]
-    assert all("/home/someone" not in text for text in files(report).values())
+    assert all("/home/someone" not in str(content) for content in files(report).values())
 
 
 def test_routes_are_shown_for_joint_units_that_have_them():

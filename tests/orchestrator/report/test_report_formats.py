@@ -331,7 +331,8 @@ def test_figures_are_the_same_bytes_in_another_process_and_style(tmp_path):
     program = (
         "import hashlib; from tests.orchestrator.report.test_report_formats import plain\n"
         "from orchestrator.report import build, files\n"
-        "print(hashlib.sha256(''.join(files(build(*plain())).values()).encode()).hexdigest())"
+        "contents = files(build(*plain())).values()\n"
+        "print(hashlib.sha256(b''.join(c if isinstance(c, bytes) else c.encode() for c in contents)).hexdigest())"
     )
     answers = {
         subprocess.run(
@@ -352,8 +353,8 @@ def test_no_two_tables_share_a_figures_file_and_none_leaves_the_folder():
     texts = files(build(replace(plan_file, tables=tables), records))
     for folder in ("tables", "figures"):
         names = [name for name in texts if name.startswith(f"{folder}/")]
-        assert len(set(names)) == 4
-        assert all(re.fullmatch(rf"{folder}/[\w-]+\.svg", name) for name in names)
+        assert len(set(names)) == 2 * 4
+        assert all(re.fullmatch(rf"{folder}/[\w-]+\.(svg|png)", name) for name in names)
     assert sum(name.endswith(".svg") for name in texts) == 8
 
 
@@ -386,8 +387,8 @@ def test_the_command_writes_beside_the_plan_what_the_records_say(tmp_path, capsy
     folder = tmp_path / "storage" / "studies" / name / "report"
     records = ledger.read(Place(key, unit.folder) for key, unit in plan_file.units.items())
     said = capsys.readouterr().out.splitlines()
-    for file, text in files(build(plan_file, records)).items():
-        assert (folder / file).read_text("utf-8") == text
+    for file, content in files(build(plan_file, records)).items():
+        assert (folder / file).read_bytes() == (content if isinstance(content, bytes) else content.encode())
         assert str(folder / file) in said
     assert said[:2] == [name, "4 of 4 units finished, 0 failed, 0 not run."]
     assert "80.50 ± 0.71 (n=2)" in (folder / "report.md").read_text("utf-8")
@@ -496,4 +497,4 @@ def test_mlflow_gives_the_same_bytes_as_storage(tmp_path, monkeypatch, capsys):
     reports = [
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} for folder in (first, second)
     ]
-    assert reports[0] == reports[1] and len(reports[0]) == 6
+    assert reports[0] == reports[1] and len(reports[0]) == 8

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from tests.support.runs import FLAT, POSE, SOLID, options, toy_config
+from ups_model.data.format.cameras import project, to_camera
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.evaluation.metrics import topk_accuracy
-from ups_model.evaluation.outcomes import class_outcomes, load_outcomes, pose_outcomes, save_outcomes
+from ups_model.evaluation.outcomes import class_outcomes, load_outcomes, pose_examples, pose_outcomes, save_outcomes
 from ups_model.training.loop import train
 
 
@@ -39,6 +40,35 @@ def test_errors_of_frames_are_added_up_by_clip_and_camera():
     assert outcomes["p_error_sum_mm"].tolist() == pytest.approx([15.002, 505, 10])
     # Row by row, frames in order; 1000 mm is beyond what a frame's error can say.
     assert outcomes["frame"].tolist() == [0, 5, 7, 3] and outcomes["frame_error"].tolist() == [3000, 65535, 1000, 2000]
+
+
+def examples(errors, clips):
+    """Of poses whose coordinates are their number."""
+    number = torch.arange(float(len(errors)))
+    places = torch.tensor([[clip, 0, 5] for clip in clips])
+    poses = [number[:, None, None].expand(-1, 2, width) + offset for width, offset in ((2, 0), (3, 100), (3, 200))]
+    return pose_examples(torch.tensor(errors), places, *poses, bones=[(1, 0)])
+
+
+def test_examples_are_the_smallest_the_lower_median_and_the_largest_error():
+    arrays = examples([4.0, 1.0, 3.0, 2.0], [0, 1, 2, 3])
+    assert arrays["example_clip"].tolist() == [1, 3, 0]
+    assert arrays["example_input"][:, 0, 0].tolist() == [1, 3, 0]
+    assert arrays["example_pose_mm"][:, 1, 2].tolist() == [101, 103, 100]
+    assert arrays["example_truth_mm"][:, 1, 2].tolist() == [201, 203, 200]
+    assert arrays["example_bones"].tolist() == [[1, 0]] and arrays["example_frame"].tolist() == [5, 5, 5]
+
+
+def test_of_equal_errors_the_first_clip_is_the_example_whatever_the_order_of_batches():
+    arrays = examples([2.0, 1.0, 1.0, 2.0, 2.0], [9, 8, 7, 6, 5])
+    assert arrays["example_clip"].tolist() == [7, 5, 5]
+    assert arrays["example_pose_mm"][:, 0, 0].tolist() == [102, 104, 104]
+
+
+def test_errors_that_are_not_finite_are_no_examples():
+    nan, inf = float("nan"), float("inf")
+    assert examples([nan, 3.0, inf, 1.0], [0, 1, 2, 3])["example_clip"].tolist() == [3, 3, 1]
+    assert examples([nan, nan], [0, 1]) == {}
 
 
 def test_equal_outcomes_are_one_file_and_a_damaged_one_is_refused(tmp_path):
@@ -87,3 +117,23 @@ def test_mpjpe_is_the_sum_of_errors_over_the_number_of_frames(run):
     assert whole.any()
     of_frames = 0.01 * np.add.reduceat(own["frame_error"].astype(float), first)
     assert of_frames[whole] == pytest.approx(own["error_sum_mm"][whole], abs=0.005 * own["frames"].max())
+
+
+def test_examples_are_frames_of_the_clip_set_as_the_model_sees_them(run, toy_sets):
+    _, outcomes, _ = run
+    own = {name.split("/")[2]: values for name, values in outcomes.items() if name.startswith(f"pe/{POSE}/")}
+    clips = ClipSet.open(toy_sets[POSE])
+    error = np.linalg.norm(own["example_pose_mm"] - own["example_truth_mm"], axis=-1).mean(axis=-1)
+    ends = [own["frame_error"].min(), own["frame_error"].max()]
+    assert np.minimum(error[[0, 2]], 655.35) == pytest.approx(0.01 * np.array(ends), abs=0.006)
+    for place in range(3):
+        clip, camera, frame = (int(own[f"example_{name}"][place]) for name in ("clip", "camera", "frame"))
+        body_J3 = clips.positions[clips.frames(clips.tracks(clip)[0])][frame]
+        view = clips.cameras(clip)[camera]
+        relative_J3 = 1000 * (to_camera(body_J3, view) - to_camera(body_J3[:1], view))
+        assert own["example_truth_mm"][place] == pytest.approx(relative_J3, abs=0.1)
+        width, height = view.wh
+        screen_J2 = project(body_J3, view) / width * 2 - [1, height / width]
+        assert own["example_input"][place] == pytest.approx(screen_J2, abs=1e-4)
+    assert own["example_bones"].shape == (clips.skeleton.joints - 1, 2)
+    assert sum(values.nbytes for name, values in own.items() if name.startswith("example")) < 4000

@@ -1,0 +1,100 @@
+"""What the report shows of results clip by clip: of the baseline row of the first table that measures a task."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from orchestrator.planning.plan_file import PlanFile, PlannedColumn, PlannedRow
+from orchestrator.record import Record
+from orchestrator.report.claims import Outcomes, OutcomesOf
+from orchestrator.report.model import Confusion, ExamplePoses
+from ups_model.config import TASK_NAMES, TaskName, set_of
+from ups_model.tasks import TASKS
+
+
+def confusions(plan: PlanFile, records: Mapping[str, Record], outcomes: OutcomesOf) -> Iterable[Confusion]:
+    """Of each classification task that has results by clip, in the paper's order; of early prediction at its middle
+    observation ratio.
+
+    Args:
+        records: of the plan's units, by key.
+        outcomes: of a unit, by its key.
+    """
+    for task in TASK_NAMES:
+        first = _first_measured(plan, task) if TASKS[task].kind == "class" else None
+        if first is None:
+            continue
+        row, column = first
+        place = f"{task}/{column.sources[0]}/"
+        runs = [run for _, run in _runs(plan, records, outcomes, row, column)]
+        ratios = sorted(
+            (name.partition("@")[2] for run in runs[:1] for name in run if name.startswith(f"{place}predicted")),
+            key=lambda ratio: float(ratio or 1),
+        )
+        ratio = ratios[(len(ratios) - 1) // 2] if ratios else ""
+        predicted = f"{place}predicted{'@' if ratio else ''}{ratio}"
+        pairs = [(run[f"{place}label"], run[predicted]) for run in runs if predicted in run]
+        if pairs:
+            classes = plan.data[set_of(column.sources[0])].classes
+            counts = _counts(pairs, len(classes))
+            named = classes if len(classes) == len(counts) else ()
+            yield Confusion(task, column.sources[0], row.label, ratio, len(pairs), counts, named)
+
+
+def _first_measured(plan: PlanFile, task: TaskName) -> tuple[PlannedRow, PlannedColumn] | None:
+    for table in plan.tables:
+        for column in table.columns:
+            if column.task == task:
+                return next(row for row in table.rows if row.label == table.baseline), column
+    return None
+
+
+def _runs(
+    plan: PlanFile, records: Mapping[str, Record], outcomes: OutcomesOf, row: PlannedRow, column: PlannedColumn
+) -> Iterable[tuple[int, Outcomes]]:
+    """Seed and results by clip of a row's finished runs, by ascending seed."""
+    keys = sorted(row.units[column.group], key=lambda key: plan.units[key].seed)
+    for key in keys:
+        if key in records and records[key].status == "finished" and (run := outcomes(key)) is not None:
+            yield plan.units[key].seed, run
+
+
+def _counts(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int) -> tuple[tuple[int, ...], ...]:
+    """[true][predicted] clips, summed over runs; at least `classes` lines."""
+    true, predicted = (np.concatenate(values).astype(np.int64) for values in zip(*pairs, strict=True))
+    size = max(classes, 1 + int(max(true.max(initial=-1), predicted.max(initial=-1))))
+    counts = np.bincount(true * size + predicted, minlength=size * size).reshape(size, size)
+    return tuple(tuple(map(int, line)) for line in counts)
+
+
+def example_poses(plan: PlanFile, records: Mapping[str, Record], outcomes: OutcomesOf) -> ExamplePoses | None:
+    """Those of the first finished run that has them; arguments as of `confusions`."""
+    for task in TASK_NAMES:
+        first = _first_measured(plan, task) if TASKS[task].kind == "pose" else None
+        if first is None:
+            continue
+        row, column = first
+        place = f"{task}/{column.sources[0]}/"
+        for seed, run in _runs(plan, records, outcomes, row, column):
+            if f"{place}example_pose_mm" in run:
+                arrays = {name.removeprefix(place): run[name] for name in run if name.startswith(place)}
+                return ExamplePoses(
+                    source=column.sources[0],
+                    row=row.label,
+                    seed=seed,
+                    frames=int(arrays["frames"].sum()),
+                    bones=_tuples(arrays["example_bones"]),
+                    places=_tuples(
+                        np.stack([arrays[f"example_{name}"] for name in ("clip", "camera", "frame")], axis=1)
+                    ),
+                    joints=_tuples(arrays["example_input"]),
+                    predicted=_tuples(arrays["example_pose_mm"]),
+                    truth=_tuples(arrays["example_truth_mm"]),
+                )
+    return None
+
+
+def _tuples(array: np.ndarray) -> Any:
+    """Nested tuples of Python's numbers, which compare and don't change."""
+    return tuple(map(_tuples, array)) if array.ndim > 1 else tuple(array.tolist())

@@ -1,0 +1,151 @@
+"""What a better value costs: each measure of a table against what its rows take, with the rows that none dominates."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from orchestrator.report.figures.style import (
+    GREY,
+    Drawing,
+    file_name,
+    finish,
+    grid,
+    hollow_entry,
+    is_unhealthy,
+    line_color,
+    shorten,
+    styled,
+)
+from orchestrator.report.model import RowOfCells, TableOfCells
+from orchestrator.report.wording import column_text, listed
+from ups_model.config import set_of
+
+PREDICTION, TRAINING = "MFLOPs a prediction", "minutes of training a seed"
+MIN_DECADE = 5
+"""Largest to smallest cost from which on ticks are round numbers of each decade."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row in one panel."""
+
+    row: int
+    """Its place in the table."""
+    cost: float
+    value: float
+    """Mean over seeds."""
+    sd: float | None = None
+    hollow: bool = False
+    """Whether a run collapsed or did not converge."""
+
+
+def front(points: Sequence[Point], higher_is_better: bool) -> list[Point]:
+    """The points that no other one dominates, by ascending cost: none costs at most as much and is at least as good,
+    and differs in either."""
+    sign = 1 if higher_is_better else -1
+    best: list[Point] = []
+    # Of equal costs the best comes first.
+    for point in sorted(points, key=lambda point: (point.cost, -sign * point.value)):
+        if not best or sign * (point.value - best[-1].value) > 0 or _same(point, best[-1]):
+            best.append(point)
+    return best
+
+
+def _same(one: Point, other: Point) -> bool:
+    return (one.cost, one.value) == (other.cost, other.value)
+
+
+def pareto(table: TableOfCells, index: int) -> Drawing | None:
+    """A panel a column, a point a row: against the operations of a prediction where rows differ in them, else against
+    the time of training; None where fewer than two rows have different costs and values.
+
+    Args:
+        index: of the table, for the file's name where the table's own can't be one.
+    """
+    for cost in (PREDICTION, TRAINING):
+        columns = {place: _points(table, place, cost) for place in range(len(table.columns))}
+        columns = {place: points for place, points in columns.items() if len({point.cost for point in points}) > 1}
+        if columns:
+            return _drawing(table, index, cost, columns)
+    return None
+
+
+def _points(table: TableOfCells, place: int, cost: str) -> list[Point]:
+    points = []
+    for line, row in enumerate(table.rows):
+        cell, amount = row.cells[place], _cost(row, place, cost)
+        if cell.mean is not None and amount is not None and 0 < amount < math.inf:
+            hollow = any(is_unhealthy(state) for state in cell.health.values())
+            points.append(Point(line, amount, cell.mean, cell.sd, hollow))
+    return points
+
+
+def _cost(row: RowOfCells, place: int, cost: str) -> float | None:
+    if cost == PREDICTION:
+        flops = row.cost.flops.get(row.cells[place].column.group)
+        return None if flops is None else flops / 1e6
+    return None if row.cost.seconds is None else row.cost.seconds / 60
+
+
+def _drawing(table: TableOfCells, index: int, cost: str, columns: Mapping[int, list[Point]]) -> Drawing:
+    shown = sorted({point.row for points in columns.values() for point in points})
+    baseline = next(line for line, row in enumerate(table.rows) if row.baseline)
+    with styled():
+        figure, panels = grid(len(columns), 2.5, 2.3)
+        for panel, (place, points) in zip(panels, columns.items(), strict=True):
+            _panel(panel, table, place, points, baseline)
+            panel.set_xlabel(cost)
+        key = panels[0].plot
+        entries = [
+            (shorten(table.rows[line].label), key([], [], "o", color=line_color(line), markersize=5)[0])
+            for line in shown
+        ]
+        if baseline in shown:
+            entries.append(("baseline", key([], [], "o", color=GREY, markersize=10, markerfacecolor="none")[0]))
+        entries.append(("not dominated", key([], [], "-", color=GREY, linewidth=1)[0]))
+        if any(point.hollow for points in columns.values() for point in points):
+            entries.append(hollow_entry(panels[0]))
+        image = finish(figure, entries)
+    runs = sorted({table.rows[point.row].cells[place].n for place, points in columns.items() for point in points})
+    meaning = "counted from the configuration" if cost == PREDICTION else "as measured, machines may have differed"
+    return Drawing(
+        name=f"pareto-{file_name(table.name, index)}",
+        title=f"Cost and result: {table.title}",
+        caption=f"Each measure on the test split against {cost} ({meaning}): mean over seeds with its standard "
+        "deviation; the line joins the rows that no other one dominates; n = "
+        f"{' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} a point; data: "
+        f"{listed(dict.fromkeys(set_of(table.sources[place][0].name) for place in columns))}.",
+        image=image,
+    )
+
+
+def _panel(panel: Axes, table: TableOfCells, place: int, points: list[Point], baseline: int) -> None:
+    column = table.columns[place]
+    panel.set_xscale("log")
+    best = front(points, column.higher_is_better)
+    (line,) = panel.plot([p.cost for p in best], [p.value for p in best], "-", color=GREY, linewidth=1, zorder=1)
+    line.set_gid(f"front-{place}")
+    for point in points:
+        name, color = f"{place}-{point.row}", line_color(point.row)
+        if point.sd:
+            spread = [point.value - point.sd, point.value + point.sd]
+            panel.plot([point.cost] * 2, spread, "-", color=color, linewidth=1)[0].set_gid(f"sd-{name}")
+        inside = "white" if point.hollow else color
+        (mark,) = panel.plot(point.cost, point.value, "o", color=color, markersize=5, markerfacecolor=inside)
+        mark.set_gid(f"{'hollow' if point.hollow else 'row'}-{name}")
+        if point.row == baseline:
+            (ring,) = panel.plot(point.cost, point.value, "o", color=GREY, markersize=10, markerfacecolor="none")
+            ring.set_gid(f"baseline-{name}")
+    costs = [point.cost for point in points]
+    wide = max(costs) / min(costs) >= MIN_DECADE
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(3))
+    panel.xaxis.set_minor_locator(NullLocator())
+    # The scale's own formatter writes formulas.
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:,.4g}"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.margins(x=0.15, y=0.15)
+    panel.set_title(column.title, fontsize=8)
+    panel.set_ylabel(column_text(column))
