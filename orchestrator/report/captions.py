@@ -39,13 +39,18 @@ COST_NOTE = (
 )
 
 
-def table_caption(report: Report, table: TableOfCells) -> list[str]:
-    """Sentences: what was trained on what, and how to read it beside the paper."""
+def table_caption(report: Report, table: TableOfCells, alone: bool = True) -> list[str]:
+    """Sentences: what was trained on what, and how to read it beside the paper.
+
+    Args:
+        alone: the table will stand without the report's head, as in a paper.
+    """
+    how = f"{setup_text(report)}; {CHOSEN_BY.get(report.plan.chosen_by, report.plan.chosen_by)}."
     return [
         f"Data: {data_text(_table_sources(table))}.",
         *_stand_in(report, table),
         *_overridden(report, table),
-        f"{setup_text(report)}; {CHOSEN_BY.get(report.plan.chosen_by, report.plan.chosen_by)}.",
+        *([how] if alone else []),
         f"Trained with {'; '.join(_origin_text(name, table.origins[name]) for name in PROVENANCE)}.",
         f"Δ is the difference to row “{table.baseline}”, paired by seed.",
     ]

@@ -43,6 +43,8 @@ class View:
     lines: tuple[Line, ...]
     synthetic: str
     caption: str
+    """Below the report's head, which says how everything was trained."""
+    full_caption: str
     warnings: tuple[str, ...]
     footnotes: tuple[str, ...]
     findings: tuple[tuple[str, tuple[str, ...], str], ...]
@@ -65,7 +67,8 @@ def _view(report: Report, table: TableOfCells, figure: Safe) -> View:
         headings=tuple((column.title, wording.column_text(column)) for column in table.columns),
         lines=tuple(_lines(table)),
         synthetic=captions.synthetic_text(table.sources),
-        caption=" ".join(captions.table_caption(report, table)),
+        caption=" ".join(captions.table_caption(report, table, alone=False)),
+        full_caption=" ".join(captions.table_caption(report, table)),
         warnings=tuple(captions.table_warnings(table)),
         footnotes=(*captions.budget_notes(table), *table.notes),
         findings=tuple(
