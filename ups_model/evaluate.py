@@ -24,6 +24,7 @@ from ups_model.config.identity import configured_sets, configured_sources
 from ups_model.data.prepare.catalog import default_cache
 from ups_model.device import pick_device
 from ups_model.evaluation.measure import measure
+from ups_model.evaluation.outcomes import Outcomes, save_outcomes
 from ups_model.training.build import build, data_identity, load_model
 from ups_model.training.result import check_same_data
 
@@ -44,6 +45,7 @@ def evaluate(
     device: str = "auto",
     changes: Mapping[str, object] | None = None,
     cache: Path | None = None,
+    outcomes: Outcomes | None = None,
 ) -> tuple[dict[str, float], Config, dict[str, str]]:
     """Metrics of a checkpoint's trained tasks on a split, the configuration used and the clip sets' fingerprints.
 
@@ -53,6 +55,7 @@ def evaluate(
         part: "test" or "validation".
         changes: fields of the sections `evaluation` and `data` to change, e.g. {"evaluation.flip": True}.
         cache: folder of text features, for a checkpoint that doesn't hold them.
+        outcomes: takes the results by clip (`ups_model.evaluation.outcomes`).
 
     Raises:
         ValueError: an unusable checkpoint, clip set or change.
@@ -82,7 +85,8 @@ def evaluate(
             raise ValueError(
                 f"{paths[clips.name]}: its classes are not those trained on; use the training run's clip set"
             )
-    return measure(model, parts.feeds, part, changed.evaluation), changed, data_identity(parts.sets)
+    metrics = measure(model, parts.feeds, part, changed.evaluation, outcomes)
+    return metrics, changed, data_identity(parts.sets)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change how it is measured")
     add_data_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the metrics as JSON")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="also write the metrics as JSON, and beside it results by clip as .npz"
+    )
     options = parser.parse_args(arguments)
     start_logging()
     try:
@@ -104,9 +110,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _, config, _ = load_model(options.checkpoint, pick_device("cpu"))
         paths = data_paths(options.data, configured_sets(config))
         changes = assignments(options.set, "--set", "FIELD=VALUE")
-        metrics, config, data = evaluate(options.checkpoint, paths, options.part, options.device, changes)
+        outcomes: Outcomes = {}
+        metrics, config, data = evaluate(
+            options.checkpoint, paths, options.part, options.device, changes, outcomes=outcomes
+        )
         if options.out is not None:
-            content = {"part": options.part, "metrics": metrics, "data": data, "config": config.canonical()}
+            digest = save_outcomes(options.out.with_suffix(".npz"), outcomes)
+            content = {
+                "part": options.part,
+                "metrics": metrics,
+                "data": data,
+                "config": config.canonical(),
+                "outcomes": digest,
+            }
             options.out.write_text(json.dumps(content, indent=1, allow_nan=False), "utf-8")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

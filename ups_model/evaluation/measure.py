@@ -16,7 +16,7 @@ from torch import Tensor
 from ups_model.config import EvalConfig, TaskName
 from ups_model.data.batching.augment import mirror_slots
 from ups_model.data.batching.batches import Batch, Feed
-from ups_model.evaluation.metric_names import headline_metric
+from ups_model.evaluation.metric_names import OUTCOMES, headline_metric
 from ups_model.evaluation.metrics import mpjpe_mm, mpjve_mm, n_mpjpe_mm, p_mpjpe_mm, per_action_mean, topk_accuracy
 from ups_model.evaluation.outcomes import Outcomes, class_outcomes, pose_examples, pose_outcomes, save_outcomes
 from ups_model.model.decoding import classify, estimate_poses
@@ -73,7 +73,7 @@ def measure_test(
     """All metrics on the test split, whose outcomes are written to `folder`; also the SHA-256 of that file."""
     outcomes: Outcomes = {}
     metrics = measure(model, feeds, "test", config, outcomes)
-    return metrics, save_outcomes(folder, outcomes)
+    return metrics, save_outcomes(folder / OUTCOMES, outcomes)
 
 
 def measure_classes(

@@ -35,7 +35,6 @@ import torch
 from torch import Tensor
 
 from ups_model.atomic import write_atomic
-from ups_model.evaluation.metric_names import OUTCOMES
 
 MAX_FRAME_BYTES = 4_000_000
 FRAME_UNIT_MM = 0.01
@@ -128,8 +127,8 @@ def pose_examples(
     }
 
 
-def save_outcomes(folder: Path, outcomes: Outcomes) -> str:
-    """Write `outcomes.npz`, whole or not at all.
+def save_outcomes(file: Path, outcomes: Outcomes) -> str:
+    """Write them as npz, whole or not at all.
 
     Returns:
         The SHA-256 of the file; the same for equal outcomes.
@@ -138,7 +137,7 @@ def save_outcomes(folder: Path, outcomes: Outcomes) -> str:
     named: dict[str, Any] = {name: outcomes[name] for name in sorted(outcomes)}
     np.savez_compressed(stream, **named)
     content = stream.getvalue()
-    write_atomic(folder / OUTCOMES, content)
+    write_atomic(file, content)
     return hashlib.sha256(content).hexdigest()
 
 

@@ -32,6 +32,7 @@ from orchestrator.tracking.read import fetch, outcomes_reader
 from orchestrator.tracking.uri import default_uri, ui_command
 from search_spaces.columns import AR3D, MPJPE
 from search_spaces.study import Claim, Row, Study, Table
+from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.evaluation.outcomes import save_outcomes
 
 pytest.importorskip("mlflow")
@@ -492,7 +493,7 @@ def test_claims_about_new_subjects_are_the_same_from_mlflow_alone(ledger):
         rank = np.arange(12) % (2 + place)
         arrays = {"ar3d/synthetic_ntu25/rank": rank, "ar3d/synthetic_ntu25/subject": np.arange(12) % 6}
         ledger.folder(unit).mkdir(parents=True)
-        digest = save_outcomes(ledger.folder(unit), arrays)
+        digest = save_outcomes(ledger.folder(unit) / OUTCOMES, arrays)
         ledger.write(unit, replace(finished(unit, 50.0 + place), outcomes=digest))
     plan_file = PlanFile.of(plan, content["command"], {})
     ledger.save_plan(plan_file)

@@ -73,9 +73,10 @@ def test_errors_that_are_not_finite_are_no_examples():
 
 def test_equal_outcomes_are_one_file_and_a_damaged_one_is_refused(tmp_path):
     values = {"b": np.arange(3), "a": np.zeros(2, np.float16)}
-    first = save_outcomes(tmp_path, values)
+    first = save_outcomes(tmp_path / OUTCOMES, values)
     content = (tmp_path / OUTCOMES).read_bytes()
-    assert save_outcomes(tmp_path, dict(reversed(values.items()))) == first == hashlib.sha256(content).hexdigest()
+    again = save_outcomes(tmp_path / OUTCOMES, dict(reversed(values.items())))
+    assert again == first == hashlib.sha256(content).hexdigest()
     (tmp_path / OUTCOMES).write_bytes(content[:40])
     with pytest.raises(ValueError, match=r"outcomes\.npz: not a file of outcomes"):
         load_outcomes(tmp_path / OUTCOMES)
