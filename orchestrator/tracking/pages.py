@@ -15,8 +15,12 @@ from orchestrator.tracking.schema import TAG_LENGTH, Tracked, clean, is_search
 VIEW = "mlflow.sharedViewState."
 """Begins the tags of an experiment that hold views which its page opens by name, as its button "Share" makes them. An
 address alone can't name the page's columns, nor group runs."""
-MAX_COLUMNS = 40
-"""Of a view's metrics and parameters, so that the tag is not too long."""
+MAX_METRICS = 12
+"""Of a view of trials, whose tables don't say which."""
+FIRST_COLUMNS, WIDTH = {"attributes.`Run Name`": 260, "runDateAndNestInfo": 130, "duration": 90}, 165
+"""Columns that the page always has, and widths in pixels: by default it cuts a metric's name after ten letters."""
+MEANS_ALONE = "^(?!.*/(sd|seeds)$)"
+"""Charts of the means, and not of their spread and number, which stand in the same names' table."""
 
 
 def view_name(plan: Tracked) -> str:
@@ -40,40 +44,54 @@ def artifact_page(experiment: str, run: str, path: str) -> str:
     return f"#/experiments/{experiment}/runs/{run}/artifacts/{quote(path)}"
 
 
-def arms_view(plan: Tracked, arms: Iterable[TrackedArm], options: Iterable[str], metrics: Iterable[str]) -> str:
-    """The state of the experiment's page that lists the arms alone, the best first, with what sets them apart and what
-    they reach.
+def arms_view(plan: Tracked, options: Iterable[str], metrics: Iterable[str]) -> str:
+    """The state of the experiment's page that lists the arms alone, the best first, with what they reach and what sets
+    them apart.
 
     Args:
         options: in which the arms differ.
         metrics: of their runs, the names that a study without tables shows.
     """
     columns = {clean(f"best/test/{column.metric}"): column for table, _ in plan.tables for column in table.columns}
-    names = [f"metrics.`{name}`" for name in list(columns or dict.fromkeys(sorted(metrics)))]
-    names = [*names, *(f"params.`{name}`" for name in ("training", *options))][:MAX_COLUMNS]
+    means = list(columns) or sorted(metrics)[:MAX_METRICS]
+    shown_metrics = [f"metrics.`{name}`" for mean in means for name in (mean, f"{mean}/sd")]
+    selected = [*shown_metrics, *(f"params.`{name}`" for name in ("training", *options))]
     first = next(iter(columns.values()), None)
-    state = {
+    state: dict[str, Any] = {
         "searchFilter": f"tags.`{schema.ARM_RUN}` LIKE '{plan.name}/%'",
-        "orderByKey": names[0] if first else "attributes.start_time",
+        "orderByKey": selected[0] if first else "attributes.start_time",
         "orderByAsc": first is not None and not first.higher_is_better,
-        "selectedColumns": names,
+        "selectedColumns": selected,
+        "columnOrder": [*FIRST_COLUMNS, *selected],
+        "columnWidths": _widths(selected),
         "runsHiddenMode": "SHOW_ALL",
+        "chartsSearchFilter": MEANS_ALONE,
     }
-    return json.dumps(state)
+    while len(text := json.dumps(state)) > TAG_LENGTH:  # MLflow wouldn't take the tag: the last columns are left out.
+        selected.pop()
+        state |= {"columnOrder": [*FIRST_COLUMNS, *selected], "columnWidths": _widths(selected)}
+    return text
+
+
+def _widths(columns: Iterable[str]) -> dict[str, int]:
+    return FIRST_COLUMNS | dict.fromkeys(columns, WIDTH)
 
 
 def study_note(plan: Tracked, content: Mapping[str, Any], experiment: str, run: str) -> str:
     """A study's description, in Markdown: its question, its claims, and where the rest is."""
-    note = [f"**{content['question']}**", f"Expected: {content['expectation']}"]
+    arms, report = ("Trials", "search.md") if is_search(content) else ("Arms", "report.html")
+    side_by_side = arms_page(experiment, plan)
+    links = [
+        f"[{arms}: means over seeds]({side_by_side})",
+        f"[charts]({side_by_side}&compareRunsMode=CHART)",
+        f"[units]({units_page(experiment, plan)})",
+        f"[report]({artifact_page(experiment, run, f'report/{report}')})",
+    ]
+    # MLflow's page shows the first lines alone.
+    note = [f"**{content['question']}**", " · ".join(links), f"Expected: {content['expectation']}"]
+    note.append("The report is there from the end of the first call on, with its figures and tables, in `report/`.")
     if synthetic := sorted(name for name, fact in plan.data.items() if fact.synthetic):
         note.append(f"Synthetic data ({', '.join(synthetic)}): these numbers say nothing about real motion.")
-    arms, report = ("Trials", "search.md") if is_search(content) else ("Arms", "report.html")
-    note += [
-        f"- [{arms} side by side]({arms_page(experiment, plan)}), means over seeds",
-        f"- [Units]({units_page(experiment, plan)}), a run a seed",
-        f"- [Report]({artifact_page(experiment, run, f'report/{report}')}), from the end of the first call on; it lies "
-        "with its figures and tables in the artifact folder `report/`",
-    ]
     if claims := content.get("claims"):
         note += ["Claims, fixed before the run:", *(f"- {claim['text']}" for claim in claims)]
     note += ["Tables:", *(f"- {table['title']}" for table in content["tables"])] if content["tables"] else []

@@ -27,7 +27,7 @@ from orchestrator.report.load import outcomes_from, outcomes_from_tracking
 from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking import mirror, mlflow_store
 from orchestrator.tracking import schema as mirrored
-from orchestrator.tracking.client import _SETTINGS, EXPERIMENT, check, connect
+from orchestrator.tracking.client import _SETTINGS, EXPERIMENT, check
 from orchestrator.tracking.read import fetch, outcomes_reader
 from orchestrator.tracking.uri import default_uri, ui_command
 from search_spaces.columns import AR3D, MPJPE
@@ -82,23 +82,6 @@ def failed(unit):
 def finish(ledger, unit, value=50.0):
     write_progress(ledger, unit, rows_of())
     ledger.write(unit, finished(unit, value))
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """A new MLflow database, made once: making one takes seconds."""
-    file = tmp_path_factory.mktemp("database") / "mlflow.db"
-    connect(f"sqlite:///{file}").search_experiments()
-    return file
-
-
-@pytest.fixture
-def ledger(tmp_path, database, monkeypatch):
-    """An empty ledger in a folder with a space, and with a database; the working directory is another."""
-    monkeypatch.chdir(tmp_path)
-    new_ledger = Ledger.open(str(tmp_path / "a storage"))
-    shutil.copy(database, new_ledger.root / "mlflow.db")
-    return new_ledger
 
 
 def synchronise(ledger, plan, content, notes=(), outcome="finished", report=None, uri=None):
