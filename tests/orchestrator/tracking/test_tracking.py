@@ -629,6 +629,7 @@ def test_two_processes_on_a_new_database_make_no_duplicates_and_both_live(tmp_pa
     units, studies = runs_of(default_uri(ledger))
     assert sorted(run.data.tags["ups.key"] for run in units) == sorted(plan.units) and len(studies) == 1
     assert {tuple(steps_of(default_uri(ledger), run)) for run in units} == {STEPS}
+    assert_below_arms(default_uri(ledger), plan)
 
 
 class Server:
