@@ -1,6 +1,7 @@
 """Keeps the runs of a study's arms, or a search's trials, up to date: above the runs of their units."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from orchestrator.planning.plan import Unit
 from orchestrator.record import Record
@@ -21,8 +22,9 @@ from orchestrator.tracking.store import Run, Store, changed_values
 class ArmSync:
     """The arms of a plan. Every call may raise, and may be repeated."""
 
-    def __init__(self, plan: Tracked) -> None:
-        self.plan = plan
+    def __init__(self, plan: Tracked, content: Mapping[str, Any]) -> None:
+        """`content` is the plan's, as `PlanFile.to_plain` or `search_content` makes it."""
+        self.plan, self._content = plan, content
         self.page = ""
         """Address of the page that shows them side by side, once there is one; relative to MLflow's server."""
         self._units: Mapping[str, Unit] | None = None
@@ -50,21 +52,22 @@ class ArmSync:
         for arm in self.arms().values():
             starts = [begun[key] for key in arm.keys & begun.keys()]
             if starts and arm.key not in store.arms:
-                wanted[arm.key] = (
-                    {**self._tags(arm, parent), schema.NOTE: pages.arm_note(arm), **more_tags},
-                    min(starts),
-                )
+                tags = {
+                    schema.RUN_NAME: arm.label,
+                    schema.NOTE: pages.arm_note(arm),
+                    schema.ARM_RUN: arm.key,
+                    schema.PARENT_RUN: parent.id,
+                    schema.STUDY: self.plan.study.name,
+                    "ups.arm": arm.name,
+                    **more_tags,
+                }
+                wanted[arm.key] = ({name: value[: schema.TAG_LENGTH] for name, value in tags.items()}, min(starts))
         store.ensure_arms(wanted)
 
-    def _tags(self, arm: TrackedArm, parent: Run) -> dict[str, str]:
-        tags = {
-            schema.RUN_NAME: arm.label,
-            schema.ARM_RUN: arm.key,
-            schema.PARENT_RUN: parent.id,
-            "ups.arm": arm.name,
-            schema.STUDY: self.plan.study.name,
-        }
-        return {name: value[: schema.TAG_LENGTH] for name, value in tags.items()}
+    def forget(self, store: Store) -> None:
+        """Look the arms' runs up again, or make them, at the next call."""
+        for arm in self.arms().values():
+            store.arms.pop(arm.key, None)
 
     def place(self, store: Store, unit: Unit, run: Run | None = None) -> dict[str, str]:
         """Tags that put a unit's run below that of its arm; none where it lies below another study's, which alone moves
@@ -100,13 +103,13 @@ class ArmSync:
         runs = {name: (arm, store.arms[arm.key]) for name, arm in self.arms().items() if arm.key in store.arms}
         for arm, run in runs.values():
             points = changed_values(run, arm_values(arm, records)) if changed else []
-            store.write(run, points, arm_params(arm, self._options), self._tags(arm, parent))
+            store.write(run, points, arm_params(arm, self._options), {schema.PARENT_RUN: parent.id})
             states = [store.units[key].status if key in store.units else "" for key in arm.keys]
             ends = [records[key].about.get("ended", 0) for key in arm.keys & records.keys()]
             status = arm_status(states, run.status, last)
             store.set_status(run, status, int(1000 * max(ends, default=0)) or None)
         if runs and (changed or not self.page):
             metrics = {name for _, run in runs.values() for name in run.metrics if not name.endswith(("/sd", "/seeds"))}
-            view = pages.arms_view(self.plan, self._options, metrics)
+            view = pages.arms_view(self.plan, self._content, self._options, metrics)
             store.tag_experiment(f"{pages.VIEW}{pages.view_name(self.plan)}", view)
             self.page = pages.arms_page(store.experiment, self.plan)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.record import Record, finished_of
 from orchestrator.tracking.schema import PARAM_LENGTH, Tracked, arm_label, clean, config_params, digest_of
+from search_spaces.space import SCORE
 from ups_model.evaluation.metric_names import is_headline
 
 
@@ -27,7 +28,7 @@ class TrackedArm:
     rows: dict[str, None] = field(default_factory=dict)
     """Of the study's tables, which it fills, for people."""
     measured: dict[str, dict[str, None]] = field(default_factory=dict)
-    """By task, the keys of the units on which it is measured, one a seed."""
+    """By task, the keys of the units on which it is measured, one a seed; of trials the score over all tasks, too."""
     own: set[str] = field(default_factory=set)
     """Keys of the units whose runs lie below the arm's."""
     columns: set[str] = field(default_factory=set)
@@ -62,8 +63,8 @@ def arms_of(plan: Tracked) -> dict[str, TrackedArm]:
         if unit.arm not in arms:
             arms[unit.arm] = _arm(plan, unit.arm, unit.stage, config_params(unit.config))
         arms[unit.arm].own.add(unit.key)
-        if not plan.tables:  # A search, in which every unit is measured.
-            for task in unit.config.optim.tasks:
+        if not plan.tables:  # A search, in which every unit is measured, on all tasks.
+            for task in (*unit.config.optim.tasks, SCORE.rpartition("/")[2]):
                 arms[unit.arm].measured.setdefault(task, {})[unit.key] = None
     return arms
 

@@ -44,23 +44,28 @@ def artifact_page(experiment: str, run: str, path: str) -> str:
     return f"#/experiments/{experiment}/runs/{run}/artifacts/{quote(path)}"
 
 
-def arms_view(plan: Tracked, options: Iterable[str], metrics: Iterable[str]) -> str:
+def arms_view(plan: Tracked, content: Mapping[str, Any], options: Iterable[str], metrics: Iterable[str]) -> str:
     """The state of the experiment's page that lists the arms alone, the best first, with what they reach and what sets
     them apart.
 
     Args:
+        content: of the plan.
         options: in which the arms differ.
-        metrics: of their runs, the names that a study without tables shows.
+        metrics: of the arms' runs, the means.
     """
     columns = {clean(f"best/test/{column.metric}"): column for table, _ in plan.tables for column in table.columns}
-    means = list(columns) or sorted(metrics)[:MAX_METRICS]
+    if is_search(content):
+        first, ascending = clean(f"best/{content['objective']}"), content["direction"] == "minimize"
+        means = list(dict.fromkeys([first, *sorted(metrics)]))[:MAX_METRICS]
+    else:
+        means = list(columns)
+        first, ascending = means[0], not columns[means[0]].higher_is_better
     shown_metrics = [f"metrics.`{name}`" for mean in means for name in (mean, f"{mean}/sd")]
     selected = [*shown_metrics, *(f"params.`{name}`" for name in ("training", *options))]
-    first = next(iter(columns.values()), None)
     state: dict[str, Any] = {
         "searchFilter": f"tags.`{schema.ARM_RUN}` LIKE '{plan.name}/%'",
-        "orderByKey": selected[0] if first else "attributes.start_time",
-        "orderByAsc": first is not None and not first.higher_is_better,
+        "orderByKey": f"metrics.`{first}`",
+        "orderByAsc": ascending,
         "selectedColumns": selected,
         "columnOrder": [*FIRST_COLUMNS, *selected],
         "columnWidths": _widths(selected),

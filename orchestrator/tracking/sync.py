@@ -30,9 +30,9 @@ class LedgerSync:
     """Makes the runs of a store say what the ledger says. Every call may raise, and may be repeated."""
 
     def __init__(self, ledger: Ledger, plan: Tracked, content: Mapping[str, Any]) -> None:
-        """`content` is the plan's, as `PlanFile.to_plain` makes it."""
+        """`content` is the plan's, as `PlanFile.to_plain` or `search_content` makes it."""
         self.ledger, self.plan = ledger, plan
-        self.arms = ArmSync(plan)
+        self.arms = ArmSync(plan, content)
         self._content = content
         self._plan_text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
         self._plan_tags = schema.plan_tags(plan, content)
@@ -211,8 +211,7 @@ class LedgerSync:
     def forget(self, store: Store) -> None:
         """Look the runs of the study and its arms up again, or make them, at the next call."""
         store.plans.pop(self.plan.name, None)
-        for arm in self.arms.arms().values():
-            store.arms.pop(arm.key, None)
+        self.arms.forget(store)
         self._records_changed = True
 
     def sync_totals(self, store: Store, parent: Run, last: bool) -> None:

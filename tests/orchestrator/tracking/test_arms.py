@@ -17,6 +17,7 @@ from orchestrator.record import Record
 from orchestrator.report import build, files
 from orchestrator.report.load import outcomes_from, outcomes_from_tracking
 from orchestrator.search.plan import SearchPlan
+from orchestrator.search.resolve_space import SearchInputs, search_content
 from orchestrator.tracking import mirror, mlflow_store, pages, schema
 from orchestrator.tracking.arms import arm_params, arm_status, arm_values, arms_of, differing_options
 from orchestrator.tracking.client import EXPERIMENT
@@ -146,11 +147,11 @@ def test_an_arms_status_is_that_of_its_units(states, current, last, status):
 
 def test_the_view_of_arms_is_a_tag_that_mlflow_takes():
     plan = plans.plan_of(find_study("paper_tables"))
-    view = json.loads(pages.arms_view(plan, differing_options(arms_of(plan).values()), []))
+    view = json.loads(pages.arms_view(plan, {}, differing_options(arms_of(plan).values()), []))
     assert view["searchFilter"] == f"tags.`ups.arm_run` LIKE '{plan.name}/%'"
     assert "params.`model.encoder_layers`" in view["selectedColumns"]
     assert view["columnOrder"][-len(view["selectedColumns"]) :] == view["selectedColumns"]
-    text = pages.arms_view(plan, [f"an.option.with.a.long.name_{number}" for number in range(99)], [])
+    text = pages.arms_view(plan, {}, [f"an.option.with.a.long.name_{number}" for number in range(99)], [])
     assert len(text) <= schema.TAG_LENGTH and "`training`" in text
 
 
@@ -211,14 +212,20 @@ def test_a_trial_of_a_search_is_an_arm(ledger):
     space = Space("little", "?", {"dropout": Range(0, 0.4)}, trials=2)
     plan = SearchPlan(space, "tiny", preset("tiny"), 2, tracking.FACTS, "text")
     plan.units = {unit.key: unit for value in (0.1, 0.2) for unit in plan.units_of({"model.dropout": value})}
-    content = {"kind": "search", "question": "?", "expectation": "!", "tables": [], "command": "a command"}
+    content = search_content(SearchInputs(plan, 2, space.dimensions, None, {}, {}, {}), "a command")
     for place, unit in enumerate(plan.units.values()):
-        ledger.write(unit, Record(unit.key, "finished", {"validation/ar3d/top1": 50.0 + place}))
+        metrics = {"validation/ar3d/top1": 50.0 + place, "validation/score": 10.0 + place}
+        ledger.write(unit, Record(unit.key, "finished", metrics))
     assert synchronise(ledger, plan, content) == 0
     uri = default_uri(ledger)
     assert_below_arms(uri, plan)
     arm = tracking.arms_of(uri, plan)["dropout=0.1"]
     assert arm.data.metrics["best/validation/ar3d/top1"] == 50.5
+    assert arm.data.metrics["best/validation/score"] == 10.5
+    tags = client_of(uri).get_experiment_by_name(EXPERIMENT).tags
+    view = json.loads(tags[f"mlflow.sharedViewState.{plan.name}"])
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best/validation/score`", False)
+    assert view["selectedColumns"][0] == view["orderByKey"] and "params.`model.dropout`" in view["selectedColumns"]
     assert arm.data.params == {"arm": "dropout=0.1", "model.dropout": "0.1", "training": "joint"}
     (run,) = runs_of(uri)[1]
     assert "search.md" in run.data.tags["mlflow.note.content"]
