@@ -127,7 +127,9 @@ class LedgerMirror:
                     )
                     logger.debug("runs are not mirrored", exc_info=True)
                 if _is_permanent(error) and self._store is not None:
-                    self._sync.forget(self._store)  # They may have been deleted.
+                    self._sync.forget(self._store)  # The study's run or an arm's may have been deleted.
+                    with self._lock:
+                        self._due.update(dict.fromkeys(self.plan.units))  # To lie below the new one.
                 gained = len(self._settled) > before
                 wait = POLL_SECONDS if gained or not self._away else min(MAX_RETRY_SECONDS, 2 * wait)
                 self._away = True

@@ -291,6 +291,23 @@ def test_a_unit_whose_arm_was_deleted_moves_below_the_new_one(ledger):
     assert_below_arms(uri, plan)
 
 
+def test_an_arm_that_is_deleted_while_a_study_runs_is_made_again_above_its_units(ledger, monkeypatch):
+    monkeypatch.setattr(mirror, "POLL_SECONDS", 0.1)
+    plan, content = plan_of(FIRST, seeds=2)
+    (one, two), uri = [unit for unit in plan.units.values() if unit.arm == "joint"], default_uri(ledger)
+    finish(ledger, one)
+    started = mlflow_store.Mirror(ledger, plan, content, uri)
+    started.start()
+    until(lambda: one.key in started._settled)
+    before = parent_of(uri, one)
+    client_of(uri).delete_run(before)  # As another driver does that shares no lock and made the same run earlier.
+    finish(ledger, two)
+    started.note(two.key, "finished")
+    until(lambda: parent_of(uri, one) != before and two.key in started._settled)
+    assert started.close("stopped", None, 60) == 0
+    assert tracking.arms_of(uri, plan)["joint"].info.run_id == parent_of(uri, one) == parent_of(uri, two)
+
+
 # --- what an earlier version has mirrored
 
 
