@@ -17,7 +17,7 @@ from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import SETTLED, State, TaskGraph
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import SourceCheck
-from orchestrator.tracking.uri import default_uri, ui_command
+from orchestrator.tracking.uri import default_uri, page_address, ui_command
 from orchestrator.worker.environment import commit, driver_environment
 from orchestrator.worker.gpu_memory import Footprint, described
 from orchestrator.worker.job import Job
@@ -201,7 +201,9 @@ class Session:
         missing = self.mirror.close(outcome, report, TRACKING_TIMEOUT_SECONDS)
         units = f"{count(missing, 'unit')} {'is' if missing == 1 else 'are'}"
         lines = [f"{units} not in MLflow yet; the same command makes up for it"] if missing else []
-        return [*lines, *shown, f"compare in MLflow: {ui_command(self.tracking_uri)}"]
+        lines += [*shown, f"compare in MLflow: {ui_command(self.tracking_uri)}"]
+        page = self.mirror.arms_page
+        return [*lines, f"means over seeds side by side: {page_address(self.tracking_uri, page)}"] if page else lines
 
 
 def footprints(

@@ -189,6 +189,8 @@ def search_content(inputs: SearchInputs, command: str) -> dict[str, Any]:
         "name": plan.name,
         "study": space.name,
         "question": space.question,
+        "objective": space.objective,
+        "direction": space.direction,
         "expectation": f"{space.direction} {space.objective} over {count(plan.seeds, 'seed')} a trial",
         "preset": plan.preset,
         "changes": dict(inputs.changes),

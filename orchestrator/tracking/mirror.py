@@ -1,6 +1,5 @@
 """The thread that keeps a store up with the ledger: which units are due, and what if the store can't be written."""
 
-import json
 import logging
 import threading
 import time
@@ -10,10 +9,10 @@ from typing import Any, cast
 
 from orchestrator.planning.plan import Unit
 from orchestrator.storage.ledger import Ledger
-from orchestrator.tracking import schema
 from orchestrator.tracking.client import one_line
 from orchestrator.tracking.schema import Tracked
-from orchestrator.tracking.sync import STATES, STATUS_OF, LedgerSync, Outcome, Store
+from orchestrator.tracking.store import Store
+from orchestrator.tracking.sync import STATES, STATUS_OF, LedgerSync, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +41,7 @@ class LedgerMirror:
             where: the store's address, for people.
         """
         self.ledger, self.plan, self.where = ledger, plan, where
-        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
-        self._sync = LedgerSync(ledger, plan, text, schema.plan_tags(plan, content))
+        self._sync = LedgerSync(ledger, plan, content)
         self._open_store = open_store
         self._store: Store | None = None
         self._lock, self._wake = threading.Lock(), threading.Event()
@@ -101,6 +99,11 @@ class LedgerMirror:
             open_keys = [key for key in self.plan.units if key not in self._settled]
         return sum(key in self._states or self.ledger.record(self.plan.units[key]) is not None for key in open_keys)
 
+    @property
+    def arms_page(self) -> str:
+        """Address, below the store's, of the page that shows the arms side by side; empty until there is one."""
+        return self._sync.arms.page
+
     def _run(self) -> None:
         wait = POLL_SECONDS
         while True:
@@ -124,7 +127,9 @@ class LedgerMirror:
                     )
                     logger.debug("runs are not mirrored", exc_info=True)
                 if _is_permanent(error) and self._store is not None:
-                    self._store.plans.pop(self.plan.name, None)  # It may have been deleted.
+                    self._sync.forget(self._store)  # The study's run or an arm's may have been deleted.
+                    with self._lock:
+                        self._due.update(dict.fromkeys(self.plan.units))  # To lie below the new one.
                 gained = len(self._settled) > before
                 wait = POLL_SECONDS if gained or not self._away else min(MAX_RETRY_SECONDS, 2 * wait)
                 self._away = True
@@ -167,7 +172,7 @@ class LedgerMirror:
                         if settled and (last or self._states.get(key) == state):
                             self._settled.add(key)
                             self._refused.discard(key)
-        self._sync.sync_totals(store, parent)
+        self._sync.sync_totals(store, parent, last)
 
     def _check_deadline(self) -> None:
         if time.monotonic() > self._deadline:

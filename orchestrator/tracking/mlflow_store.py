@@ -1,4 +1,5 @@
-"""MLflow mirrors the ledger: parent run = study, child run = unit. Only this package imports mlflow.
+"""MLflow mirrors the ledger: a run a study, below it a run an arm, below that a run a unit. Only this package imports
+mlflow.
 
 The ledger is the truth. A thread of the driver reads what the driver reports and the units' progress files, and brings
 MLflow up to date; what it can't write now it writes later, at the latest when the study is run again. Training never
@@ -6,9 +7,11 @@ waits for it and never fails because of it. Writing twice leaves no trace: runs 
 at which they were measured, and a tag of each run says how far it goes.
 """
 
+import json
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,8 +24,8 @@ from orchestrator.tracking import schema
 from orchestrator.tracking.client import EXPERIMENT, connect, forget_artifact_addresses, quiet
 from orchestrator.tracking.location import ARTIFACTS, LOCK, LOCK_SECONDS, local_file, own_storage, settle
 from orchestrator.tracking.mirror import PERMANENT_CODES, LedgerMirror
-from orchestrator.tracking.schema import Point, Tracked
-from orchestrator.tracking.sync import Run
+from orchestrator.tracking.schema import DataInput, Point, Tracked
+from orchestrator.tracking.store import Run
 from orchestrator.tracking.uri import database_file, shown
 
 POINTS_PER_BATCH, ENTRIES_PER_BATCH = 800, 100
@@ -70,22 +73,30 @@ class MlflowStore:
             if existing is None:
                 beside = ledger.root.absolute() if ledger.root is not None else database_file(uri).parent
                 artifacts = (beside / ARTIFACTS).as_uri() if sqlite else None
-                self.experiment = self.client.create_experiment(experiment, artifacts, {KIND_TAG: RUNS_KIND})
+                self._tags = {KIND_TAG: RUNS_KIND}
+                self.experiment = self.client.create_experiment(experiment, artifacts, dict(self._tags))
             elif existing.lifecycle_stage != "active":
                 raise ValueError(f"experiment {experiment!r} has been deleted in MLflow; restore it there")
             else:
-                self.experiment = existing.experiment_id
-                if KIND_TAG not in existing.tags:
-                    self.client.set_experiment_tag(self.experiment, KIND_TAG, RUNS_KIND)
+                self.experiment, self._tags = existing.experiment_id, dict(existing.tags)
+                if KIND_TAG not in self._tags:
+                    self.tag_experiment(KIND_TAG, RUNS_KIND)
         self.units: dict[str, Run] = {}
         self.plans: dict[str, Run] = {}
+        self.arms: dict[str, Run] = {}
         self._look()
 
     def _look(self, condition: str = "") -> None:
         """Learn of runs that aren't known yet."""
-        units, plans = index(self.client, self.experiment, condition)
-        self.units = units | self.units
-        self.plans = plans | self.plans
+        runs = index(self.client, self.experiment, condition)
+        for known, new in ((self.units, runs.units), (self.plans, runs.plans), (self.arms, runs.arms)):
+            known.update({name: run for name, run in new.items() if name not in known})
+
+    def tag_experiment(self, name: str, value: str) -> None:
+        """A tag of the experiment."""
+        if self._tags.get(name) != value:
+            self.client.set_experiment_tag(self.experiment, name, value)
+            self._tags[name] = value
 
     def ensure_plan(self, name: str, tags: Mapping[str, str]) -> Run:
         """The run of a study."""
@@ -99,7 +110,14 @@ class MlflowStore:
 
     def ensure_units(self, wanted: Mapping[str, tuple[Mapping[str, str], int]]) -> None:
         """Make runs for keys that have none; values are tags and the time of their start."""
-        missing = [key for key in wanted if key not in self.units]
+        self._ensure(self.units, wanted, schema.KEY)
+
+    def ensure_arms(self, wanted: Mapping[str, tuple[Mapping[str, str], int]]) -> None:
+        """As `ensure_units`, of arms by `arms.arm_key`."""
+        self._ensure(self.arms, wanted, schema.ARM_RUN)
+
+    def _ensure(self, runs: dict[str, Run], wanted: Mapping[str, tuple[Mapping[str, str], int]], tag: str) -> None:
+        missing = [key for key in wanted if key not in runs]
         if not missing:
             return
         with self._lock.acquire(timeout=LOCK_SECONDS):
@@ -108,11 +126,11 @@ class MlflowStore:
             made = []
             for key in missing:
                 if len(missing) <= MAX_SINGLE_LOOKUPS:
-                    self._look(f"tags.`{schema.KEY}` = '{key}'")
-                if key not in self.units:
-                    self.units[key] = self._create(*wanted[key])
+                    self._look(f"tags.`{tag}` = '{key}'")
+                if key not in runs:
+                    runs[key] = self._create(*wanted[key])
                     made.append(key)
-            self._agree(self.units, made, schema.KEY)
+            self._agree(runs, made, tag)
 
     def _agree(self, runs: dict[str, Run], made: list[str], tag: str) -> None:
         """Drivers that share no lock may have made the same run at once: whoever sees two keeps the older. Who has lost
@@ -137,7 +155,8 @@ class MlflowStore:
         run = self.client.create_run(
             self.experiment, start_time=started, tags=dict(tags), run_name=tags[schema.RUN_NAME]
         )
-        return Run(run.info.run_id, run.info.status, dict(tags), set(), {}, run.info.artifact_uri, alone=True)
+        info = run.info
+        return Run(info.run_id, info.status, dict(tags), set(), {}, info.artifact_uri, started, alone=True)
 
     def write(
         self,
@@ -174,6 +193,24 @@ class MlflowStore:
             run.params.update(name for name, _ in some_params)
             run.tags.update(some_tags)
             run.metrics.update((point.name, point.value) for point in points)
+
+    def add_inputs(self, run: Run, inputs: Iterable[DataInput]) -> None:
+        """Clip sets that a run doesn't have yet."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+        missing = [one for one in inputs if one not in run.inputs]
+        if missing:
+            # The address is the set's name: where it lies is each machine's own.
+            datasets = [
+                DatasetInput(
+                    Dataset(one.name, one.digest, "local", json.dumps({"uri": one.name})),
+                    [InputTag(MLFLOW_DATASET_CONTEXT, one.context)],
+                )
+                for one in missing
+            ]
+            self.client.log_inputs(run.id, datasets)
+            run.inputs.update(missing)
 
     def drop_tag(self, run: Run, name: str) -> None:
         """Remove a tag."""
@@ -240,19 +277,41 @@ def all_runs(client: Any, experiment: str, condition: str = "") -> Iterator[Run]
                 set(run.data.params),
                 dict(run.data.metrics),
                 run.info.artifact_uri,
+                run.info.start_time,
+                _inputs_of(run),
             )
         token = page.token
         if not token:
             return
 
 
-def index(client: Any, experiment: str, condition: str = "") -> tuple[dict[str, Run], dict[str, Run]]:
-    """An experiment's runs of units by key, and of studies by name; the oldest where there are several."""
-    units: dict[str, Run] = {}
-    plans: dict[str, Run] = {}
+def _inputs_of(run: Any) -> set[DataInput]:
+    return {
+        DataInput(one.dataset.name, one.dataset.digest, tag.value)
+        for one in (run.inputs.dataset_inputs if run.inputs else ())
+        for tag in one.tags
+    }
+
+
+@dataclass
+class Runs:
+    """An experiment's runs; the oldest where there are several of one unit, study or arm."""
+
+    units: dict[str, Run] = field(default_factory=dict)
+    """By the unit's key."""
+    plans: dict[str, Run] = field(default_factory=dict)
+    """By the plan's name."""
+    arms: dict[str, Run] = field(default_factory=dict)
+    """By `arms.arm_key`; none of studies that an earlier version mirrored."""
+
+
+def index(client: Any, experiment: str, condition: str = "") -> Runs:
+    """What an experiment's runs are of."""
+    runs = Runs()
+    kinds = ((schema.KEY, runs.units), (schema.PLAN, runs.plans), (schema.ARM_RUN, runs.arms))
     for run in all_runs(client, experiment, condition):
-        if schema.KEY in run.tags:
-            units.setdefault(run.tags[schema.KEY], run)
-        elif schema.PLAN in run.tags:
-            plans.setdefault(run.tags[schema.PLAN], run)
-    return units, plans
+        for tag, of_kind in kinds:
+            if tag in run.tags:
+                of_kind.setdefault(run.tags[tag], run)
+                break
+    return runs

@@ -17,7 +17,8 @@ from orchestrator.tracking import schema
 from orchestrator.tracking.client import REFUSALS, connect, one_line, quiet, refusal
 from orchestrator.tracking.location import LOCK, LOCK_SECONDS, local_file, moved_from, own_storage, settle
 from orchestrator.tracking.mlflow_store import index
-from orchestrator.tracking.sync import PLAN_FILE, Run
+from orchestrator.tracking.store import Run
+from orchestrator.tracking.sync import PLAN_FILE
 from orchestrator.tracking.uri import database_file, parts_of, shown, without_login
 from ups_model.evaluation.metric_names import OUTCOMES
 
@@ -68,7 +69,7 @@ def outcomes_reader(uri: str) -> Callable[[str], bytes | None]:
         client = connect(uri)
         runs: dict[str, Run] = {}
         for experiment in client.search_experiments():
-            runs = index(client, experiment.experiment_id)[0] | runs
+            runs = index(client, experiment.experiment_id).units | runs
         return client, runs
 
     def read(key: str) -> bytes | None:
@@ -98,9 +99,9 @@ def _settle(uri: str) -> None:
 def _fetch(client: Any, uri: str, study: str | None) -> list[tuple[PlanFile, dict[str, Record | None]]]:
     plans_and_records, studies = [], set()
     for experiment in client.search_experiments():
-        units, plans = index(client, experiment.experiment_id)
+        runs = index(client, experiment.experiment_id)
         texts: dict[str, Record | None] = {}
-        for name, run in sorted(plans.items()):
+        for name, run in sorted(runs.plans.items()):
             if schema.SEARCH in run.tags:
                 continue  # Its values chose; a report's are of studies.
             studies |= {run.tags.get(schema.STUDY, name)}
@@ -109,7 +110,7 @@ def _fetch(client: Any, uri: str, study: str | None) -> list[tuple[PlanFile, dic
             plan = PlanFile.from_json(_artifact(uri, run, PLAN_FILE))
             for key in plan.units:
                 if key not in texts:
-                    texts[key] = _record(uri, units.get(key))
+                    texts[key] = _record(uri, runs.units.get(key))
             plans_and_records.append((plan, {key: texts[key] for key in plan.units}))
     if not plans_and_records:
         has = f"it has {', '.join(sorted(studies))}" if studies else "nothing has been mirrored there"

@@ -1,17 +1,20 @@
 """What MLflow is told of a study, as plain data: names, parameters, tags, points of curves. Imports no MLflow."""
 
+import getpass
 import hashlib
 import json
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from orchestrator.planning.plan import DataFacts, Line, Unit
 from orchestrator.record import Record, is_number
 from search_spaces.study import Table
+from ups_model.config import Config, TaskName, set_of
 from ups_model.config.identity import configured_sets
+from ups_model.evaluation.health import TaskHealth
 
 KEY, PLAN, STUDY = "ups.key", "ups.plan", "ups.study"
 MIRRORED = "ups.mirrored"
@@ -22,10 +25,20 @@ ERROR = "ups.error"
 SEARCH = "ups.search"
 """Marks the run of a search among those of studies."""
 PLAN_DIGEST = "ups.plan_digest"
+ARM_RUN = "ups.arm_run"
+"""Names the run of an arm (`arms.arm_key`)."""
+ARM_OF_UNIT = "ups.arm_of_unit"
+"""Names the arm that a unit's run lies below. Not `ARM_RUN`: two runs of equal `ARM_RUN` count as one made twice."""
+OUTCOMES_DIGEST = "ups.outcomes"
+"""Digest of the outcomes.npz that a run has."""
 PARENT_RUN, RUN_NAME, NOTE = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
+USER, SOURCE_NAME, SOURCE_TYPE = "mlflow.user", "mlflow.source.name", "mlflow.source.type"
+GIT_COMMIT = "mlflow.source.git.commit"
 
 PARAM_LENGTH, TAG_LENGTH, NAME_LENGTH = 6000, 5000, 250
 """MLflow's limits, in characters; tags of up to 8000 are taken by new servers alone."""
+DIGITS = 12
+"""Of a clip set's fingerprint, in the digest of a dataset: MLflow takes 36 characters."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +71,14 @@ def unit_params(unit: Unit) -> dict[str, str]:
     params = {"arm": unit.arm, "seed": str(unit.seed), "stage": unit.stage, "task": unit.task or "all"}
     if unit.parent:
         params["parent"] = unit.parent
-    for name, value in _leaves(unit.config.canonical()):
-        params.setdefault(clean(name), value if isinstance(value, str) else json.dumps(value))
-    return {name: value[:PARAM_LENGTH] for name, value in params.items()}
+    return config_params(unit.config) | {name: value[:PARAM_LENGTH] for name, value in params.items()}
+
+
+def config_params(config: Config) -> dict[str, str]:
+    """A whole configuration by dotted names."""
+    leaves = {clean(name): value for name, value in _leaves(config.canonical())}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in leaves.items()}
+    return {name: value[:PARAM_LENGTH] for name, value in texts.items()}
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -100,19 +118,23 @@ def study_tag(plan: Tracked) -> dict[str, str]:
     return {clean(f"{STUDY}.{plan.study.name}"): "yes"}
 
 
+def arm_label(plan: Tracked, arm: str) -> str:
+    """Short enough for MLflow's narrow column, where what differs must be seen: "Layers 1", "base"."""
+    if "=" not in arm:
+        return arm
+    names = (
+        " ".join(filter(None, (table.varies, line.row.label, column.title if column.changes else "")))
+        for table, lines in plan.tables
+        for line in lines
+        for column in table.columns
+        if line.arms[column.group].name == arm
+    )
+    return next(names, arm)
+
+
 def run_name(plan: Tracked, unit: Unit) -> str:
-    """Short enough for MLflow's narrow column, where what differs must be seen: "Layers 1 pe s0", "base joint s0"."""
-    arm = unit.arm
-    if "=" in arm:
-        names = (
-            " ".join(filter(None, (table.varies, line.row.label, column.title if column.changes else "")))
-            for table, lines in plan.tables
-            for line in lines
-            for column in table.columns
-            if line.arms[column.group].name == arm
-        )
-        arm = next(names, arm)
-    return " ".join((*dict.fromkeys((arm, unit.task or unit.stage)), f"s{unit.seed}"))
+    """As `arm_label`: "Layers 1 pe s0", "base joint s0"."""
+    return " ".join((*dict.fromkeys((arm_label(plan, unit.arm), unit.task or unit.stage)), f"s{unit.seed}"))
 
 
 def unit_tags(plan: Tracked, unit: Unit) -> dict[str, str]:
@@ -135,11 +157,7 @@ def unit_tags(plan: Tracked, unit: Unit) -> dict[str, str]:
 
 
 def plan_tags(plan: Tracked, content: Mapping[str, Any]) -> dict[str, str]:
-    """What a study's run has."""
-    note = [f"**{content['question']}**", f"Expected: {content['expectation']}"]
-    note += [f"- {table['title']}" for table in content["tables"]]
-    if synthetic := sorted(name for name, fact in plan.data.items() if fact.synthetic):
-        note.append(f"Synthetic data ({', '.join(synthetic)}): these numbers say nothing about real motion.")
+    """What a study's run has, next to its description."""
     tags = {
         RUN_NAME: plan.name,
         PLAN: plan.name,
@@ -147,11 +165,46 @@ def plan_tags(plan: Tracked, content: Mapping[str, Any]) -> dict[str, str]:
         "ups.preset": plan.preset,
         "ups.seeds": str(plan.seeds),
         "ups.command": content["command"],
-        NOTE: "\n\n".join(note),
     }
-    if content.get("kind") == "search":
+    if is_search(content):
         tags[SEARCH] = "yes"
     return {name: value[:TAG_LENGTH] for name, value in tags.items()}
+
+
+def is_search(content: Mapping[str, Any]) -> bool:
+    """Whether a plan's content is that of a search."""
+    return content.get("kind") == "search"
+
+
+def maker_tags(content: Mapping[str, Any]) -> dict[str, str]:
+    """Who makes a run, and with what: MLflow's columns "Created by" and "Source"."""
+    tags = {SOURCE_NAME: f"orchestrator.{'search' if is_search(content) else 'ablate'}", SOURCE_TYPE: "LOCAL"}
+    with suppress(OSError, KeyError):  # In a container a user may have no name.
+        tags[USER] = getpass.getuser()[:TAG_LENGTH]
+    return tags
+
+
+@dataclass(frozen=True)
+class DataInput:
+    """A clip set that a run has read, as MLflow's dataset. MLflow keeps one use of a dataset a run, so that the test
+    split is another than the training split."""
+
+    name: str
+    digest: str
+    context: Literal["training", "test"]
+
+
+def data_inputs(plan: Tracked, unit: Unit, record: Record | None) -> list[DataInput]:
+    """The clip sets of the tasks that a unit trains, and of those that it was tested on."""
+    tested = {name.split("/")[1] for name in record.metrics if name.startswith("test/")} if record else set()
+
+    def of(tasks: Iterable[TaskName], context: Literal["training", "test"], suffix: str) -> list[DataInput]:
+        sources = [source for task in tasks for source in getattr(unit.config.data, task).sources]
+        names = [name for name in dict.fromkeys(map(set_of, sources)) if name in plan.data]
+        return [DataInput(name, plan.data[name].fingerprint[:DIGITS] + suffix, context) for name in names]
+
+    tasks = unit.config.optim.tasks
+    return [*of(tasks, "training", ""), *of((task for task in tasks if task in tested), "test", "-test")]
 
 
 CUT = ("processes", "micro_batch", "activation_checkpointing")
@@ -165,6 +218,11 @@ def record_tags(record: Record) -> dict[str, str]:
     tags = {f"ups.{name}": str(about[name]) for name in shown if name in about}
     if record.routes:
         tags["ups.routes"] = json.dumps(dict(record.routes), sort_keys=True)
+    if commit := re.match(r"[0-9a-f]{6,40}\b", str(about.get("commit", ""))):
+        tags[GIT_COMMIT] = commit.group()
+    if about.get("user"):
+        tags[USER] = str(about["user"])
+    tags |= {clean(f"ups.health.{task}"): TaskHealth.from_plain(one).state for task, one in record.health.items()}
     if record.error:
         tags[ERROR] = record.error[-TAG_LENGTH:]
     return {name: value[:TAG_LENGTH] for name, value in tags.items()}
@@ -219,27 +277,6 @@ def new_rows(
 def _kind(row: Mapping[str, float]) -> str:
     kinds = {name.partition("/")[0] for name in row}
     return next((kind for kind in ("validation", "curve") if kind in kinds), "train")
-
-
-def arm_values(plan: Tracked, records: Mapping[str, Record | None]) -> dict[str, float]:
-    """Mean over finished seeds, standard deviation (from two seeds on) and their number, of each arm's columns."""
-    means: dict[str, float] = {}
-    for table, lines in plan.tables:
-        for line in lines:
-            for column in table.columns:
-                values = [
-                    float(record.metrics[f"test/{column.metric}"])
-                    for record in map(records.get, line.units[column.group])
-                    if record is not None and record.status == "finished" and f"test/{column.metric}" in record.metrics
-                ]
-                if not values:
-                    continue
-                name = f"arm/{line.arms[column.group].name.replace('/', '_')}/{column.metric}"
-                means[clean(name)] = statistics.fmean(values)
-                means[clean(f"{name}/seeds")] = float(len(values))
-                if len(values) > 1:
-                    means[clean(f"{name}/sd")] = statistics.stdev(values)
-    return means
 
 
 def unit_counts(plan: Tracked, records: Mapping[str, Record | None]) -> dict[str, float]:

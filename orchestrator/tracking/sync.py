@@ -1,17 +1,18 @@
 """Brings the runs of a store, such as MLflow, up to date with the ledger, one unit at a time."""
 
+import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from orchestrator.planning.plan import Unit
 from orchestrator.record import Record
 from orchestrator.storage.ledger import RECORD, Ledger
-from orchestrator.tracking import schema
+from orchestrator.tracking import pages, schema
+from orchestrator.tracking.arm_sync import ArmSync
 from orchestrator.tracking.schema import Point, Tracked
+from orchestrator.tracking.store import Run, Store, changed_values
 from ups_model.evaluation.metric_names import OUTCOMES
 
 logger = logging.getLogger(__name__)
@@ -25,52 +26,18 @@ STATES = get_args(Outcome)
 STATUS_OF = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
-@dataclass
-class Run:
-    """A run of the store, as it was last read or written."""
-
-    id: str
-    status: str
-    tags: dict[str, str]
-    params: set[str]
-    metrics: dict[str, float]
-    files: str = ""
-    """Address of its artifacts."""
-    alone: bool = False
-    """Made by this process, so that its tags name all of its points."""
-
-
-class Store(Protocol):
-    """Runs of one experiment. Every call may raise, and may be repeated."""
-
-    units: dict[str, Run]
-    plans: dict[str, Run]
-
-    def ensure_plan(self, name: str, tags: Mapping[str, str]) -> Run: ...
-    def ensure_units(self, wanted: Mapping[str, tuple[Mapping[str, str], int]]) -> None: ...
-    def write(
-        self,
-        run: Run,
-        rows: Iterable[list[Point]] = (),
-        params: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
-    ) -> None: ...
-    def drop_tag(self, run: Run, name: str) -> None: ...
-    def steps(self, run: Run, name: str) -> set[int]: ...
-    def set_status(self, run: Run, status: str, ended: int | None = None) -> None: ...
-    def put(self, run: Run, name: str, content: str | bytes) -> None: ...
-    def holds(self, run: Run, name: str, text: str) -> bool: ...
-    def put_folder(self, run: Run, folder: Path, name: str) -> None: ...
-
-
 class LedgerSync:
     """Makes the runs of a store say what the ledger says. Every call may raise, and may be repeated."""
 
-    def __init__(self, ledger: Ledger, plan: Tracked, plan_text: str, plan_tags: Mapping[str, str]) -> None:
+    def __init__(self, ledger: Ledger, plan: Tracked, content: Mapping[str, Any]) -> None:
+        """`content` is the plan's, as `PlanFile.to_plain` or `search_content` makes it."""
         self.ledger, self.plan = ledger, plan
-        self._plan_text = plan_text
-        self._plan_tags = dict(plan_tags)
+        self.arms = ArmSync(plan, content)
+        self._content = content
+        self._plan_text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+        self._plan_tags = schema.plan_tags(plan, content)
         self._study_tag = schema.study_tag(plan)
+        self._maker_tags = schema.maker_tags(content)
         self._suspects: dict[str, float] = {}
         """Runs that say RUNNING without a process of this driver, and since when."""
         self._records: dict[str, Record] = {}
@@ -78,32 +45,49 @@ class LedgerSync:
 
     def plan_run(self, store: Store, running: bool) -> Run:
         """The study's run, with the plan; `running`: it says RUNNING from here on."""
-        run = store.ensure_plan(self.plan.name, self._plan_tags)
-        digest = schema.digest_of(self._plan_text)
+        run = store.ensure_plan(self.plan.name, self._plan_tags | self._maker_tags)
+        note = pages.study_note(self.plan, self._content, store.experiment, run.id)
+        # The description is written when it changes: what people make of it in MLflow stays until then.
+        digest = schema.digest_of(self._plan_text + note)
         if run.tags.get(schema.PLAN_DIGEST) != digest or not store.holds(run, PLAN_FILE, self._plan_text):
             store.put(run, PLAN_FILE, self._plan_text)
-            store.write(run, tags=self._plan_tags | {schema.PLAN_DIGEST: digest})
+            tags = self._plan_tags | {schema.NOTE: note, schema.PLAN_DIGEST: digest} | self._maker_of(run)
+            store.write(run, tags=tags)
         if running:
             store.set_status(run, "RUNNING")
         return run
 
     def ensure_runs(self, store: Store, parent: Run, states: Mapping[str, Outcome | None]) -> None:
-        """Create the runs of units that have begun and have none; `states` is by key, None where this driver has not
-        run the unit."""
-        wanted = {}
+        """Create the runs of units that have begun and have none, and of their arms; `states` is by key, None where
+        this driver has not run the unit."""
+        begun = {}
         for key, state in states.items():
             unit = self.plan.units[key]
             if key in store.units:
+                begun[key] = store.units[key].started
                 continue
             record = self.ledger.record(unit)
             if record is not None or state is not None:
                 rows = self.ledger.progress(unit)
                 began = record.about.get("started") if record else None
                 began = began or (rows[0].get("time") if rows else None) or time.time()
-                tags = schema.unit_tags(self.plan, unit) | {schema.PARENT_RUN: parent.id}
-                wanted[key] = (tags, int(1000 * began))
-        if wanted:
-            store.ensure_units(wanted)
+                begun[key] = int(1000 * began)
+        self.arms.ensure_runs(store, parent, begun, self._maker_tags)
+        units = [self.plan.units[key] for key in begun if key not in store.units]
+        if units:
+            store.ensure_units(
+                {
+                    unit.key: (
+                        schema.unit_tags(self.plan, unit) | self.arms.place(store, unit) | self._maker_tags,
+                        begun[unit.key],
+                    )
+                    for unit in units
+                }
+            )
+
+    def _maker_of(self, run: Run) -> dict[str, str]:
+        """Who has made a run, where it doesn't say so."""
+        return {name: value for name, value in self._maker_tags.items() if name not in run.tags}
 
     def sync(self, store: Store, unit: Unit, state: Outcome | None, last: bool) -> bool:
         """Make a unit's run say what the ledger says.
@@ -128,12 +112,17 @@ class LedgerSync:
             return False
         if state == "running":
             rows, synced = self._new_rows(store, run, unit)
-            store.write(run, rows, schema.unit_params(unit), self._study_tag | synced)
+            store.write(run, rows, schema.unit_params(unit), self._tags(store, run, unit) | synced)
+            store.add_inputs(run, schema.data_inputs(self.plan, unit, None))
             store.set_status(run, "RUNNING")
             return False
         self._sync_ended(store, run, unit, state, record)
         # The record of a failure may be written after its state is reported, at the latest before the driver ends.
         return last or not (state == "failed" and record is None)
+
+    def _tags(self, store: Store, run: Run, unit: Unit) -> dict[str, str]:
+        """Tags of a unit's run that don't depend on its record."""
+        return self._study_tag | self._maker_of(run) | self.arms.place(store, unit, run)
 
     def left_behind(self, last: bool) -> list[str]:
         """Keys of units whose runs have said RUNNING without a process for long enough to look again."""
@@ -167,25 +156,40 @@ class LedgerSync:
         else:
             # A failed unit that was tried again, and stopped, keeps that.
             status = run.status if whole and run.status in STATUS_OF.values() else STATUS_OF["failed"]
+        tags = self._tags(store, run, unit)
+        if record is not None:
+            tags |= schema.record_tags(record)
         if whole and run.status == status and state is None:
-            store.write(run, tags=self._study_tag)
+            # What a run of an earlier version doesn't have, or what has been imported since.
+            tags |= self._put_outcomes(store, run, unit, record)
+            store.write(run, tags=tags)
+            store.add_inputs(run, schema.data_inputs(self.plan, unit, record))
             return
         rows, synced = self._new_rows(store, run, unit)
-        tags, ended = self._study_tag | synced, None
+        ended = None
         if record is not None and not whole:
             ended = int(1000 * (record.about.get("ended") or self._written(unit)))
             rows.append(schema.record_points(record, ended))
-            tags |= schema.record_tags(record)
-        store.write(run, rows, schema.unit_params(unit), tags)
+        store.write(run, rows, schema.unit_params(unit), tags | synced)
+        store.add_inputs(run, schema.data_inputs(self.plan, unit, record))
         if status == STATUS_OF["finished"]:
             store.drop_tag(run, schema.ERROR)
         store.set_status(run, status, ended)
         if record is not None and not whole:
-            outcomes = self.ledger.outcomes(unit)
-            if outcomes is not None and record.has_outcomes(outcomes):
-                store.put(run, OUTCOMES, outcomes)
+            run.tags.pop(schema.OUTCOMES_DIGEST, None)  # The artifacts may be gone, as in a storage that was copied.
+            uploaded = self._put_outcomes(store, run, unit, record)
             store.put(run, RECORD, text)
-            store.write(run, tags={schema.MIRRORED: schema.digest_of(text)})
+            store.write(run, tags=uploaded | {schema.MIRRORED: schema.digest_of(text)})
+
+    def _put_outcomes(self, store: Store, run: Run, unit: Unit, record: Record | None) -> dict[str, str]:
+        """Upload the outcomes.npz of a record, if the run doesn't have it; the tag that then says so."""
+        if record is None or record.outcomes in ("", run.tags.get(schema.OUTCOMES_DIGEST)):
+            return {}
+        outcomes = self.ledger.outcomes(unit)
+        if outcomes is None or not record.has_outcomes(outcomes):
+            return {}
+        store.put(run, OUTCOMES, outcomes)
+        return {schema.OUTCOMES_DIGEST: record.outcomes}
 
     def _written(self, unit: Unit) -> float:
         """When a record came to be on storage."""
@@ -204,12 +208,15 @@ class LedgerSync:
             run.alone = True
         return rows, {schema.SYNCED: schema.format_synced(after)} if after else {}
 
-    def sync_totals(self, store: Store, parent: Run) -> None:
-        """Metrics of the study's run: of its arms and of how many units are done."""
-        if not self._records_changed:
-            return
-        values = schema.arm_values(self.plan, self._records) | schema.unit_counts(self.plan, self._records)
-        now = int(1000 * time.time())
-        points = [Point(name, value, 0, now) for name, value in values.items() if parent.metrics.get(name) != value]
-        store.write(parent, [[point] for point in points])
+    def forget(self, store: Store) -> None:
+        """Look the runs of the study and its arms up again, or make them, at the next call."""
+        store.plans.pop(self.plan.name, None)
+        self.arms.forget(store)
+        self._records_changed = True
+
+    def sync_totals(self, store: Store, parent: Run, last: bool) -> None:
+        """Bring the runs of the arms up to date, and in the study's run how many units are done."""
+        self.arms.sync(store, parent, self._records, self._records_changed, last)
+        if self._records_changed:
+            store.write(parent, changed_values(parent, schema.unit_counts(self.plan, self._records)))
         self._records_changed = False

@@ -8,6 +8,8 @@ from orchestrator.storage.ledger import Ledger
 
 DATABASE = "mlflow.db"
 SQL = ("postgresql", "mysql", "mssql")
+LOCAL_UI = "http://127.0.0.1:5000"
+"""Where `mlflow ui` answers by default."""
 
 
 def default_uri(ledger: Ledger) -> str:
@@ -25,6 +27,16 @@ def ui_command(uri: str) -> str:
     if parts_of(uri).scheme in ("http", "https"):
         return shown(uri)
     return f"mlflow ui --backend-store-uri {shlex.quote(shown(uri))}"
+
+
+def page_address(uri: str, page: str) -> str:
+    """Address of a page of MLflow's interface, for a browser on the machine where a person enters `ui_command`.
+
+    Args:
+        page: relative to the server, as `pages.arms_page` makes it.
+    """
+    server = without_login(uri)[0] if parts_of(uri).scheme in ("http", "https") else LOCAL_UI
+    return f"{server.rstrip('/')}/{page}"
 
 
 def parts_of(uri: str) -> SplitResult:

@@ -57,6 +57,10 @@ def test_a_finished_study_run_again_trains_nothing(bench):
     driver = bench.run(bench.folder / "reference")
     assert driver.process.returncode == 0
     assert "11 of 11 units finished, 11 of them before this call" in driver.text
+    assert (
+        "means over seeds side by side: http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=toy-"
+        in driver.text
+    )
     assert records(bench.folder / "reference") == before
     assert_whole(bench, bench.folder / "reference", driver.text)
 

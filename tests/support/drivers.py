@@ -184,14 +184,15 @@ def cells(storage: Path) -> list[dict[str, str]]:
 
 
 def mlflow_runs(storage: Path) -> tuple[dict[str, list[str]], list[str]]:
-    """Status of the runs of each unit key, and of parent runs, read from MLflow's database without MLflow."""
+    """Status of the runs of each unit key, and of the runs of studies, read from MLflow's database without MLflow."""
     import sqlite3
 
     # Not read-only: what a killed driver left half written has to be rolled back first.
     with sqlite3.connect(f"file:{storage / 'mlflow.db'}?mode=rw", uri=True) as database:
         status = dict(database.execute("SELECT run_uuid, status FROM runs"))
         keys = dict(database.execute("SELECT run_uuid, value FROM tags WHERE key = 'ups.key'"))
+        studies = [run for (run,) in database.execute("SELECT run_uuid FROM tags WHERE key = 'ups.plan'")]
     units: dict[str, list[str]] = {}
     for run, key in keys.items():
         units.setdefault(key, []).append(status[run])
-    return units, [value for run, value in status.items() if run not in keys]
+    return units, [status[run] for run in studies]

@@ -27,7 +27,7 @@ from orchestrator.report.sources import outcomes_from, outcomes_from_tracking
 from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking import mirror, mlflow_store
 from orchestrator.tracking import schema as mirrored
-from orchestrator.tracking.client import _SETTINGS, EXPERIMENT, check, connect
+from orchestrator.tracking.client import _SETTINGS, EXPERIMENT, check
 from orchestrator.tracking.read import fetch, outcomes_reader
 from orchestrator.tracking.uri import default_uri, ui_command
 from search_spaces.columns import AR3D, MPJPE
@@ -85,23 +85,6 @@ def finish(ledger, unit, value=50.0):
     ledger.write(unit, finished(unit, value))
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """A new MLflow database, made once: making one takes seconds."""
-    file = tmp_path_factory.mktemp("database") / "mlflow.db"
-    connect(f"sqlite:///{file}").search_experiments()
-    return file
-
-
-@pytest.fixture
-def ledger(tmp_path, database, monkeypatch):
-    """An empty ledger in a folder with a space, and with a database; the working directory is another."""
-    monkeypatch.chdir(tmp_path)
-    new_ledger = Ledger.open(str(tmp_path / "a storage"))
-    shutil.copy(database, new_ledger.root / "mlflow.db")
-    return new_ledger
-
-
 def synchronise(ledger, plan, content, notes=(), outcome="finished", report=None, uri=None):
     started = mlflow_store.Mirror(ledger, plan, content, uri or default_uri(ledger))
     started.start()
@@ -120,6 +103,36 @@ def runs_of(uri, experiment=EXPERIMENT):
     client = client_of(uri)
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=1000)
     return [run for run in runs if "ups.key" in run.data.tags], [run for run in runs if "ups.plan" in run.data.tags]
+
+
+def arms_of(uri, plan=None):
+    """Runs of arms by name; of one plan, or of all."""
+    client = client_of(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    condition = f"tags.`ups.arm_run` LIKE '{plan.name if plan else ''}%'"
+    runs = client.search_runs([experiment], condition, max_results=1000)
+    arms = {run.data.tags["ups.arm"]: run for run in runs}
+    assert plan is None or len(arms) == len(runs)
+    return arms
+
+
+def assert_below_arms(uri, plan, status="FINISHED"):
+    """One run an arm below the study's, with its units' below it."""
+    (study_run,) = [run for run in runs_of(uri)[1] if run.data.tags["ups.plan"] == plan.name]
+    arms = arms_of(uri, plan)
+    assert set(arms) == {unit.arm for unit in plan.units.values()}
+    assert {run.data.tags["mlflow.parentRunId"] for run in arms.values()} == {study_run.info.run_id}
+    assert {run.info.status for run in arms.values()} == {status}
+    for unit in plan.units.values():
+        tags = run_of(uri, unit).data.tags
+        assert tags["mlflow.parentRunId"] == arms[unit.arm].info.run_id
+        assert tags["ups.arm_of_unit"] == arms[unit.arm].data.tags["ups.arm_run"]
+
+
+def datasets_of(run):
+    """(name, digest, context) of the data sets of a run."""
+    inputs = run.inputs.dataset_inputs
+    return sorted((one.dataset.name, one.dataset.digest, tag.value) for one in inputs for tag in one.tags)
 
 
 def run_of(uri, unit):
@@ -183,7 +196,10 @@ def test_three_mirrors_of_one_ledger_leave_one_run_a_unit(ledger):
     assert Counter(run.data.tags["ups.key"] for run in units) == Counter(dict.fromkeys(plan.units, 1))
     assert [run.data.tags["ups.plan"] for run in studies] == [plan.name]
     assert {run.info.status for run in (*units, *studies)} == {"FINISHED"}
-    assert {run.data.tags["mlflow.parentRunId"] for run in units} == {studies[0].info.run_id}
+    arms = arms_of(uri, plan)
+    assert {run.data.tags["mlflow.parentRunId"] for run in arms.values()} == {studies[0].info.run_id}
+    for run in units:
+        assert run.data.tags["mlflow.parentRunId"] == arms[run.data.tags["ups.arm"]].info.run_id
     for run in units:
         assert steps_of(uri, run) == list(STEPS)
         assert steps_of(uri, run, "validation/eap/top1_at_0.2") == list(STEPS)
@@ -235,10 +251,14 @@ def test_a_studys_run_has_means_over_seeds_with_their_spread_and_the_report(ledg
     uri = default_uri(ledger)
     (run,) = runs_of(uri)[1]
     assert run.info.status == "FAILED"
-    assert run.data.metrics["arm/joint/ar3d/top1"] == 51.5
-    assert run.data.metrics["arm/joint/ar3d/top1/seeds"] == 2
-    assert run.data.metrics["arm/joint/ar3d/top1/sd"] == pytest.approx(4.5**0.5)
-    assert not any(name.startswith("arm/separate") for name in run.data.metrics)
+    assert not any(name.startswith("arm/") for name in run.data.metrics)
+    arms = arms_of(uri, plan)
+    assert set(arms) == {"joint"}, "none of the other arm has begun"
+    assert arms["joint"].info.status == "FINISHED"
+    metrics = arms["joint"].data.metrics
+    assert metrics["best/test/ar3d/top1"] == 51.5
+    assert metrics["best/test/ar3d/top1/seeds"] == 2
+    assert metrics["best/test/ar3d/top1/sd"] == pytest.approx(4.5**0.5)
     left = len(plan.units) - 2
     assert [run.data.metrics[f"units/{state}"] for state in ("finished", "failed", "left")] == [2, 0, left]
     assert "Does it help?" in run.data.tags["mlflow.note.content"]
@@ -266,13 +286,20 @@ def test_artifacts_of_the_default_store_lie_in_the_storage(ledger, tmp_path):
         (6, "log_artifact", "after"),
         (9, "create_run", "after"),
         (11, "create_run", "before"),
-        (12, "log_batch", "between"),
-        (13, "log_batch", "before"),
-        (14, "set_terminated", "after"),
-        (15, "log_artifact", "before"),
-        (15, "log_artifact", "after"),
-        (17, "log_batch", "between"),
-        (18, "log_batch", "after"),
+        (13, "create_run", "after"),
+        (15, "create_run", "before"),
+        (16, "log_batch", "between"),
+        (17, "log_batch", "before"),
+        (18, "log_inputs", "after"),
+        (19, "set_terminated", "after"),
+        (20, "log_artifact", "before"),
+        (20, "log_artifact", "after"),
+        (22, "log_batch", "between"),
+        (23, "log_batch", "after"),
+        (25, "log_batch", "before"),
+        (25, "log_batch", "after"),
+        (26, "set_terminated", "after"),
+        (28, "set_experiment_tag", "before"),
     ],
 )
 def test_a_mirror_killed_at_any_call_leaves_no_duplicate_and_no_gap(ledger, monkeypatch, last, name, when):
@@ -304,13 +331,15 @@ def test_a_mirror_killed_at_any_call_leaves_no_duplicate_and_no_gap(ledger, monk
         assert steps_of(uri, run_of(uri, unit), "validation/eap/top1_at_0.2") == steps
         assert steps_of(uri, run_of(uri, unit), "best/test/ar3d/top1") == [30]
         assert run_of(uri, unit).data.params["arm"] == unit.arm
+        assert len(datasets_of(run_of(uri, unit))) == 5
+    assert_below_arms(uri, plan)
     ((_, records),) = fetch(uri, None)
     assert {key: record.to_json() for key, record in records.items()} == {
         unit.key: finished(unit).to_json() for unit in (one, other)
     }
 
 
-@pytest.mark.parametrize("last", [5, 9, 12, 15, 16])
+@pytest.mark.parametrize("last", [5, 9, 13, 16, 18, 20, 21, 27, 28, 29])
 def test_a_call_whose_answer_is_lost_is_repeated_without_a_trace(ledger, monkeypatch, last):
     plan, content = plan_of(study(rows=(Row("joint", training="joint"), Row("none", {"routing": False}, "joint"))))
     for unit in plan.units.values():
@@ -333,6 +362,7 @@ def test_a_call_whose_answer_is_lost_is_repeated_without_a_trace(ledger, monkeyp
     assert sorted(run.data.tags["ups.key"] for run in units) == sorted(plan.units) and len(studies) == 1
     assert all(steps_of(uri, run) == list(STEPS) for run in units)
     assert all(steps_of(uri, run, "best/test/ar3d/top1") == [30] for run in units)
+    assert_below_arms(uri, plan)
     ((_, records),) = fetch(uri, None)
     assert all(records[unit.key].to_json() == ledger.record(unit).to_json() for unit in plan.units.values())
 
@@ -529,8 +559,9 @@ def test_a_unit_of_two_studies_has_one_run_with_both_names(ledger):
     assert synchronise(ledger, second, second_content) == 0
     run = run_of(uri, unit)
     assert (run.data.tags["ups.study.first"], run.data.tags["ups.study.second"]) == ("yes", "yes")
-    parents = {run.data.tags["ups.study"]: run.info.run_id for run in runs_of(uri)[1]}
-    assert set(parents) == {"first", "second"} and run.data.tags["mlflow.parentRunId"] == parents["first"]
+    assert {run.data.tags["ups.study"] for run in runs_of(uri)[1]} == {"first", "second"}
+    (arm,) = arms_of(uri, first).values()
+    assert run.data.tags["mlflow.parentRunId"] == arm.info.run_id
     assert steps_of(uri, run) == list(STEPS)
 
 
@@ -599,6 +630,7 @@ def test_two_processes_on_a_new_database_make_no_duplicates_and_both_live(tmp_pa
     units, studies = runs_of(default_uri(ledger))
     assert sorted(run.data.tags["ups.key"] for run in units) == sorted(plan.units) and len(studies) == 1
     assert {tuple(steps_of(default_uri(ledger), run)) for run in units} == {STEPS}
+    assert_below_arms(default_uri(ledger), plan)
 
 
 class Server:
