@@ -14,6 +14,7 @@ class NoMirror:
     """In MLflow's place, which has tests of its own."""
 
     outcomes: list[str] = []  # noqa: RUF012 - emptied by `FakeDriver.install`
+    arms_page = ""
 
     def __init__(self, *args: Any) -> None:
         pass

@@ -15,7 +15,7 @@ import pytest
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record
 from orchestrator.report import build, files
-from orchestrator.report.load import outcomes_from, outcomes_from_tracking
+from orchestrator.report.sources import outcomes_from, outcomes_from_tracking
 from orchestrator.search.plan import SearchPlan
 from orchestrator.search.resolve_space import SearchInputs, search_content
 from orchestrator.tracking import mirror, mlflow_store, pages, schema
@@ -46,6 +46,7 @@ from tests.orchestrator.tracking.test_tracking import (
 )
 from tests.support import plans
 from ups_model.config.presets import preset
+from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.evaluation.outcomes import save_outcomes
 
 pytest.importorskip("mlflow")
@@ -66,7 +67,7 @@ def write_outcomes(ledger, unit, arrays=None):
     """Outcomes by clip, and the record that has their digest."""
     arrays = arrays or {"ar3d/synthetic_ntu25/rank": np.arange(12) % 2}
     ledger.folder(unit).mkdir(parents=True, exist_ok=True)
-    record = replace(finished(unit), outcomes=save_outcomes(ledger.folder(unit), arrays))
+    record = replace(finished(unit), outcomes=save_outcomes(ledger.folder(unit) / OUTCOMES, arrays))
     ledger.write(unit, record)
     return record
 
