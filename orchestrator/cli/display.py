@@ -136,6 +136,8 @@ class Display:
             rows = ledger.progress(unit)
         except OSError as error:
             logger.debug("progress of %s: %s", unit.name, error)
+        # Of the machine's own lines nothing is shown.
+        rows = [row for row in rows if not any(name.startswith("system/") for name in row)]
         self._rows[unit.key] = (now, rows)
         return rows
 

@@ -14,11 +14,12 @@ from ups_model.atomic import write_atomic
 __all__ = ["Frames", "Records", "Report", "build", "files", "health_lines", "load", "summary", "write_report"]
 
 
-def write_report(report: Report, out: Path) -> list[Path]:
+def write_report(report: Report, out: Path, mlflow_page: str | None = None) -> list[Path]:
     """Write report.md, report.html, tables.tex, cells.csv, claims.csv and figures; each is there whole or not at all.
 
     Args:
         out: a folder; made if it isn't there. Other files in it stay.
+        mlflow_page: as for `files`.
 
     Returns:
         The files, report.md first.
@@ -26,7 +27,7 @@ def write_report(report: Report, out: Path) -> list[Path]:
     Raises:
         ValueError: the folder can't be written to.
     """
-    contents = files(report)
+    contents = files(report, mlflow_page)
     written = []
     try:
         # What others refer to comes first.
@@ -40,9 +41,13 @@ def write_report(report: Report, out: Path) -> list[Path]:
     return written[::-1]
 
 
-def files(report: Report) -> dict[str, str | bytes]:
+def files(report: Report, mlflow_page: str | None = None) -> dict[str, str | bytes]:
     """All files of a report, by their names relative to its folder: texts, and pictures as bytes. Depends on nothing
-    but the report."""
+    but the arguments.
+
+    Args:
+        mlflow_page: address of the experiment's page in MLflow; report.html then links to each run.
+    """
     figures = draw(report)
     names = {name: file_name(name, index) for index, name in enumerate(figures.tables)}
     tables = views(report, names)
@@ -50,7 +55,7 @@ def files(report: Report) -> dict[str, str | bytes]:
     images |= {f"figures/{one.name}": one.image for one in (figures.claims, *figures.section) if one is not None}
     return {
         "report.md": markdown(report, tables, figures),
-        "report.html": html_page(report, tables, figures),
+        "report.html": html_page(report, tables, figures, mlflow_page),
         "tables.tex": latex(report, tables),
         "cells.csv": cells_csv(report),
         **({"claims.csv": claims_csv(report)} if report.claims else {}),

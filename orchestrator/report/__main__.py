@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="PRICE",
         help="of a GPU, or of a unit without one: adds the rows' price",
     )
+    made.add_argument(
+        "--mlflow-page",
+        metavar="URL",
+        help="of the experiment, http://HOST:5000/#/experiments/1: report.html links to runs",
+    )
     made.add_argument("--outcomes", action="store_true", help="also outcomes.csv: every run's result of each test clip")
     return made
 
@@ -61,12 +67,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.price_per_hour is not None and not 0 < options.price_per_hour < float("inf"):
             raise ValueError(f"--price-per-hour must be above 0, got {options.price_per_hour:g}")
+        if options.mlflow_page is not None and not re.fullmatch(
+            r"https?://[^#]+#/experiments/\d+/?", options.mlflow_page
+        ):
+            raise ValueError(
+                "--mlflow-page must be the address of an experiment's page as the browser shows it, "
+                f"http://HOST:5000/#/experiments/1, got {options.mlflow_page!r}"
+            )
         if options.tracking_uri is None:
             ledger = Ledger.open(options.storage or DEFAULT_STORAGE, create=False)
         study = open_study(options.study, ledger, options.tracking_uri)
         report = build(study.plan, study.records, study.outcomes, options.price_per_hour)
         out = options.out or study.folder
-        written = write_report(report, out)
+        written = write_report(report, out, options.mlflow_page)
         if options.outcomes:
             written.append(out / "outcomes.csv")
             write_atomic(written[-1], outcome_frame(study.plan, study.outcomes).to_csv(index=False))

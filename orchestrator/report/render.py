@@ -15,6 +15,7 @@ from orchestrator.planning.plan_file import PlannedColumn
 from orchestrator.report import captions, wording
 from orchestrator.report.figures import Figures
 from orchestrator.report.model import Cell, Report, RowOfCells, TableOfCells
+from orchestrator.tracking.pages import unit_page
 from ups_model.tasks import TASKS
 
 
@@ -114,9 +115,27 @@ def markdown(report: Report, tables: list[View], figures: Figures) -> str:
     return _render("report.md.j2", escape_markdown, report, tables, figures=figures)
 
 
-def html_page(report: Report, tables: list[View], figures: Figures) -> str:
-    """One file without any other."""
-    return _render("report.html.j2", html.escape, report, tables, figures=figures)
+def html_page(report: Report, tables: list[View], figures: Figures, mlflow_page: str | None = None) -> str:
+    """One file without any other; with links to its runs' pages where MLflow's is given."""
+    links = _run_links(report, mlflow_page) if mlflow_page else []
+    return _render("report.html.j2", html.escape, report, tables, figures=figures, run_links=links)
+
+
+def _run_links(report: Report, mlflow_page: str) -> list[tuple[str, str, str, list[tuple[int, str]]]]:
+    """Of each table, row and group of columns that are measured on the same runs: their titles, and of each seed the
+    address of its run."""
+    units = report.plan.units
+    return [
+        (
+            table.title,
+            row.label,
+            ", ".join(column.title for column in table.columns if column.group == group),
+            [(units[key].seed, unit_page(mlflow_page, key)) for key in keys],
+        )
+        for table in report.plan.tables
+        for row in table.rows
+        for group, keys in row.units.items()
+    ]
 
 
 def latex(report: Report, tables: list[View]) -> str:

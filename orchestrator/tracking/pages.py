@@ -39,6 +39,16 @@ def units_page(experiment: str, plan: Tracked) -> str:
     return f"#/experiments/{experiment}/runs?searchFilter={quote(condition)}"
 
 
+def unit_page(experiment_page: str, key: str) -> str:
+    """The run of one unit, found by its key.
+
+    Args:
+        experiment_page: address of the experiment's page on a server, "http://HOST:5000/#/experiments/1".
+    """
+    condition = f"tags.`{schema.KEY}` = '{key}'"
+    return f"{experiment_page.rstrip('/')}/runs?searchFilter={quote(condition)}"
+
+
 def artifact_page(experiment: str, run: str, path: str) -> str:
     """A file of a run."""
     return f"#/experiments/{experiment}/runs/{run}/artifacts/{quote(path)}"

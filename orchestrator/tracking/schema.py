@@ -276,7 +276,7 @@ def new_rows(
 
 def _kind(row: Mapping[str, float]) -> str:
     kinds = {name.partition("/")[0] for name in row}
-    return next((kind for kind in ("validation", "curve") if kind in kinds), "train")
+    return next((kind for kind in ("validation", "curve", "system") if kind in kinds), "train")
 
 
 def unit_counts(plan: Tracked, records: Mapping[str, Record | None]) -> dict[str, float]:

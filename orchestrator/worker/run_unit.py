@@ -27,10 +27,10 @@ from orchestrator.storage.source_check import (
     training_code,
 )
 from orchestrator.storage.trained import Twin, enter, find_twin
-from orchestrator.worker.energy import EnergyMeter
 from orchestrator.worker.environment import commit, faults, versions
 from orchestrator.worker.gpu_memory import limit_memory
 from orchestrator.worker.job import Job, Outcome
+from orchestrator.worker.system_metrics import EnergyMeter, sampler
 from orchestrator.worker.unit_folder import discard_unreadable_weights, keep_newest_checkpoint, readable, set_aside
 from ups_model.inference.find_weights import json_object
 from ups_model.source import source_digest
@@ -267,7 +267,8 @@ class _Attempt:
         Begun(tuple(codes), evaluation).write(folder)
         meter = EnergyMeter.start(job.gpus)
         if job.processes == 1:
-            result = train(unit.config, self._paths, options, start, None, should_stop, self.work.save)
+            sample = sampler(folder / PROGRESS)
+            result = train(unit.config, self._paths, options, start, sample, should_stop, self.work.save)
         else:
             threads = max(1, job.threads // job.processes)
             result = train_in_processes(

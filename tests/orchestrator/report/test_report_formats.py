@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
@@ -187,6 +188,22 @@ def test_names_inside_the_page_are_there_once_and_links_to_them_lead_somewhere()
     assert [name for name, times in Counter(page.ids).items() if times > 1] == []
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
     assert used and used <= set(page.ids)
+
+
+def test_the_page_links_to_each_run_where_mlflows_page_is_given():
+    plan_file, records = plain()
+    assert not [one for one in Page(files(build(plan_file, records))["report.html"]).addresses if "://" in one]
+    written = files(build(plan_file, records), "http://host:5000/#/experiments/7/")
+    addresses = [one for one in Page(written["report.html"]).addresses if one.startswith("http")]
+    keys = [re.fullmatch(r"http://host:5000/#/experiments/7/runs\?searchFilter=(.*)", one)[1] for one in addresses]
+    assert {unquote(key) for key in keys} == {f"tags.`ups.key` = '{key}'" for key in plan_file.units}
+    assert written["report.md"] == files(build(plan_file, records))["report.md"]
+
+
+@pytest.mark.parametrize("page", ["host:5000", "http://host:5000", "javascript:#/experiments/1", ""])
+def test_a_page_that_is_none_of_an_experiment_is_refused(page, capsys):
+    assert command.main(["--mlflow-page", page]) == 2
+    assert f"http://HOST:5000/#/experiments/1, got {page!r}" in capsys.readouterr().err
 
 
 # --- LaTeX
@@ -465,7 +482,16 @@ def test_storage_and_tracking_address_exclude_each_other(capsys):
 
 def test_the_command_has_the_arguments_of_the_contract():
     options = {text for action in command.parser()._actions for text in action.option_strings}
-    assert options == {"-h", "--help", "--storage", "--tracking-uri", "--out", "--outcomes", "--price-per-hour"}
+    assert options == {
+        "-h",
+        "--help",
+        "--storage",
+        "--tracking-uri",
+        "--out",
+        "--outcomes",
+        "--price-per-hour",
+        "--mlflow-page",
+    }
     assert "examples:" in command.parser().format_help()
 
 

@@ -791,6 +791,13 @@ def test_each_step_of_each_kind_of_line_is_new_once():
     assert mirrored.new_rows(rows_of(), after) == ([], after)
 
 
+def test_system_metrics_have_steps_of_their_own():
+    line = {"step": 30, "system/cpu_utilization_percentage": 50.0, "time": 3.0}
+    rows, after = mirrored.new_rows([*rows_of(), line], {"train": 30, "validation": 30})
+    assert rows == [[mirrored.Point("system/cpu_utilization_percentage", 50.0, 30, 3000)]]
+    assert after == {"train": 30, "validation": 30, "system": 30}
+
+
 def test_numbers_that_are_none_are_left_out():
     rows, _ = mirrored.new_rows([{"step": 1, "train/a": float("nan"), "train/b": 2.0, "time": 3.0}], {})
     assert rows == [[mirrored.Point("train/b", 2.0, 1, 3000)]]

@@ -1,4 +1,4 @@
-"""Energy of a unit's GPUs: from the driver's counters, or not at all."""
+"""System metrics of a unit, and energy of its GPUs: from the driver's counters, or not at all."""
 
 import sys
 from types import SimpleNamespace
@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from orchestrator.worker.energy import EnergyMeter
+from orchestrator.worker.system_metrics import EnergyMeter, sampler
+from ups_model.training.progress import append_row, read_rows
 
 
 class NVMLError(Exception):
@@ -28,6 +29,9 @@ def counters(monkeypatch):
         nvmlInit=lambda: None,
         nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
         nvmlDeviceGetTotalEnergyConsumption=total,
+        nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu={"GPU-a": 91, "GPU-b": 92}[handle]),
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=3 * 2**20),
+        nvmlDeviceGetPowerUsage=total,
     )
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -57,3 +61,21 @@ def test_a_gpu_without_a_counter_has_no_energy(counters):
 def test_a_machine_without_nvidias_library_has_no_energy(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert EnergyMeter.start(1).joules(0) is None
+
+
+def test_each_line_of_training_gets_one_of_the_machine_at_its_step(counters, tmp_path):
+    file = tmp_path / "progress.jsonl"
+    sample = sampler(file)
+    counters["GPU-b"] = None
+    for step in (10, 20):
+        append_row(file, {"step": step, "train/loss": 1.0})
+        sample(step, {"train/loss": 1.0})
+    rows = read_rows(file)
+    assert [row["step"] for row in rows] == [10, 10, 20, 20]
+    values = {name.removeprefix("system/"): value for name, value in rows[-1].items()}
+    assert values["gpu_0_utilization_percentage"] == 91 and values["gpu_1_utilization_percentage"] == 92
+    assert values["gpu_1_memory_usage_megabytes"] == 3
+    # In mW, and of the second one unknown.
+    assert values["gpu_0_power_usage_watts"] == 5.0 and "gpu_1_power_usage_watts" not in values
+    assert 0 <= values["cpu_utilization_percentage"] <= 100
+    assert 0 < values["process_memory_usage_megabytes"] < values["system_memory_usage_megabytes"]
