@@ -101,7 +101,8 @@ def act(options: argparse.Namespace, command: str) -> int:
         if status or not undecided:
             break
         if looks:
-            logger.info("%d seeds: %s undecided", seeds, count(len(undecided), "primary claim"))
+            end = "; no more seeds are allowed" if seeds == looks[-1] else ""
+            logger.info("%d seeds: %s undecided%s", seeds, count(len(undecided), "primary claim"), end)
     return status
 
 

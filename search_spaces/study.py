@@ -154,7 +154,7 @@ class Claim:
             faults.append(f"kind must be one of {', '.join(CLAIM_KINDS)}, got {self.kind!r}")
         if not 0 <= self.margin < float("inf"):
             faults.append(f"margin must be a finite number of at least 0, got {self.margin!r}")
-        elif self.kind != "superior" and not self.margin:
+        elif self.kind in ("not better", "equivalent") and not self.margin:
             faults.append(
                 f"a claim of kind {self.kind!r} needs a margin above 0: no test shows a difference of exactly 0"
             )

@@ -30,7 +30,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None
     if repeated == "row":
         *first, last = AUTO_LOOKS
         seeds += f", or which: 0,3,7; auto: {', '.join(map(str, first))}, then {last}, until every primary claim is "
-        seeds += "decided; auto:N ends at N"
+        seeds += "decided; auto:N ends at N, one of these"
         parser.add_argument("--seeds", type=_seeds, metavar="N|LIST|auto[:N]", help=seeds)
     else:
         parser.add_argument("--seeds", type=int, metavar="N", help=seeds)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from orchestrator.planning.plan import DataFacts, Line, Plan, Stage, UnitSize
@@ -94,6 +94,8 @@ class PlanFile:
     units: Mapping[str, PlannedUnit]
     """By key."""
     claims: tuple[Claim, ...] = ()
+    study_base: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that the study sets in all rows, by dotted names; empty in plans of earlier versions."""
     looks: tuple[int, ...] = ()
     """Of how many seeds it was complete with before, other ones than now, so that it could be looked at."""
     planned_looks: tuple[int, ...] = ()
@@ -131,6 +133,7 @@ class PlanFile:
                 for key, unit in plan.units.items()
             },
             claims=study.claims,
+            study_base=canonical(set_by_study),
         )
 
     @property

@@ -12,6 +12,7 @@ from orchestrator.report import build, summary, write_report
 from orchestrator.report.frames import outcome_frame
 from orchestrator.report.sources import open_study
 from orchestrator.storage.ledger import Ledger
+from search_spaces import find_study
 from ups_model.atomic import write_atomic
 from ups_model.cli import command_parser
 
@@ -33,7 +34,10 @@ def parser() -> argparse.ArgumentParser:
         "orchestrator.report", "Rebuild a study's tables as Markdown, HTML, LaTeX, CSV and figures.", EXAMPLES
     )
     made.add_argument(
-        "study", nargs="?", metavar="STUDY", help="name of a study, or of its plan (the one that is there)"
+        "study",
+        nargs="?",
+        metavar="STUDY",
+        help="name or FILE.py of a study, or name of its plan (the one that is there)",
     )
     source = made.add_mutually_exclusive_group()
     source.add_argument("--storage", metavar="URI", help=f"folder or s3://BUCKET/PREFIX ({DEFAULT_STORAGE})")
@@ -76,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if options.tracking_uri is None:
             ledger = Ledger.open(options.storage or DEFAULT_STORAGE, create=False)
-        study = open_study(options.study, ledger, options.tracking_uri)
+        name = find_study(options.study).name if (options.study or "").endswith(".py") else options.study
+        study = open_study(name, ledger, options.tracking_uri)
         report = build(study.plan, study.records, study.outcomes, options.price_per_hour)
         out = options.out or study.folder
         written = write_report(report, out, options.mlflow_page)

@@ -179,6 +179,7 @@ class _Builder:
                     difference=None if is_baseline else paired(values, self._values(baseline, column)[1]),
                     health=self._health(row, column),
                     baseline_health={} if is_baseline else self._health(baseline, column),
+                    arm=row.arms[column.group],
                 )
             )
         measured = [self.records.get(key) for column in columns for key in row.units[column.group]]
@@ -241,7 +242,9 @@ class _Builder:
         return states, values
 
     def _health(self, row: PlannedRow, column: PlannedColumn) -> dict[int, str]:
-        """State of health of each seed's run in the column's task."""
+        """State of health of each seed's run in the column's task; none of what no training changes."""
+        if column.metric.endswith("/floor_mm"):
+            return {}
         return {
             seed: TaskHealth.from_plain(self.records[key].health[column.task]).state
             for seed, key in self._by_seed(row, column).items()

@@ -1,5 +1,6 @@
 """What stands around a table: data, provenance, warnings, legend, summary. Plain text, no markup."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -109,6 +110,11 @@ def setup_text(report: Report) -> str:
     changed = listed(f"{name}={value}" for name, value in sorted(plan.changes.items()))
     seeds = f"{'seed' if plan.seeds == 1 else 'seeds'} {listed(map(str, plan.seed_numbers))}"
     return f"Preset {plan.preset}" + (f" with {changed}" if changed else "") + f"; {seeds}"
+
+
+def base_text(report: Report) -> str:
+    """Fields of the configuration that the study itself sets in all rows."""
+    return listed(f"{name}={json.dumps(value)}" for name, value in sorted(report.plan.study_base.items()))
 
 
 def _stand_in(report: Report, table: TableOfCells) -> list[str]:
@@ -250,7 +256,7 @@ def summary(report: Report) -> list[str]:
     if done.untimed:
         time += f"; unknown for {count(done.untimed, 'finished unit')}"
     if done.borrowed:
-        time += f"; {count(done.borrowed, 'unit')} measured with weights of another plan's, whose time isn't counted"
+        time += f"; {count(done.borrowed, 'unit')} measured with weights that another plan trained, not counted here"
     return [f"{state}.", f"{time}.", _comparisons(report), *health_lines(report)]
 
 
@@ -267,13 +273,16 @@ def claim_notes(report: Report) -> list[str]:
         f"{100 * CONFIDENCE:.0f} % t interval of the differences over seeds, not corrected. New subjects: seeds and "
         "test subjects as crossed random factors.",
         f"Verdicts are corrected by Holm's procedure for {sizes}: all are right together in {100 * CONFIDENCE:.0f} of "
-        "100 studies at least. A claim whose arms differ in failed runs, health, budget, code, device or precision "
-        "has none.",
+        "100 studies at least. A claim has none where a run of either arm is missing, failed, collapsed or did not "
+        "converge, or where the arms' runs differ in budget, code, device or precision.",
     ]
     if len(looks) > 1 or number > 1:
         seen = listed(map(str, dict.fromkeys(looks)))
-        how = "as planned" if report.plan.planned_looks else "changed after it was complete with others"
-        notes.append(f"Looked at with {seen} seeds, {how}: p values are the smallest of these looks, times {number}.")
+        how = "as planned" if report.plan.planned_looks else "which was not planned"
+        notes.append(
+            f"Complete, and so to be looked at, with {seen} seeds, {how}: p values are the smallest of these looks, "
+            f"times {number}."
+        )
     return notes
 
 
@@ -286,11 +295,13 @@ def health_lines(report: Report) -> list[str]:
     if states.get("not judged", 0) == total:
         return ["Health: not judged, for no run has held-out subjects to judge it by."]
     short = states.get("not converged", 0) + states.get("not learnt", 0)
-    text = f"Health on held-out subjects, of {count(total, 'measured task')}: {states.get('collapsed', 0)} collapsed, "
+    text = f"Health on held-out subjects, of {count(total, 'task')} measured for a cell: "
+    text += f"{states.get('collapsed', 0)} collapsed, "
     text += f"{short} not converged, {states.get('converged', 0)} converged"
     if others := states.get("not judged", 0) + states.get("learnt", 0):
         text += f", {others} not judged"
-    return [f"{text}.", *(["Runs that were still improving when they ended say what learns fast."] if short else [])]
+    note = "Runs that were still improving when they ended show which setting learns faster, not which ends better."
+    return [f"{text}.", *([note] if short else [])]
 
 
 def _comparisons(report: Report) -> str:
@@ -301,14 +312,19 @@ def _comparisons(report: Report) -> str:
         for cell in row.cells
         if cell.difference is not None and cell.difference.n > 1
     ]
+    judged = [(cell, difference) for cell, difference in cells if not cell.withheld]
     if not cells:
         return "No row has two seeds in common with its baseline row: nothing can be told from chance."
-    distinguishable = sum(difference.verdict == "distinguishable" and not cell.withheld for cell, difference in cells)
-    signs = [sign for cell, _ in cells if (sign := sign_agrees(cell)) is not None]
+    if not judged:
+        return f"{count(len(cells), 'difference')} to a baseline row, none of runs that all trained out: no statement."
+    distinguishable = sum(difference.verdict == "distinguishable" for _, difference in judged)
+    signs = [sign for cell, _ in judged if (sign := sign_agrees(cell)) is not None]
     text = (
-        f"Of {count(len(cells), 'difference')} to a baseline row over two seeds or more, {distinguishable} can be told "
-        f"from 0 ({(1 - CONFIDENCE) * len(cells):.1f} would be by chance alone)"
+        f"Of {count(len(judged), 'difference')} to a baseline row over two seeds or more, {distinguishable} can be "
+        f"told from 0 ({(1 - CONFIDENCE) * len(judged):.1f} would be by chance alone)"
     )
+    if others := len(cells) - len(judged):
+        text += f"; no statement on {others} more, whose runs did not all train out"
     if signs:
         text += f"; of {len(signs)} that the paper prints too, {sum(signs)} with its sign"
     return f"{text}."
@@ -316,14 +332,24 @@ def _comparisons(report: Report) -> str:
 
 def setup(report: Report) -> list[tuple[str, str]]:
     """The study's setting, as label and text."""
-    stages = report.plan.fine_tuning
     used = all_sources(report)
     described = {set_of(source.name): source for _, sources in used for source in sources}
     return [
         ("Data", data_text(used)),
         *((f"Clip set {name}", source.description) for name, source in described.items() if source.description),
         ("Setting", setup_text(report)),
+        *([("Set by the study", base)] if (base := base_text(report)) else []),
         ("Checkpoint", CHOSEN_BY.get(report.plan.chosen_by, report.plan.chosen_by)),
+        *_fine_tuning(report),
+    ]
+
+
+def _fine_tuning(report: Report) -> list[tuple[str, str]]:
+    """How fine-tuning goes, where any row has it."""
+    stages = report.plan.fine_tuning
+    if not any(row.training == "fine-tuned" for table in report.tables for row in table.rows):
+        return []
+    return [
         (
             "Joint, fine-tuned",
             f"{100 * stages.share:.0f} % of a task's iterations are fine-tuning, "

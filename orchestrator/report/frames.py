@@ -42,8 +42,8 @@ class Frames:
 
     @cached_property
     def runs(self) -> "DataFrame":
-        """A line a cell and seed: table, row, training, baseline, column (the metric), title, unit, seed, state, value
-        (NaN without one), health, and the published value."""
+        """A line a cell and seed: table, row, arm, training, baseline, column (the metric), title, unit, seed, state,
+        value (NaN without one), health, and the published value."""
         from pandas import DataFrame
 
         return DataFrame(
@@ -51,6 +51,7 @@ class Frames:
                 {
                     "table": table.name,
                     "row": row.label,
+                    "arm": cell.arm,
                     "training": row.training,
                     "baseline": row.baseline,
                     "column": cell.column.metric,
@@ -71,10 +72,8 @@ class Frames:
 
     @cached_property
     def claims(self) -> "DataFrame":
-        """A line a claim: the columns of claims.csv. Empty without claims."""
-        from pandas import DataFrame
-
-        return _frame(claims_csv(self.report)) if self.report.claims else DataFrame()
+        """A line a claim: the columns of claims.csv."""
+        return _frame(claims_csv(self.report))
 
     @cached_property
     def curves(self) -> "DataFrame":

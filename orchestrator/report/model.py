@@ -47,6 +47,8 @@ class Cell:
     """By seed, of finished runs that were judged: "converged", "not converged", "not learnt", "collapsed" ..."""
     baseline_health: Mapping[int, str] = field(default_factory=dict)
     """The same of the baseline row in this column; empty in that row."""
+    arm: str = ""
+    """Name of the arm that fills it, as runs, figures and MLflow have it."""
     decided: bool = False
     """Whether a claim about this cell and the baseline's is supported or contradicted."""
 

@@ -5,7 +5,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from typing import Any
 
@@ -16,6 +16,7 @@ from orchestrator.report import captions, wording
 from orchestrator.report.figures import Figures
 from orchestrator.report.model import Cell, Report, RowOfCells, TableOfCells
 from orchestrator.tracking.pages import unit_page
+from search_spaces.study import Claim
 from ups_model.tasks import TASKS
 
 
@@ -270,7 +271,7 @@ CSV_COLUMNS = (
     "table", "row", "column", "kind", "training", "baseline", "unit", "higher_is_better", "status", "n", "mean", "sd",
     "sampling_error", "seeds", "difference", "difference_sd", "difference_low", "difference_high", "difference_pairs",
     "difference_verdict", "published", "published_difference", "samples", "baseline_samples", "parameters", "title",
-    "source", "active_parameters", "flops", "row_operations", "row_train_seconds", "row_energy_joules",
+    "source", "arm", "active_parameters", "flops", "row_operations", "row_train_seconds", "row_energy_joules",
 )  # fmt: skip
 
 
@@ -290,6 +291,13 @@ def cells_csv(report: Report) -> str:
                 line = {"table": table.name, "row": reference.label, "kind": "reference"}
                 writer.writerow(line | _csv_column(column) | {"status": status, "published": value})
     return stream.getvalue()
+
+
+CLAIM_COLUMNS = (
+    *(field.name for field in fields(Claim)), "unit", "verdict", "withheld", "effect", "low", "high", "p", "adjusted_p",
+    "seeds_needed", "published", "new_subjects", "new_subjects_effect", "new_subjects_low", "new_subjects_high",
+    "effects",
+)  # fmt: skip
 
 
 def claims_csv(report: Report) -> str:
@@ -317,7 +325,7 @@ def claims_csv(report: Report) -> str:
             }
         )
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
+    writer = csv.DictWriter(stream, CLAIM_COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return stream.getvalue()
@@ -336,6 +344,7 @@ def _csv_cell(row: RowOfCells, cell: Cell) -> dict[str, Any]:
     missing = wording.missing_text(cell)
     values = {
         "kind": "ours",
+        "arm": cell.arm,
         "training": row.training,
         "baseline": row.baseline,
         "status": "finished" if not missing else f"{cell.n} finished, {missing}" if cell.n else missing,

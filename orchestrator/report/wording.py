@@ -221,8 +221,10 @@ def claim_texts(result: ClaimResult) -> tuple[str, ...]:
     def signed(value: float) -> str:
         return number(value, digits, signed=True)
 
-    margin = f" (margin {claim.margin:g} {unit}: {claim.reason})" if claim.margin else ""
-    statement = f"{claim.text}{margin}"
+    by = f" by more than {claim.margin:g} {unit}" if claim.margin else ""
+    within = f"equal within {claim.margin:g} {unit}"
+    kind = {"superior": f"better{by}", "not better": f"not better{by}", "equivalent": within}
+    statement = f"{claim.text} ({kind[claim.kind]}{f'; margin: {claim.reason}' if claim.reason else ''})"
     compared = f"“{claim.arm}” against “{claim.baseline}”, {result.column.title}"
     if result.mean is None:
         effect = NONE

@@ -439,7 +439,7 @@ def test_a_list_of_seeds_trains_those_alone_and_other_seeds_count_as_a_look(benc
         assert plan.looks == looks
     report = (tmp_path / "deep" / "storage" / "studies" / plan.name / "report" / "report.md").read_text()
     assert "seeds 0, 1" in report
-    assert "Looked at with 2 seeds, changed after it was complete with others" in report
+    assert "to be looked at, with 2 seeds, which was not planned" in report
 
 
 def test_a_second_call_takes_the_sizes_that_the_first_has_counted(bench, tmp_path, driver):

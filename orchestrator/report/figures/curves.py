@@ -42,14 +42,16 @@ def learning_curves(report: Report) -> Drawing | None:
         name="learning-curves",
         title="Learning curves",
         caption="Metric on the validation subjects at each fifth of a run, one thin line a seed, fine-tuning after the "
-        f"joint training that it starts from; n = {count(len(report.curves), 'curve')} of {count(seeds, 'seed')}; "
+        "joint training that it starts from, whose runs stand in no cell themselves; "
+        f"n = {count(len(report.curves), 'curve')} of {count(seeds, 'seed')}; "
         f"{measured_on(report, tasks)}.",
         image=image,
     )
 
 
 def _arm(curve: Curve) -> str:
-    return f"{curve.arm}, separate" if curve.stage == "separate" else curve.arm
+    ends = curve.arm == "separate" or curve.arm.endswith(", separate")
+    return f"{curve.arm}, separate" if curve.stage == "separate" and not ends else curve.arm
 
 
 def _panel(panel: Axes, curves: list[Curve], arms: dict[str, str]) -> None:

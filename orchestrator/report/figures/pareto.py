@@ -65,7 +65,7 @@ def pareto(table: TableOfCells, index: int) -> Drawing | None:
     Args:
         index: of the table, for the file's name where the table's own can't be one.
     """
-    for cost in (PREDICTION, TRAINING):
+    for cost in (PREDICTION,) if _trains_alike(table) else (PREDICTION, TRAINING):
         columns = {place: _points(table, place, cost) for place in range(len(table.columns))}
         columns = {place: points for place, points in columns.items() if len({point.cost for point in points}) > 1}
         if columns:
@@ -88,6 +88,12 @@ def _cost(row: RowOfCells, place: int, cost: str) -> float | None:
         flops = row.cost.flops.get(row.cells[place].column.group)
         return None if flops is None else flops / 1e6
     return None if row.cost.seconds is None else row.cost.seconds / 60
+
+
+def _trains_alike(table: TableOfCells) -> bool:
+    """Whether all rows compute as much: then times differ by what else their machines did."""
+    counted = {row.cost.operations for row in table.rows}
+    return len(counted) == 1 and counted != {None}
 
 
 def _drawing(table: TableOfCells, index: int, cost: str, columns: Mapping[int, list[Point]]) -> Drawing:
@@ -115,7 +121,7 @@ def _drawing(table: TableOfCells, index: int, cost: str, columns: Mapping[int, l
         name=f"pareto-{file_name(table.name, index)}",
         title=f"Cost and result: {table.title}",
         caption=f"Each measure on the test split against {cost} ({meaning}): mean over seeds with its standard "
-        "deviation; the line joins the rows that no other one dominates; n = "
+        "deviation; costs on a logarithmic axis; the line joins the rows that no other one dominates; n = "
         f"{' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} a point; data: "
         f"{listed(dict.fromkeys(set_of(table.sources[place][0].name) for place in columns))}.",
         image=image,

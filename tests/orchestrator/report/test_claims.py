@@ -263,7 +263,7 @@ def test_a_study_extended_after_looking_pays_for_its_looks():
     assert extended.decision.p == pytest.approx(4 * min(first, fixed.decision.p))
     assert auto.decision.p == pytest.approx(4 * fixed.decision.p)
     text = files(build(replace(plan_file_of(plan), looks=(3,)), records))["report.md"]
-    assert "Looked at with 3, 5 seeds, changed after it was complete with others" in text
+    assert "to be looked at, with 3, 5 seeds, which was not planned" in text
 
 
 # --- new subjects

@@ -399,7 +399,10 @@ def test_a_cell_counts_its_collapsed_runs_and_nothing_is_said_of_its_difference(
     )
     lines = summary(build(plan_file_of(plan), records))
     assert "1 collapsed, 1 not converged, 4 converged, 6 not judged" in lines[-2]
-    assert lines[-1] == "Runs that were still improving when they ended say what learns fast."
+    assert (
+        lines[-1]
+        == "Runs that were still improving when they ended show which setting learns faster, not which ends better."
+    )
 
 
 def test_a_collapsed_baseline_run_withholds_the_statement_of_every_row():
@@ -486,7 +489,7 @@ def test_units_with_weights_of_another_plan_are_counted_and_their_training_time_
     # Another unit of the same plan: its time counts there.
     records[keys[2]] = finished(keys[2], {"ar3d/top1": 80.0}, ABOUT | about | {"trained_by": keys[0]})
     (time,) = [line for line in summary(build(plan_file_of(plan), records)) if line.startswith("Training time")]
-    assert time.endswith("once; 2 units measured with weights of another plan's, whose time isn't counted.")
+    assert time.endswith("once; 2 units measured with weights that another plan trained, not counted here.")
 
 
 def test_a_failed_unit_is_listed_with_the_last_line_of_its_error():
