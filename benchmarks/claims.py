@@ -77,7 +77,8 @@ def sequential(random: np.random.Generator, draw: Generator, studies: int) -> tu
         decided: set[int] = set()
         for place in range(1, len(AUTO_LOOKS) + 1):
             looks = AUTO_LOOKS[:place]
-            ps = [decide_with_looks(one, "superior", 0, looks, len(AUTO_LOOKS)).p for one in effects]
+            factors = [len(AUTO_LOOKS)] * place
+            ps = [decide_with_looks([one[:n] for n in looks], "superior", 0, factors).p for one in effects]
             now = {index for index, p in enumerate(holm(ps)) if p < ALPHA}
             reversals += len(decided - now)
             decided |= now

@@ -22,6 +22,7 @@ from orchestrator.storage.ledger import Ledger, Place, storage_path
 from orchestrator.storage.source_check import SourceCheck, Standing, evaluation_code, measured_again, not_measured_again
 from orchestrator.storage.trained import with_twin
 from search_spaces import find_study, study_names
+from search_spaces.study import Claim
 from ups_model.cli import command_parser
 from ups_model.source import source_digest
 from ups_model.training.progress import duration
@@ -127,9 +128,11 @@ def run(
                 expected = on_slots(expected, plan.units, graph.unfinished(), session.connect())
             before = ledger.plan(plan.name)
             sizes = unit_sizes(plan.units, inputs.sets, sizes_in(before))
+        plan_file = PlanFile.of(plan, command, inputs.changes, sizes)
         plan_file = replace(
-            PlanFile.of(plan, command, inputs.changes, sizes),
-            looks=looks_before(ledger, plan, before),
+            plan_file,
+            looks=looks_before(ledger, plan_file, before),
+            ended_before=ended_before(ledger, plan_file, before),
             planned_looks=planned_looks,
         )
         ledger.save_plan(plan_file)
@@ -157,18 +160,29 @@ def sizes_in(before: PlanFile | None) -> dict[str, UnitSize]:
     return {key: unit.size for key, unit in units if unit.size is not None}
 
 
-def looks_before(ledger: Ledger, plan: Plan, before: PlanFile | None) -> tuple[int, ...]:
-    """Of how many other seeds the study was complete with: it could be looked at before they were changed.
+def looks_before(ledger: Ledger, plan: PlanFile, before: PlanFile | None) -> tuple[tuple[int, ...], ...]:
+    """Other seeds with which the runs of a claim were complete: it could be looked at before they were changed.
 
     Args:
         before: the plan as it was saved last; None where it never was.
     """
-    if before is None or not plan.study.claims:
+    if before is None or not plan.claims:
         return ()
-    places = [Place(key, unit.folder) for key, unit in before.units.items()]
-    others = set(before.seed_numbers) != set(plan.seed_numbers)
-    complete = others and len(finished_of(ledger.read(places))) == len(places)
-    return tuple(sorted({*before.looks, *([before.seeds] if complete else [])}))
+    seeds = tuple(sorted(before.seed_numbers))
+    complete = (ended_of(ledger, before, [claim]) == len(before.claim_units(claim)) for claim in before.claims)
+    seen = [seeds] if seeds != tuple(sorted(plan.seed_numbers)) and any(complete) else []
+    return tuple(dict.fromkeys((*before.looks, *seen)))
+
+
+def ended_before(ledger: Ledger, plan: PlanFile, before: PlanFile | None) -> int:
+    """Runs that claims rest on and that had ended when these claims were first declared."""
+    return before.ended_before if before is not None else ended_of(ledger, plan, plan.claims)
+
+
+def ended_of(ledger: Ledger, plan: PlanFile, claims: Sequence[Claim]) -> int:
+    """How many of the runs that claims rest on have finished."""
+    keys = dict.fromkeys(key for claim in claims for key in plan.claim_units(claim))
+    return len(finished_of(ledger.read([Place(key, plan.units[key].folder) for key in keys])))
 
 
 def existing_ledger(storage: str) -> Ledger | None:

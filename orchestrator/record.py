@@ -7,10 +7,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+from ups_model.config import TASK_NAMES
 from ups_model.evaluation.health import check_health
 
-NUMBERS = ("started", "ended", "train_seconds", "chosen_step", "energy_joules")
+NUMBERS = ("started", "ended", "train_seconds", "chosen_step", "energy_joules", "parameters", "gpus")
 """Entries of `Record.about` that are finite numbers wherever they are there."""
+
+MAX_METRIC = 1e100
+"""No measure comes near it, and sums of squares stay finite."""
+MAX_BLOCKS = 10_000
+"""Of a layer; no model has as many."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Record:
         """Raises ValueError where the text is not a record, or not that of the unit `key`."""
         try:
             record = cls(**json.loads(text))
-        except TypeError as error:
+        except (TypeError, RecursionError) as error:
             raise ValueError(f"not a record ({error})") from error
         record._check()
         if key not in (None, record.key):
@@ -70,8 +76,11 @@ class Record:
                 "each of metrics, routes, about and health must be an object, each of key, checkpoint, error and "
                 "outcomes a text"
             )
-        if not all(map(is_number, self.metrics.values())):
+        if not all(is_number(value) and abs(value) < MAX_METRIC for value in self.metrics.values()):
             raise ValueError("metrics must be finite numbers by name")
+        if not isinstance(self.about.get("trained_by", ""), str):
+            raise ValueError(f"about.trained_by must be the key of a unit, got {self.about['trained_by']!r}")
+        self._check_routes()
         for name in NUMBERS:
             if not is_number(self.about.get(name, 0)):
                 raise ValueError(f"about.{name} must be a number, got {self.about[name]!r}")
@@ -80,6 +89,19 @@ class Record:
                 check_health(health)
             except ValueError as error:
                 raise ValueError(f"health of {task}: {error}") from error
+
+    def _check_routes(self) -> None:
+        """ValueError for routes that no model has."""
+        lengths = {len(route) if isinstance(route, list) else 0 for route in self.routes.values()}
+        blocks = [block for route in self.routes.values() if isinstance(route, list) for block in route]
+        if (
+            0 in lengths
+            or len(lengths) > 1
+            or not all(type(block) is int and 0 <= block < MAX_BLOCKS for block in blocks)
+        ):
+            raise ValueError("routes must have a block of each layer for each task, each layer the same for all")
+        if unknown := sorted(self.routes.keys() - set(TASK_NAMES)):
+            raise ValueError(f"routes must be of {', '.join(TASK_NAMES)}, got {unknown[0]!r}")
 
 
 def is_number(value: Any) -> bool:

@@ -109,7 +109,9 @@ _micro_batch.__name__ = "number of clips above 0, or auto:"
 
 
 def check_output(file: Path) -> None:
-    """ValueError for a file of `--out` whose folder doesn't exist."""
+    """ValueError for a file of `--out` whose folder doesn't exist, or that is a folder."""
+    if file.is_dir():
+        raise ValueError(f"--out {file}: it is a folder; name a file")
     if not file.absolute().parent.is_dir():
         raise ValueError(f"--out {file}: no such folder to write to; make {file.parent} first")
 

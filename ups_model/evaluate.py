@@ -89,6 +89,11 @@ def evaluate(
     return metrics, changed, data_identity(parts.sets)
 
 
+def clips_file(out: Path) -> Path:
+    """Where the results by clip go; never the file that a training run left."""
+    return out.with_name(f"{out.stem}_clips.npz")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = command_parser(
@@ -100,13 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_data_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="also write the metrics as JSON, and beside it results by clip as .npz"
+        "--out", type=Path, metavar="FILE", help="also write the metrics as JSON, and results by clip as FILE_clips.npz"
     )
     options = parser.parse_args(arguments)
     start_logging()
     try:
         if options.out is not None:
             check_output(options.out)
+            check_output(clips_file(options.out))
         _, config, _ = load_model(options.checkpoint, pick_device("cpu"))
         paths = data_paths(options.data, configured_sets(config))
         changes = assignments(options.set, "--set", "FIELD=VALUE")
@@ -115,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.checkpoint, paths, options.part, options.device, changes, outcomes=outcomes
         )
         if options.out is not None:
-            digest = save_outcomes(options.out.with_suffix(".npz"), outcomes)
+            digest = save_outcomes(clips_file(options.out), outcomes)
             content = {
                 "part": options.part,
                 "metrics": metrics,

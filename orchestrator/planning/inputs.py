@@ -13,6 +13,9 @@ from ups_model.data.format.clip_set import ClipSet
 from ups_model.data.prepare.catalog import SOURCES
 from ups_model.model.text_features import text_identity
 
+MAX_SEEDS = 1000
+"""Repetitions of a row."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -44,13 +47,17 @@ def read_inputs(
     changes = assignments(sets, "--set", "FIELD=VALUE")
     if isinstance(seeds, int) and seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
+    if isinstance(seeds, int) and seeds > MAX_SEEDS:
+        raise ValueError(f"--seeds must be at most {MAX_SEEDS}, got {seeds}")
+    if seeds is not None and not seeds:
+        raise ValueError("--seeds must name at least one seed, as in 0,3,7")
     resolved = resolve(study, preset_name, changes)
     names = dict.fromkeys(name for config in resolved.settings for name in configured_sets(config))
     paths = data_paths(data, list(names))
     opened = open_sets(paths)
     check_study(resolved, opened)
     text = text_identity(resolved.base.model.text_model)
-    plan = make_plan(resolved, seeds or study.seeds, facts_of(opened), text)
+    plan = make_plan(resolved, study.seeds if seeds is None else seeds, facts_of(opened), text)
     return Inputs(plan, opened, paths, changes)
 
 

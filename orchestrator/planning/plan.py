@@ -218,8 +218,8 @@ def make_plan(
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not numbers:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
-    if min(numbers) < 0 or len(set(numbers)) < len(numbers):
-        raise ValueError(f"seeds must be 0 or more, each there once, got {', '.join(map(str, numbers))}")
+    if not 0 <= min(numbers) <= max(numbers) < 2**32 or len(set(numbers)) < len(numbers):
+        raise ValueError(f"seeds must be from 0 to 2**32 - 1, each there once, got {', '.join(map(str, numbers))}")
     planner = _Planner(resolved, numbers, {name: facts.fingerprint for name, facts in data.items()}, text_identity)
     tables = []
     for table in resolved.tables:

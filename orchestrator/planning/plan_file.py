@@ -96,8 +96,11 @@ class PlanFile:
     claims: tuple[Claim, ...] = ()
     study_base: Mapping[str, Any] = field(default_factory=dict)
     """Fields that the study sets in all rows, by dotted names; empty in plans of earlier versions."""
-    looks: tuple[int, ...] = ()
-    """Of how many seeds it was complete with before, other ones than now, so that it could be looked at."""
+    looks: tuple[tuple[int, ...], ...] = ()
+    """Seeds with which runs of a claim were complete before, other ones than now, so that it could be looked at; in the
+    order of the looks."""
+    ended_before: int = 0
+    """Runs that its claims rest on and that had ended when they were first declared."""
     planned_looks: tuple[int, ...] = ()
     """Numbers of seeds after which it was to be looked at (`--seeds auto`); empty for a fixed number."""
     format: int = FORMAT
@@ -135,6 +138,13 @@ class PlanFile:
             claims=study.claims,
             study_base=canonical(set_by_study),
         )
+
+    def claim_units(self, claim: Claim) -> list[str]:
+        """Keys of the units that a claim's two rows are measured on."""
+        table = next(table for table in self.tables if table.name == claim.table)
+        column = next(column for column in table.columns if claim.names(column.metric, column.title))
+        rows = (row for row in table.rows if row.label in (claim.arm, claim.baseline))
+        return [key for row in rows for key in row.units[column.group]]
 
     @property
     def seed_numbers(self) -> tuple[int, ...]:
@@ -195,11 +205,40 @@ class PlanFile:
             "tables": tuple(map(table, plain["tables"])),
             # Plans of earlier versions have neither claims nor looks.
             "claims": tuple(Claim(**claim) for claim in plain.get("claims", ())),
-            "looks": tuple(plain.get("looks", ())),
+            # Earlier versions had their number alone.
+            "looks": tuple(
+                tuple(range(look)) if isinstance(look, int) else tuple(look) for look in plain.get("looks", ())
+            ),
             "planned_looks": tuple(plain.get("planned_looks", ())),
             "units": {key: unit(one) for key, one in plain["units"].items()},
         }
-        return cls(**{**plain, **typed})
+        made = cls(**{**plain, **typed})
+        made._check()
+        return made
+
+    def _check(self) -> None:
+        """ValueError for references to what isn't there, whatever wrote the file."""
+        for table in self.tables:
+            labels = [row.label for row in table.rows]
+            if table.baseline not in labels:
+                raise ValueError(f"not a plan (table {table.name!r} has no row {table.baseline!r})")
+            for row in table.rows:
+                keys = [key for column in table.columns for key in row.units[column.group]]
+                if lacking := [key for key in keys if key not in self.units]:
+                    raise ValueError(f"not a plan (row {row.label!r} names the unit {lacking[0]!r}, which isn't there)")
+        for key in self.units:
+            chain: list[str] = []
+            while key:
+                if key not in self.units or key in chain:
+                    raise ValueError(f"not a plan (the parents of a unit lead to {key!r})")
+                chain.append(key)
+                key = self.units[key].parent
+        for claim in self.claims:
+            tables = [table for table in self.tables if table.name == claim.table]
+            rows = {row.label for table in tables for row in table.rows}
+            columns = [one for table in tables for one in table.columns if claim.names(one.metric, one.title)]
+            if not columns or not {claim.arm, claim.baseline} <= rows:
+                raise ValueError(f"not a plan (the claim {claim.text!r} is about what no table has)")
 
 
 def _table(plan: Plan, table: Table, lines: tuple[Line, ...]) -> PlannedTable:

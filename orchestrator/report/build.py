@@ -196,11 +196,12 @@ class _Builder:
                 by_seed.setdefault(self.units[key].seed, {}).update(dict.fromkeys(self._chain(key)))
         whole = [keys for keys in by_seed.values() if all(self._is_timed(key) for key in keys)]
         # Seeds differ in nothing that counts.
-        operations = [size.operations for key in next(iter(by_seed.values()), {}) if (size := self.units[key].size)]
+        sizes_of_seed = [self.units[key].size for key in next(iter(by_seed.values()), {})]
+        operations = [size.operations for size in sizes_of_seed if size is not None]
         return Cost(
             active_parameters=tuple(sorted({size.active_parameters for size in counted.values()})),
             flops={column.group: counted[column.group].flops[column.task] for column in columns if counted},
-            operations=math.fsum(operations) if counted else None,
+            operations=math.fsum(operations) if len(operations) == len(sizes_of_seed) else None,
             seconds=self._mean_cost(whole, lambda about: about["train_seconds"]),
             slot_seconds=self._mean_cost(whole, lambda about: about["train_seconds"] * (about.get("gpus") or 1)),
             joules=self._mean_cost(whole, lambda about: about.get("energy_joules")),
@@ -352,7 +353,7 @@ def _sampling_error(metrics: Mapping[str, float], column: PlannedColumn, value: 
     group, measure = column.metric.rsplit("/", 1)
     clips = metrics.get(f"test/{group}/clips")
     # A value that no accuracy can have is shown as it is; its error can't be computed.
-    if column.unit == "%" and measure.startswith(_SHARES) and clips and is_percentage(value):
+    if column.unit == "%" and measure.startswith(_SHARES) and clips and clips >= 1 and is_percentage(value):
         return proportion_se(value, clips)
     error = metrics.get(f"test/{column.metric}_se")
     return float(error) if error is not None and math.isfinite(error) else None

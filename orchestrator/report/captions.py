@@ -1,6 +1,7 @@
 """What stands around a table: data, provenance, warnings, legend, summary. Plain text, no markup."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -35,8 +36,9 @@ CHOSEN_BY = {
 
 
 COST_NOTE = (
-    "Counted from the configuration, but for time and energy, which are as measured: machines may have been slower or "
-    "shared with other work. Joint training counts in full in each row that rests on it."
+    "Counted from the configuration, but for time and energy. These are as measured, means over the seeds whose every "
+    "run is timed: machines may have been slower or shared with other work. Joint training counts in full in each row "
+    "that rests on it."
 )
 
 
@@ -264,26 +266,39 @@ def claim_notes(report: Report) -> list[str]:
     """How to read the table of claims; empty without claims."""
     if not report.claims:
         return []
-    looks, number = looks_of(report.plan)
+    looks = looks_of(report.plan)
     families = Counter(result.claim.family for result in report.claims)
     sizes = listed(f"{count(size, 'claim')} of family {name}" for name, size in families.items())
+    right = 100 - math.ceil(100 * looks.max_errors - 1e-6)
     notes = [
-        "Planned test: differences paired by seed, since runs of one seed share data order and initial weights. "
-        "Effects are signed so that above 0 the first setting is better. These test subjects: mean and "
+        "Test: differences paired by seed, since runs of one seed share data order and initial weights. "
+        f"Effects are signed so that above 0 the first setting is better. These test subjects: mean and "
         f"{100 * CONFIDENCE:.0f} % t interval of the differences over seeds, not corrected. New subjects: seeds and "
         "test subjects as crossed random factors.",
-        f"Verdicts are corrected by Holm's procedure for {sizes}: all are right together in {100 * CONFIDENCE:.0f} of "
+        f"Verdicts are corrected by Holm's procedure for {sizes}: all of one family are right together in {right} of "
         "100 studies at least. A claim has none where a run of either arm is missing, failed, collapsed or did not "
-        "converge, or where the arms' runs differ in budget, code, device or precision.",
+        "converge, or where the arms' runs differ in budget, code, device, precision or torch.",
     ]
-    if len(looks) > 1 or number > 1:
-        seen = listed(map(str, dict.fromkeys(looks)))
-        how = "as planned" if report.plan.planned_looks else "which was not planned"
+    if report.plan.ended_before:
         notes.append(
-            f"Complete, and so to be looked at, with {seen} seeds, {how}: p values are the smallest of these looks, "
-            f"times {number}."
+            f"Not planned: {count(report.plan.ended_before, 'run')} that the claims rest on had ended when they were "
+            "first declared, so that they may have been chosen by what those runs show."
+        )
+    if len(looks.seeds) > 1 or report.plan.planned_looks:
+        seen = "; ".join(
+            f"{len(seeds)} seeds" if _is_first(seeds) else f"seeds {listed(map(str, seeds))}" for seeds in looks.seeds
+        )
+        how = "as planned" if looks.planned else "which was not planned"
+        notes.append(
+            f"Complete, and so to be looked at, with {seen}, {how}: p values are the smallest of "
+            f"these looks, each times {listed(dict.fromkeys(f'{factor:g}' for factor in looks.factors))}."
         )
     return notes
+
+
+def _is_first(seeds: Sequence[int]) -> bool:
+    """Whether they are those that a number of seeds stands for."""
+    return sorted(seeds) == list(range(len(seeds)))
 
 
 def health_lines(report: Report) -> list[str]:

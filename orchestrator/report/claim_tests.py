@@ -67,21 +67,23 @@ def without_spread(effects: Sequence[float]) -> bool:
 
 
 def decide_with_looks(
-    effects: Sequence[float], kind: ClaimKind, margin: float, looks: Sequence[int], number_of_looks: int
+    looks: Sequence[Sequence[float]], kind: ClaimKind, margin: float, factors: Sequence[float]
 ) -> Decision:
-    """The decision after several looks with growing numbers of seeds: the smallest p of all, times their number.
+    """The decision after several looks: the smallest p of all, each times the factor of its look.
 
-    By Bonferroni's inequality it errs with at most ALPHA over all looks together, and more seeds never turn a decided
-    claim into an undecided one as long as there are no more looks than planned.
+    By Bonferroni's inequality it errs with at most ALPHA over all looks together where the sum of 1 / factor is 1 or
+    less, and a further look never turns a decided claim into an undecided one.
 
     Args:
-        effects: in the order in which seeds were added.
-        looks: numbers of seeds at each look, the present one included.
-        number_of_looks: how many there are at most, those to come included.
+        looks: the effects that each look was at, the present one included.
+        factors: of each look; of looks at effects that are no longer there, too, which have no effects.
     """
-    decisions = [decide(effects[:seeds], kind, margin) for seeds in looks]
-    best = min(decisions, key=lambda one: one.p)
-    return Decision(best.direction, min(1.0, best.p * number_of_looks))
+    decisions = [
+        Decision(decision.direction, min(1.0, decision.p * factor))
+        for effects, factor in zip(looks, factors, strict=True)
+        for decision in [decide(effects, kind, margin)]
+    ]
+    return min(decisions, key=lambda one: one.p)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -1,32 +1,29 @@
 """Verdicts of a study's claims: tested over seeds, corrected for number, withheld where arms aren't comparable."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from orchestrator.cli.arguments import AUTO_LOOKS
 from orchestrator.planning.plan_file import PlanFile, PlannedColumn
 from orchestrator.record import Record
 from orchestrator.report.claim_tests import (
     ALPHA,
     MIN_SUBJECTS,
     crossed_interval,
+    decide,
     decide_with_looks,
     holm,
     seeds_needed,
 )
 from orchestrator.report.model import CODE, UNKNOWN, Cell, ClaimResult, NewSubjects, RowOfCells, TableOfCells, unhealthy
-from orchestrator.report.statistics import is_percentage, mean_and_sd, t_interval
+from orchestrator.report.statistics import is_possible, mean_and_sd, t_interval
 from search_spaces.study import Claim
 
 Outcomes = Mapping[str, np.ndarray]
 """Arrays of a unit's outcomes.npz (`ups_model.evaluation.outcomes`)."""
 OutcomesOf = Callable[[str], Outcomes | None]
 """Outcomes of a unit by its key; None where there are none at hand."""
-
-EXTENDED_LOOKS = len(AUTO_LOOKS)
-"""Looks that are corrected for at least, once a study of fixed seeds was extended after looking at it."""
 
 
 def judge(
@@ -51,12 +48,41 @@ def judge(
     return tuple(results)
 
 
-def looks_of(plan: PlanFile) -> tuple[tuple[int, ...], int]:
-    """Numbers of seeds that the study was looked at with, the present one last, and how many looks to correct for."""
-    looks = (*plan.looks, plan.seeds)
+@dataclass(frozen=True)
+class Looks:
+    """At which runs the claims could be looked at, the present ones included."""
+
+    seeds: tuple[tuple[int, ...], ...]
+    factors: tuple[float, ...]
+    """What p is multiplied by at each."""
+    next_factor: float
+    """At a look that is still to come."""
+    planned: bool
+
+    @property
+    def max_errors(self) -> float:
+        """Share of studies that has a false verdict at any of the looks, at most."""
+        # The first look of a study that was extended later was taken for the only one.
+        return ALPHA if self.planned else ALPHA * (1 + sum(1 / factor for factor in self.factors[1:]))
+
+
+def looks_of(plan: PlanFile) -> Looks:
+    """The looks at a plan's claims. The factors of looks that were not planned are of a series whose sum of 1 / factor
+    stays below 1 however many there will be."""
+    seeds = tuple(dict.fromkeys(tuple(sorted(look)) for look in (*plan.looks, plan.seed_numbers)))
     if plan.planned_looks:
-        return looks, len({*plan.planned_looks, *looks})
-    return looks, max(EXTENDED_LOOKS, len(looks)) if len(looks) > 1 else 1
+        number = float(len({*(tuple(range(one)) for one in plan.planned_looks), *seeds}))
+        return Looks(seeds, (number,) * len(seeds), number, planned=True)
+    if len(seeds) == 1:
+        return Looks(seeds, (1.0,), _unplanned(2), planned=True)
+    return Looks(
+        seeds, tuple(_unplanned(place) for place in range(1, len(seeds) + 1)), _unplanned(len(seeds) + 1), planned=False
+    )
+
+
+def _unplanned(look: int) -> float:
+    """Factor of a look that was not planned; the first is 1. The sum over all of 1 / factor is 1."""
+    return float(max(4, look * (look - 1)))
 
 
 def _test(
@@ -71,14 +97,17 @@ def _test(
     seeds = [seed for seed in plan.seed_numbers if seed in arm.values and seed in baseline.values]
     effects = {seed: sign * (arm.values[seed] - baseline.values[seed]) for seed in seeds}
     keys = tuple(_keys(plan, claim.table, label, column.group) for label in (claim.arm, claim.baseline))
-    looks, number_of_looks = looks_of(plan)
+    looks = looks_of(plan)
     values = list(effects.values())
     low, high = t_interval(values) if len(values) > 1 else (None, None)
-    decision = decide_with_looks(values, claim.kind, claim.margin, looks, number_of_looks)
+    at_looks = [[effects[seed] for seed in seeds] if effects.keys() >= set(seeds) else () for seeds in looks.seeds]
+    decision = decide_with_looks(at_looks, claim.kind, claim.margin, looks.factors)
     published = None
     if arm.published is not None and baseline.published is not None:
         published = round(sign * (arm.published - baseline.published), 6)
     withheld = (*_incomparable(claim, column, arm, baseline), *_differing_runs(plan, records, keys))
+    if decision.p < ALPHA and decide(values, claim.kind, claim.margin).direction != decision.direction:
+        withheld += ("the effect of all seeds is on the other side than that of an earlier look",)
     subjects = _new_subjects(
         column, [{seed: outcomes(key) for seed, key in one.items() if seed in effects} for one in keys]
     )
@@ -107,7 +136,7 @@ def _incomparable(claim: Claim, column: PlannedColumn, arm: Cell, baseline: Cell
         for runs, what in zip(unhealthy(cell.health), ("collapsed", "did not converge"), strict=True):
             if runs:
                 reasons.append(f"{runs} of {len(cell.health)} runs of “{label}” {what}")
-        if not all(is_percentage(value) if column.unit == "%" else value >= 0 for value in cell.values.values()):
+        if not all(is_possible(value, column.unit) for value in cell.values.values()):
             reasons.append(f"a value of “{label}” is outside of what {column.title} can be")
     if arm.samples != baseline.samples:
         reasons.append(f"unequal budgets: {arm.samples:,} and {baseline.samples:,} training samples")
@@ -117,11 +146,16 @@ def _incomparable(claim: Claim, column: PlannedColumn, arm: Cell, baseline: Cell
 def _differing_runs(plan: PlanFile, records: Mapping[str, Record], keys: Sequence[Mapping[int, str]]) -> list[str]:
     """In what the two runs of a pair differ besides the setting: code, device, precision."""
     differing: dict[str, None] = {}
+    unknown: dict[str, None] = {}
     for seed in sorted(keys[0].keys() & keys[1].keys()):
         ours, theirs = (_conditions(plan, records, one[seed]) for one in keys)
         if ours and theirs:
             differing |= {name: None for name in ours if ours[name] != theirs.get(name)}
-    return [f"paired runs differ in {', '.join(differing)}"] if differing else []
+            # Where there is no digest of the code, the commit says which it was.
+            named = [name for name in ours if not (name.endswith("code") and "commit" in ours)]
+            unknown |= {name: None for name in named if UNKNOWN in (*ours[name], *theirs.get(name, ()))}
+    reasons = [f"paired runs differ in {', '.join(differing)}"] if differing else []
+    return [*reasons, *([f"of paired runs is not known: {', '.join(unknown)}"] if unknown else [])]
 
 
 def _conditions(plan: PlanFile, records: Mapping[str, Record], key: str) -> dict[str, tuple[str, ...]]:
@@ -138,6 +172,8 @@ def _conditions(plan: PlanFile, records: Mapping[str, Record], key: str) -> dict
         "evaluation code": (CODE["evaluation code"](chain[0]),),
         "device": tuple(str(record.about.get("device", UNKNOWN)) for record in chain),
         "precision": tuple(str(record.about.get("precision", UNKNOWN)) for record in chain),
+        # Builds for other hardware (2.13.0+cu126) are the same version.
+        "torch": tuple(str(record.about.get("torch", UNKNOWN)).partition("+")[0] for record in chain),
     }
     if UNKNOWN in training:
         conditions["commit"] = tuple(str(record.about.get("commit", UNKNOWN)) for record in chain)
@@ -150,7 +186,7 @@ def _seeds_needed(plan: PlanFile, result: ClaimResult, family: int) -> int | Non
     mean, sd = mean_and_sd(list(result.effects.values()))
     if mean is None or sd is None:
         return None
-    level = ALPHA / (family * looks_of(plan)[1])
+    level = ALPHA / (family * looks_of(plan).next_factor)
     return seeds_needed(mean, sd, result.claim.kind, result.claim.margin, level)
 
 
@@ -176,8 +212,12 @@ def _new_subjects(column: PlannedColumn, by_seed: Sequence[Mapping[int, Outcomes
     if len(subjects) < MIN_SUBJECTS:
         return f"{len(subjects)} test subjects; at least {MIN_SUBJECTS} are needed"
     values = np.array([[[one[subject] for subject in subjects] for one in runs] for runs in means])
+    if not np.isfinite(values).all():
+        return "results by clip are not all numbers"
     sign = 1.0 if column.higher_is_better else -1.0
     mean, low, high = crossed_interval(sign * (values[0] - values[1]))
+    if low == high:
+        return "no spread over seeds and subjects"
     return NewSubjects(mean, low, high, len(subjects))
 
 

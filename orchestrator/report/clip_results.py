@@ -12,6 +12,55 @@ from orchestrator.report.model import Confusion, ExamplePoses
 from ups_model.config import TASK_NAMES, TaskName, set_of
 from ups_model.tasks import TASKS
 
+CLASS_ROWS, POSE_ROWS = ("clip", "subject", "label"), ("clip", "camera", "subject", "frames")
+SUMS = ("error_sum_mm", "p_error_sum_mm")
+EXAMPLES = {"input": 2, "pose_mm": 3, "truth_mm": 3}
+
+
+def check_outcomes(arrays: Outcomes) -> None:
+    """ValueError for arrays that no run leaves (`ups_model.evaluation.outcomes`), whatever wrote them."""
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        place, _, what = name.rpartition("/")
+        if place.count("/") != 1:
+            raise ValueError(f"arrays must be named task/source/what, got {name!r}")
+        groups.setdefault(place, {})[what] = array
+    for place, named in groups.items():
+        poses = "frames" in named
+        ends = [name.removeprefix("rank") for name in named if name.startswith("rank")]
+        rows = [*POSE_ROWS, *SUMS] if poses else [*CLASS_ROWS]
+        rows += [f"{name}{end}" for end in ends for name in ("predicted", "rank", "margin")]
+        if missing := [name for name in rows if name not in named]:
+            raise ValueError(f"{place}: {missing[0]} is missing")
+        shapes = {named[name].shape for name in rows}
+        if len(shapes) > 1 or len(next(iter(shapes))) != 1 or not next(iter(shapes))[0]:
+            raise ValueError(f"{place}: arrays by clip must be of one length above 0, got {sorted(shapes)}")
+        whole = [name for name in rows if not name.startswith(("margin", *SUMS))]
+        if not all(np.issubdtype(named[name].dtype, np.integer) for name in whole):
+            raise ValueError(f"{place}: {', '.join(whole)} must be whole numbers")
+        least = {"frames": 1, "label": 0, **{f"{name}{end}": 0 for end in ends for name in ("predicted", "rank")}}
+        if low := [name for name, bound in least.items() if name in named and named[name].min() < bound]:
+            raise ValueError(f"{place}: {low[0]} must be at least {least[low[0]]}")
+        if poses and not all(np.isfinite(named[name]).all() for name in SUMS):
+            raise ValueError(f"{place}: errors must be finite")
+        if "example_pose_mm" in named:
+            _check_examples(place, named)
+
+
+def _check_examples(place: str, named: Mapping[str, np.ndarray]) -> None:
+    wanted = ["example_bones", *(f"example_{name}" for name in (*EXAMPLES, "clip", "camera", "frame"))]
+    if missing := [name for name in wanted if name not in named]:
+        raise ValueError(f"{place}: {missing[0]} is missing")
+    examples, joints = named["example_pose_mm"].shape[:2] if named["example_pose_mm"].ndim == 3 else (0, 0)
+    sound = examples == 3 and all(
+        named[f"example_{name}"].shape == (examples, joints, axes) for name, axes in EXAMPLES.items()
+    )
+    sound &= all(named[f"example_{name}"].shape == (examples,) for name in ("clip", "camera", "frame"))
+    bones = named["example_bones"]
+    sound &= bones.ndim == 2 and bones.shape[1] == 2 and np.issubdtype(bones.dtype, np.integer)
+    if not sound or (bones.size and not 0 <= bones.min() <= bones.max() < joints):
+        raise ValueError(f"{place}: the example poses don't fit together")
+
 
 def confusions(plan: PlanFile, records: Mapping[str, Record], outcomes: OutcomesOf) -> Iterable[Confusion]:
     """Of each classification task that has results by clip, in the paper's order; of early prediction at its middle

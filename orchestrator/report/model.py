@@ -8,7 +8,7 @@ from orchestrator.planning.plan import DataFacts, Stage
 from orchestrator.planning.plan_file import PlanFile, PlannedColumn
 from orchestrator.record import Record
 from orchestrator.report.claim_tests import ALPHA, Decision
-from orchestrator.report.statistics import Paired, mean_and_sd, seed_correlation
+from orchestrator.report.statistics import Paired, is_possible, mean_and_sd, seed_correlation
 from orchestrator.storage.source_check import evaluation_code, training_code
 from search_spaces.study import PRIMARY, Claim, Reference
 from ups_model.config import TASK_NAMES, TaskName
@@ -55,8 +55,15 @@ class Cell:
     @property
     def withheld(self) -> bool:
         """Whether the difference gets no verdict: a run that collapsed or did not converge shows its training, not its
-        setting."""
-        return any(sum(unhealthy(health)) for health in (self.health, self.baseline_health))
+        setting; a value that its measure can't have shows a fault."""
+        return self.impossible or any(sum(unhealthy(health)) for health in (self.health, self.baseline_health))
+
+    @property
+    def impossible(self) -> bool:
+        """Whether a value of this row or of the baseline row is none that the measure can have."""
+        pairs = self.difference.by_seed if self.difference is not None else {}
+        values = [*self.values.values(), *(self.values[seed] - pairs[seed] for seed in pairs)]
+        return not all(is_possible(value, self.column.unit) for value in values)
 
     @property
     def n(self) -> int:

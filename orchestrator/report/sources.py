@@ -1,17 +1,24 @@
 """Where plans and records come from: the ledger on storage, or MLflow. Both give the same pairs."""
 
 import io
+import logging
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.report.claims import Outcomes, OutcomesOf
+from orchestrator.report.clip_results import check_outcomes
 from orchestrator.report.model import Records
 from orchestrator.storage.ledger import Ledger, Place
+from ups_model.evaluation.metric_names import OUTCOMES
+
+logger = logging.getLogger(__name__)
 
 PlanAndRecords = tuple[PlanFile, Records]
 """A plan, and the records of its units by key."""
@@ -90,8 +97,14 @@ def _outcomes_of(read: Callable[[str], bytes | None], records: Records) -> Outco
         content = read(key) if record is not None and record.outcomes else None
         if record is None or content is None or not record.has_outcomes(content):
             return None
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            check_outcomes(arrays)
+        except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
+            logger.warning("%s of unit %s: not results by clip (%s); they are left out", OUTCOMES, key, error)
+            return None
+        return arrays
 
     return outcomes_of
 

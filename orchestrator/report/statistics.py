@@ -103,6 +103,11 @@ def is_percentage(value: float) -> bool:
     return 0 <= value <= 100 + 1e-9
 
 
+def is_possible(value: float, unit: str) -> bool:
+    """Whether a measure of this unit, "%" or "mm", can have a value."""
+    return is_percentage(value) if unit == "%" else value >= -1e-9
+
+
 def proportion_se(percent: float, n: float) -> float:
     """Standard error, in percentage points, of an accuracy measured on n independent clips.
 

@@ -180,6 +180,7 @@ def finding(table: TableOfCells, index: int, label: str, cell: Cell) -> str:
             for runs, what in zip(unhealthy(health), ("collapsed", "did not converge"), strict=True)
             if runs
         )
+        reasons = listed(filter(None, (reasons, "a value that none can have" if cell.impossible else "")))
         text = f"“{label}”: {number(pairs.mean, digits, signed=True)}, no statement: {reasons}"
     if cell.published_difference is not None:
         paper = number(cell.published_difference, published_digits(table, index), signed=True)
@@ -230,6 +231,8 @@ def claim_texts(result: ClaimResult) -> tuple[str, ...]:
         effect = NONE
     elif result.low is None or result.high is None:
         effect = f"{signed(result.mean)} {unit} (n={len(result.effects)})"
+    elif without_spread(list(result.effects.values())):
+        effect = f"{signed(result.mean)} {unit} in each of {len(result.effects)} seeds"
     else:
         effect = f"{signed(result.mean)} {unit} [{signed(result.low)}, {signed(result.high)}] (n={len(result.effects)})"
     if isinstance(new, str):

@@ -168,7 +168,12 @@ CASES = {
     ),
     "clips that nobody uses": (flags("--data", "ntu120=/data"), "--data ntu120: no task uses this clip set"),
     "no seeds": (flags("--seeds", "0"), "--seeds must be at least 1, got 0"),
-    "a seed twice": (flags("--seeds", "1,1"), "seeds must be 0 or more, each there once, got 1, 1"),
+    "too many seeds": (
+        flags("--seeds", "99999999999999999999"),
+        "--seeds must be at most 1000, got 99999999999999999999",
+    ),
+    "no seed in a list": (flags("--seeds", ","), "--seeds must name at least one seed, as in 0,3,7"),
+    "a seed twice": (flags("--seeds", "1,1"), "seeds must be from 0 to 2**32 - 1, each there once, got 1, 1"),
     "no concurrency": (flags("--max-concurrent", "0"), "--max-concurrent must be at least 1, got 0"),
     "negative GPUs": (flags("--gpus-per-unit", "-1"), "--gpus-per-unit must be at least 0, got -1"),
     "broken GPUs": (flags("--gpus-per-unit", "1.5"), "--gpus-per-unit above 1 must be whole, got 1.5"),
@@ -410,7 +415,8 @@ def test_seeds_auto_stops_where_all_is_decided_and_goes_on_where_not(bench, tmp_
     }
     assert ablate.main(toy(bench, tmp_path, "--seeds", "auto", study=claimed(bench, tmp_path))) == 0
     plan = saved_plan(tmp_path)
-    assert (plan.seeds, plan.looks, plan.planned_looks) == (looks[-1], looks[:-1], (2, 3))
+    seen = tuple(tuple(range(look)) for look in looks[:-1])
+    assert (plan.seeds, plan.looks, plan.planned_looks) == (looks[-1], seen, (2, 3))
     assert driver.started == len(looks)
 
 
@@ -418,7 +424,7 @@ def test_a_study_remembers_that_it_was_complete_with_fewer_seeds(bench, tmp_path
     study = claimed(bench, tmp_path)
     for seeds in ("1", "1", "2"):
         assert ablate.main(toy(bench, tmp_path, "--seeds", seeds, study=study)) == 0
-    assert saved_plan(tmp_path).looks == (1,)
+    assert saved_plan(tmp_path).looks == ((0,),)
 
 
 def test_seeds_auto_ends_at_the_number_that_is_given(bench, tmp_path, driver, monkeypatch):
@@ -429,9 +435,27 @@ def test_seeds_auto_ends_at_the_number_that_is_given(bench, tmp_path, driver, mo
     assert (plan.seeds, plan.planned_looks, plan.seed_numbers) == (2, (2,), (0, 1))
 
 
+def test_a_claim_is_looked_at_once_its_own_runs_are_complete(bench, tmp_path, driver):
+    study = claimed(bench, tmp_path)
+    # What the claim isn't about never finishes.
+    driver.becomes = lambda unit: "failed" if unit.task == "pe" else "finished"
+    for seeds, looks in (("1", ()), ("2", ((0,),)), ("3", ((0,), (0, 1)))):
+        ablate.main(toy(bench, tmp_path, "--seeds", seeds, study=study))
+        assert saved_plan(tmp_path).looks == looks
+        assert saved_plan(tmp_path).ended_before == 0
+
+
+def test_runs_that_ended_before_their_claims_were_declared_are_counted(bench, tmp_path, driver):
+    assert ablate.main(toy(bench, tmp_path)) == 0
+    assert ablate.main(toy(bench, tmp_path, study=claimed(bench, tmp_path))) == 0
+    assert {plan.ended_before for plan in Ledger(tmp_path / "deep" / "storage").studies().values() if plan.claims} == {
+        2
+    }
+
+
 def test_a_list_of_seeds_trains_those_alone_and_other_seeds_count_as_a_look(bench, tmp_path, driver):
     study = claimed(bench, tmp_path)
-    for seeds, looks in (("7,3", ()), ("3,7", ()), ("0,1", (2,)), ("0,1", (2,))):
+    for seeds, looks in (("7,3", ()), ("3,7", ()), ("0,1", ((3, 7),)), ("0,1", ((3, 7),))):
         assert ablate.main(toy(bench, tmp_path, "--seeds", seeds, study=study)) == 0
         plan = saved_plan(tmp_path)
         assert plan.seed_numbers == tuple(map(int, seeds.split(",")))
@@ -439,7 +463,7 @@ def test_a_list_of_seeds_trains_those_alone_and_other_seeds_count_as_a_look(benc
         assert plan.looks == looks
     report = (tmp_path / "deep" / "storage" / "studies" / plan.name / "report" / "report.md").read_text()
     assert "seeds 0, 1" in report
-    assert "to be looked at, with 2 seeds, which was not planned" in report
+    assert "to be looked at, with seeds 3, 7; 2 seeds, which was not planned" in report
 
 
 def test_a_second_call_takes_the_sizes_that_the_first_has_counted(bench, tmp_path, driver):

@@ -47,7 +47,8 @@ def plan_of(study: Study, seeds: int = 1, changes: Mapping[str, Any] | None = No
 def finish(ledger: Ledger, unit: Unit, **metrics: float) -> Record:
     """Leave a finished record, with weights that are there but hold nothing."""
     values = {f"test/{name}": value for name, value in {"score": 0.0, **metrics}.items()}
-    record = Record(unit.key, "finished", values, about={"source": source_identity()}, checkpoint="best/step-1")
+    about = {"source": source_identity(), "device": "cpu", "precision": "fp32", "torch": "2.13.0"}
+    record = Record(unit.key, "finished", values, about=about, checkpoint="best/step-1")
     folder = ledger.folder(unit) / "best" / "step-1"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "state.json").write_text("{}")

@@ -398,7 +398,7 @@ def test_evaluation_gives_exactly_the_test_metrics_that_training_reported(joint,
     assert scored["config"] == result["about"]["config"]
     # The same clips, the same file.
     assert scored["outcomes"] == result["outcomes"]
-    assert (tmp_path / "scores.npz").read_bytes() == (joint / "outcomes.npz").read_bytes()
+    assert (tmp_path / "scores_clips.npz").read_bytes() == (joint / "outcomes.npz").read_bytes()
     printed = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]}
     assert printed["pe/mpjpe_mm"] == f"{reported['pe/mpjpe_mm']:.2f}"
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from orchestrator.report.captions import all_sources
 from orchestrator.report.figures.confusion import confusion
 from orchestrator.report.figures.curves import learning_curves
 from orchestrator.report.figures.differences import figure as differences
@@ -32,7 +33,7 @@ class Figures:
 
 def draw(report: Report) -> Figures:
     """All figures of a report."""
-    synthetic = any(source.synthetic for sources in report.sources.values() for source in sources)
+    synthetic = any(source.synthetic for _, sources in all_sources(report) for source in sources)
 
     def marked(drawing: Drawing) -> Drawing:
         return replace(drawing, caption=f"{drawing.caption} SYNTHETIC DATA.") if synthetic else drawing

@@ -21,7 +21,7 @@ from orchestrator.report.claim_tests import (
     holm,
     seeds_needed,
 )
-from orchestrator.report.claims import subject_means
+from orchestrator.report.claims import looks_of, subject_means
 from orchestrator.report.wording import digits_beside
 from search_spaces import paper_tables, tables_1_6, tables_7_9
 from search_spaces.columns import AR3D, EAP, MPJPE
@@ -85,7 +85,7 @@ def test_holm_is_that_of_a_hand_worked_family():
 def test_looks_multiply_the_smallest_p():
     effects = [1, 2, 3, -4, 5, -6]
     early = decide(effects[:3], "superior", 0)
-    looked = decide_with_looks(effects, "superior", 0, (3, 6), 4)
+    looked = decide_with_looks((effects[:3], effects), "superior", 0, (4, 4))
     assert (looked.p, looked.direction) == (pytest.approx(min(1, 4 * early.p)), early.direction)
 
 
@@ -173,7 +173,7 @@ def test_an_undecided_claim_names_the_seeds_that_would_decide_it():
     (result,) = judged(plan, records_of(plan, noisy))
     assert result.verdict == "undecided"
     sd = np.std(list(result.effects.values()), ddof=1)
-    assert result.seeds_needed == seeds_needed(result.mean, float(sd), "superior", 0, ALPHA)
+    assert result.seeds_needed == seeds_needed(result.mean, float(sd), "superior", 0, ALPHA / 4)
     assert "seeds would decide it" in files(build(plan_file_of(plan), records_of(plan, noisy)))["report.md"]
 
 
@@ -256,14 +256,73 @@ def test_a_study_extended_after_looking_pays_for_its_looks():
     records = records_of(plan, SHARP)
     (fixed,), (extended,), (auto,) = (
         judged(plan, records),
-        judged(plan, records, looks=(3,)),
+        judged(plan, records, looks=((0, 1, 2),)),
         judged(plan, records, planned_looks=(5, 8, 12, 20)),
     )
     first = decide(list(fixed.effects.values())[:3], "superior", 0).p
     assert extended.decision.p == pytest.approx(4 * min(first, fixed.decision.p))
     assert auto.decision.p == pytest.approx(4 * fixed.decision.p)
-    text = files(build(replace(plan_file_of(plan), looks=(3,)), records))["report.md"]
-    assert "to be looked at, with 3, 5 seeds, which was not planned" in text
+    text = files(build(replace(plan_file_of(plan), looks=((0, 1, 2),)), records))["report.md"]
+    assert "to be looked at, with 3 seeds; 5 seeds, which was not planned" in text
+
+
+def test_the_order_of_a_list_of_seeds_changes_no_verdict():
+    values = {"thin": (80.0,) * 5, "full": (81.0, 79.0, 81.01, 80.99, 78.0)}
+    plan = planned(BETTER)
+    records = records_of(plan, values)
+    file = replace(plan_file_of(plan), looks=((0, 1, 2),))
+    table = file.tables[0]
+    turned = replace(
+        file,
+        tables=(
+            replace(
+                table,
+                rows=tuple(
+                    replace(row, units={group: (*keys[2:], *keys[:2]) for group, keys in row.units.items()})
+                    for row in table.rows
+                ),
+            ),
+        ),
+    )
+    assert turned.seed_numbers == (2, 3, 4, 0, 1)
+    (straight,), (other) = build(file, records).claims, build(turned, records).claims
+    assert other[0].verdict == straight.verdict == "undecided"
+    assert other[0].decision == straight.decision
+
+
+def test_factors_of_unplanned_looks_stay_within_the_level_however_many_there_are():
+    file = plan_file_of(planned(BETTER))
+    lists = tuple((10 * index, 10 * index + 1, 10 * index + 2) for index in range(1, 50))
+    looks = looks_of(replace(file, looks=lists))
+    assert looks.factors[:5] == (4, 4, 6, 12, 20) and len(looks.factors) == 50
+    assert sum(1 / factor for factor in looks.factors) <= 1
+    assert ALPHA < looks.max_errors < 1.75 * ALPHA
+    # The first look was taken for the only one: 5 % and a quarter of it.
+    text = files(build(replace(file, looks=lists[:1]), records_of(planned(BETTER), SHARP)))["report.md"]
+    assert "right together in 93 of 100 studies" in text
+    assert "right together in 95 of 100 studies" in files(build(file, records_of(planned(BETTER), SHARP)))["report.md"]
+
+
+def test_an_effect_that_turned_around_after_an_earlier_look_has_no_verdict():
+    plan = planned(BETTER)
+    values = {"thin": (80.0,) * 5, "full": (81.0, 81.01, 80.99, 50.0, 50.0)}
+    (result,) = judged(plan, records_of(plan, values), looks=((0, 1, 2),))
+    assert result.decision.direction == "supported" and result.decision.p < ALPHA and result.mean < 0
+    assert result.withheld == ("the effect of all seeds is on the other side than that of an earlier look",)
+
+
+def test_runs_of_which_nothing_is_known_have_no_verdict():
+    plan = planned(BETTER)
+    records = {key: replace(record, about={}) for key, record in records_of(plan, SHARP).items()}
+    (result,) = judged(plan, records)
+    assert result.withheld == ("of paired runs is not known: device, precision, torch, commit",)
+
+
+def test_claims_that_came_after_the_runs_say_so():
+    plan = planned(BETTER)
+    file = replace(plan_file_of(plan), ended_before=7)
+    text = files(build(file, records_of(plan, SHARP)))["report.md"]
+    assert "Not planned: 7 runs that the claims rest on had ended when they were first declared" in text
 
 
 # --- new subjects
@@ -356,7 +415,7 @@ def test_claims_are_part_of_the_plans_name_and_of_its_file():
     assert plain.name != claimed.name
     assert plain.units.keys() == claimed.units.keys()
     file = plan_file_of(claimed)
-    assert PlanFile.from_json(replace(file, looks=(3,)).to_json()) == replace(file, looks=(3,))
+    assert PlanFile.from_json(replace(file, looks=((0, 1, 2),)).to_json()) == replace(file, looks=((0, 1, 2),))
 
 
 def test_a_star_stands_at_decided_claims_alone():
