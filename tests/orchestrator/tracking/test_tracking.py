@@ -521,7 +521,9 @@ def test_claims_about_new_subjects_are_the_same_from_mlflow_alone(ledger):
     plan, content = plan_of(replace(study(), claims=(claim,)), seeds=2)
     for place, unit in enumerate(plan.units.values()):
         rank = np.arange(12) % (2 + place)
-        arrays = {"ar3d/synthetic_ntu25/rank": rank, "ar3d/synthetic_ntu25/subject": np.arange(12) % 6}
+        clip = np.arange(12)
+        named = {"clip": clip, "label": clip, "subject": clip % 6, "rank": rank, "predicted": clip, "margin": rank}
+        arrays = {f"ar3d/synthetic_ntu25/{name}": array for name, array in named.items()}
         ledger.folder(unit).mkdir(parents=True)
         digest = save_outcomes(ledger.folder(unit) / OUTCOMES, arrays)
         ledger.write(unit, replace(finished(unit, 50.0 + place), outcomes=digest))
