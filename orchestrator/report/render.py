@@ -271,7 +271,7 @@ CSV_COLUMNS = (
     "table", "row", "column", "kind", "training", "baseline", "unit", "higher_is_better", "status", "n", "mean", "sd",
     "sampling_error", "seeds", "difference", "difference_sd", "difference_low", "difference_high", "difference_pairs",
     "difference_verdict", "published", "published_difference", "samples", "baseline_samples", "parameters", "title",
-    "source", "arm", "active_parameters", "flops", "row_operations", "row_train_seconds", "row_energy_joules",
+    "source", "arm", "active_parameters", "flops", "row_operations",
 )  # fmt: skip
 
 
@@ -361,8 +361,6 @@ def _csv_cell(row: RowOfCells, cell: Cell) -> dict[str, Any]:
         "active_parameters": ";".join(map(str, row.cost.active_parameters)),
         "flops": row.cost.flops.get(cell.column.group),
         "row_operations": row.cost.operations,
-        "row_train_seconds": row.cost.seconds,
-        "row_energy_joules": row.cost.joules,
     }
     if (pairs := cell.difference) is not None:
         values |= {
