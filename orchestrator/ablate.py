@@ -22,7 +22,6 @@ from orchestrator.storage.ledger import Ledger, Place, storage_path
 from orchestrator.storage.source_check import SourceCheck, Standing, evaluation_code, measured_again, not_measured_again
 from orchestrator.storage.trained import with_twin
 from search_spaces import find_study, study_names
-from search_spaces.study import Claim
 from ups_model.cli import command_parser
 from ups_model.source import source_digest
 from ups_model.training.progress import duration
@@ -169,20 +168,24 @@ def looks_before(ledger: Ledger, plan: PlanFile, before: PlanFile | None) -> tup
     if before is None or not plan.claims:
         return ()
     seeds = tuple(sorted(before.seed_numbers))
-    complete = (ended_of(ledger, before, [claim]) == len(before.claim_units(claim)) for claim in before.claims)
-    seen = [seeds] if seeds != tuple(sorted(plan.seed_numbers)) and any(complete) else []
-    return tuple(dict.fromkeys((*before.looks, *seen)))
+    if seeds == tuple(sorted(plan.seed_numbers)):
+        return before.looks
+    finished = finished_claim_units(ledger, before)
+    complete = (all(finished >= set(keys.values()) for keys in before.claim_units(claim)) for claim in before.claims)
+    return tuple(dict.fromkeys((*before.looks, *([seeds] if any(complete) else []))))
 
 
 def ended_before(ledger: Ledger, plan: PlanFile, before: PlanFile | None) -> int:
     """Runs that claims rest on and that had ended when these claims were first declared."""
-    return before.ended_before if before is not None else ended_of(ledger, plan, plan.claims)
+    return before.ended_before if before is not None else len(finished_claim_units(ledger, plan))
 
 
-def ended_of(ledger: Ledger, plan: PlanFile, claims: Sequence[Claim]) -> int:
-    """How many of the runs that claims rest on have finished."""
-    keys = dict.fromkeys(key for claim in claims for key in plan.claim_units(claim))
-    return len(finished_of(ledger.read([Place(key, plan.units[key].folder) for key in keys])))
+def finished_claim_units(ledger: Ledger, plan: PlanFile) -> set[str]:
+    """Keys of the finished ones among the units that the plan's claims rest on."""
+    keys = dict.fromkeys(
+        key for claim in plan.claims for by_seed in plan.claim_units(claim) for key in by_seed.values()
+    )
+    return set(finished_of(ledger.read([Place(key, plan.units[key].folder) for key in keys])))
 
 
 def existing_ledger(storage: str) -> Ledger | None:

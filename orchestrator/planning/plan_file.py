@@ -139,12 +139,21 @@ class PlanFile:
             study_base=canonical(set_by_study),
         )
 
-    def claim_units(self, claim: Claim) -> list[str]:
-        """Keys of the units that a claim's two rows are measured on."""
+    def claim_units(self, claim: Claim) -> tuple[dict[int, str], dict[int, str]]:
+        """Keys by seed of the units that a claim's arm and its baseline are measured on."""
         table = next(table for table in self.tables if table.name == claim.table)
-        column = next(column for column in table.columns if claim.names(column.metric, column.title))
-        rows = (row for row in table.rows if row.label in (claim.arm, claim.baseline))
-        return [key for row in rows for key in row.units[column.group]]
+        group = next(column.group for column in table.columns if claim.names(column.metric, column.title))
+        rows = {row.label: row.units[group] for row in table.rows}
+        arm, baseline = ({self.units[key].seed: key for key in rows[label]} for label in (claim.arm, claim.baseline))
+        return arm, baseline
+
+    def chain(self, key: str) -> list[str]:
+        """A unit's key after those of the units that it starts from."""
+        keys = []
+        while key:
+            keys.append(key)
+            key = self.units[key].parent
+        return keys[::-1]
 
     @property
     def seed_numbers(self) -> tuple[int, ...]:

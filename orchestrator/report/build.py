@@ -132,15 +132,7 @@ class _Builder:
         columns = sorted(table.columns, key=lambda column: TASK_NAMES.index(column.task))
         for group in dict.fromkeys(column.group for column in columns):
             for key in row.units[group]:
-                yield from self._chain(key)
-
-    def _chain(self, key: str) -> list[str]:
-        """A unit's key after those of its parents."""
-        chain = []
-        while key:
-            chain.append(key)
-            key = self.units[key].parent
-        return chain[::-1]
+                yield from self.plan.chain(key)
 
     def _table(self, table: PlannedTable) -> TableOfCells:
         baseline = next(row for row in table.rows if row.label == table.baseline)
@@ -193,7 +185,7 @@ class _Builder:
         by_seed: dict[int, dict[str, None]] = {}
         for column in columns:
             for key in row.units[column.group]:
-                by_seed.setdefault(self.units[key].seed, {}).update(dict.fromkeys(self._chain(key)))
+                by_seed.setdefault(self.units[key].seed, {}).update(dict.fromkeys(self.plan.chain(key)))
         whole = [keys for keys in by_seed.values() if all(self._is_timed(key) for key in keys)]
         # Seeds differ in nothing that counts.
         sizes_of_seed = [self.units[key].size for key in next(iter(by_seed.values()), {})]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 
@@ -96,7 +97,7 @@ def _test(
     # In the order in which they were added, which is that of the looks.
     seeds = [seed for seed in plan.seed_numbers if seed in arm.values and seed in baseline.values]
     effects = {seed: sign * (arm.values[seed] - baseline.values[seed]) for seed in seeds}
-    keys = tuple(_keys(plan, claim.table, label, column.group) for label in (claim.arm, claim.baseline))
+    keys = plan.claim_units(claim)
     looks = looks_of(plan)
     values = list(effects.values())
     low, high = t_interval(values) if len(values) > 1 else (None, None)
@@ -118,12 +119,6 @@ def _test(
 
 def _row(table: TableOfCells, label: str) -> RowOfCells:
     return next(row for row in table.rows if row.label == label)
-
-
-def _keys(plan: PlanFile, table: str, label: str, group: str) -> dict[int, str]:
-    """Keys of a row's measured units by seed."""
-    row = next(row for one in plan.tables if one.name == table for row in one.rows if row.label == label)
-    return {plan.units[key].seed: key for key in row.units[group]}
 
 
 def _incomparable(claim: Claim, column: PlannedColumn, arm: Cell, baseline: Cell) -> list[str]:
@@ -160,10 +155,7 @@ def _differing_runs(plan: PlanFile, records: Mapping[str, Record], keys: Sequenc
 
 def _conditions(plan: PlanFile, records: Mapping[str, Record], key: str) -> dict[str, tuple[str, ...]]:
     """Under what a unit and its parents ran; the commit counts where a record has no digest of the code."""
-    chain: list[Record] = []
-    while key in records:
-        chain.append(records[key])
-        key = plan.units[key].parent
+    chain = [records[key] for key in takewhile(records.__contains__, reversed(plan.chain(key)))]
     if not chain:
         return {}
     training = [CODE["training code"](record) for record in chain]
