@@ -10,6 +10,7 @@ from tqdm import tqdm
 from orchestrator.planning.plan import Unit
 from orchestrator.scheduling.task_graph import State, TaskGraph
 from orchestrator.storage.ledger import LOG
+from orchestrator.worker.system_metrics import PREFIX
 from ups_model.evaluation.metric_names import is_headline
 from ups_model.training.progress import duration
 
@@ -137,7 +138,7 @@ class Display:
         except OSError as error:
             logger.debug("progress of %s: %s", unit.name, error)
         # Of the machine's own lines nothing is shown.
-        rows = [row for row in rows if not any(name.startswith("system/") for name in row)]
+        rows = [row for row in rows if not any(name.startswith(PREFIX) for name in row)]
         self._rows[unit.key] = (now, rows)
         return rows
 

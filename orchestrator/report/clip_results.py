@@ -13,28 +13,39 @@ from ups_model.config import TASK_NAMES, TaskName, set_of
 from ups_model.tasks import TASKS
 
 CLASS_ROWS, POSE_ROWS = ("clip", "subject", "label"), ("clip", "camera", "subject", "frames")
-SUMS = ("error_sum_mm", "p_error_sum_mm")
+SUMS, ANSWERS = ("error_sum_mm", "p_error_sum_mm"), ("predicted", "rank", "margin")
+"""Arrays that are there for each clip: of every classification, of pose estimation, of the latter's errors, and of each
+observation ratio of a classification."""
 EXAMPLES = {"input": 2, "pose_mm": 3, "truth_mm": 3}
+
+
+def by_source(arrays: Outcomes) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """Arrays of each task and source, by what they are. ValueError for a name without these three parts."""
+    groups: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        parts = name.split("/")
+        if len(parts) != 3:
+            raise ValueError(f"arrays must be named task/source/what, got {name!r}")
+        groups.setdefault((parts[0], parts[1]), {})[parts[2]] = array
+    return groups
+
+
+def ratio_ends(named: Mapping[str, np.ndarray]) -> list[str]:
+    """How the names of a classification's arrays end: "@0.2" and the like in early prediction, else "" alone."""
+    return sorted(name.removeprefix("rank") for name in named if name.startswith("rank"))
 
 
 def check_outcomes(arrays: Outcomes) -> None:
     """ValueError for arrays that no run leaves (`ups_model.evaluation.outcomes`), whatever wrote them."""
-    groups: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in arrays.items():
-        place, _, what = name.rpartition("/")
-        if place.count("/") != 1:
-            raise ValueError(f"arrays must be named task/source/what, got {name!r}")
-        groups.setdefault(place, {})[what] = array
-    for place, named in groups.items():
-        poses = "frames" in named
-        ends = [name.removeprefix("rank") for name in named if name.startswith("rank")]
+    for (task, source), named in by_source(arrays).items():
+        place, poses, ends = f"{task}/{source}", "frames" in named, ratio_ends(named)
         rows = [*POSE_ROWS, *SUMS] if poses else [*CLASS_ROWS]
-        rows += [f"{name}{end}" for end in ends for name in ("predicted", "rank", "margin")]
+        rows += [f"{name}{end}" for end in ends for name in ANSWERS]
         if missing := [name for name in rows if name not in named]:
             raise ValueError(f"{place}: {missing[0]} is missing")
-        shapes = {named[name].shape for name in rows}
-        if len(shapes) > 1 or len(next(iter(shapes))) != 1 or not next(iter(shapes))[0]:
-            raise ValueError(f"{place}: arrays by clip must be of one length above 0, got {sorted(shapes)}")
+        shapes = sorted({named[name].shape for name in rows})
+        if len(shapes) > 1 or len(shapes[0]) != 1 or not shapes[0][0]:
+            raise ValueError(f"{place}: arrays by clip must be of one length above 0, got {shapes}")
         whole = [name for name in rows if not name.startswith(("margin", *SUMS))]
         if not all(np.issubdtype(named[name].dtype, np.integer) for name in whole):
             raise ValueError(f"{place}: {', '.join(whole)} must be whole numbers")
@@ -70,12 +81,7 @@ def confusions(plan: PlanFile, records: Mapping[str, Record], outcomes: Outcomes
         records: of the plan's units, by key.
         outcomes: of a unit, by its key.
     """
-    for task in TASK_NAMES:
-        first = _first_measured(plan, task) if TASKS[task].kind == "class" else None
-        if first is None:
-            continue
-        row, column = first
-        place = f"{task}/{column.sources[0]}/"
+    for task, row, column, place in _first_measured(plan, "class"):
         runs = [run for _, run in _runs(plan, records, outcomes, row, column)]
         ratios = sorted(
             (name.partition("@")[2] for run in runs[:1] for name in run if name.startswith(f"{place}predicted")),
@@ -91,12 +97,16 @@ def confusions(plan: PlanFile, records: Mapping[str, Record], outcomes: Outcomes
             yield Confusion(task, column.sources[0], row.label, ratio, len(pairs), counts, named)
 
 
-def _first_measured(plan: PlanFile, task: TaskName) -> tuple[PlannedRow, PlannedColumn] | None:
-    for table in plan.tables:
-        for column in table.columns:
-            if column.task == task:
-                return next(row for row in table.rows if row.label == table.baseline), column
-    return None
+def _first_measured(plan: PlanFile, kind: str) -> Iterable[tuple[TaskName, PlannedRow, PlannedColumn, str]]:
+    """Of each task of a kind, in the paper's order: the baseline row and the column of the first table that measures
+    it, and how the names of its arrays begin."""
+    for task in TASK_NAMES:
+        columns = ((table, column) for table in plan.tables for column in table.columns if column.task == task)
+        first = next(columns, None) if TASKS[task].kind == kind else None
+        if first is not None:
+            table, column = first
+            row = next(row for row in table.rows if row.label == table.baseline)
+            yield task, row, column, f"{task}/{column.sources[0]}/"
 
 
 def _runs(
@@ -119,12 +129,7 @@ def _counts(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int) -> tuple[t
 
 def example_poses(plan: PlanFile, records: Mapping[str, Record], outcomes: OutcomesOf) -> ExamplePoses | None:
     """Those of the first finished run that has them; arguments as of `confusions`."""
-    for task in TASK_NAMES:
-        first = _first_measured(plan, task) if TASKS[task].kind == "pose" else None
-        if first is None:
-            continue
-        row, column = first
-        place = f"{task}/{column.sources[0]}/"
+    for _, row, column, place in _first_measured(plan, "pose"):
         for seed, run in _runs(plan, records, outcomes, row, column):
             if f"{place}example_pose_mm" in run:
                 arrays = {name.removeprefix(place): run[name] for name in run if name.startswith(place)}

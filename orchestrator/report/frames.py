@@ -11,6 +11,7 @@ import numpy as np
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.report.build import build
 from orchestrator.report.claims import Outcomes, OutcomesOf
+from orchestrator.report.clip_results import ANSWERS, CLASS_ROWS, POSE_ROWS, by_source, ratio_ends
 from orchestrator.report.model import Report
 from orchestrator.report.render import cells_csv, claims_csv
 from orchestrator.report.sources import open_study
@@ -137,31 +138,24 @@ def outcome_frame(plan: PlanFile, outcomes: OutcomesOf) -> "DataFrame":
 
 def _columns(arrays: Outcomes) -> list[dict[str, Any]]:
     """Of each task and source, and of each observation ratio of it, the columns of its lines."""
-    groups: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-    for name, array in arrays.items():
-        task, source, what = name.split("/")
-        groups.setdefault((task, source), {})[what] = array
     return [
         {"task": task, "source": source, **columns}
-        for (task, source), named in sorted(groups.items())
+        for (task, source), named in sorted(by_source(arrays).items())
         for columns in (_poses(named) if "frames" in named else _classes(named))
     ]
 
 
 def _poses(named: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    same = {name: named[name] for name in ("clip", "camera", "subject", "frames")}
+    same = {name: named[name] for name in POSE_ROWS}
     means = {name: named[name.replace("_mm", "_sum_mm")] / named["frames"] for name in ("error_mm", "p_error_mm")}
     return [same | means]
 
 
 def _classes(named: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    same = {name: named[name] for name in ("clip", "subject", "label")}
-    ends = [name.removeprefix("rank") for name in named if name.startswith("rank")]
+    same = {name: named[name] for name in CLASS_ROWS}
     return [
-        same
-        | {name: named[f"{name}{end}"] for name in ("predicted", "rank", "margin")}
-        | {"ratio": float(end[1:] or 1)}
-        for end in sorted(ends)
+        same | {name: named[f"{name}{end}"] for name in ANSWERS} | {"ratio": float(end[1:] or 1)}
+        for end in ratio_ends(named)
     ]
 
 

@@ -4,7 +4,8 @@ GPUs are read through NVIDIA's library. Names are those of MLflow's system metri
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def sampler(file: Path) -> Callable[[int, Any], None]:
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": psutil.virtual_memory().used / MB,
             "process_memory_usage_megabytes": psutil.Process().memory_info().rss / MB,
-            **_gpu_values(),
+            **_gpu_state(),
         }
         append_row(file, {"step": step, **{f"{PREFIX}{name}": round(value, 1) for name, value in values.items()}})
 
@@ -60,35 +61,30 @@ class EnergyMeter:
 
 def _joules() -> float | None:
     """Sum of the energy counters of all GPUs; None where one has none."""
-    millijoules = _of_each_gpu(lambda nvml, gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu))
-    counted = [value for value in millijoules if value is not None]
-    return sum(counted) / 1000 if counted and len(counted) == len(millijoules) else None
+    gpus = _gpu_values({"joules": lambda nvml, gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1000})
+    return sum(gpu["joules"] for gpu in gpus) if gpus and all(gpus) else None
 
 
-def _gpu_values() -> dict[str, float]:
+def _gpu_state() -> dict[str, float]:
     """Utilisation, memory and power of each GPU, as far as it tells them."""
-    readers: dict[str, Callable[[Any, Any], float]] = {
-        "utilization_percentage": lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
-        "memory_usage_megabytes": lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used / MB,
-        "power_usage_watts": lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
-    }
-    return {
-        f"gpu_{index}_{name}": value
-        for name, read in readers.items()
-        for index, value in enumerate(_of_each_gpu(read))
-        if value is not None
-    }
+    gpus = _gpu_values(
+        {
+            "utilization_percentage": lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
+            "memory_usage_megabytes": lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used / MB,
+            "power_usage_watts": lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
+        }
+    )
+    return {f"gpu_{index}_{name}": value for index, gpu in enumerate(gpus) for name, value in gpu.items()}
 
 
-def _of_each_gpu(read: Callable[[Any, Any], float]) -> list[float | None]:
-    """A value of each GPU that this process sees, None of one that hasn't got it; empty without NVIDIA's driver."""
+def _gpu_values(readers: Mapping[str, Callable[[Any, Any], float]]) -> list[dict[str, float]]:
+    """Of each GPU that this process sees, the values that it has; empty without NVIDIA's driver."""
     import torch
 
     try:
         import pynvml
     except ImportError:  # Nobody has installed it; units need it for nothing else.
         return []
-    values: list[float | None] = []
     try:
         pynvml.nvmlInit()
         # Numbers of the driver and of a process with CUDA_VISIBLE_DEVICES differ.
@@ -96,9 +92,9 @@ def _of_each_gpu(read: Callable[[Any, Any], float]) -> list[float | None]:
         gpus = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
     except (AttributeError, pynvml.NVMLError):  # Older torch names no UUIDs.
         return []
-    for gpu in gpus:
-        try:
-            values.append(read(pynvml, gpu))
-        except pynvml.NVMLError:
-            values.append(None)
+    values: list[dict[str, float]] = [{} for _ in gpus]
+    for gpu, of_gpu in zip(gpus, values, strict=True):
+        for name, read in readers.items():
+            with suppress(pynvml.NVMLError):
+                of_gpu[name] = read(pynvml, gpu)
     return values

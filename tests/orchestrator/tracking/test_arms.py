@@ -262,11 +262,16 @@ def test_an_arm_runs_while_one_of_its_units_does(ledger, monkeypatch):
     assert {point.step for point in history} == {0}, "MLflow draws a bar"
 
 
+def studies_with_a_unit_in_common():
+    """Two plans with their contents, and the unit."""
+    first, second = plan_of(FIRST), plan_of(SECOND)
+    (shared,) = set(first[0].units) & set(second[0].units)
+    return first, second, first[0].units[shared]
+
+
 def test_a_unit_of_two_studies_stays_below_the_arm_of_the_first(ledger):
-    first, first_content = plan_of(FIRST)
-    second, second_content = plan_of(SECOND)
-    (shared,) = set(first.units) & set(second.units)
-    unit, uri = first.units[shared], default_uri(ledger)
+    (first, first_content), (second, second_content), unit = studies_with_a_unit_in_common()
+    uri = default_uri(ledger)
     for plan in (first, second):
         for one in plan.units.values():
             finish(ledger, one)
@@ -399,10 +404,8 @@ def test_a_move_that_is_killed_is_completed_by_the_next_call(ledger, monkeypatch
 
 
 def test_a_shared_unit_of_an_earlier_version_is_moved_by_the_study_that_it_lies_below(ledger):
-    first, first_content = plan_of(FIRST)
-    second, second_content = plan_of(SECOND)
-    (shared,) = set(first.units) & set(second.units)
-    unit, uri = first.units[shared], default_uri(ledger)
+    (first, first_content), (second, second_content), unit = studies_with_a_unit_in_common()
+    uri = default_uri(ledger)
     for plan in (first, second):
         for one in plan.units.values():
             ledger.write(one, finished(one))
