@@ -14,8 +14,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from orchestrator.planning.plan import DataFacts, Plan, make_plan
+from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.resolve import resolve
+from orchestrator.project import DataFacts
 from orchestrator.scheduling.task_graph import TaskGraph
 from orchestrator.storage.ledger import Ledger
 from search_spaces.columns import ABLATION, AR3D

@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.planning.plan import DataFacts, Plan, make_plan
+from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.planning.resolve import resolve
+from orchestrator.project import DataFacts
 from orchestrator.record import Record
 from orchestrator.report import build, files
 from orchestrator.report.sources import open_study

@@ -27,8 +27,9 @@ from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
 
 from orchestrator.execution.searcher import DispatchSearcher
-from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan
+from orchestrator.planning.plan import Plan, Unit, make_plan
 from orchestrator.planning.resolve import resolve
+from orchestrator.project import DataFacts
 from orchestrator.scheduling.dispatcher import Dispatcher, Hooks
 from orchestrator.scheduling.task_graph import State, TaskGraph
 from orchestrator.storage.ledger import Ledger

@@ -19,9 +19,10 @@ import tempfile
 import time
 from importlib.metadata import version
 
-from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan
+from orchestrator.planning.plan import Plan, Unit, make_plan
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.planning.resolve import resolve
+from orchestrator.project import DataFacts
 from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking.mlflow_store import Mirror
 from orchestrator.tracking.uri import default_uri

@@ -11,24 +11,22 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cli.arguments import AUTO, AutoSeeds, add_shared_arguments, check_cut, check_numbers, processes_of
 from orchestrator.cli.session import Session, run_command
-from orchestrator.planning.estimate import Estimate, estimate, on_slots
+from orchestrator.planning.estimate import Estimate, estimate, on_slots, unit_sizes
 from orchestrator.planning.inputs import Inputs, read_inputs, wanted_metrics
 from orchestrator.planning.plan import Plan, UnitSize
 from orchestrator.planning.plan_file import PlanFile
-from orchestrator.planning.sizes import unit_sizes
 from orchestrator.record import Record, finished_of
 from orchestrator.scheduling.task_graph import State, TaskGraph
 from orchestrator.storage.ledger import Ledger, Place, storage_path
-from orchestrator.storage.source_check import SourceCheck, Standing, evaluation_code, measured_again, not_measured_again
+from orchestrator.storage.source_check import SourceCheck, Standing, is_measured_now, measured_again, not_measured_again
 from orchestrator.storage.trained import with_twin
 from search_spaces import find_study, study_names
 from ups_model.cli import command_parser
-from ups_model.source import source_digest
 from ups_model.training.progress import duration
 from ups_model.wording import count
 
 if TYPE_CHECKING:
-    from orchestrator.planning.describe import Gpus
+    from orchestrator.project import Gpus
     from orchestrator.report import Report
 
 logger = logging.getLogger(__name__)
@@ -45,7 +43,7 @@ EXAMPLES = """examples:
   python -m orchestrator.ablate tables_7_9 --preset paper --address auto --gpus-per-unit 1 --micro-batch auto
 
 Run again to resume, with more rows or seeds to extend: finished units are never trained twice. Units that other code
-of ups_model has trained are refused: --accept-other-code keeps them, --retrain trains them again.
+has trained are refused: --accept-other-code keeps them, --retrain trains them again.
 exit status: 0 done, 1 some units failed or were stopped (the rest finished and is reported), 2 usage or configuration,
 before anything starts"""
 
@@ -92,7 +90,7 @@ def act(options: argparse.Namespace, command: str) -> int:
         inputs = read_inputs(options.study, options.preset, options.data, options.set, seeds)
         if looks and not inputs.plan.study.claims:
             raise ValueError(f"--seeds auto: study {inputs.plan.study.name!r} has no claims to decide; give a number")
-        check_cut((unit.config for unit in inputs.plan.units.values()), options)
+        check_cut(inputs.plan.units.values(), options)
         if options.plan:
             print(show_plan(inputs, existing_ledger(options.storage), options))
             return 0
@@ -204,7 +202,8 @@ def estimates(inputs: Inputs, ledger: Ledger | None, slots: int, gpus_per_unit: 
 
 def gpus_of(options: argparse.Namespace) -> "Gpus | None":
     """The GPUs that a plan is for: those named, else this machine's; None for processors."""
-    from orchestrator.planning.describe import GB, Gpus
+    from orchestrator.planning.describe import GB
+    from orchestrator.project import Gpus
 
     if options.gpus_per_unit == 0:
         return None
@@ -278,11 +277,7 @@ def machine_slots(cpus_per_unit: float) -> int:
 def measuring_notes(standing: Standing, graph: TaskGraph, records: Mapping[str, Record | None]) -> list[str]:
     """What the end of a run says of units that were measured and not trained."""
     finished = finished_of(records)
-    measured = [
-        key
-        for key in standing.to_measure
-        if key in finished and evaluation_code(finished[key]) == source_digest("evaluation")
-    ]
+    measured = [key for key in standing.to_measure if key in finished and is_measured_now(finished[key])]
     twins = [key for key in finished.keys() - graph.done_before if "trained_by" in finished[key].about]
     twins = [key for key in twins if key not in standing.to_measure]
     lines = [measured_again(len(measured), "were")] if measured else []

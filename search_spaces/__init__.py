@@ -77,6 +77,8 @@ def _load_file(path: Path, attribute: str) -> ModuleType:
         raise ValueError(f"{path}: no such Python file; give the path of a file that defines {attribute}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    if (folder := str(path.resolve().parent)) not in sys.path:  # A project, or other files, may lie beside it.
+        sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # The user's file may fail in any way; the way out is in that file.

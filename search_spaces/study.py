@@ -3,15 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from ups_model.config import TASK_NAMES, Config, TaskName, canonical
-from ups_model.config.schema import digest
+from ups_model.config.schema import canonical, digest
 
-Training = Literal["fine-tuned", "joint", "separate"]
-TRAININGS: tuple[Training, ...] = ("fine-tuned", "joint", "separate")
-"""fine-tuned: all tasks jointly, then each task from there (the paper's "UPS"); joint: without the second stage;
-separate: each task alone from scratch (the paper's "UPS_separate")."""
+UPS = "orchestrator.ups.project:UPS"
+"""Address of the project that studies are of unless they say otherwise."""
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -21,30 +18,19 @@ class Column:
     """One measure of one task."""
 
     metric: str
-    """Key as `ups_model.evaluation.metric_names` names it, e.g. "eap/top1@0.2"."""
+    """As the project names it, its task first, e.g. "eap/top1@0.2" (UPS: `ups_model.evaluation.metric_names`)."""
     title: str
-    unit: Literal["%", "mm"]
+    unit: str
+    """"%", "mm", or any other; empty for a number without one."""
     higher_is_better: bool
     changes: Mapping[str, Any] = field(default_factory=lambda: NOTHING, hash=False)
     """Fields of the section `data`, where the column is measured on other clips than the study's base, such as another
     protocol: then it stands for trainings of its own. A row's changes override a column's."""
 
-    def __post_init__(self) -> None:
-        if self.task not in TASK_NAMES:
-            raise ValueError(
-                f"column {self.title!r}: metric must begin with a task ({', '.join(TASK_NAMES)}), got {self.metric!r}"
-            )
-        for name in self.changes:
-            if not Config.field_path(name).startswith("data."):
-                raise ValueError(
-                    f"column {self.title!r}: changes must be fields of the section data, got {name!r}; what is varied "
-                    "belongs into rows"
-                )
-
     @property
-    def task(self) -> TaskName:
+    def task(self) -> str:
         """The task that is measured."""
-        return cast(TaskName, self.metric.split("/", 1)[0])  # `__post_init__` refuses all others.
+        return self.metric.split("/", 1)[0]
 
     @property
     def group(self) -> str:
@@ -59,9 +45,15 @@ class Row:
     label: str
     changes: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     """Fields of the configuration by dotted or unambiguous short name, and their values in this row."""
-    training: Training = "fine-tuned"
+    training: str = ""
+    """How it is trained; empty for the first of the project's trainings. Of UPS: "fine-tuned", all tasks jointly, then
+    each task from there (the paper's "UPS"); "joint", without the second stage; "separate", each task alone from
+    scratch (the paper's "UPS_separate")."""
     published: tuple[float | None, ...] = ()
     """The paper's value for each column; empty where the paper has none at all."""
+    project: str = ""
+    """Address of the project that trains the row, where that isn't the study's. The study's base isn't its base then:
+    its changes are those to its own project's preset."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +99,6 @@ class Table:
                 faults.append(
                     f"row {line.label!r} must have one published value for each of {len(self.columns)} columns "
                     f"(None for no value), got {len(line.published)}"
-                )
-        for row in self.rows:
-            if row.training not in TRAININGS:
-                faults.append(
-                    f"row {row.label!r}: training must be one of {', '.join(TRAININGS)}, got {row.training!r}"
                 )
         if faults:
             raise ValueError(f"table {self.name!r}: " + "; ".join(faults))
@@ -201,6 +188,8 @@ class Study:
     fine_tuning: FineTuning = field(default_factory=FineTuning)
     claims: tuple[Claim, ...] = ()
     """What the report judges; all other cells are descriptive."""
+    project: str = UPS
+    """Address of the trainer, "package.module:NAME" (`orchestrator.project.Project`)."""
 
     def __post_init__(self) -> None:
         names = [table.name for table in self.tables]

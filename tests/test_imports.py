@@ -18,7 +18,8 @@ FORBIDDEN = {
 
 ROOMS = {
     "orchestrator": (
-        ("record",), ("planning",), ("storage",), ("worker", "tracking"), ("scheduling",), ("execution",), ("cli",),
+        ("record", "project"), ("ups",), ("planning",), ("storage",), ("worker", "tracking"), ("scheduling",),
+        ("execution",), ("cli",),
         ("report", "search"), ("ablate",),
     ),
 }  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 
 from gpu_parts.part import Part, free_memory
 from gpu_parts.table import Row
-from orchestrator.planning.sizes import peaks_of
+from orchestrator.ups.sizes import peaks_of
 from ups_model.device import memory_mb
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.planning.plan import Unit
 from ups_model.cli import add_data_arguments, add_device_arguments, add_fit_arguments, check_processes
-from ups_model.config import Config
 from ups_model.config.presets import PRESETS
 
 DEFAULT_STORAGE = "runs/ablations"
@@ -57,7 +57,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None
     add_fit_arguments(parser)
     other = parser.add_mutually_exclusive_group()
     for flag, policy, text in (
-        ("--accept-other-code", "accept", "keep units that other code of ups_model has trained"),
+        ("--accept-other-code", "accept", "keep units that other code has trained"),
         ("--retrain", "retrain", "train them again; their records are kept under another name"),
     ):
         other.add_argument(flag, dest="other_code", action="store_const", const=policy, default="refuse", help=text)
@@ -124,14 +124,12 @@ def processes_of(options: argparse.Namespace) -> int:
     return int(gpus) if gpus not in (None, AUTO) and gpus > 1 else 1
 
 
-def check_cut(configs: Iterable[Config], options: argparse.Namespace) -> None:
-    """ValueError for a configuration whose batches can't be cut as the options ask."""
+def check_cut(units: Iterable[Unit], options: argparse.Namespace) -> None:
+    """ValueError for a unit whose batches can't be cut as the options ask."""
     processes = processes_of(options)
     if processes > 1 or options.micro_batch:
-        from ups_model.training.distributed import check_shares  # It imports torch.
-
-        for config in configs:
-            check_shares(config, processes, options.micro_batch)
+        for unit in units:
+            unit.trainer.check_cut(unit.config, processes, options.micro_batch)
 
 
 def check_unit(options: argparse.Namespace, gpus: float | None) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from orchestrator.cli.arguments import AUTO, check_address, command_line, processes_of
 from orchestrator.planning.plan import Unit
+from orchestrator.project import import_folders
 from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import SETTLED, State, TaskGraph
 from orchestrator.storage.ledger import Ledger
@@ -152,7 +153,8 @@ class Session:
                 self.mirror.note(key, str(state))
 
             try:
-                with driver_environment(self.ledger.root, commit(), clips) as environment:
+                projects = dict.fromkeys(unit.project for unit in graph.units.values())
+                with driver_environment(self.ledger.root, commit(), clips, projects) as environment:
 
                     def job(unit: Unit) -> Job:
                         return Job(
@@ -171,6 +173,7 @@ class Session:
                             processes=resources.processes_per_unit,
                             micro_batch=self.options.micro_batch,
                             activation_checkpointing=self.options.activation_checkpointing,
+                            import_path=import_folders(projects),
                         )
 
                     sizes = footprints(self.options, graph, job, resources)

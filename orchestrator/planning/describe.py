@@ -1,87 +1,21 @@
 """A plan in words and columns, for `--plan`."""
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
-from orchestrator.planning.estimate import Estimate
+from orchestrator.planning.estimate import Estimate, operations_of
 from orchestrator.planning.plan import Plan
-from orchestrator.planning.sizes import operations_of, peaks_of, sizes_of
-from ups_model.config import Config
-from ups_model.data.format.clip_set import ClipSet
+from orchestrator.project import Data, Fitting, Gpus
 from ups_model.training.progress import duration
-from ups_model.wording import count
 
 GB = 1e9
 
 
-@dataclass(frozen=True)
-class Gpus:
-    """The GPUs that a plan is for."""
-
-    memory_bytes: float
-    """Of each."""
-    per_unit: int
-    """Processes of a unit, each on a GPU."""
-    micro_batch: int | Literal["auto"]
-    """As `RunOptions.micro_batch`; 0 shows what "auto" would take."""
-    activation_checkpointing: Literal["auto", "on", "off"]
-    share: float = 1.0
-    """Of a GPU for each process."""
-
-    @property
-    def room(self) -> float:
-        """Bytes that a step may take."""
-        from ups_model.training.fit import MARGIN
-
-        return self.memory_bytes * self.share * (1 - MARGIN)
-
-    @property
-    def of_a_unit(self) -> str:
-        """GPUs that a unit has, in words."""
-        return count(self.per_unit, "GPU") if self.share == 1 else f"{self.share:g} of a GPU"
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """A training step of the task that takes the most memory."""
-
-    task: str
-    whole: float
-    """Bytes for all clips that a GPU has of a batch."""
-    clips: int
-    at_once: int
-    peak: float
-    """Bytes of a part of so many clips."""
-    activation_checkpointing: bool
-
-    def cells(self) -> str:
-        """Of the table of units."""
-        twice = "*" if self.activation_checkpointing else ""
-        part = f"{self.at_once} of {self.clips}{twice}"
-        return f"{self.whole / GB:>7.1f} GB {self.task:<4}{part:>14}{self.peak / GB:>7.1f} GB"
-
-
-def fitting(config: Config, sets: Mapping[str, ClipSet], gpus: Gpus) -> Fitting:
-    """How a unit fits a GPU, as `training.fit` would choose it."""
-    from ups_model.training.fit import MIN_USEFUL_PART
-
-    shares = {task: -(-getattr(config.data, task).batch_size // gpus.per_unit) for task in config.optim.tasks}
-
-    def of(twice: bool) -> list[Fitting]:
-        peaks = peaks_of(config, sets, half=True, activation_checkpointing=twice)
-        fits = []
-        for task, clips in shares.items():
-            auto = peaks[task].largest(gpus.room, clips)
-            at_once = auto if gpus.micro_batch in (0, "auto") else min(int(gpus.micro_batch), clips)
-            fits.append(Fitting(task, peaks[task].of(clips), clips, at_once, peaks[task].of(at_once), twice))
-        return fits
-
-    fits = of(gpus.activation_checkpointing == "on")
-    may_choose = gpus.activation_checkpointing == "auto" and gpus.micro_batch in (0, "auto")
-    if may_choose and any(fit.at_once < min(MIN_USEFUL_PART, fit.clips) for fit in fits):
-        fits = of(True)
-    return max(fits, key=lambda fit: fit.whole)
+def fitting_cells(fit: Fitting | None) -> str:
+    """Of the table of units."""
+    if fit is None:
+        return f"{'unknown':>15}{'':>14}{'':>10}"
+    part = f"{fit.at_once} of {fit.clips}{'*' * fit.activation_checkpointing}"
+    return f"{fit.whole / GB:>7.1f} GB {fit.task:<4}{part:>14}{fit.peak / GB:>7.1f} GB"
 
 
 def memory_notes(fits: list[Fitting], gpus: Gpus) -> list[str]:
@@ -107,7 +41,7 @@ def memory_notes(fits: list[Fitting], gpus: Gpus) -> list[str]:
 
 def plan_text(
     plan: Plan,
-    sets: Mapping[str, ClipSet],
+    sets: Mapping[str, Data],
     expected: Estimate,
     done: Container[str],
     gpus: Gpus | None = None,
@@ -132,7 +66,7 @@ def plan_text(
             left = sum(key not in done for key in units)
             what = f"{len(units)} units, {left} to run"
             arms = " | ".join(dict.fromkeys(arm.name for arm in line.arms.values()))
-            lines.append(f"  {line.row.label:<{width}}  arm {arms} ({line.row.training}): {what}")
+            lines.append(f"  {line.row.label:<{width}}  arm {arms} ({next(iter(line.arms.values())).training}): {what}")
     finished = sum(key in done for key in plan.units)
     lines += [
         "",
@@ -157,11 +91,14 @@ def plan_text(
         parent = plan.units[first.parent].stage if first.parent else "-"
         memory = ""
         if gpus:
-            fits.append(fitting(first.config, sets, gpus))
-            memory = fits[-1].cells()
+            fit = first.trainer.fitting(first.config, sets, gpus)
+            fits += [fit] if fit else []
+            memory = fitting_cells(fit)
+        sizes, operations = first.trainer.sizes(first.config, sets), operations_of(first, sets)
+        size = f"{'unknown':>14}" if sizes is None else f"{sizes.parameters / 1e6:>12.2f} M"
+        size += f"{'unknown':>12}" if operations is None else f"{operations:>12.2e}"
         lines.append(
-            f"{name:<{width}}{len(keys):>7}{sum(key in done for key in keys):>6}"
-            f"{sizes_of(first.config, sets).parameters / 1e6:>12.2f} M{operations_of(first, sets):>12.2e}{memory}"
+            f"{name:<{width}}{len(keys):>7}{sum(key in done for key in keys):>6}{size}{memory}"
             f"{duration(seconds):>13}  {parent}"
         )
     source = (
@@ -172,7 +109,7 @@ def plan_text(
     lines += [
         "",
         f"operations: multiplications and additions of training, forward and backward. Times: {source}.",
-        *(memory_notes(fits, gpus) if gpus else []),
+        *(memory_notes(fits, gpus) if gpus and fits else []),
         f"to run: {len(plan.units) - finished} units, {duration(expected.left)} of one slot, about "
         f"{duration(expected.makespan)} on {expected.slots} at once",
     ]

@@ -4,16 +4,15 @@ import heapq
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from orchestrator.planning.plan import Unit, chain_seconds
-from orchestrator.planning.sizes import operations_of
+from orchestrator.planning.plan import Unit, UnitSize, chain_seconds
+from orchestrator.project import Data, Sizes
 from orchestrator.record import Record
-from ups_model.data.format.clip_set import ClipSet
 
-if TYPE_CHECKING:  # Imported where needed: a plan without estimates needs no torch.
-    pass
-
+BACKWARD = 2
+"""Operations of the backward pass for one of the forward pass."""
+GUESSED_SECONDS = 60.0
+"""Of a unit whose operations can't be counted, where no unit has been measured."""
 GUESSED_RATE = 12e9
 """Operations a second of a unit on one processor, where nothing has been measured yet: a guess within a factor of two
 on the machines that we have seen."""
@@ -44,7 +43,7 @@ class Estimate:
 
 def estimate(
     units: Mapping[str, Unit],
-    sets: Mapping[str, ClipSet],
+    sets: Mapping[str, Data],
     records: Mapping[str, Record],
     slots: int,
     gpus_per_unit: int = 0,
@@ -52,7 +51,7 @@ def estimate(
     """Times of all units.
 
     A finished unit's time is its own; of another one with the same training it's that one's; else operations over the
-    median rate of the units that were measured.
+    median rate of the units of its project that were measured, or, where operations can't be counted, their median.
 
     Args:
         gpus_per_unit: for a plan on GPUs, to which times measured on processors say nothing; 0 for any other.
@@ -68,13 +67,24 @@ def estimate(
     # Counting operations takes seconds, and is not needed where all times are measured.
     needs_rate = any(key not in own and unit.kind not in alike for key, unit in units.items())
     operations = {key: operations_of(unit, sets) for key, unit in units.items()} if needs_rate else {}
-    rates = [operations[key] / taken for key, taken in own.items()] if needs_rate else []
     guessed = GUESSED_GPU_RATE * gpus_per_unit if gpus_per_unit else GUESSED_RATE
-    rate, start = (statistics.median(rates), 0.0) if rates else (guessed, GUESSED_START)
-    seconds = {}
-    for key, unit in units.items():
-        twins = alike.get(unit.kind)
-        seconds[key] = own.get(key) or (statistics.median(twins) if twins else start + operations[key] / rate)
+    measured_rates: dict[str, list[float]] = {}
+    measured_times: dict[str, list[float]] = {}
+    for key, taken in own.items():
+        measured_times.setdefault(units[key].project, []).append(taken)
+        if (count := operations.get(key)) is not None:
+            measured_rates.setdefault(units[key].project, []).append(count / taken)
+    rates = {project: statistics.median(each) for project, each in measured_rates.items()}
+
+    def of(unit: Unit) -> float:
+        if twins := alike.get(unit.kind):
+            return statistics.median(twins)
+        if (count := operations[unit.key]) is None:
+            return statistics.median(measured_times.get(unit.project, [GUESSED_SECONDS]))
+        return count / rates[unit.project] if unit.project in rates else GUESSED_START + count / guessed
+
+    seconds = {key: own.get(key) or of(unit) for key, unit in units.items()}
+    rate = statistics.median(rates.values()) if rates else guessed
     open_units = [key for key in units if key not in records]
     return Estimate(
         seconds,
@@ -85,6 +95,34 @@ def estimate(
         slots,
         rate,
     )
+
+
+def operations_of(unit: Unit, sets: Mapping[str, Data]) -> float | None:
+    """Multiplications and additions of a unit's training, forward and backward; None where they can't be counted."""
+    sizes = unit.trainer.sizes(unit.config, sets)
+    return None if sizes is None else _operations(unit, sizes)
+
+
+def _operations(unit: Unit, sizes: Sizes) -> float:
+    return (1 + BACKWARD) * sum(count * sizes.flops[task] for task, count in unit.samples.items())
+
+
+def unit_sizes(
+    units: Mapping[str, Unit], sets: Mapping[str, Data], counted: Mapping[str, UnitSize]
+) -> dict[str, UnitSize]:
+    """Of each unit by key, as far as it can be counted; once for units that differ in the seed alone.
+
+    Args:
+        counted: of these or other units by key, as an earlier call returned them. Counting takes about a second each.
+    """
+    by_kind: dict[str, UnitSize | None] = {units[key].kind: size for key, size in counted.items() if key in units}
+    for unit in units.values():
+        if unit.kind not in by_kind:
+            sizes = unit.trainer.sizes(unit.config, sets)
+            by_kind[unit.kind] = (
+                None if sizes is None else UnitSize(sizes.active_parameters, sizes.flops, _operations(unit, sizes))
+            )
+    return {key: size for key, unit in units.items() if (size := by_kind[unit.kind]) is not None}
 
 
 def on_slots(expected: Estimate, units: Mapping[str, Unit], open_units: Sequence[str], slots: int) -> Estimate:

@@ -4,14 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.planning.plan import DataFacts, Plan, make_plan
-from orchestrator.planning.resolve import check_study, measured_names, open_sets, resolve
+from orchestrator.planning.plan import Plan, make_plan
+from orchestrator.planning.resolve import check_study, open_data, resolve
+from orchestrator.project import Data, DataFacts, load_project
 from search_spaces import find_study
-from ups_model.cli import assignments, data_paths
-from ups_model.config.identity import configured_sets
-from ups_model.data.format.clip_set import ClipSet
-from ups_model.data.prepare.catalog import SOURCES
-from ups_model.model.text_features import text_identity
+from ups_model.cli import assignments
 
 MAX_SEEDS = 1000
 """Repetitions of a row."""
@@ -19,10 +16,10 @@ MAX_SEEDS = 1000
 
 @dataclass(frozen=True)
 class Inputs:
-    """A plan, and the clip sets that it trains on."""
+    """A plan, and the data sets that it trains on."""
 
     plan: Plan
-    sets: Mapping[str, ClipSet]
+    sets: Mapping[str, Data]
     paths: Mapping[str, Path]
     changes: Mapping[str, str]
 
@@ -52,26 +49,14 @@ def read_inputs(
     if seeds is not None and not seeds:
         raise ValueError("--seeds must name at least one seed, as in 0,3,7")
     resolved = resolve(study, preset_name, changes)
-    names = dict.fromkeys(name for config in resolved.settings for name in configured_sets(config))
-    paths = data_paths(data, list(names))
-    opened = open_sets(paths)
+    paths, opened = open_data(resolved, list(data))
     check_study(resolved, opened)
-    text = text_identity(resolved.base.model.text_model)
-    plan = make_plan(resolved, study.seeds if seeds is None else seeds, facts_of(opened), text)
+    facts: dict[str, DataFacts] = {}
+    for address, project in reversed(resolved.projects.items()):
+        names = {name for owner, config in resolved.settings if owner == address for name in project.sets(config)}
+        facts |= project.facts({name: one for name, one in opened.items() if name in names})
+    plan = make_plan(resolved, study.seeds if seeds is None else seeds, {name: facts[name] for name in opened})
     return Inputs(plan, opened, paths, changes)
-
-
-def facts_of(opened: Mapping[str, ClipSet]) -> dict[str, DataFacts]:
-    """What a plan says of each clip set."""
-    facts = {}
-    for name, clips in opened.items():
-        counts = SOURCES[name].published.values() if name in SOURCES else ()
-        published = next((train + test for train, test in counts), None)
-        info = clips.info
-        facts[name] = DataFacts(
-            clips.fingerprint, info.synthetic, info.description, len(clips), published, info.classes
-        )
-    return facts
 
 
 def wanted_metrics(inputs: Inputs) -> dict[str, tuple[str, ...]]:
@@ -81,7 +66,8 @@ def wanted_metrics(inputs: Inputs) -> dict[str, tuple[str, ...]]:
     for table, lines in plan.tables:
         for line in lines:
             for column in table.columns:
-                if column.metric in measured_names(line.arms[column.group].config, column.task, inputs.sets):
+                arm = line.arms[column.group]
+                if column.metric in load_project(arm.project).metrics(arm.config, column.task, inputs.sets):
                     for key in line.units[column.group]:
                         wanted.setdefault(key, {})[column.metric] = None
     return {key: tuple(metrics) for key, metrics in wanted.items()}

@@ -2,29 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from orchestrator.planning.resolve import ResolvedRow, ResolvedStudy, errors_at
-from search_spaces.study import Column, FineTuning, Row, Study, Table, Training
-from ups_model.config import Config, TaskName
-from ups_model.config.identity import configured_sets, run_key, training_key
+from orchestrator.project import DataFacts, Project, Settings, Stage, load_project
+from search_spaces.study import UPS, Column, Row, Study, Table
 from ups_model.config.schema import digest
-
-Stage = Literal["joint", "separate", "finetune"]
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What a plan says of one clip set."""
-
-    fingerprint: str
-    synthetic: bool
-    description: str
-    clips: int
-    published_clips: int | None = None
-    """As its authors, or those who published figures on it, counted them; None where nobody did."""
-    classes: tuple[str, ...] = ()
-    """Names of its classes by number; empty in plans of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +16,7 @@ class UnitSize:
 
     active_parameters: int
     """Those that one sample passes through: of a routed layer, one block's."""
-    flops: Mapping[TaskName, float]
+    flops: Mapping[str, float]
     """Multiplications and additions of a forward pass, per sample of each trained task."""
     operations: float
     """Multiplications and additions of its training, forward and backward."""
@@ -44,18 +27,25 @@ class Unit:
     """One training run, the node of the plan."""
 
     key: str
-    """Names everything that can change the result (`ups_model.config.identity.run_key`)."""
-    stage: Stage
-    task: TaskName | Literal[""]
+    """Names everything that can change the result (`Project.key`)."""
+    stage: str
+    task: str
     """The task trained alone; empty for joint training."""
-    config: Config
+    config: Settings
     parent: str
     """Key of the unit whose weights this one starts from; empty for none."""
     arm: str
     """Name of the first arm that asked for it, for people."""
     training_key: str = ""
-    """Equal for units that have the same weights and are measured in different ways
-    (`ups_model.config.identity.training_key`); empty where that isn't known."""
+    """Equal for units that have the same weights and are measured in different ways (`Project.training_key`); empty
+    where that isn't known."""
+    project: str = UPS
+    """Address of what trains it."""
+
+    @property
+    def trainer(self) -> Project:
+        """What trains it."""
+        return load_project(self.project)
 
     @property
     def seed(self) -> int:
@@ -79,14 +69,12 @@ class Unit:
     @property
     def kind(self) -> str:
         """Equal for units that differ in the seed alone: they take equal times, and equal memory."""
-        return "-".join((self.stage, self.task, self.config.replace(seed=0).fingerprint()))
+        return "-".join((self.stage, self.task, self.config.with_fields({"seed": 0}).fingerprint()))
 
     @property
-    def samples(self) -> dict[TaskName, int]:
+    def samples(self) -> Mapping[str, int]:
         """Training samples of each task in this run, its parents' not counted."""
-        optim = self.config.optim
-        turns = optim.turns_before(optim.steps)
-        return {task: count * getattr(self.config.data, task).batch_size for task, count in turns.items()}
+        return self.trainer.samples(self.config)
 
     def to_plain(self) -> dict[str, Any]:
         """JSON data; `from_plain` is its inverse."""
@@ -94,7 +82,7 @@ class Unit:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Unit":
-        return cls(**{**plain, "config": Config.from_canonical(plain["config"])})
+        return cls(**{**plain, "config": load_project(plain["project"]).read(plain["config"])})
 
 
 @dataclass(frozen=True)
@@ -103,9 +91,12 @@ class Arm:
 
     name: str
     """What sets it apart from the base, e.g. "encoder_layers=1"; "base" for the base itself."""
-    config: Config
+    config: Settings
     """With seed 0."""
-    training: Training
+    training: str
+    """As its project names it."""
+    project: str = UPS
+    """Address of what trains it."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +138,12 @@ class Plan:
     tables: tuple[tuple[Table, tuple[Line, ...]], ...]
     units: Mapping[str, Unit]
     """By key, parents before children."""
-    base: Config
+    base: Settings
+
+    @property
+    def project(self) -> Project:
+        """The study's own."""
+        return load_project(self.study.project)
 
     @property
     def name(self) -> str:
@@ -196,20 +192,23 @@ class Plan:
         """Units that start from this one."""
         return [unit.key for unit in self.units.values() if unit.parent == key]
 
-    def samples(self, key: str, task: TaskName) -> int:
+    def samples(self, key: str, task: str) -> int:
         """Training samples of a task that a unit's weights have seen, its parents' included."""
         return sum(self.units[step].samples.get(task, 0) for step in self.with_parents([key]))
 
 
 def make_plan(
-    resolved: ResolvedStudy, seeds: int | Sequence[int], data: Mapping[str, DataFacts], text_identity: str
+    resolved: ResolvedStudy,
+    seeds: int | Sequence[int],
+    data: Mapping[str, DataFacts],
+    inputs_identity: str | None = None,
 ) -> Plan:
     """Rows -> arms -> units, equal ones once.
 
     Args:
         seeds: of every row's repetitions; a number N is seeds 0 to N - 1.
-        data: the clip sets by name.
-        text_identity: of the vocabulary's language model.
+        data: the data sets by name.
+        inputs_identity: of what runs read beside data sets; None asks their project.
 
     Raises:
         ValueError: no seeds, or one that is negative or there twice; a column whose task isn't trained, or too few
@@ -220,7 +219,7 @@ def make_plan(
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     if not 0 <= min(numbers) <= max(numbers) < 2**32 or len(set(numbers)) < len(numbers):
         raise ValueError(f"seeds must be from 0 to 2**32 - 1, each there once, got {', '.join(map(str, numbers))}")
-    planner = _Planner(resolved, numbers, {name: facts.fingerprint for name, facts in data.items()}, text_identity)
+    planner = _Planner(resolved, numbers, {name: facts.fingerprint for name, facts in data.items()}, inputs_identity)
     tables = []
     for table in resolved.tables:
         lines = []
@@ -232,102 +231,71 @@ def make_plan(
     return Plan(resolved.study, resolved.preset, dict(data), numbers, arms, tuple(tables), planner.units, resolved.base)
 
 
-def _arm_name(base: Config, column: Column, row: Row) -> str:
-    """What sets an arm apart from the base."""
+def _arm_name(project: Project, is_own: bool, base: Settings, column: Column, row: Row) -> str:
+    """What sets an arm apart from the base; `is_own` is whether the project is the study's."""
     changes = {base.field_path(name): (name, value) for name, value in {**column.changes, **row.changes}.items()}
     different = [
         f"{name.removesuffix('.sources')}={','.join(map(str, value)) if isinstance(value, list | tuple) else value}"
         for name, value in changes.values()
         if base.with_fields({name: value}) != base
     ]
-    return ", ".join(different + [row.training] * (row.training != "fine-tuned")) or "base"
+    training = [row.training] * (row.training not in ("", project.trainings[0]))
+    return ", ".join([project.name] * (not is_own) + different + training) or "base"
 
 
 class _Planner:
     """Collects arms and units; equal ones are one."""
 
-    def __init__(self, resolved: ResolvedStudy, seeds: tuple[int, ...], data: Mapping[str, str], text: str) -> None:
-        """`data` is the fingerprint of each clip set."""
+    def __init__(
+        self, resolved: ResolvedStudy, seeds: tuple[int, ...], data: Mapping[str, str], inputs: str | None
+    ) -> None:
+        """`data` is the fingerprint of each data set."""
         self.arms: dict[str, Arm] = {}
         self.units: dict[str, Unit] = {}
-        self._base, self._fine_tuning = resolved.base, resolved.study.fine_tuning
-        self._seeds, self._data, self._text = seeds, data, text
+        self._study, self._fine_tuning = resolved.study, resolved.study.fine_tuning
+        self._seeds, self._data = seeds, data
+        bases = {resolved.study.project: resolved.base}
+        bases |= {row.project: row.base for table in resolved.tables for row in table.rows}
+        self._inputs = {
+            address: project.inputs_identity(bases[address]) if inputs is None else inputs
+            for address, project in resolved.projects.items()
+        }
 
     def line(self, table: Table, resolved: ResolvedRow) -> Line:
         """The arms and units of a row."""
-        row = resolved.row
+        row, project = resolved.row, load_project(resolved.project)
         arms: dict[str, Arm] = {}
         units: dict[str, tuple[str, ...]] = {}
         for column in table.columns:
             if column.group in arms:
                 continue
             config = resolved.configs[column.group]
-            identity = digest([config.canonical(), row.training])
+            identity = digest([resolved.project, config.canonical(), resolved.training])
             if identity not in self.arms:
-                self.arms[identity] = Arm(_arm_name(self._base, column, row), config, row.training)
+                is_own = resolved.project == self._study.project
+                name = _arm_name(project, is_own, resolved.base, column, row)
+                self.arms[identity] = Arm(name, config, resolved.training, resolved.project)
             arm = arms[column.group] = self.arms[identity]
-            units[column.group] = self._measured_units(arm, column.task)
+            units[column.group] = tuple(self._measured(arm, column.task, seed).key for seed in self._seeds)
         return Line(row, arms, units)
 
-    def _measured_units(self, arm: Arm, task: TaskName) -> tuple[str, ...]:
-        """Keys of the units on which the task is measured, one a seed."""
-        if task not in arm.config.optim.cycle:
-            raise ValueError(
-                f"a column measures {task}, which is not trained: name its clip set in data.{task}.sources "
-                f"and the task in optim.cycle, or leave the column out; trained are {', '.join(arm.config.optim.tasks)}"
-            )
-        return tuple(self._measured(arm, task, arm.config.replace(seed=seed)).key for seed in self._seeds)
+    def _measured(self, arm: Arm, task: str, seed: int) -> Unit:
+        """The unit of a seed on which a task is measured."""
+        settings = arm.config.with_fields({"seed": seed})
+        project = load_project(arm.project)
+        parent: Unit | None = None
+        for stage in project.stages(settings, arm.training, task, self._fine_tuning):
+            parent = self._add(project, stage, parent, arm)
+        if parent is None:
+            raise ValueError(f"{project.name} has no training run for {arm.training!r} and {task}")
+        return parent
 
-    def _measured(self, arm: Arm, task: TaskName, config: Config) -> Unit:
-        if arm.training == "joint":
-            return self._add("joint", "", config, "", arm)
-        if arm.training == "separate":
-            return self._add("separate", task, alone(config, task), "", arm)
-        joint, tuned = two_stages(config, self._fine_tuning)
-        parent = self._add("joint", "", joint, "", arm)
-        return self._add("finetune", task, tuned[task], parent.key, arm)
-
-    def _add(self, stage: Stage, task: TaskName | Literal[""], config: Config, parent: str, arm: Arm) -> Unit:
-        data = {name: self._data[name] for name in configured_sets(config)}
-        key = run_key(config, data, self._text, parent)
+    def _add(self, project: Project, stage: Stage, parent: Unit | None, arm: Arm) -> Unit:
+        settings, inputs = stage.settings, self._inputs[arm.project]
+        data = {name: self._data[name] for name in project.sets(settings)}
+        before, trained_before = (parent.key, parent.training_key) if parent else ("", "")
+        key = project.key(settings, data, inputs, before)
         if key not in self.units:
-            before = self.units[parent].training_key if parent else ""
-            training = training_key(config, data, self._text, before)
-            self.units[key] = Unit(key, stage, task, config, parent, arm.name, training)
+            training = project.training_key(settings, data, inputs, trained_before)
+            self.units[key] = Unit(key, stage.name, stage.task, settings, before, arm.name, training, arm.project)
         return self.units[key]
-
-
-def alone(config: Config, task: TaskName) -> Config:
-    """One task from scratch, with as many iterations of it as joint training has."""
-    return _one_task(config, task, config.optim.turns_before(config.optim.steps)[task])
-
-
-def two_stages(config: Config, fine_tuning: FineTuning) -> tuple[Config, dict[TaskName, Config]]:
-    """Joint training, and for each task the fine-tuning that follows; together as many iterations as `config` has.
-
-    Raises:
-        ValueError: too few steps for both stages.
-    """
-    optim = config.optim
-    cycle = len(optim.cycle)
-    steps = round(optim.steps * (1 - fine_tuning.share) / cycle) * cycle
-    total, joint = optim.turns_before(optim.steps), optim.turns_before(steps)
-    if steps < cycle or any(total[task] == joint[task] for task in optim.tasks):
-        raise ValueError(
-            f"steps must be enough for joint training and fine-tuning of every task, got {optim.steps} for a cycle of "
-            f"{cycle} with a fine-tuning share of {fine_tuning.share}; try {2 * cycle * round(1 / fine_tuning.share)}"
-        )
-    tuned = {}
-    for task in optim.tasks:
-        one = _one_task(config, task, total[task] - joint[task])
-        one = one.replace(optim=one.optim.replace(learning_rate=optim.learning_rate * fine_tuning.rate))
-        tuned[task] = one.replace(freeze_routes=True)
-    return config.replace(optim=optim.replace(steps=steps)), tuned
-
-
-def _one_task(config: Config, task: TaskName, steps: int) -> Config:
-    optim = config.optim
-    every = optim.evaluate_every
-    if every:  # As many samples of the task between validations as in joint training.
-        every = max(1, every * optim.cycle.count(task) // len(optim.cycle))
-    return config.replace(optim=optim.replace(cycle=(task,), update="iteration", steps=steps, evaluate_every=every))

@@ -1,13 +1,14 @@
 """What is kept of a plan beside its records, on storage and in MLflow: all that the report needs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from orchestrator.planning.plan import DataFacts, Line, Plan, Stage, UnitSize
-from search_spaces.study import Claim, FineTuning, Reference, Table, Training
-from ups_model.config import TaskName, canonical
+from orchestrator.planning.plan import Line, Plan, UnitSize
+from orchestrator.project import DataFacts, Project, load_project
+from search_spaces.study import UPS, Claim, FineTuning, Reference, Table
+from ups_model.config.schema import canonical
 
 FORMAT = 1
 
@@ -17,8 +18,8 @@ class PlannedUnit:
     """A unit, without its configuration."""
 
     name: str
-    stage: Stage
-    task: TaskName | Literal[""]
+    stage: str
+    task: str
     seed: int
     arm: str
     parent: str
@@ -33,10 +34,10 @@ class PlannedColumn:
 
     metric: str
     title: str
-    unit: Literal["%", "mm"]
+    unit: str
     higher_is_better: bool
     changes: Mapping[str, Any]
-    task: TaskName
+    task: str
     group: str
     """`Column.group`: the task, and what the column changes."""
     sources: tuple[str, ...]
@@ -48,7 +49,7 @@ class PlannedRow:
 
     label: str
     arms: Mapping[str, str]
-    training: Training
+    training: str
     published: tuple[float | None, ...]
     units: Mapping[str, tuple[str, ...]]
     """Keys of the units that are measured, one a seed."""
@@ -87,7 +88,7 @@ class PlanFile:
     seeds: int
     fine_tuning: FineTuning
     data: Mapping[str, DataFacts]
-    sources: Mapping[TaskName, tuple[str, ...]]
+    sources: Mapping[str, tuple[str, ...]]
     """Of each task, in the base configuration."""
     chosen_by: str
     tables: tuple[PlannedTable, ...]
@@ -103,7 +104,12 @@ class PlanFile:
     """Runs that its claims rest on and that had ended when they were first declared."""
     planned_looks: tuple[int, ...] = ()
     """Numbers of seeds after which it was to be looked at (`--seeds auto`); empty for a fixed number."""
+    tasks: tuple[tuple[str, str], ...] = ()
+    """Id and title of each task of its projects, in the order of reports."""
     format: int = FORMAT
+
+    published_on: tuple[tuple[str, str, str], ...] = ()
+    """Of tasks with published values: the task, what data these are on, and a pattern of the names of the same sets."""
 
     @classmethod
     def of(
@@ -126,8 +132,8 @@ class PlanFile:
             seeds=plan.seeds,
             fine_tuning=study.fine_tuning,
             data=plan.data,
-            sources={task: getattr(base.data, task).sources for task in base.optim.tasks},
-            chosen_by=base.chosen_by,
+            sources=dict(plan.project.sources(base)),
+            chosen_by=plan.project.chosen_by(base),
             tables=tuple(_table(plan, table, lines) for table, lines in plan.tables),
             units={
                 key: PlannedUnit(
@@ -137,6 +143,8 @@ class PlanFile:
             },
             claims=study.claims,
             study_base=canonical(set_by_study),
+            published_on=_published_on(plan.project),
+            tasks=_tasks(dict.fromkeys((study.project, *(arm.project for arm in plan.arms)))),
         )
 
     def claim_units(self, claim: Claim) -> tuple[dict[int, str], dict[int, str]]:
@@ -154,6 +162,11 @@ class PlanFile:
             keys.append(key)
             key = self.units[key].parent
         return keys[::-1]
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Of each task, in the order of reports."""
+        return dict(self.tasks)
 
     @property
     def seed_numbers(self) -> tuple[int, ...]:
@@ -219,6 +232,11 @@ class PlanFile:
                 tuple(range(look)) if isinstance(look, int) else tuple(look) for look in plain.get("looks", ())
             ),
             "planned_looks": tuple(plain.get("planned_looks", ())),
+            # Earlier versions trained UPS alone.
+            "tasks": tuple((task, title) for task, title in plain["tasks"]) if "tasks" in plain else _tasks([UPS]),
+            "published_on": tuple(map(tuple, plain["published_on"]))
+            if "published_on" in plain
+            else _published_on(load_project(UPS)),
             "units": {key: unit(one) for key, one in plain["units"].items()},
         }
         made = cls(**{**plain, **typed})
@@ -250,12 +268,22 @@ class PlanFile:
                 raise ValueError(f"not a plan (the claim {claim.text!r} is about what no table has)")
 
 
+def _tasks(projects: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Of projects, by their addresses."""
+    titles = {task: title for address in projects for task, title in load_project(address).tasks.items()}
+    return tuple(titles.items())
+
+
+def _published_on(project: Project) -> tuple[tuple[str, str, str], ...]:
+    return tuple((task, title, pattern) for task, (title, pattern) in project.published_on.items())
+
+
 def _table(plan: Plan, table: Table, lines: tuple[Line, ...]) -> PlannedTable:
     rows = tuple(
         PlannedRow(
             line.row.label,
             {group: arm.name for group, arm in line.arms.items()},
-            line.row.training,
+            next(iter(line.arms.values())).training,
             line.row.published,
             line.units,
             {column.group: plan.samples(line.units[column.group][0], column.task) for column in table.columns},
@@ -271,8 +299,8 @@ def _table(plan: Plan, table: Table, lines: tuple[Line, ...]) -> PlannedTable:
             canonical(column.changes),
             column.task,
             column.group,
-            # All rows of a table have the clip sets of its columns.
-            getattr(lines[0].arms[column.group].config.data, column.task).sources,
+            # All rows of a table are measured on the clips of its columns.
+            plan.project.sources(plan.base.with_fields(column.changes))[column.task],
         )
         for column in table.columns
     )

@@ -1,87 +1,141 @@
-"""From a study to the configuration of each of its cells, and the checks of these configurations. No plan yet."""
+"""From a study to the settings of each of its cells, and the checks of these settings. No plan yet."""
 
-import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from orchestrator.project import Data, Project, Settings, load_project
 from search_spaces.study import Column, Row, Study, Table
-from ups_model.config import TASK_NAMES, Config, TaskName, set_of
-from ups_model.config.presets import preset
-from ups_model.data.batching.configured import split_sets
-from ups_model.data.batching.suitability import check_suitable
-from ups_model.data.format.clip_set import ClipSet
-from ups_model.evaluation.metric_names import metric_names
 
-MIN_CLASSES_FOR_TOP5 = 5
+S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True)
 class ResolvedRow:
-    """A row and its configurations, with seed 0."""
+    """A row and its settings, with seed 0."""
 
     row: Row
-    configs: Mapping[str, Config]
+    configs: Mapping[str, Settings]
     """By group of columns (`Column.group`): the study's base, the column's fields over it, the row's over both."""
     where: str
     """Study, table and row, for messages."""
+    project: str
+    """Address of what trains it."""
+    training: str
+    """As its project names it."""
+    base: Settings
+    """That its changes are to."""
 
 
 @dataclass(frozen=True)
 class ResolvedTable:
-    """A table with the configurations of its columns and rows."""
+    """A table with the settings of its columns and rows."""
 
     table: Table
-    columns: Mapping[str, Config]
+    columns: Mapping[str, Settings]
     """By group of columns: the study's base with the column's fields."""
     rows: tuple[ResolvedRow, ...]
 
 
 @dataclass(frozen=True)
 class ResolvedStudy:
-    """A study with the configuration of each cell."""
+    """A study with the settings of each cell."""
 
     study: Study
     preset: str
-    base: Config
+    base: Settings
     """The preset with the study's fields and the user's over them, seed 0."""
     tables: tuple[ResolvedTable, ...]
 
     @property
-    def settings(self) -> list[Config]:
-        """The base, and what columns make of it that are measured on other clips."""
-        return list(dict.fromkeys([self.base, *(config for table in self.tables for config in table.columns.values())]))
+    def project(self) -> Project:
+        """The study's own."""
+        return load_project(self.study.project)
+
+    @property
+    def projects(self) -> dict[str, Project]:
+        """By address; the study's own first."""
+        rows = (row.project for table in self.tables for row in table.rows)
+        return {address: load_project(address) for address in dict.fromkeys((self.study.project, *rows))}
+
+    @property
+    def settings(self) -> list[tuple[str, Settings]]:
+        """The base, what columns make of it that are measured on other clips, and the bases of rows of other projects,
+        each with the address of its project."""
+        own = [self.base, *(config for table in self.tables for config in table.columns.values())]
+        others = (
+            (row.project, config)
+            for table in self.tables
+            for row in table.rows
+            if row.project != self.study.project
+            for config in row.configs.values()
+        )
+        return list(dict.fromkeys([*((self.study.project, config) for config in own), *others]))
 
 
 def resolve(study: Study, preset_name: str, changes: Mapping[str, Any]) -> ResolvedStudy:
-    """The configuration of each cell.
+    """The settings of each cell.
 
     Args:
         preset_name: tiny, small or paper.
-        changes: the user's own fields; they override the study's base, and a row overrides both.
+        changes: the user's own fields; they override the study's base, and a row overrides both. In rows of another
+            project they hold as far as it has such fields.
 
     Raises:
-        ValueError: an unknown field, or a value out of its range; names study, table and row or column.
+        ValueError: no such project, an unknown field, or a value out of its range; names study, table and row or
+            column.
     """
-    base = with_layers(preset(preset_name), study.base, changes).replace(seed=0)
+    project = load_project(study.project)
+    base = with_layers(project.base(preset_name), study.base, changes).with_fields({"seed": 0})
     tables = []
     for table in study.tables:
         where = f"study {study.name!r}, table {table.name!r}"
         columns, rows = {}, []
         for column in table.columns:
             with errors_at(f"{where}, column {column.title!r}"):
+                _check_column(column, project, base)
                 columns[column.group] = with_layers(base, column.changes)
         for row in table.rows:
             with errors_at(at := f"{where}, row {row.label!r}"):
-                configs = {column.group: with_layers(base, column.changes, row.changes) for column in table.columns}
-            rows.append(ResolvedRow(row, configs, at))
+                address = row.project or study.project
+                trainer = load_project(address)
+                own = base if address == study.project else _base_of(trainer, preset_name, changes)
+                configs = {column.group: with_layers(own, column.changes, row.changes) for column in table.columns}
+                training = row.training or trainer.trainings[0]
+                if training not in trainer.trainings:
+                    raise ValueError(f"training must be one of {', '.join(trainer.trainings)}, got {training!r}")
+            rows.append(ResolvedRow(row, configs, at, address, training, own))
         tables.append(ResolvedTable(table, columns, tuple(rows)))
     return ResolvedStudy(study, preset_name, base, tuple(tables))
 
 
-def with_layers(base: Config, *layers: Mapping[str, Any]) -> Config:
+def _check_column(column: Column, project: Project, base: Settings) -> None:
+    if column.task not in project.tasks:
+        raise ValueError(f"metric must begin with a task ({', '.join(project.tasks)}), got {column.metric!r}")
+    for name in column.changes:
+        if not base.field_path(name).startswith("data."):
+            raise ValueError(
+                f"changes must be fields of the section data, got {name!r}; what is varied belongs into rows"
+            )
+
+
+def _base_of(project: Project, preset_name: str, changes: Mapping[str, Any]) -> Settings:
+    """The preset of a row's own project, with the user's changes to fields that it has."""
+    base = project.base(preset_name)
+    return with_layers(base, {name: value for name, value in changes.items() if _has_field(base, name)})
+
+
+def _has_field(settings: Settings, name: str) -> bool:
+    try:
+        settings.field_path(name)
+    except ValueError:
+        return False
+    return True
+
+
+def with_layers(base: S, *layers: Mapping[str, Any]) -> S:
     """`base` with the fields of each layer, later ones over earlier ones under whatever name: the user's "steps"
     replaces the study's "optim.steps"."""
     return base.with_fields({base.field_path(name): value for layer in layers for name, value in layer.items()})
@@ -96,80 +150,73 @@ def errors_at(where: str) -> Iterator[None]:
         raise ValueError(f"{where}: {error}") from error
 
 
-def open_sets(paths: Mapping[str, Path]) -> dict[str, ClipSet]:
-    """Open each clip set.
+def open_data(resolved: ResolvedStudy, given: list[str]) -> tuple[dict[str, Path], dict[str, Data]]:
+    """Places of the study's data sets, and the sets.
+
+    Args:
+        given: NAME=PATH texts.
 
     Raises:
-        ValueError: a folder holds no clip set, or one of another name.
+        ValueError: a set that isn't there or is another one, one of a name that nothing has, or two projects that
+            understand one name differently.
     """
-    opened = {}
-    for name, path in paths.items():
-        clips = ClipSet.open(path)
-        if clips.name != name:
-            raise ValueError(f"{path}: expected clip set {name!r}, got {clips.name!r}; check --data")
-        opened[name] = clips
-    return opened
+    names_of = {
+        address: tuple(
+            dict.fromkeys(
+                name for owner, config in resolved.settings if owner == address for name in project.sets(config)
+            )
+        )
+        for address, project in resolved.projects.items()
+    }
+    paths: dict[str, Path] = {}
+    opened: dict[str, Data] = {}
+    every = {name for names in names_of.values() for name in names}
+    for address, project in resolved.projects.items():
+        others = every - set(names_of[address])
+        texts = [text for text in given if text.partition("=")[0] not in others]
+        places = project.locate(texts, names_of[address])
+        for name, data in project.open(places).items():
+            if name in opened and opened[name].fingerprint != data.fingerprint:
+                raise ValueError(f"data set {name!r} is another one to {project.name} than to the study's other rows")
+            opened.setdefault(name, data)
+        paths |= places
+    return paths, opened
 
 
-def check_study(resolved: ResolvedStudy, opened: Mapping[str, ClipSet]) -> None:
-    """Check all cells against the clip sets.
+def check_study(resolved: ResolvedStudy, opened: Mapping[str, Data]) -> None:
+    """Check all cells against the data sets.
 
     Raises:
-        ValueError: a clip set can't serve its task, a clip is both trained on and evaluated, a row has other clip sets
+        ValueError: a data set can't serve its task, a clip is both trained on and evaluated, a row has other data sets
             than its table's columns, or doesn't measure one of them.
     """
-    for config in resolved.settings:
-        check_data(config, opened)
+    for address, config in resolved.settings:
+        load_project(address).check(config, opened)
     for table in resolved.tables:
         for row in table.rows:
+            project = load_project(row.project)
             with errors_at(row.where):
                 for group, config in row.configs.items():
-                    _check_same_sets(table.columns[group], config)
-                    if config.data != table.columns[group].data:
-                        check_data(config, opened)
+                    _check_same_sets(resolved.project, table.columns[group], project, config, group)
+                    project.check(config, opened)
                 for column in table.table.columns:
-                    check_measured(column, row.configs[column.group], opened)
+                    check_measured(project, column, row.configs[column.group], opened)
 
 
-def _check_same_sets(of_column: Config, config: Config) -> None:
-    """A table's caption names the clip sets of its columns."""
-    for task in TASK_NAMES:
-        ours, theirs = (getattr(one.data, task).sources for one in (of_column, config))
-        if ours != theirs:
+def _check_same_sets(ours: Project, of_column: Settings, theirs: Project, config: Settings, group: str) -> None:
+    """A table's caption names the data sets of its columns."""
+    wanted, got = ours.sources(of_column), theirs.sources(config)
+    # A run of another project may train fewer tasks; the one that is measured has to be on the same clips.
+    tasks = wanted.keys() | got.keys() if ours is theirs else {group.partition("-")[0]}
+    for task in [task for task in ours.tasks if task in tasks]:
+        if task in got and task in wanted and got[task] != wanted[task]:
             raise ValueError(
-                f"rows of one table must have the same clip sets, got {', '.join(theirs) or 'none'} for {task} beside "
-                f"{', '.join(ours) or 'none'}; make a study of each"
+                f"rows of one table must have the same clip sets, got {', '.join(got[task])} for {task} beside "
+                f"{', '.join(wanted[task])}; make a study of each"
             )
 
 
-def check_data(config: Config, opened: Mapping[str, ClipSet]) -> None:
-    """ValueError where a clip set can't serve its task, or a clip is both trained on and evaluated."""
-    for task in config.optim.tasks:
-        data = getattr(config.data, task)
-        for source in data.sources:
-            check_suitable(task, data, opened[set_of(source)])
-    for fold in range(config.data.validation_folds):
-        split_sets(config.replace(seed=fold), opened)
-
-
-def check_measured(column: Column, config: Config, opened: Mapping[str, ClipSet]) -> None:
-    """ValueError for a metric that the configuration doesn't measure; near names are listed."""
-    if column.task not in config.optim.tasks:
-        return  # The planner refuses it, and says more.
-    source = getattr(config.data, column.task).sources[0]
-    has_top5 = len(opened[set_of(source)].info.classes) >= MIN_CLASSES_FOR_TOP5
-    if not has_top5 and column.metric.startswith(f"{column.task}/top5"):
-        return  # Of so few classes it says nothing: the table has "not measured" there, and all else.
-    names = measured_names(config, column.task, opened)
-    if column.metric not in names:
-        near = difflib.get_close_matches(column.metric, names, n=3, cutoff=0.5) or names
-        raise ValueError(
-            f"column {column.metric!r} is not measured on {source} with "
-            f"evaluation.ratios={','.join(f'{ratio:g}' for ratio in config.evaluation.ratios)}; near: {', '.join(near)}"
-        )
-
-
-def measured_names(config: Config, task: TaskName, opened: Mapping[str, ClipSet]) -> list[str]:
-    """All metrics of a task that a unit of this configuration leaves."""
-    data = getattr(config.data, task)
-    return metric_names(task, data, config.evaluation, opened[set_of(data.sources[0])].info.classes)
+def check_measured(project: Project, column: Column, config: Settings, opened: Mapping[str, Data]) -> None:
+    """ValueError for a metric that the settings don't measure; near names are listed."""
+    if column.task in project.sources(config):  # Else the planner refuses it, and says more.
+        project.check_metric(config, column.metric, opened)

@@ -32,7 +32,7 @@ from orchestrator.report.model import (
 )
 from orchestrator.report.statistics import is_percentage, paired, proportion_se
 from search_spaces.study import Reference
-from ups_model.config import TASK_NAMES, set_of
+from ups_model.config import set_of
 from ups_model.evaluation.health import TaskHealth
 
 _SHARES = ("top", "free_top", "ended")
@@ -97,7 +97,7 @@ class _Builder:
         claims = judge(self.plan, tables, self.records, outcomes)
         return Report(
             plan=self.plan,
-            sources={task: self._sources(sources[task]) for task in TASK_NAMES if task in sources},
+            sources={task: self._sources(sources[task]) for task in self.plan.titles if task in sources},
             tables=tuple(_marked(table, claims) for table in tables),
             routes=tuple(self._routes()),
             failures=tuple(self._failures()),
@@ -129,7 +129,8 @@ class _Builder:
 
     def _with_parents(self, table: PlannedTable, row: PlannedRow) -> Iterable[str]:
         """Keys of a row's units, each after its parents: by task in the paper's order, then as the columns come."""
-        columns = sorted(table.columns, key=lambda column: TASK_NAMES.index(column.task))
+        order = list(self.plan.titles)
+        columns = sorted(table.columns, key=lambda column: order.index(column.task))
         for group in dict.fromkeys(column.group for column in columns):
             for key in row.units[group]:
                 yield from self.plan.chain(key)
@@ -146,6 +147,9 @@ class _Builder:
             references=tuple(Reference(line.label, _published(line, table.columns)) for line in table.references),
             notes=table.notes,
             sources=tuple(self._sources(column.sources) for column in table.columns),
+            titles={
+                task: title for task, title in self.plan.tasks if any(column.task == task for column in table.columns)
+            },
             origins={name: self._origins(table, name) for name in (*PROVENANCE, *CODE)},
         )
 
@@ -266,7 +270,7 @@ class _Builder:
         for key in self._ordered:
             unit, record = self.units[key], self.records.get(key)
             if unit.stage == "joint" and record is not None and record.routes:
-                blocks = {task: tuple(record.routes[task]) for task in TASK_NAMES if task in record.routes}
+                blocks = {task: tuple(record.routes[task]) for task in self.plan.titles if task in record.routes}
                 taken = 1 + max(block for path in blocks.values() for block in path)
                 model = record.about.get("config", {}).get("model", {})
                 yield Route(unit.arm, unit.seed, blocks, max(taken, model.get("blocks_per_layer", 0)))
@@ -275,7 +279,7 @@ class _Builder:
         for key in self._ordered:
             if self._state(key) == "finished":
                 unit = self.units[key]
-                for task in TASK_NAMES:
+                for task in self.plan.titles:
                     if task in self.records[key].health:
                         health = TaskHealth.from_plain(self.records[key].health[task])
                         yield Curve(

@@ -12,17 +12,8 @@ from orchestrator.report.statistics import CONFIDENCE
 from orchestrator.report.wording import DAGGER, DOUBLE_DAGGER, NONE, listed, sign_agrees
 from ups_model.config import set_of
 from ups_model.evaluation.health import COLLAPSED_GAIN, CONVERGED_GAIN, LEARNT_GAIN, MAX_FALL
-from ups_model.tasks import TASKS
 from ups_model.training.progress import duration
 from ups_model.wording import count
-
-PAPER_DATA = {
-    "pe": ("Human3.6M", re.compile(r"h36m")),
-    "ar2d": ("Kinetics-400", re.compile(r"kinetics")),
-    "eap": ("NTU RGB+D", re.compile(r"ntu(60|120)(_\w+)?")),
-    "ar3d": ("NTU RGB+D", re.compile(r"ntu(60|120)(_\w+)?")),
-}
-"""The data of the published values of each task, and how a clip set of them is named."""
 
 MAX_CLIPS_APART = 0.01
 """Share of its clips by which a set may differ from the published one and still be the same data."""
@@ -69,11 +60,11 @@ def synthetic_text(used: Iterable[tuple[Source, ...]]) -> str:
 
 def all_sources(report: Report) -> list[tuple[str, tuple[Source, ...]]]:
     """What each task is trained and measured on, then each column that says otherwise."""
-    uses = {(TASKS[task].title, sources): None for task, sources in report.sources.items()}
+    uses = {(report.plan.titles[task], sources): None for task, sources in report.sources.items()}
     for table in report.tables:
         for column, sources in zip(table.columns, table.sources, strict=True):
             if column.changes:
-                uses[f"{TASKS[column.task].title}, {column.title}", sources] = None
+                uses[f"{table.titles[column.task]}, {column.title}", sources] = None
     return list(uses)
 
 
@@ -83,9 +74,9 @@ def _table_sources(table: TableOfCells) -> list[tuple[str, tuple[Source, ...]]]:
     for task in table.tasks:
         own = [(c, sources) for c, sources in zip(table.columns, table.sources, strict=True) if c.task == task]
         if len({sources for _, sources in own}) == 1:
-            uses.append((TASKS[task].title, own[0][1]))
+            uses.append((table.titles[task], own[0][1]))
         else:
-            uses += [(f"{TASKS[task].title}, {column.title}", sources) for column, sources in own]
+            uses += [(f"{table.titles[task]}, {column.title}", sources) for column, sources in own]
     return uses
 
 
@@ -122,13 +113,14 @@ def base_text(report: Report) -> str:
 def _stand_in(report: Report, table: TableOfCells) -> list[str]:
     if not _is_published(table):
         return []
+    published_on = {task: (title, pattern) for task, title, pattern in report.plan.published_on}
     others: dict[str, dict[str, None]] = {}
     sizes: dict[str, None] = {}
     order = sorted(zip(table.columns, table.sources, strict=True), key=lambda pair: table.tasks.index(pair[0].task))
     for column, sources in order:
-        title, own = PAPER_DATA[column.task]
-        if any(source.synthetic or not own.fullmatch(set_of(source.name)) for source in sources):
-            others.setdefault(title, {})[TASKS[column.task].title] = None
+        title, own = published_on.get(column.task, ("", ""))
+        if title and any(source.synthetic or not re.fullmatch(own, set_of(source.name)) for source in sources):
+            others.setdefault(title, {})[table.titles[column.task]] = None
         sizes |= {text: None for source in sources if (text := _size_text(source))}
     if not others:
         return list(sizes)
@@ -204,7 +196,7 @@ def budget_notes(table: TableOfCells) -> list[str]:
             if cell.unequal_budget:
                 notes[row.label, cell.column.task] = (
                     f"{DOUBLE_DAGGER} Unequal budget: row “{row.label}” saw {cell.samples:,} training samples of "
-                    f"{TASKS[cell.column.task].title}, the baseline row “{table.baseline}” {cell.baseline_samples:,}."
+                    f"{table.titles[cell.column.task]}, the baseline row “{table.baseline}” {cell.baseline_samples:,}."
                 )
     return list(notes.values())
 

@@ -9,8 +9,7 @@ from orchestrator.planning.plan_file import PlanFile, PlannedColumn, PlannedRow
 from orchestrator.record import Record
 from orchestrator.report.claims import Outcomes, OutcomesOf
 from orchestrator.report.model import Confusion, ExamplePoses
-from ups_model.config import TASK_NAMES, TaskName, set_of
-from ups_model.tasks import TASKS
+from ups_model.config import set_of
 
 CLASS_ROWS, POSE_ROWS = ("clip", "subject", "label"), ("clip", "camera", "subject", "frames")
 SUMS, ANSWERS = ("error_sum_mm", "p_error_sum_mm"), ("predicted", "rank", "margin")
@@ -81,7 +80,7 @@ def confusions(plan: PlanFile, records: Mapping[str, Record], outcomes: Outcomes
         records: of the plan's units, by key.
         outcomes: of a unit, by its key.
     """
-    for task, row, column, place in _first_measured(plan, "class"):
+    for task, row, column, place in _first_measured(plan):
         runs = [run for _, run in _runs(plan, records, outcomes, row, column)]
         ratios = sorted(
             (name.partition("@")[2] for run in runs[:1] for name in run if name.startswith(f"{place}predicted")),
@@ -94,16 +93,16 @@ def confusions(plan: PlanFile, records: Mapping[str, Record], outcomes: Outcomes
             classes = plan.data[set_of(column.sources[0])].classes
             counts = _counts(pairs, len(classes))
             named = classes if len(classes) == len(counts) else ()
-            yield Confusion(task, column.sources[0], row.label, ratio, len(pairs), counts, named)
+            yield Confusion(task, plan.titles[task], column.sources[0], row.label, ratio, len(pairs), counts, named)
 
 
-def _first_measured(plan: PlanFile, kind: str) -> Iterable[tuple[TaskName, PlannedRow, PlannedColumn, str]]:
-    """Of each task of a kind, in the paper's order: the baseline row and the column of the first table that measures
-    it, and how the names of its arrays begin."""
-    for task in TASK_NAMES:
+def _first_measured(plan: PlanFile) -> Iterable[tuple[str, PlannedRow, PlannedColumn, str]]:
+    """Of each task that has a source, in the order of reports: the baseline row and the column of the first table that
+    measures it, and how the names of its arrays begin."""
+    for task in plan.titles:
         columns = ((table, column) for table in plan.tables for column in table.columns if column.task == task)
-        first = next(columns, None) if TASKS[task].kind == kind else None
-        if first is not None:
+        first = next(columns, None)
+        if first is not None and first[1].sources:
             table, column = first
             row = next(row for row in table.rows if row.label == table.baseline)
             yield task, row, column, f"{task}/{column.sources[0]}/"
@@ -129,7 +128,7 @@ def _counts(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int) -> tuple[t
 
 def example_poses(plan: PlanFile, records: Mapping[str, Record], outcomes: OutcomesOf) -> ExamplePoses | None:
     """Those of the first finished run that has them; arguments as of `confusions`."""
-    for _, row, column, place in _first_measured(plan, "pose"):
+    for _, row, column, place in _first_measured(plan):
         for seed, run in _runs(plan, records, outcomes, row, column):
             if f"{place}example_pose_mm" in run:
                 arrays = {name.removeprefix(place): run[name] for name in run if name.startswith(place)}

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from orchestrator.planning.plan import DataFacts, Stage
 from orchestrator.planning.plan_file import PlanFile, PlannedColumn
+from orchestrator.project import DataFacts
 from orchestrator.record import Record
 from orchestrator.report.claim_tests import ALPHA, Decision
 from orchestrator.report.statistics import Paired, is_possible, mean_and_sd, seed_correlation
 from orchestrator.storage.source_check import evaluation_code, training_code
 from search_spaces.study import PRIMARY, Claim, Reference
-from ups_model.config import TASK_NAMES, TaskName
 
 Verdict = Literal["supported", "contradicted", "undecided", "withheld"]
 State = Literal["finished", "not measured", "not finite", "failed", "parent failed", "not run"]
@@ -153,6 +152,8 @@ class TableOfCells:
     notes: tuple[str, ...]
     sources: tuple[tuple[Source, ...], ...]
     """Of each column; the first is the one that it measures."""
+    titles: Mapping[str, str]
+    """Of the tasks that the table measures, in the order of reports."""
     origins: Mapping[str, tuple[Origin, ...]]
     """Of each entry of PROVENANCE and CODE the values among the table's finished runs (their parents included)."""
 
@@ -167,9 +168,9 @@ class TableOfCells:
         )
 
     @property
-    def tasks(self) -> tuple[TaskName, ...]:
-        """Tasks that the table measures, in the paper's order."""
-        return tuple(task for task in TASK_NAMES if any(column.task == task for column in self.columns))
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that the table measures, in the order of reports."""
+        return tuple(self.titles)
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ class Route:
 
     arm: str
     seed: int
-    blocks: Mapping[TaskName, tuple[int, ...]]
+    blocks: Mapping[str, tuple[int, ...]]
     blocks_per_layer: int
     """Those that no task takes too, where the record has the run's configuration."""
 
@@ -234,8 +235,8 @@ class Curve:
     """How one run's validation metric of one task went."""
 
     arm: str
-    stage: Stage
-    task: TaskName
+    stage: str
+    task: str
     seed: int
     first_step: int
     """Steps of the run that it starts from."""
@@ -252,7 +253,9 @@ class Curve:
 class Confusion:
     """Predicted classes of the test clips of each true class, summed over a row's runs."""
 
-    task: TaskName
+    task: str
+    title: str
+    """Of the task."""
     source: str
     """As the configuration writes it."""
     row: str
@@ -319,7 +322,7 @@ class Report:
     """All that a report shows, as numbers and the study's own words."""
 
     plan: PlanFile
-    sources: Mapping[TaskName, tuple[Source, ...]]
+    sources: Mapping[str, tuple[Source, ...]]
     """Of each task, where a column says nothing else; the first is the one that is measured."""
     tables: tuple[TableOfCells, ...]
     routes: tuple[Route, ...]

@@ -17,7 +17,6 @@ from orchestrator.report.figures import Figures
 from orchestrator.report.model import Cell, Report, RowOfCells, TableOfCells
 from orchestrator.tracking.pages import unit_page
 from search_spaces.study import Claim
-from ups_model.tasks import TASKS
 
 
 class Safe(str):
@@ -166,7 +165,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         "inline_svg": lambda svg, prefix: Safe(_inline_svg(svg, prefix)),
         "cell": _cell_joiner(escape, template),
         "numbers": latex_numbers,
-        "task": lambda name: TASKS[name].title,
+        "task": report.plan.titles.__getitem__,
     }
     return environment.get_template(template).render(
         report=report,
@@ -178,7 +177,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         claim_notes=captions.claim_notes(report),
         cost_note=captions.COST_NOTE,
         synthetic=captions.synthetic_text(sources for _, sources in captions.all_sources(report)),
-        route_tasks=[task for task in TASKS if any(task in route.blocks for route in report.routes)],
+        route_tasks=[task for task in report.plan.titles if any(task in route.blocks for route in report.routes)],
         **more,
     )
 

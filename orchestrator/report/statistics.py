@@ -104,8 +104,8 @@ def is_percentage(value: float) -> bool:
 
 
 def is_possible(value: float, unit: str) -> bool:
-    """Whether a measure of this unit, "%" or "mm", can have a value."""
-    return is_percentage(value) if unit == "%" else value >= -1e-9
+    """Whether a measure of this unit can have a value: a percentage, a length, or any other number."""
+    return is_percentage(value) if unit == "%" else value >= -1e-9 or unit != "mm"
 
 
 def proportion_se(percent: float, n: float) -> float:

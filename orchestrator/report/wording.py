@@ -4,17 +4,17 @@ Marks: + is never left out of a difference; minus is U+2212; † sampling error;
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.planning.plan_file import PlannedColumn
 from orchestrator.report.claim_tests import ALPHA, MAX_SEEDS, without_spread
 from orchestrator.report.model import Cell, ClaimResult, State, TableOfCells, unhealthy
 from orchestrator.report.statistics import Paired
-from ups_model.tasks import TASKS
 from ups_model.wording import count
 
-DIGITS = {"%": 2, "mm": 1}
-"""Decimals of our values, their spreads and differences."""
+DIGITS: Mapping[str, int] = defaultdict(lambda: 3, {"%": 2, "mm": 1})
+"""Decimals of our values, their spreads and differences, by unit."""
 MAX_MORE_DIGITS = 6
 """Decimals that are added at most where rounding would hide on which side of a bound a value lies."""
 NONE = "—"
@@ -135,7 +135,7 @@ def cost_lines(table: TableOfCells, price_per_hour: float | None) -> tuple[tuple
         groups = dict.fromkeys(column.group for column in table.columns if column.task == task)
         by_row = [[row.cost.flops[group] for group in groups if group in row.cost.flops] for row in table.rows]
         texts = [listed(dict.fromkeys(f"{value / 1e6:.3g}" for value in flops)) or NONE for flops in by_row]
-        columns[f"{TASKS[task].title}, MFLOPs a prediction"] = texts
+        columns[f"{table.titles[task]}, MFLOPs a prediction"] = texts
 
     def numbers(unit: float, digits: str, values: Iterable[float | None]) -> list[str]:
         return [NONE if value is None else f"{value / unit:,{digits}}" for value in values]

@@ -57,7 +57,7 @@ class TaskGraph:
         self._measured_only: set[str] = set()
         """Finished units that are measured again from their weights: they need no parent."""
         self.units, self.ledger, self.tested = units, ledger, frozenset(tested)
-        costs = seconds or {key: float(unit.config.optim.steps) for key, unit in self.units.items()}
+        costs = seconds or {key: float(unit.trainer.steps(unit.config)) for key, unit in self.units.items()}
         self._children: dict[str, list[str]] = {key: [] for key in self.units}
         for unit in self.units.values():
             if unit.parent:

@@ -28,7 +28,7 @@ EXAMPLES = """examples:
   python -m orchestrator.search my_space.py --trials 50 --seeds 2 --storage /mnt/shared/ablations --gpus-per-unit 1
 
 Trials are judged on validation subjects; the test split is not touched. Run again to resume, with more --trials to
-go on. Units that other code of ups_model has trained are refused: --accept-other-code keeps them, --retrain trains
+go on. Units that other code has trained are refused: --accept-other-code keeps them, --retrain trains
 them again.
 exit status: 0 done, 1 some trials failed or were stopped (the rest is reported), 2 usage or configuration, before
 anything starts"""
@@ -67,7 +67,7 @@ def act(options: argparse.Namespace, command: str) -> int:
             "--gpus-per-unit auto measures units before they run, and a search makes them as it goes; give a number"
         )
     inputs = read_search(options.space, options.preset, options.data, options.set, options.seeds, options.trials)
-    check_cut([inputs.plan.base], options)
+    check_cut(inputs.plan.units_of(inputs.plan.start)[:1], options)
     return run(inputs, options, command)
 
 

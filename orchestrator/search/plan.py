@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
-from orchestrator.planning.plan import DataFacts, Line, Stage, Unit
+from orchestrator.planning.plan import Line, Unit
+from orchestrator.project import DataFacts
 from search_spaces.space import Space
 from search_spaces.study import Table
-from ups_model.config import Config, TaskName
+from ups_model.config import Config
 from ups_model.config.identity import run_key, training_key
 from ups_model.config.schema import digest
 
@@ -60,8 +61,8 @@ class SearchPlan:
         different = [f"{name.rsplit('.', 1)[-1]}={value}" for name, value in params.items()]
         tasks = config.optim.tasks
         # As a study's planner names them, for one key must have one folder.
-        stage: Stage = "joint" if len(tasks) > 1 else "separate"
-        task: TaskName | Literal[""] = "" if len(tasks) > 1 else tasks[0]
+        stage = "joint" if len(tasks) > 1 else "separate"
+        task = "" if len(tasks) > 1 else tasks[0]
         facts = {name: fact.fingerprint for name, fact in self.data.items()}
         units = []
         for seed in range(self.study.first_seed, self.study.first_seed + self.seeds):

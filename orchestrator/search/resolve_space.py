@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.inputs import facts_of
-from orchestrator.planning.resolve import check_data, errors_at, measured_names, open_sets, with_layers
+from orchestrator.planning.resolve import errors_at, with_layers
 from orchestrator.search.plan import Params, SearchPlan, field_of
+from orchestrator.ups.project import UPS
 from search_spaces import find_space
 from search_spaces.space import Choice, Range, Space
-from ups_model.cli import assignments, data_paths
+from ups_model.cli import assignments
 from ups_model.config import Config
-from ups_model.config.identity import configured_sets
-from ups_model.config.presets import preset
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.evaluation.metric_names import is_headline
-from ups_model.model.text_features import text_identity
 from ups_model.wording import count
 
 MAX_COMBINATIONS = 256
@@ -79,19 +76,18 @@ def read_search(
         if value is not None and value < 1:
             raise ValueError(f"{flag} must be at least 1, got {value}")
     changes = assignments(sets, "--set", "FIELD=VALUE")
-    base = with_layers(preset(preset_name), space.base, changes)
+    base = with_layers(UPS.base(preset_name), space.base, changes)
     if base.data.validation_subjects < 1:
         raise ValueError(
             f"data.validation_subjects must be at least 1 for a search, got {base.data.validation_subjects}: trials "
             "are judged by subjects held out from training, never by the test split; try --set validation_subjects=1"
         )
     dimensions = check_dimensions(space, base, [base.field_path(name) for name in changes])
-    paths = data_paths(data, configured_sets(base))
-    opened = open_sets(paths)
-    check_data(base, opened)
+    paths = UPS.locate(data, UPS.sets(base))
+    opened = UPS.open(paths)
+    UPS.check(base, opened)
     check_objective(space, base, opened)
-    facts = facts_of(opened)
-    plan = SearchPlan(space, preset_name, base, seeds or space.seeds, facts, text_identity(base.model.text_model))
+    plan = SearchPlan(space, preset_name, base, seeds or space.seeds, UPS.facts(opened), UPS.inputs_identity(base))
     start = plan.start if all(_holds(where, plan.start[path]) for path, where in dimensions.items()) else None
     return SearchInputs(plan, trials or space.trials, dimensions, start, opened, paths, changes)
 
@@ -148,23 +144,17 @@ def _check_comparable(path: str, base: Config, config: Config) -> None:
         raise ValueError(f"{path} changes how trials are measured, not what they learn; use --set")
     if leaf in ("sources", "detections"):
         raise ValueError(f"{path} changes the data that trials are judged by; use --set")
-    if samples_of(config) != samples_of(base):
+    if UPS.samples(config) != UPS.samples(base):
         raise ValueError(
             f"{path} changes how many samples a trial trains on, so that trials would have unequal budgets; use --set"
         )
-
-
-def samples_of(config: Config) -> dict[str, int]:
-    """Training samples of each task."""
-    turns = config.optim.turns_before(config.optim.steps)
-    return {task: number * getattr(config.data, task).batch_size for task, number in turns.items()}
 
 
 def check_objective(space: Space, base: Config, opened: Mapping[str, ClipSet]) -> None:
     """ValueError for an objective that no unit of the search will measure."""
     metrics = ["validation/score"]
     for task in base.optim.tasks:
-        metrics += [f"validation/{name}" for name in measured_names(base, task, opened) if is_headline(name)]
+        metrics += [f"validation/{name}" for name in UPS.metrics(base, task, opened) if is_headline(name)]
     if space.objective not in metrics:
         raise ValueError(
             f"space {space.name!r}: objective {space.objective!r} is not measured; measured are {', '.join(metrics)}"

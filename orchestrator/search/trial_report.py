@@ -12,8 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.search.journal import number_of
 from orchestrator.search.plan import named
-from orchestrator.search.resolve_space import SearchInputs, samples_of
+from orchestrator.search.resolve_space import SearchInputs
 from orchestrator.search.trial_queue import TrialQueue, ranked, spread
+from orchestrator.ups.project import UPS
 from ups_model.atomic import write_atomic
 from ups_model.wording import count
 
@@ -79,7 +80,7 @@ def markdown(inputs: SearchInputs, graph: TrialQueue, importances: Mapping[str, 
         f"{graph.total - states['complete'] - states['failed']} are open.",
         "",
     ]
-    samples = ", ".join(f"{number} samples of {task}" for task, number in samples_of(plan.base).items())
+    samples = ", ".join(f"{number} samples of {task}" for task, number in UPS.samples(plan.base).items())
     if synthetic:
         lines += [f"**Synthetic data ({', '.join(synthetic)}): these numbers say nothing about real motion.**", ""]
     lines += [f"    {command}", "", f"Every unit: {samples}. The search measured no test split.", ""]

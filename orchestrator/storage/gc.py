@@ -13,8 +13,7 @@ from orchestrator.storage.backends.base import Entry
 from orchestrator.storage.backends.workspace import GROUPS
 from orchestrator.storage.ledger import Ledger, Place
 from orchestrator.storage.usage import key_of
-from ups_model.training.checkpoint import load_checkpoint
-from ups_model.training.run_folder import STATE
+from ups_model.training.run_folder import STATE, verify_checkpoint
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def checkpoint_fault(ledger: Ledger, place: str) -> str:
     """Why a checkpoint can't be used, all of it read; empty where it is whole. OSError where the storage fails."""
     with ledger.storage.local(place) as folder:
         try:
-            load_checkpoint(folder)
+            verify_checkpoint(folder)
         except ValueError as error:
             return str(error).replace(str(folder), ledger.storage.where(place))
     return ""

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.planning.plan import Unit
+from orchestrator.project import Identity, load_project
 from orchestrator.record import Record, finished_of
 from orchestrator.storage.backends.base import as_object
 from orchestrator.storage.backends.workspace import RESULT, SOURCE
 from orchestrator.storage.ledger import Ledger
-from ups_model.source import present_form, source_digest
+from search_spaces.study import UPS
+from ups_model.source import present_form
 from ups_model.wording import count
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,17 @@ def _source(record: Record) -> Mapping[str, Any]:
 
 def is_trained_otherwise(record: Record) -> bool:
     """Whether other code than the present one has trained the weights, or a part of their training."""
-    return training_code(record) != source_digest("training")
+    return training_code(record) != _present(record).training
+
+
+def is_measured_now(record: Record) -> bool:
+    """Whether the present code has measured a record's weights, or code that measures the same."""
+    return evaluation_code(record) == _present(record).evaluation
+
+
+def _present(record: Record) -> Identity:
+    """The present code of the project that a record is of."""
+    return load_project(str(record.about.get("project", UPS))).identity()
 
 
 def needs_measuring(record: Record, wanted: Iterable[str] = ()) -> bool:
@@ -60,7 +72,7 @@ def needs_measuring(record: Record, wanted: Iterable[str] = ()) -> bool:
     Of a unit that the present code would train so again: where other code has measured it. Of others, which are kept as
     they are, only where a metric is wanted that they lack, or where they have no results by clip.
     """
-    if evaluation_code(record) == source_digest("evaluation"):
+    if is_measured_now(record):
         return False
     if is_trained_otherwise(record):
         return record.tested and (not record.outcomes or any(f"test/{name}" not in record.metrics for name in wanted))
@@ -98,7 +110,7 @@ class Begun:
             begun = cls._from(ledger.storage.read(f"{place}/{SOURCE}"))
         except FileNotFoundError:
             begun = cls((UNKNOWN,))
-        if begun.training == (source_digest("training"),):
+        if begun.training == (unit.trainer.identity().training,):
             return begun  # Whether there is anything makes no difference.
         is_there = ledger.storage.children(f"{place}/checkpoints") or ledger.storage.look(f"{place}/{RESULT}")
         return begun if is_there else cls()
@@ -129,6 +141,8 @@ class Standing:
     """Keys of finished units that are measured again from their weights."""
     without_weights: tuple[str, ...] = ()
     """Keys of finished units that would be measured again if their weights were there."""
+    present: tuple[str, ...] = ()
+    """Training code of the projects of all units."""
 
     @property
     def is_mixed(self) -> bool:
@@ -146,8 +160,8 @@ class Standing:
         codes_of = [*map(training_code, self.trained_otherwise.values()), *self.begun_otherwise.values()]
         verb = "was" if len(codes_of) == 1 else "were"
         return (
-            f"{' and '.join(parts)} {verb} trained by other code of ups_model: training code "
-            f"{_listed(dict.fromkeys(codes_of))}, the present one is {source_digest('training')}"
+            f"{' and '.join(parts)} {verb} trained by other code: training code "
+            f"{_listed(dict.fromkeys(codes_of))}, the present one is {_listed(self.present)}"
         )
 
 
@@ -213,10 +227,11 @@ class SourceCheck:
             {
                 unit.key: THEN.join(codes)
                 for unit, codes in zip(rest, begun, strict=True)
-                if codes not in ((), (source_digest("training"),))
+                if codes not in ((), (unit.trainer.identity().training,))
             },
             to_measure=by_weights[True],
             without_weights=by_weights[False],
+            present=tuple(dict.fromkeys(unit.trainer.identity().training for unit in every)),
         )
 
     def check(self, units: Iterable[Unit]) -> Standing:

@@ -64,7 +64,7 @@ def arms_of(plan: Tracked) -> dict[str, TrackedArm]:
             arms[unit.arm] = _arm(plan, unit.arm, unit.stage, config_params(unit.config))
         arms[unit.arm].own.add(unit.key)
         if not plan.tables:  # A search, in which every unit is measured, on all tasks.
-            for task in (*unit.config.optim.tasks, SCORE.rpartition("/")[2]):
+            for task in (*unit.trainer.sources(unit.config), SCORE.rpartition("/")[2]):
                 arms[unit.arm].measured.setdefault(task, {})[unit.key] = None
     return arms
 

@@ -9,11 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from orchestrator.planning.plan import DataFacts, Line, Unit
+from orchestrator.planning.plan import Line, Unit
+from orchestrator.project import DataFacts, Settings
 from orchestrator.record import Record, is_number
 from search_spaces.study import Table
-from ups_model.config import Config, TaskName, set_of
-from ups_model.config.identity import configured_sets
+from ups_model.config import set_of
 from ups_model.evaluation.health import TaskHealth
 
 KEY, PLAN, STUDY = "ups.key", "ups.plan", "ups.study"
@@ -74,7 +74,7 @@ def unit_params(unit: Unit) -> dict[str, str]:
     return config_params(unit.config) | {name: value[:PARAM_LENGTH] for name, value in params.items()}
 
 
-def config_params(config: Config) -> dict[str, str]:
+def config_params(config: Settings) -> dict[str, str]:
     """A whole configuration by dotted names."""
     leaves = {clean(name): value for name, value in _leaves(config.canonical())}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in leaves.items()}
@@ -139,7 +139,7 @@ def run_name(plan: Tracked, unit: Unit) -> str:
 
 def unit_tags(plan: Tracked, unit: Unit) -> dict[str, str]:
     """What a unit's run is created with."""
-    facts = {name: plan.data[name] for name in configured_sets(unit.config) if name in plan.data}
+    facts = {name: plan.data[name] for name in unit.trainer.sets(unit.config) if name in plan.data}
     tags = {
         RUN_NAME: run_name(plan, unit),
         KEY: unit.key,
@@ -198,12 +198,14 @@ def data_inputs(plan: Tracked, unit: Unit, record: Record | None) -> list[DataIn
     """The clip sets of the tasks that a unit trains, and of those that it was tested on."""
     tested = {name.split("/")[1] for name in record.metrics if name.startswith("test/")} if record else set()
 
-    def of(tasks: Iterable[TaskName], context: Literal["training", "test"], suffix: str) -> list[DataInput]:
-        sources = [source for task in tasks for source in getattr(unit.config.data, task).sources]
+    by_task = unit.trainer.sources(unit.config)
+
+    def of(tasks: Iterable[str], context: Literal["training", "test"], suffix: str) -> list[DataInput]:
+        sources = [source for task in tasks for source in by_task[task]]
         names = [name for name in dict.fromkeys(map(set_of, sources)) if name in plan.data]
         return [DataInput(name, plan.data[name].fingerprint[:DIGITS] + suffix, context) for name in names]
 
-    tasks = unit.config.optim.tasks
+    tasks = list(by_task)
     return [*of(tasks, "training", ""), *of((task for task in tasks if task in tested), "test", "-test")]
 
 

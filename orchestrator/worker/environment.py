@@ -7,16 +7,17 @@ import platform
 import socket
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 import ups_model
-from ups_model.data.format.clip_set import ClipSet
+from orchestrator.project import load_project
+from search_spaces.study import UPS
 
 GIT_TIMEOUT_SECONDS = 20
 COMPARED = ("torch", "numpy", "transformers", "ray")
@@ -38,18 +39,24 @@ class Environment:
     """Content fingerprint of each clip set, by name."""
     probe: str = ""
     """A file on the storage that the driver holds a lock on; empty for an object store: its address is one for all."""
+    projects: Mapping[str, str] = field(default_factory=dict)
+    """Training code of each project of the study, by address."""
 
 
 @contextmanager
-def driver_environment(root: Path | None, commit: str, clips: Mapping[str, str]) -> Iterator[Environment]:
+def driver_environment(
+    root: Path | None, commit: str, clips: Mapping[str, str], projects: Iterable[str] = ()
+) -> Iterator[Environment]:
     """This process's, as the driver, with a probe on the storage for as long as the block lasts.
 
     Args:
         root: folder of the storage; None for an object store.
         commit: of the code that runs.
         clips: content fingerprints by name.
+        projects: addresses of those that are trained.
     """
-    own = Environment(socket.gethostname(), commit, code_digest(), versions(), dict(clips))
+    codes = {address: load_project(address).identity().training for address in projects}
+    own = Environment(socket.gethostname(), commit, code_digest(), versions(), dict(clips), projects=codes)
     if root is None:
         yield own
         return
@@ -68,12 +75,14 @@ def driver_environment(root: Path | None, commit: str, clips: Mapping[str, str])
                 probe.unlink()
 
 
-def faults(driver: Environment, paths: Mapping[str, str]) -> list[str]:
-    """Why this node must not run the driver's units; empty where it may. Each names the way out.
+def faults(driver: Environment, paths: Mapping[str, str], project: str = UPS) -> list[str]:
+    """Why this node must not run a unit of the driver's; empty where it may. Each names the way out.
 
     Args:
-        paths: folder of each clip set.
+        paths: place of each data set that the unit needs.
+        project: address of what trains the unit.
     """
+    trainer = load_project(project)
     reasons = []
     here = versions()
     for name, version in driver.versions.items():
@@ -85,9 +94,11 @@ def faults(driver: Environment, paths: Mapping[str, str]) -> list[str]:
             "ups_model is not the driver's code: send the same working tree to every node, and start the command again "
             "after changing it"
         )
+    if (code := driver.projects.get(project)) not in (None, trainer.identity().training):
+        reasons.append(f"project {project} is not the driver's code ({code}): send the same files to every node")
     for name, path in paths.items():
         try:
-            fingerprint = ClipSet.open(Path(path)).fingerprint
+            fingerprint = trainer.open({name: Path(path)})[name].fingerprint
         except (ValueError, OSError) as error:
             reasons.append(f"clip set {name} can't be read at {path} ({error}); copy it to every node, at one path")
             continue

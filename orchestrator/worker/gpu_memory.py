@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from orchestrator.project import Request
 from orchestrator.worker.job import Job
 
 logger = logging.getLogger(__name__)
@@ -21,8 +22,6 @@ MAX_UNITS_PER_GPU = 16
 """Beyond this many, processes wait for each other more than they gain."""
 CONTEXT_BYTES = 700 * 2**20
 """What a process is given of a GPU beside its tensors, for the driver and its libraries."""
-CYCLES = 2
-"""Turns of every task: the first allocates gradients and the optimizer's state, the second shows what both take."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,6 @@ def measure(job: Job) -> Footprint:
     """
     import torch
 
-    from ups_model.training.loop import train
-    from ups_model.training.options import RunOptions
-
     if not torch.cuda.is_available():
         raise ValueError(
             "--gpus-per-unit auto measures memory on a GPU, and torch sees none on this node; give a number, or "
@@ -89,22 +85,22 @@ def measure(job: Job) -> Footprint:
     torch.cuda.set_per_process_memory_fraction(1.0)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    config = job.unit.config
-    short = config.with_fields({"optim.steps": CYCLES * len(config.optim.cycle), "data.validation_subjects": 0})
-    paths = {name: Path(path) for name, path in job.paths.items()}
     try:
         with tempfile.TemporaryDirectory(prefix="ups-packing-") as folder:
-            options = RunOptions(
-                Path(folder),
-                job.device,
-                job.precision,
-                cache=Path(job.cache),
-                test=False,
-                micro_batch=job.micro_batch,
-                activation_checkpointing=job.activation_checkpointing,
+            job.unit.trainer.try_batches(
+                Request(
+                    settings=job.unit.config,
+                    key=job.unit.key,
+                    paths={name: Path(job.paths[name]) for name in job.unit.trainer.sets(job.unit.config)},
+                    folder=Path(folder),
+                    test=False,
+                    device=job.device,
+                    precision=job.precision,
+                    cache=Path(job.cache),
+                    micro_batch=job.micro_batch,
+                    activation_checkpointing=job.activation_checkpointing,
+                )
             )
-            train(short, paths, options)
-            _evaluate_a_batch(job, paths)
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"{job.unit.name} does not fit on a whole GPU ({torch.cuda.get_device_name()}): give "
@@ -113,30 +109,6 @@ def measure(job: Job) -> Footprint:
     free, total = torch.cuda.mem_get_info()
     beside = total - free - torch.cuda.memory_reserved()
     return Footprint.measured(torch.cuda.max_memory_reserved(), beside, total, torch.cuda.get_device_name())
-
-
-def _evaluate_a_batch(job: Job, paths: Mapping[str, Path]) -> None:
-    """One batch of each task as validation has them, or the test split where there is none; nothing is kept of it."""
-    import torch
-
-    from ups_model.device import pick_device
-    from ups_model.evaluation.measure import predict_poses
-    from ups_model.model.decoding import classify
-    from ups_model.tasks import TASKS
-    from ups_model.training.build import build
-
-    config = job.unit.config
-    parts = build(config, paths, pick_device(job.device), Path(job.cache) / "text")
-    part = "validation" if config.data.validation_subjects else "test"
-    parts.model.eval()
-    with torch.no_grad():
-        for task, feed in parts.feeds.items():
-            for source in feed.sources:
-                batch = next(iter(feed.only(source).evaluate(part)))
-                if TASKS[task].kind == "pose":
-                    predict_poses(parts.model, batch, source.skeleton, config.evaluation)
-                else:
-                    classify(parts.model, batch.inputs, source.clips.name)
 
 
 def limit_memory(share: float) -> None:

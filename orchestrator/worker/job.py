@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from orchestrator.planning.plan import Unit
+from orchestrator.project import import_from
 from orchestrator.storage.source_check import Policy
 from orchestrator.worker.environment import Environment
 
@@ -46,6 +47,8 @@ class Job:
     micro_batch: int | Literal["auto"] = 0
     """As `RunOptions.micro_batch`."""
     activation_checkpointing: "Switch" = "auto"
+    import_path: tuple[str, ...] = ()
+    """Folders in which the unit's project may lie, beside where modules are always looked for."""
 
     def to_json(self) -> str:
         """`from_json` is its inverse."""
@@ -60,12 +63,14 @@ class Job:
     @classmethod
     def from_json(cls, text: str) -> Self:
         plain = json.loads(text)
+        import_from(plain["import_path"])
         nested = {
             "unit": Unit.from_plain(plain["unit"]),
             "parent": plain["parent"] and Unit.from_plain(plain["parent"]),
             "site": plain["site"] and Environment(**plain["site"]),
             "too_small": tuple(plain["too_small"]),
             "wanted": tuple(plain["wanted"]),
+            "import_path": tuple(plain["import_path"]),
         }
         return cls(**plain | nested)
 

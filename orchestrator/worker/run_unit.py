@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from orchestrator.project import Identity, Request, Result
 from orchestrator.record import Record
 from orchestrator.storage import Claim, ClaimLost, Workspace
 from orchestrator.storage.backends.workspace import RESULT
@@ -32,22 +33,16 @@ from orchestrator.worker.gpu_memory import limit_memory
 from orchestrator.worker.job import Job, Outcome
 from orchestrator.worker.system_metrics import EnergyMeter, sampler
 from orchestrator.worker.unit_folder import discard_unreadable_weights, keep_newest_checkpoint, readable, set_aside
+from search_spaces.study import UPS
 from ups_model.inference.find_weights import json_object
-from ups_model.source import source_digest
 from ups_model.training.progress import read_rows
-
-if TYPE_CHECKING:
-    from ups_model.training.options import RunOptions
-    from ups_model.training.result import Result
+from ups_model.training.run_folder import verify_checkpoint
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS_PER_UNIT = 10
 MEASURED_AT = ", measured at "
 SHRINK = 0.8
 """Of the memory planned for, at each try after one that ran out of it."""
-MAX_STEPS_BETWEEN_CHECKPOINTS = 500
-"""A kill loses at most a tenth of a unit, and never more than so many steps."""
 
 
 def run_unit(job: Job, should_stop: Callable[[], bool]) -> Outcome:
@@ -57,10 +52,11 @@ def run_unit(job: Job, should_stop: Callable[[], bool]) -> Outcome:
         Exception: what another try may not meet again, such as a full disk or a lost device. What it would, such as a
             loss that isn't finite, is a record and an outcome "failed".
     """
-    if job.site is not None and (reasons := faults(job.site, job.paths)):
+    unit = job.unit
+    paths = {name: job.paths[name] for name in unit.trainer.sets(unit.config)}
+    if job.site is not None and (reasons := faults(job.site, paths, unit.project)):
         return Outcome("refused", "; ".join(reasons))
     ledger = Ledger.at(job.storage)
-    unit = job.unit
     try:
         with ledger.claim(unit) as claim:
             if not claim:
@@ -147,7 +143,7 @@ class _Attempt:
             OtherCode: other code has trained it in part, and the policy is to refuse that.
         """
         job, folder = self.job, self.work.folder
-        present = source_digest("training")
+        present = self._present.training
         expected = chain([*([training_code(parent)] if parent is not None else []), present])
         begun = list(Begun.read(folder).training)
         is_current = done is not None and not is_trained_otherwise(done)
@@ -170,27 +166,30 @@ class _Attempt:
         )
 
     @property
-    def _options(self) -> "RunOptions":
-        from ups_model.training.options import RunOptions
-
-        steps = self.job.unit.config.optim.steps
-        return RunOptions(
-            out=self.work.folder,
-            device=self.job.device,
-            precision=self.job.precision,
-            checkpoint_every=max(1, min(MAX_STEPS_BETWEEN_CHECKPOINTS, steps // CHECKPOINTS_PER_UNIT)),
-            log_every=max(1, min(50, steps // 10)),
-            cache=Path(self.job.cache),
-            test=self.job.test,
-            micro_batch=self.job.micro_batch,
-            activation_checkpointing=self.job.activation_checkpointing,
-            # What was measured to fit has run out of memory later: of whole GPUs, shares get a whole one instead.
-            memory_share=SHRINK ** sum(share >= 1 for share in self.job.too_small),
-        )
+    def _present(self) -> Identity:
+        """The present code of the unit's project."""
+        return self.job.unit.trainer.identity()
 
     @property
-    def _paths(self) -> dict[str, Path]:
-        return {name: Path(path) for name, path in self.job.paths.items()}
+    def _request(self) -> Request:
+        job = self.job
+        return Request(
+            settings=job.unit.config,
+            key=job.unit.key,
+            paths={name: Path(job.paths[name]) for name in job.unit.trainer.sets(job.unit.config)},
+            folder=self.work.folder,
+            test=job.test,
+            device=job.device,
+            precision=job.precision,
+            threads=job.threads,
+            processes=job.processes,
+            cache=Path(job.cache),
+            micro_batch=job.micro_batch,
+            activation_checkpointing=job.activation_checkpointing,
+            # What was measured to fit has run out of memory later: of whole GPUs, shares get a whole one instead.
+            memory_share=SHRINK ** sum(share >= 1 for share in job.too_small),
+            on_checkpoint=self.work.save,
+        )
 
     def _measure(self, done: Record | None) -> Outcome | None:
         """Measure weights that are there already; None where the unit has to be trained."""
@@ -200,8 +199,8 @@ class _Attempt:
             weights = self.work.folder / done.checkpoint
             if not (lacks_test or needs_measuring(done, job.wanted)) or not done.checkpoint or not readable(weights):
                 return None
-            options = replace(self._options, test=job.test or done.tested)  # What has been measured stays so.
-            result = self._measured(options, weights, done.about, done.health)
+            request = replace(self._request, test=job.test or done.tested)  # What has been measured stays so.
+            result = unit.trainer.measure(request, weights, done.about, done.health)
             return self._leave(result, self._later(done.about), training_code(done))
         own = json_object(self.work.folder / RESULT)
         is_tested = any(name.startswith("test/") for name in own.get("metrics", {}))
@@ -226,17 +225,9 @@ class _Attempt:
             "train_seconds": 0.0,  # They are in the record of the other unit.
             "started": round(self.started, 1),
         }
-        Begun(tuple(chain([code])), source_digest("evaluation")).write(self.work.folder)
-        result = self._measured(self._options, weights, about, twin.record.health)
+        Begun(tuple(chain([code])), self._present.evaluation).write(self.work.folder)
+        result = self.job.unit.trainer.measure(self._request, weights, about, twin.record.health)
         return self._leave(result, about | {"ended": round(time.time(), 1)}, code)
-
-    def _measured(
-        self, options: "RunOptions", weights: Path, trained: Mapping[str, Any], health: Mapping[str, Any]
-    ) -> "Result":
-        from ups_model.evaluation.remeasure import measure_weights
-
-        unit = self.job.unit
-        return measure_weights(unit.config, self._paths, options, weights, unit.key, trained, health)
 
     def _later(self, trained: Mapping[str, Any]) -> dict[str, Any]:
         return _tested_later(trained, _about(self.job, self.started))
@@ -245,10 +236,6 @@ class _Attempt:
         self, done: Record | None, parent: Record | None, codes: list[str], should_stop: Callable[[], bool]
     ) -> Outcome:
         """Train the unit, go on with it, or make a record of a result that is there."""
-        from ups_model.training.checkpoint import load_checkpoint
-        from ups_model.training.loop import train
-        from ups_model.training.processes import train_in_processes
-
         job, unit, folder = self.job, self.job.unit, self.work.folder
         start = None
         if job.parent is not None:
@@ -256,24 +243,23 @@ class _Attempt:
                 if parent is None:
                     raise ValueError(f"{job.parent.name} has no record")
                 start = self.ledger.weights(job.parent, parent)
-                load_checkpoint(start)
+                verify_checkpoint(start)
             except ValueError as error:
                 return Outcome("parent_unreadable", str(error))
         discard_unreadable_weights(folder)
         trained_before = done is not None and (folder / RESULT).exists()
-        options = replace(self._options, test=job.test or (done is not None and done.tested))
+        request = replace(
+            self._request,
+            test=job.test or (done is not None and done.tested),
+            parent=start,
+            should_stop=should_stop,
+            sample=sampler(folder / PROGRESS) if job.processes == 1 else self._request.sample,
+        )
         evaluation = Begun.read(folder).evaluation if (folder / RESULT).exists() else ""
-        evaluation = evaluation or source_digest("evaluation")
+        evaluation = evaluation or self._present.evaluation
         Begun(tuple(codes), evaluation).write(folder)
         meter = EnergyMeter.start(job.gpus)
-        if job.processes == 1:
-            sample = sampler(folder / PROGRESS)
-            result = train(unit.config, self._paths, options, start, sample, should_stop, self.work.save)
-        else:
-            threads = max(1, job.threads // job.processes)
-            result = train_in_processes(
-                job.processes, unit.config, self._paths, options, start, should_stop, self.work.save, threads
-            )
+        result = unit.trainer.train(request)
         if result.status == "stopped":
             self.work.save()
             self.claim.check()
@@ -291,14 +277,16 @@ class _Attempt:
         return self._leave(result, about, THEN.join(codes), evaluation, looked=done is None)
 
     def _leave(
-        self, result: "Result", about: Mapping[str, Any], training: str, evaluation: str = "", looked: bool = False
+        self, result: Result, about: Mapping[str, Any], training: str, evaluation: str = "", looked: bool = False
     ) -> Outcome:
         """Put the record of a finished unit on storage; `looked` as for `trained.enter`."""
         unit = self.job.unit
         assert result.key == unit.key, f"{unit.name}: planned as {unit.key}, trained as {result.key}"
         self.work.save()
-        source = {"training": training, "evaluation": evaluation or source_digest("evaluation")}
+        source = {"training": training, "evaluation": evaluation or self._present.evaluation}
         about = {**result.about, **about, "config": result.about["config"], "source": source}
+        if unit.project != UPS:
+            about["project"] = unit.project
         checkpoint = f"best/{Path(result.checkpoint).name}"  # Relative: a storage may be mounted elsewhere tomorrow.
         self.claim.confirm()  # Nobody else may have begun to make this unit.
         record = Record(

@@ -11,8 +11,7 @@ from orchestrator.storage.backends.workspace import GROUPS, RESULT, SOURCE
 from orchestrator.storage.ledger import PROGRESS, Ledger
 from orchestrator.storage.source_check import THEN, training_code
 from ups_model.inference.find_weights import json_object
-from ups_model.training.checkpoint import load_checkpoint, prune_checkpoints
-from ups_model.training.run_folder import STATE
+from ups_model.training.run_folder import STATE, prune_checkpoints, verify_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ def discard_unreadable_weights(folder: Path) -> None:
 def readable(weights: Path) -> bool:
     """Whether a checkpoint folder can be read whole."""
     try:
-        load_checkpoint(weights)
+        verify_checkpoint(weights)
     except ValueError:
         return False
     return True

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.planning.plan import DataFacts, make_plan
+from orchestrator.planning.plan import make_plan
 from orchestrator.planning.resolve import resolve
+from orchestrator.project import DataFacts
 from search_spaces import find_study, study_names
 from search_spaces.paper_tables import BINS, TABLE_7, TABLE_8, TABLE_9, TRAINING
 from search_spaces.study import Column, FineTuning, Reference, Row, Study, Table
@@ -105,9 +106,13 @@ def test_tables_1_to_6_need_20_trainings_a_seed_and_no_task_of_one_trains_on_ano
     assert protocols == [("ntu60:xsub",), ("ntu60:xview",), ("ntu120:xsub",), ("ntu120:xset",)]
 
 
+def study_of(column):
+    return Study("s", "?", "!", (Table("t", "T", "x", (column,), (Row("a"),), "a"),))
+
+
 def test_a_column_changes_data_alone():
-    with pytest.raises(ValueError, match="must be fields of the section data, got 'encoder_layers'"):
-        Column("ar3d/top1", "Deep", "%", True, {"encoder_layers": 5})
+    with pytest.raises(ValueError, match="column 'Deep': changes must be fields of the section data, got 'encoder_la"):
+        resolve(study_of(Column("ar3d/top1", "Deep", "%", True, {"encoder_layers": 5})), "tiny", {})
 
 
 def test_one_metric_on_two_protocols_is_two_columns_and_on_one_is_an_error():
@@ -200,8 +205,8 @@ def test_a_table_lists_all_its_faults_at_once():
 
 
 def test_a_column_of_no_task_is_refused():
-    with pytest.raises(ValueError, match="metric must begin with a task"):
-        Column("speed/top1", "Speed", "%", True)
+    with pytest.raises(ValueError, match=r"column 'Speed': metric must begin with a task .*, got 'speed/top1'"):
+        resolve(study_of(Column("speed/top1", "Speed", "%", True)), "tiny", {})
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.plan import DataFacts, Plan, Unit, make_plan
+from orchestrator.planning.plan import Plan, Unit, make_plan
 from orchestrator.planning.resolve import resolve
+from orchestrator.project import DataFacts
 from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import TaskGraph
 from orchestrator.storage.ledger import Ledger
@@ -39,7 +40,7 @@ def small_study(**changes: Any) -> Study:
 def plan_of(study: Study, seeds: int = 1, changes: Mapping[str, Any] | None = None, name: str = "tiny") -> Plan:
     """A plan on invented data."""
     resolved = resolve(study, name, changes or {})
-    used = {source for config in resolved.settings for source in configured_sets(config)}
+    used = {source for _, config in resolved.settings for source in configured_sets(config)}
     others = {one: DataFacts(f"of {one}", False, f"invented: {one}", 100) for one in sorted(used - DATA.keys())}
     return make_plan(resolved, seeds, {**DATA, **others}, TEXT)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.planning.plan import DataFacts, Plan, make_plan
+from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.planning.resolve import resolve
+from orchestrator.project import DataFacts
 from orchestrator.record import Record
 from search_spaces.columns import AR3D, MPJPE
 from search_spaces.study import Column, Row, Study, Table

@@ -9,9 +9,9 @@ from ups_model.config import Config
 from ups_model.device import flush_denormal_numbers, pick_device
 from ups_model.evaluation.measure import measure, measure_test, score
 from ups_model.training.build import build, load_model
-from ups_model.training.checkpoint import keep_steps
 from ups_model.training.options import RunOptions
 from ups_model.training.result import Result, check_same_data, data_facts, save_weights, write_result
+from ups_model.training.run_folder import keep_steps
 
 logger = logging.getLogger(__name__)
 

@@ -35,13 +35,7 @@ from ups_model.model.layers import seed_for
 from ups_model.model.text_features import text_identity
 from ups_model.model.vocabulary import NonFiniteValues
 from ups_model.training.build import build, data_identity
-from ups_model.training.checkpoint import (
-    keep_steps,
-    load_checkpoint,
-    load_weights,
-    named_best_steps,
-    prune_checkpoints,
-)
+from ups_model.training.checkpoint import load_checkpoint, load_weights, named_best_steps
 from ups_model.training.distributed import (
     agreed_fit,
     check_shares,
@@ -64,7 +58,7 @@ from ups_model.training.result import (
     start_from_parent,
     write_result,
 )
-from ups_model.training.run_folder import STATE
+from ups_model.training.run_folder import STATE, keep_steps, prune_checkpoints
 from ups_model.training.run_state import Metrics, RunState, make_optimizer
 from ups_model.training.schedule import gumbel_noise, input_mask, learning_rate, temperature
 

@@ -9,7 +9,6 @@ from matplotlib.transforms import Affine2D
 
 from orchestrator.report.figures.style import Drawing, finish, shorten, styled
 from orchestrator.report.model import Confusion
-from ups_model.tasks import TASKS
 from ups_model.wording import count
 
 SHADES = ((0.1, "#dbe7f4"), (0.25, "#aac8e6"), (0.5, "#6c9fd0"), (0.75, "#3674b5"), (1.0, "#123f73"))
@@ -42,7 +41,7 @@ def confusion(matrix: Confusion) -> Drawing:
     observed = f", {100 * float(matrix.ratio):g} % observed" if matrix.ratio else ""
     return Drawing(
         name=f"confusion-{matrix.task}",
-        title=f"Confusions: {TASKS[matrix.task].title}{observed}",
+        title=f"Confusions: {matrix.title}{observed}",
         caption=f"Predicted class of the test clips of each true class, of row “{matrix.row}”"
         f"{'' if matrix.classes else ', classes by their number from 0'}; shade: share of the true class's clips; "
         f"n = {count(clips, 'clip')} of {count(matrix.seeds, 'seed')}, {100 * int(counts.trace()) / max(clips, 1):.1f} "

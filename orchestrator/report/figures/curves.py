@@ -15,8 +15,6 @@ from orchestrator.report.figures.style import (
     styled,
 )
 from orchestrator.report.model import Curve, Report
-from ups_model.config import TASK_NAMES
-from ups_model.tasks import TASKS
 from ups_model.wording import count
 
 
@@ -24,14 +22,14 @@ def learning_curves(report: Report) -> Drawing | None:
     """A panel a task, a colour an arm, a thin line a run; None where no run was judged."""
     if not report.curves:
         return None
-    tasks = [task for task in TASK_NAMES if any(curve.task == task for curve in report.curves)]
+    tasks = [task for task in report.plan.titles if any(curve.task == task for curve in report.curves)]
     arms = {arm: line_color(place) for place, arm in enumerate(dict.fromkeys(map(_arm, report.curves)))}
     with styled():
         figure, panels = grid(len(tasks), 2.5, 2.2)
         for panel, task in zip(panels, tasks, strict=True):
             curves = [curve for curve in report.curves if curve.task == task]
             _panel(panel, curves, arms)
-            panel.set_title(TASKS[task].title, fontsize=8)
+            panel.set_title(report.plan.titles[task], fontsize=8)
         entries = [(arm, panels[0].plot([], [], "-", color=color, linewidth=1.2)[0]) for arm, color in arms.items()]
         entries.append(("trivial answer", panels[0].plot([], [], "--", color=GREY, linewidth=0.8)[0]))
         if any(is_unhealthy(curve.state) for curve in report.curves):

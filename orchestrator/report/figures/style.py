@@ -19,7 +19,6 @@ from matplotlib.lines import Line2D
 
 from orchestrator.report.model import Report, unhealthy
 from orchestrator.report.wording import listed
-from ups_model.config import TaskName
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -123,7 +122,7 @@ def line_color(place: int) -> str:
     return PALETTE[place % len(PALETTE)]
 
 
-def measured_on(report: Report, tasks: Iterable[TaskName]) -> str:
+def measured_on(report: Report, tasks: Iterable[str]) -> str:
     """What a caption says of the clip sets that tasks are measured on."""
     names = dict.fromkeys(source.name for task in tasks for source in report.sources.get(task, ())[:1])
     return f"data: {listed(names)}"

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from orchestrator.storage.backends.base import Claim, Entry, Workspace, as_object
 from ups_model.evaluation.metric_names import OUTCOMES
-from ups_model.training.run_folder import STATE
+from ups_model.training.run_folder import STATE, verify_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +102,6 @@ class RemoteWorkspace(Workspace):
 
     def _take(self, group: str, step: str) -> bool:
         """Download a checkpoint; whether it is whole."""
-        from ups_model.training.checkpoint import load_checkpoint  # Imports torch, which planning does not need.
-
         folder = self.folder / group / step
         try:
             state = self._store.read(f"{self._place}/{group}/{step}/{STATE}")
@@ -114,7 +112,7 @@ class RemoteWorkspace(Workspace):
         try:
             names = [f"{self._place}/{group}/{step}/{name}" for name in _tensors(state)]
             download_all(self._store, f"{self._place}/{group}/{step}", names, folder)
-            load_checkpoint(folder)
+            verify_checkpoint(folder)
         except (ValueError, FileNotFoundError) as error:
             logger.warning("%s/%s/%s on storage can't be used (%s)", self._place, group, step, error)
             shutil.rmtree(folder)

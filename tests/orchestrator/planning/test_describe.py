@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator import ablate
-from orchestrator.planning.describe import Fitting, Gpus, fitting, memory_notes
+from orchestrator.planning.describe import memory_notes
+from orchestrator.project import Fitting, Gpus
+from orchestrator.ups.sizes import fitting
 from tests.support.paper_sets import write_paper_sets
 from ups_model.config.presets import paper
 from ups_model.data.format.clip_set import ClipSet

@@ -8,10 +8,10 @@ from filelock import FileLock
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.rule_tables import RULES
-from orchestrator.planning.estimate import estimate
+from orchestrator.planning.estimate import BACKWARD, estimate, operations_of
 from orchestrator.planning.inputs import read_inputs
-from orchestrator.planning.sizes import BACKWARD, TEXT_WIDTHS, operations_of, peaks_of, persons, sizes_of
 from orchestrator.record import Record
+from orchestrator.ups.sizes import TEXT_WIDTHS, peaks_of, persons, sizes_of
 from tests.support.drivers import Bench
 from tests.support.paper_sets import write_paper_sets
 from tests.support.runs import session_folder, toy_config, write_toy_sets

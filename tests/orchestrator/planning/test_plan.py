@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.planning.plan import DataFacts, Unit, alone, make_plan, two_stages
+from orchestrator.planning.plan import Unit, make_plan
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.planning.resolve import resolve
+from orchestrator.project import DataFacts
+from orchestrator.ups.project import alone, two_stages
 from search_spaces import find_study
 from search_spaces.columns import ABLATION, AR2D
 from search_spaces.study import FineTuning, Row, Study, Table

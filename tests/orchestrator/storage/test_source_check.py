@@ -68,7 +68,7 @@ def test_an_edited_activation_is_refused_in_one_line_that_names_commit_and_ways_
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("error: ") == 1
     (line,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
-    assert f"{UNITS} finished units (commit 0123456789ab) were trained by other code of ups_model" in line
+    assert f"{UNITS} finished units (commit 0123456789ab) were trained by other code: training code" in line
     assert before in line and source_identity()["training"] in line
     assert "--accept-other-code" in line and "--retrain" in line and "--storage" in line
     assert driver.started == 1 and files(tmp_path / "storage") == there

@@ -21,7 +21,8 @@ from orchestrator.storage.backends.workspace import MANIFEST, scratch_base
 from orchestrator.storage.ledger import Ledger, Place
 from tests.support.drivers import ROOT, wait_until
 from tests.support.storage_server import SETTINGS, store_server
-from ups_model.training.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
+from ups_model.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from ups_model.training.run_folder import prune_checkpoints
 
 pytestmark = pytest.mark.cluster
 PLACE = "units/joint-seed0-0123456789abcdef"

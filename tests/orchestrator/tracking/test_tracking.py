@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.planning.plan import DataFacts, make_plan
+from orchestrator.planning.plan import make_plan
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.planning.resolve import resolve
+from orchestrator.project import DataFacts
 from orchestrator.record import Record
 from orchestrator.report import build, files
 from orchestrator.report.sources import outcomes_from, outcomes_from_tracking

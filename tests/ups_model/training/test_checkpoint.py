@@ -20,10 +20,10 @@ from ups_model.training.checkpoint import (
     load_weights,
     newest_checkpoint,
     optimizer_tensors,
-    prune_checkpoints,
     restore_optimizer,
     save_checkpoint,
 )
+from ups_model.training.run_folder import prune_checkpoints
 
 
 def tensors(value, size=64):

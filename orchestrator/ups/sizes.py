@@ -1,11 +1,11 @@
-"""How large the models of a plan are: parameters, operations, and the memory of a training step."""
+"""How large UPS is: parameters, operations, and the memory of a training step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from orchestrator.planning.plan import Unit, UnitSize
+from orchestrator.project import Fitting, Gpus, Sizes
 from ups_model.config import Config, ModelConfig, OptimConfig, TaskData, TaskName, set_of
 from ups_model.config.identity import configured_tasks
 from ups_model.data.format.clip_set import ClipSet
@@ -19,55 +19,44 @@ if TYPE_CHECKING:  # Imported where needed: a plan without estimates needs no to
     from ups_model.model.ups import UPS
     from ups_model.training.fit import Peak
 
-BACKWARD = 2
-"""Operations of the backward pass for one of the forward pass."""
 MOMENTS, BYTES = 2, 4
 """Of AdamW for each parameter, and bytes of a number in 32 bits."""
 TEXT_WIDTHS = {"roberta-base": 768, "minilm": 384}
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Of one unit's model."""
-
-    parameters: int
-    flops: Mapping[TaskName, float]
-    """Multiplications and additions of a forward pass of each trained task's batch, divided by its samples."""
-
-
-def operations_of(unit: Unit, sets: Mapping[str, ClipSet]) -> float:
-    """Multiplications and additions of a unit's training, forward and backward."""
-    flops = sizes_of(unit.config, sets).flops
-    return (1 + BACKWARD) * sum(count * flops[task] for task, count in unit.samples.items())
-
-
-def unit_sizes(
-    units: Mapping[str, Unit], sets: Mapping[str, ClipSet], counted: Mapping[str, UnitSize]
-) -> dict[str, UnitSize]:
-    """Of each unit by key, counted once for units that differ in the seed alone.
-
-    Args:
-        counted: of these or other units by key, as an earlier call returned them. Counting takes about a second each.
-    """
-    by_kind = {units[key].kind: size for key, size in counted.items() if key in units}
-    for unit in units.values():
-        if unit.kind not in by_kind:
-            active = _parameters(_network(unit.config, sets).with_one_route())
-            by_kind[unit.kind] = UnitSize(active, sizes_of(unit.config, sets).flops, operations_of(unit, sets))
-    return {key: by_kind[unit.kind] for key, unit in units.items()}
-
-
 def sizes_of(config: Config, sets: Mapping[str, ClipSet]) -> Sizes:
     """Parameters, and operations of a forward pass, of the model that this configuration trains."""
     network = _network(config, sets)
-    flops: dict[TaskName, float] = {}
+    flops: dict[str, float] = {}
     for task in config.optim.tasks:
         data: TaskData = getattr(config.data, task)
         clips = sets[set_of(data.sources[0])]
         each, batch = _forward_flops(network.with_one_route(), task, data, _joints(clips))
         # The vocabulary is projected once a batch, however many samples share it.
         flops[task] = each * persons(clips) + batch / data.batch_size
-    return Sizes(_parameters(network), flops)
+    return Sizes(_parameters(network), _parameters(network.with_one_route()), flops)
+
+
+def fitting(config: Config, sets: Mapping[str, ClipSet], gpus: Gpus) -> Fitting:
+    """How a unit fits a GPU, as `training.fit` would choose it."""
+    from ups_model.training.fit import MIN_USEFUL_PART
+
+    shares = {task: -(-getattr(config.data, task).batch_size // gpus.per_unit) for task in config.optim.tasks}
+
+    def of(twice: bool) -> list[Fitting]:
+        peaks = peaks_of(config, sets, half=True, activation_checkpointing=twice)
+        fits = []
+        for task, clips in shares.items():
+            auto = peaks[task].largest(gpus.room, clips)
+            at_once = auto if gpus.micro_batch in (0, "auto") else min(int(gpus.micro_batch), clips)
+            fits.append(Fitting(task, peaks[task].of(clips), clips, at_once, peaks[task].of(at_once), twice))
+        return fits
+
+    fits = of(gpus.activation_checkpointing == "on")
+    may_choose = gpus.activation_checkpointing == "auto" and gpus.micro_batch in (0, "auto")
+    if may_choose and any(fit.at_once < min(MIN_USEFUL_PART, fit.clips) for fit in fits):
+        fits = of(True)
+    return max(fits, key=lambda fit: fit.whole)
 
 
 def peaks_of(

@@ -1,0 +1,1 @@
+"""The project that trains UPS, on `ups_model`."""

@@ -1,0 +1,261 @@
+"""UPS as a project of the orchestrator: the one place above `ups_model` that knows its tasks."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from orchestrator.project import DataFacts, Fitting, Gpus, Identity, Project, Request, Result, Sizes, Stage, near_names
+from search_spaces.study import FineTuning
+from ups_model.cli import data_paths
+from ups_model.config import Config, TaskName, set_of
+from ups_model.config.identity import configured_sets, run_key, training_key
+from ups_model.config.presets import preset
+from ups_model.data.batching.configured import split_sets
+from ups_model.data.batching.suitability import check_suitable
+from ups_model.data.format.clip_set import ClipSet
+from ups_model.data.prepare.catalog import SOURCES
+from ups_model.evaluation.metric_names import metric_names
+from ups_model.model.text_features import text_identity
+from ups_model.source import source_digest
+from ups_model.tasks import TASKS
+
+if TYPE_CHECKING:
+    from ups_model.training.options import RunOptions
+
+MIN_CLASSES_FOR_TOP5 = 5
+CHECKPOINTS_PER_UNIT = 10
+MAX_STEPS_BETWEEN_CHECKPOINTS = 500
+"""A kill loses at most a tenth of a unit, and never more than so many steps."""
+CYCLES = 2
+"""Turns of every task: the first allocates gradients and the optimizer's state, the second shows what both take."""
+
+Sets = Mapping[str, ClipSet]
+
+
+class UpsProject:
+    """See `orchestrator.project.Project`, whose methods these are."""
+
+    name = "ups"
+    tasks: Mapping[str, str] = {name: task.title for name, task in TASKS.items()}
+    trainings = ("fine-tuned", "joint", "separate")
+    published_on: Mapping[str, tuple[str, str]] = {
+        "pe": ("Human3.6M", r"h36m"),
+        "ar2d": ("Kinetics-400", r"kinetics"),
+        "eap": ("NTU RGB+D", r"ntu(60|120)(_\w+)?"),
+        "ar3d": ("NTU RGB+D", r"ntu(60|120)(_\w+)?"),
+    }
+
+    def base(self, preset_name: str) -> Config:
+        return preset(preset_name).replace(seed=0)
+
+    def read(self, canonical: Mapping[str, Any]) -> Config:
+        return Config.from_canonical(canonical)
+
+    def sources(self, settings: Config) -> dict[str, tuple[str, ...]]:
+        return {task: getattr(settings.data, task).sources for task in settings.optim.tasks}
+
+    def sets(self, settings: Config) -> tuple[str, ...]:
+        return configured_sets(settings)
+
+    def locate(self, given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+        return data_paths(given, names)
+
+    def open(self, paths: Mapping[str, Path]) -> dict[str, ClipSet]:
+        opened = {}
+        for name, path in paths.items():
+            clips = ClipSet.open(path)
+            if clips.name != name:
+                raise ValueError(f"{path}: expected clip set {name!r}, got {clips.name!r}; check --data")
+            opened[name] = clips
+        return opened
+
+    def facts(self, data: Sets) -> dict[str, DataFacts]:
+        facts = {}
+        for name, clips in data.items():
+            counts = SOURCES[name].published.values() if name in SOURCES else ()
+            published = next((train + test for train, test in counts), None)
+            info = clips.info
+            facts[name] = DataFacts(
+                clips.fingerprint, info.synthetic, info.description, len(clips), published, info.classes
+            )
+        return facts
+
+    def check(self, settings: Config, data: Sets) -> None:
+        """ValueError where a clip set can't serve its task, or a clip is both trained on and evaluated."""
+        for task in settings.optim.tasks:
+            of_task = getattr(settings.data, task)
+            for source in of_task.sources:
+                check_suitable(task, of_task, data[set_of(source)])
+        for fold in range(settings.data.validation_folds):
+            split_sets(settings.replace(seed=fold), data)
+
+    def check_cut(self, settings: Config, processes: int, micro_batch: int | Literal["auto"]) -> None:
+        from ups_model.training.distributed import check_shares  # It imports torch.
+
+        check_shares(settings, processes, micro_batch)
+
+    def metrics(self, settings: Config, task: str, data: Sets) -> list[str]:
+        of_task = getattr(settings.data, task)
+        classes = data[set_of(of_task.sources[0])].info.classes
+        return metric_names(cast(TaskName, task), of_task, settings.evaluation, classes)
+
+    def check_metric(self, settings: Config, metric: str, data: Sets) -> None:
+        task = metric.partition("/")[0]
+        source = getattr(settings.data, task).sources[0]
+        has_top5 = len(data[set_of(source)].info.classes) >= MIN_CLASSES_FOR_TOP5
+        if not has_top5 and metric.startswith(f"{task}/top5"):
+            return  # Of so few classes it says nothing: the table has "not measured" there, and all else.
+        names = self.metrics(settings, task, data)
+        if metric not in names:
+            ratios = ",".join(f"{ratio:g}" for ratio in settings.evaluation.ratios)
+            raise ValueError(
+                f"column {metric!r} is not measured on {source} with evaluation.ratios={ratios}; "
+                f"{near_names(metric, names)}"
+            )
+
+    def stages(self, settings: Config, training: str, task: str, fine_tuning: FineTuning) -> tuple[Stage, ...]:
+        if task not in settings.optim.cycle:
+            raise ValueError(
+                f"a column measures {task}, which is not trained: name its clip set in data.{task}.sources "
+                f"and the task in optim.cycle, or leave the column out; trained are {', '.join(settings.optim.tasks)}"
+            )
+        if training == "joint":
+            return (Stage("joint", "", settings),)
+        if training == "separate":
+            return (Stage("separate", task, alone(settings, task)),)
+        joint, tuned = two_stages(settings, fine_tuning)
+        return Stage("joint", "", joint), Stage("finetune", task, tuned[task])
+
+    def samples(self, settings: Config) -> dict[str, int]:
+        turns = settings.optim.turns_before(settings.optim.steps)
+        return {task: count * getattr(settings.data, task).batch_size for task, count in turns.items()}
+
+    def steps(self, settings: Config) -> int:
+        return settings.optim.steps
+
+    def chosen_by(self, settings: Config) -> str:
+        return settings.chosen_by
+
+    def inputs_identity(self, settings: Config) -> str:
+        return text_identity(settings.model.text_model)
+
+    def key(self, settings: Config, data: Mapping[str, str], inputs: str, parent: str) -> str:
+        return run_key(settings, data, inputs, parent)
+
+    def training_key(self, settings: Config, data: Mapping[str, str], inputs: str, parent: str) -> str:
+        return training_key(settings, data, inputs, parent)
+
+    def identity(self) -> Identity:
+        return Identity(source_digest("training"), source_digest("evaluation"))
+
+    def sizes(self, settings: Config, data: Sets) -> Sizes:
+        from orchestrator.ups.sizes import sizes_of
+
+        return sizes_of(settings, data)
+
+    def fitting(self, settings: Config, data: Sets, gpus: Gpus) -> Fitting:
+        from orchestrator.ups.sizes import fitting
+
+        return fitting(settings, data, gpus)
+
+    def train(self, request: Request) -> Result:
+        from ups_model.training.loop import train
+        from ups_model.training.processes import train_in_processes
+
+        settings, options, save = request.settings, _options(request), request.on_checkpoint
+        if request.processes == 1:
+            return train(settings, request.paths, options, request.parent, request.sample, request.should_stop, save)
+        threads = max(1, request.threads // request.processes)
+        return train_in_processes(
+            request.processes, settings, request.paths, options, request.parent, request.should_stop, save, threads
+        )
+
+    def measure(self, request: Request, weights: Path, trained: Mapping[str, Any], health: Mapping[str, Any]) -> Result:
+        from ups_model.evaluation.remeasure import measure_weights
+
+        return measure_weights(
+            request.settings, request.paths, _options(request), weights, request.key, trained, health
+        )
+
+    def try_batches(self, request: Request) -> None:
+        """As validation has them, or the test split where there is none; nothing is kept of it."""
+        import torch
+
+        from ups_model.device import pick_device
+        from ups_model.evaluation.measure import predict_poses
+        from ups_model.model.decoding import classify
+        from ups_model.training.build import build
+        from ups_model.training.loop import train
+
+        config: Config = request.settings
+        short = config.with_fields({"optim.steps": CYCLES * len(config.optim.cycle), "data.validation_subjects": 0})
+        train(short, request.paths, _options(request))
+        parts = build(config, request.paths, pick_device(request.device), request.cache / "text")
+        part = "validation" if config.data.validation_subjects else "test"
+        parts.model.eval()
+        with torch.no_grad():
+            for task, feed in parts.feeds.items():
+                for source in feed.sources:
+                    batch = next(iter(feed.only(source).evaluate(part)))
+                    if TASKS[task].kind == "pose":
+                        predict_poses(parts.model, batch, source.skeleton, config.evaluation)
+                    else:
+                        classify(parts.model, batch.inputs, source.clips.name)
+
+
+UPS = UpsProject()
+_: Project = UPS
+
+
+def _options(request: Request) -> "RunOptions":
+    from ups_model.training.options import RunOptions
+
+    steps = request.settings.optim.steps
+    return RunOptions(
+        out=request.folder,
+        device=request.device,
+        precision=request.precision,
+        checkpoint_every=max(1, min(MAX_STEPS_BETWEEN_CHECKPOINTS, steps // CHECKPOINTS_PER_UNIT)),
+        log_every=max(1, min(50, steps // 10)),
+        cache=request.cache,
+        test=request.test,
+        micro_batch=request.micro_batch,
+        activation_checkpointing=request.activation_checkpointing,
+        memory_share=request.memory_share,
+    )
+
+
+def alone(config: Config, task: TaskName) -> Config:
+    """One task from scratch, with as many iterations of it as joint training has."""
+    return _one_task(config, task, config.optim.turns_before(config.optim.steps)[task])
+
+
+def two_stages(config: Config, fine_tuning: FineTuning) -> tuple[Config, dict[TaskName, Config]]:
+    """Joint training, and for each task the fine-tuning that follows; together as many iterations as `config` has.
+
+    Raises:
+        ValueError: too few steps for both stages.
+    """
+    optim = config.optim
+    cycle = len(optim.cycle)
+    steps = round(optim.steps * (1 - fine_tuning.share) / cycle) * cycle
+    total, joint = optim.turns_before(optim.steps), optim.turns_before(steps)
+    if steps < cycle or any(total[task] == joint[task] for task in optim.tasks):
+        raise ValueError(
+            f"steps must be enough for joint training and fine-tuning of every task, got {optim.steps} for a cycle of "
+            f"{cycle} with a fine-tuning share of {fine_tuning.share}; try {2 * cycle * round(1 / fine_tuning.share)}"
+        )
+    tuned = {}
+    for task in optim.tasks:
+        one = _one_task(config, task, total[task] - joint[task])
+        one = one.replace(optim=one.optim.replace(learning_rate=optim.learning_rate * fine_tuning.rate))
+        tuned[task] = one.replace(freeze_routes=True)
+    return config.replace(optim=optim.replace(steps=steps)), tuned
+
+
+def _one_task(config: Config, task: TaskName, steps: int) -> Config:
+    optim = config.optim
+    every = optim.evaluate_every
+    if every:  # As many samples of the task between validations as in joint training.
+        every = max(1, every * optim.cycle.count(task) // len(optim.cycle))
+    return config.replace(optim=optim.replace(cycle=(task,), update="iteration", steps=steps, evaluate_every=every))
