@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         default=DEFAULT_STUDY,
         metavar="STUDY",
-        help=f"name, FILE.py or module:name ({DEFAULT_STUDY})",
+        help=f"name, FILE.py, FILE.yaml or module:name ({DEFAULT_STUDY})",
     )
     made.add_argument("--list", action="store_true", help="name the studies and end")
     made.add_argument("--plan", action="store_true", help="show rows, arms, units, sizes and times; start nothing")

@@ -14,7 +14,7 @@ from search_spaces.study import Study
 
 T = TypeVar("T")
 
-_NOT_STUDIES = ("study", "columns", "space")
+_NOT_STUDIES = ("study", "columns", "space", "rows", "study_file")
 
 
 def study_names() -> list[str]:
@@ -23,11 +23,15 @@ def study_names() -> list[str]:
 
 
 def find_study(name: str) -> Study:
-    """A study of this folder by name, of a Python file by path, or `module:name` from an importable module.
+    """A study of this folder by name, of a Python or YAML file by path, or `module:name` from an importable module.
 
     Raises:
         ValueError: there is no such study (near names are listed), or what is there isn't a study.
     """
+    if name.endswith((".yaml", ".yml")):
+        from search_spaces.study_file import read_study
+
+        return read_study(beside(Path(name).expanduser()))
     return _find(name, "STUDY", Study, study_names())
 
 
@@ -71,14 +75,20 @@ def _find(name: str, attribute: str, kind: type[T], names: list[str]) -> T:
     return value
 
 
+def beside(path: Path) -> Path:
+    """The file of a study; modules that lie beside it, such as its project, can be imported from now on."""
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
+    return path
+
+
 def _load_file(path: Path, attribute: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"study_file_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ValueError(f"{path}: no such Python file; give the path of a file that defines {attribute}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    if (folder := str(path.resolve().parent)) not in sys.path:  # A project, or other files, may lie beside it.
-        sys.path.append(folder)
+    beside(path)
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # The user's file may fail in any way; the way out is in that file.

@@ -18,8 +18,8 @@ FORBIDDEN = {
 
 ROOMS = {
     "orchestrator": (
-        ("record", "project"), ("ups",), ("planning",), ("storage",), ("worker", "tracking"), ("scheduling",),
-        ("execution",), ("cli",),
+        ("record", "project"), ("ups", "simple_project"), ("planning",), ("storage",), ("worker", "tracking"),
+        ("scheduling",), ("execution",), ("cli",),
         ("report", "search"), ("ablate",),
     ),
 }  # fmt: skip

@@ -9,7 +9,7 @@ holds a definition. Empty fields of the tree are skipped, since newer versions o
 import ast
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
@@ -68,6 +68,17 @@ def source_digest(part: Part) -> str:
     """
     with _PARSING:
         return _digest_of(part, ROOT)
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """The same of any files of Python: of their top-level statements, imports included."""
+    with _PARSING:
+        texts = {
+            ast.unparse(statement) if isinstance(statement, ast.Import | ast.ImportFrom) else ast_text(statement)
+            for file in files
+            for statement in _tree(file).body
+        }
+    return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]
 
 
 def source_files(part: Part) -> list[str]:

@@ -185,7 +185,7 @@ def command_line(module: str, arguments: Sequence[str]) -> str:
             kept.append(f"--data={value.partition('=')[0]}=PATH")
         elif kept and kept[-1] == "--set" and "/" in value:  # A local language model.
             kept.append(f"{name}=PATH")
-        elif text.endswith(".py"):
+        elif text.endswith((".py", ".yaml", ".yml")):
             kept.append(Path(text).name)
         else:
             kept.append(text)

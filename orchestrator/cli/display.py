@@ -123,7 +123,9 @@ class Display:
             text = unit.name
             if rows:
                 losses = [f"{name.split('/')[-1]} {value:.3g}" for name, value in rows[-1].items() if "loss" in name]
-                text += f" {rows[-1]['step']:.0f}/{unit.trainer.steps(unit.config)} {' '.join(losses[:2])}"
+                steps = unit.trainer.steps(unit.config)
+                of = f"/{steps}" if steps else ""
+                text += f" {rows[-1]['step']:.0f}{of} {' '.join(losses[:2])}"
             texts.append(text)
         return texts
 

@@ -56,7 +56,8 @@ def plan_text(
     lines = [f"{plan.name}: {plan.study.question}"]
     for name, facts in plan.data.items():
         kind = "SYNTHETIC, " if facts.synthetic else ""
-        lines.append(f"  data {name}: {kind}{facts.clips:,} clips, {facts.fingerprint[:8]}")
+        size = f"{facts.clips:,} clips, " if facts.clips else ""
+        lines.append(f"  data {name}: {kind}{size}{facts.fingerprint[:8]}")
     for table, rows in plan.tables:
         lines += ["", table.title]
         width = max(len(line.row.label) for line in rows)

@@ -86,7 +86,7 @@ def data_text(used: Iterable[tuple[str, tuple[Source, ...]]]) -> str:
     for what, sources in used:
         by_sets.setdefault(sources, []).append(what)
     return "; ".join(
-        f"{' and '.join(titles)} on {' + '.join(map(_source_text, sources))}"
+        f"{' and '.join(titles)} on {' + '.join(map(_source_text, sources)) or 'no data set that is named'}"
         + (f" (measured on {sources[0].name})" if len(sources) > 1 else "")
         for sources, titles in by_sets.items()
     )
@@ -94,7 +94,8 @@ def data_text(used: Iterable[tuple[str, tuple[Source, ...]]]) -> str:
 
 def _source_text(source: Source) -> str:
     kind = "SYNTHETIC, " if source.synthetic else ""
-    return f"{source.name} ({kind}{count(source.clips, 'clip')}, {source.fingerprint[:8]})"
+    size = f"{count(source.clips, 'clip')}, " if source.clips else ""
+    return f"{source.name} ({kind}{size}{source.fingerprint[:8]})"
 
 
 def setup_text(report: Report) -> str:

@@ -218,7 +218,7 @@ def subject_means(column: PlannedColumn, outcomes: Outcomes | None) -> dict[int,
 
     Accuracies in %, errors in mm: the sum over a subject's frames by their number.
     """
-    if outcomes is None:
+    if outcomes is None or not column.sources:
         return None
     measure = column.metric.partition("/")[2]
     place = f"{column.task}/{column.sources[0]}/"

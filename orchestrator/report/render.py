@@ -282,7 +282,7 @@ def cells_csv(report: Report) -> str:
     for table in report.tables:
         for row in table.rows:
             for cell, sources in zip(row.cells, table.sources, strict=True):
-                line = {"table": table.name, "row": row.label, "source": sources[0].name}
+                line = {"table": table.name, "row": row.label, "source": sources[0].name if sources else ""}
                 writer.writerow(line | _csv_column(cell.column) | _csv_cell(row, cell))
         for reference in table.references:
             for column, value in zip(table.columns, reference.published, strict=True):

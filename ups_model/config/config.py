@@ -4,7 +4,6 @@ A configuration has one canonical form (plain JSON) and one fingerprint. Paths, 
 logging or saving are run options (`training.options.RunOptions`) and never stand here. This module imports no torch.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -15,15 +14,14 @@ from ups_model.config.model_config import ModelConfig
 from ups_model.config.schema import (
     Section,
     above,
-    apply,
     at_least,
     between,
     build,
     canonical,
     digest,
-    leaf_fields,
+    field_path,
     next_multiple,
-    parse,
+    with_fields,
 )
 
 
@@ -158,16 +156,7 @@ class Config(Section):
         Raises:
             ValueError: no field has the name (near names are listed), or several have.
         """
-        paths = leaf_fields(cls)  # type: ignore[arg-type]  # mypy sees the instances' __hash__
-        if name in paths:
-            return name
-        matches = [path for path in paths if path.endswith("." + name)]
-        if not matches:
-            near = difflib.get_close_matches(name, [*paths, *(path.rsplit(".", 1)[-1] for path in paths)], n=3)
-            raise ValueError(f"unknown field {name!r}" + (f"; near: {', '.join(dict.fromkeys(near))}" if near else ""))
-        if len(matches) > 1:
-            raise ValueError(f"field {name!r} is ambiguous: write one of {', '.join(matches)}")
-        return matches[0]
+        return field_path(cls, name)
 
     def with_fields(self, changes: Mapping[str, Any]) -> Self:
         """A copy with dotted or unambiguous short field names changed, e.g. {"seed": 2, "data.pe.frames": 27}.
@@ -177,21 +166,7 @@ class Config(Section):
         Raises:
             ValueError: a name that no field has (near names are listed) or several have, or a value out of range.
         """
-        types = leaf_fields(type(self))  # type: ignore[arg-type]  # mypy sees the instances' __hash__
-        resolved = {}
-        for name, value in changes.items():
-            path = self.field_path(name)
-            if path in resolved:
-                raise ValueError(f"field {path} is given twice; keep one")
-            resolved[path] = parse(path, types[path], value)
-        tree: dict[str, Any] = {}
-        for path, value in resolved.items():
-            node = tree
-            *parents, leaf = path.split(".")
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = value
-        return apply(self, tree)
+        return with_fields(self, changes)
 
     def canonical(self) -> dict[str, Any]:
         """Plain JSON data that equal configurations share; raises ValueError where a value has no canonical form."""

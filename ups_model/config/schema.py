@@ -39,7 +39,6 @@ class Section:
 
 
 T = TypeVar("T")
-S = TypeVar("S", bound=Section)
 
 
 def canonical(value: Any) -> Any:
@@ -100,11 +99,53 @@ def leaf_fields(cls: type, prefix: str = "") -> Mapping[str, Any]:
     return types_by_path
 
 
-def apply(section: S, tree: Mapping[str, Any]) -> S:
-    changes = {
-        name: apply(getattr(section, name), value) if isinstance(value, dict) else value for name, value in tree.items()
-    }
-    return section.replace(**changes)
+def field_path(cls: type, name: str) -> str:
+    """The dotted name of a field of a dataclass, or of a dataclass in it, given by an unambiguous end of it.
+
+    Raises:
+        ValueError: no field has the name (near names are listed), or several have.
+    """
+    paths = leaf_fields(cls)
+    if name in paths:
+        return name
+    matches = [path for path in paths if path.endswith("." + name)]
+    if not matches:
+        near = difflib.get_close_matches(name, [*paths, *(path.rsplit(".", 1)[-1] for path in paths)], n=3)
+        raise ValueError(f"unknown field {name!r}" + (f"; near: {', '.join(dict.fromkeys(near))}" if near else ""))
+    if len(matches) > 1:
+        raise ValueError(f"field {name!r} is ambiguous: write one of {', '.join(matches)}")
+    return matches[0]
+
+
+def with_fields(value: T, changes: Mapping[str, Any]) -> T:
+    """A copy of a frozen dataclass with fields changed, by dotted or unambiguous short names.
+
+    Raises:
+        ValueError: as `field_path`, a field given twice, or a value of another type or out of its range.
+    """
+    types = leaf_fields(type(value))  # type: ignore[arg-type]  # mypy sees the instances' __hash__
+    tree: dict[str, Any] = {}
+    seen = set()
+    for name, new in changes.items():
+        path = field_path(type(value), name)
+        if path in seen:
+            raise ValueError(f"field {path} is given twice; keep one")
+        seen.add(path)
+        node = tree
+        *parents, leaf = path.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = parse(path, types[path], new)
+    return apply(value, tree)
+
+
+def apply(value: T, tree: Mapping[str, Any]) -> T:
+    changes = {name: apply(getattr(value, name), new) if isinstance(new, dict) else new for name, new in tree.items()}
+    if isinstance(value, Section):
+        return value.replace(**changes)
+    changed = replace(value, **changes)  # type: ignore[type-var]  # a dataclass of a user
+    type_faults(changed)
+    return changed
 
 
 def build(cls: type[T], data: Mapping[str, Any]) -> T:

@@ -33,11 +33,15 @@ class TaskHealth:
     """Its value for the trivial answer on all validation clips."""
     curve: tuple[tuple[int, float], ...]
     """(step, value) at each fifth of the run, in the metric's unit."""
+    perfect: float | None = None
+    """The metric of a perfect answer; None: 0 for a metric that ends in _mm, 100 for all others."""
 
     @property
     def gains(self) -> tuple[float, ...]:
         """Share of the way from the trivial answer to a perfect one, at each point of the curve."""
-        perfect = 0.0 if self.metric.endswith("_mm") else 100.0
+        perfect = self.perfect
+        if perfect is None:
+            perfect = 0.0 if self.metric.endswith("_mm") else 100.0
         way = perfect - self.trivial
         # Where the trivial answer is perfect (one class alone) there is nothing to gain, only to lose.
         return tuple((value - self.trivial) / way if way else float(value == perfect) for _, value in self.curve)
@@ -75,13 +79,15 @@ class TaskHealth:
     def to_plain(self) -> dict[str, Any]:
         """JSON data, with the verdicts."""
         verdicts = {name: getattr(self, name) for name in ("learnt", "converged", "collapsed")}
-        return {**asdict(self), "curve": [list(point) for point in self.curve], **verdicts}
+        plain = {**asdict(self), "curve": [list(point) for point in self.curve], **verdicts}
+        return plain if self.perfect is not None else {name: one for name, one in plain.items() if name != "perfect"}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
         """The inverse of `to_plain`; `check_health` checks data from elsewhere."""
         curve = tuple((int(step), float(value)) for step, value in plain["curve"])
-        return cls(plain["metric"], float(plain["trivial"]), curve)
+        perfect = plain.get("perfect")
+        return cls(plain["metric"], float(plain["trivial"]), curve, None if perfect is None else float(perfect))
 
 
 def check_health(plain: Any) -> None:

@@ -47,7 +47,7 @@ def forest(report: Report) -> Drawing | None:
         caption="The effect of each claim, signed so that the better side is on the right, with its 95 % interval over "
         "seeds on these test subjects, neither corrected for the number of claims nor of looks; grey: no verdict is "
         f"given; n = {' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} paired seeds a claim; data: "
-        f"{listed(dict.fromkeys(set_of(result.column.sources[0]) for result in results))}"
+        f"{listed(dict.fromkeys(set_of(name) for result in results for name in result.column.sources[:1]))}"
         f"{PAPER_DATA if any(result.published is not None for result in results) else ''}.",
         image=image,
     )

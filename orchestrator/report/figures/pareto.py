@@ -123,7 +123,7 @@ def _drawing(table: TableOfCells, index: int, cost: str, columns: Mapping[int, l
         caption=f"Each measure on the test split against {cost} ({meaning}): mean over seeds with its standard "
         "deviation; costs on a logarithmic axis; the line joins the rows that no other one dominates; n = "
         f"{' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} a point; data: "
-        f"{listed(dict.fromkeys(set_of(table.sources[place][0].name) for place in columns))}.",
+        f"{listed(dict.fromkeys(set_of(source.name) for place in columns for source in table.sources[place][:1]))}.",
         image=image,
     )
 

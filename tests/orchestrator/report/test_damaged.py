@@ -101,7 +101,7 @@ def test_damaged_results_by_clip_are_left_out_with_a_warning(content, tmp_path, 
         ({"routes": {"pe": []}}, "routes must have a block"),
         ({"routes": {"pe": [0], "ar3d": [0, 1]}}, "routes must have a block"),
         ({"routes": {"pe": [10**6]}}, "routes must have a block"),
-        ({"routes": {"dance": [0]}}, "routes must be of"),
+        ({"routes": {"no task": [0]}}, "routes must be of"),
         ({"metrics": {"test/pe/mpjpe_mm": 1e308}}, "metrics must be finite"),
     ],
 )

@@ -1,0 +1,1 @@
+"""A small text classifier of Hugging Face's transformers, ablated by the orchestrator."""

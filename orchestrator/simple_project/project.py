@@ -1,0 +1,384 @@
+"""A project around a training function."""
+
+import importlib.metadata
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from orchestrator.project import (
+    DataFacts,
+    FinishedRun,
+    Fitting,
+    Gpus,
+    Identity,
+    Project,
+    Request,
+    Sizes,
+    Stage,
+    key_of,
+    near_names,
+)
+from orchestrator.simple_project.run import Run
+from orchestrator.simple_project.settings import DataSet, Metric, SimpleSettings
+from orchestrator.simple_project.source import content_digest, modules_of
+from search_spaces.study import FineTuning
+from ups_model.atomic import write_atomic
+from ups_model.cli import assignments
+from ups_model.config.schema import build, digest
+from ups_model.evaluation.health import CURVE_POINTS, TaskHealth
+from ups_model.source import files_digest
+from ups_model.training.progress import forget_after, read_rows
+from ups_model.training.run_folder import PREFIX, prune_checkpoints, verify_checkpoint, write_checkpoint
+
+TRAINING = "trained"
+"""The one way in which a row is trained."""
+
+Train = Callable[[Any, Run], Mapping[str, float] | None]
+
+
+@dataclass(frozen=True)
+class SimpleProject:
+    """See `simple_project`, which makes it, and `orchestrator.project.Project`, whose methods these are."""
+
+    name: str
+    title: str
+    function: Train
+    settings_type: type
+    declared: tuple[Metric, ...]
+    presets: Mapping[str, Mapping[str, Any]]
+    data_of: Callable[[Any], Sequence[DataSet]]
+    code: tuple[Path, ...]
+    samples_of: Callable[[Any], int]
+    sizes_of: Callable[[Any], Sizes] | None
+    fingerprint: Callable[[Path], str]
+
+    trainings = (TRAINING,)
+    published_on: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        return {self.name: self.title}
+
+    def base(self, preset: str) -> SimpleSettings:
+        return SimpleSettings(self.settings_type()).with_fields({**self.presets.get(preset, {}), "seed": 0})
+
+    def read(self, canonical: Mapping[str, Any]) -> SimpleSettings:
+        return SimpleSettings(build(self.settings_type, canonical))
+
+    def sources(self, settings: SimpleSettings) -> dict[str, tuple[str, ...]]:
+        return {self.name: self.sets(settings)}
+
+    def sets(self, settings: SimpleSettings) -> tuple[str, ...]:
+        return tuple(one.name for one in self.data_of(settings.values))
+
+    def locate(self, given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+        places = {name: Path(value).expanduser() for name, value in assignments(given, "--data", "NAME=PATH").items()}
+        if unused := [name for name in places if name not in names]:
+            raise ValueError(
+                f"--data {unused[0]}: {self.name} reads no data set of this name; it reads {', '.join(names) or 'none'}"
+            )
+        made = {one.name for one in self._known if one.made}
+        if missing := [name for name in names if name not in places and name not in made]:
+            raise ValueError(f"{self.name} reads the data set {missing[0]!r}: give --data {missing[0]}=PATH")
+        return {name: places.get(name, Path()) for name in names}
+
+    @cached_property
+    def _known(self) -> tuple[DataSet, ...]:
+        """The data sets of the presets."""
+        every = [self.settings_type(), *(self.base(preset).values for preset in self.presets)]
+        return tuple(dict.fromkeys(one for values in every for one in self.data_of(values)))
+
+    def open(self, paths: Mapping[str, Path]) -> dict[str, "_Opened"]:
+        made = {one.name for one in self._known if one.made}
+        opened = {}
+        for name, path in paths.items():
+            if name not in made and not path.exists():
+                raise ValueError(f"--data {name}={path}: there is no such file or folder")
+            opened[name] = _Opened(name, digest(["made", name]) if name in made else self.fingerprint(path))
+        return opened
+
+    def facts(self, data: Mapping[str, "_Opened"]) -> dict[str, DataFacts]:
+        known = {one.name: one for one in self._known}
+        return {
+            name: DataFacts(opened.fingerprint, known[name].synthetic, known[name].description, known[name].examples)
+            if name in known
+            else DataFacts(opened.fingerprint, False, "", 0)
+            for name, opened in data.items()
+        }
+
+    def check(self, settings: SimpleSettings, data: Mapping[str, Any]) -> None:
+        """Nothing: the settings check themselves."""
+
+    def check_cut(self, settings: SimpleSettings, processes: int, micro_batch: int | Literal["auto"]) -> None:
+        if processes > 1 or micro_batch:
+            raise ValueError(
+                f"{self.name} cuts no batches: leave out --micro-batch, --processes-per-unit, and --gpus-per-unit "
+                "above 1"
+            )
+
+    def metrics(self, settings: SimpleSettings, task: str, data: Mapping[str, Any]) -> list[str]:
+        return [f"{self.name}/{metric.name}" for metric in self.declared]
+
+    def check_metric(self, settings: SimpleSettings, metric: str, data: Mapping[str, Any]) -> None:
+        names = self.metrics(settings, self.name, data)
+        if metric not in names:
+            raise ValueError(f"column {metric!r} is not measured by {self.name}; {near_names(metric, names)}")
+
+    def stages(self, settings: SimpleSettings, training: str, task: str, fine_tuning: FineTuning) -> tuple[Stage, ...]:
+        return (Stage(self.name, "", settings),)
+
+    def samples(self, settings: SimpleSettings) -> dict[str, int]:
+        return {self.name: self.samples_of(settings.values)}
+
+    def steps(self, settings: SimpleSettings) -> int:
+        return int(getattr(settings.values, "steps", 0))
+
+    def chosen_by(self, settings: SimpleSettings) -> str:
+        return "last step"
+
+    def inputs_identity(self, settings: SimpleSettings) -> str:
+        return ""
+
+    def key(self, settings: SimpleSettings, data: Mapping[str, str], inputs: str, parent: str) -> str:
+        return key_of(self.name, settings, data, inputs, parent)
+
+    def training_key(self, settings: SimpleSettings, data: Mapping[str, str], inputs: str, parent: str) -> str:
+        return ""
+
+    def identity(self) -> Identity:
+        # The same code trains and measures: what it measured otherwise it has trained otherwise.
+        return Identity(files_digest(self.code), "")
+
+    def sizes(self, settings: SimpleSettings, data: Mapping[str, Any]) -> Sizes | None:
+        return self.sizes_of(settings.values) if self.sizes_of else None
+
+    def fitting(self, settings: SimpleSettings, data: Mapping[str, Any], gpus: Gpus) -> Fitting | None:
+        return None
+
+    def try_batches(self, request: Request) -> None:
+        raise ValueError(f"--gpus-per-unit auto can't measure {self.name}; give a number")
+
+    def measure(
+        self, request: Request, weights: Path, trained: Mapping[str, Any], health: Mapping[str, Any]
+    ) -> FinishedRun:
+        """The training function goes on from its last checkpoint, so that only measuring is left to it."""
+        (request.folder / "result.json").unlink(missing_ok=True)
+        return self.train(request)
+
+    def train(self, request: Request) -> FinishedRun:
+        if (done := _finished(request)) is not None:
+            return done
+        settings: SimpleSettings = request.settings
+        checkpoint, state = _newest(request.folder / "checkpoints")
+        forget_after(request.folder / "progress.jsonl", int(state["step"]) if checkpoint else 0)
+        made = {one.name for one in self.data_of(settings.values) if one.made}
+        run = Run(
+            data={name: path for name, path in request.paths.items() if name not in made},
+            device=request.device,
+            precision=request.precision,
+            threads=request.threads,
+            test=request.test,
+            checkpoint=checkpoint,
+            step=int(state["step"]) if checkpoint else 0,
+            _request=request,
+            _seconds_before=float(state.get("train_seconds", 0.0)),
+            _metrics=self.declared,
+            _task=self.name,
+        )
+        returned = self.function(settings.values, run)
+        if returned is None:
+            if not request.should_stop():
+                raise ValueError(
+                    f"{self.name}: the training function returned None, as if it had been stopped; "
+                    "return a dictionary of metrics"
+                )
+            return FinishedRun("stopped", request.key)
+        metrics = self._checked(returned, request.test)
+        about = {
+            "config": settings.canonical(),
+            "data": {name: path.fingerprint for name, path in self.open(request.paths).items()},
+            "chosen_by": "last step",
+            "train_seconds": run.seconds,
+            "device": _device(request.device),
+            "precision": "fp32",
+            "torch": _version("torch"),
+            **run._facts,
+        }
+        result = FinishedRun(
+            "finished", request.key, metrics, str(_keep_weights(request)), about, self._health(request.folder)
+        )
+        write_atomic(request.folder / "result.json", json.dumps(asdict(result), indent=1, allow_nan=False))
+        return result
+
+    def _checked(self, returned: Mapping[str, float], test: bool) -> dict[str, float]:
+        """The metrics under their whole names."""
+        names = [metric.name for metric in self.declared]
+        metrics = {}
+        for name, value in returned.items():
+            part, _, metric = name.partition("/")
+            if part not in ("validation", "test") or metric not in names:
+                raise ValueError(
+                    f"{self.name}: metrics must be named validation/NAME or test/NAME with a NAME of "
+                    f"{', '.join(names)}, got {name!r}"
+                )
+            if part == "test" and not test:
+                raise ValueError(
+                    f"{self.name}: {name} was measured though run.test is False; leave test data alone then"
+                )
+            if not math.isfinite(value):
+                raise ValueError(f"{self.name}: {name} must be a finite number, got {value}; did the training diverge?")
+            metrics[f"{part}/{self.name}/{metric}"] = float(value)
+        if test and (missing := [name for name in names if f"test/{self.name}/{name}" not in metrics]):
+            raise ValueError(f"{self.name}: the training function must return test/{missing[0]}")
+        return metrics
+
+    def _health(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """From the validation metrics that were logged, at about each fifth of the run."""
+        rows = read_rows(folder / "progress.jsonl")
+        last = max((int(row["step"]) for row in rows), default=0)
+        for metric in self.declared:
+            name = f"validation/{self.name}/{metric.name}"
+            values = {int(row["step"]): float(row[name]) for row in rows if name in row}
+            if metric.trivial is not None and metric.best is not None and values:
+                ends = (last * point / CURVE_POINTS for point in range(1, CURVE_POINTS + 1))
+                steps = dict.fromkeys(max(below) for end in ends if (below := [step for step in values if step <= end]))
+                curve = tuple((step, round(values[step], 4)) for step in steps)
+                judged = TaskHealth(f"{self.name}/{metric.name}", metric.trivial, curve, metric.best)
+                return {self.name: judged.to_plain()}
+        return {}
+
+
+@dataclass(frozen=True)
+class _Opened:
+    name: str
+    fingerprint: str
+
+
+def simple_project(
+    name: str,
+    train: Train,
+    settings: type,
+    metrics: Sequence[Metric],
+    *,
+    title: str = "",
+    code: Sequence[ModuleType] = (),
+    data: Sequence[DataSet] | Callable[[Any], Sequence[DataSet]] = (),
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    samples: Callable[[Any], int] = lambda settings: 0,
+    sizes: Callable[[Any], Sizes] | None = None,
+    fingerprint: Callable[[Path], str] | None = None,
+) -> SimpleProject:
+    """A training function as a project of the orchestrator.
+
+    Args:
+        name: names the project in keys and in metrics, as in the column "my_model/accuracy".
+        train: takes the settings and a `Run`; returns {"test/NAME": value, "validation/NAME": value}, or None where it
+            was told to stop. Equal settings must give equal results: take all random numbers from `settings.seed`.
+        settings: a frozen dataclass of numbers, texts, truth values, tuples of them and other such dataclasses. All
+            have defaults; one is `seed: int = 0`.
+        metrics: what is measured; the health of a run is judged by the first that has a `trivial` value.
+        title: of the task, in reports.
+        code: modules whose source decides what is trained: records tell when it has changed. By default that of
+            `train`, and all modules of its package that it imports.
+        data: what is read, or a function of the settings that says so.
+        presets: changes to the settings for `--preset` tiny, small and paper.
+        samples: training samples of a run, so that rows of unequal budgets are marked.
+        sizes: parameters and operations, for plans and costs.
+        fingerprint: of a data set's content, where reading all of it takes too long.
+
+    Raises:
+        ValueError: a name that isn't one, settings without seed or defaults, or two metrics of one name.
+    """
+    faults = []
+    if not name.isidentifier():
+        faults.append(f"name must be letters, digits and underscores, got {name!r}")
+    if not is_dataclass(settings):
+        faults.append(f"settings must be a dataclass, got {settings!r}")
+    elif "seed" not in {one.name for one in fields(settings)}:
+        faults.append(f"settings must have a field seed: int = 0; {settings.__name__} has none")
+    else:
+        try:
+            settings()
+        except TypeError as error:
+            faults.append(f"all fields of {settings.__name__} must have defaults ({error})")
+    names = [metric.name for metric in metrics]
+    if not names or len(set(names)) < len(names):
+        faults.append(f"metrics must be at least one, of different names, got {', '.join(names) or 'none'}")
+    if unknown := set(presets or {}) - {"tiny", "small", "paper"}:
+        faults.append(f"presets must be of tiny, small, paper, got {sorted(unknown)[0]!r}")
+    if faults:
+        raise ValueError(f"project {name!r}: " + "; ".join(faults))
+    modules = code or modules_of(sys.modules[train.__module__])
+    sets = tuple(data) if not callable(data) else ()
+    made = SimpleProject(
+        name=name,
+        title=title or name.replace("_", " "),
+        function=train,
+        settings_type=settings,
+        declared=tuple(metrics),
+        presets=presets or {},
+        data_of=data if callable(data) else lambda values: sets,
+        code=tuple(sorted({Path(module.__file__).resolve() for module in modules if module.__file__})),
+        samples_of=samples,
+        sizes_of=sizes,
+        fingerprint=fingerprint or content_digest,
+    )
+    made.base("tiny").canonical()  # ValueError for settings that can't be in a key.
+    return made
+
+
+def _newest(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The newest whole checkpoint and its state."""
+    for path in sorted(folder.glob(f"{PREFIX}*"), reverse=True):
+        try:
+            return path, verify_checkpoint(path)
+        except ValueError:
+            shutil.rmtree(path)
+    return None, {}
+
+
+def _keep_weights(request: Request) -> Path:
+    """The files of the last checkpoint as the chosen weights; without any, a checkpoint of no file."""
+    newest, state = _newest(request.folder / "checkpoints")
+    step, best = int(state.get("step", 0)), request.folder / "best"
+    with write_checkpoint(best, step, {"key": request.key}) as place:
+        for name in state.get("sha256", {}) if newest else ():
+            shutil.copyfile(newest / name, place / name)
+    prune_checkpoints(best, 1)
+    return best / f"{PREFIX}{step:08d}"
+
+
+def _finished(request: Request) -> FinishedRun | None:
+    """The result that lies in the folder, if it is this run's and nothing is missing."""
+    try:
+        result = FinishedRun(**json.loads((request.folder / "result.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    tested = any(name.startswith("test/") for name in result.metrics)
+    is_whole = result.key == request.key and result.status == "finished" and (tested or not request.test)
+    return result if is_whole else None
+
+
+def _device(asked: str) -> str:
+    """What "auto" is likely to have meant; a training function that chose otherwise says so with `Run.describe`."""
+    if asked != "auto":
+        return asked
+    torch = sys.modules.get("torch")
+    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+_: Callable[..., Project] = simple_project

@@ -1,0 +1,81 @@
+"""A training run, as a user's training function sees it."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.project import Request
+from orchestrator.simple_project.settings import Metric
+from ups_model.training.progress import append_row
+from ups_model.training.run_folder import prune_checkpoints, write_checkpoint
+
+KEPT_CHECKPOINTS = 2
+SAVES_PER_RUN = 10
+MAX_STEPS_BETWEEN_SAVES = 500
+
+
+@dataclass
+class Run:
+    """One training run, as a training function sees it."""
+
+    data: Mapping[str, Path]
+    """File or folder of each data set that `--data` names."""
+    device: str
+    """As `--device` names it: "auto", "cpu", "cuda" ..."""
+    precision: str
+    threads: int
+    test: bool
+    """Measure the test data too; without it they are left alone, and `test/...` metrics are an error."""
+    checkpoint: Path | None
+    """Folder that `save` wrote last, in an earlier try; None in a new run."""
+    step: int
+    """Of that checkpoint; 0 in a new run."""
+    _request: Request
+    _facts: dict[str, Any] = field(default_factory=dict)
+    _started: float = field(default_factory=time.monotonic)
+    _seconds_before: float = 0.0
+    _metrics: tuple[Metric, ...] = ()
+    _task: str = ""
+
+    def should_stop(self) -> bool:
+        """Whether to end now: save a checkpoint and return None. Cheap enough for every step."""
+        return self._request.should_stop()
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether to save after a step: ten times a run, and every 500 steps at least."""
+        return step % max(1, min(MAX_STEPS_BETWEEN_SAVES, steps // SAVES_PER_RUN)) == 0
+
+    @contextmanager
+    def save(self, step: int) -> Iterator[Path]:
+        """A folder to write files to, with all that is needed to go on after this step: weights, the optimizer's state,
+        states of random generators. It counts once the block has ended."""
+        folder = self._request.folder / "checkpoints"
+        with write_checkpoint(folder, step, {"key": self._request.key, "train_seconds": self.seconds}) as place:
+            yield place
+        prune_checkpoints(folder, KEPT_CHECKPOINTS)
+        self._request.on_checkpoint()
+
+    def log(self, step: int, **values: float) -> None:
+        """A line of progress, for curves in MLflow: `log(100, loss=0.3)`. A declared metric here is one on validation
+        data, by which the run's health is judged: `log(100, accuracy=81.2)`."""
+        append_row(self._request.folder / "progress.jsonl", {"step": step, **self._named(values)})
+        self._request.sample(step, values)
+
+    def describe(self, **facts: str | float) -> None:
+        """What a caption should say: `describe(parameters=1_200_000, device="cuda", precision="bf16")`."""
+        self._facts |= facts
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, interruptions not counted."""
+        return round(self._seconds_before + time.monotonic() - self._started, 2)
+
+    def _named(self, values: Mapping[str, float]) -> dict[str, float]:
+        names = {metric.name for metric in self._metrics}
+        return {
+            f"validation/{self._task}/{name}" if name in names else f"train/{name}": value
+            for name, value in values.items()
+        }
