@@ -9,9 +9,10 @@ import pytest
 SCHEDULERS = ("ray", "mlflow", "optuna")
 
 FORBIDDEN = {
-    "ups_model": ("search_spaces", "orchestrator", "benchmarks", "tests", *SCHEDULERS),
-    "search_spaces": ("orchestrator", "benchmarks", "tests", *SCHEDULERS),
-    "orchestrator": ("benchmarks", "tests", "cluster"),
+    "ups_model": ("search_spaces", "orchestrator", "examples", "benchmarks", "tests", *SCHEDULERS),
+    "search_spaces": ("orchestrator", "examples", "benchmarks", "tests", *SCHEDULERS),
+    "orchestrator": ("benchmarks", "tests", "cluster", "examples"),
+    "examples": ("ups_model", "benchmarks", "tests", "cluster", *SCHEDULERS),
     # Set up before the rest is there, on machines that may have nothing of it.
     "cluster": ("ups_model", "search_spaces", "orchestrator", "benchmarks", "tests", "optuna"),
 }

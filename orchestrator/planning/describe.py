@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Mapping
 
-from orchestrator.planning.estimate import Estimate, operations_of
+from orchestrator.planning.estimate import GUESSED_SECONDS, Estimate, operations_of
 from orchestrator.planning.plan import Plan
 from orchestrator.project import Data, Fitting, Gpus
 from ups_model.training.progress import duration
@@ -105,6 +105,9 @@ def plan_text(
     source = (
         f"measured on {expected.measured} units"
         if expected.measured
+        else f"a guess: nothing has been measured here, {expected.rate:.2g} operations a second are assumed, and "
+        f"{duration(GUESSED_SECONDS)} where operations are unknown"
+        if any(unit.trainer.sizes(unit.config, sets) is None for unit in plan.units.values())
         else f"a guess: nothing has been measured here, {expected.rate:.2g} operations a second are assumed"
     )
     lines += [

@@ -194,7 +194,7 @@ class SimpleProject:
         )
         returned = self.function(settings.values, run)
         if returned is None:
-            if not request.should_stop():
+            if not run._was_told:
                 raise ValueError(
                     f"{self.name}: the training function returned None, as if it had been stopped; "
                     "return a dictionary of metrics"
@@ -212,7 +212,12 @@ class SimpleProject:
             **run._facts,
         }
         result = FinishedRun(
-            "finished", request.key, metrics, str(_keep_weights(request)), about, self._health(request.folder)
+            "finished",
+            request.key,
+            metrics,
+            str(_keep_weights(request)),
+            about,
+            self._health(request.folder, run._trivial),
         )
         write_atomic(request.folder / "result.json", json.dumps(asdict(result), indent=1, allow_nan=False))
         return result
@@ -239,18 +244,19 @@ class SimpleProject:
             raise ValueError(f"{self.name}: the training function must return test/{missing[0]}")
         return metrics
 
-    def _health(self, folder: Path) -> dict[str, dict[str, Any]]:
+    def _health(self, folder: Path, trivial: Mapping[str, float]) -> dict[str, dict[str, Any]]:
         """From the validation metrics that were logged, at about each fifth of the run."""
         rows = read_rows(folder / "progress.jsonl")
         last = max((int(row["step"]) for row in rows), default=0)
         for metric in self.declared:
             name = f"validation/{self.name}/{metric.name}"
             values = {int(row["step"]): float(row[name]) for row in rows if name in row}
-            if metric.trivial is not None and metric.best is not None and values:
+            worst = trivial.get(metric.name, metric.trivial)
+            if worst is not None and metric.best is not None and values:
                 ends = (last * point / CURVE_POINTS for point in range(1, CURVE_POINTS + 1))
                 steps = dict.fromkeys(max(below) for end in ends if (below := [step for step in values if step <= end]))
                 curve = tuple((step, round(values[step], 4)) for step in steps)
-                judged = TaskHealth(f"{self.name}/{metric.name}", metric.trivial, curve, metric.best)
+                judged = TaskHealth(f"{self.name}/{metric.name}", worst, curve, metric.best)
                 return {self.name: judged.to_plain()}
         return {}
 

@@ -35,14 +35,17 @@ class Run:
     """Of that checkpoint; 0 in a new run."""
     _request: Request
     _facts: dict[str, Any] = field(default_factory=dict)
+    _trivial: dict[str, float] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
     _seconds_before: float = 0.0
+    _was_told: bool = False
     _metrics: tuple[Metric, ...] = ()
     _task: str = ""
 
     def should_stop(self) -> bool:
         """Whether to end now: save a checkpoint and return None. Cheap enough for every step."""
-        return self._request.should_stop()
+        self._was_told = self._was_told or self._request.should_stop()
+        return self._was_told
 
     def is_due(self, step: int, steps: int) -> bool:
         """Whether to save after a step: ten times a run, and every 500 steps at least."""
@@ -63,6 +66,11 @@ class Run:
         data, by which the run's health is judged: `log(100, accuracy=81.2)`."""
         append_row(self._request.folder / "progress.jsonl", {"step": step, **self._named(values)})
         self._request.sample(step, values)
+
+    def set_trivial(self, **values: float) -> None:
+        """Values of the trivial answer that follow from the data, such as the error of the mean training pose, where
+        the metric's declaration has none: `set_trivial(mpjpe=239.5)`."""
+        self._trivial |= values
 
     def describe(self, **facts: str | float) -> None:
         """What a caption should say: `describe(parameters=1_200_000, device="cuda", precision="bf16")`."""

@@ -37,10 +37,11 @@ def modules_of(start: ModuleType) -> list[ModuleType]:
     while pending:
         name = pending.pop()
         module = sys.modules.get(name)
-        if name in modules or module is None or not module.__file__:
+        file = getattr(module, "__file__", None)  # Those that are built in have none.
+        if name in modules or module is None or not file:
             continue
-        is_own = name.partition(".")[0] == package or Path(module.__file__).resolve().parent == beside
-        if is_own and module.__file__.endswith(".py"):
+        is_own = name.partition(".")[0] == package or Path(file).resolve().parent == beside
+        if is_own and file.endswith(".py"):
             modules[name] = module
             pending += _imports_of(module)
     return list(modules.values())

@@ -1,0 +1,246 @@
+"""What a user's training function must and may do, and what is refused before or after it runs."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from orchestrator.planning.plan import make_plan
+from orchestrator.planning.resolve import resolve
+from orchestrator.project import Project, Request, load_project
+from orchestrator.simple_project import DataSet, Metric, simple_project
+from orchestrator.simple_project.source import content_digest, modules_of
+from search_spaces.study import Column, Row, Study, Table
+
+
+@dataclass(frozen=True)
+class Inner:
+    frames: int = 8
+
+
+@dataclass(frozen=True)
+class Settings:
+    layers: int = 1
+    rate: float = 0.1
+    name: str = "plain"
+    data: Inner = dataclasses.field(default_factory=Inner)
+    steps: int = 10
+    seed: int = 0
+
+
+def count_up(settings, run):
+    """Counts steps; the metric is their number."""
+    count = int((run.checkpoint / "count").read_text()) if run.checkpoint else 0
+    for step in range(run.step + 1, settings.steps + 1):
+        if run.should_stop():
+            return None
+        count += 1
+        run.log(step, loss=1 / step, score=10.0 * step)
+        with run.save(step) as folder:
+            (folder / "count").write_text(str(count))
+    parts = ("validation", "test") if run.test else ("validation",)
+    return {f"{part}/score": float(count) for part in parts}
+
+
+METRICS = (Metric("score", trivial=0.0),)
+
+
+def project(train=count_up, settings=Settings, metrics=METRICS, **more):
+    return simple_project("counter", train, settings, metrics, **more)
+
+
+def request(made, folder, **more):
+    settings = made.base("tiny")
+    return Request(settings, made.key(settings, {}, "", ""), {}, folder, **more)
+
+
+def test_it_is_a_project():
+    assert isinstance(project(), Project)
+
+
+def test_a_run_goes_on_where_it_was_stopped_and_its_result_is_kept(tmp_path):
+    made, asked = project(), []
+
+    def stop_after_four():
+        asked.append(1)
+        return len(asked) > 4
+
+    assert made.train(request(made, tmp_path, should_stop=stop_after_four)).status == "stopped"
+    result = made.train(request(made, tmp_path))
+    assert result.status == "finished" and result.metrics == {
+        "validation/counter/score": 10.0, "test/counter/score": 10.0,
+    }  # fmt: skip
+    assert (tmp_path / "best" / "step-00000010" / "count").read_text() == "10"
+    assert made.train(request(made, tmp_path)) == result
+    assert result.health["counter"]["curve"] == [[2, 20.0], [4, 40.0], [6, 60.0], [8, 80.0], [10, 100.0]]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    made, left = project(), iter([False] * 4 + [True] * 9)
+    made.train(request(made, tmp_path, should_stop=lambda: next(left)))
+    (tmp_path / "checkpoints" / "step-00000004" / "count").write_text("9")
+    assert made.train(request(made, tmp_path)).metrics["test/counter/score"] == 10.0
+
+
+def test_the_test_data_are_measured_later_without_training(tmp_path):
+    made = project()
+    first = made.train(request(made, tmp_path, test=False))
+    assert list(first.metrics) == ["validation/counter/score"]
+    steps = []
+    later = request(made, tmp_path, sample=lambda step, values: steps.append(step))
+    assert made.measure(later, tmp_path / "best", {}, {}).metrics["test/counter/score"] == 10.0
+    assert steps == []
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (
+            {"test/score": float("nan")},
+            "counter: test/score must be a finite number, got nan; did the training diverge",
+        ),
+        ({"validation/score": 1.0}, "must return test/score"),
+        ({"score": 1.0}, "metrics must be named validation/NAME or test/NAME with a NAME of score, got 'score'"),
+        ({"test/other": 1.0}, "with a NAME of score, got 'test/other'"),
+        (None, "returned None, as if it had been stopped"),
+    ],
+)
+def test_what_a_training_function_returns_is_checked(tmp_path, returned, message):
+    made = project(lambda settings, run: returned)
+    with pytest.raises(ValueError, match=message):
+        made.train(request(made, tmp_path))
+
+
+def test_measuring_the_test_data_where_they_must_be_left_alone_is_an_error(tmp_path):
+    made = project(lambda settings, run: {"test/score": 1.0})
+    with pytest.raises(ValueError, match=r"was measured though run\.test is False"):
+        made.train(request(made, tmp_path, test=False))
+
+
+@dataclass(frozen=True)
+class Seedless:
+    layers: int = 1
+
+
+@dataclass(frozen=True)
+class Needy:
+    layers: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Odd:
+    seed: int = 0
+    device: object = sys
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": Seedless}, "settings must have a field seed: int = 0; Seedless has none"),
+        ({"settings": Needy}, "all fields of Needy must have defaults"),
+        ({"settings": dict}, "settings must be a dataclass"),
+        ({"settings": Odd}, "has no canonical form"),
+        ({"metrics": ()}, "metrics must be at least one"),
+        ({"metrics": (Metric("a"), Metric("a"))}, "of different names, got a, a"),
+        ({"presets": {"huge": {}}}, "presets must be of tiny, small, paper, got 'huge'"),
+        ({"presets": {"tiny": {"layer": 2}}}, "unknown field 'layer'; near: layers"),
+    ],
+)
+def test_a_project_that_cannot_work_is_refused_where_it_is_made(change, message):
+    with pytest.raises(ValueError, match=message):
+        project(**change)
+
+
+PROJECT = project(data=[DataSet("numbers", made=True, synthetic=True)], samples=lambda settings: settings.steps)
+ADDRESS = f"{__name__}:PROJECT"
+SCORE = Column("counter/score", "Score", "%", True)
+
+
+def study(*rows, column=SCORE, **more):
+    table = Table("t", "T", "x", (column,), rows, rows[0].label)
+    return Study("s", "?", "!", (table,), project=more.pop("project", ADDRESS), **more)
+
+
+def plan_of(*rows, **more):
+    resolved = resolve(study(*rows, **more), "tiny", {})
+    return make_plan(resolved, 2, PROJECT.facts(PROJECT.open({"numbers": "."})))
+
+
+def test_keys_hold_settings_data_and_seed_and_equal_rows_are_one_unit():
+    plan = plan_of(Row("base"), Row("deep", {"layers": 2}), Row("as base", {"layers": 1}))
+    assert len(plan.units) == 4 and len(plan.arms) == 2
+    other = plan_of(Row("base"), base={"rate": 0.2})
+    assert not plan.units.keys() & other.units.keys()
+    assert {unit.seed for unit in plan.units.values()} == {0, 1}
+
+
+def test_a_unit_comes_back_from_plain_data():
+    plan = plan_of(Row("base", {"data.frames": 4}))
+    for unit in plan.units.values():
+        assert type(unit).from_plain(unit.to_plain()) == unit
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "message"),
+    [
+        ([Row("a", {"layer": 1})], {}, "row 'a': unknown field 'layer'; near: layers"),
+        ([Row("a", {"layers": "two"})], {}, "layers must be a whole number, got 'two'"),
+        ([Row("a", training="joint")], {}, "training must be one of trained, got 'joint'"),
+        ([Row("a")], {"column": Column("pe/mpjpe_mm", "E", "mm", False)}, r"must begin with a task \(counter\)"),
+        ([Row("a")], {"project": "nowhere.to_be:FOUND"}, "project nowhere.to_be:FOUND: cannot be imported"),
+        ([Row("a")], {"project": f"{__name__}:MISSING"}, "has no MISSING"),
+        ([Row("a")], {"project": f"{__name__}:Settings"}, "it lacks base, check"),
+        ([Row("a")], {"project": "counter"}, "project must be package.module:NAME, got 'counter'"),
+        ([Row("a")], {"column": Column("counter/score", "E", "%", True, {"layers": 2})}, "fields of the section data"),
+    ],
+)
+def test_a_study_of_a_project_is_checked_against_it(rows, more, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(study(*rows, **more), "tiny", {})
+
+
+def test_a_metric_that_a_project_does_not_measure_is_refused_with_near_names():
+    with pytest.raises(ValueError, match="column 'counter/scores' is not measured by counter; near: counter/score"):
+        PROJECT.check_metric(PROJECT.base("tiny"), "counter/scores", {})
+
+
+def test_data_must_be_named_and_only_data_that_are_read(tmp_path):
+    made = project(data=[DataSet("poses")])
+    with pytest.raises(ValueError, match="reads the data set 'poses': give --data poses=PATH"):
+        made.locate([], ["poses"])
+    with pytest.raises(ValueError, match="reads no data set of this name; it reads poses"):
+        made.locate(["pose=x"], ["poses"])
+    with pytest.raises(ValueError, match="there is no such file or folder"):
+        made.open(made.locate([f"poses={tmp_path / 'none'}"], ["poses"]))
+
+
+def test_the_content_of_data_counts_and_not_their_place(tmp_path):
+    for name, text in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(text)
+    digests = [content_digest(tmp_path / name) for name in "abc"]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_code_of_a_project_is_its_module_and_what_that_imports_of_its_package():
+    import examples.lifting_mlp.project as outer
+
+    names = {module.__name__ for module in modules_of(outer)}
+    assert {"examples.lifting_mlp.project", "examples.lifting_mlp.model"} <= names
+    assert not any(name.startswith(("orchestrator", "torch")) for name in names)
+
+
+def test_comments_and_docstrings_are_no_other_code_and_numbers_are(tmp_path):
+    from ups_model.source import files_digest
+
+    texts = {"a": "x = 1\n", "b": '"""About x."""\nx = 1  # one\n', "c": "x = 2\n", "d": "import y\nx = 1\n"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    digests = {name: files_digest([tmp_path / f"{name}.py"]) for name in texts}
+    assert digests["a"] == digests["b"] and len(set(digests.values())) == 3
+
+
+def test_projects_load_once_and_by_address():
+    assert load_project(ADDRESS) is PROJECT
