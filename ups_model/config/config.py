@@ -4,27 +4,13 @@ A configuration has one canonical form (plain JSON) and one fingerprint. Paths, 
 logging or saving are run options (`training.options.RunOptions`) and never stand here. This module imports no torch.
 """
 
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import ClassVar, Literal
 
 from ups_model import RECIPE
 from ups_model.config.data_config import TASK_NAMES, DataConfig, TaskName
 from ups_model.config.model_config import ModelConfig
-from ups_model.config.schema import (
-    Section,
-    above,
-    apply,
-    at_least,
-    between,
-    build,
-    canonical,
-    digest,
-    leaf_fields,
-    next_multiple,
-    parse,
-)
+from ups_model.config.schema import RootSection, Section, above, at_least, between, next_multiple
 
 
 @dataclass(frozen=True)
@@ -110,8 +96,10 @@ class EvalConfig(Section):
 
 
 @dataclass(frozen=True)
-class Config(Section):
+class Config(RootSection):
     """One training run: everything that can change its result except the data's content and its parent."""
+
+    CODE_RECIPE: ClassVar[int] = RECIPE
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -150,62 +138,3 @@ class Config(Section):
         if self.evaluation.decoding == "parallel" and not self.optim.mask_inputs:
             faults.append("evaluation.decoding='parallel' needs optim.mask_inputs=True, got False")
         return faults
-
-    @classmethod
-    def field_path(cls, name: str) -> str:
-        """The dotted name of a field given by it or by an unambiguous end of it: "steps" is "optim.steps".
-
-        Raises:
-            ValueError: no field has the name (near names are listed), or several have.
-        """
-        paths = leaf_fields(cls)  # type: ignore[arg-type]  # mypy sees the instances' __hash__
-        if name in paths:
-            return name
-        matches = [path for path in paths if path.endswith("." + name)]
-        if not matches:
-            near = difflib.get_close_matches(name, [*paths, *(path.rsplit(".", 1)[-1] for path in paths)], n=3)
-            raise ValueError(f"unknown field {name!r}" + (f"; near: {', '.join(dict.fromkeys(near))}" if near else ""))
-        if len(matches) > 1:
-            raise ValueError(f"field {name!r} is ambiguous: write one of {', '.join(matches)}")
-        return matches[0]
-
-    def with_fields(self, changes: Mapping[str, Any]) -> Self:
-        """A copy with dotted or unambiguous short field names changed, e.g. {"seed": 2, "data.pe.frames": 27}.
-
-        Values may be strings, as on a command line: they are read as JSON where the field is not a string.
-
-        Raises:
-            ValueError: a name that no field has (near names are listed) or several have, or a value out of range.
-        """
-        types = leaf_fields(type(self))  # type: ignore[arg-type]  # mypy sees the instances' __hash__
-        resolved = {}
-        for name, value in changes.items():
-            path = self.field_path(name)
-            if path in resolved:
-                raise ValueError(f"field {path} is given twice; keep one")
-            resolved[path] = parse(path, types[path], value)
-        tree: dict[str, Any] = {}
-        for path, value in resolved.items():
-            node = tree
-            *parents, leaf = path.split(".")
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = value
-        return apply(self, tree)
-
-    def canonical(self) -> dict[str, Any]:
-        """Plain JSON data that equal configurations share; raises ValueError where a value has no canonical form."""
-        return {"recipe": RECIPE, **canonical(self)}
-
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 of the canonical form."""
-        return digest(self.canonical())
-
-    @classmethod
-    def from_canonical(cls, data: Mapping[str, Any]) -> Self:
-        """The configuration whose `canonical()` is `data`; a recipe other than this code's is an error."""
-        data = dict(data)
-        recipe = data.pop("recipe", None)
-        if recipe != RECIPE:
-            raise ValueError(f"configuration was made with recipe {recipe}, this code trains recipe {RECIPE}; retrain")
-        return build(cls, data)
