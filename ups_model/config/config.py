@@ -4,25 +4,13 @@ A configuration has one canonical form (plain JSON) and one fingerprint. Paths, 
 logging or saving are run options (`training.options.RunOptions`) and never stand here. This module imports no torch.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import ClassVar, Literal
 
 from ups_model import RECIPE
 from ups_model.config.data_config import TASK_NAMES, DataConfig, TaskName
 from ups_model.config.model_config import ModelConfig
-from ups_model.config.schema import (
-    Section,
-    above,
-    at_least,
-    between,
-    build,
-    canonical,
-    digest,
-    field_path,
-    next_multiple,
-    with_fields,
-)
+from ups_model.config.schema import RootSection, Section, above, at_least, between, next_multiple
 
 
 @dataclass(frozen=True)
@@ -108,8 +96,10 @@ class EvalConfig(Section):
 
 
 @dataclass(frozen=True)
-class Config(Section):
+class Config(RootSection):
     """One training run: everything that can change its result except the data's content and its parent."""
+
+    CODE_RECIPE: ClassVar[int] = RECIPE
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -148,39 +138,3 @@ class Config(Section):
         if self.evaluation.decoding == "parallel" and not self.optim.mask_inputs:
             faults.append("evaluation.decoding='parallel' needs optim.mask_inputs=True, got False")
         return faults
-
-    @classmethod
-    def field_path(cls, name: str) -> str:
-        """The dotted name of a field given by it or by an unambiguous end of it: "steps" is "optim.steps".
-
-        Raises:
-            ValueError: no field has the name (near names are listed), or several have.
-        """
-        return field_path(cls, name)
-
-    def with_fields(self, changes: Mapping[str, Any]) -> Self:
-        """A copy with dotted or unambiguous short field names changed, e.g. {"seed": 2, "data.pe.frames": 27}.
-
-        Values may be strings, as on a command line: they are read as JSON where the field is not a string.
-
-        Raises:
-            ValueError: a name that no field has (near names are listed) or several have, or a value out of range.
-        """
-        return with_fields(self, changes)
-
-    def canonical(self) -> dict[str, Any]:
-        """Plain JSON data that equal configurations share; raises ValueError where a value has no canonical form."""
-        return {"recipe": RECIPE, **canonical(self)}
-
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 of the canonical form."""
-        return digest(self.canonical())
-
-    @classmethod
-    def from_canonical(cls, data: Mapping[str, Any]) -> Self:
-        """The configuration whose `canonical()` is `data`; a recipe other than this code's is an error."""
-        data = dict(data)
-        recipe = data.pop("recipe", None)
-        if recipe != RECIPE:
-            raise ValueError(f"configuration was made with recipe {recipe}, this code trains recipe {RECIPE}; retrain")
-        return build(cls, data)

@@ -38,6 +38,51 @@ class Section:
         return replace(self, **changes)
 
 
+class RootSection(Section):
+    """A whole configuration: fields by dotted name, a canonical form that names its recipe, and a fingerprint."""
+
+    CODE_RECIPE: ClassVar[int]
+    """Number of the recipe that this code trains; a change of it makes earlier configurations another thing."""
+
+    @classmethod
+    def field_path(cls, name: str) -> str:
+        """The dotted name of a field given by it or by an unambiguous end of it: "steps" is "optim.steps".
+
+        Raises:
+            ValueError: no field has the name (near names are listed), or several have.
+        """
+        return field_path(cls, name)
+
+    def with_fields(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with dotted or unambiguous short field names changed, e.g. {"seed": 2, "data.pe.frames": 27}.
+
+        Values may be strings, as on a command line: they are read as JSON where the field is not a string.
+
+        Raises:
+            ValueError: a name that no field has (near names are listed) or several have, or a value out of range.
+        """
+        return with_fields(self, changes)
+
+    def canonical(self) -> dict[str, Any]:
+        """Plain JSON data that equal configurations share; raises ValueError where a value has no canonical form."""
+        return {"recipe": self.CODE_RECIPE, **canonical(self)}
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the canonical form."""
+        return digest(self.canonical())
+
+    @classmethod
+    def from_canonical(cls, data: Mapping[str, Any]) -> Self:
+        """The configuration whose `canonical()` is `data`; a recipe other than this code's is an error."""
+        data = dict(data)
+        recipe = data.pop("recipe", None)
+        if recipe != cls.CODE_RECIPE:
+            raise ValueError(
+                f"configuration was made with recipe {recipe}, this code trains recipe {cls.CODE_RECIPE}; retrain"
+            )
+        return build(cls, data)
+
+
 T = TypeVar("T")
 
 

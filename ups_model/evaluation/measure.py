@@ -7,7 +7,9 @@ Shape suffixes: B clips, R target frames, J native joints.
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,6 +33,49 @@ MM = 1000.0
 """Millimetres in a metre: poses are metres inside the model, millimetres in every metric."""
 
 
+class Answers(Protocol):
+    """A model's answers to batches, whatever it is made of, with diagnostics of its own by metric name."""
+
+    def classes(self, batch: Batch, dataset: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scores [B, K] of the classes of `dataset`, and shares of clips: a value in [0, 1] of each clip."""
+
+    def poses(self, batch: Batch, skeleton: Skeleton) -> tuple[Tensor, dict[str, Tensor]]:
+        """Root-relative poses [B * R, J, 3] in metres, and shares of poses: a value in [0, 1] of each pose."""
+
+    def coordinates(self, true_BJ3: Tensor) -> dict[str, float]:
+        """Metrics of how well true poses, in metres, can be expressed."""
+
+
+@dataclass(frozen=True)
+class UPSAnswers:
+    """Answers of UPS.
+
+    `free_top1` counts a clip only if the right class is also the best token of the whole vocabulary, unconstrained by
+    the grammar; `ended` is the share of clips after whose class the best token is the task's end; `in_grammar` the
+    share of coordinates whose best token is a bin of the right axis.
+    """
+
+    model: UPS
+    config: EvalConfig
+
+    def classes(self, batch: Batch, dataset: str) -> tuple[Tensor, dict[str, Tensor]]:
+        answer = classify(self.model, batch.inputs, dataset)
+        free_B = answer.free_token_B - self.model.vocabulary.class_ids(dataset).start == batch.label_B
+        return answer.logits_BK, {"free_top1": free_B, "ended": answer.ended_B}  # type: ignore[dict-item]  # a tensor
+
+    def poses(self, batch: Batch, skeleton: Skeleton) -> tuple[Tensor, dict[str, Tensor]]:
+        pose_BJ3, in_grammar_B = predict_poses(self.model, batch, skeleton, self.config)
+        return pose_BJ3, {"in_grammar": in_grammar_B}
+
+    def coordinates(self, true_BJ3: Tensor) -> dict[str, float]:
+        quantiser = self.model.quantiser
+        assert quantiser is not None, "it has answered"
+        return {
+            "clip_rate": 100 * quantiser.clip_rate(true_BJ3),
+            "floor_mm": quantiser.floor_mm(true_BJ3, mm_per_unit=MM),
+        }
+
+
 def measure(
     model: UPS,
     feeds: Mapping[TaskName, Feed],
@@ -49,22 +94,36 @@ def measure(
     training = model.training
     model.eval()
     try:
-        metrics: dict[str, float] = {}
-        for task, feed in feeds.items():
-            for index, source in enumerate(feed.sources):
-                alone = feed.only(source)
-                measure_one = measure_poses if TASKS[task].kind == "pose" else measure_classes
-                said: Outcomes = {}
-                values = measure_one(model, alone, part, config, said, max_clips)
-                if outcomes is not None:
-                    outcomes |= {f"{task}/{source.name}/{name}": value for name, value in said.items()}
-                if len(feed.sources) > 1:
-                    metrics |= {f"{task}/{source.name}/{name}": value for name, value in values.items()}
-                if index == 0:
-                    metrics |= {f"{task}/{name}": value for name, value in values.items()}
-        return metrics
+        return measure_answers(UPSAnswers(model, config), feeds, part, config.ratios, outcomes, max_clips)
     finally:
         model.train(training)
+
+
+def measure_answers(
+    answers: Answers,
+    feeds: Mapping[TaskName, Feed],
+    part: str,
+    ratios: tuple[float, ...],
+    outcomes: Outcomes | None = None,
+    max_clips: int = 0,
+) -> dict[str, float]:
+    """As `measure`, of any model; `ratios` are the observed shares in early prediction."""
+    metrics: dict[str, float] = {}
+    for task, feed in feeds.items():
+        for index, source in enumerate(feed.sources):
+            alone = feed.only(source)
+            said: Outcomes = {}
+            if TASKS[task].kind == "pose":
+                values = measure_poses(answers, alone, part, said, max_clips)
+            else:
+                values = measure_classes(answers, alone, part, ratios, said, max_clips)
+            if outcomes is not None:
+                outcomes |= {f"{task}/{source.name}/{name}": value for name, value in said.items()}
+            if len(feed.sources) > 1:
+                metrics |= {f"{task}/{source.name}/{name}": value for name, value in values.items()}
+            if index == 0:
+                metrics |= {f"{task}/{name}": value for name, value in values.items()}
+    return metrics
 
 
 def measure_test(
@@ -77,24 +136,26 @@ def measure_test(
 
 
 def measure_classes(
-    model: UPS, feed: Feed, part: str, config: EvalConfig, outcomes: Outcomes | None = None, max_clips: int = 0
+    answers: Answers,
+    feed: Feed,
+    part: str,
+    ratios: tuple[float, ...],
+    outcomes: Outcomes | None = None,
+    max_clips: int = 0,
 ) -> dict[str, float]:
-    """Top-1 and top-5 accuracy in percent; for early prediction at each observation ratio.
-
-    `free_top1` counts a clip only if the right class is also the best token of the whole vocabulary, unconstrained by
-    the grammar; `ended` is the share of clips after whose class the best token is the task's end.
-    """
+    """Top-1 and top-5 accuracy and the model's own shares, in percent; early prediction: at each observed ratio."""
     source = feed.sources[0]
     metrics = {}
-    for ratio in config.ratios if feed.task == "eap" else (1.0,):
-        logits, labels, free, ended, clips = [], [], [], [], []
+    for ratio in ratios if feed.task == "eap" else (1.0,):
+        logits, labels, clips = [], [], []
+        shares: dict[str, list[Tensor]] = {}
         for batch in feed.evaluate(part, ratio, max_clips=max_clips):
             clips.append(batch.clip_B)
-            answer = classify(model, batch.inputs, source.clips.name)
-            logits.append(answer.logits_BK)
+            logits_BK, own = answers.classes(batch, source.clips.name)
+            logits.append(logits_BK)
             labels.append(batch.label_B)
-            free.append(answer.free_token_B - model.vocabulary.class_ids(source.clips.name).start == batch.label_B)
-            ended.append(answer.ended_B)
+            for name, value_B in own.items():
+                shares.setdefault(name, []).append(value_B)
         if not labels:
             raise ValueError(f"{part} split must have clips, got none in {source.name!r} for {feed.task}")
         logits_BK, label_B = torch.cat(logits), torch.cat(labels)  # type: ignore[arg-type]  # class batches have labels
@@ -102,8 +163,7 @@ def measure_classes(
         metrics[f"top1{at}"] = 100 * float(topk_accuracy(logits_BK, label_B, 1))
         if logits_BK.shape[1] >= 5:
             metrics[f"top5{at}"] = 100 * float(topk_accuracy(logits_BK, label_B, 5))
-        metrics[f"free_top1{at}"] = 100 * float(torch.cat(free).double().mean())  # type: ignore[arg-type]  # tensors: labels are
-        metrics[f"ended{at}"] = 100 * float(torch.cat(ended).double().mean())
+        metrics |= {f"{name}{at}": 100 * float(torch.cat(values).double().mean()) for name, values in shares.items()}
         metrics["clips"] = float(len(label_B))
         if outcomes is not None:
             clip = torch.cat(clips).cpu().numpy()
@@ -111,30 +171,32 @@ def measure_classes(
             outcomes |= {"clip": clip.astype(np.int32), "label": label_B.cpu().numpy().astype(np.int16)}
             outcomes["subject"] = source.clips.subject[clip].astype(np.int32)
     if feed.task == "eap":
-        metrics["top1"] = sum(metrics[f"top1@{ratio:g}"] for ratio in config.ratios) / len(config.ratios)
+        metrics["top1"] = sum(metrics[f"top1@{ratio:g}"] for ratio in ratios) / len(ratios)
     return metrics
 
 
 def measure_poses(
-    model: UPS, feed: Feed, part: str, config: EvalConfig, outcomes: Outcomes | None = None, max_clips: int = 0
+    answers: Answers, feed: Feed, part: str, outcomes: Outcomes | None = None, max_clips: int = 0
 ) -> dict[str, float]:
     """MPJPE, P-MPJPE, N-MPJPE in millimetres (mean over actions and over frames), MPJVE where every frame is predicted,
-    clip rate in percent and quantisation floor in millimetres.
+    and the model's own shares in percent.
 
     `mpjpe_mm` is the unweighted mean over actions where clips have classes, as on Human3.6M; `frames_mpjpe_mm` the mean
     over frames. The root is at 0 and counts as one of the joints.
     """
     source = feed.sources[0]
-    predicted, truth, actions, sequence, in_grammar, joints = [], [], [], [], [], []
+    predicted, truth, actions, sequence, joints = [], [], [], [], []
+    shares: dict[str, list[Tensor]] = {}
     groups = source.clips.info.camera_groups
     cameras_apart = max(64, *(len(group) for group in groups)) if groups else 64
     for batch in feed.evaluate(part, max_clips=max_clips):
-        pose_BJ3, admitted_B = predict_poses(model, batch, source.skeleton, config)
+        pose_BJ3, own = answers.poses(batch, source.skeleton)
         kept_B = batch.frame_BR.flatten() >= 0  # type: ignore[union-attr]  # pose batches have it
         repeats = batch.frame_BR.shape[1]  # type: ignore[union-attr]  # pose batches have it
         predicted.append(pose_BJ3[kept_B])
         truth.append(batch.pose_BRJ3.flatten(0, 1)[kept_B])  # type: ignore[union-attr]  # pose batches have it
-        in_grammar.append(admitted_B[kept_B])
+        for name, value_B in own.items():
+            shares.setdefault(name, []).append(value_B[kept_B])
         if outcomes is not None:
             joints.append(screen_joints(batch.inputs, source.skeleton)[kept_B])
         actions.append(batch.label_B.repeat_interleave(repeats)[kept_B])  # type: ignore[union-attr]  # pose batches have it
@@ -177,9 +239,8 @@ def measure_poses(
         order = torch.argsort(sequence_B2[:, 0] * 10**7 + sequence_B2[:, 1])
         lengths = torch.unique_consecutive(sequence_B2[order, 0], return_counts=True)[1].tolist()
         metrics["mpjve_mm_per_frame"] = float(mpjve_mm(pred_BJ3[order], true_BJ3[order], lengths=lengths))
-    metrics["clip_rate"] = 100 * model.quantiser.clip_rate(true_BJ3 / MM)  # type: ignore[union-attr]  # it has answered
-    metrics["floor_mm"] = model.quantiser.floor_mm(true_BJ3 / MM, mm_per_unit=MM)  # type: ignore[union-attr]  # it has answered
-    metrics["in_grammar"] = 100 * float(torch.cat(in_grammar).mean())
+    metrics |= answers.coordinates(true_BJ3 / MM)
+    metrics |= {name: 100 * float(torch.cat(values).mean()) for name, values in shares.items()}
     metrics["poses"] = float(len(true_BJ3))
     return metrics
 

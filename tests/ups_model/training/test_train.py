@@ -36,7 +36,7 @@ from tests.support.runs import (
 from ups_model.config import EvalConfig
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.data.format.writer import Clip, Track, write_clip_set
-from ups_model.evaluation.measure import measure_classes, measure_poses
+from ups_model.evaluation.measure import measure
 from ups_model.training.build import load_model
 from ups_model.training.checkpoint import newest_checkpoint
 from ups_model.training.finite import NonFiniteLoss
@@ -329,8 +329,9 @@ def test_a_small_model_learns_eight_clips_by_heart(paths, cache, tmp_path):
     model, *_ = load_model(Path(result.checkpoint), torch.device("cpu"))
     model.eval()
     feed = make_feed(ClipSet.open(paths[SOLID]), "ar3d", config.data.ar3d, validation_subjects=1)
-    metrics = measure_classes(model, feed, "train", EvalConfig())
-    assert metrics["clips"] == 8 and metrics["top1"] == 100 and metrics["free_top1"] == 100 and metrics["ended"] == 100
+    metrics = measure(model, {"ar3d": feed}, "train", EvalConfig())
+    assert metrics["ar3d/clips"] == 8
+    assert metrics["ar3d/top1"] == 100 and metrics["ar3d/free_top1"] == 100 and metrics["ar3d/ended"] == 100
 
 
 @pytest.mark.slow
@@ -363,10 +364,11 @@ def test_a_small_model_learns_eight_poses_by_heart(cache, tmp_path):
     result = train(config, {POSE: pose_set.path}, options(tmp_path / "run", cache, test=False))
     model, *_ = load_model(Path(result.checkpoint), torch.device("cpu"))
     model.eval()
-    metrics = measure_poses(model, make_feed(pose_set, "pe", config.data.pe), "train", config.evaluation)
+    feed = make_feed(pose_set, "pe", config.data.pe)
+    metrics = measure(model, {"pe": feed}, "train", config.evaluation)
     # The best that arg-max decoding can do is the centre of the right bin.
-    assert metrics["poses"] == 8 and metrics["mpjpe_mm"] < 2 * metrics["floor_mm"]
-    assert result.about["mean_pose_mm"] > 4 * metrics["floor_mm"] and metrics["in_grammar"] > 99
+    assert metrics["pe/poses"] == 8 and metrics["pe/mpjpe_mm"] < 2 * metrics["pe/floor_mm"]
+    assert result.about["mean_pose_mm"] > 4 * metrics["pe/floor_mm"] and metrics["pe/in_grammar"] > 99
 
 
 @pytest.mark.slow
