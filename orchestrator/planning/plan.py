@@ -237,10 +237,17 @@ def _arm_name(project: Project, is_own: bool, base: Settings, column: Column, ro
     different = [
         f"{name.removesuffix('.sources')}={','.join(map(str, value)) if isinstance(value, list | tuple) else value}"
         for name, value in changes.values()
-        if base.with_fields({name: value}) != base
+        if _differs(base, name, value)
     ]
     training = [row.training] * (row.training not in ("", project.trainings[0]))
     return ", ".join([project.name] * (not is_own) + different + training) or "base"
+
+
+def _differs(base: Settings, name: str, value: Any) -> bool:
+    try:
+        return base.with_fields({name: value}) != base
+    except ValueError:  # Alone it makes no configuration, only with other changes of its row.
+        return True
 
 
 class _Planner:

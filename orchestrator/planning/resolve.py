@@ -191,7 +191,8 @@ def check_study(resolved: ResolvedStudy, opened: Mapping[str, Data]) -> None:
             than its table's columns, or doesn't measure one of them.
     """
     for address, config in resolved.settings:
-        load_project(address).check(config, opened)
+        if address == resolved.study.project:  # Those of other projects' rows come below, with their place.
+            resolved.project.check(config, opened)
     for table in resolved.tables:
         for row in table.rows:
             project = load_project(row.project)
