@@ -265,14 +265,13 @@ class _Attempt:
         evaluation = Begun.read(folder).evaluation if (folder / RESULT).exists() else ""
         evaluation = evaluation or source_digest("evaluation")
         Begun(tuple(codes), evaluation).write(folder)
-        meter = EnergyMeter.start(job.gpus)
+        meter, sample = EnergyMeter.start(job.gpus), sampler(folder / PROGRESS)
         if job.processes == 1:
-            sample = sampler(folder / PROGRESS)
             result = train(unit.config, self._paths, options, start, sample, should_stop, self.work.save)
         else:
             threads = max(1, job.threads // job.processes)
             result = train_in_processes(
-                job.processes, unit.config, self._paths, options, start, should_stop, self.work.save, threads
+                job.processes, unit.config, self._paths, options, start, sample, should_stop, self.work.save, threads
             )
         if result.status == "stopped":
             self.work.save()
