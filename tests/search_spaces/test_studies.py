@@ -1,5 +1,6 @@
 """Studies: the published values against the paper's text, their rules, and where they may come from."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -141,6 +142,16 @@ def test_every_row_is_a_configuration_of_every_preset(name, preset_name):
         assert len({base.with_fields(row.changes).fingerprint() + row.training for row in table.rows}) == len(
             table.rows
         )
+
+
+def test_the_claims_of_first_look_change_its_plans_name_and_no_unit():
+    study = find_study("first_look")
+    names = ("synthetic_h36m17", "synthetic_openpose18", "synthetic_ntu25")
+    data = {name: DataFacts("0" * 64, True, name, 10) for name in names}
+    now, before = (
+        make_plan(resolve(one, "tiny", {}), 3, data, "text") for one in (study, dataclasses.replace(study, claims=()))
+    )
+    assert study.claims and now.units.keys() == before.units.keys() and now.name != before.name
 
 
 def test_importing_studies_imports_neither_torch_nor_a_scheduler(repo_root):
