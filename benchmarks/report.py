@@ -3,14 +3,17 @@
     python benchmarks/report.py [--records 3000] [--out benchmarks/results/claims/report_time.txt]
 
 The study is `paper_tables` with as many seeds as make that number of records; their values are invented, in the sizes
-of UTD-MHAD and UI-PRMD. Timed are `python -m orchestrator.report` as a whole process, and its parts in this one.
+of UTD-MHAD and UI-PRMD. Timed are `python -m orchestrator.report` as a whole process, and its parts in this one; on a
+machine with other work the processor's time says more.
 """
 
 import argparse
 import cProfile
 import io
 import itertools
+import os
 import pstats
+import resource
 import subprocess
 import sys
 import tempfile
@@ -111,6 +114,7 @@ def main() -> None:
         started = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         whole = time.perf_counter() - started
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         profile = cProfile.Profile()
         if options.profile:
             profile.enable()
@@ -125,7 +129,8 @@ def main() -> None:
     parts = (after - before for before, after in itertools.pairwise(times))
     lines = [
         f"{len(plan.units)} records, {plan.seeds} seeds, {len(report.claims)} claims, {len(written)} files",
-        f"python -m orchestrator.report: {whole:.1f} s",
+        f"python -m orchestrator.report: {whole:.1f} s, {used.ru_utime + used.ru_stime:.1f} s of a processor; "
+        f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors",
         *(f"{name}: {s:.1f} s" for name, s in zip(("records read", "built", "drawn and rendered"), parts, strict=True)),
     ]
     print("\n".join(lines))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from search_spaces.study import NOTHING
+from search_spaces.study import NOTHING, text_faults
 
 SCORE = "validation/score"
 """The number that checkpoints are chosen by: the mean over tasks of the share solved, in percent."""
@@ -83,7 +83,7 @@ class Space:
     """Of the suggestions."""
 
     def __post_init__(self) -> None:
-        faults = []
+        faults = text_faults([("question", self.question)])
         if not self.name.isidentifier():
             faults.append(f"name must be letters, digits and underscores, got {self.name!r}")
         if not self.dimensions:

@@ -1,6 +1,7 @@
 """What a study is: tables whose rows are changes to one base configuration, as plain data that checks itself."""
 
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -11,6 +12,31 @@ UPS = "orchestrator.ups.project:UPS"
 """Address of the project that studies are of unless they say otherwise."""
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+_DIRECTION_MARKS = {"\u061c", "\u200e", "\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+"""Change the direction of what follows, in tables and terminals too."""
+
+
+def text_faults(texts: Iterable[tuple[str, object]]) -> list[str]:
+    """What is wrong with texts that tables, figures, files and terminals show on one line.
+
+    Args:
+        texts: each with what it is.
+    """
+    faults = []
+    for what, text in texts:
+        if not isinstance(text, str):
+            faults.append(f"{what} must be text, got {text!r}")
+            continue
+        # Control characters, lone surrogates, line and paragraph separators.
+        breaks = (c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _DIRECTION_MARKS)
+        if (character := next(breaks, None)) is not None:
+            name = unicodedata.name(character, "a control character")
+            faults.append(
+                f"{what} must be one line of text without control characters, got {text!a} with "
+                f"U+{ord(character):04X} ({name.lower()}); remove it"
+            )
+    return faults
 
 
 @dataclass(frozen=True)
@@ -26,6 +52,10 @@ class Column:
     changes: Mapping[str, Any] = field(default_factory=lambda: NOTHING, hash=False)
     """Fields of the section `data`, where the column is measured on other clips than the study's base, such as another
     protocol: then it stands for trainings of its own. A row's changes override a column's."""
+
+    def __post_init__(self) -> None:
+        if faults := text_faults([("metric", self.metric), ("title", self.title), ("unit", self.unit)]):
+            raise ValueError(f"column {self.title!a}: " + "; ".join(faults))
 
     @property
     def task(self) -> str:
@@ -82,7 +112,14 @@ class Table:
     references: tuple[Reference, ...] = ()
 
     def __post_init__(self) -> None:
-        faults = []
+        lines: tuple[Row | Reference, ...] = (*self.rows, *self.references)
+        faults = text_faults(
+            [("name", self.name), ("title", self.title), ("varies", self.varies)]
+            + [("the label of a row", line.label) for line in lines]
+            + [("a note", note) for note in self.notes]
+        )
+        if faults:
+            raise ValueError(f"table {self.name!a}: " + "; ".join(faults))
         labels = [row.label for row in self.rows]
         if not self.rows or not self.columns:
             faults.append("a table needs at least one row and one column")
@@ -93,7 +130,6 @@ class Table:
                 faults.append(f"{kind} {twice[0]!r} is there twice; name each once")
         if self.baseline not in labels:
             faults.append(f"baseline must be the label of a row, got {self.baseline!r}; rows are {', '.join(labels)}")
-        lines: tuple[Row | Reference, ...] = (*self.rows, *self.references)
         for line in lines:
             if line.published and len(line.published) != len(self.columns):
                 faults.append(
@@ -136,7 +172,7 @@ class Claim:
     """Verdicts are corrected for the number of claims of one family."""
 
     def __post_init__(self) -> None:
-        faults = []
+        faults = text_faults([("text", self.text), ("reason", self.reason), ("family", self.family)])
         if self.kind not in CLAIM_KINDS:
             faults.append(f"kind must be one of {', '.join(CLAIM_KINDS)}, got {self.kind!r}")
         if not 0 <= self.margin < float("inf"):
@@ -150,7 +186,7 @@ class Claim:
         if self.arm == self.baseline:
             faults.append(f"arm and baseline must differ, both are {self.arm!r}")
         if faults:
-            raise ValueError(f"claim {self.text!r}: " + "; ".join(faults))
+            raise ValueError(f"claim {self.text!a}: " + "; ".join(faults))
 
     def names(self, metric: str, title: str) -> bool:
         """Whether the claim is about a column of this metric and title."""
@@ -197,6 +233,8 @@ class Study:
             raise ValueError(f"study {self.name!r} needs tables of different names, got {names}")
         if not self.name.isidentifier():
             raise ValueError(f"study's name must be letters, digits and underscores, got {self.name!r}")
+        if faults := text_faults([("question", self.question), ("expectation", self.expectation)]):
+            raise ValueError(f"study {self.name!r}: " + "; ".join(faults))
         if self.seeds < 1:
             raise ValueError(f"study {self.name!r} needs at least 1 seed, got {self.seeds}")
         for claim in self.claims:

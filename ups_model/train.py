@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.processes == 1:
             result = train(config, paths, options, args.parent, should_stop=stop)
         else:
-            result = train_in_processes(args.processes, config, paths, options, args.parent, stop)
+            result = train_in_processes(args.processes, config, paths, options, args.parent, should_stop=stop)
     except (ValueError, OSError, NonFiniteLoss, ProcessDied) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, (NonFiniteLoss, ProcessDied)) else 2

@@ -1,6 +1,8 @@
 """Rebuilds a study's tables from its plan and its records, wherever they came from: same input, same bytes."""
 
+import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.report.build import build
 from orchestrator.report.captions import health_lines, summary
@@ -9,17 +11,28 @@ from orchestrator.report.figures.style import file_name
 from orchestrator.report.frames import Frames, load
 from orchestrator.report.model import Records, Report
 from orchestrator.report.render import cells_csv, claims_csv, html_page, latex, markdown, views
-from ups_model.atomic import write_atomic
+from orchestrator.storage.backends.local import FolderStorage
+from orchestrator.storage.report_files import replace_files
+
+if TYPE_CHECKING:  # It takes half a second to import, and a report needs none of it.
+    from pandas import DataFrame
 
 __all__ = ["Frames", "Records", "Report", "build", "files", "health_lines", "load", "summary", "write_report"]
 
+logger = logging.getLogger(__name__)
 
-def write_report(report: Report, out: Path, mlflow_page: str | None = None) -> list[Path]:
+
+def write_report(
+    report: Report, out: Path, mlflow_page: str | None = None, outcomes: "DataFrame | None" = None
+) -> list[Path]:
     """Write report.md, report.html, tables.tex, cells.csv, claims.csv and figures; each is there whole or not at all.
+
+    What an earlier report left in the folder and this one doesn't write is removed, with a warning (`replace_files`).
 
     Args:
         out: a folder; made if it isn't there. Other files in it stay.
         mlflow_page: as for `files`.
+        outcomes: written as outcomes.csv.
 
     Returns:
         The files, report.md first.
@@ -28,17 +41,16 @@ def write_report(report: Report, out: Path, mlflow_page: str | None = None) -> l
         ValueError: the folder can't be written to.
     """
     contents = files(report, mlflow_page)
-    written = []
+    if outcomes is not None:
+        contents["outcomes.csv"] = outcomes.to_csv(index=False)
+    encoded = {name: one.encode("utf-8") if isinstance(one, str) else one for name, one in contents.items()}
     try:
-        # What others refer to comes first.
-        for name, content in reversed(contents.items()):
-            file = out / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, content)
-            written.append(file)
+        removed = replace_files(FolderStorage(out), "", encoded)
     except OSError as error:
         raise ValueError(f"{out}: cannot be written to ({error.strerror or error}); give another --out") from error
-    return written[::-1]
+    if removed:
+        logger.warning("%s: removed files of an earlier report that are none of this one: %s", out, ", ".join(removed))
+    return [out / name for name in contents]
 
 
 def files(report: Report, mlflow_page: str | None = None) -> dict[str, str | bytes]:

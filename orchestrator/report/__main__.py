@@ -13,7 +13,6 @@ from orchestrator.report.frames import outcome_frame
 from orchestrator.report.sources import open_study
 from orchestrator.storage.ledger import Ledger
 from search_spaces import find_study
-from ups_model.atomic import write_atomic
 from ups_model.cli import command_parser
 
 EXAMPLES = """examples:
@@ -24,7 +23,8 @@ EXAMPLES = """examples:
   python -m orchestrator.report tables_7_9 --storage s3://my-bucket/ablations
   python -m orchestrator.report tables_7_9 --tracking-uri http://HOST:5000
 
-It reads and trains nothing; the same records give the same bytes, from storage and from MLflow.
+It reads and trains nothing; the same records give the same bytes, from storage and from MLflow. Files of an earlier
+report in the same folder that this one doesn't write are removed; other files stay.
 exit status: 0 done, 2 usage, or nothing to report"""
 
 
@@ -84,10 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study = open_study(name, ledger, options.tracking_uri)
         report = build(study.plan, study.records, study.outcomes, options.price_per_hour)
         out = options.out or study.folder
-        written = write_report(report, out, options.mlflow_page)
-        if options.outcomes:
-            written.append(out / "outcomes.csv")
-            write_atomic(written[-1], outcome_frame(study.plan, study.outcomes).to_csv(index=False))
+        outcomes = outcome_frame(study.plan, study.outcomes) if options.outcomes else None
+        written = write_report(report, out, options.mlflow_page, outcomes)
         copy = ledger.publish_report(study.plan.name, written, out) if ledger is not None else ""
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -124,6 +124,12 @@ def parameters_text(parameters: Sequence[int]) -> str:
     return " to ".join(f"{value / 1e6:.2f} M" for value in dict.fromkeys((parameters[0], parameters[-1])))
 
 
+def three_digits(value: float) -> str:
+    """With as many decimals as three digits need: 0.580, 57.6, 1,234."""
+    places = 2 - math.floor(math.log10(abs(value))) if value else 2
+    return f"{value:,.{max(0, places)}f}"
+
+
 def cost_lines(table: TableOfCells, price_per_hour: float | None) -> tuple[tuple[str, ...], ...]:
     """A table's rows with what they cost, headings first; columns that no row has a value of are left out."""
     columns = {
@@ -134,14 +140,15 @@ def cost_lines(table: TableOfCells, price_per_hour: float | None) -> tuple[tuple
     for task in table.tasks:
         groups = dict.fromkeys(column.group for column in table.columns if column.task == task)
         by_row = [[row.cost.flops[group] for group in groups if group in row.cost.flops] for row in table.rows]
-        texts = [listed(dict.fromkeys(f"{value / 1e6:.3g}" for value in flops)) or NONE for flops in by_row]
+        texts = [listed(dict.fromkeys(three_digits(value / 1e6) for value in flops)) or NONE for flops in by_row]
         columns[f"{table.titles[task]}, MFLOPs a prediction"] = texts
 
     def numbers(unit: float, digits: str, values: Iterable[float | None]) -> list[str]:
         return [NONE if value is None else f"{value / unit:,{digits}}" for value in values]
 
     costs = [row.cost for row in table.rows]
-    columns["Training, TFLOPs a seed"] = numbers(1e12, ".3g", [cost.operations for cost in costs])
+    operations = [cost.operations for cost in costs]
+    columns["Training, TFLOPs a seed"] = [NONE if one is None else three_digits(one / 1e12) for one in operations]
     columns["Training, minutes a seed"] = numbers(60, ".1f", [cost.seconds for cost in costs])
     columns["Energy of the GPUs, Wh a seed"] = numbers(3600, ".1f", [cost.joules for cost in costs])
     if price_per_hour is not None:
@@ -222,8 +229,9 @@ def claim_texts(result: ClaimResult) -> tuple[str, ...]:
     def signed(value: float) -> str:
         return number(value, digits, signed=True)
 
-    by = f" by more than {claim.margin:g} {unit}" if claim.margin else ""
-    within = f"equal within {claim.margin:g} {unit}"
+    margin = f"{claim.margin:g} {'point' if unit == 'points' and claim.margin == 1 else unit}"
+    by = f" by more than {margin}" if claim.margin else ""
+    within = f"equal within {margin}"
     kind = {"superior": f"better{by}", "not better": f"not better{by}", "equivalent": within}
     statement = f"{claim.text} ({kind[claim.kind]}{f'; margin: {claim.reason}' if claim.reason else ''})"
     compared = f"“{claim.arm}” against “{claim.baseline}”, {result.column.title}"

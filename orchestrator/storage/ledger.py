@@ -23,6 +23,7 @@ from orchestrator.storage import Claim, Storage, Workspace, parse_address, stora
 from orchestrator.storage.backends.base import as_object
 from orchestrator.storage.backends.local import CLAIM, OWNER, FolderStorage
 from orchestrator.storage.backends.workspace import download_all, scratch
+from orchestrator.storage.report_files import replace_files
 from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.training.progress import read_rows
 from ups_model.training.run_folder import STATE
@@ -247,7 +248,10 @@ class Ledger:
         return REPORTS / _name(plan) if self.root is None else self.study(plan) / "report"
 
     def publish_report(self, plan: Plan | str, files: Iterable[Path], out: Path) -> str:
-        """Bring the files of a report in `out` to an object store.
+        """Bring the files of a report in `out` to an object store, in place of an earlier report's.
+
+        Args:
+            files: the one that refers to the others comes first.
 
         Returns:
             Their address, empty where the storage is a folder. OSError where it can't be written to.
@@ -255,9 +259,7 @@ class Ledger:
         place = f"studies/{_name(plan)}/report"
         if self.root is not None:
             return ""
-        self.storage.each(
-            lambda file: self.storage.write(f"{place}/{file.relative_to(out).as_posix()}", file.read_bytes()), files
-        )
+        replace_files(self.storage, place, {file.relative_to(out).as_posix(): file.read_bytes() for file in files})
         return self.storage.where(place)
 
     def outcomes(self, unit: Stored) -> bytes | None:

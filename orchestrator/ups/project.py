@@ -167,7 +167,15 @@ class UpsProject:
             return train(settings, request.paths, options, request.parent, request.sample, request.should_stop, save)
         threads = max(1, request.threads // request.processes)
         return train_in_processes(
-            request.processes, settings, request.paths, options, request.parent, request.should_stop, save, threads
+            request.processes,
+            settings,
+            request.paths,
+            options,
+            request.parent,
+            request.sample,
+            request.should_stop,
+            save,
+            threads,
         )
 
     def measure(self, request: Request, weights: Path, trained: Mapping[str, Any], health: Mapping[str, Any]) -> Result:

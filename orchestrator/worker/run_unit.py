@@ -253,7 +253,7 @@ class _Attempt:
             test=job.test or (done is not None and done.tested),
             parent=start,
             should_stop=should_stop,
-            sample=sampler(folder / PROGRESS) if job.processes == 1 else self._request.sample,
+            sample=sampler(folder / PROGRESS),
         )
         evaluation = Begun.read(folder).evaluation if (folder / RESULT).exists() else ""
         evaluation = evaluation or self._present.evaluation

@@ -23,6 +23,8 @@ def sampler(file: Path) -> Callable[[int, Any], None]:
     """A callback for training that adds a line of system metrics to a progress file at each of its own lines.
 
     `cpu_utilization_percentage` is of the whole machine since the line before; the rest is of the moment.
+    `process_memory_usage_megabytes` is of this process and all that it has started: those that train one unit together,
+    so it has to be called in the one that started them.
     """
     psutil.cpu_percent()  # The first call says nothing but when the next one begins.
 
@@ -30,12 +32,22 @@ def sampler(file: Path) -> Callable[[int, Any], None]:
         values = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": psutil.virtual_memory().used / MB,
-            "process_memory_usage_megabytes": psutil.Process().memory_info().rss / MB,
+            "process_memory_usage_megabytes": _resident_bytes() / MB,
             **_gpu_state(),
         }
         append_row(file, {"step": step, **{f"{PREFIX}{name}": round(value, 1) for name, value in values.items()}})
 
     return sample
+
+
+def _resident_bytes() -> int:
+    """Resident memory of this process and its descendants; pages that they share count in each."""
+    own = psutil.Process()
+    total = 0
+    for process in (own, *own.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # Ended since it was listed.
+            total += process.memory_info().rss
+    return total
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,8 @@ def _gpu_state() -> dict[str, float]:
 
 
 def _gpu_values(readers: Mapping[str, Callable[[Any, Any], float]]) -> list[dict[str, float]]:
-    """Of each GPU that this process sees, the values that it has; empty without NVIDIA's driver."""
+    """Of each GPU that this process sees, and so the unit's processes have, the values that it has; empty without
+    NVIDIA's driver."""
     import torch
 
     try:

@@ -453,6 +453,28 @@ def test_runs_that_ended_before_their_claims_were_declared_are_counted(bench, tm
     }
 
 
+def test_a_study_that_gets_claims_goes_on_beside_its_older_plan_and_trains_nothing_again(
+    bench, tmp_path, driver, capsys
+):
+    assert ablate.main(toy(bench, tmp_path)) == 0
+    older = saved_plan(tmp_path)
+    storage = tmp_path / "deep" / "storage"
+    records = {file: file.read_bytes() for file in storage.glob("units/*/record.json")}
+    driver.becomes = lambda unit: pytest.fail(f"{unit.name} is trained again")
+    assert ablate.main(toy(bench, tmp_path, study=claimed(bench, tmp_path))) == 0
+    assert {file: file.read_bytes() for file in storage.glob("units/*/record.json")} == records
+    plans = Ledger(storage).studies()
+    assert len(plans) == 2 and plans[older.name] == older
+    (newer,) = (plan for plan in plans.values() if plan.claims)
+    assert newer.units.keys() == older.units.keys()
+    report = (storage / "studies" / newer.name / "report" / "report.md").read_text()
+    assert "Not planned: 2 runs that the claims rest on had ended when they were first declared" in report
+    capsys.readouterr()
+    assert report_command.main([older.study, "--storage", str(storage)]) == 2
+    assert f"several plans are there; name one of {', '.join(sorted(plans))}" in capsys.readouterr().err
+    assert report_command.main([newer.name, "--storage", str(storage)]) == 0
+
+
 def test_a_list_of_seeds_trains_those_alone_and_other_seeds_count_as_a_look(bench, tmp_path, driver):
     study = claimed(bench, tmp_path)
     for seeds, looks in (("7,3", ()), ("3,7", ()), ("0,1", ((3, 7),)), ("0,1", ((3, 7),))):

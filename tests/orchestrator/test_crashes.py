@@ -221,6 +221,7 @@ def test_units_of_two_processes_survive_the_death_of_one_and_give_the_tables_of_
     (joint,) = (storage / "units").glob("joint-*")
     assert "resuming at step" in (joint / "log.txt").read_text(), "it goes on from its checkpoint"
     assert json.loads((joint / "record.json").read_text())["about"]["processes"] == 2
+    assert "system/process_memory_usage_megabytes" in (joint / "progress.jsonl").read_text()
     reference = {(cell["row"], cell["column"]): cell for cell in cells(bench.folder / "reference")}
     ours = cells(storage)
     assert len(ours) == 3

@@ -1,5 +1,6 @@
 """Studies: the published values against the paper's text, their rules, and where they may come from."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from orchestrator.planning.resolve import resolve
 from orchestrator.project import DataFacts
 from search_spaces import find_study, study_names
 from search_spaces.paper_tables import BINS, TABLE_7, TABLE_8, TABLE_9, TRAINING
-from search_spaces.study import Column, FineTuning, Reference, Row, Study, Table
+from search_spaces.space import Range, Space
+from search_spaces.study import Claim, Column, FineTuning, Reference, Row, Study, Table
 from search_spaces.tables_1_6 import STUDY as TABLES_1_6
 from ups_model.config.presets import preset
 
@@ -147,6 +149,16 @@ def test_every_row_is_a_configuration_of_every_preset(name, preset_name):
         )
 
 
+def test_the_claims_of_first_look_change_its_plans_name_and_no_unit():
+    study = find_study("first_look")
+    names = ("synthetic_h36m17", "synthetic_openpose18", "synthetic_ntu25")
+    data = {name: DataFacts("0" * 64, True, name, 10) for name in names}
+    now, before = (
+        make_plan(resolve(one, "tiny", {}), 3, data, "text") for one in (study, dataclasses.replace(study, claims=()))
+    )
+    assert study.claims and now.units.keys() == before.units.keys() and now.name != before.name
+
+
 def test_importing_studies_imports_neither_torch_nor_a_scheduler(repo_root):
     program = "import sys, search_spaces; [search_spaces.find_study(n) for n in search_spaces.study_names()]; "
     program += "print(*sorted({'torch', 'ray', 'mlflow', 'optuna'} & set(sys.modules)))"
@@ -230,3 +242,70 @@ def test_example_paths_are_not_taken_for_names(tmp_path):
     file = Path(tmp_path / "smoke.py")
     file.write_text(FILE)
     assert find_study(str(file)).name == "mine"
+
+
+def study_with(**texts):
+    """A study with other texts in the places that are named."""
+    column = Column("ar3d/top1", texts.get("column", "Accuracy"), "%", True)
+    rows = (Row(texts.get("row", "a")), Row("b", {"encoder_layers": 2}))
+    table = Table(
+        texts.get("name", "t"),
+        texts.get("title", "T"),
+        texts.get("varies", "x"),
+        (column,),
+        rows,
+        "b",
+        notes=(texts.get("note", "a note"),),
+        references=(Reference(texts.get("reference", "r"), (1.0,)),),
+    )
+    claim = Claim(
+        texts.get("claim", "a is better"), "t", "a", "b", "ar3d/top1", "superior", 1.0, texts.get("reason", "so")
+    )
+    question, expectation = texts.get("question", "?"), texts.get("expectation", "!")
+    return Study("s", question, expectation, (table,), claims=(claim,))
+
+
+PLACES = (
+    "column", "row", "name", "title", "varies", "note", "reference", "claim", "reason", "question", "expectation",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("character", "code"),
+    [
+        ("\n", "U+000A"),
+        ("\t", "U+0009"),
+        ("\x1b", "U+001B"),
+        ("\0", "U+0000"),
+        ("\x85", "U+0085"),
+        ("\u2028", "U+2028"),
+        ("\u202e", "U+202E (right-to-left override)"),
+        ("\u2066", "U+2066"),
+        ("\u200f", "U+200F"),
+        ("\ud800", "U+D800"),
+    ],
+)
+def test_a_text_with_a_control_character_is_refused_and_the_message_shows_it_harmlessly(place, character, code):
+    study_with()
+    with pytest.raises(ValueError, match="must be one line of text without control characters") as caught:
+        study_with(**{place: f"one{character}two"})
+    assert code in str(caught.value) and "; remove it" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text", ["ü 手 שלום", "a\u00a0b", "± Δ ↑", "e\u0301", "👩\u200d🔬", "\u0645\u06cc\u200c\u062e", r"a\nb"]
+)
+def test_texts_of_any_language_and_signs_are_taken(text):
+    study_with(**dict.fromkeys(("column", "title", "varies", "note", "reference", "claim", "reason", "question"), text))
+
+
+def test_a_label_that_is_no_text_is_refused():
+    with pytest.raises(ValueError, match="the label of a row must be text, got 3"):
+        study_with(row=3)
+
+
+def test_a_spaces_question_is_one_line_too():
+    with pytest.raises(ValueError, match="question must be one line of text without control characters"):
+        Space("s", "Why\x1b[31m?", {"learning_rate": Range(1e-4, 1e-2)})

@@ -1,7 +1,7 @@
 """One run in several processes of this machine, started and watched by the caller's process.
 
-The caller computes nothing. It hears what the processes log, keeps their checkpoints, tells them to stop, and ends them
-all when one fails: a process whose peer is gone may wait for it for hours.
+The caller computes nothing. It hears what the processes log and measure, keeps their checkpoints, tells them to stop,
+and ends them all when one fails: a process whose peer is gone may wait for it for hours.
 """
 
 import ctypes
@@ -61,19 +61,21 @@ def train_in_processes(
     paths: Mapping[str, Path],
     options: RunOptions,
     parent: Path | None = None,
+    on_metrics: Callable[[int, dict[str, float]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_checkpoint: Callable[[], None] | None = None,
     threads: int = 1,
 ) -> Result:
     """`training.loop.train` in several processes: on a GPU each, else on the CPU. The result is that of one process, to
-    rounding; a run may be resumed with another number of them.
+    rounding; a run may be resumed with another number of them. Functions are called in the caller's process; the run
+    waits for them.
 
     Args:
         threads: of each process.
 
     Raises:
         ProcessDied: one of them ended without a word; the others were ended too.
-        Exception: what `train` raises, or `on_checkpoint`.
+        Exception: what `train` raises, or `on_metrics` or `on_checkpoint`.
     """
     context = multiprocessing.get_context("spawn")  # Neither threads nor CUDA survive a fork.
     stop = context.Event()
@@ -96,7 +98,7 @@ def train_in_processes(
                     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 theirs.close()
                 ranks.append((process, ours))
-            return _watch(ranks, stop, should_stop, on_checkpoint)
+            return _watch(ranks, stop, on_metrics, should_stop, on_checkpoint)
         finally:
             for process, connection in ranks:
                 process.kill()
@@ -107,6 +109,7 @@ def train_in_processes(
 def _watch(
     ranks: list[tuple[BaseProcess, Connection]],
     stop: Event,
+    on_metrics: Callable[[int, dict[str, float]], None] | None,
     should_stop: Callable[[], bool] | None,
     on_checkpoint: Callable[[], None] | None,
 ) -> Result:
@@ -140,6 +143,10 @@ def _watch(
             elif kind == "checkpoint":
                 if on_checkpoint is not None:
                     on_checkpoint()
+                connection.send(None)
+            elif kind == "metrics":
+                if on_metrics is not None:
+                    on_metrics(*value)
                 connection.send(None)
             elif kind == "result":
                 results[rank] = value
@@ -186,12 +193,18 @@ def _run(task: _Task, connection: Connection, stop: Event) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # One machine; its name may stand for no interface.
     torch.set_num_threads(task.threads)
 
-    def saved() -> None:
-        send("checkpoint", None)
+    def tell(kind: str, value: Any = None) -> None:
+        """And wait until the parent has done with it."""
+        send(kind, value)
         connection.recv()
 
+    def measured(step: int, metrics: dict[str, float]) -> None:
+        tell("metrics", (step, metrics))
+
     try:
-        result = train(task.config, task.paths, task.options, task.parent, None, stop.is_set, saved)
+        result = train(
+            task.config, task.paths, task.options, task.parent, measured, stop.is_set, lambda: tell("checkpoint")
+        )
         send("result", result)
     except Exception as error:
         # The parent's traceback ends where it heard of the error.

@@ -13,7 +13,7 @@ from ups_model.wording import count
 
 SHADES = ((0.1, "#dbe7f4"), (0.25, "#aac8e6"), (0.5, "#6c9fd0"), (0.75, "#3674b5"), (1.0, "#123f73"))
 """Colour of cells up to a share of the true class's clips."""
-LIGHT = 0.25
+LIGHT = 0.5
 """Largest share on whose colour text is black."""
 MAX_LABELLED = 30
 """Classes up to which each has its label, and each cell its count."""

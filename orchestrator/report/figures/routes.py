@@ -10,6 +10,8 @@ from ups_model.wording import count
 
 GAP = 0.07
 """Between the paths of two tasks through one block, in blocks."""
+EDGE = 0.1
+"""From a block's middle to where a path begins or ends, in layers."""
 
 
 def routes(report: Report) -> Drawing | None:
@@ -44,19 +46,24 @@ def _panel(panel: Axes, of_arm: list[Route], colors: dict[str, str], index: int)
     blocks = max(route.blocks_per_layer for route in of_arm)
     layers = max(len(path) for route in of_arm for path in route.blocks.values())
     for layer in range(layers):
-        panel.plot([layer] * blocks, range(blocks), "s", color="#dddddd", markersize=17, zorder=0)
+        (squares,) = panel.plot([layer] * blocks, range(blocks), "s", color="#dddddd", markersize=17, zorder=0)
+        squares.set_gid(f"blocks-{index}-{layer}")
     for place, (task, color) in enumerate(colors.items()):
         for route in of_arm:
             if task in route.blocks:
                 offset = GAP * (place - (len(colors) - 1) / 2)
                 path = route.blocks[task]
-                (line,) = panel.plot(range(len(path)), [block + offset for block in path], "-", color=color)
+                # A path ends at the edges of its blocks: one of a single layer would have no length.
+                places = [-EDGE, *range(len(path)), len(path) - 1 + EDGE]
+                ends = [block + offset for block in (path[0], *path, path[-1])]
+                (line,) = panel.plot(places, ends, "-", color=color)
                 line.set(gid=f"path-{index}-{task}-{route.seed}", linewidth=1.1, alpha=0.6)
     panel.grid(visible=False)
     panel.set_xticks(range(layers), [str(layer + 1) for layer in range(layers)])
     panel.set_yticks(range(blocks))
     panel.set_xlim(-0.4, layers - 0.6)
-    panel.set_ylim(-0.5, blocks - 0.5)
+    # One block alone would be drawn so small that paths run beside it.
+    panel.set_ylim(-0.5 - (blocks < 2) / 2, blocks - 0.5 + (blocks < 2) / 2)
     panel.set_xlabel("encoder layer")
     panel.set_ylabel("block")
 

@@ -143,6 +143,19 @@ def test_looking_at_more_seeds_errs_no_more_and_never_undecides():
     assert reversals == 0
 
 
+@pytest.mark.parametrize("seeds", simulation.UNPLANNED, ids=lambda seeds: "-".join(map(str, seeds)))
+def test_a_study_that_was_extended_after_looking_errs_in_five_of_a_hundred_reports_at_most(seeds):
+    reports, studies = simulation.looks_of_extended(seeds), 150 if len(seeds) < 4 else 50
+    assert [looks.factors for looks in reports][:3] == [(1,), (4, 4), (4, 4, 6)][: len(seeds)]
+    assert [len(look) for look in reports[-1].seeds] == list(seeds) and not reports[-1].planned
+    last, at_any = simulation.extended(np.random.default_rng(5), simulation.normal, reports, studies)
+    for error, bound in ((last, ALPHA), (at_any, reports[-1].max_errors)):
+        assert error <= bound + 2.6 * math.sqrt(bound * (1 - bound) / studies)
+    # Each look at the full level would err more often than that.
+    naive = [replace(looks, factors=(1.0,) * len(looks.factors)) for looks in reports]
+    assert simulation.extended(np.random.default_rng(5), simulation.normal, naive, studies)[0] > last
+
+
 # --- verdicts from records
 
 
@@ -416,6 +429,13 @@ def test_claims_are_part_of_the_plans_name_and_of_its_file():
     assert plain.units.keys() == claimed.units.keys()
     file = plan_file_of(claimed)
     assert PlanFile.from_json(replace(file, looks=((0, 1, 2),)).to_json()) == replace(file, looks=((0, 1, 2),))
+
+
+@pytest.mark.parametrize(("margin", "text"), [(1.0, "1 point;"), (0.7, "0.7 points;"), (2.0, "2 points;")])
+def test_a_margin_is_in_points(margin, text):
+    claim = replace(BETTER, margin=margin, reason="so")
+    plan = planned(claim)
+    assert f"better by more than {text}" in files(build(plan_file_of(plan), records_of(plan, SHARP)))["report.md"]
 
 
 def test_a_star_stands_at_decided_claims_alone():

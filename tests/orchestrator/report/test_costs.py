@@ -11,6 +11,7 @@ from orchestrator.planning.plan import UnitSize
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.report import build, files
 from orchestrator.report.__main__ import main
+from orchestrator.report.wording import three_digits
 from tests.support.plans import plan_of, small_study
 from tests.support.report_cases import finished
 
@@ -76,7 +77,7 @@ def test_gpus_multiply_the_price_and_energy_is_summed():
     assert (cost.seconds, cost.slot_seconds, cost.joules) == (130, 520, 4 * 720)
     text = files(build(plan, records, price_per_hour=9.0))["report.md"]
     # 520 GPU seconds at 9 an hour are 1.30; 2880 J are 0.8 Wh.
-    assert "| 1 | 1.00 M | 2 | 2 | 2 | 7 | 2.2 | 0.8 | 1.30 |" in text
+    assert "| 1 | 1.00 M | 2.00 | 2.00 | 2.00 | 7.00 | 2.2 | 0.8 | 1.30 |" in text
     assert "Price a seed, at 9 an hour" in text
 
 
@@ -95,6 +96,14 @@ def test_a_plan_of_an_earlier_version_shows_times_alone():
     report = files(build(PlanFile.from_json(json.dumps(plain)), records))["report.md"]
     assert "MFLOPs" not in report and "Active parameters" not in report
     assert "| 1 | 2.2 |" in report
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.00"), (0.00123, "0.00123"), (0.58, "0.580"), (57.64, "57.6"), (1234.5, "1,234"), (250_000.0, "250,000")],
+)
+def test_costs_have_three_digits_and_are_never_in_powers_of_ten(value, text):
+    assert three_digits(value) == text
 
 
 def test_sizes_come_back_from_the_plans_file():

@@ -13,7 +13,8 @@ import pytest
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record
 from orchestrator.report import build, files
-from orchestrator.report.model import NewSubjects
+from orchestrator.report.figures.confusion import LIGHT, SHADES
+from orchestrator.report.model import NewSubjects, Route
 from search_spaces.columns import ABLATION
 from search_spaces.study import Claim
 from tests.orchestrator.report.test_figures import names_in, texts_in
@@ -46,6 +47,29 @@ def ends_of(svg, name):
 def place_of(svg, name):
     """x of a marker."""
     return next(float(node.get("x")) for node in node_of(svg, name).iter() if node.tag.endswith("use"))
+
+
+# --- routes
+
+
+def test_a_route_through_one_layer_or_one_block_is_drawn_within_its_block():
+    for layers, blocks in ((1, 2), (3, 1)):
+        of_arm = {task: (blocks - 1,) * layers for task in ("pe", "ar2d", "eap", "ar3d")}
+        svg = files(replace(claiming(), routes=(Route("base", 0, of_arm, blocks),)))["figures/routes.svg"]
+        paths = {task: ends_of(svg, f"path-0-{task}-0") for task in of_arm}
+        assert all(max(places) - min(places) > 5 for places in paths.values()), "it has a length"
+        (squares,) = [
+            [float(node.get("y")) for node in group.iter() if node.tag.endswith("use")]
+            for group in [next(node for node in ElementTree.fromstring(svg).iter() if node.get("id") == "blocks-0-0")]
+        ]
+        heights = [
+            float(y)
+            for task in of_arm
+            for node in node_of(svg, f"path-0-{task}-0").iter()
+            for y in re.findall(r"[ML] \S+ (\S+)", node.get("d") or "")
+        ]
+        half = 17 / 2  # Of a square, in points, which are the picture's units.
+        assert min(squares) - half <= min(heights) and max(heights) <= max(squares) + half
 
 
 # --- claims
@@ -165,6 +189,17 @@ def test_cells_are_shaded_by_the_share_of_their_true_class():
     # 9 of 10 and 2 of 2 are above 75 %, 1 of 10 is at 10 %: two shades, two cells and one.
     corners = {level: node_of(svg, f"cells-{level}").find(".//{*}path").get("d").count("z") for level in (0, 4)}
     assert names_in(svg)["cells"] == 2 and corners == {0: 1, 4: 2}
+
+
+def test_counts_stand_out_from_every_shade():
+    def luminance(color):
+        parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    for upper, color in SHADES:
+        background, text = luminance(color), 1.0 if upper > LIGHT else 0.0
+        assert (max(background, text) + 0.05) / (min(background, text) + 0.05) >= 4.5, color  # WCAG 2, level AA.
 
 
 def test_without_names_and_with_runs_that_failed_or_left_no_results_it_has_numbers_of_the_others():

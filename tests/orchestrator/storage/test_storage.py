@@ -1,6 +1,7 @@
 """What holds for every storage, a folder and an object store alike."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -176,6 +177,11 @@ def test_a_plan_comes_back_and_a_report_is_where_others_find_it(ledger, tmp_path
     where = ledger.publish_report(plan, [out / "report.md", out / "tables" / "a.svg"], out)
     assert ledger.storage.read(f"studies/{plan.name}/report/tables/a.svg") == b"<svg/>"
     assert (where == "") == (ledger.root is not None)
+    if ledger.root is None:
+        ledger.storage.write(f"studies/{plan.name}/report/mine.txt", b"my own")
+        ledger.publish_report(plan, [out / "report.md"], out)
+        names = {Path(entry.name).name for entry in ledger.storage.entries(f"studies/{plan.name}/report")}
+        assert names == {"report.md", "report.sha256", "mine.txt"}
 
 
 def test_progress_is_read_where_it_is(ledger, units):

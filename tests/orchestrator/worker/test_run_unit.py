@@ -19,6 +19,7 @@ from search_spaces import find_study, study_names
 from tests.support.drivers import ROOT
 from tests.support.runs import FLAT, POSE, SOLID, assert_same_tensors, stop_at, weights
 from ups_model.config import TASK_NAMES
+from ups_model.training.progress import read_rows
 
 LIGHT = {
     "token_width": 8, "tokenizer_layers": 1, "router_width": 16, "tem_width": 16, "tem_heads": 2, "tem_mlp_ratio": 1,
@@ -30,6 +31,9 @@ LIGHT = {
     "ar3d.sources": SOLID, "ar3d.frames": 4, "ar3d.batch_size": 2,
 }  # fmt: skip
 """The tiny preset on toy clips, so light that a unit takes a fraction of a second. Rows keep what they vary."""
+
+
+MEMORY = "system/process_memory_usage_megabytes"
 
 
 @pytest.fixture(autouse=True)
@@ -292,3 +296,19 @@ def test_every_arm_of_every_study_trains_and_measures_all_its_columns(name, benc
     assert {unit.arm for unit in trained.values()} == {arm.name for arm in plan.arms}
     steps = [unit.config.optim.steps for unit in trained.values() if unit.stage != "finetune"]
     assert min(steps) >= 2
+
+
+@pytest.mark.slow
+def test_a_unit_of_several_processes_measures_what_they_take_together(bench, tmp_path):
+    plan = plan_of(bench)
+    unit = pick(plan, "separate", "ar3d")
+    memory = {}
+    for processes in (1, 2):
+        storage = tmp_path / str(processes)
+        job = dataclasses.replace(job_of(bench, plan, unit, storage), processes=processes)
+        assert run_unit(job, lambda: False).status == "finished"
+        rows = read_rows(Ledger(storage).folder(unit) / "progress.jsonl")
+        memory[processes] = [row[MEMORY] for row in rows if MEMORY in row]
+        assert {row["step"] for row in rows if MEMORY in row} == {row["step"] for row in rows if MEMORY not in row}
+    # Each has loaded torch, which alone takes more than 100 MB.
+    assert min(memory[2]) > max(memory[1]) + 100

@@ -1,8 +1,10 @@
 """System metrics of a unit, and energy of its GPUs: from the driver's counters, or not at all."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -79,3 +81,25 @@ def test_each_line_of_training_gets_one_of_the_machine_at_its_step(counters, tmp
     assert values["gpu_0_power_usage_watts"] == 5.0 and "gpu_1_power_usage_watts" not in values
     assert 0 <= values["cpu_utilization_percentage"] <= 100
     assert 0 < values["process_memory_usage_megabytes"] < values["system_memory_usage_megabytes"]
+
+
+def test_memory_is_that_of_all_processes_of_the_unit(tmp_path):
+    file, megabytes = tmp_path / "progress.jsonl", 100
+    sample = sampler(file)
+    sample(0, {})
+    program = f"content = bytearray(b'x' * {megabytes * 2**20}); print('ready', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        sample(1, {})
+        child.communicate(b"\n")
+    sample(2, {})
+    before, during, after = (row["system/process_memory_usage_megabytes"] for row in read_rows(file))
+    assert during > before + megabytes and after < during - megabytes
+
+
+def test_a_process_that_ends_while_it_is_measured_counts_for_nothing(tmp_path, monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        ended = psutil.Process(child.pid)
+    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: [ended])
+    sampler(tmp_path / "progress.jsonl")(1, {})
+    assert len(read_rows(tmp_path / "progress.jsonl")) == 1

@@ -101,8 +101,15 @@ def test_blocks_that_are_computed_again_train_as_those_that_are_kept(variant, wh
 def test_several_processes_train_as_one(variant, processes, size, whole, toy_sets, cache, tmp_path, caplog):
     """Of 7 clips, so that shares and parts are unequal."""
     caplog.set_level(logging.INFO)
-    run = every_loss(tmp_path, cache, micro_batch=size)
-    result = train_in_processes(processes, config_of(variant), toy_sets, run)
+    run, heard = every_loss(tmp_path, cache, micro_batch=size), []
+
+    def hear(step, metrics):
+        heard.append((os.getpid(), len(children()), {"step": step, **metrics}))
+
+    result = train_in_processes(processes, config_of(variant), toy_sets, run, on_metrics=hear)
+    rows = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert [row for *_, row in heard] == [{name: row[name] for name in row if name != "time"} for row in rows]
+    assert {(process, others) for process, others, _ in heard} == {(os.getpid(), processes)}
     assert_same_training(variant, tmp_path, result, whole)
     assert result.about["processes"] == processes
     assert any("training pe+ar2d+eap+ar3d on cpu" in line for line in caplog.messages), "the parent hears their logs"
@@ -112,7 +119,9 @@ def test_several_processes_train_as_one(variant, processes, size, whole, toy_set
 def test_a_run_goes_on_with_another_number_of_processes(whole, toy_sets, cache, tmp_path):
     config, saved = config_of(), []
     run = every_loss(tmp_path, cache, checkpoint_every=10)
-    stopped = train_in_processes(2, config, toy_sets, run, None, lambda: bool(saved), lambda: saved.append(1))
+    stopped = train_in_processes(
+        2, config, toy_sets, run, should_stop=lambda: bool(saved), on_checkpoint=lambda: saved.append(1)
+    )
     assert stopped.status == "stopped" and 10 <= stopped.step < STEPS
     at = stopped.step
     assert train(config, toy_sets, run, should_stop=stop_at(5)).step == at + 5
