@@ -129,7 +129,7 @@ class Run:
         self.shape = NetworkShape.of(config, source)
         self.model = Baseline(config, self.shape).to(self.device)
         self.key = digest({"baseline": config.canonical(), "data": data_identity(self.sets)})
-        self.items = sum(1 for _ in source.rows("train"))
+        self.items = len(source.rows("train"))
         self.mean_pose_mm = self.validation_mean_pose_mm = 0.0
         if TASKS[self.task].kind == "pose":
             poses_BJ3 = training_poses(self.feed)
