@@ -20,9 +20,7 @@ from baselines.residual_mlp import ResidualMLP
 from baselines.st_gcn import STGCN
 from baselines.videopose3d import VideoPose3D
 from ups_model.data.batching.batch import Batch
-from ups_model.data.batching.device_clips import Source
-from ups_model.data.format.clip_set import ClipSet
-from ups_model.data.format.info import ClipSetInfo
+from ups_model.data.format.clip_data import ClipData
 from ups_model.evaluation.measure import mirror_inputs
 from ups_model.model.inputs import Inputs
 from ups_model.model.layers import seed_for
@@ -46,26 +44,16 @@ class NetworkShape:
     classes: tuple[str, ...]
 
     @classmethod
-    def of(cls, config: BaselineConfig, source: Source) -> "NetworkShape":
+    def of(cls, config: BaselineConfig, clips: ClipData) -> "NetworkShape":
         """Of the clip set that a run trains on."""
-        return cls._of(config, source.skeleton, source.clips.info, source.persons)
-
-    @classmethod
-    def of_clips(cls, config: BaselineConfig, clips: ClipSet) -> "NetworkShape":
-        """The same, without loading them."""
-        persons = min(MAX_PERSONS, int(np.bincount(clips.track_clip, minlength=len(clips)).max()))
-        return cls._of(config, clips.skeleton, clips.info, persons)
-
-    @classmethod
-    def _of(cls, config: BaselineConfig, skeleton: Skeleton, info: ClipSetInfo, persons: int) -> "NetworkShape":
         lifts = config.network.system in LIFTERS
         return cls(
-            tuple(sorted(skeleton.slots_present)),
-            skeleton.joints,
-            2 if lifts else info.dims,
-            1 if lifts else persons,
+            clips.skeleton.slots_present,
+            clips.skeleton.joints,
+            2 if lifts else clips.info.dims,
+            1 if lifts else min(int(np.bincount(clips.track_clip).max()), MAX_PERSONS),
             config.network.receptive_field if lifts else config.task_data.frames,
-            () if lifts else tuple(info.classes),
+            () if lifts else tuple(clips.info.classes),
         )
 
 
@@ -156,6 +144,17 @@ class BaselineAnswers:
     def coordinates(self, true_BJ3: Tensor) -> dict[str, float]:
         """Nothing: coordinates are not quantised."""
         return {}
+
+
+def network_size(config: BaselineConfig, clips: ClipData) -> tuple[int, int]:
+    """Parameters, and operations of one prediction, of a run that need not have been trained."""
+    model = Baseline(config, NetworkShape.of(config, clips))
+    return count_parameters(model), prediction_flops(model)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trained numbers; running statistics don't count."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def prediction_flops(model: Baseline) -> int:

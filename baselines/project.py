@@ -143,7 +143,7 @@ class BaselineProject:
         from baselines.build import Baseline, NetworkShape, prediction_flops
         from baselines.train import count_parameters
 
-        shape = NetworkShape.of_clips(settings, data[set_of(settings.task_data.sources[0])])
+        shape = NetworkShape.of(settings, data[set_of(settings.task_data.sources[0])])
         with torch.device("meta"):
             model = Baseline(settings, shape)
         parameters = count_parameters(model)

@@ -16,7 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.build import Baseline, BaselineAnswers, NetworkShape, load_baseline, prediction_flops, save_facts
+from baselines.build import (
+    Baseline,
+    BaselineAnswers,
+    NetworkShape,
+    count_parameters,
+    load_baseline,
+    prediction_flops,
+    save_facts,
+)
 from baselines.config import BaselineConfig
 from baselines.result import BaselineResult, finished_result
 from baselines.schedule import learning_rate, norm_momentum
@@ -127,10 +135,10 @@ class Run:
         ((name, (clips, split)),) = self.sets.items()
         source = Source(clips, split, self.device, name)
         self.feed = Feed(self.task, config.task_data, [source], config.seed)
-        self.shape = NetworkShape.of(config, source)
+        self.shape = NetworkShape.of(config, clips)
         self.model = Baseline(config, self.shape).to(self.device)
         self.key = digest({"baseline": config.canonical(), "data": data_identity(self.sets)})
-        self.items = sum(1 for _ in source.rows("train"))
+        self.items = len(source.rows("train"))
         self.mean_pose_mm = self.validation_mean_pose_mm = 0.0
         if TASKS[self.task].kind == "pose":
             poses_BJ3 = training_poses(self.feed)
@@ -345,8 +353,3 @@ def make_optimizer(model: nn.Module, config: BaselineConfig) -> torch.optim.Adam
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, optim.beta2), amsgrad=optim.amsgrad, fused=True)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Trained numbers; running statistics don't count."""
-    return sum(parameter.numel() for parameter in model.parameters())

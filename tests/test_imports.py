@@ -1,5 +1,5 @@
-"""Which package may import which: ups_model <- search_spaces <- orchestrator <- baselines, examples; cluster alone. Read
-from the sources."""
+"""Which package may import which: ups_model <- search_spaces <- orchestrator <- baselines, examples; cluster alone.
+Read from the sources."""
 
 import ast
 import subprocess

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.build import load_baseline
+from baselines.build import load_baseline, network_size
 from baselines.config import LIFTERS, SYSTEMS
 from baselines.schedule import learning_rate, norm_momentum
 from baselines.train import make_optimizer, train
 from tests.support.runs import FRONT, POSE, SOLID, assert_same_tensors, motion, newest, set_info, stop_at, weights
 from ups_model.config import EvalConfig
+from ups_model.data.format.clip_set import ClipSet
 from ups_model.data.format.writer import Clip, Track, write_clip_set
 from ups_model.evaluation.metric_names import metric_names
 from ups_model.training.checkpoint import load_checkpoint
@@ -107,14 +108,22 @@ def test_health_is_judged_at_each_fifth(toy_baseline, run_toy, tmp_path):
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_chosen_weights_make_the_network_again_without_data(system, toy_baseline, run_toy, tmp_path):
+def test_chosen_weights_make_the_network_again_without_data(system, toy_baseline, toy_sets, run_toy, tmp_path):
     config = toy_baseline(system)
     result = run_toy(config, tmp_path)
     model, state = load_baseline(tmp_path / "best" / f"step-{result.about['chosen_step']:08d}", torch.device("cpu"))
     assert model.config == config and state["key"] == result.key
     assert_same_tensors(dict(model.state_dict()), weights(result.checkpoint))
     assert result.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert result.flops > 0 and json.loads((tmp_path / "result.json").read_text())["flops"] == result.flops
+    assert json.loads((tmp_path / "result.json").read_text())["flops"] == result.flops
+    clips = ClipSet.open(toy_sets[config.task_data.sources[0]])
+    assert network_size(config, clips) == (result.parameters, result.flops)
+
+
+def test_the_operations_of_a_prediction_are_those_of_its_matrix_products(toy_baseline, toy_sets):
+    _, flops = network_size(toy_baseline("residual_mlp"), ClipSet.open(toy_sets[POSE]))
+    # 3 frames of 17 joints in, two layers of a block, 17 joints out; 8 units.
+    assert flops == 2 * (3 * 17 * 2 * 8 + 2 * 8 * 8 + 8 * 17 * 3)
 
 
 def test_a_folder_of_another_run_is_refused(toy_baseline, run_toy, tmp_path):
