@@ -140,8 +140,7 @@ class BaselineProject:
     def sizes(self, settings: BaselineConfig, data: Sets) -> Sizes:
         import torch
 
-        from baselines.build import Baseline, NetworkShape, prediction_flops
-        from baselines.train import count_parameters
+        from baselines.build import Baseline, NetworkShape, count_parameters, prediction_flops
 
         shape = NetworkShape.of(settings, data[set_of(settings.task_data.sources[0])])
         with torch.device("meta"):
