@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from baselines.persons import mean_over_persons
+
 SLOPE = 0.2
 """Of the leaky ReLU for negative numbers."""
 HIDDEN = 128
@@ -113,14 +115,6 @@ class DDNet(nn.Module):
             x_QDN = layers(makers[name](pose_QNJC).transpose(1, 2))
             embedded.append(x_QDN if name == "fast" else F.max_pool1d(x_QDN, 2, ceil_mode=True))
         return torch.cat(embedded, dim=1)
-
-
-def mean_over_persons(x_BPD: Tensor, person_mask_BP: Tensor | None) -> Tensor:
-    """[B, D] mean over the persons that are there."""
-    if person_mask_BP is None:
-        return x_BPD.mean(dim=1)
-    there_BP1 = person_mask_BP[..., None].to(x_BPD.dtype)
-    return (x_BPD * there_BP1).sum(dim=1) / there_BP1.sum(dim=1).clamp(min=1)
 
 
 def _flat(pose_QNJC: Tensor) -> Tensor:

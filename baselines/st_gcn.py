@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.dd_net import mean_over_persons
+from baselines.persons import mean_over_persons
 from ups_model.skeletons import SLOT_PARENTS
 
 PARTITIONS = 3

@@ -184,7 +184,7 @@ class Run:
         torch.manual_seed(seed_for(config.seed, "dropout", state.step))
         momentum = norm_momentum(config, state.step)
         for module in self.model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.momentum = momentum
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step, self.items)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from baselines.dd_net import DDNet, fast_motion, joint_distances, mean_over_persons, slow_motion
+from baselines.dd_net import DDNet, fast_motion, joint_distances, slow_motion
+from baselines.persons import mean_over_persons
 from tests.support.small_models import generator, stir
 
 
