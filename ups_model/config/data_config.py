@@ -61,6 +61,9 @@ class TaskData(Section):
     """Training: mirror half of the clips, left and right swapped. Wrong where classes name a side."""
     detections: Literal["project", "stored"] = "project"
     """Pose estimation: 2D input as exact projection through the set's cameras, or the set's stored detections."""
+    actions: tuple[str, ...] = field(default=(), metadata=NEUTRAL)
+    """Names of classes whose clips alone are trained and validated on, as for a specialist of an action; all where none
+    is named. The test split stays whole: metrics of single actions are what a specialist is judged by."""
 
     def faults(self) -> list[str]:
         faults = at_least(self, 1, "frames", "frame_stride", "batch_size", "targets_per_window")
@@ -72,6 +75,8 @@ class TaskData(Section):
                 "targets_per_window must be at most evaluate_targets, whose frames they are drawn from, got "
                 f"{self.targets_per_window} and {self.evaluate_targets}"
             )
+        if len(set(self.actions)) < len(self.actions):
+            faults.append(f"actions must be named once each, got {', '.join(self.actions)}")
         if len(set(self.sources)) < len(self.sources):
             faults.append(f"sources must be named once each, got {', '.join(self.sources)}")
         for source in self.sources:

@@ -178,8 +178,8 @@ def measure_classes(
 def measure_poses(
     answers: Answers, feed: Feed, part: str, outcomes: Outcomes | None = None, max_clips: int = 0
 ) -> dict[str, float]:
-    """MPJPE, P-MPJPE, N-MPJPE in millimetres (mean over actions and over frames), MPJVE where every frame is predicted,
-    and the model's own shares in percent.
+    """MPJPE, P-MPJPE, N-MPJPE in millimetres (mean over actions, over frames, of each action), MPJVE where every frame
+    is predicted, and the model's own shares in percent.
 
     `mpjpe_mm` is the unweighted mean over actions where clips have classes, as on Human3.6M; `frames_mpjpe_mm` the mean
     over frames. The root is at 0 and counts as one of the joints.
@@ -217,16 +217,14 @@ def measure_poses(
         error_B = errors[name] = metric(pred_BJ3, true_BJ3, reduction="none")
         metrics[f"frames_{name}"] = float(error_B.mean())
         metrics[name] = metrics[f"frames_{name}"]
-        if name != "n_mpjpe_mm":
-            metrics[f"{name}_se"] = standard_error_over(error_B, sequence_B2[:, 0] // cameras_apart)
+        metrics[f"{name}_se"] = standard_error_over(error_B, sequence_B2[:, 0] // cameras_apart)
         if names and int(label_B.min()) >= 0:
             by_action, metrics[name] = per_action_mean(error_B, [names[label] for label in label_B.tolist()])
-            if name != "n_mpjpe_mm":
-                metrics |= {f"{name}/{action}": value for action, value in by_action.items()}
-                for action in by_action:
-                    own_B = label_B == names.index(action)
-                    clip_B = sequence_B2[own_B, 0] // cameras_apart
-                    metrics[f"{name}/{action}_se"] = standard_error_over(error_B[own_B], clip_B)
+            metrics |= {f"{name}/{action}": value for action, value in by_action.items()}
+            for action in by_action:
+                own_B = label_B == names.index(action)
+                clip_B = sequence_B2[own_B, 0] // cameras_apart
+                metrics[f"{name}/{action}_se"] = standard_error_over(error_B[own_B], clip_B)
     if outcomes is not None:
         clip_B, camera_B = sequence_B2[:, 0] // cameras_apart, sequence_B2[:, 0] % cameras_apart
         subject = source.clips.subject
@@ -236,13 +234,23 @@ def measure_poses(
         bones = [(joint, parent) for joint, parent in enumerate(source.skeleton.parents) if parent >= 0]
         outcomes |= pose_examples(errors["mpjpe_mm"], place_B3, torch.cat(joints).cpu(), pred_BJ3, true_BJ3, bones)
     if feed.data.evaluate_stride == 1 and not max_clips:
-        order = torch.argsort(sequence_B2[:, 0] * 10**7 + sequence_B2[:, 1])
-        lengths = torch.unique_consecutive(sequence_B2[order, 0], return_counts=True)[1].tolist()
-        metrics["mpjve_mm_per_frame"] = float(mpjve_mm(pred_BJ3[order], true_BJ3[order], lengths=lengths))
+        metrics["mpjve_mm_per_frame"] = velocity_error(pred_BJ3, true_BJ3, sequence_B2)
+        if names and int(label_B.min()) >= 0:
+            for label in label_B.unique().tolist():
+                own_B = label_B == label
+                error = velocity_error(pred_BJ3[own_B], true_BJ3[own_B], sequence_B2[own_B])
+                metrics[f"mpjve_mm_per_frame/{names[label]}"] = error
     metrics |= answers.coordinates(true_BJ3 / MM)
     metrics |= {name: 100 * float(torch.cat(values).mean()) for name, values in shares.items()}
     metrics["poses"] = float(len(true_BJ3))
     return metrics
+
+
+def velocity_error(pred_BJ3: Tensor, true_BJ3: Tensor, sequence_B2: Tensor) -> float:
+    """MPJVE of whole sequences in any order; `sequence_B2` is each frame's sequence and its number in it."""
+    order = torch.argsort(sequence_B2[:, 0] * 10**7 + sequence_B2[:, 1])
+    lengths = torch.unique_consecutive(sequence_B2[order, 0], return_counts=True)[1].tolist()
+    return float(mpjve_mm(pred_BJ3[order], true_BJ3[order], lengths=lengths))
 
 
 def trivial_values(feeds: Mapping[TaskName, Feed], mean_pose_mm: float) -> dict[str, float]:

@@ -21,9 +21,10 @@ def metric_names(task: TaskName, data: TaskData, config: EvalConfig, classes: Se
             [f"{task}/clips", f"{task}/top1"] if task == "eap" else [f"{task}/clips"]
         )
     errors = ["mpjpe_mm", "p_mpjpe_mm", "n_mpjpe_mm"]
-    names = [*errors, *(f"frames_{name}" for name in errors), "mpjpe_mm_se", "p_mpjpe_mm_se"]
-    names += [f"{error}/{action}{end}" for error in errors[:2] for action in classes for end in ("", "_se")]
-    names += ["mpjve_mm_per_frame"] if data.evaluate_stride == 1 else []
+    names = [*errors, *(f"frames_{name}" for name in errors), *(f"{name}_se" for name in errors)]
+    names += [f"{error}/{action}{end}" for error in errors for action in classes for end in ("", "_se")]
+    if data.evaluate_stride == 1:
+        names += ["mpjve_mm_per_frame", *(f"mpjve_mm_per_frame/{action}" for action in classes)]
     return [f"{task}/{name}" for name in (*names, "clip_rate", "floor_mm", "in_grammar", "poses")]
 
 

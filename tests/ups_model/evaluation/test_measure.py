@@ -197,6 +197,8 @@ def test_velocity_is_measured_in_frame_order_and_only_where_every_frame_is_predi
     metrics = measure(oracle, feed, "test", EvalConfig())
     if evaluate_stride == 1:
         assert metrics["pe/mpjve_mm_per_frame"] == pytest.approx(5, rel=1e-3)
+        of_actions = [value for name, value in metrics.items() if name.startswith("pe/mpjve_mm_per_frame/")]
+        assert of_actions == pytest.approx([5] * len(of_actions), rel=1e-3) and of_actions
     else:
         assert "pe/mpjve_mm_per_frame" not in metrics
 
