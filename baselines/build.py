@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from baselines.config import LIFTERS, BaselineConfig
+from baselines.config import LIFTERS, BaselineConfig, RunConfig
 from baselines.dd_net import DDNet
 from baselines.lifter import Lifter
 from baselines.residual_mlp import ResidualMLP
@@ -98,7 +98,7 @@ def make_network(config: BaselineConfig, shape: NetworkShape) -> nn.Module:
     )
 
 
-def save_facts(config: BaselineConfig, shape: NetworkShape) -> dict[str, Any]:
+def save_facts(config: RunConfig, shape: NetworkShape) -> dict[str, Any]:
     """Entries of a checkpoint's state from which `load_baseline` makes the network."""
     return {"baseline": config.canonical(), "shape": dataclasses.asdict(shape)}
 

@@ -108,36 +108,13 @@ class BaselineEval(Section):
         return EvalConfig.faults(self)  # type: ignore[arg-type]  # the same field under the same rule
 
 
-@dataclass(frozen=True)
-class BaselineConfig(RootSection):
-    """One training run of one baseline on one task."""
+class RunConfig(RootSection):
+    """What every configuration of a run has, whichever network it trains."""
 
-    CODE_RECIPE: ClassVar[int] = RECIPE
-
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: BaselineOptim = field(default_factory=BaselineOptim)
-    evaluation: BaselineEval = field(default_factory=BaselineEval)
-    seed: int = 0
-
-    def faults(self) -> list[str]:
-        task, system = self.optim.task, self.network.system
-        faults = at_least(self, 0, "seed")
-        if (TASKS[task].kind == "pose") != (system in LIFTERS):
-            fitting = [name for name in SYSTEMS if (name in LIFTERS) == (TASKS[task].kind == "pose")]
-            faults.append(f"system for task {task} must be one of {', '.join(fitting)}, got {system}")
-        data, network = self.task_data, self.network
-        if len(data.sources) != 1:
-            faults.append(
-                f"data.{task}.sources must name one clip set, got {len(data.sources)}; a baseline trains on one"
-            )
-        needed = network.receptive_field + data.evaluate_targets - 1
-        if system in LIFTERS and data.frames != needed:
-            faults.append(
-                f"data.pe.frames must be receptive_field + evaluate_targets - 1 = {needed}, a window for each target, "
-                f"got {data.frames}"
-            )
-        return faults
+    data: DataConfig
+    optim: BaselineOptim
+    evaluation: BaselineEval
+    seed: int
 
     @property
     def task_data(self) -> TaskData:
@@ -173,6 +150,38 @@ class BaselineConfig(RootSection):
     def chosen_by(self) -> str:
         """How the weights that are measured are chosen, in the words of records and plans."""
         return self.as_ups.chosen_by
+
+
+@dataclass(frozen=True)
+class BaselineConfig(RunConfig):
+    """One training run of one baseline on one task."""
+
+    CODE_RECIPE: ClassVar[int] = RECIPE
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: BaselineOptim = field(default_factory=BaselineOptim)
+    evaluation: BaselineEval = field(default_factory=BaselineEval)
+    seed: int = 0
+
+    def faults(self) -> list[str]:
+        task, system = self.optim.task, self.network.system
+        faults = at_least(self, 0, "seed")
+        if (TASKS[task].kind == "pose") != (system in LIFTERS):
+            fitting = [name for name in SYSTEMS if (name in LIFTERS) == (TASKS[task].kind == "pose")]
+            faults.append(f"system for task {task} must be one of {', '.join(fitting)}, got {system}")
+        data, network = self.task_data, self.network
+        if len(data.sources) != 1:
+            faults.append(
+                f"data.{task}.sources must name one clip set, got {len(data.sources)}; a baseline trains on one"
+            )
+        needed = network.receptive_field + data.evaluate_targets - 1
+        if system in LIFTERS and data.frames != needed:
+            faults.append(
+                f"data.pe.frames must be receptive_field + evaluate_targets - 1 = {needed}, a window for each target, "
+                f"got {data.frames}"
+            )
+        return faults
 
 
 def _power_of_3(value: int) -> int:

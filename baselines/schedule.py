@@ -1,10 +1,10 @@
 """What a step depends on besides its batch: rate and momentum, each a function of (configuration, step)."""
 
-from baselines.config import BaselineConfig
+from baselines.config import RunConfig
 from ups_model.training import schedule
 
 
-def learning_rate(config: BaselineConfig, step: int, items: int) -> float:
+def learning_rate(config: RunConfig, step: int, items: int) -> float:
     """Rate of the update after `step` steps.
 
     Args:
@@ -20,7 +20,7 @@ def learning_rate(config: BaselineConfig, step: int, items: int) -> float:
     return decayed * min(1.0, (step + 1) / warm)
 
 
-def norm_momentum(config: BaselineConfig, step: int) -> float:
+def norm_momentum(config: RunConfig, step: int) -> float:
     """Share of a batch in batch normalisation's running statistics: geometric from start to end over the run, as
     Pavllo et al. let it fall from 0.1 to 0.001 (section 5)."""
     optim = config.optim

@@ -1,4 +1,4 @@
-"""Training of one baseline on one task. Every step depends on (seed, step) alone.
+"""Training of one baseline. Every step depends on (seed, step) alone.
 
 A run that is killed at any moment goes on from its newest whole checkpoint when it is started again, and ends with the
 same bits as one that was not killed (CPU).
@@ -13,25 +13,16 @@ from pathlib import Path
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.build import (
-    Baseline,
-    BaselineAnswers,
-    NetworkShape,
-    count_parameters,
-    load_baseline,
-    prediction_flops,
-    save_facts,
-)
-from baselines.config import BaselineConfig
+from baselines.build import count_parameters, save_facts
+from baselines.config import RunConfig
+from baselines.learner import Learner, SingleTask
 from baselines.result import BaselineResult, finished_result
 from baselines.schedule import learning_rate, norm_momentum
 from ups_model.atomic import write_atomic
 from ups_model.config import digest
-from ups_model.data.batching.batch import Batch
-from ups_model.data.batching.batches import Feed, Source
+from ups_model.data.batching.batches import Source
 from ups_model.data.batching.configured import open_sets
 from ups_model.device import (
     Precision,
@@ -42,15 +33,13 @@ from ups_model.device import (
     pick_precision,
 )
 from ups_model.evaluation.health import CURVE_CLIPS, curve_steps, health_line, judge
-from ups_model.evaluation.measure import measure_answers, score, trivial_values
-from ups_model.evaluation.metric_names import OUTCOMES, headline_metric
+from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.evaluation.outcomes import Outcomes, save_outcomes
 from ups_model.model.layers import seed_for
 from ups_model.model.ups import UPS
 from ups_model.model.vocabulary import NonFiniteValues
-from ups_model.tasks import TASKS
-from ups_model.training.build import data_identity, mean_pose_error_mm, training_poses
-from ups_model.training.checkpoint import named_best_steps, save_checkpoint
+from ups_model.training.build import data_identity
+from ups_model.training.checkpoint import load_checkpoint, load_weights, named_best_steps, save_checkpoint
 from ups_model.training.finite import FiniteCheck, NonFiniteLoss, ways_out
 from ups_model.training.progress import append_row, duration, forget_after, short_line
 from ups_model.training.run_folder import keep_steps, prune_checkpoints
@@ -65,10 +54,11 @@ LOG_EVERY = 50
 
 
 def train(
-    config: BaselineConfig,
+    config: RunConfig,
     paths: Mapping[str, Path],
     *,
     folder: Path,
+    learner: type[Learner] = SingleTask,
     device: str = "auto",
     precision: Precision = "auto",
     test: bool = True,
@@ -82,6 +72,7 @@ def train(
     Args:
         config: everything that can change the result.
         paths: folder of each clip set.
+        learner: what is trained; it fits the kind of configuration.
         folder: of `config.json`, checkpoints, `best/`, `progress.jsonl`, `outcomes.npz` and `result.json`.
         test: measure the test split at the end.
         should_stop: asked after each step; True saves a checkpoint and returns a result with status "stopped".
@@ -96,7 +87,7 @@ def train(
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
     with flush_denormal_numbers():
-        run = Run(config, paths, folder, device, precision, log)
+        run = Run(config, paths, folder, learner, device, precision, log)
         if (result := finished_result(folder, run.key, test)) is not None:
             logger.info("run %s is finished; nothing to train", run.key)
             return result
@@ -121,31 +112,22 @@ class Run:
 
     def __init__(
         self,
-        config: BaselineConfig,
+        config: RunConfig,
         paths: Mapping[str, Path],
         folder: Path,
+        learner: type[Learner],
         device: str,
         precision: Precision,
         log: Callable[[int, Metrics], None] | None,
     ) -> None:
-        self.config, self.folder, self.log, self.task = config, folder, log, config.optim.task
+        self.config, self.folder, self.log = config, folder, log
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
         self.sets = open_sets(config.as_ups, paths)
         ((name, (clips, split)),) = self.sets.items()
-        source = Source(clips, split, self.device, name)
-        self.feed = Feed(self.task, config.task_data, [source], config.seed)
-        self.shape = NetworkShape.of(config, clips)
-        self.model = Baseline(config, self.shape).to(self.device)
+        self.learner = learner(config, Source(clips, split, self.device, name))
+        self.model = self.learner.model
         self.key = digest({"baseline": config.canonical(), "data": data_identity(self.sets)})
-        self.items = len(source.rows("train"))
-        self.mean_pose_mm = self.validation_mean_pose_mm = 0.0
-        if TASKS[self.task].kind == "pose":
-            poses_BJ3 = training_poses(self.feed)
-            self.items = len(poses_BJ3)
-            self.mean_pose_mm = mean_pose_error_mm(self.feed, poses_BJ3)
-            if len(source.rows("validation")):
-                self.validation_mean_pose_mm = mean_pose_error_mm(self.feed, poses_BJ3, "validation")
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         # A run's state asks nothing of its model that other networks lack.
         self.state = RunState(cast(UPS, self.model), make_optimizer(self.model, config), scaler, None)
@@ -164,7 +146,7 @@ class Run:
         else:
             logger.info(
                 "training %s for %s on %s (%s), %.2f M parameters, run %s",
-                self.config.network.system, self.task, self.device, self.precision,
+                self.learner.system, self.learner.name, self.device, self.precision,
                 count_parameters(self.model) / 1e6, self.key,
             )  # fmt: skip
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -179,18 +161,19 @@ class Run:
     def train_step(self) -> None:
         """One batch and an update."""
         state, config = self.state, self.config
-        batch = self.feed.train(state.step)
+        batch = self.learner.feed.train(state.step)
         # Dropout draws from the global generator: seeding it by step makes a step independent of what ran before it.
         torch.manual_seed(seed_for(config.seed, "dropout", state.step))
         momentum = norm_momentum(config, state.step)
+        self.learner.prepare(state.step)
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.momentum = momentum
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(config, state.step, self.items)
+            group["lr"] = learning_rate(config, state.step, self.learner.items)
         with torch.autocast(self.device.type, dtype=autocast_dtype(self.precision), enabled=self.precision != "fp32"):
             answer = self.model(batch.inputs)
-        loss = task_loss(answer.float(), batch, config)
+        loss = self.learner.loss(answer, batch)
         state.scaler.scale(loss).backward()
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
@@ -200,15 +183,15 @@ class Run:
         state.step += 1
         self.recent.append(loss.detach())
         # With fp16 the scaler skips an update that is not finite and lowers its scale.
-        self.check_finite.add(state.step, self.task, loss, None if self.precision == "fp16" else norm)
+        self.check_finite.add(state.step, self.learner.name, loss, None if self.precision == "fp16" else norm)
 
     def log_progress(self) -> None:
         """Mean loss since the last line, and speed."""
         self.check_finite()
         step, steps, now = self.state.step, self.config.optim.steps, time.monotonic()
         line = {
-            f"train/{self.task}_loss": float(torch.stack(self.recent).mean()),
-            "learning_rate": learning_rate(self.config, step - 1, self.items),
+            f"train/{self.learner.name}_loss": float(torch.stack(self.recent).mean()),
+            "learning_rate": learning_rate(self.config, step - 1, self.learner.items),
             "steps_per_second": len(self.recent) / max(now - self.last_logged, 1e-9),
         }
         self.recent, self.last_logged = [], now
@@ -219,8 +202,8 @@ class Run:
     def measure_curve(self) -> None:
         """One point of the curve from which the run's health is judged."""
         self.check_finite()
-        name = headline_metric(self.task)
-        point = {name: self._measure("validation", max_clips=CURVE_CLIPS)[name]}
+        metrics = self._measure("validation", max_clips=CURVE_CLIPS)
+        point = {name: metrics[name] for name in self.learner.headlines}
         self.state.curve[self.state.step] = point
         self._record({f"curve/{name}": value for name, value in point.items()})
 
@@ -236,7 +219,7 @@ class Run:
         state = self.state
         metrics = self._measure("validation")
         row = {f"validation/{name}": number for name, number in metrics.items()}
-        row["validation/score"] = score(metrics, (self.task,), self.mean_pose_mm)
+        row["validation/score"] = self.learner.score(metrics)
         if state.best is None or row["validation/score"] > state.best["score"]:
             state.best = {"step": state.step, "score": row["validation/score"], "metrics": row}
             self._save_weights(row)
@@ -267,16 +250,16 @@ class Run:
                 measured = self._measure("test", outcomes)
                 outcomes_hash = save_outcomes(self.folder / OUTCOMES, outcomes)
                 metrics |= {f"test/{name}": value for name, value in measured.items()}
-                metrics["test/score"] = score(measured, (self.task,), self.mean_pose_mm)
+                metrics["test/score"] = self.learner.score(measured)
             if state.curve:
-                health = judge(state.curve, trivial_values({self.task: self.feed}, self.validation_mean_pose_mm))
+                health = judge(state.curve, self.learner.trivial())
                 logger.info("health, on validation subjects: %s", health_line(health))
         count = count_parameters(self.model)
         about = {
             "config": config.canonical(),
             "data": data_identity(self.sets),
             "synthetic": sorted({clips.name for clips, _ in self.sets.values() if clips.info.synthetic}),
-            "mean_pose_mm": self.mean_pose_mm,
+            "mean_pose_mm": self.learner.mean_pose_mm,
             "chosen_step": chosen_step,
             "chosen_by": config.chosen_by,
             "device": " then ".join(dict.fromkeys(name for name, _ in state.made_on)),
@@ -285,7 +268,7 @@ class Run:
         }
         result = BaselineResult(
             "stopped" if stopped else "finished", self.key, state.step, metrics, checkpoint,
-            count, count, prediction_flops(self.model), round(seconds, 1), about, health, outcomes_hash,
+            count, count, self.learner.flops(), round(seconds, 1), about, health, outcomes_hash,
         )  # fmt: skip
         write_atomic(self.folder / "result.json", json.dumps(vars(result), indent=1, allow_nan=False))
         if checkpoint:
@@ -298,14 +281,14 @@ class Run:
         if best is None:
             return self._save_weights({})
         checkpoint = self.folder / "best" / f"step-{best['step']:08d}"
-        chosen, _ = load_baseline(checkpoint, self.device)
-        self.model.load_state_dict(chosen.state_dict())
+        tensors, _ = load_checkpoint(checkpoint)
+        load_weights(self.model, tensors["model"], checkpoint)
         return checkpoint
 
     def _save_weights(self, metrics: Metrics) -> Path:
         state = {
             "key": self.key,
-            **save_facts(self.config, self.shape),
+            **save_facts(self.config, self.learner.shape),
             "data": data_identity(self.sets),
             "metrics": metrics,
         }
@@ -314,9 +297,7 @@ class Run:
     def _measure(self, part: str, outcomes: Outcomes | None = None, max_clips: int = 0) -> Metrics:
         with self._diverged():
             self.model.eval()
-            ratios = self.config.evaluation.ratios
-            feeds = {self.task: self.feed}
-            metrics = measure_answers(BaselineAnswers(self.model), feeds, part, ratios, outcomes, max_clips)
+            metrics = self.learner.measure(part, outcomes, max_clips)
             self.model.train()
             return metrics
 
@@ -338,15 +319,7 @@ class Run:
             raise NonFiniteLoss(f"the output is not finite at step {step} ({error}); {advice}") from error
 
 
-def task_loss(answer: Tensor, batch: Batch, config: BaselineConfig) -> Tensor:
-    """MPJPE in metres of poses [B * R, J, 3] (Pavllo et al., section 3), or cross-entropy of scores [B, K]."""
-    if batch.pose_BRJ3 is not None:
-        return (answer - batch.pose_BRJ3.flatten(0, 1)).norm(dim=-1).mean()
-    assert batch.label_B is not None, "class batches have labels"
-    return F.cross_entropy(answer, batch.label_B, label_smoothing=config.optim.label_smoothing)
-
-
-def make_optimizer(model: nn.Module, config: BaselineConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices alone; without decay it is Adam."""
     optim = config.optim
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]

@@ -64,10 +64,10 @@ def test_metrics_and_outcomes_bear_the_names_that_ups_gives_them(system, task, t
 
 
 def test_the_best_validated_weights_are_measured_on_test_subjects_once(toy_baseline, run_toy, tmp_path, monkeypatch):
-    import baselines.train
+    import baselines.learner
 
     measured = []
-    measure = baselines.train.measure_answers
+    measure = baselines.learner.measure_answers
 
     def recorded(answers, feeds, part, ratios, outcomes, max_clips):
         if not max_clips:  # The points of the health curve are no candidates.
@@ -75,8 +75,8 @@ def test_the_best_validated_weights_are_measured_on_test_subjects_once(toy_basel
         return measure(answers, feeds, part, ratios, outcomes, max_clips)
 
     scores = iter([1.0, 5.0, 3.0, 4.0])
-    monkeypatch.setattr(baselines.train, "measure_answers", recorded)
-    monkeypatch.setattr(baselines.train, "score", lambda *_: next(scores))
+    monkeypatch.setattr(baselines.learner, "measure_answers", recorded)
+    monkeypatch.setattr(baselines.learner, "score", lambda *_: next(scores))
     result = run_toy(toy_baseline("dd_net"), tmp_path)
     assert measured == ["validation", "validation", "validation", "test"]
     assert result.about["chosen_step"] == 8 and result.checkpoint.endswith("best/step-00000008")
