@@ -1,0 +1,53 @@
+"""UPS beside small networks made for one task, on the same clips: what its generality costs or brings."""
+
+from search_spaces import paper_tables
+from search_spaces.columns import AR2D, AR3D, EAP, MPJPE, P_MPJPE
+from search_spaces.study import Row, Study, Table
+
+EQUAL = {"steps": 700}
+"""As many clips as UPS sees of each task in preset `small`: 22,400."""
+EQUAL_LIFTING = {"steps": 525, "pe.batch_size": 64, "pe.targets_per_window": 6}
+"""As many windows, and targets of each: 33,600."""
+HOW = (
+    "UPS is one model for four tasks, trained jointly and then fine-tuned; each yardstick is one network a task and "
+    "knows no other. Clips, splits, augmentation and measures are UPS's own.",
+    "Rates, dropout and sizes of the yardsticks were looked for by hand on validation subjects, two to four runs each.",
+)
+
+STUDY = Study(
+    name="yardsticks",
+    question="Is UPS level with small networks that are made for one task?",
+    expectation="The paper compares with large networks alone. On small sets, those made for the task should be ahead.",
+    tables=(
+        Table(
+            "recognition",
+            "Recognition and early prediction",
+            "System",
+            (AR3D, *EAP, AR2D[0]),
+            (
+                Row("UPS, joint, fine-tuned"),
+                Row("DD-Net's kind", EQUAL, project="baselines.project:DD_NET"),
+                Row("ST-GCN's kind", EQUAL, project="baselines.project:ST_GCN"),
+            ),
+            baseline="UPS, joint, fine-tuned",
+            notes=HOW,
+        ),
+        Table(
+            "lifting",
+            "3D pose estimation",
+            "System",
+            (MPJPE, P_MPJPE),
+            (
+                Row("UPS, joint, fine-tuned"),
+                Row("residual MLP, equal samples", EQUAL_LIFTING, project="baselines.project:RESIDUAL_MLP"),
+                Row("VideoPose3D, 27 frames, equal samples", EQUAL_LIFTING, project="baselines.project:VIDEOPOSE3D"),
+                Row("residual MLP, trained out", project="baselines.project:RESIDUAL_MLP"),
+                Row("VideoPose3D, 27 frames, trained out", project="baselines.project:VIDEOPOSE3D"),
+            ),
+            baseline="UPS, joint, fine-tuned",
+            notes=HOW,
+        ),
+    ),
+    base=paper_tables.STUDY.base,
+    fine_tuning=paper_tables.FINE_TUNING,
+)
