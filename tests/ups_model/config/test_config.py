@@ -77,6 +77,7 @@ OTHERS = {  # Values that differ from the default, where adding one would not be
 }
 OTHER_ENDINGS = {
     "sources": ("other",),
+    "actions": ("wave",),
     "crop_min": 0.5,
     "detections": "stored",
     "leaks": "drop",
