@@ -7,6 +7,7 @@ A study names its project by address, "package.module:NAME"; by default that is 
 import difflib
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -327,19 +328,28 @@ def load_project(address: str) -> Project:
     if not module or not name:
         raise ValueError(f"project must be package.module:NAME, got {address!r}; UPS is {UPS}")
     try:
-        project = getattr(importlib.import_module(module), name)
+        project = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
         raise ValueError(
             f"project {address}: cannot be imported ({error}); start the command where its package lies, or install it"
         ) from error
-    except AttributeError as error:
-        raise ValueError(f"project {address}: {module} has no {name}") from error
+    except Exception as error:  # The user's module may fail in any way; the way out is in that module.
+        raise ValueError(f"project {address}: {module} fails when it is imported ({_where(error)})") from error
+    if project is None:
+        raise ValueError(f"project {address}: {module} has no {name}")
     if not isinstance(project, Project):
         missing = sorted(name for name in vars(Project) if not name.startswith("_") and not hasattr(project, name))
         raise ValueError(
             f"project {address}: it lacks {', '.join(missing)}; orchestrator.project.Project says what a project has"
         )
     return project
+
+
+def _where(error: Exception) -> str:
+    """An exception in one line, with the place where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f", {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
 def import_folders(addresses: Iterable[str]) -> tuple[str, ...]:

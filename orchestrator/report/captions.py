@@ -177,7 +177,7 @@ def table_warnings(table: TableOfCells) -> list[str]:
                 for origin in origins
             )
             warnings.append(f"The runs of this table differ in {name}: {where}.")
-    dirty = [_shown("commit", origin.value) for origin in table.origins["commit"] if origin.value.endswith("-dirty")]
+    dirty = [_shown("commit", origin.value) for origin in table.origins["commit"] if "-dirty" in origin.value]
     if dirty:
         warnings.append(f"Trained from a working tree with uncommitted changes: {listed(dirty)}.")
     if any(origin.value == UNKNOWN for origin in table.origins["commit"]):

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 import ups_model
-from orchestrator.project import load_project
+from orchestrator.project import import_folders, load_project
 from search_spaces.study import UPS
 
 GIT_TIMEOUT_SECONDS = 20
@@ -160,8 +160,20 @@ def _release(name: str, version: str) -> str:
 def commit() -> str:
     """Commit of the working tree that this package lies in, with "-dirty" where files differ from it; where there is no
     such tree, as on a cluster that was sent the packages, the version and a hash of the source."""
-    folder = Path(ups_model.__file__).resolve().parents[1]
     without = f"version {ups_model.__version__}, source {code_digest()[:12]}"
+    return _commit_of(Path(ups_model.__file__).resolve().parents[1], without)
+
+
+@cache
+def project_commit(project: str) -> str:
+    """The same of the working tree that a project lies in."""
+    (folder,) = import_folders([project])
+    tree = next((one for one in (Path(folder), *Path(folder).parents) if (one / ".git").exists()), Path(folder))
+    return _commit_of(tree, f"no commit, source {load_project(project).identity().training}")
+
+
+def _commit_of(folder: Path, without: str) -> str:
+    """`without` is said where the folder is no working tree."""
     if not (folder / ".git").exists():
         return without
     try:

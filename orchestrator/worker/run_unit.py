@@ -28,7 +28,7 @@ from orchestrator.storage.source_check import (
     training_code,
 )
 from orchestrator.storage.trained import Twin, enter, find_twin
-from orchestrator.worker.environment import commit, faults, versions
+from orchestrator.worker.environment import commit, faults, project_commit, versions
 from orchestrator.worker.gpu_memory import limit_memory
 from orchestrator.worker.job import Job, Outcome
 from orchestrator.worker.system_metrics import EnergyMeter, sampler
@@ -317,9 +317,12 @@ def _tested_later(trained: Mapping[str, Any], measured: Mapping[str, Any]) -> di
 
 
 def _about(job: Job, started: float) -> dict[str, Any]:
+    code = job.site.commit if job.site else commit()  # The same code; its copy here may be without a history.
+    if job.unit.project != UPS and (own := project_commit(job.unit.project)).removesuffix("-dirty") not in code:
+        code = f"{own}, orchestrator {code}"
     gpus = {"gpus": job.gpus} | ({"out_of_memory_at": list(job.too_small)} if job.too_small else {})
     return {
-        "commit": job.site.commit if job.site else commit(),  # The same code; its copy here may be without a history.
+        "commit": code,
         "versions": dict(versions()),
         "host": socket.gethostname(),
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",

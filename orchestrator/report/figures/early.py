@@ -4,7 +4,16 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 
-from orchestrator.report.figures.style import PAPER_DATA, Drawing, file_name, finish, grid, line_color, styled
+from orchestrator.report.figures.style import (
+    PAPER_DATA,
+    Drawing,
+    data_names,
+    file_name,
+    finish,
+    grid,
+    line_color,
+    styled,
+)
 from orchestrator.report.model import RowOfCells, TableOfCells
 from orchestrator.report.wording import listed
 
@@ -46,7 +55,7 @@ def early(table: TableOfCells, index: int) -> Drawing | None:
         title=f"Early prediction: {table.title}",
         caption="Accuracy against the share of the action that has been observed: mean over seeds, the smallest and "
         f"largest as a bar; n = {' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} a point; data: "
-        f"{listed(dict.fromkeys(table.sources[column][0].name for column in columns))}"
+        f"{data_names(source.name for column in columns for source in table.sources[column][:1])}"
         f"{PAPER_DATA if published else ''}.",
         image=image,
     )

@@ -11,6 +11,7 @@ from orchestrator.report.figures.style import (
     PAPER,
     PAPER_DATA,
     Drawing,
+    data_names,
     file_name,
     finish,
     grid,
@@ -22,7 +23,7 @@ from orchestrator.report.figures.style import (
     styled,
 )
 from orchestrator.report.model import TableOfCells
-from orchestrator.report.wording import column_text, listed
+from orchestrator.report.wording import column_text
 from ups_model.wording import count
 
 MIN_LOG_RATIO = 8
@@ -53,7 +54,7 @@ def factor(table: TableOfCells, index: int) -> Drawing | None:
         image = finish(figure, entries)
     runs = [cell.n for cell in cells]
     n = count(max(runs), "seed") if min(runs) == max(runs) else f"{min(runs)} to {count(max(runs), 'seed')}"
-    data = listed(dict.fromkeys(source.name for sources in table.sources for source in sources[:1]))
+    data = data_names(source.name for sources in table.sources for source in sources[:1])
     return Drawing(
         name=f"factor-{file_name(table.name, index)}",
         title=table.title,

@@ -9,9 +9,18 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.report.figures.style import GREY, OURS, PAPER, PAPER_DATA, Drawing, finish, paper_entry, styled
+from orchestrator.report.figures.style import (
+    GREY,
+    OURS,
+    PAPER,
+    PAPER_DATA,
+    Drawing,
+    data_names,
+    finish,
+    paper_entry,
+    styled,
+)
 from orchestrator.report.model import ClaimResult, NewSubjects, Report
-from orchestrator.report.wording import listed
 from ups_model.config import set_of
 
 SUBJECTS, MARGIN = "#00845f", "#dce6f2"
@@ -47,7 +56,7 @@ def forest(report: Report) -> Drawing | None:
         caption="The effect of each claim, signed so that the better side is on the right, with its 95 % interval over "
         "seeds on these test subjects, neither corrected for the number of claims nor of looks; grey: no verdict is "
         f"given; n = {' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} paired seeds a claim; data: "
-        f"{listed(dict.fromkeys(set_of(name) for result in results for name in result.column.sources[:1]))}"
+        f"{data_names(set_of(name) for result in results for name in result.column.sources[:1])}"
         f"{PAPER_DATA if any(result.published is not None for result in results) else ''}.",
         image=image,
     )

@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from orchestrator.report.figures.style import (
     GREY,
     Drawing,
+    data_names,
     file_name,
     finish,
     grid,
@@ -20,7 +21,7 @@ from orchestrator.report.figures.style import (
     styled,
 )
 from orchestrator.report.model import RowOfCells, TableOfCells
-from orchestrator.report.wording import column_text, listed
+from orchestrator.report.wording import column_text
 from ups_model.config import set_of
 
 PREDICTION, TRAINING = "MFLOPs a prediction", "minutes of training a seed"
@@ -123,7 +124,7 @@ def _drawing(table: TableOfCells, index: int, cost: str, columns: Mapping[int, l
         caption=f"Each measure on the test split against {cost} ({meaning}): mean over seeds with its standard "
         "deviation; costs on a logarithmic axis; the line joins the rows that no other one dominates; n = "
         f"{' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} a point; data: "
-        f"{listed(dict.fromkeys(set_of(source.name) for place in columns for source in table.sources[place][:1]))}.",
+        f"{data_names(set_of(source.name) for place in columns for source in table.sources[place][:1])}.",
         image=image,
     )
 

@@ -124,8 +124,12 @@ def line_color(place: int) -> str:
 
 def measured_on(report: Report, tasks: Iterable[str]) -> str:
     """What a caption says of the clip sets that tasks are measured on."""
-    names = dict.fromkeys(source.name for task in tasks for source in report.sources.get(task, ())[:1])
-    return f"data: {listed(names)}"
+    return f"data: {data_names(source.name for task in tasks for source in report.sources.get(task, ())[:1])}"
+
+
+def data_names(names: Iterable[str]) -> str:
+    """What a caption calls data sets."""
+    return listed(dict.fromkeys(names)) or "no data set that is named"
 
 
 def is_unhealthy(state: str | None) -> bool:
