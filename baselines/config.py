@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from ups_model.config import Config, DataConfig, EvalConfig, OptimConfig, TaskData, TaskName
+from ups_model.config.config import ratio_faults
 from ups_model.config.presets import preset as ups_preset
 from ups_model.config.schema import RootSection, Section, above, at_least, between
 from ups_model.tasks import TASKS
@@ -105,7 +106,7 @@ class BaselineEval(Section):
     """Pose estimation: average with the prediction of the mirrored input."""
 
     def faults(self) -> list[str]:
-        return EvalConfig.faults(self)  # type: ignore[arg-type]  # the same field under the same rule
+        return ratio_faults(self.ratios)
 
 
 class RunConfig(RootSection):

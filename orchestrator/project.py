@@ -42,6 +42,8 @@ class Sizes:
     """Those that one sample passes through: of a routed layer, one block's."""
     flops: Mapping[str, float]
     """Multiplications and additions of a forward pass, per sample of each trained task."""
+    training_flops: Mapping[str, float] | None = None
+    """The same in training, where that is another."""
 
 
 @dataclass(frozen=True)

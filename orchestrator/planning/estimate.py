@@ -104,7 +104,8 @@ def operations_of(unit: Unit, sets: Mapping[str, Data]) -> float | None:
 
 
 def _operations(unit: Unit, sizes: Sizes) -> float:
-    return (1 + BACKWARD) * sum(count * sizes.flops[task] for task, count in unit.samples.items())
+    flops = sizes.training_flops or sizes.flops
+    return (1 + BACKWARD) * sum(count * flops[task] for task, count in unit.samples.items())
 
 
 def unit_sizes(

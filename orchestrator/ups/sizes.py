@@ -27,6 +27,22 @@ TEXT_WIDTHS = {"roberta-base": 768, "minilm": 384}
 def sizes_of(config: Config, sets: Mapping[str, ClipSet]) -> Sizes:
     """Parameters, and operations of a forward pass, of the model that this configuration trains."""
     network = _network(config, sets)
+    layers = config.model.encoder_layers
+    answering = network.with_layers(config.evaluation.exit_layer or layers)
+    # Each exit is drawn as often as any other.
+    exits = [layers] if config.optim.exits == "last" else range(1, layers + 1)
+    by_exit = [_flops(network.with_layers(exit_layer), config, sets) for exit_layer in exits]
+    training = {str(task): sum(flops[task] for flops in by_exit) / len(by_exit) for task in config.optim.tasks}
+    return Sizes(
+        _parameters(network),
+        _parameters(answering.with_one_route()),
+        _flops(answering, config, sets),
+        None if config.optim.exits == "last" else training,
+    )
+
+
+def _flops(network: "_Network", config: Config, sets: Mapping[str, ClipSet]) -> dict[str, float]:
+    """Of a forward pass, per sample of each trained task."""
     flops: dict[str, float] = {}
     for task in config.optim.tasks:
         data: TaskData = getattr(config.data, task)
@@ -34,7 +50,7 @@ def sizes_of(config: Config, sets: Mapping[str, ClipSet]) -> Sizes:
         each, batch = _forward_flops(network.with_one_route(), task, data, _joints(clips))
         # The vocabulary is projected once a batch, however many samples share it.
         flops[task] = each * persons(clips) + batch / data.batch_size
-    return Sizes(_parameters(network), _parameters(network.with_one_route()), flops)
+    return flops
 
 
 def fitting(config: Config, sets: Mapping[str, ClipSet], gpus: Gpus) -> Fitting:
@@ -136,6 +152,10 @@ class _Network:
         model = self.model
         runs = 1 if model.routing and model.routing_execution == "sparse" else model.blocks_per_layer
         return replace(self, model=model.replace(routing=False, blocks_per_layer=runs))
+
+    def with_layers(self, layers: int) -> "_Network":
+        """With an encoder that ends after so many layers."""
+        return replace(self, model=self.model.replace(encoder_layers=layers))
 
     def build(self) -> "UPS":
         """The model on the meta device: shapes without values."""

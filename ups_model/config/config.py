@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from ups_model import RECIPE
 from ups_model.config.data_config import TASK_NAMES, DataConfig, TaskName
 from ups_model.config.model_config import ModelConfig
-from ups_model.config.schema import RootSection, Section, above, at_least, between, next_multiple
+from ups_model.config.schema import NEUTRAL, RootSection, Section, above, at_least, between, next_multiple
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class OptimConfig(Section):
     """Standard deviation, in bins, of the soft target around a coordinate's bin; 0 = one-hot (paper)."""
     expectation_weight: float = 0.0
     """Weight of the mean distance, in metres, of the expected to the true joint, beside the likelihood; 0 (paper)."""
+    exits: Literal["last", "drawn"] = field(default="last", metadata=NEUTRAL)
+    """Encoder layer after which a training step decodes: the last (paper), or one drawn anew for each step, so that one
+    trained model answers after any layer (`evaluation.exit_layer`)."""
     mask_inputs: bool = False
     """Replace each decoder input of a training sequence by a mask token at a ratio drawn from U(0, 1) (pix2seq)."""
     evaluate_every: int = 0
@@ -87,12 +90,18 @@ class EvalConfig(Section):
     """Token by token, or all at once from mask tokens (needs `mask_inputs` in training)."""
     flip: bool = False
     """Pose estimation: average with the prediction of the mirrored input (customary on Human3.6M)."""
+    exit_layer: int = field(default=0, metadata=NEUTRAL)
+    """Encoder layer after which the model answers; 0 = the last. Another needs `optim.exits="drawn"` in training."""
 
     def faults(self) -> list[str]:
-        bad = [ratio for ratio in self.ratios if not 0 < ratio <= 1]
-        if bad or not self.ratios or len(set(self.ratios)) < len(self.ratios):
-            return [f"ratios must lie in (0, 1], got {self.ratios}; name each once"]
-        return []
+        return at_least(self, 0, "exit_layer") + ratio_faults(self.ratios)
+
+
+def ratio_faults(ratios: tuple[float, ...]) -> list[str]:
+    """What is wrong with shares of a clip that are observed."""
+    if not ratios or len(set(ratios)) < len(ratios) or not all(0 < ratio <= 1 for ratio in ratios):
+        return [f"ratios must lie in (0, 1], got {ratios}; name each once"]
+    return []
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,11 @@ class Config(RootSection):
                 faults.append(
                     f"data.{task}.sources must name a clip set, got (); set it or leave {task} out of optim.cycle"
                 )
+        exit_layer, layers = self.evaluation.exit_layer, self.model.encoder_layers
+        if exit_layer > layers:
+            faults.append(f"evaluation.exit_layer must be at most model.encoder_layers = {layers}, got {exit_layer}")
+        if exit_layer and self.optim.exits == "last":
+            faults.append(f"evaluation.exit_layer={exit_layer} needs optim.exits='drawn', got 'last'")
         if self.evaluation.decoding == "parallel" and not self.optim.mask_inputs:
             faults.append("evaluation.decoding='parallel' needs optim.mask_inputs=True, got False")
         return faults

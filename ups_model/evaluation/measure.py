@@ -91,11 +91,13 @@ def measure(
         max_clips: measure on at most about that many evenly spaced clips (pose estimation: frames) of each task; 0 is
             all.
     """
-    training = model.training
+    training, exit_layer = model.training, model.encoder.exit_layer
     model.eval()
+    model.encoder.exit_layer = config.exit_layer
     try:
         return measure_answers(UPSAnswers(model, config), feeds, part, config.ratios, outcomes, max_clips)
     finally:
+        model.encoder.exit_layer = exit_layer
         model.train(training)
 
 

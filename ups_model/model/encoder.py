@@ -183,6 +183,8 @@ class Encoder(nn.Module):
         self.routing, self.execution = config.routing, config.routing_execution
         self.activation_checkpointing = False
         """Whether a training step keeps a block's input alone, and computes the rest again in the backward pass."""
+        self.exit_layer = 0
+        """After which layer it ends; 0 for the last."""
         self.router = Router(config)
         self.layers = nn.ModuleList(  # type: ignore[assignment]  # a list of modules, whose type torch doesn't keep
             nn.ModuleList(SemTemBlock(config) for _ in range(config.blocks_per_layer))
@@ -204,18 +206,19 @@ class Encoder(nn.Module):
         dense: all H blocks, weighted by the straight-through one-hot sample, so that each weight has a gradient. In
         evaluation both are the chosen block alone.
         """
+        layers = list(self.layers)[: self.exit_layer or None]
         if not self.routing:
-            for blocks in self.layers:
+            for blocks in layers:
                 outputs = [run_layer(block, x_BNJD, scene, self.activation_checkpointing) for block in blocks]
                 x_BNJD = torch.stack(outputs).mean(dim=0)
             return x_BNJD
         route = route or self.router.choose(scene.task, noise_LH, temperature)
         places, sampled = route.blocks()
         if route.soft_LH is None or not sampled:
-            for blocks, chosen in zip(self.layers, places, strict=True):
+            for blocks, chosen in zip(layers, places, strict=False):
                 x_BNJD = run_layer(blocks[chosen], x_BNJD, scene, self.activation_checkpointing)
             return x_BNJD
-        for blocks, soft_H, chosen in zip(self.layers, route.soft_LH, places, strict=True):
+        for blocks, soft_H, chosen in zip(layers, route.soft_LH, places, strict=False):
             if self.execution == "sparse":
                 x_BNJD = run_layer(blocks[chosen], x_BNJD, scene, self.activation_checkpointing)
                 if len(blocks) > 1:

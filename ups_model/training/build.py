@@ -130,6 +130,7 @@ def load_model(checkpoint: Path, device: torch.device) -> tuple[UPS, Config, dic
         pose_slots=state["pose_slots"],
     )
     load_weights(model, tensors["model"], checkpoint)
+    model.encoder.exit_layer = config.evaluation.exit_layer
     return model.to(device), config, state
 
 

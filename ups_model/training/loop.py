@@ -60,7 +60,7 @@ from ups_model.training.result import (
 )
 from ups_model.training.run_folder import STATE, keep_steps, prune_checkpoints
 from ups_model.training.run_state import Metrics, RunState, make_optimizer
-from ups_model.training.schedule import gumbel_noise, input_mask, learning_rate, temperature
+from ups_model.training.schedule import exit_layer, gumbel_noise, input_mask, learning_rate, temperature
 
 logger = logging.getLogger(__name__)
 
@@ -228,6 +228,7 @@ class Run:
         # and a part of how the batch was cut.
         torch.manual_seed(seed_for(config.seed, "dropout", state.step))
         target_BK = target_tokens(state.model, batch)
+        state.model.encoder.exit_layer = exit_layer(config, state.step)
         low_precision = self.precision != "fp32"
         with torch.autocast(self.device.type, dtype=autocast_dtype(self.precision), enabled=low_precision):
             logits_BKV = model(

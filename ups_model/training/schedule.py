@@ -47,6 +47,14 @@ def gumbel_noise(config: Config, step: int) -> Tensor:
     return -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7))) * strength
 
 
+def exit_layer(config: Config, step: int) -> int:
+    """Encoder layer after which a step decodes, 0 for the last; the same in every process."""
+    if config.optim.exits == "last":
+        return 0
+    generator = torch.Generator().manual_seed(seed_for(config.seed, "exit", step))
+    return 1 + int(torch.randint(config.model.encoder_layers, (), generator=generator))
+
+
 def input_mask(
     config: Config, task: TaskName, turn: int, target_BK: Tensor, place_B: Tensor | None = None
 ) -> Tensor | None:

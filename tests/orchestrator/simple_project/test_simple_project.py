@@ -204,9 +204,7 @@ def test_a_study_of_a_project_is_checked_against_it(rows, more, message):
 def test_a_module_that_fails_when_it_is_imported_says_where(tmp_path, monkeypatch):
     (tmp_path / "broken_model.py").write_text("x = 1\ny = x / 0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(
-        ValueError, match=r"fails when it is imported \(ZeroDivisionError: .*, broken_model"
-    ):
+    with pytest.raises(ValueError, match=r"fails when it is imported \(ZeroDivisionError: .*, broken_model"):
         load_project("broken_model:PROJECT")
 
 

@@ -28,7 +28,7 @@ def base(**optim):
     sources = {
         task: TaskData(sources=(f"set_{task}",), evaluate_targets=4, targets_per_window=2) for task in TASK_NAMES
     }
-    return Config(data=DataConfig(**sources), optim=OptimConfig(mask_inputs=True, **optim))
+    return Config(data=DataConfig(**sources), optim=OptimConfig(mask_inputs=True, **{"exits": "drawn"} | optim))
 
 
 def leaves(section, prefix=""):
@@ -70,6 +70,7 @@ OTHERS = {  # Values that differ from the default, where adding one would not be
     "optim.cycle": ("pe", "ar3d"),
     "optim.update": "cycle",
     "optim.beta2": 0.9,
+    "optim.exits": "last",
     "optim.steps": 20_004,
     "evaluation.ratios": (0.5,),
     "evaluation.coordinates": "argmax",
