@@ -150,7 +150,7 @@ class Multitask(Learner):
         for number in range(1, self.config.network.layers + 1):
             last = number == self.config.network.layers
             said: Outcomes = {}
-            values = {}
+            values: Metrics = {}
             if "pe" in self.config.trained_steps():
                 answers = ReadAnswers(iter([pose_EXJ3[number - 1] for pose_EXJ3 in poses]))
                 measured = measure_poses(answers, self.feed, part, said if last else None, max_clips)

@@ -185,8 +185,8 @@ class MultitaskNet(nn.Module):
 
     def decouple(self) -> None:
         """From now on the action heads have poses of their own, which begin as copies."""
-        for pose, replica in zip(self.pose_layers, self.action_maps, strict=True):
-            replica.load_state_dict(pose.maps.state_dict())
+        for layer, replica in enumerate(self.action_maps):
+            replica.load_state_dict(self.pose_layers.get_submodule(f"{layer}.maps").state_dict())
         self.decoupled.fill_(True)
 
     def forward(self, screen_BNI2: Tensor, exits: int = 0, actions: bool = True) -> list[Exit]:

@@ -11,13 +11,12 @@ import pytest
 
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.resolve import resolve
-from orchestrator.project import DataFacts
+from orchestrator.project import DataFacts, load_project
 from search_spaces import find_study, study_names
 from search_spaces.paper_tables import BINS, TABLE_7, TABLE_8, TABLE_9, TRAINING
 from search_spaces.space import Range, Space
 from search_spaces.study import Claim, Column, FineTuning, Reference, Row, Study, Table
 from search_spaces.tables_1_6 import STUDY as TABLES_1_6
-from ups_model.config.presets import preset
 
 COLUMN = Column("ar3d/top1", "Accuracy", "%", True)
 
@@ -140,7 +139,7 @@ def test_every_study_states_its_question_and_expectation(name):
 @pytest.mark.parametrize("preset_name", ["tiny", "small", "paper"])
 def test_every_row_is_a_configuration_of_every_preset(name, preset_name):
     study = find_study(name)
-    base = preset(preset_name).with_fields(study.base)
+    base = load_project(study.project).base(preset_name).with_fields(study.base)
     for table in study.tables:
         for row in table.rows:
             base.with_fields(row.changes)  # raises where a field or a value isn't allowed
