@@ -103,20 +103,36 @@ def save_facts(config: RunConfig, shape: NetworkShape) -> dict[str, Any]:
     return {"baseline": config.canonical(), "shape": dataclasses.asdict(shape)}
 
 
-def load_baseline(checkpoint: Path, device: torch.device) -> tuple[Baseline, dict[str, Any]]:
-    """The network of a checkpoint folder of chosen weights, and the checkpoint's state. Needs no data.
+def read_facts(checkpoint: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], NetworkShape]:
+    """Tensors and state of a checkpoint folder of chosen weights, and what `save_facts` wrote of the shape.
 
     Raises:
-        ValueError: not a checkpoint of a baseline's chosen weights, a corrupted one, or one of another recipe.
+        ValueError: not such a folder, or a corrupted one.
     """
     tensors, state = load_checkpoint(checkpoint)
     if "baseline" not in state or "shape" not in state:
         raise ValueError(f"{checkpoint}: not a checkpoint of a baseline's weights; give one from the folder best/")
     shape = NetworkShape(**state["shape"])
     shape = dataclasses.replace(shape, slots=tuple(shape.slots), classes=tuple(shape.classes))
+    return tensors, state, shape
+
+
+def load_baseline(checkpoint: Path, device: torch.device) -> tuple[Baseline, dict[str, Any]]:
+    """The network of a checkpoint folder of chosen weights, and the checkpoint's state. Needs no data.
+
+    Raises:
+        ValueError: not a checkpoint of a baseline's chosen weights, a corrupted one, or one of another recipe.
+    """
+    tensors, state, shape = read_facts(checkpoint)
     model = Baseline(BaselineConfig.from_canonical(state["baseline"]), shape)
     load_weights(model, tensors["model"], checkpoint)
     return model.to(device), state
+
+
+def unmirror(pose_BJ3: Tensor, skeleton: Skeleton) -> Tensor:
+    """Poses of mirrored inputs as those of the inputs themselves."""
+    flip_J = torch.tensor(skeleton.flip, device=pose_BJ3.device)
+    return pose_BJ3[:, flip_J] * torch.tensor([-1.0, 1.0, 1.0], device=pose_BJ3.device)
 
 
 @dataclass(frozen=True)
@@ -136,10 +152,8 @@ class BaselineAnswers:
         pose_BJ3 = self.model(batch.inputs).float()
         if not self.model.config.evaluation.flip:
             return pose_BJ3, {}
-        flip_J = torch.tensor(skeleton.flip, device=pose_BJ3.device)
-        sign_3 = torch.tensor([-1.0, 1.0, 1.0], device=pose_BJ3.device)
         mirrored_BJ3 = self.model(mirror_inputs(batch.inputs)).float()
-        return (pose_BJ3 + mirrored_BJ3[:, flip_J] * sign_3) / 2, {}
+        return (pose_BJ3 + unmirror(mirrored_BJ3, skeleton)) / 2, {}
 
     def coordinates(self, true_BJ3: Tensor) -> dict[str, float]:
         """Nothing: coordinates are not quantised."""

@@ -1,11 +1,12 @@
 """The baselines as projects of the orchestrator: rows of a study name one by its address."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from baselines.config import LIFTERS, BaselineConfig, System, base
+from baselines.config import LIFTERS, BaselineConfig, RunConfig, System, base
 from orchestrator.project import (
     DataFacts,
     FinishedRun,
@@ -26,6 +27,9 @@ from ups_model.evaluation.metric_names import metric_names
 from ups_model.source import files_digest, source_digest
 from ups_model.tasks import TASKS
 
+if TYPE_CHECKING:
+    from baselines.learner import Learner
+
 OF_TOKENS = ("free_top1", "ended", "clip_rate", "floor_mm", "in_grammar")
 """Measures of UPS's tokens, which no baseline has."""
 CHECKPOINTS_PER_RUN = 10
@@ -34,18 +38,119 @@ MAX_STEPS_BETWEEN_CHECKPOINTS = 500
 Sets = Mapping[str, ClipSet]
 
 
+class TrainerProject(ABC):
+    """What projects of `baselines.train` have in common; their data are clip sets of UPS."""
+
+    trainings = ("separate",)
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @abstractmethod
+    def sources(self, settings: Any) -> dict[str, tuple[str, ...]]: ...
+
+    @abstractmethod
+    def _learner(self) -> "type[Learner]":
+        """What is trained."""
+
+    def _folders(self) -> tuple[Path, ...]:
+        """Of the code that results depend on, beside that of UPS."""
+        return (Path(__file__).parent,)
+
+    def sets(self, settings: RunConfig) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(set_of(name) for names in self.sources(settings).values() for name in names))
+
+    def locate(self, given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+        return UPS.locate(given, names)
+
+    def open(self, paths: Mapping[str, Path]) -> dict[str, ClipSet]:
+        return UPS.open(paths)
+
+    def facts(self, data: Sets) -> dict[str, DataFacts]:
+        return UPS.facts(data)
+
+    def check_cut(self, settings: RunConfig, processes: int, micro_batch: int | Literal["auto"]) -> None:
+        if processes > 1 or micro_batch:
+            raise ValueError(
+                f"{self.name} trains in one process with whole batches: leave out --micro-batch, --processes-per-unit, "
+                "and --gpus-per-unit above 1"
+            )
+
+    def steps(self, settings: RunConfig) -> int:
+        return settings.optim.steps
+
+    def chosen_by(self, settings: RunConfig) -> str:
+        return settings.chosen_by
+
+    def inputs_identity(self, settings: RunConfig) -> str:
+        return ""
+
+    def key(self, settings: RunConfig, data: Mapping[str, str], inputs: str, parent: str) -> str:
+        return digest({"baseline": settings.canonical(), "data": dict(data)})
+
+    def training_key(self, settings: RunConfig, data: Mapping[str, str], inputs: str, parent: str) -> str:
+        return ""
+
+    def identity(self) -> Identity:
+        # UPS's code of batches, splits and schedules is theirs too.
+        files = (file for folder in self._folders() for file in folder.glob("*.py") if file.name != "project.py")
+        own = files_digest(sorted(files))
+        return Identity(digest([own, source_digest("training")]), source_digest("evaluation"))
+
+    def fitting(self, settings: RunConfig, data: Sets, gpus: Gpus) -> Fitting | None:
+        return None
+
+    def train(self, request: Request) -> FinishedRun:
+        from baselines.train import train
+
+        settings: RunConfig = request.settings
+        every = max(1, min(MAX_STEPS_BETWEEN_CHECKPOINTS, settings.optim.steps // CHECKPOINTS_PER_RUN))
+        result = train(
+            settings,
+            request.paths,
+            folder=request.folder,
+            learner=self._learner(),
+            device=request.device,
+            precision=request.precision,
+            test=request.test,
+            should_stop=request.should_stop,
+            on_checkpoint=request.on_checkpoint,
+            log=request.sample,
+            checkpoint_every=every,
+        )
+        about = {**result.about, "train_seconds": result.train_seconds, "parameters": result.parameters}
+        return FinishedRun(
+            result.status, result.key, result.metrics, result.checkpoint, about, result.health, result.outcomes
+        )
+
+    def measure(
+        self, request: Request, weights: Path, trained: Mapping[str, Any], health: Mapping[str, Any]
+    ) -> FinishedRun:
+        """From the last checkpoint, so that only measuring is left to do."""
+        (request.folder / "result.json").unlink(missing_ok=True)
+        return self.train(request)
+
+    def try_batches(self, request: Request) -> None:
+        raise ValueError(f"--gpus-per-unit auto can't measure {self.name}; give a number")
+
+
 @dataclass(frozen=True)
-class BaselineProject:
+class BaselineProject(TrainerProject):
     """See `orchestrator.project.Project`, whose methods these are. A row's runs train one task each."""
 
     system: System
 
-    trainings = ("separate",)
     published_on = UPS.published_on
 
     @property
     def name(self) -> str:
         return self.system
+
+    def _learner(self) -> "type[Learner]":
+        from baselines.learner import SingleTask
+
+        return SingleTask
 
     @property
     def tasks(self) -> dict[str, str]:
@@ -62,28 +167,9 @@ class BaselineProject:
         by_task = {task: getattr(settings.data, task).sources for task in self.tasks}
         return {task: sources for task, sources in by_task.items() if sources}
 
-    def sets(self, settings: BaselineConfig) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(set_of(name) for names in self.sources(settings).values() for name in names))
-
-    def locate(self, given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
-        return UPS.locate(given, names)
-
-    def open(self, paths: Mapping[str, Path]) -> dict[str, ClipSet]:
-        return UPS.open(paths)
-
-    def facts(self, data: Sets) -> dict[str, DataFacts]:
-        return UPS.facts(data)
-
     def check(self, settings: BaselineConfig, data: Sets) -> None:
         for task in self.sources(settings):
             UPS.check(self.alone(settings, cast(TaskName, task)).as_ups, data)
-
-    def check_cut(self, settings: BaselineConfig, processes: int, micro_batch: int | Literal["auto"]) -> None:
-        if processes > 1 or micro_batch:
-            raise ValueError(
-                f"{self.name} trains in one process with whole batches: leave out --micro-batch, --processes-per-unit, "
-                "and --gpus-per-unit above 1"
-            )
 
     def metrics(self, settings: BaselineConfig, task: str, data: Sets) -> list[str]:
         of_task: TaskData = getattr(settings.data, task)
@@ -117,26 +203,6 @@ class BaselineProject:
     def samples(self, settings: BaselineConfig) -> dict[str, int]:
         return {settings.optim.task: settings.optim.steps * settings.task_data.batch_size}
 
-    def steps(self, settings: BaselineConfig) -> int:
-        return settings.optim.steps
-
-    def chosen_by(self, settings: BaselineConfig) -> str:
-        return settings.chosen_by
-
-    def inputs_identity(self, settings: BaselineConfig) -> str:
-        return ""
-
-    def key(self, settings: BaselineConfig, data: Mapping[str, str], inputs: str, parent: str) -> str:
-        return digest({"baseline": settings.canonical(), "data": dict(data)})
-
-    def training_key(self, settings: BaselineConfig, data: Mapping[str, str], inputs: str, parent: str) -> str:
-        return ""
-
-    def identity(self) -> Identity:
-        # UPS's code of batches, splits and schedules is theirs too.
-        own = files_digest(sorted(file for file in Path(__file__).parent.glob("*.py") if file.name != "project.py"))
-        return Identity(digest([own, source_digest("training")]), source_digest("evaluation"))
-
     def sizes(self, settings: BaselineConfig, data: Sets) -> Sizes:
         import torch
 
@@ -147,41 +213,6 @@ class BaselineProject:
             model = Baseline(settings, shape)
         parameters = count_parameters(model)
         return Sizes(parameters, parameters, {settings.optim.task: float(prediction_flops(model))})
-
-    def fitting(self, settings: BaselineConfig, data: Sets, gpus: Gpus) -> Fitting | None:
-        return None
-
-    def train(self, request: Request) -> FinishedRun:
-        from baselines.train import train
-
-        settings: BaselineConfig = request.settings
-        every = max(1, min(MAX_STEPS_BETWEEN_CHECKPOINTS, settings.optim.steps // CHECKPOINTS_PER_RUN))
-        result = train(
-            settings,
-            request.paths,
-            folder=request.folder,
-            device=request.device,
-            precision=request.precision,
-            test=request.test,
-            should_stop=request.should_stop,
-            on_checkpoint=request.on_checkpoint,
-            log=request.sample,
-            checkpoint_every=every,
-        )
-        about = {**result.about, "train_seconds": result.train_seconds, "parameters": result.parameters}
-        return FinishedRun(
-            result.status, result.key, result.metrics, result.checkpoint, about, result.health, result.outcomes
-        )
-
-    def measure(
-        self, request: Request, weights: Path, trained: Mapping[str, Any], health: Mapping[str, Any]
-    ) -> FinishedRun:
-        """From the last checkpoint, so that only measuring is left to do."""
-        (request.folder / "result.json").unlink(missing_ok=True)
-        return self.train(request)
-
-    def try_batches(self, request: Request) -> None:
-        raise ValueError(f"--gpus-per-unit auto can't measure {self.name}; give a number")
 
 
 RESIDUAL_MLP, VIDEOPOSE3D = BaselineProject("residual_mlp"), BaselineProject("videopose3d")

@@ -155,11 +155,12 @@ def test_the_checkers_of_rings_and_rooms_can_fail():
     ]
 
 
-def test_of_the_baselines_the_project_alone_knows_the_orchestrator(repo_root):
+def test_of_the_baselines_their_projects_alone_know_the_orchestrator(repo_root):
     graph = import_graph(repo_root, ["baselines", "orchestrator", "search_spaces"])
     rooms = ("orchestrator", "search_spaces")
     knowing = {name for name, others in graph.items() if any(other.split(".")[0] in rooms for other in others)}
-    assert {name for name in knowing if name.startswith("baselines")} == {"baselines.project"}
+    projects = {"baselines.project", "baselines.multitask.project"}
+    assert {name for name in knowing if name.startswith("baselines")} == projects
 
 
 def test_ray_is_imported_only_where_its_own_schema_and_scheduler_are_asked(repo_root):

@@ -8,13 +8,12 @@ from typing import Any
 
 from orchestrator.planning.plan import Plan, Unit, make_plan
 from orchestrator.planning.resolve import resolve
-from orchestrator.project import DataFacts
+from orchestrator.project import DataFacts, load_project
 from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import TaskGraph
 from orchestrator.storage.ledger import Ledger
 from search_spaces.columns import ABLATION
 from search_spaces.study import Row, Study, Table
-from ups_model.config.identity import configured_sets
 from ups_model.source import source_identity
 
 DATA = {
@@ -40,7 +39,7 @@ def small_study(**changes: Any) -> Study:
 def plan_of(study: Study, seeds: int = 1, changes: Mapping[str, Any] | None = None, name: str = "tiny") -> Plan:
     """A plan on invented data."""
     resolved = resolve(study, name, changes or {})
-    used = {source for _, config in resolved.settings for source in configured_sets(config)}
+    used = {source for project, config in resolved.settings for source in load_project(project).sets(config)}
     others = {one: DataFacts(f"of {one}", False, f"invented: {one}", 100) for one in sorted(used - DATA.keys())}
     return make_plan(resolved, seeds, {**DATA, **others}, TEXT)
 

@@ -1,0 +1,1 @@
+"""Pose estimation and action recognition in one network, with early exits."""
