@@ -6,7 +6,15 @@ from search_spaces.study import Row, Study, Table
 
 EQUAL = {"steps": 700}
 """As many clips as UPS sees of each task in preset `small`: 22,400."""
-EQUAL_LIFTING = {"steps": 525, "pe.batch_size": 64, "pe.targets_per_window": 6}
+LIFTING = {
+    "receptive_field": 27,
+    "pe.frames": 34,
+    "pe.frame_stride": 2,
+    "pe.evaluate_targets": 8,
+    "pe.evaluate_stride": 16,
+}
+"""Windows of preset `small`, in every preset."""
+EQUAL_LIFTING = {**LIFTING, "steps": 525, "pe.batch_size": 64, "pe.targets_per_window": 6}
 """As many windows, and targets of each: 33,600."""
 HOW = (
     "UPS is one model for four tasks, trained jointly and then fine-tuned; each yardstick is one network a task and "
@@ -41,8 +49,8 @@ STUDY = Study(
                 Row("UPS, joint, fine-tuned"),
                 Row("residual MLP, equal samples", EQUAL_LIFTING, project="baselines.project:RESIDUAL_MLP"),
                 Row("VideoPose3D, 27 frames, equal samples", EQUAL_LIFTING, project="baselines.project:VIDEOPOSE3D"),
-                Row("residual MLP, trained out", project="baselines.project:RESIDUAL_MLP"),
-                Row("VideoPose3D, 27 frames, trained out", project="baselines.project:VIDEOPOSE3D"),
+                Row("residual MLP, trained out", LIFTING, project="baselines.project:RESIDUAL_MLP"),
+                Row("VideoPose3D, 27 frames, trained out", LIFTING, project="baselines.project:VIDEOPOSE3D"),
             ),
             baseline="UPS, joint, fine-tuned",
             notes=HOW,
