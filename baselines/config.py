@@ -3,7 +3,7 @@
 Data settings are those of UPS, so that sources, protocols, validation subjects, clips and augmentation mean the same.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -31,15 +31,15 @@ class NetworkConfig(Section):
     system: System = "residual_mlp"
     width: int = 480
     """Hidden units (residual MLP), channels (VideoPose3D, ST-GCN's first units), filters of a stream (DD-Net)."""
-    blocks: int = 3
+    blocks: int = field(default=3, metadata={"of": ("residual_mlp", "dd_net", "st_gcn")})
     """Residual blocks (residual MLP), pairs of convolutions (DD-Net), units (ST-GCN); VideoPose3D's follow from
     `receptive_field`."""
     dropout: float = 0.25
-    receptive_field: int = 27
+    receptive_field: int = field(default=27, metadata={"of": LIFTERS})
     """Lifters: frames around a predicted one that are seen; of VideoPose3D a power of 3."""
-    kernel: int = 9
+    kernel: int = field(default=9, metadata={"of": ("st_gcn",)})
     """ST-GCN: frames of a temporal convolution."""
-    streams: tuple[Stream, ...] = ("distance", "slow", "fast")
+    streams: tuple[Stream, ...] = field(default=("distance", "slow", "fast"), metadata={"of": ("dd_net",)})
     """DD-Net: joint collection distances, motion over one and two frames; `position`, root-centred coordinates, is
     ours."""
 
@@ -52,6 +52,12 @@ class NetworkConfig(Section):
             faults.append(f"receptive_field of videopose3d must be a power of 3, got {self.receptive_field}")
         if self.system == "dd_net" and (not self.streams or len(set(self.streams)) < len(self.streams)):
             faults.append(f"streams must name at least one stream and none twice, got {self.streams}")
+        for item in fields(self):
+            if self.system not in item.metadata.get("of", SYSTEMS) and getattr(self, item.name) != item.default:
+                faults.append(
+                    f"{item.name} means nothing to {self.system}, got {getattr(self, item.name)}; "
+                    f"leave it at {item.default}"
+                )
         return faults
 
     @property

@@ -21,7 +21,13 @@ def toy_baseline() -> Callable[..., BaselineConfig]:
 
     def make(system: System, **changes: Any) -> BaselineConfig:
         lifts = system in LIFTERS
-        network = NetworkConfig(system, width=8, blocks=1, dropout=0.1, receptive_field=3 if lifts else 27, kernel=3)
+        own = {
+            "residual_mlp": {"blocks": 1, "receptive_field": 3},
+            "videopose3d": {"receptive_field": 3},
+            "dd_net": {"blocks": 1},
+            "st_gcn": {"blocks": 1, "kernel": 3},
+        }
+        network = NetworkConfig(system, width=8, dropout=0.1, **own[system])
         clips = TaskData((SOLID,), frames=8, batch_size=4, crop_min=0.6, rotation_deg=20, jitter=0.01)
         poses = TaskData(
             (POSE,), frames=10, batch_size=4, targets_per_window=2, evaluate_targets=8, evaluate_stride=8, flip=True
