@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 OF_TOKENS = ("free_top1", "ended", "clip_rate", "floor_mm", "in_grammar")
 """Measures of UPS's tokens, which no baseline has."""
+NOT_TRAINING = ("__main__.py", "project.py", "result.py")
+"""Files that change neither weights nor metrics."""
 CHECKPOINTS_PER_RUN = 10
 MAX_STEPS_BETWEEN_CHECKPOINTS = 500
 
@@ -93,10 +95,9 @@ class TrainerProject(ABC):
         return ""
 
     def identity(self) -> Identity:
+        files = [file for folder in self._folders() for file in folder.glob("*.py") if file.name not in NOT_TRAINING]
         # UPS's code of batches, splits and schedules is theirs too.
-        files = (file for folder in self._folders() for file in folder.glob("*.py") if file.name != "project.py")
-        own = files_digest(sorted(files))
-        return Identity(digest([own, source_digest("training")]), source_digest("evaluation"))
+        return Identity(f"{files_digest(sorted(files))}+{source_digest('training')}", source_digest("evaluation"))
 
     def fitting(self, settings: RunConfig, data: Sets, gpus: Gpus) -> Fitting | None:
         return None

@@ -97,8 +97,9 @@ def forget() -> None:
 
 
 def present_form(digest: str) -> str:
-    """A digest that a record has, as `source_digest` would give it today."""
-    return FORMER.get(digest, digest)
+    """A digest that a record has, as `source_digest` would give it today; also of several joined by +, which trainers
+    have that are built on this code."""
+    return "+".join(FORMER.get(one, one) for one in digest.split("+"))
 
 
 @cache

@@ -12,6 +12,7 @@ from orchestrator.worker.job import Job
 from orchestrator.worker.run_unit import run_unit
 from search_spaces.study import UPS
 from tests.support.runs import FLAT, POSE, SOLID, stop_at, write_toy_sets
+from ups_model.source import FORMER, present_form
 from ups_model.training.checkpoint import load_checkpoint
 
 PROJECTS = (RESIDUAL_MLP, VIDEOPOSE3D, DD_NET, ST_GCN)
@@ -138,3 +139,10 @@ def test_a_project_s_code_counts_ups_s_batches_and_schedule_too(monkeypatch):
     monkeypatch.setattr("baselines.project.source_digest", lambda part: f"another {part}")
     after = DD_NET.identity()
     assert before.training != after.training and before.evaluation != after.evaluation
+
+
+def test_ups_code_that_trains_the_same_is_the_same_code_to_a_baseline():
+    own, ups = DD_NET.identity().training.split("+")
+    former = next(old for old, new in FORMER.items() if new == ups)
+    assert present_form(f"{own}+{former}") == DD_NET.identity().training
+    assert present_form(f"{own}+{'0' * 16}") != DD_NET.identity().training
