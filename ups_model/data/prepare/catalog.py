@@ -71,7 +71,7 @@ def _open_source(name: str, spec: open_sets.OpenSet) -> Source:
         folder = _required(name, source)
         return Preparation(open_sets.recipe(name, folder), lambda path: open_sets.prepare(name, folder, path))
 
-    return Source(spec.description, spec.file, look)
+    return Source(spec.description, f"{spec.file}, or the original files", look)
 
 
 def _synthetic_source(name: str, spec: synthetic.SyntheticSet) -> Source:

@@ -1,4 +1,5 @@
-"""Readers of the three open sets of real motion: UI-PRMD, UTD-MHAD and J-HMDB, each packed as one .npz file.
+"""Readers of the three open sets of real motion: UI-PRMD, UTD-MHAD and J-HMDB, each packed as one .npz file, or in the
+files that their authors publish (`open_originals`).
 
 Every file holds all sequences end to end: sequence i is `positions[start[i] : start[i] + length[i]]`. docs/data.md has
 the layout. Shape suffixes: F frames of the file, K cameras.
@@ -18,6 +19,7 @@ from ups_model.data.format.clip_set import Camera, ClipSet, ClipSetInfo
 from ups_model.data.format.splits import GROUP
 from ups_model.data.format.writer import Clip, Track, write_clip_set
 from ups_model.data.readers.io.files import damage_named
+from ups_model.data.readers.open_originals import content_digest, load_originals, original_files
 from ups_model.skeletons import get_skeleton
 
 READER_VERSION = 3
@@ -41,6 +43,8 @@ class OpenSet:
     description: str
     columns: tuple[str, ...]
     """Integer columns kept beside the common ones."""
+    originals: str
+    """Names of the files that its authors publish."""
     has_subjects: bool = True
     has_cameras: bool = False
 
@@ -52,6 +56,7 @@ OPEN_SETS: Mapping[str, OpenSet] = {
         3,
         "UI-PRMD: Vicon motion capture of ten rehabilitation exercises, in Human3.6M joint order",
         ("correct", "repetition"),
+        "mMM_sSS_eEE_positions.txt",
         has_cameras=True,
     ),
     "utd_mhad": OpenSet(
@@ -60,6 +65,7 @@ OPEN_SETS: Mapping[str, OpenSet] = {
         3,
         "UTD-MHAD: Kinect v1 skeletons of 27 actions",
         ("repetition",),
+        "aA_sS_tT_skeleton.mat",
     ),
     "jhmdb": OpenSet(
         "jhmdb2d15.npz",
@@ -67,6 +73,7 @@ OPEN_SETS: Mapping[str, OpenSet] = {
         2,
         "J-HMDB: annotated 2D puppets in video, normalised image coordinates, 14 actions",
         ("split_test_1", "split_test_2", "split_test_3"),
+        "joint_positions/CLASS/VIDEO/joint_positions.mat",
         has_subjects=False,
     ),
 }
@@ -75,30 +82,45 @@ OPEN_SETS: Mapping[str, OpenSet] = {
 
 def recipe(name: str, source: Path) -> dict[str, str | int]:
     """What preparing `name` from the folder (or file) `source` depends on. Raises ValueError naming a missing file."""
-    file = source_file(name, source)
+    reader: dict[str, str | int] = {"reader": "open_sets", "reader_version": READER_VERSION}
+    file = packed_file(name, source)
+    if file is None:
+        files = _originals(name, source)
+        return reader | {"source": f"{len(files)} original files", "source_sha256": content_digest(files)}
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"reader": "open_sets", "reader_version": READER_VERSION, "source": file.name, "source_sha256": digest}
+    return reader | {"source": file.name, "source_sha256": digest}
 
 
-def source_file(name: str, source: Path) -> Path:
-    """The .npz file of `name` in the folder `source`, which may also be the file itself."""
+def packed_file(name: str, source: Path) -> Path | None:
+    """The .npz file of `name` in the folder `source`, which may also be the file itself; None where it isn't there."""
     file = source if source.suffix == ".npz" else source / OPEN_SETS[name].file
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file; {name} is prepared from it, give its folder with --source")
-    return file
+    return file if file.is_file() else None
+
+
+def _originals(name: str, source: Path) -> list[Path]:
+    """ValueError where there are none either."""
+    files = [] if source.suffix == ".npz" else original_files(name, source)
+    if not files:
+        spec = OPEN_SETS[name]
+        file = source if source.suffix == ".npz" else source / spec.file
+        raise ValueError(
+            f"{file}: no such file, and no original files ({spec.originals}) below {source}; {name} is prepared from "
+            "either, give their folder with --source"
+        )
+    return files
 
 
 def prepare(name: str, source: Path, path: Path) -> ClipSet:
-    """Makes the clip set `name` at `path` from the .npz file in the folder `source`.
+    """Makes the clip set `name` at `path` from the .npz file in the folder `source`, or from its original files.
 
     Raises:
-        ValueError: the file is missing, truncated, lacks an array, or holds values that break the layout; names it.
+        ValueError: the files are missing, truncated, lack an array, or hold values that break the layout; names them.
     """
     spec = OPEN_SETS[name]
-    file = source_file(name, source)
-    arrays = _load(file, spec)
-    _check(file, spec, arrays)
+    file = packed_file(name, source)
+    arrays = load_originals(name, _originals(name, source)) if file is None else _load(file, spec)
+    _check(file or source, spec, arrays)
 
     cameras: tuple[tuple[Camera, ...], ...] = ()
     if spec.has_cameras:
