@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,13 +27,13 @@ from orchestrator.record import Record
 from orchestrator.report import build, files
 from orchestrator.report.sources import outcomes_from, outcomes_from_tracking
 from orchestrator.storage.ledger import Ledger
-from orchestrator.tracking import mirror, mlflow_store
+from orchestrator.tracking import mirror, mlflow_store, pages
 from orchestrator.tracking import schema as mirrored
 from orchestrator.tracking.client import _SETTINGS, EXPERIMENT, check
 from orchestrator.tracking.read import fetch, outcomes_reader
 from orchestrator.tracking.uri import default_uri, ui_command
 from search_spaces.columns import AR3D, MPJPE
-from search_spaces.study import Claim, Row, Study, Table
+from search_spaces.study import Claim, Column, Row, Study, Table
 from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.evaluation.outcomes import save_outcomes
 
@@ -46,8 +47,8 @@ STEPS = (10, 20, 30)
 ROWS = (Row("joint", training="joint"), Row("separate", training="separate"))
 
 
-def study(name="little", rows=ROWS):
-    table = Table("kinds", "Kinds of training", "Training", (AR3D, MPJPE), tuple(rows), baseline=rows[0].label)
+def study(name="little", rows=ROWS, columns=(AR3D, MPJPE)):
+    table = Table("kinds", "Kinds of training", "Training", tuple(columns), tuple(rows), baseline=rows[0].label)
     return Study(name, "Does it help?", "Yes.", (table,), {"steps": 48})
 
 
@@ -537,6 +538,36 @@ def test_claims_about_new_subjects_are_the_same_from_mlflow_alone(ledger):
     assert from_storage.claims[0].new_subjects.subjects == 6
     ((fetched, fetched_records),) = fetch(uri, None)
     assert files(build(fetched, fetched_records, outcomes_from_tracking(uri, fetched_records))) == files(from_storage)
+
+
+def test_metrics_of_classes_whose_names_mlflow_would_make_alike_have_a_value_each(ledger):
+    left, right = "pe/mpjpe_mm/wave (left)", "pe/mpjpe_mm/wave [left]"
+    columns = tuple(Column(name, name, "mm", False) for name in (left, right))
+    plan, content = plan_of(study(columns=(AR3D, *columns)))
+    for unit in plan.units.values():
+        write_progress(ledger, unit, [{"step": 10, f"validation/{left}": 3.0, f"validation/{right}": 4.0}])
+        record = finished(unit)
+        ledger.write(unit, replace(record, metrics=record.metrics | {f"test/{left}": 1.0, f"test/{right}": 2.0}))
+    plan_file = PlanFile.of(plan, content["command"], {})
+    ledger.save_plan(plan_file)
+    uri = default_uri(ledger)
+    assert synchronise(ledger, plan, content) == 0
+    alike = re.compile(r"(validation|best/test)/pe/mpjpe_mm/wave _left_-[0-9a-f]{16}$")
+    for run in (run_of(uri, first_unit(plan)), arms_of(uri, plan)["joint"]):
+        values = sorted(value for name, value in run.data.metrics.items() if alike.match(name))
+        assert values in ([1.0, 2.0, 3.0, 4.0], [1.0, 2.0])
+        assert "best/test/pe/mpjpe_mm/wave _left_" not in run.data.metrics
+        assert run.data.metrics["best/test/ar3d/top1"] == 50.0, "other names stay"
+    (columns_of_view,) = [
+        json.loads(value)["selectedColumns"]
+        for name, value in client_of(uri).get_experiment_by_name(EXPERIMENT).tags.items()
+        if name.startswith(pages.VIEW)
+    ]
+    shown = {name[len("metrics.`") : -1] for name in columns_of_view if "wave" in name and "/sd" not in name}
+    assert len(shown) == 2 and shown < arms_of(uri, plan)["joint"].data.metrics.keys()
+    records = ledger.read(plan.units.values())
+    ((fetched, fetched_records),) = fetch(uri, None)
+    assert files(build(fetched, fetched_records)) == files(build(plan_file, records))
 
 
 def test_a_run_without_results_by_clip_is_told_from_a_store_that_does_not_answer(ledger):
