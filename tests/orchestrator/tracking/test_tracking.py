@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.cli.session import not_mirrored
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.planning.resolve import resolve
@@ -31,7 +32,7 @@ from orchestrator.tracking import mirror, mlflow_store, pages
 from orchestrator.tracking import schema as mirrored
 from orchestrator.tracking.client import _SETTINGS, EXPERIMENT, check
 from orchestrator.tracking.read import fetch, outcomes_reader
-from orchestrator.tracking.uri import default_uri, ui_command
+from orchestrator.tracking.uri import database_file, default_uri, shown, ui_command
 from search_spaces.columns import AR3D, MPJPE
 from search_spaces.study import Claim, Column, Row, Study, Table
 from ups_model.evaluation.metric_names import OUTCOMES
@@ -864,6 +865,41 @@ def test_every_name_is_one_that_mlflow_takes(name):
 def test_an_address_that_can_not_work_is_refused_in_one_line(uri, fault):
     with pytest.raises(ValueError, match=rf"^--tracking-uri {uri}: .*{fault}[^\n]*$"):
         check(uri)
+
+
+@pytest.mark.parametrize("name", ["r?x", "a%20b", "a#b", "spaces and ümläuts", "me:secret@host", "a+b"])
+def test_a_storage_of_any_name_keeps_its_database_inside_and_reports_from_it(name, tmp_path, database, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ledger = Ledger.open(str(tmp_path / name))
+    shutil.copy(database, ledger.root / "mlflow.db")
+    plan, content = plan_of()
+    for unit in plan.units.values():
+        finish(ledger, unit)
+    uri = default_uri(ledger)
+    check(uri)
+    assert synchronise(ledger, plan, content) == 0
+    assert shown(uri) == uri and database_file(uri) == ledger.root / "mlflow.db"
+    ((_, records),) = fetch(uri, None)
+    assert records == ledger.read(plan.units.values())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_database_that_can_not_be_written_is_told_at_once_and_the_closing_words_are_true(ledger, caplog, monkeypatch):
+    plan, content = plan_of()
+    finish(ledger, first_unit(plan))
+    (ledger.root / "mlflow.db").write_text("no database, but of some length" * 9)
+    uri = default_uri(ledger)
+    with pytest.raises(ValueError, match=r"^--tracking-uri [^\n]*file is not a database; give another file[^\n]*$"):
+        check(uri)
+    started = mlflow_store.Mirror(ledger, plan, content, uri)
+    began = time.monotonic()
+    started.start()
+    assert started.close("finished", None, 60) == 1 and time.monotonic() - began < 20
+    assert "mlflow.db: file is not a database" in caplog.text
+    assert not_mirrored(1, started.fault) == (
+        f"1 unit is not in MLflow ({started.fault}); once that is mended, the same command makes up for it"
+    )
+    assert not_mirrored(2, "") == "2 units are not in MLflow yet; the same command makes up for it"
 
 
 def test_a_password_is_never_shown(caplog):
