@@ -571,6 +571,34 @@ def test_metrics_of_classes_whose_names_mlflow_would_make_alike_have_a_value_eac
     assert files(build(fetched, fetched_records)) == files(build(plan_file, records))
 
 
+def test_a_report_says_what_has_been_deleted_in_mlflow_and_how_it_comes_back(ledger):
+    plan, content = plan_of()
+    finish(ledger, first_unit(plan))
+    uri = default_uri(ledger)
+    with pytest.raises(ValueError, match="no study; nothing has been mirrored there"):
+        fetch(uri, None)
+    assert synchronise(ledger, plan, content) == 0
+    client, (study_run,) = client_of(uri), runs_of(uri)[1]
+    client.delete_run(study_run.info.run_id)
+    with pytest.raises(ValueError, match=f"the run '{plan.name}' has been deleted in MLflow") as refusal:
+        fetch(uri, None)
+    restore(uri, str(refusal.value))
+    assert len(fetch(uri, None)) == 1
+    client.delete_experiment(client.get_experiment_by_name(EXPERIMENT).experiment_id)
+    with pytest.raises(ValueError, match=f"experiment '{EXPERIMENT}' has been deleted in MLflow") as refusal:
+        fetch(uri, None)
+    restore(uri, str(refusal.value))
+    assert len(fetch(uri, None)) == 1
+
+
+def restore(uri, message):
+    """Run the command that a message names."""
+    command = re.search(r"MLFLOW_TRACKING_URI=\.\.\. mlflow (.*), or report", message)[1].split()
+    subprocess.run(
+        [sys.executable, "-m", "mlflow", *command], check=True, env=os.environ | {"MLFLOW_TRACKING_URI": uri}
+    )
+
+
 def test_a_run_without_results_by_clip_is_told_from_a_store_that_does_not_answer(ledger):
     plan, content = plan_of()
     unit = first_unit(plan)
