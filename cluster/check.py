@@ -240,6 +240,7 @@ def aws_node(document: Document, name: str, text: str, is_head: bool) -> Iterato
     for table in ("aws_node", *["aws_head"] * is_head, *["aws_gpu"] * has_gpus):
         yield from document.values(table, TYPES, name, name=name)
     yield from ec2_fields(document, *at)
+    yield from key_pair(document, name)
     if not spec:
         message = f"{name}: {instance!r} is not in cluster/check_rules.json: CPUs, GPUs and wheel are not checked"
         yield document.fault("instance-type", message, *at, "InstanceType", warning=True)
@@ -258,6 +259,18 @@ def aws_node(document: Document, name: str, text: str, is_head: bool) -> Iterato
     yield from wheels(setup, spec.get("sm", 0) if spec else None, spec.get("model", "") if spec else "the GPU")
     for table in ("setup", "aws_setup") if has_gpus else ():
         yield from required(table, joined(setup), document.line("worker_setup_commands"), name=name)
+
+
+def key_pair(document: Document, name: str) -> Iterator[Fault]:
+    """Faults of KeyName, which Ray reads only beside the private key."""
+    at = (TYPES, name, "node_config")
+    own, config = document.get("auth", "ssh_private_key"), document.get(*at)
+    if "KeyName" in config and not own:
+        message = "Ray overwrites KeyName with a pair that it makes; give auth.ssh_private_key, or leave KeyName out"
+        yield document.fault("ssh-key", f"{name}: {message}", *at, "KeyName")
+    if own and not {"KeyName", "UserData"} & config.keys():
+        message = f"with auth.ssh_private_key Ray makes no key pair; KeyName: the name that EC2 has for {own}"
+        yield document.fault("ssh-key", f"{name}: {message}", *at)
 
 
 def root_disk(document: Document, name: str, table: str) -> Iterator[Fault]:

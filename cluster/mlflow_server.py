@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -115,7 +115,7 @@ def check_database(uri: str) -> None:
         raise ValueError(f"--database-uri must be postgresql:// or sqlite:///, got {kind or uri}")
     if kind == "sqlite" and not uri.startswith("sqlite:////"):
         raise ValueError(f"--database-uri {uri}: must name a file by its whole path; give sqlite:////FOLDER/mlflow.db")
-    if kind == "sqlite" and not (folder := Path(uri.removeprefix("sqlite:///")).parent).is_dir():
+    if kind == "sqlite" and not (folder := Path(unquote(uri.removeprefix("sqlite:///").split("?")[0])).parent).is_dir():
         raise ValueError(f"--database-uri {uri}: there is no folder {folder}; make it first")
 
 

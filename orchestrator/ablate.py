@@ -13,6 +13,7 @@ from orchestrator.cli.arguments import AUTO, AutoSeeds, add_shared_arguments, ch
 from orchestrator.cli.session import Session, run_command
 from orchestrator.planning.estimate import Estimate, estimate, on_slots, unit_sizes
 from orchestrator.planning.inputs import Inputs, read_inputs, wanted_metrics
+from orchestrator.planning.origin import check_origin, origin_of, study_text
 from orchestrator.planning.plan import Plan, UnitSize
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record, finished_of
@@ -20,6 +21,7 @@ from orchestrator.scheduling.task_graph import State, TaskGraph
 from orchestrator.storage.ledger import Ledger, Place, storage_path
 from orchestrator.storage.source_check import SourceCheck, Standing, is_measured_now, measured_again, not_measured_again
 from orchestrator.storage.trained import with_twin
+from orchestrator.worker.environment import working_tree_diff
 from search_spaces import find_study, study_names
 from ups_model.cli import command_parser
 from ups_model.training.progress import duration
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_STUDY = "first_look"
+DIFF = "working_tree.diff"
+"""Beside a saved plan: what the code differed in from its commit."""
 
 EXAMPLES = """examples:
   python -m orchestrator.ablate                                  a first look on synthetic data, preset tiny
@@ -116,6 +120,9 @@ def run(
     with Session(options, inputs.paths) as session:
         out = options.out or session.ledger.report_folder(plan)
         with session.opened(out) as ledger:
+            before = ledger.plan(plan.name)
+            draft = replace(PlanFile.of(plan, command, inputs.changes), origin=origin_of(options.study))
+            warning = check_origin(before, draft, ledger.storage.where(f"studies/{plan.name}"))
             check = SourceCheck(ledger, options.other_code, wanted_metrics(inputs))
             with ledger.remembering(plan.units.values()):
                 standing = check.check(plan.units.values())
@@ -124,16 +131,19 @@ def run(
                 graph = TaskGraph(plan.units, ledger, expected.seconds, plan.measured(), check)
             if not graph.complete:
                 expected = on_slots(expected, plan.units, graph.unfinished(), session.connect())
-            before = ledger.plan(plan.name)
             sizes = unit_sizes(plan.units, inputs.sets, sizes_in(before))
+        if warning:
+            logger.warning("%s", warning)
         plan_file = PlanFile.of(plan, command, inputs.changes, sizes)
         plan_file = replace(
             plan_file,
+            origin=draft.origin,
             looks=looks_before(ledger, plan_file, before),
             ended_before=ended_before(ledger, plan_file, before),
             planned_looks=planned_looks,
         )
-        ledger.save_plan(plan_file)
+        name, text = study_text(options.study)
+        ledger.save_plan(plan_file, {name: text, DIFF: working_tree_diff()})
         logger.info("%s", summary(plan, graph, expected))
         session.execute(plan, plan_file.to_plain(), graph, check, expected.seconds)
     written, copy, notes, report = [], "", [], None

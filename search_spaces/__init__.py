@@ -35,6 +35,19 @@ def find_study(name: str) -> Study:
     return _find(name, "STUDY", Study, study_names())
 
 
+def names_a_file(name: str) -> bool:
+    """Whether a study is named by what defines it, a file or `module:name`, and not by a name alone."""
+    return name.endswith((".py", ".yaml", ".yml")) or "/" in name or ":" in name
+
+
+def source_file(name: str) -> Path:
+    """The file that defines what `find_study` has found by this name."""
+    if name.endswith((".py", ".yaml", ".yml")) or "/" in name:
+        return Path(name).expanduser()
+    module = importlib.import_module(name.partition(":")[0] if ":" in name else f"search_spaces.{name}")
+    return Path(str(module.__file__))
+
+
 def space_names() -> list[str]:
     """Names of the search spaces in this folder."""
     return _names("SPACE")

@@ -168,8 +168,17 @@ def check_address(address: str) -> None:
         ) from error
 
 
+def _from_here(file: str) -> str:
+    """A file's path from the working folder; of one elsewhere, its name alone."""
+    path = Path(file)
+    if path.is_absolute():
+        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
+    return path.name if file.startswith("~") else file
+
+
 def command_line(module: str, arguments: Sequence[str]) -> str:
-    """The command as a report shows it: without paths, which say nothing to a reader and much of a machine."""
+    """The command as a report shows it: without paths, which say nothing to a reader and much of a machine; that of the
+    study's file stays where it begins at the working folder."""
     kept: list[str] = []
     skip = False
     for text in arguments:
@@ -186,7 +195,7 @@ def command_line(module: str, arguments: Sequence[str]) -> str:
         elif kept and kept[-1] == "--set" and "/" in value:  # A local language model.
             kept.append(f"{name}=PATH")
         elif text.endswith((".py", ".yaml", ".yml")):
-            kept.append(Path(text).name)
+            kept.append(_from_here(text))
         else:
             kept.append(text)
     return shlex.join(["python", "-m", module, *kept])

@@ -202,11 +202,16 @@ class Session:
         """
         outcome: Outcome = "finished" if is_whole else "stopped" if graph.stopping else "failed"
         missing = self.mirror.close(outcome, report, TRACKING_TIMEOUT_SECONDS)
-        units = f"{count(missing, 'unit')} {'is' if missing == 1 else 'are'}"
-        lines = [f"{units} not in MLflow yet; the same command makes up for it"] if missing else []
+        lines = [not_mirrored(missing, self.mirror.fault)] if missing else []
         lines += [*shown, f"compare in MLflow: {ui_command(self.tracking_uri)}"]
         page = self.mirror.arms_page
         return [*lines, f"means over seeds side by side: {page_address(self.tracking_uri, page)}"] if page else lines
+
+
+def not_mirrored(units: int, fault: str) -> str:
+    """A line on units that MLflow doesn't have; `fault` is why, where waiting won't mend that."""
+    why = f" ({fault}); once that is mended," if fault else " yet;"
+    return f"{count(units, 'unit')} {'is' if units == 1 else 'are'} not in MLflow{why} the same command makes up for it"
 
 
 def footprints(

@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,8 @@ from orchestrator.worker.job import Job
 logger = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""A disk that is full doesn't come back while one waits for it."""
+FULL_TEXT = re.compile(rf"{os.strerror(errno.ENOSPC)}|{os.strerror(errno.EDQUOT)}|os error ({FULL[0]}|{FULL[1]})\b")
+"""What libraries that raise no OSError, such as safetensors, and processes of a unit's own say of a full disk."""
 
 
 class Tries(Protocol):
@@ -121,10 +124,13 @@ class DispatchSearcher(Searcher):
         """Nothing: the ledger has it."""
 
 
-def _kind_of(error: BaseException | None) -> Literal["raised", "unreachable", "died", "machine"]:
+def _kind_of(error: BaseException | None) -> Literal["raised", "unreachable", "full", "died", "machine"]:
     """Of a `Broken`."""
-    if isinstance(error, RayTaskError) and isinstance(error.cause, OSError) and error.cause.errno not in FULL:
-        return "unreachable"
+    if isinstance(error, RayTaskError):
+        if getattr(error.cause, "errno", None) in FULL or FULL_TEXT.search(_first_line(error)):
+            return "full"
+        if isinstance(error.cause, OSError):
+            return "unreachable"
     if isinstance(error, ActorUnavailableError) or (isinstance(error, RayActorError) and error.preempted):
         return "machine"
     return "died" if isinstance(error, RayActorError) or error is None else "raised"

@@ -107,7 +107,8 @@ class PlanFile:
     tasks: tuple[tuple[str, str], ...] = ()
     """Id and title of each task of its projects, in the order of reports."""
     format: int = FORMAT
-
+    origin: str = ""
+    """As `origin.origin_of`; empty in plans of earlier versions."""
     published_on: tuple[tuple[str, str, str], ...] = ()
     """Of tasks with published values: the task, what data these are on, and a pattern of the names of the same sets."""
 

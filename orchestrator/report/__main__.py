@@ -12,7 +12,7 @@ from orchestrator.report import build, summary, write_report
 from orchestrator.report.frames import outcome_frame
 from orchestrator.report.sources import open_study
 from orchestrator.storage.ledger import Ledger
-from search_spaces import find_study
+from search_spaces import find_study, names_a_file
 from ups_model.cli import command_parser
 
 EXAMPLES = """examples:
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         "study",
         nargs="?",
         metavar="STUDY",
-        help="name or FILE.py of a study, or name of its plan (the one that is there)",
+        help="name, FILE.py, FILE.yaml or module:name of a study, or name of its plan (the one that is there)",
     )
     source = made.add_mutually_exclusive_group()
     source.add_argument("--storage", metavar="URI", help=f"folder or s3://BUCKET/PREFIX ({DEFAULT_STORAGE})")
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if options.tracking_uri is None:
             ledger = Ledger.open(options.storage or DEFAULT_STORAGE, create=False)
-        name = find_study(options.study).name if (options.study or "").endswith(".py") else options.study
+        name = find_study(options.study).name if names_a_file(options.study or "") else options.study
         study = open_study(name, ledger, options.tracking_uri)
         report = build(study.plan, study.records, study.outcomes, options.price_per_hour)
         out = options.out or study.folder

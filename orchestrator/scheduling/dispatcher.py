@@ -27,6 +27,8 @@ that has just begun may not have said so yet."""
 STORAGE_TIMEOUT_SECONDS, STORAGE_PROBE_SECONDS = 1800.0, 10.0
 """How long units wait for a storage that doesn't answer the driver either, before their failures are counted; and
 between looks at it."""
+SPACE_POLL_SECONDS = 30.0
+"""After a try that met a full disk, so long until units are tried again; as long as for a storage at most."""
 MAX_REFUSING_NODES = 3
 """A cluster that makes new nodes would make them for ever: after so many in a row that can't be used, units fail, and
 what they fail by is counted as theirs."""
@@ -62,9 +64,9 @@ class Broken:
     error: str
     node: str
     """Where it ran; empty if it never began."""
-    kind: Literal["raised", "unreachable", "died", "machine"]
-    """It raised; it raised an OSError, so that the storage may be at fault; its process ended, for whatever reason; its
-    node or the way to it is gone."""
+    kind: Literal["raised", "unreachable", "full", "died", "machine"]
+    """It raised; it raised an OSError, so that the storage may be at fault; a disk was full; its process ended, for
+    whatever reason; its node or the way to it is gone."""
 
 
 class Dispatcher:
@@ -95,6 +97,9 @@ class Dispatcher:
         self._stop, self._clock = stop, clock
         self._storage_fault = storage_fault or graph.ledger.fault
         self._away_since: float | None = None
+        self._full_since: float | None = None
+        self._held_until = clock()
+        """Nothing is released before, for want of space."""
         self._storage_looked = -STORAGE_PROBE_SECONDS
         self._looked = clock()
         self._seen_nodes = clock()
@@ -131,6 +136,8 @@ class Dispatcher:
     def next(self) -> Assignment | None:
         """The unit to run as soon as there is room, which is released from here on; None where none is ready."""
         self.tick()
+        if self._clock() < self._held_until:
+            return None
         unit = self.graph.next()
         if unit is None:
             return None
@@ -158,6 +165,7 @@ class Dispatcher:
             graph.finished(key)
             self.nodes.worked(node)
             self._useless = 0
+            self._full_since = None
         elif status == "stopped":
             self._stopped(key, notice, node)
         elif status == "busy":
@@ -216,7 +224,7 @@ class Dispatcher:
         elif broken.kind == "machine":
             logger.warning("%s goes on elsewhere: its machine is gone (%s)", self.graph.units[key].name, error)
             self._failed(key, Failure("lost", error))
-        elif broken.kind == "unreachable" and self._storage_is_away():
+        elif self._may_come_back(broken):
             self._failed(key, Failure("lost", error))
         else:
             self._failed(key, Failure("counted", error, node))
@@ -268,6 +276,27 @@ class Dispatcher:
                     "units wait for the storage, %.0f minutes at most: %s", STORAGE_TIMEOUT_SECONDS / 60, fault
                 )
         return now - self._away_since < STORAGE_TIMEOUT_SECONDS
+
+    def _may_come_back(self, broken: Broken) -> bool:
+        """Whether units wait for what a try lacked, the storage or space on a disk."""
+        if broken.kind == "full":
+            return self._may_get_space(broken.error)
+        return broken.kind == "unreachable" and self._storage_is_away()
+
+    def _may_get_space(self, error: str) -> bool:
+        """Whether units wait for space; from here on nothing is released for a while."""
+        now = self._clock()
+        if self._full_since is None:
+            self._full_since = now
+            logger.warning(
+                "units wait for space on the disk, %.0f minutes at most; free some, and they go on: %s",
+                STORAGE_TIMEOUT_SECONDS / 60,
+                error,
+            )
+        if now - self._full_since >= STORAGE_TIMEOUT_SECONDS:
+            return False
+        self._held_until = now + SPACE_POLL_SECONDS
+        return True
 
     def _give_up(self, node: str, why: str) -> None:
         """Use a node no more; what it did to units is forgiven."""

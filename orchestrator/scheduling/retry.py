@@ -17,7 +17,7 @@ class Failure:
     kind: Literal["counted", "certain", "uncertain", "refused", "out_of_memory", "unstarted", "lost"]
     """counted: by the unit's own doing, or for no known reason. certain, uncertain: the unit said so itself; any other
     node would, or might not, say the same. refused: the node can't run units. unstarted: its process ended before it
-    began. lost: its machine, the way to it or the storage was gone."""
+    began. lost: its machine, the way to it or the storage was gone, or a disk was full."""
     error: str
     node: str = ""
     """Ray's id of it; empty where it isn't known."""

@@ -11,7 +11,7 @@ nobody waits for the dead, and two drivers on one storage don't train one unit a
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
@@ -269,8 +269,14 @@ class Ledger:
         except FileNotFoundError:
             return None
 
-    def save_plan(self, plan: PlanFile) -> None:
-        """Keep what the report needs of a plan."""
+    def save_plan(self, plan: PlanFile, sources: Mapping[str, bytes] | None = None) -> None:
+        """Keep what the report needs of a plan, and beside it texts that it was made from; an empty one is removed."""
+        for name, content in (sources or {}).items():
+            file = f"studies/{plan.name}/{name}"
+            if content:
+                self.storage.write(file, content)
+            elif self.storage.look(file) is not None:
+                self.storage.delete(file)
         self.storage.write(f"studies/{plan.name}/{PLAN}", plan.to_json().encode("utf-8"))
 
     def studies(self, name: str | None = None) -> dict[str, PlanFile]:

@@ -110,6 +110,8 @@ class ArmSync:
             store.set_status(run, status, int(1000 * max(ends, default=0)) or None)
         if runs and (changed or not self.page):
             metrics = {name for _, run in runs.values() for name in run.metrics if not name.endswith(("/sd", "/seeds"))}
-            view = pages.arms_view(self.plan, self._content, self._options, metrics)
+            view = pages.arms_view(
+                self.plan, self._content, self._options, metrics, schema.best_names(records.values())
+            )
             store.tag_experiment(f"{pages.VIEW}{pages.view_name(self.plan)}", view)
             self.page = pages.arms_page(store.experiment, self.plan)

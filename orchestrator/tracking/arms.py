@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.record import Record, finished_of
-from orchestrator.tracking.schema import PARAM_LENGTH, Tracked, arm_label, clean, config_params, digest_of
+from orchestrator.tracking.schema import PARAM_LENGTH, Tracked, arm_label, best_names, clean, config_params, digest_of
 from search_spaces.space import SCORE
 from ups_model.evaluation.metric_names import is_headline
 
@@ -92,6 +92,7 @@ def arm_values(arm: TrackedArm, records: Mapping[str, Record | None]) -> dict[st
     and the number of seeds: of headline metrics and those of the tables, each from the units that are measured for
     its task."""
     values: dict[str, float] = {}
+    names = best_names(records.get(key) for key in arm.keys)
     for task, keys in arm.measured.items():
         finished = finished_of({key: records.get(key) for key in keys}).values()
         for name in sorted({name for record in finished for name in record.metrics}):
@@ -99,10 +100,10 @@ def arm_values(arm: TrackedArm, records: Mapping[str, Record | None]) -> dict[st
             if metric.partition("/")[0] != task or not (metric in arm.columns or is_headline(metric)):
                 continue
             by_seed = [float(record.metrics[name]) for record in finished if name in record.metrics]
-            values[clean(f"best/{name}")] = statistics.fmean(by_seed)
-            values[clean(f"best/{name}/seeds")] = float(len(by_seed))
+            values[names[name]] = statistics.fmean(by_seed)
+            values[clean(f"{names[name]}/seeds")] = float(len(by_seed))
             if len(by_seed) > 1:
-                values[clean(f"best/{name}/sd")] = statistics.stdev(by_seed)
+                values[clean(f"{names[name]}/sd")] = statistics.stdev(by_seed)
     return values
 
 

@@ -4,11 +4,13 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from orchestrator.tracking.location import check_database
 from orchestrator.tracking.uri import database_file, parts_of, shown, without_login
 
 logger = logging.getLogger(__name__)
@@ -41,9 +43,14 @@ def check(uri: str) -> None:
     """
     parts = parts_of(uri)
     if parts.scheme == "sqlite":
-        folder = database_file(uri).parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ValueError(f"--tracking-uri {uri}: {folder} is no folder that can be written to; make it first")
+        file = database_file(uri)
+        if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+            raise ValueError(f"--tracking-uri {uri}: {file.parent} is no folder that can be written to; make it first")
+        if file.exists():
+            try:
+                check_database(file)
+            except ValueError as error:
+                raise ValueError(f"--tracking-uri {uri}: {error}; give another file, or make it writable") from error
     elif parts.scheme in ("http", "https"):
         try:
             # Probe without credentials first; plain HTTP, since importing MLflow takes a second.
@@ -124,7 +131,22 @@ def connect(uri: str) -> Any:
 
     # If mlflow was imported before, it has not read the setting.
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
-    return MlflowClient(tracking_uri=uri)
+    with _no_folder_of_quoted_names(uri):
+        return MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def _no_folder_of_quoted_names(uri: str) -> Iterator[None]:
+    """MLflow takes the path in the address of an SQLite database for a plain one and makes its folder, whose name is
+    another one where SQLAlchemy decodes it: what is new of it is removed."""
+    made = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") and "%" in uri else None
+    new = [folder for folder in (made, *made.parents) if not folder.exists()] if made is not None else []
+    try:
+        yield
+    finally:
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def forget_artifact_addresses() -> None:

@@ -85,6 +85,16 @@ def settle(storage: Path) -> None:
                     )
 
 
+def check_database(file: Path) -> None:
+    """ValueError where a database can't be written to. MLflow would try again for a minute before it says so."""
+    try:
+        with closing(sqlite3.connect(file, timeout=LOCK_SECONDS, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
 def local_file(address: str, name: str) -> Path | None:
     """A file of a run by the address of the run's artifacts; None where that is no folder of this machine."""
     parts = urlsplit(address)

@@ -55,6 +55,8 @@ class LedgerMirror:
         self._progress: dict[str, str] = {}
         """The ledger's tag of the progress of each running unit when it was last synchronised."""
         self._away = False
+        self.fault = ""
+        """Why the store can't be written, where waiting alone won't mend that; else empty."""
         self._closing: tuple[Outcome, Path | None] | None = None
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
@@ -118,9 +120,12 @@ class LedgerMirror:
                 if self._away:
                     logger.warning("%s is back; runs are mirrored again", self.where)
                 self._away, wait = False, POLL_SECONDS
+                if not self._refused:
+                    self.fault = ""
             except _OutOfTime:
                 return
             except Exception as error:  # Of any kind: the study must go on without its mirror.
+                self.fault = one_line(error) if _is_permanent(error) else ""
                 if not self._away:
                     logger.warning(
                         "runs are not mirrored to %s now (%s); training goes on", self.where, one_line(error)
@@ -192,6 +197,7 @@ class LedgerMirror:
             if not permanent or key not in self._refused:
                 self._due[key] = None
             else:
+                self.fault = one_line(error)
                 logger.warning("%s is not mirrored (%s)", self.plan.units[key].name, one_line(error))
             if permanent:
                 self._refused.add(key)

@@ -22,7 +22,15 @@ from orchestrator.storage.backends.workspace import scratch_base
 from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking import schema
 from orchestrator.tracking.client import EXPERIMENT, connect, forget_artifact_addresses, quiet
-from orchestrator.tracking.location import ARTIFACTS, LOCK, LOCK_SECONDS, local_file, own_storage, settle
+from orchestrator.tracking.location import (
+    ARTIFACTS,
+    LOCK,
+    LOCK_SECONDS,
+    check_database,
+    local_file,
+    own_storage,
+    settle,
+)
 from orchestrator.tracking.mirror import PERMANENT_CODES, LedgerMirror
 from orchestrator.tracking.schema import DataInput, Point, Tracked
 from orchestrator.tracking.store import Run
@@ -65,6 +73,8 @@ class MlflowStore:
         self._seen: set[tuple[str, str, str]] = set()
         """Runs, names and digests of files that were as they should be."""
         with self._lock.acquire(timeout=LOCK_SECONDS):
+            if sqlite:
+                check_database(database_file(uri))
             if self._storage is not None:
                 settle(self._storage)
             self.client = connect(uri)

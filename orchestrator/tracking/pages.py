@@ -54,7 +54,13 @@ def artifact_page(experiment: str, run: str, path: str) -> str:
     return f"#/experiments/{experiment}/runs/{run}/artifacts/{quote(path)}"
 
 
-def arms_view(plan: Tracked, content: Mapping[str, Any], options: Iterable[str], metrics: Iterable[str]) -> str:
+def arms_view(
+    plan: Tracked,
+    content: Mapping[str, Any],
+    options: Iterable[str],
+    metrics: Iterable[str],
+    names: Mapping[str, str] | None = None,
+) -> str:
     """The state of the experiment's page that lists the arms alone, the best first, with what they reach and what sets
     them apart.
 
@@ -62,10 +68,15 @@ def arms_view(plan: Tracked, content: Mapping[str, Any], options: Iterable[str],
         content: of the plan.
         options: in which the arms differ.
         metrics: of the arms' runs, the means.
+        names: of metrics, as `schema.best_names` gives them.
     """
-    columns = {clean(f"best/test/{column.metric}"): column for table, _ in plan.tables for column in table.columns}
+
+    def shown(name: str) -> str:
+        return (names or {}).get(name) or clean(f"best/{name}")
+
+    columns = {shown(f"test/{column.metric}"): column for table, _ in plan.tables for column in table.columns}
     if is_search(content):
-        first, ascending = clean(f"best/{content['objective']}"), content["direction"] == "minimize"
+        first, ascending = shown(content["objective"]), content["direction"] == "minimize"
         means = list(dict.fromkeys([first, *sorted(metrics)]))[:MAX_METRICS]
     else:
         means = list(columns)

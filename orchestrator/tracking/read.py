@@ -113,9 +113,28 @@ def _fetch(client: Any, uri: str, study: str | None) -> list[tuple[PlanFile, dic
                     texts[key] = _record(uri, runs.units.get(key))
             plans_and_records.append((plan, {key: texts[key] for key in plan.units}))
     if not plans_and_records:
-        has = f"it has {', '.join(sorted(studies))}" if studies else "nothing has been mirrored there"
+        has = (
+            f"it has {', '.join(sorted(studies))}" if studies else _deleted(client) or "nothing has been mirrored there"
+        )
         raise ValueError(f"--tracking-uri {shown(uri)}: no study {study or ''}".rstrip() + f"; {has}")
     return sorted(plans_and_records, key=lambda pair: pair[0].name)
+
+
+def _deleted(client: Any) -> str:
+    """What of ours has been deleted in MLflow, and the way out; empty where nothing has."""
+    from mlflow.entities import ViewType
+
+    for experiment in client.search_experiments(view_type=ViewType.ALL):
+        number, view = experiment.experiment_id, ViewType.ACTIVE_ONLY
+        if experiment.lifecycle_stage == "active":
+            view = ViewType.DELETED_ONLY
+        page = client.search_runs([number], f"tags.`{schema.PLAN}` != ''", run_view_type=view, max_results=1)
+        for run in page:
+            what, which = f"experiment {experiment.name!r} has", f"experiments restore --experiment-id {number}"
+            if experiment.lifecycle_stage == "active":
+                what, which = f"the run {run.info.run_name!r} has", f"runs restore --run-id {run.info.run_id}"
+            return f"{what} been deleted in MLflow: MLFLOW_TRACKING_URI=... mlflow {which}, or report from --storage"
+    return ""
 
 
 def _record(uri: str, run: Run | None) -> Record | None:

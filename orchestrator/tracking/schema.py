@@ -4,6 +4,7 @@ import getpass
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,6 +67,17 @@ def clean(name: str) -> str:
     return cleaned
 
 
+def clean_names(names: Iterable[str]) -> dict[str, str]:
+    """`clean` of each name; of those that it would make alike, such as "wave (left)" and "wave [left]", each ends in a
+    digest of itself."""
+    cleaned = {name: clean(name) for name in names}
+    counts = Counter(cleaned.values())
+    return {
+        name: text if counts[text] == 1 else f"{text[: NAME_LENGTH - 17]}-{digest_of(name)}"
+        for name, text in cleaned.items()
+    }
+
+
 def unit_params(unit: Unit) -> dict[str, str]:
     """The unit's whole configuration by dotted names, and what it is in the study."""
     params = {"arm": unit.arm, "seed": str(unit.seed), "stage": unit.stage, "task": unit.task or "all"}
@@ -76,9 +88,9 @@ def unit_params(unit: Unit) -> dict[str, str]:
 
 def config_params(config: Settings) -> dict[str, str]:
     """A whole configuration by dotted names."""
-    leaves = {clean(name): value for name, value in _leaves(config.canonical())}
+    leaves = dict(_leaves(config.canonical()))
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in leaves.items()}
-    return {name: value[:PARAM_LENGTH] for name, value in texts.items()}
+    return {name: texts[leaf][:PARAM_LENGTH] for leaf, name in clean_names(leaves).items()}
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -149,11 +161,16 @@ def unit_tags(plan: Tracked, unit: Unit) -> dict[str, str]:
         "ups.task": unit.task or "all",
         "ups.storage_folder": unit.folder,
         **study_tag(plan),
-        **{clean(f"ups.data.{name}"): fact.fingerprint for name, fact in facts.items()},
+        **{tag: facts[name].fingerprint for name, tag in _prefixed("ups.data.", facts).items()},
     }
     if synthetic := sorted(name for name, fact in facts.items() if fact.synthetic):
         tags["ups.synthetic_data"] = ", ".join(synthetic)
     return {name: value[:TAG_LENGTH] for name, value in tags.items()}
+
+
+def _prefixed(prefix: str, names: Iterable[str]) -> dict[str, str]:
+    """`clean_names` of names behind a prefix, by what follows the prefix."""
+    return {full.removeprefix(prefix): text for full, text in clean_names(prefix + name for name in names).items()}
 
 
 def plan_tags(plan: Tracked, content: Mapping[str, Any]) -> dict[str, str]:
@@ -224,7 +241,8 @@ def record_tags(record: Record) -> dict[str, str]:
         tags[GIT_COMMIT] = commit.group()
     if about.get("user"):
         tags[USER] = str(about["user"])
-    tags |= {clean(f"ups.health.{task}"): TaskHealth.from_plain(one).state for task, one in record.health.items()}
+    health = _prefixed("ups.health.", record.health)
+    tags |= {health[task]: TaskHealth.from_plain(one).state for task, one in record.health.items()}
     if record.error:
         tags[ERROR] = record.error[-TAG_LENGTH:]
     return {name: value[:TAG_LENGTH] for name, value in tags.items()}
@@ -235,10 +253,16 @@ def record_points(record: Record, time_ms: int) -> list[Point]:
     repetition as one."""
     about = record.about
     costs = ("train_seconds", "parameters", "peak_memory_mb", "chosen_step")
-    values = {f"best/{name}": value for name, value in record.metrics.items()}
+    names = best_names([record])
+    values = {names[name]: value for name, value in record.metrics.items()}
     values |= {name: about[name] for name in costs if name in about}
     step = int(about.get("chosen_step", 0))
-    return [Point(clean(name), float(value), step, time_ms) for name, value in values.items() if is_number(value)]
+    return [Point(name, float(value), step, time_ms) for name, value in values.items() if is_number(value)]
+
+
+def best_names(records: Iterable[Record | None]) -> dict[str, str]:
+    """MLflow's names `best/...` of the metrics of records, by the records' own names."""
+    return _prefixed("best/", {name: None for record in records if record for name in record.metrics})
 
 
 def parse_synced(text: str) -> dict[str, int]:
@@ -260,6 +284,7 @@ def new_rows(
     repeats steps, with equal values at another time: they are not newer.
     """
     after, points_by_row = dict(synced), []
+    names = clean_names({name: None for row in rows for name in row})
     for row in rows:
         kind, step = _kind(row), int(row["step"])
         if step <= after.get(kind, -1):
@@ -267,7 +292,7 @@ def new_rows(
         after[kind] = step
         time_ms = int(1000 * row.get("time", 0))
         points = [
-            Point(clean(name), float(value), step, time_ms)
+            Point(names[name], float(value), step, time_ms)
             for name, value in row.items()
             if name not in ("step", "time") and is_number(value)
         ]

@@ -19,7 +19,12 @@ def default_uri(ledger: Ledger) -> str:
             f"--storage {ledger.address} has no place for MLflow's database; give --tracking-uri http://HOST:5000 or "
             "sqlite:////FOLDER/mlflow.db"
         )
-    return f"sqlite:///{ledger.root.absolute() / DATABASE}"
+    return sqlite_uri(ledger.root.absolute() / DATABASE)
+
+
+def sqlite_uri(file: Path) -> str:
+    """Address of an SQLite database. SQLAlchemy decodes the path and ends it at "?"; all other characters stay."""
+    return f"sqlite:///{str(file).replace('%', '%25').replace('?', '%3F')}"
 
 
 def ui_command(uri: str) -> str:
@@ -66,15 +71,15 @@ def parts_of(uri: str) -> SplitResult:
 
 
 def database_file(uri: str) -> Path:
-    """Of an address of sqlite."""
-    return Path(uri.removeprefix("sqlite:///").split("?")[0]).absolute()
+    """Of an address of sqlite; the inverse of `sqlite_uri`."""
+    return Path(unquote(uri.removeprefix("sqlite:///").split("?")[0])).absolute()
 
 
 def shown(uri: str) -> str:
     """An address without a password, malformed ones included."""
     start, slashes, rest = uri.partition("://")
     before, at, host = rest.rpartition("@")
-    if not at or ":" not in before:
+    if not at or ":" not in before or start.startswith("sqlite"):  # A file's path holds no password.
         return uri
     return f"{start}{slashes}{before.partition(':')[0]}:***@{host}"
 

@@ -20,6 +20,8 @@ from orchestrator.project import import_folders, load_project
 from search_spaces.study import UPS
 
 GIT_TIMEOUT_SECONDS = 20
+MAX_DIFF_BYTES = 1_000_000
+"""Of a working tree that is kept beside a plan."""
 COMPARED = ("torch", "numpy", "transformers", "ray")
 """Packages of which all nodes must have the same version; a build for other hardware (2.13.0+cu126) is the same."""
 
@@ -184,8 +186,24 @@ def _commit_of(folder: Path, without: str) -> str:
     return head[:12] + ("-dirty" if changed else "")
 
 
+def working_tree_diff() -> bytes:
+    """What the working tree that this package lies in differs in from its commit; empty where it doesn't, or where
+    there is no such tree."""
+    folder = Path(ups_model.__file__).resolve().parents[1]
+    if not (folder / ".git").exists():
+        return b""
+    try:
+        diff = _git_bytes(folder, "diff", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return b""
+    return diff if len(diff) <= MAX_DIFF_BYTES else diff[:MAX_DIFF_BYTES] + b"\n... (cut)\n"
+
+
 def _git(folder: Path, *arguments: str) -> str:
-    result = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=GIT_TIMEOUT_SECONDS, check=True
-    )
-    return result.stdout.strip()
+    return _git_bytes(folder, *arguments).decode("utf-8", "replace").strip()
+
+
+def _git_bytes(folder: Path, *arguments: str) -> bytes:
+    return subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, timeout=GIT_TIMEOUT_SECONDS, check=True
+    ).stdout

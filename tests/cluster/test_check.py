@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -132,6 +133,98 @@ BROKEN = [
         "must be a list",
         "SubnetIds: subnet-1",
     ),
+    # Fields that EC2 knows and Ray replaces, ignores or trips over (ray.autoscaler._private.aws)
+    (
+        AWS,
+        "InstanceType: p3.16xlarge",
+        "InstanceType: p3.16xlarge\n      MinCount: 2",
+        "counts",
+        "write min_workers: 2 beside",
+        "MinCount",
+    ),
+    (
+        AWS,
+        "InstanceType: p3.16xlarge",
+        "InstanceType: p3.16xlarge\n      MaxCount: 2",
+        "counts",
+        "write max_workers: 2 beside",
+        "MaxCount",
+    ),
+    (
+        AWS,
+        "InstanceType: p3.16xlarge",
+        "InstanceType: p3.16xlarge\n      SecurityGroups: [mine]",
+        "security-group",
+        "write SecurityGroupIds: [sg-...]",
+        "SecurityGroups",
+    ),
+    (
+        AWS,
+        "InstanceType: p3.16xlarge",
+        "InstanceType: p3.16xlarge\n      Placement: {AvailabilityZone: us-west-2c}",
+        "zones",
+        "write us-west-2c there",
+        "Placement",
+    ),
+    (
+        AWS,
+        "InstanceType: p3.16xlarge",
+        "InstanceType: p3.16xlarge\n      NetworkInterfaces: [{DeviceIndex: 0}]",
+        "subnet",
+        "write SubnetId and Groups in all",
+        "NetworkInterfaces",
+    ),
+    (
+        AWS,
+        "InstanceType: p3.16xlarge",
+        "InstanceType: p3.16xlarge\n      SubnetIds: [subnet-1]"
+        "\n      NetworkInterfaces: [{SubnetId: subnet-1, Groups: [sg-1]}]",
+        "subnet",
+        "neither SubnetIds nor",
+        "node_config",
+    ),
+    (
+        AWS,
+        "InstanceType: p3.16xlarge",
+        "InstanceType: p3.16xlarge"
+        "\n      TagSpecifications: [{ResourceType: instance, Tags: [{Key: ray-node-type, Value: x}]}]",
+        "tags",
+        "begin with ray-",
+        "TagSpecifications",
+    ),
+    (
+        AWS,
+        "InstanceType: p3.16xlarge",
+        "InstanceType: p3.16xlarge\n      ClientToken: once",
+        "launch",
+        "the first one's machines",
+        "ClientToken",
+    ),
+    (
+        AWS,
+        "InstanceType: p3.16xlarge",
+        "InstanceType: p3.16xlarge\n      DryRun: true",
+        "launch",
+        "no machine ever starts",
+        "DryRun",
+    ),
+    (
+        AWS,
+        "InstanceType: p3.16xlarge",
+        "InstanceType: p3.16xlarge\n      DisableApiTermination: true",
+        "zero-cost",
+        "goes on costing",
+        "DisableApiTermination",
+    ),
+    (
+        AWS,
+        "InstanceType: p3.16xlarge",
+        "InstanceType: p3.16xlarge\n      KeyName: mine",
+        "ssh-key",
+        "Ray overwrites KeyName",
+        "KeyName",
+    ),
+    (AWS, "  ssh_user:", "  ssh_private_key: ~/.ssh/mine\n  ssh_user:", "ssh-key", "KeyName: the name", "node_config"),
     # Architecture
     (AWS, "p3.16xlarge", "g5g.16xlarge", "architecture", "amd64 doesn't run on g5g.16xlarge", "ImageId: *image"),
     (AWS, "amd64/hvm/ebs-gp2/ami-id\n      # M", "arm64/x\n      # M", "architecture", "arm64 doesn't run", "&image"),
@@ -367,6 +460,18 @@ def test_what_ec2_knows_is_read_from_botocore(broken, monkeypatch):
     # A field that only the next botocore knows is known from then on, without a change here.
     monkeypatch.setitem(shape.members, "PhaseOfTheMoon", shape.members["InstanceType"])
     assert [fault for fault in check(file) if fault.rule == "node-config"] == []
+
+
+def test_every_field_that_ray_writes_over_is_one_that_a_rule_is_about(repo_root):
+    """When this fails, Ray has begun to set another field of a machine: it needs a rule in check_rules.json."""
+    from ray.autoscaler._private.aws import config, node_provider
+
+    source = "".join(Path(module.__file__).read_text() for module in (config, node_provider))
+    written = set(re.findall(r'\b(?:conf|node_config|node_cfg|config\["head_node"\])\["(\w+)"\] = ', source))
+    written |= set(re.findall(r'"(\w+)": ', re.search(r"conf\.update\((\{.*?\})\)", source)[1]))
+    assert {"SubnetId", "MinCount", "MaxCount", "TagSpecifications", "KeyName"} <= written
+    told = "".join((repo_root / "cluster" / name).read_text() for name in ("check_rules.json", "check.py"))
+    assert {name for name in written if not re.search(rf"\b{name}\b", told)} == set()
 
 
 def test_rays_own_validator_has_a_say(repo_root, monkeypatch):

@@ -1,5 +1,6 @@
 """The command that runs a study, as its users meet it: what it refuses and how, what it plans, how it ends."""
 
+import json
 import os
 import re
 import subprocess
@@ -17,7 +18,7 @@ from orchestrator.planning.inputs import read_inputs
 from orchestrator.record import Record
 from orchestrator.report import __main__ as report_command
 from orchestrator.storage.ledger import Ledger
-from search_spaces import study_names
+from search_spaces import find_study, study_names
 from tests.support.drivers import ROOT, Bench
 from tests.support.fake_driver import FakeDriver, NoMirror
 from tests.support.plans import finish
@@ -392,6 +393,79 @@ def test_the_command_that_a_report_shows_has_no_paths():
         "python -m orchestrator.ablate my_study.py --data uiprmd=PATH --data=jhmdb=PATH "
         "--set steps=400 --set text_model=PATH --seeds 5"
     )
+
+
+def test_the_command_that_a_report_shows_keeps_a_files_folder_below_the_working_one(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for given in ("my/lr.py", str(tmp_path / "my" / "lr.py")):
+        assert command_line("orchestrator.ablate", [given]) == "python -m orchestrator.ablate my/lr.py"
+
+
+# --- two studies of one name
+
+
+def mine(bench, folder, *changes):
+    """A study of the toy's name and base in a folder of its own."""
+    text = bench.study.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    folder.mkdir(exist_ok=True)
+    (folder / "study.py").write_text(text)
+    return folder / "study.py"
+
+
+def test_another_study_of_the_same_name_and_base_is_refused_before_anything_starts(
+    bench, tmp_path, driver, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert ablate.main(toy(bench, tmp_path, study=Path("a") / mine(bench, tmp_path / "a").name)) == 0
+    mine(bench, tmp_path / "b", ('"without"', '"plain"'))
+    message = refusal(toy(bench, tmp_path, study="b/study.py"), capsys, tmp_path)
+    for part in ("orchestrator.ablate a/study.py", "orchestrator.ablate b/study.py", "row 'without'", "another name"):
+        assert part in message
+    assert driver.started == 1
+
+
+def test_a_study_that_grew_goes_on_in_any_file_and_its_own_file_may_lose_rows(
+    bench, tmp_path, driver, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    assert ablate.main(toy(bench, tmp_path, study=mine(bench, tmp_path / "a"))) == 0
+    grown = (('(Row("without"', '(Row("one more", {"n_bins": 12}), Row("without"'),)
+    assert ablate.main(toy(bench, tmp_path, study=mine(bench, tmp_path / "b", *grown))) == 0
+    assert len(saved_plan(tmp_path).tables[0].rows) == 1 + len(find_study(str(bench.study)).tables[0].rows)
+    assert "replaced" not in caplog.text
+    assert ablate.main(toy(bench, tmp_path, study=mine(bench, tmp_path / "b"))) == 0
+    assert "row 'one more' of table 'toy' is no longer in the study" in caplog.text
+
+
+def test_the_study_file_and_the_working_trees_diff_lie_beside_the_plan(bench, tmp_path, driver, monkeypatch):
+    monkeypatch.setattr(ablate, "working_tree_diff", lambda: b"- a\n+ b\n")
+    assert ablate.main(toy(bench, tmp_path)) == 0
+    (folder,) = (tmp_path / "deep" / "storage" / "studies").iterdir()
+    assert (folder / "study.py").read_bytes() == bench.study.read_bytes()
+    assert (folder / ablate.DIFF).read_text() == "- a\n+ b\n"
+    monkeypatch.setattr(ablate, "working_tree_diff", lambda: b"")
+    assert ablate.main(toy(bench, tmp_path)) == 0
+    assert not (folder / ablate.DIFF).exists()
+
+
+@pytest.mark.parametrize("name", ["my/lr.py", "my/lr.yaml"])
+def test_the_report_takes_the_study_as_the_ablation_did(name, bench, tmp_path, driver, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("my").mkdir()
+    toy_study = find_study(str(bench.study))
+    column = {"metric": "ar3d/top1", "title": "Recognition", "unit": "%", "higher_is_better": True}
+    rows = [{"label": "joint", "training": "joint"}]
+    table = {"name": "one", "title": "One", "varies": "Kind", "columns": [column], "rows": rows, "baseline": "joint"}
+    texts = {"name": "lr", "question": "?", "expectation": "!"}
+    plain = {**texts, "tables": [table], "seeds": 1, "base": dict(toy_study.base)}
+    Path("my/lr.yaml").write_text(json.dumps(plain))
+    Path("my/lr.py").write_text("from search_spaces import find_study\n\nSTUDY = find_study('my/lr.yaml')\n")
+    assert ablate.main(toy(bench, tmp_path, study=name)) == 0
+    assert f"python -m orchestrator.ablate {name}" in saved_plan(tmp_path).command
+    assert report_command.main([name, "--storage", str(tmp_path / "deep" / "storage")]) == 0
 
 
 # --- how it ends

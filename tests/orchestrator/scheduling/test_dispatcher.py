@@ -7,6 +7,7 @@ import pytest
 from orchestrator.scheduling.dispatcher import (
     MAX_REFUSING_NODES,
     NODE_DEATH_TIMEOUT_SECONDS,
+    SPACE_POLL_SECONDS,
     STORAGE_TIMEOUT_SECONDS,
     Broken,
     Dispatcher,
@@ -123,6 +124,31 @@ def test_a_storage_that_stays_away_ends_the_study(tmp_path):
         for assignment in (stage.dispatcher.next(), stage.dispatcher.next()):
             if assignment is not None:
                 stage.breaks(assignment.unit.key, "unreachable", "a")
+        stage.now += 60
+    assert stage.dispatcher.complete
+    assert STORAGE_TIMEOUT_SECONDS <= stage.now < 2 * STORAGE_TIMEOUT_SECONDS
+
+
+def test_a_full_disk_costs_no_try_and_units_wait_for_space(stage, caplog):
+    for _ in range(10 * RETRIES):
+        key = stage.next().unit.key
+        stage.breaks(key, "full", "a")
+        assert stage.dispatcher.next() is None, "nothing is released until there may be space"
+        stage.now += SPACE_POLL_SECONDS
+    assert stage.dispatcher.failed_on(key) == set() and not stage.dispatcher.nodes.avoided
+    assert caplog.text.count("units wait for space on the disk, 30 minutes at most; free some, and they go on") == 1
+    assert stage.next().unit.key == key
+    finish(stage.graph.ledger, stage.graph.units[key])
+    stage.end(key, "finished")
+    assert stage.dispatcher.next() is not None
+
+
+def test_a_disk_that_stays_full_ends_the_study(tmp_path):
+    stage = Stage(tmp_path, nodes=("a",))
+    while not stage.dispatcher.complete and stage.now < 2 * STORAGE_TIMEOUT_SECONDS:
+        for assignment in (stage.dispatcher.next(), stage.dispatcher.next()):
+            if assignment is not None:
+                stage.breaks(assignment.unit.key, "full", "a")
         stage.now += 60
     assert stage.dispatcher.complete
     assert STORAGE_TIMEOUT_SECONDS <= stage.now < 2 * STORAGE_TIMEOUT_SECONDS

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.cli.session import not_mirrored
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.planning.resolve import resolve
@@ -26,13 +28,13 @@ from orchestrator.record import Record
 from orchestrator.report import build, files
 from orchestrator.report.sources import outcomes_from, outcomes_from_tracking
 from orchestrator.storage.ledger import Ledger
-from orchestrator.tracking import mirror, mlflow_store
+from orchestrator.tracking import mirror, mlflow_store, pages
 from orchestrator.tracking import schema as mirrored
 from orchestrator.tracking.client import _SETTINGS, EXPERIMENT, check
 from orchestrator.tracking.read import fetch, outcomes_reader
-from orchestrator.tracking.uri import default_uri, ui_command
+from orchestrator.tracking.uri import database_file, default_uri, shown, ui_command
 from search_spaces.columns import AR3D, MPJPE
-from search_spaces.study import Claim, Row, Study, Table
+from search_spaces.study import Claim, Column, Row, Study, Table
 from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.evaluation.outcomes import save_outcomes
 
@@ -46,8 +48,8 @@ STEPS = (10, 20, 30)
 ROWS = (Row("joint", training="joint"), Row("separate", training="separate"))
 
 
-def study(name="little", rows=ROWS):
-    table = Table("kinds", "Kinds of training", "Training", (AR3D, MPJPE), tuple(rows), baseline=rows[0].label)
+def study(name="little", rows=ROWS, columns=(AR3D, MPJPE)):
+    table = Table("kinds", "Kinds of training", "Training", tuple(columns), tuple(rows), baseline=rows[0].label)
     return Study(name, "Does it help?", "Yes.", (table,), {"steps": 48})
 
 
@@ -539,6 +541,64 @@ def test_claims_about_new_subjects_are_the_same_from_mlflow_alone(ledger):
     assert files(build(fetched, fetched_records, outcomes_from_tracking(uri, fetched_records))) == files(from_storage)
 
 
+def test_metrics_of_classes_whose_names_mlflow_would_make_alike_have_a_value_each(ledger):
+    left, right = "pe/mpjpe_mm/wave (left)", "pe/mpjpe_mm/wave [left]"
+    columns = tuple(Column(name, name, "mm", False) for name in (left, right))
+    plan, content = plan_of(study(columns=(AR3D, *columns)))
+    for unit in plan.units.values():
+        write_progress(ledger, unit, [{"step": 10, f"validation/{left}": 3.0, f"validation/{right}": 4.0}])
+        record = finished(unit)
+        ledger.write(unit, replace(record, metrics=record.metrics | {f"test/{left}": 1.0, f"test/{right}": 2.0}))
+    plan_file = PlanFile.of(plan, content["command"], {})
+    ledger.save_plan(plan_file)
+    uri = default_uri(ledger)
+    assert synchronise(ledger, plan, content) == 0
+    alike = re.compile(r"(validation|best/test)/pe/mpjpe_mm/wave _left_-[0-9a-f]{16}$")
+    for run in (run_of(uri, first_unit(plan)), arms_of(uri, plan)["joint"]):
+        values = sorted(value for name, value in run.data.metrics.items() if alike.match(name))
+        assert values in ([1.0, 2.0, 3.0, 4.0], [1.0, 2.0])
+        assert "best/test/pe/mpjpe_mm/wave _left_" not in run.data.metrics
+        assert run.data.metrics["best/test/ar3d/top1"] == 50.0, "other names stay"
+    (columns_of_view,) = [
+        json.loads(value)["selectedColumns"]
+        for name, value in client_of(uri).get_experiment_by_name(EXPERIMENT).tags.items()
+        if name.startswith(pages.VIEW)
+    ]
+    shown = {name[len("metrics.`") : -1] for name in columns_of_view if "wave" in name and "/sd" not in name}
+    assert len(shown) == 2 and shown < arms_of(uri, plan)["joint"].data.metrics.keys()
+    records = ledger.read(plan.units.values())
+    ((fetched, fetched_records),) = fetch(uri, None)
+    assert files(build(fetched, fetched_records)) == files(build(plan_file, records))
+
+
+def test_a_report_says_what_has_been_deleted_in_mlflow_and_how_it_comes_back(ledger):
+    plan, content = plan_of()
+    finish(ledger, first_unit(plan))
+    uri = default_uri(ledger)
+    with pytest.raises(ValueError, match="no study; nothing has been mirrored there"):
+        fetch(uri, None)
+    assert synchronise(ledger, plan, content) == 0
+    client, (study_run,) = client_of(uri), runs_of(uri)[1]
+    client.delete_run(study_run.info.run_id)
+    with pytest.raises(ValueError, match=f"the run '{plan.name}' has been deleted in MLflow") as refusal:
+        fetch(uri, None)
+    restore(uri, str(refusal.value))
+    assert len(fetch(uri, None)) == 1
+    client.delete_experiment(client.get_experiment_by_name(EXPERIMENT).experiment_id)
+    with pytest.raises(ValueError, match=f"experiment '{EXPERIMENT}' has been deleted in MLflow") as refusal:
+        fetch(uri, None)
+    restore(uri, str(refusal.value))
+    assert len(fetch(uri, None)) == 1
+
+
+def restore(uri, message):
+    """Run the command that a message names."""
+    command = re.search(r"MLFLOW_TRACKING_URI=\.\.\. mlflow (.*), or report", message)[1].split()
+    subprocess.run(
+        [sys.executable, "-m", "mlflow", *command], check=True, env=os.environ | {"MLFLOW_TRACKING_URI": uri}
+    )
+
+
 def test_a_run_without_results_by_clip_is_told_from_a_store_that_does_not_answer(ledger):
     plan, content = plan_of()
     unit = first_unit(plan)
@@ -833,6 +893,41 @@ def test_every_name_is_one_that_mlflow_takes(name):
 def test_an_address_that_can_not_work_is_refused_in_one_line(uri, fault):
     with pytest.raises(ValueError, match=rf"^--tracking-uri {uri}: .*{fault}[^\n]*$"):
         check(uri)
+
+
+@pytest.mark.parametrize("name", ["r?x", "a%20b", "a#b", "spaces and ümläuts", "me:secret@host", "a+b"])
+def test_a_storage_of_any_name_keeps_its_database_inside_and_reports_from_it(name, tmp_path, database, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ledger = Ledger.open(str(tmp_path / name))
+    shutil.copy(database, ledger.root / "mlflow.db")
+    plan, content = plan_of()
+    for unit in plan.units.values():
+        finish(ledger, unit)
+    uri = default_uri(ledger)
+    check(uri)
+    assert synchronise(ledger, plan, content) == 0
+    assert shown(uri) == uri and database_file(uri) == ledger.root / "mlflow.db"
+    ((_, records),) = fetch(uri, None)
+    assert records == ledger.read(plan.units.values())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_database_that_can_not_be_written_is_told_at_once_and_the_closing_words_are_true(ledger, caplog, monkeypatch):
+    plan, content = plan_of()
+    finish(ledger, first_unit(plan))
+    (ledger.root / "mlflow.db").write_text("no database, but of some length" * 9)
+    uri = default_uri(ledger)
+    with pytest.raises(ValueError, match=r"^--tracking-uri [^\n]*file is not a database; give another file[^\n]*$"):
+        check(uri)
+    started = mlflow_store.Mirror(ledger, plan, content, uri)
+    began = time.monotonic()
+    started.start()
+    assert started.close("finished", None, 60) == 1 and time.monotonic() - began < 20
+    assert "mlflow.db: file is not a database" in caplog.text
+    assert not_mirrored(1, started.fault) == (
+        f"1 unit is not in MLflow ({started.fault}); once that is mended, the same command makes up for it"
+    )
+    assert not_mirrored(2, "") == "2 units are not in MLflow yet; the same command makes up for it"
 
 
 def test_a_password_is_never_shown(caplog):
