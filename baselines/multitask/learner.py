@@ -125,7 +125,8 @@ class Multitask(Learner):
         target_BR, label_B = batch.inputs.target_frame_BR, batch.label_B
         assert batch.pose_BRJ3 is not None and target_BR is not None and label_B is not None, "windows have them"
         true_BRJ3 = batch.pose_BRJ3 / self.config.network.range_m + 0.5
-        return multitask_loss(answer, true_BRJ3, target_BR, label_B, self.phase, self.config.training)
+        training, smoothing = self.config.training, self.config.optim.label_smoothing
+        return multitask_loss(answer, true_BRJ3, target_BR, label_B, self.phase, training, smoothing)
 
     @torch.no_grad()
     def measure(self, part: str, outcomes: Outcomes | None, max_clips: int) -> Metrics:
