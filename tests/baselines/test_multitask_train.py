@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from baselines.build import unmirror
 from baselines.config import BaselineOptim
 from baselines.multitask.config import MultitaskConfig, MultitaskNetwork, base
 from baselines.multitask.learner import Multitask, clip_scores, load_multitask, shape_of
@@ -20,7 +21,9 @@ from tests.support.runs import POSE, assert_same_tensors, newest, stop_at, weigh
 from ups_model.config import DataConfig, TaskData
 from ups_model.data.batching.batches import Source
 from ups_model.data.format.clip_set import ClipSet
+from ups_model.evaluation.measure import mirror_inputs
 from ups_model.evaluation.outcomes import load_outcomes
+from ups_model.skeletons import get_skeleton
 from ups_model.training.checkpoint import load_checkpoint
 
 
@@ -143,6 +146,18 @@ def test_exits_are_measured_on_what_the_exit_says(run, learner, tmp_path):
     assert result.metrics["test/pe/mpjpe_mm@exit1"] == pytest.approx(error, rel=1e-5)
     accuracy = 100 * torch.cat(right).float().mean().item()
     assert result.metrics["test/action/window_top1@exit1"] == pytest.approx(accuracy)
+
+
+def test_with_flip_the_answer_to_a_mirrored_window_is_the_mirrored_answer(learner):
+    mirroring = learner(toy(**{"evaluation.flip": True}))
+    batch = next(mirroring.feed.evaluate("test"))
+    mirrored = replace(batch, inputs=mirror_inputs(batch.inputs))
+    mirroring.model.eval()
+    with torch.no_grad():
+        (poses, scores), (others, same) = mirroring._answer(batch), mirroring._answer(mirrored)
+    for one, other in zip(poses, others, strict=True):
+        assert torch.allclose(unmirror(other, get_skeleton("h36m17")), one, atol=1e-6)
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(scores, same, strict=True))
 
 
 def test_a_clip_s_class_is_that_of_the_highest_mean_probability():
