@@ -3,10 +3,10 @@
 Shape suffixes: B windows, N frames, R targets, S 25 slots, I input joints, J native joints, K classes, C coordinates.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -125,7 +125,8 @@ class Multitask(Learner):
         target_BR, label_B = batch.inputs.target_frame_BR, batch.label_B
         assert batch.pose_BRJ3 is not None and target_BR is not None and label_B is not None, "windows have them"
         true_BRJ3 = batch.pose_BRJ3 / self.config.network.range_m + 0.5
-        return multitask_loss(answer, true_BRJ3, target_BR, label_B, self.phase, self.config.training)
+        training, smoothing = self.config.training, self.config.optim.label_smoothing
+        return multitask_loss(answer, true_BRJ3, target_BR, label_B, self.phase, training, smoothing)
 
     @torch.no_grad()
     def measure(self, part: str, outcomes: Outcomes | None, max_clips: int) -> Metrics:
@@ -136,7 +137,8 @@ class Multitask(Learner):
         over its windows (the paper's multi-clip); `action/window_top1` of single windows. `max_clips` is about the
         number of predicted frames.
         """
-        self.model.actions = "action" in self.config.trained_steps()
+        trained, layers = self.config.trained_steps(), self.config.network.layers
+        self.model.actions = "action" in trained
         poses: list[list[Tensor]] = []
         scores: list[list[Tensor]] = []
         label_B, view_B = [], []
@@ -147,29 +149,23 @@ class Multitask(Learner):
             label_B.append(batch.label_B)
             view_B.append(batch.clip_B * MAX_CAMERAS + batch.camera_B)  # type: ignore[operator]  # windows have it
         metrics: Metrics = {}
-        for number in range(1, self.config.network.layers + 1):
-            last = number == self.config.network.layers
-            said: Outcomes = {}
+        for number in range(1, layers + 1):
             values: Metrics = {}
-            if "pe" in self.config.trained_steps():
+            said: Outcomes = {}
+            if "pe" in trained:
                 answers = ReadAnswers(iter([pose_EXJ3[number - 1] for pose_EXJ3 in poses]))
-                measured = measure_poses(answers, self.feed, part, said if last else None, max_clips)
-                values |= {f"pe/{name}": value for name, value in measured.items() if last or name in EXIT_ERRORS}
-                said = {f"pe/{self.source.name}/{name}": value for name, value in said.items()}
-            if self.model.actions:
+                kept: Outcomes | None = {} if number == layers else None
+                values |= _named("pe/", measure_poses(answers, self.feed, part, kept, max_clips))
+                said |= _named(f"pe/{self.source.name}/", kept or {})
+            if "action" in trained:
                 logits_BK = torch.cat([logits_EBK[number - 1] for logits_EBK in scores])
-                by_clip = clip_scores(logits_BK, torch.cat(label_B), torch.cat(view_B))  # type: ignore[arg-type]
-                values |= {f"action/{name}": value for name, value in by_clip.metrics.items()}
-                clips = by_clip.outcomes(self.source.clips.subject)
-                said |= {f"action/{self.source.name}/{name}": value for name, value in clips.items()}
-            metrics |= {
-                f"{name}@exit{number}": value for name, value in values.items() if name.partition("/")[2] in OF_EXITS
-            }
-            if last:
-                metrics |= values
-                if outcomes is not None:
-                    outcomes |= said
-        return metrics
+                clips = clip_scores(logits_BK, torch.cat(label_B), torch.cat(view_B))  # type: ignore[arg-type]
+                values |= _named("action/", clips.metrics)
+                said |= _named(f"action/{self.source.name}/", clips.outcomes(self.source.clips.subject))
+            metrics |= {f"{name}@exit{number}": values[name] for name in OF_EXITS if name in values}
+        if outcomes is not None:
+            outcomes |= said
+        return metrics | values
 
     def _answer(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """By exit: poses of the targets [B * R, J, 3] in metres, class scores [B, K]; of a mirror image too where
@@ -207,12 +203,19 @@ class Multitask(Learner):
         return {name: values[name] for name in self.headlines}
 
     def flops(self) -> int:
-        return sum(window_flops(self.model).values())
+        """Of a window, for what is trained."""
+        of_window = window_flops(self.model)
+        return sum(of_window.values()) if "action" in self.config.trained_steps() else of_window["pe"]
 
 
-EXIT_ERRORS = ("mpjpe_mm", "p_mpjpe_mm")
-OF_EXITS = (*EXIT_ERRORS, "top1", "window_top1")
-"""What is measured of every exit."""
+OF_EXITS = ("pe/mpjpe_mm", "pe/p_mpjpe_mm", "action/top1", "action/window_top1")
+"""What is kept of every exit."""
+
+T = TypeVar("T")
+
+
+def _named(place: str, values: Mapping[str, T]) -> dict[str, T]:
+    return {f"{place}{name}": value for name, value in values.items()}
 
 
 @dataclass(frozen=True)

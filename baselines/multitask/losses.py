@@ -32,6 +32,7 @@ def multitask_loss(
     label_B: Tensor,
     phase: Phase,
     config: MultitaskTraining,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Sum over the supervised exits of the pose loss, and of the confidence and action losses by their weights.
 
@@ -39,6 +40,7 @@ def multitask_loss(
         true_BRJ3: coordinates in [0, 1] of the target frames.
         target_BR: those frames.
         phase: "pose" has no action loss, "action" that alone.
+        smoothing: of labels.
     """
     row_B1 = torch.arange(len(target_BR), device=target_BR.device)[:, None]
     terms = []
@@ -50,5 +52,5 @@ def multitask_loss(
                 terms.append(config.confidence_weight * confidence_loss(confidence_BRJ, true_BRJ3))
         if phase != "pose":
             assert one.logits_BK is not None, "actions were asked for"
-            terms.append(config.action_weight * F.cross_entropy(one.logits_BK, label_B))
+            terms.append(config.action_weight * F.cross_entropy(one.logits_BK, label_B, label_smoothing=smoothing))
     return torch.stack(terms).sum()

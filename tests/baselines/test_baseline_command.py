@@ -3,7 +3,7 @@
 import pytest
 
 from baselines.__main__ import main
-from tests.support.runs import SOLID
+from tests.support.runs import POSE, SOLID
 
 TOY = [
     "dd_net", "--preset", "small", "--set", f"data.ar3d.sources={SOLID}", "--set", "steps=2", "--set", "width=4",
@@ -43,3 +43,14 @@ def test_what_cannot_be_trained_is_refused_in_one_line(arguments, message, capsy
     assert main([*TOY, *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_the_multitask_network_is_trained_by_the_same_command(toy_sets, tmp_path, capsys):
+    small = ["pe.sources=" + POSE, "pe.frame_stride=1", "pe.evaluate_stride=4", "steps=1"]
+    fields = [word for field in small for word in ("--set", field)]
+    command = ["multitask", "--preset", "tiny", *fields, "--data", f"{POSE}={toy_sets[POSE]}", "--device", "cpu"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "finished at step 1" in printed and "mpjpe_mm@exit1" in printed and "top1@exit4" in printed
+    assert main([*command, "--task", "ar3d"]) == 2
+    assert "task must be pe, whose windows have poses and classes, got ar3d" in capsys.readouterr().err

@@ -88,6 +88,15 @@ def test_losses_of_exits_add_up_by_their_weights(phase, changes, expected):
     assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_labels_are_smoothed_as_asked():
+    logits = torch.tensor([[0.0, np.log(3.0)]])
+    exits = [Exit(torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 1), logits.float())]
+    arguments = exits, torch.zeros(1, 1, 1, 3), torch.tensor([[0]]), torch.tensor([1])
+    loss = multitask_loss(*arguments, "action", MultitaskTraining(action_weight=1.0), smoothing=0.2)
+    # Probabilities 1/4 and 3/4; targets 0.1 and 0.9.
+    assert loss.item() == pytest.approx(-(0.1 * np.log(0.25) + 0.9 * np.log(0.75)))
+
+
 def test_the_weights_of_action_and_confidence_are_the_papers():
     assert (MultitaskTraining().action_weight, MultitaskTraining().confidence_weight) == (0.01, 0.01)
 
