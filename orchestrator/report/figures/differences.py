@@ -2,11 +2,12 @@
 
 import math
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.report.figures.style import GREY, MAX_PANELS_ACROSS, OURS, PAPER, Image, image_of, styled
+from orchestrator.report.figures.style import GREY, MAX_PANELS_ACROSS, OURS, PAPER, Image, finish, styled
 from orchestrator.report.model import TableOfCells
 from orchestrator.report.wording import column_text, missing_text
 
@@ -30,9 +31,7 @@ def figure(table: TableOfCells) -> Image | None:
             else:
                 panel.set_axis_off()
         published = any(cell.published_difference is not None for row in table.rows for cell in row.cells)
-        _key(drawing, panels.flat[0], published)
-        drawing.tight_layout(rect=(0, 0, 1, 1 - 0.25 / drawing.get_figheight()), w_pad=1.5)
-        return image_of(drawing)
+        return finish(drawing, _key(panels.flat[0], published))
 
 
 def _panel(panel: Axes, table: TableOfCells, index: int) -> None:
@@ -64,11 +63,11 @@ def _panel(panel: Axes, table: TableOfCells, index: int) -> None:
     panel.set_xlabel(f"Δ {column_text(column)}")
 
 
-def _key(drawing: Figure, panel: Axes, published: bool) -> None:
-    entries = {
+def _key(panel: Axes, published: bool) -> list[tuple[str, Artist]]:
+    entries: dict[str, Artist] = {
         "ours, one seed": panel.plot([], [], "o", color=OURS, markersize=3, alpha=0.6)[0],
         "ours, mean and 95 % interval": panel.plot([], [], "-|", color=OURS, linewidth=1.5, markersize=9)[0],
     }
     if published:
         entries["paper"] = panel.plot([], [], "D", color=PAPER, markersize=4)[0]
-    drawing.legend(entries.values(), entries.keys(), loc="upper center", ncols=3, frameon=False, fontsize=8)
+    return list(entries.items())
