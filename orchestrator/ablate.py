@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def act(options: argparse.Namespace, command: str) -> int:
     """What the arguments ask for."""
     if options.list:
-        print("\n".join(f"{name:<16}{find_study(name).question}" for name in study_names()))
+        print("\n".join(f"{name:<15} {find_study(name).question}" for name in study_names()))
         return 0
     check_numbers(options)
     for flag, number in (("--gpu-memory", options.gpu_memory), ("--price-per-hour", options.price_per_hour)):

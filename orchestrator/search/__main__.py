@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def act(options: argparse.Namespace, command: str) -> int:
     """What the arguments ask for."""
     if options.list:
-        print("\n".join(f"{name:<16}{find_space(name).question}" for name in space_names()))
+        print("\n".join(f"{name:<15} {find_space(name).question}" for name in space_names()))
         return 0
     if options.space is None:
         raise ValueError(f"name a search space: {', '.join(space_names())}, or give a file's path")

@@ -4,8 +4,8 @@ import shlex
 from typing import Any
 
 import yaml
-from optuna.trial import FrozenTrial
 
+from orchestrator.search.plan import Params
 from orchestrator.search.resolve_space import SearchInputs
 from orchestrator.ups.project import UPS
 from ups_model.config.schema import canonical
@@ -16,12 +16,12 @@ STUDY_SEEDS = 5
 """Repetitions of each of its rows."""
 
 
-def is_base(inputs: SearchInputs, best: FrozenTrial) -> bool:
+def is_base(inputs: SearchInputs, best: Params) -> bool:
     """Whether the best trial is the base itself, so that there is nothing to compare."""
-    return dict(best.params) == dict(inputs.plan.start)
+    return dict(best) == dict(inputs.plan.start)
 
 
-def study_text(inputs: SearchInputs, best: FrozenTrial) -> str:
+def study_text(inputs: SearchInputs, best: Params) -> str:
     """A study file of two rows, `base` and `best`."""
     plan, space = inputs.plan, inputs.plan.study
     tasks = plan.base.optim.tasks
@@ -31,7 +31,7 @@ def study_text(inputs: SearchInputs, best: FrozenTrial) -> str:
     training = "joint" if len(tasks) > 1 else "separate"
     rows: list[dict[str, Any]] = [
         {"label": "base", "training": training},
-        {"label": "best", "changes": dict(best.params), "training": training},
+        {"label": "best", "changes": dict(best), "training": training},
     ]
     table = {
         "name": "best",

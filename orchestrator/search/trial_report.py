@@ -36,8 +36,8 @@ def write_trials(
     returns their paths."""
     texts = {"search.md": markdown(inputs, graph, importances, command), "trials.csv": table(inputs, graph)}
     best = best_of(inputs, graph)
-    if best is not None and not is_base(inputs, best):
-        texts[STUDY_FILE] = study_text(inputs, best)
+    if best is not None and not is_base(inputs, best.params):
+        texts[STUDY_FILE] = study_text(inputs, best.params)
     written = []
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def markdown(inputs: SearchInputs, graph: TrialQueue, importances: Mapping[str, 
     if len(commits) > 1:
         lines += [f"Trials were trained at different commits: {', '.join(commits)}.", ""]
     best = best_of(inputs, graph)
-    if best is not None and not is_base(inputs, best):
+    if best is not None and not is_base(inputs, best.params):
         lines += [f"To measure the best trial and the base on the test split, with the study in {STUDY_FILE}:", ""]
         lines += [f"    {study_command(inputs, STUDY_FILE)}", ""]
     return "\n".join(lines)
@@ -161,7 +161,7 @@ def closing(inputs: SearchInputs, graph: TrialQueue, folder: Path) -> list[str]:
         lines.append("the same command tries the failed trials again")
     elif len(trials) < graph.wanted:
         lines.append(f"the space has no more than these {len(trials)} configurations")
-    if complete and is_base(inputs, complete[0]):
+    if complete and is_base(inputs, complete[0].params):
         lines.append(f"none of {len(complete)} trials is better than the base configuration: nothing to compare")
     elif complete:
         lines.append(

@@ -412,7 +412,7 @@ def test_weights_that_are_made_again_for_a_search_keep_their_test_metrics(bench,
     assert ledger.finished(unit).metrics == before.metrics
 
 
-def test_the_report_says_what_a_best_value_is_worth_and_how_to_measure_it(bench, tmp_path):
+def test_the_report_says_what_a_best_value_is_worth(bench, tmp_path):
     inputs = bench.inputs("optim.steps=8", seeds=1, trials=3)
     book = Journal(tmp_path / JOURNAL, inputs.plan.name, inputs.plan.study, inputs.dimensions, inputs.start)
     graph = TrialQueue(inputs.plan, Ledger.open(str(tmp_path)), book, 3)
@@ -429,7 +429,6 @@ def test_the_report_says_what_a_best_value_is_worth_and_how_to_measure_it(bench,
     assert "fresh seeds" in text
     assert "Synthetic data" in text
     assert any("trials can't be told apart" in line for line in caution(inputs, graph, order))
-    assert f"python -m orchestrator.ablate {STUDY_FILE} --preset tiny --data toy_pose=PATH" in text
     rows = table(inputs, graph).splitlines()
     assert rows[1].split(",")[0] == str(number_of(order[0]))
     assert float(rows[1].split(",")[2]) == order[0].value
@@ -459,6 +458,8 @@ def searched(bench, tmp_path, best):
 def test_the_printed_command_runs_a_study_of_the_base_and_the_best_trial(bench, tmp_path, monkeypatch, capsys):
     inputs, graph, written = searched(bench, tmp_path, best=2)
     assert tmp_path / STUDY_FILE in written
+    told = f"python -m orchestrator.ablate {STUDY_FILE} --preset tiny --data toy_pose=PATH"
+    assert told in (tmp_path / "search.md").read_text()
     command = shlex.split(closing(inputs, graph, tmp_path)[-1])
     driver = FakeDriver.install(monkeypatch)
     assert command[:3] == ["python", "-m", "orchestrator.ablate"]
