@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from cluster.node_check import CONSTRAINTS, canonical, constraints
+from cluster.output import escape_unencodable
 from cluster.rule_tables import (
     RULES,
     UBUNTU,
@@ -87,6 +88,7 @@ def wheels(commands: Iterable[Command], sm: int | None, gpu: str = "the GPU") ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
+    escape_unencodable()
     parser = argparse.ArgumentParser(
         prog="python -m cluster.check",
         description="Say what is wrong with cluster files before they cost money.",

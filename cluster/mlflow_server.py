@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock, Timeout
 
 from cluster.child import Children, wait_until
+from cluster.output import escape_unencodable
 from cluster.postgres import Postgres
 
 OWN_FILES = {"lock", "login", "usage", "password", "flask-key", "auth.ini", "run", "artifacts", "mlflow.db"}
@@ -45,6 +46,7 @@ exit status: 0 ended as asked, or runs already; 1 a server died or doesn't start
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
+    escape_unencodable()
     parser = argparse.ArgumentParser(
         prog="python -m cluster.mlflow_server",
         description="Run an MLflow server with a database, until it is interrupted.",

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.output import escape_unencodable
+
 CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
 
 EXAMPLES = """examples:
@@ -47,6 +49,7 @@ class Facts:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
+    escape_unencodable()
     parser = argparse.ArgumentParser(
         prog="python -m cluster.node_check",
         description="Say whether units can run on this machine.",

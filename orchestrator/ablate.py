@@ -19,6 +19,7 @@ from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record, finished_of
 from orchestrator.scheduling.task_graph import State, TaskGraph
 from orchestrator.storage.ledger import Ledger, Place, storage_path
+from orchestrator.storage.measured import measured_units
 from orchestrator.storage.source_check import SourceCheck, Standing, is_measured_now, measured_again, not_measured_again
 from orchestrator.storage.trained import with_twin
 from orchestrator.worker.environment import working_tree_diff
@@ -207,8 +208,14 @@ def existing_ledger(storage: str) -> Ledger | None:
 
 def estimates(inputs: Inputs, ledger: Ledger | None, slots: int, gpus_per_unit: int = 0) -> Estimate:
     """Times, with what the ledger has measured."""
-    records = ledger.read(inputs.plan.units.values()) if ledger else {}
-    return estimate(inputs.plan.units, inputs.sets, finished_of(records), slots, gpus_per_unit)
+    units = inputs.plan.units
+    if ledger is None:
+        return estimate(units, inputs.sets, {}, slots, gpus_per_unit)
+    projects = {unit.project for unit in units.values()}
+    records = finished_of(ledger.read(units.values()))
+    return estimate(
+        units, inputs.sets, records, slots, gpus_per_unit, lambda: measured_units(ledger, projects, gpus_per_unit > 0)
+    )
 
 
 def gpus_of(options: argparse.Namespace) -> "Gpus | None":

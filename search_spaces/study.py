@@ -219,8 +219,8 @@ class Study:
     tables: tuple[Table, ...]
     base: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     """Changes to the preset that hold in every row."""
-    seeds: int = 3
-    """Repetitions: seeds 0 .. seeds-1 in every row."""
+    seeds: int | tuple[int, ...] = 3
+    """Repetitions of every row: their number N, for seeds 0 .. N-1, or the seeds themselves."""
     fine_tuning: FineTuning = field(default_factory=FineTuning)
     claims: tuple[Claim, ...] = ()
     """What the report judges; all other cells are descriptive."""
@@ -235,8 +235,15 @@ class Study:
             raise ValueError(f"study's name must be letters, digits and underscores, got {self.name!r}")
         if faults := text_faults([("question", self.question), ("expectation", self.expectation)]):
             raise ValueError(f"study {self.name!r}: " + "; ".join(faults))
-        if self.seeds < 1:
+        numbers = self.seeds if isinstance(self.seeds, tuple) else (self.seeds,)
+        if not numbers or not all(isinstance(one, int) and not isinstance(one, bool) for one in numbers):
+            raise ValueError(
+                f"study {self.name!r}: seeds must be a number or seeds as in (0, 3, 7), got {self.seeds!r}"
+            )
+        if isinstance(self.seeds, int) and self.seeds < 1:
             raise ValueError(f"study {self.name!r} needs at least 1 seed, got {self.seeds}")
+        if isinstance(self.seeds, tuple) and (min(numbers) < 0 or len(set(numbers)) < len(numbers)):
+            raise ValueError(f"study {self.name!r}: seeds must be from 0 on, each there once, got {self.seeds}")
         for claim in self.claims:
             self._check_claim(claim)
 

@@ -6,6 +6,7 @@ Where a change is meant, `python -m tests.test_golden` writes the files under `t
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -119,6 +120,18 @@ def test_a_new_study_has_golden_keys_too():
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_keeps_its_flags_and_exit_statuses(command):
     assert command_line(command) == golden_json("commands.json")[" ".join(command)]
+
+
+@pytest.mark.parametrize("module", sorted({command[0] for command in COMMANDS} | {"baselines"}))
+def test_no_character_that_the_output_can_not_encode_ends_a_command(module, monkeypatch):
+    package = importlib.import_module(module)
+    main = package.main if hasattr(package, "main") else importlib.import_module(f"{module}.__main__").main
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    print("2 ± 1, ŷ → x, file \udcff", flush=True)
+    assert stream.buffer.getvalue().endswith(b"2 \\xb1 1, \\u0177 \\u2192 x, file \\udcff\n")
 
 
 @pytest.mark.parametrize("name", ["cells.csv", "report.md"])

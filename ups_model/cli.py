@@ -1,10 +1,12 @@
 """What the commands of this package share: arguments, presets, the folders of clip sets, the closing report."""
 
 import argparse
+import io
 import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -49,7 +51,11 @@ def start_logging() -> None:
 
 
 def command_parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """The parser of `python -m MODULE`, without arguments."""
+    """The parser of `python -m MODULE`, without arguments. From here on, characters that the terminal's encoding lacks
+    are printed as escapes, and end no command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     return argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,

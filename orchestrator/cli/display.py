@@ -124,8 +124,9 @@ class Display:
             if rows:
                 losses = [f"{name.split('/')[-1]} {value:.3g}" for name, value in rows[-1].items() if "loss" in name]
                 steps = unit.trainer.steps(unit.config)
-                of = f"/{steps}" if steps else ""
-                text += f" {rows[-1]['step']:.0f}{of} {' '.join(losses[:2])}"
+                of = f"{rows[-1]['step']:.0f}/{steps}" if steps else f"{rows[-1]['step']:.0f}"
+                at = "evaluating" if rows[-1]["step"] == steps else of
+                text += " ".join(["", at, *losses[:2]])
             texts.append(text)
         return texts
 
@@ -154,7 +155,7 @@ class Display:
             for name, value in record.metrics.items()
             if name.startswith(part) and is_headline(name.removeprefix(part)) and "top5" not in name
         }
-        text = "  ".join(f"{name} {value:.4g}" for name, value in list(shown.items())[:SHOWN_METRICS])
+        text = "  ".join(_shown(name, value) for name, value in list(shown.items())[:SHOWN_METRICS])
         return f"{part.removesuffix('/')}: {text}" if text else ""
 
     def _say(self, text: str, *values: object, level: int = logging.INFO) -> None:
@@ -162,3 +163,11 @@ class Display:
             logger.log(level, text, *values)
         else:
             self._bar.write(time.strftime("%H:%M:%S ") + text % values, file=sys.stderr)
+
+
+def _shown(name: str, value: float) -> str:
+    """A metric for people. A score is the share solved, in percent, and below 0 where poses are worse than a pose that
+    never changes."""
+    return (
+        f"{name} below 0 (poses worse than the mean pose)" if name == "score" and value < 0 else f"{name} {value:.4g}"
+    )

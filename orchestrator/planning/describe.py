@@ -105,6 +105,9 @@ def plan_text(
     source = (
         f"measured on {expected.measured} units"
         if expected.measured
+        else f"at the rate of {expected.measured_elsewhere} measured units of other studies in this storage, "
+        f"{expected.rate:.2g} operations a second"
+        if expected.measured_elsewhere
         else f"a guess: nothing has been measured here, {expected.rate:.2g} operations a second are assumed, and "
         f"{duration(GUESSED_SECONDS)} where operations are unknown"
         if any(unit.trainer.sizes(unit.config, sets) is None for unit in plan.units.values())

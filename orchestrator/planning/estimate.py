@@ -2,7 +2,7 @@
 
 import heapq
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.planning.plan import Unit, UnitSize, chain_seconds
@@ -23,6 +23,17 @@ GUESSED_START = 5.0
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a unit has taken."""
+
+    project: str
+    stage: str
+    task: str
+    operations: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What a plan costs."""
 
@@ -39,6 +50,8 @@ class Estimate:
     slots: int
     rate: float
     """Operations a second that times rest on where they weren't measured."""
+    measured_elsewhere: int = 0
+    """Units of other studies that the rate rests on, where none of these has been measured."""
 
 
 def estimate(
@@ -47,19 +60,22 @@ def estimate(
     records: Mapping[str, Record],
     slots: int,
     gpus_per_unit: int = 0,
+    others: Callable[[], Sequence[Measured]] = lambda: (),
 ) -> Estimate:
     """Times of all units.
 
     A finished unit's time is its own; of another one with the same training it's that one's; else operations over the
-    median rate of the units of its project that were measured, or, where operations can't be counted, their median.
+    median rate of the units of its stage and task that were measured, or of all of its project; where operations can't
+    be counted, the median of their times.
 
     Args:
+        others: units of other studies, asked for where none of these was measured.
         gpus_per_unit: for a plan on GPUs, to which times measured on processors say nothing; 0 for any other.
     """
     own = {
-        key: _seconds(records[key])
+        key: seconds_of(records[key])
         for key in units
-        if key in records and _seconds(records[key]) and not (gpus_per_unit and _is_of_cpu(records[key]))
+        if key in records and seconds_of(records[key]) and not (gpus_per_unit and is_of_cpu(records[key]))
     }
     alike: dict[str, list[float]] = {}
     for key, taken in own.items():
@@ -68,20 +84,26 @@ def estimate(
     needs_rate = any(key not in own and unit.kind not in alike for key, unit in units.items())
     operations = {key: operations_of(unit, sets) for key, unit in units.items()} if needs_rate else {}
     guessed = GUESSED_GPU_RATE * gpus_per_unit if gpus_per_unit else GUESSED_RATE
-    measured_rates: dict[str, list[float]] = {}
+    elsewhere = others() if needs_rate and not own else ()
+    measured_rates: dict[tuple[str, ...], list[float]] = {}
     measured_times: dict[str, list[float]] = {}
     for key, taken in own.items():
         measured_times.setdefault(units[key].project, []).append(taken)
         if (count := operations.get(key)) is not None:
-            measured_rates.setdefault(units[key].project, []).append(count / taken)
-    rates = {project: statistics.median(each) for project, each in measured_rates.items()}
+            for kind in _kinds(units[key]):
+                measured_rates.setdefault(kind, []).append(count / taken)
+    for one in elsewhere:
+        for kind in _kinds(one):
+            measured_rates.setdefault(kind, []).append(one.operations / one.seconds)
+    rates = {kind: statistics.median(each) for kind, each in measured_rates.items()}
 
     def of(unit: Unit) -> float:
         if twins := alike.get(unit.kind):
             return statistics.median(twins)
         if (count := operations[unit.key]) is None:
             return statistics.median(measured_times.get(unit.project, [GUESSED_SECONDS]))
-        return count / rates[unit.project] if unit.project in rates else GUESSED_START + count / guessed
+        measured = next((rates[kind] for kind in _kinds(unit) if kind in rates), None)
+        return count / measured if measured else GUESSED_START + count / guessed
 
     seconds = {key: own.get(key) or of(unit) for key, unit in units.items()}
     rate = statistics.median(rates.values()) if rates else guessed
@@ -94,7 +116,13 @@ def estimate(
         makespan(units, seconds, open_units, slots),
         slots,
         rate,
+        len(elsewhere),
     )
+
+
+def _kinds(unit: Unit | Measured) -> tuple[tuple[str, ...], ...]:
+    """What units of like rates have in common, the most alike first: stages and tasks differ in theirs."""
+    return (unit.project, unit.stage, unit.task), (unit.project,)
 
 
 def operations_of(unit: Unit, sets: Mapping[str, Data]) -> float | None:
@@ -121,7 +149,9 @@ def unit_sizes(
         if unit.kind not in by_kind:
             sizes = unit.trainer.sizes(unit.config, sets)
             by_kind[unit.kind] = (
-                None if sizes is None else UnitSize(sizes.active_parameters, sizes.flops, _operations(unit, sizes))
+                None
+                if sizes is None
+                else UnitSize(sizes.active_parameters, sizes.flops, _operations(unit, sizes), sizes.parameters)
             )
     return {key: size for key, unit in units.items() if (size := by_kind[unit.kind]) is not None}
 
@@ -153,11 +183,12 @@ def makespan(units: Mapping[str, Unit], seconds: Mapping[str, float], keys: Sequ
     return now
 
 
-def _is_of_cpu(record: Record) -> bool:
+def is_of_cpu(record: Record) -> bool:
+    """Whether a unit was trained on processors."""
     return str(record.about.get("device", "cpu")).startswith("cpu")
 
 
-def _seconds(record: Record) -> float:
+def seconds_of(record: Record) -> float:
     """Of the whole unit, those before an interruption included: the longer of its last call and its training."""
     about = record.about
     if "trained_by" in about:  # It was only measured, which says nothing of a training's time.

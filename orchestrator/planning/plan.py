@@ -20,6 +20,8 @@ class UnitSize:
     """Multiplications and additions of a forward pass, per sample of each trained task."""
     operations: float
     """Multiplications and additions of its training, forward and backward."""
+    parameters: int = 0
+    """All of them; 0 in plans of earlier versions."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from orchestrator.planning.plan import UnitSize
 from orchestrator.planning.plan_file import FORMAT, PlanFile, PlannedColumn, PlannedRow, PlannedTable
 from orchestrator.report.claims import OutcomesOf, judge
 from orchestrator.report.clip_results import confusions, example_poses
@@ -195,13 +196,22 @@ class _Builder:
         sizes_of_seed = [self.units[key].size for key in next(iter(by_seed.values()), {})]
         operations = [size.operations for size in sizes_of_seed if size is not None]
         return Cost(
-            active_parameters=tuple(sorted({size.active_parameters for size in counted.values()})),
+            active_parameters=tuple(
+                sorted({self._active(row.units[group][0], size) for group, size in counted.items()})
+            ),
             flops={column.group: counted[column.group].flops[column.task] for column in columns if counted},
             operations=math.fsum(operations) if len(operations) == len(sizes_of_seed) else None,
             seconds=self._mean_cost(whole, lambda about: about["train_seconds"]),
             slot_seconds=self._mean_cost(whole, lambda about: about["train_seconds"] * (about.get("gpus") or 1)),
             joules=self._mean_cost(whole, lambda about: about.get("energy_joules")),
         )
+
+    def _active(self, key: str, size: UnitSize) -> int:
+        """Active parameters of a unit's model: the plan's, less what the plan had too many in all, since text features
+        may turn out narrower."""
+        record = self.records.get(key)
+        trained = record.about.get("parameters") if record and size.parameters else None
+        return size.active_parameters + (int(trained) - size.parameters if trained else 0)
 
     def _is_timed(self, key: str) -> bool:
         """Whether a unit has been trained here, in a time that is known."""

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def act(options: argparse.Namespace, command: str) -> int:
     """What the arguments ask for."""
     if options.list:
-        print("\n".join(f"{name:<16}{find_space(name).question}" for name in space_names()))
+        print("\n".join(f"{name:<15} {find_space(name).question}" for name in space_names()))
         return 0
     if options.space is None:
         raise ValueError(f"name a search space: {', '.join(space_names())}, or give a file's path")
@@ -107,8 +107,9 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
         session.execute(plan, search_content(inputs, command), graph, check, expected)
         written = write_trials(inputs, graph, journal.importances(), command, folders)
         copy = place.publish(file for file in written if file.parent == place.folder)
-        last = session.end(graph, graph.whole, place.folder, [f"trials: {path}" for path in written])
-        print("\n".join([*closing(inputs, graph), *last, *([f"trials: {copy}"] if copy else [])]))
+        shown = [f"trials: {path}" for path in written if path.suffix != ".yaml"]
+        last = session.end(graph, graph.whole, place.folder, shown)
+        print("\n".join([*closing(inputs, graph, place.folder), *last, *([f"trials: {copy}"] if copy else [])]))
         return 0 if graph.whole else 1
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import shlex
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,13 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
+from orchestrator.search.best_study import (
+    STUDY_FILE,
+    STUDY_SEEDS,
+    is_base,
+    study_command,
+    study_text,
+)
 from orchestrator.search.journal import number_of
 from orchestrator.search.plan import named
 from orchestrator.search.resolve_space import SearchInputs
@@ -18,8 +24,6 @@ from orchestrator.ups.project import UPS
 from ups_model.atomic import write_atomic
 from ups_model.wording import count
 
-STUDY_SEEDS = 5
-"""Repetitions that the printed command asks for."""
 SHOWN = 3
 """Trials that the end of the command shows."""
 STATES = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState.RUNNING: "running"}
@@ -28,15 +32,27 @@ STATES = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState
 def write_trials(
     inputs: SearchInputs, graph: TrialQueue, importances: Mapping[str, float], command: str, folders: Sequence[Path]
 ) -> list[Path]:
-    """Write search.md and trials.csv into each folder; returns their paths."""
+    """Write search.md, trials.csv and, where a trial is better than the base, the study of both into each folder;
+    returns their paths."""
     texts = {"search.md": markdown(inputs, graph, importances, command), "trials.csv": table(inputs, graph)}
+    best = best_of(inputs, graph)
+    if best is not None and not is_base(inputs, best.params):
+        texts[STUDY_FILE] = study_text(inputs, best.params)
     written = []
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
+        if STUDY_FILE not in texts:
+            (folder / STUDY_FILE).unlink(missing_ok=True)  # Of an earlier call.
         for name, text in texts.items():
             write_atomic(folder / name, text)
             written.append(folder / name)
     return written
+
+
+def best_of(inputs: SearchInputs, graph: TrialQueue) -> FrozenTrial | None:
+    """The best complete trial."""
+    order = ranked(graph.trials, inputs.plan.study.direction)
+    return next((trial for trial in order if trial.value is not None), None)
 
 
 def table(inputs: SearchInputs, graph: TrialQueue) -> str:
@@ -95,9 +111,10 @@ def markdown(inputs: SearchInputs, graph: TrialQueue, importances: Mapping[str, 
     commits = sorted({commit for trial in trials for commit in _commits(inputs, graph, trial)})
     if len(commits) > 1:
         lines += [f"Trials were trained at different commits: {', '.join(commits)}.", ""]
-    if order and order[0].value is not None:
-        lines += ["To measure the best fields on the test split, beside the rows of a study:", ""]
-        lines += [f"    {next_command(inputs, order[0])}", ""]
+    best = best_of(inputs, graph)
+    if best is not None and not is_base(inputs, best.params):
+        lines += [f"To measure the best trial and the base on the test split, with the study in {STUDY_FILE}:", ""]
+        lines += [f"    {study_command(inputs, STUDY_FILE)}", ""]
     return "\n".join(lines)
 
 
@@ -125,24 +142,8 @@ def caution(inputs: SearchInputs, graph: TrialQueue, order: Sequence[FrozenTrial
     return lines
 
 
-def next_command(inputs: SearchInputs, best: FrozenTrial) -> str:
-    """A study with the best fields."""
-    parts = ["python", "-m", "orchestrator.ablate", "STUDY", "--preset", inputs.plan.preset]
-    parts += ["--seeds", str(STUDY_SEEDS)]
-    for name, facts in inputs.plan.data.items():
-        parts += [] if facts.synthetic and name.startswith("synthetic_") else ["--data", f"{name}=PATH"]
-    base = inputs.plan.study.base
-    fields = {inputs.plan.base.field_path(name): value for name, value in base.items()}
-    fields.pop("data.validation_subjects", None)  # Held out to judge trials; a study trains as its preset says.
-    fields |= {inputs.plan.base.field_path(name): value for name, value in inputs.changes.items()}
-    for path, value in {**fields, **best.params}.items():
-        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-        parts += ["--set", f"{path}={text}"]
-    return shlex.join(parts)
-
-
-def closing(inputs: SearchInputs, graph: TrialQueue) -> list[str]:
-    """What the end of a search says of its trials."""
+def closing(inputs: SearchInputs, graph: TrialQueue, folder: Path) -> list[str]:
+    """What the end of a search says of its trials, whose files are in `folder`."""
     trials = graph.trials
     order = ranked(trials, inputs.plan.study.direction)
     complete = [trial for trial in order if trial.value is not None]
@@ -160,11 +161,14 @@ def closing(inputs: SearchInputs, graph: TrialQueue) -> list[str]:
         lines.append("the same command tries the failed trials again")
     elif len(trials) < graph.wanted:
         lines.append(f"the space has no more than these {len(trials)} configurations")
-    if complete:
+    if complete and is_base(inputs, complete[0].params):
+        lines.append(f"none of {len(complete)} trials is better than the base configuration: nothing to compare")
+    elif complete:
         lines.append(
             f"the best of {len(complete)} is chosen by these values and so too good; measure it with fresh seeds:"
         )
-        lines.append(f"  {next_command(inputs, complete[0])}")
+        address = graph.ledger.address
+        lines.append(f"  {study_command(inputs, str(folder / STUDY_FILE), address, with_paths=True)}")
     return lines
 
 

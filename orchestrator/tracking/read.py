@@ -125,10 +125,10 @@ def _deleted(client: Any) -> str:
     from mlflow.entities import ViewType
 
     for experiment in client.search_experiments(view_type=ViewType.ALL):
-        number, view = experiment.experiment_id, ViewType.ACTIVE_ONLY
-        if experiment.lifecycle_stage == "active":
-            view = ViewType.DELETED_ONLY
-        page = client.search_runs([number], f"tags.`{schema.PLAN}` != ''", run_view_type=view, max_results=1)
+        number = experiment.experiment_id
+        # The runs of a deleted experiment are deleted with it.
+        condition = f"tags.`{schema.PLAN}` != ''"
+        page = client.search_runs([number], condition, run_view_type=ViewType.DELETED_ONLY, max_results=1)
         for run in page:
             what, which = f"experiment {experiment.name!r} has", f"experiments restore --experiment-id {number}"
             if experiment.lifecycle_stage == "active":

@@ -9,6 +9,7 @@ from orchestrator.project import Fitting, Gpus, Sizes
 from ups_model.config import Config, ModelConfig, OptimConfig, TaskData, TaskName, set_of
 from ups_model.config.identity import configured_tasks
 from ups_model.data.format.clip_set import ClipSet
+from ups_model.data.prepare.catalog import default_cache
 from ups_model.tasks import MAX_PERSONS, TASKS
 
 if TYPE_CHECKING:  # Imported where needed: a plan without estimates needs no torch.
@@ -115,7 +116,7 @@ def _network(config: Config, sets: Mapping[str, ClipSet]) -> "_Network":
         if TASKS[task].kind == "class"
         for source in getattr(config.data, task).sources
     )
-    classes = tuple((name, len(sets[name].info.classes)) for name in names)
+    classes = tuple((name, tuple(sets[name].info.classes)) for name in names)
     pose = config.data.pe.sources
     return _Network(
         config.model,
@@ -142,7 +143,7 @@ class _Network:
     """All that fixes the shapes of a model."""
 
     model: ModelConfig
-    classes: tuple[tuple[str, int], ...]
+    classes: tuple[tuple[str, tuple[str, ...]], ...]
     pose_slots: tuple[int, ...]
     most_frames: int
 
@@ -164,13 +165,30 @@ class _Network:
         from ups_model.model.ups import UPS
         from ups_model.model.vocabulary import Quantiser, Vocabulary
 
-        classes = tuple((name, tuple(f"class {index}" for index in range(count))) for name, count in self.classes)
-        vocabulary = Vocabulary(classes, self.model.n_bins)
+        vocabulary = Vocabulary(self.classes, self.model.n_bins)
         quantiser = Quantiser((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), self.model.n_bins) if self.pose_slots else None
+        width = _text_width(self.model, vocabulary.prompts)
         with torch.device("meta"):
-            text_VE = torch.zeros(vocabulary.size, TEXT_WIDTHS.get(self.model.text_model, 768))
+            text_VE = torch.zeros(vocabulary.size, width)
             joints = len(self.pose_slots) or 17
             return UPS(self.model, vocabulary, quantiser, text_VE, self.most_frames, joints, pose_slots=self.pose_slots)
+
+
+@cache
+def _text_width(model: ModelConfig, prompts: tuple[str, ...]) -> int:
+    """Of the text features that a model is trained with. Whitened ones are as wide as their rank, which their values
+    tell; of those that no training here has computed yet it is bounded from above."""
+    from ups_model.model.text_features import cached_features
+    from ups_model.model.ups import whiten
+
+    full, folder = TEXT_WIDTHS.get(model.text_model, 768), default_cache() / "text"
+    if not model.vocabulary_whitening:
+        return full
+    try:
+        text_VE = cached_features(prompts, model.text_model, folder)
+    except (ValueError, OSError):  # Training will say it; a size needs no more than a bound.
+        text_VE = None
+    return min(full, len(prompts) - 1) if text_VE is None else whiten(text_VE).shape[1]
 
 
 @cache

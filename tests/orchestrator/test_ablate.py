@@ -595,6 +595,12 @@ def test_status_0_when_all_is_done_and_again_without_a_cluster(bench, tmp_path, 
     assert driver.started == 1 and NoMirror.outcomes == ["finished", "finished"]
 
 
+def test_a_study_may_name_its_seeds(bench, tmp_path, driver):
+    study = mine(bench, tmp_path / "named", ("seeds=1,", "seeds=(0, 3, 7),"))
+    assert ablate.main(toy(bench, tmp_path, study=study)) == 0
+    assert saved_plan(tmp_path).seed_numbers == (0, 3, 7) and {job.unit.seed for job in driver.jobs} == {0, 3, 7}
+
+
 def test_more_seeds_train_the_new_ones_alone(bench, tmp_path, driver, capsys):
     assert ablate.main(toy(bench, tmp_path)) == 0
     released = []

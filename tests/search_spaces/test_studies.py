@@ -220,7 +220,12 @@ def test_a_column_of_no_task_is_refused():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"name": "two words"}, {"seeds": 0}, {"tables": ()}], ids=["name", "seeds", "no tables"]
+    "changes",
+    [
+        *({"name": "two words"}, {"tables": ()}, {"seeds": 0}),
+        *({"seeds": ()}, {"seeds": (0, 0)}, {"seeds": (-1, 2)}, {"seeds": "0,3"}, {"seeds": (0, 1.5)}),
+    ],
+    ids=str,
 )
 def test_a_study_checks_itself(changes):
     table = Table("t", "T", "x", (COLUMN,), (Row("a"),), "a")

@@ -68,11 +68,13 @@ def save_weights(folder: Path, step: int, model: UPS, parts: Parts, key: str, me
 
 
 def data_facts(parts: Parts) -> dict[str, Any]:
-    """A record's entries on configuration and data."""
+    """A record's entries on configuration and data. Of tasks that this run doesn't train, it only has the classes."""
+    trained = {source for task in parts.config.optim.tasks for source in getattr(parts.config.data, task).sources}
+    used = [clips for source, (clips, _) in parts.sets.items() if source in trained]
     return {
         "config": parts.config.canonical(),
         "data": data_identity(parts.sets),
-        "synthetic": sorted({clips.name for clips, _ in parts.sets.values() if clips.info.synthetic}),
+        "synthetic": sorted({clips.name for clips in used if clips.info.synthetic}),
         "mean_pose_mm": parts.mean_pose_mm,
     }
 

@@ -87,6 +87,21 @@ def test_the_status_line_counts_and_shows_how_far_running_units_are(graph, shown
     assert f"| {unit.name} 120/{unit.config.optim.steps} pe_loss 3.22" in line
 
 
+def test_a_unit_at_its_last_step_is_evaluating(graph, shown):
+    unit = start(graph, shown)
+    last = {"step": unit.config.optim.steps, "train/pe_loss": 3.21987}
+    append_row(graph.ledger.folder(unit) / "progress.jsonl", last)
+    assert f"| {unit.name} evaluating pe_loss 3.22" in shown.line()
+
+
+def test_a_score_below_0_is_shown_as_no_percentage(graph, shown, caplog):
+    unit = start(graph, shown)
+    graph.ledger.write(unit, Record(unit.key, "finished", {"validation/score": -110.4}))
+    graph.finished(unit.key)
+    shown.changed(unit.key, graph.state[unit.key])
+    assert caplog.messages[-1].endswith("validation: score below 0 (poses worse than the mean pose)")
+
+
 def test_time_left_falls_and_follows_what_was_measured(graph, shown, clock):
     assert shown.seconds_left() == 40  # 8 units of 10 seconds on two slots.
     unit = start(graph, shown)

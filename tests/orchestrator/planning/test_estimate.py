@@ -8,10 +8,10 @@ from filelock import FileLock
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.rule_tables import RULES
-from orchestrator.planning.estimate import BACKWARD, estimate, operations_of
+from orchestrator.planning.estimate import BACKWARD, Measured, estimate, operations_of
 from orchestrator.planning.inputs import read_inputs
 from orchestrator.record import Record
-from orchestrator.ups.sizes import TEXT_WIDTHS, peaks_of, persons, sizes_of
+from orchestrator.ups.sizes import TEXT_WIDTHS, _text_width, peaks_of, persons, sizes_of
 from tests.support.drivers import Bench
 from tests.support.paper_sets import write_paper_sets
 from tests.support.runs import session_folder, toy_config, write_toy_sets
@@ -59,15 +59,15 @@ VARIANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", VARIANTS)
-def test_sizes_are_those_of_the_model_that_is_trained(case, made, sets):
+def test_sizes_are_those_of_the_model_that_is_trained(case, made, sets, monkeypatch):
+    monkeypatch.setenv("UPS_CACHE", str(made[1].parent))
     config = toy_config(**VARIANTS[case])
     parts, sizes = parts_of(config, made), sizes_of(config, sets)
-    # A model's text features are as wide as their rank; the estimate runs no language model and takes the full width.
-    missing = TEXT_WIDTHS["minilm"] - parts.model.text_VE.shape[1]
-    assert 0 < missing < TEXT_WIDTHS["minilm"]
-    width, tokens = config.model.decoder_width, parts.model.vocabulary.size
-    real = sum(value.numel() for value in parts.model.parameters())
-    assert sizes.parameters == real + missing * width
+    assert parts.model.text_VE.shape[1] < TEXT_WIDTHS["minilm"], "as wide as their rank"
+    assert sizes.parameters == sum(value.numel() for value in parts.model.parameters())
+    monkeypatch.setenv("UPS_CACHE", str(made[1].parent / "elsewhere"))
+    _text_width.cache_clear()
+    assert sizes_of(toy_config(**VARIANTS[case], dropout=0.2), sets).parameters >= sizes.parameters, "a bound"
     parts.model.train()
     for task, feed in parts.feeds.items():
         batch = feed.train(0)
@@ -75,7 +75,7 @@ def test_sizes_are_those_of_the_model_that_is_trained(case, made, sets):
         with FlopCounterMode(display=False) as counter:
             parts.model(batch.inputs, target_BK, None, gumbel_noise(config, 0), 1.0)
         clips = batch.inputs.pose_BPNSC.shape[0]
-        counted = (counter.get_total_flops() + 2 * tokens * missing * width) / clips
+        counted = counter.get_total_flops() / clips
         # Scoring blocks and embedding tasks, which the estimate leaves out, is next to nothing.
         assert sizes.flops[task] == pytest.approx(counted, rel=0.01), task
 
@@ -164,6 +164,29 @@ def test_measured_times_replace_guesses_also_for_other_seeds(inputs):
     rate = operations_of(unit, inputs.sets) / 50.0
     other = next(one for one in plan.units.values() if one.stage == "separate")
     assert expected.seconds[other.key] == pytest.approx(operations_of(other, inputs.sets) / rate)
+
+
+def test_units_of_other_studies_give_the_rate_where_none_of_this_one_was_measured(inputs):
+    units = inputs.plan.units
+    joint = next(unit for unit in units.values() if unit.stage == "joint")
+    others = [Measured(joint.project, "joint", "", 400.0, 2.0), Measured(joint.project, "separate", "pe", 100.0, 1.0)]
+    expected = estimate(units, inputs.sets, {}, 1, others=lambda: others)
+    assert expected.measured == 0 and expected.measured_elsewhere == 2
+    assert expected.seconds[joint.key] == pytest.approx(operations_of(joint, inputs.sets) / 200)
+    known = {joint.key: record(joint, 50.0)}
+    assert estimate(units, inputs.sets, known, 1, others=lambda: pytest.fail("needless")).measured_elsewhere == 0
+
+
+def test_siblings_of_equal_operations_are_estimated_equal(inputs):
+    units = inputs.plan.units
+    alone = [unit for unit in units.values() if unit.stage == "separate" and unit.seed == 0]
+    tuned = next(unit for unit in units.values() if unit.stage == "joint")
+    sibling = dataclasses.replace(alone[0], key="sibling", training_key="")
+    measured = {alone[0].key: record(alone[0], 22.0), tuned.key: record(tuned, 1.0)}
+    # The same operations in another configuration: a kind of its own, of the same stage and task.
+    sibling = dataclasses.replace(sibling, config=sibling.config.with_fields({"dropout": 0.3}), arm="another")
+    expected = estimate({**units, "sibling": sibling}, inputs.sets, measured, 1)
+    assert expected.seconds["sibling"] == pytest.approx(22.0)
 
 
 def test_a_unit_that_was_resumed_counts_with_all_of_its_training(inputs):

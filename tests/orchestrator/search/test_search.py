@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,16 +15,18 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
+from orchestrator import ablate
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.resolve import resolve
 from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import State
 from orchestrator.search import __main__ as search
+from orchestrator.search.best_study import STUDY_FILE, STUDY_SEEDS
 from orchestrator.search.journal import Journal, number_of
 from orchestrator.search.plan import SearchPlan
 from orchestrator.search.resolve_space import check_dimensions, read_search
 from orchestrator.search.trial_queue import TrialQueue, ranked, spread
-from orchestrator.search.trial_report import STATES, caution, markdown, next_command, table
+from orchestrator.search.trial_report import STATES, caution, closing, markdown, table, write_trials
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.search_journal import JOURNAL
 from orchestrator.storage.source_check import SourceCheck
@@ -35,8 +38,9 @@ from search_spaces.columns import AR3D
 from search_spaces.space import Choice, Range, Space
 from search_spaces.study import Row, Study, Table
 from tests.support.drivers import STUDY, Bench, Driver, mlflow_runs, records, wait_until
+from tests.support.fake_driver import FakeDriver
 from tests.support.plans import DATA, TEXT, graph_of, new_ledger
-from tests.support.runs import session_folder
+from tests.support.runs import FLAT, session_folder
 from ups_model.config.presets import preset
 
 DIMENSIONS = {"learning_rate": Range(1e-4, 1e-2, log=True), "dropout": Range(0, 0.4), "encoder_layers": Range(1, 3)}
@@ -408,7 +412,7 @@ def test_weights_that_are_made_again_for_a_search_keep_their_test_metrics(bench,
     assert ledger.finished(unit).metrics == before.metrics
 
 
-def test_the_report_says_what_a_best_value_is_worth_and_how_to_measure_it(bench, tmp_path):
+def test_the_report_says_what_a_best_value_is_worth(bench, tmp_path):
     inputs = bench.inputs("optim.steps=8", seeds=1, trials=3)
     book = Journal(tmp_path / JOURNAL, inputs.plan.name, inputs.plan.study, inputs.dimensions, inputs.start)
     graph = TrialQueue(inputs.plan, Ledger.open(str(tmp_path)), book, 3)
@@ -425,13 +429,56 @@ def test_the_report_says_what_a_best_value_is_worth_and_how_to_measure_it(bench,
     assert "fresh seeds" in text
     assert "Synthetic data" in text
     assert any("trials can't be told apart" in line for line in caution(inputs, graph, order))
-    command = next_command(inputs, order[0])
-    for path, value in order[0].params.items():
-        assert f"--set {path}={value}" in command
-    assert "--set optim.steps=8" in command
     rows = table(inputs, graph).splitlines()
     assert rows[1].split(",")[0] == str(number_of(order[0]))
     assert float(rows[1].split(",")[2]) == order[0].value
+
+
+def searched(bench, tmp_path, best):
+    """A search of three trials, of which the one with this number is the best."""
+    text = (bench.folder / "toy_space.py").read_text()
+    assert '"ar2d.sources": ("toy_flat",)' in text
+    space = tmp_path / "without_2d.py"
+    space.write_text(
+        text.replace('"ar2d.sources": ("toy_flat",)', '"ar2d.sources": (), "cycle": ("pe", "eap", "ar3d")')
+    )
+    data = [f"{name}={path}" for name, path in bench.data.items() if name != FLAT]
+    inputs = read_search(str(space), "tiny", data, ["optim.steps=8"], 1, 3)
+    book = Journal(tmp_path / JOURNAL, inputs.plan.name, inputs.plan.study, inputs.dimensions, inputs.start)
+    graph = TrialQueue(inputs.plan, Ledger.open(str(tmp_path)), book, 3)
+    place = 0
+    while unit := graph.next():
+        graph.ledger.write(unit, Record(unit.key, "finished", {"validation/score": 1.0 + (place == best)}))
+        graph.finished(unit.key)
+        place += 1
+    written = write_trials(inputs, graph, {}, "python -m orchestrator.search toy", [tmp_path])
+    return inputs, graph, written
+
+
+def test_the_printed_command_runs_a_study_of_the_base_and_the_best_trial(bench, tmp_path, monkeypatch, capsys):
+    inputs, graph, written = searched(bench, tmp_path, best=2)
+    assert tmp_path / STUDY_FILE in written
+    told = f"python -m orchestrator.ablate {STUDY_FILE} --preset tiny --data toy_pose=PATH"
+    assert told in (tmp_path / "search.md").read_text()
+    command = shlex.split(closing(inputs, graph, tmp_path)[-1])
+    driver = FakeDriver.install(monkeypatch)
+    assert command[:3] == ["python", "-m", "orchestrator.ablate"]
+    assert ablate.main(command[3:]) == 0, capsys.readouterr().err
+    best = ranked(graph.trials, "maximize")[0]
+    steps = {job.unit.config.optim.steps for job in driver.jobs}
+    rates = {job.unit.config.optim.learning_rate for job in driver.jobs}
+    assert steps == {8} and rates == {inputs.plan.base.optim.learning_rate, best.params["optim.learning_rate"]}
+    assert len(driver.jobs) == 2 * STUDY_SEEDS and {job.unit.seed for job in driver.jobs} == set(range(STUDY_SEEDS))
+
+
+def test_where_the_base_is_best_nothing_is_compared(bench, tmp_path):
+    (tmp_path / STUDY_FILE).write_text("of an earlier call")
+    inputs, graph, written = searched(bench, tmp_path, best=0)
+    assert not (tmp_path / STUDY_FILE).exists() and len(written) == 2
+    assert closing(inputs, graph, tmp_path)[-1] == (
+        "none of 3 trials is better than the base configuration: nothing to compare"
+    )
+    assert "orchestrator.ablate" not in (tmp_path / "search.md").read_text()
 
 
 def test_bad_input_is_one_clear_line_before_anything_starts(bench, tmp_path, capsys):

@@ -172,6 +172,11 @@ def test_a_finished_run_asked_for_again_trains_no_step_and_reports_the_same(path
     assert second.metrics == first.metrics and second.checkpoint == first.checkpoint
 
 
+def test_only_sets_that_a_run_was_trained_and_measured_on_are_called_synthetic(paths, cache, tmp_path):
+    config = toy_config(**{"optim.cycle": ("ar3d",), "steps": 2})
+    assert train(config, paths, options(tmp_path, cache)).about["synthetic"] == [SOLID]
+
+
 def test_the_result_file_holds_what_is_returned(finished):
     out, result = finished
     written = json.loads((out / "result.json").read_text())
