@@ -134,7 +134,7 @@ def draw(lines: Sequence[Line], file: Path) -> None:
     ours = [(line.window, line.mpjpe_mm, line.top1) for line in lines]
     sides = (
         ("ours, joints of UI-PRMD, one CPU thread", ours, [f"exit {line.number}" for line in lines]),
-        ("deephar, RGB, GTX 1080Ti", PAPER, ["2 pyramids", "4 pyramids", "8 pyramids"]),
+        ("deephar, RGB, GTX 1080Ti", PAPER, [f"{speed} frames/s" for speed, _, _ in PAPER]),
     )
     for side, (title, points, labels) in enumerate(sides):
         rows[0][side].set_title(title, fontsize=10)
@@ -144,7 +144,7 @@ def draw(lines: Sequence[Line], file: Path) -> None:
             for x, y, label in kept:
                 axis.annotate(label, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
             axis.set_ylabel(name)
-            axis.margins(0.15)
+            axis.margins(0.3, 0.15)
             axis.grid(alpha=0.3)
         rows[1][side].set_xlabel("frames/s")
     figure.tight_layout()

@@ -144,16 +144,14 @@ def base(preset: str) -> MultitaskConfig:
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     ups = ups_preset(preset)
-    frames, batch, steps = {"tiny": (8, 8, 100), "small": (16, 32, 1_000), "paper": (16, 64, 120_000)}[preset]
+    frames, batch, steps = {"tiny": (16, 16, 300), "small": (16, 32, 1_000), "paper": (16, 64, 120_000)}[preset]
     poses = ups.data.pe.replace(
         frames=frames, frame_stride=4, batch_size=batch, targets_per_window=frames, evaluate_targets=frames
     )
-    if preset == "paper":
-        poses = poses.replace(evaluate_stride=4)
     data = ups.data.replace(pe=poses, ar2d=TaskData(), eap=TaskData(), ar3d=TaskData())
     network = MultitaskNetwork()
     if preset == "tiny":
-        network = network.replace(joint_width=8, action_width=8)
+        network = network.replace(joint_width=16, action_width=16)
     if preset == "paper":
         network = network.replace(layers=8, joint_width=64, action_width=192)
     return MultitaskConfig(network, data=data, optim=BaselineOptim(steps=steps, learning_rate=2e-3, weight_decay=0.01))

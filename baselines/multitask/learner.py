@@ -162,7 +162,10 @@ class Multitask(Learner):
                 clips = clip_scores(logits_BK, torch.cat(label_B), torch.cat(view_B))  # type: ignore[arg-type]
                 values |= _named("action/", clips.metrics)
                 said |= _named(f"action/{self.source.name}/", clips.outcomes(self.source.clips.subject))
-            metrics |= {f"{name}@exit{number}": values[name] for name in OF_EXITS if name in values}
+            for name in OF_EXITS:
+                # Standard errors under the names that reports look for.
+                ends = [end for end in ("", "_se") if f"{name}{end}" in values]
+                metrics |= {f"{name}@exit{number}{end}": values[f"{name}{end}"] for end in ends}
         if outcomes is not None:
             outcomes |= said
         return metrics | values

@@ -59,8 +59,8 @@ class MultitaskProject(TrainerProject):
             every = metric_names("pe", settings.data.pe, settings.as_ups.evaluation, classes)
             names = [name for name in every if not name.partition("/")[2].startswith(OF_TOKENS)]
             of_exits = ["pe/mpjpe_mm", "pe/p_mpjpe_mm"]
-        exits = range(1, settings.network.layers + 1)
-        return [*names, *(f"{name}@exit{number}" for number in exits for name in of_exits)]
+        exits, ends = range(1, settings.network.layers + 1), ("", "_se") if task == "pe" else ("",)
+        return [*names, *(f"{name}@exit{number}{end}" for number in exits for name in of_exits for end in ends)]
 
     def check_metric(self, settings: MultitaskConfig, metric: str, data: Sets) -> None:
         names = self.metrics(settings, metric.partition("/")[0], data)
@@ -85,14 +85,11 @@ class MultitaskProject(TrainerProject):
 
         with torch.device("meta"):
             model = MultitaskModel(settings, shape_of(settings, data[set_of(settings.data.pe.sources[0])]))
-        flops = window_flops(model)
-        trained = settings.trained_steps()
-        # Action heads need the poses' layers: alone they pay for them.
-        by_task = {
-            task: float(flops[task] if len(trained) > 1 or task == "pe" else sum(flops.values())) for task in trained
-        }
+        flops = {task: float(count) for task, count in window_flops(model).items()}
+        if "pe" not in settings.trained_steps():
+            flops["action"] += flops["pe"]  # Alone, action heads pay for the poses' layers that they need.
         parameters = count_parameters(model)
-        return Sizes(parameters, parameters, by_task)
+        return Sizes(parameters, parameters, flops)
 
 
 MULTITASK = MultitaskProject()

@@ -270,6 +270,7 @@ def test_the_whole_study_is_planned_and_its_runs_leave_what_its_tables_show(toy_
                 trained = column.task in unit.samples
                 assert (f"test/{column.metric}" in record.metrics) == trained, (table.name, line.row.label)
                 assert sizes[unit.key].parameters == record.about["parameters"]
+                assert sizes[unit.key].flops.keys() == {"pe", "action"}  # A row's cost is shown for every column.
 
 
 def test_a_column_of_an_exit_that_is_not_there_is_refused(toy_sets, tmp_path):

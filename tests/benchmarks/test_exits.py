@@ -39,7 +39,7 @@ def test_every_exit_has_a_speed_and_its_own_accuracy(exits, run, tmp_path, capsy
     text = capsys.readouterr().out
     assert text.count("\nexit ") == 4 and "240" in text and "63.9" in text
     drawn = (tmp_path / "exits.svg").read_text()
-    assert "exit 4" in drawn and "8 pyramids" in drawn
+    assert "exit 4" in drawn and "180 frames/s" in drawn
 
 
 def test_accuracy_is_the_mean_of_runs_and_of_validation_where_nothing_was_tested(exits, tmp_path):
