@@ -358,10 +358,10 @@ def import_folders(addresses: Iterable[str]) -> tuple[str, ...]:
     """Folders from which the packages of loaded projects were imported, for other processes."""
     folders = []
     for address in addresses:
-        top = sys.modules[address.partition(":")[0].partition(".")[0]]
-        # A package without an __init__ has no file.
-        place = Path(top.__file__) if top.__file__ else Path(next(iter(top.__path__))) / "__init__.py"
-        folders.append(str(place.resolve().parents[1 if hasattr(top, "__path__") else 0]))
+        module = sys.modules[address.partition(":")[0]]
+        # Of a module a.b.c the folder that a lies in.
+        depth = module.__name__.count(".") + hasattr(module, "__path__")
+        folders.append(str(Path(module.__file__ or "").resolve().parents[depth]))
     return tuple(dict.fromkeys(folders))
 
 

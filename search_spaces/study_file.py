@@ -30,6 +30,17 @@ T = TypeVar("T")
 ROW_MAKERS = {"grid": grid, "one_at_a_time": one_at_a_time}
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe, and a field that is given twice is an error: the first would silently be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_study(path: Path) -> Study:
     """The study of a file.
 
@@ -37,7 +48,7 @@ def read_study(path: Path) -> Study:
         ValueError: no such file, not YAML, or a field that is unknown, missing or out of its range; says where.
     """
     try:
-        plain = yaml.safe_load(path.read_text("utf-8"))
+        plain = yaml.load(path.read_text("utf-8"), _UniqueKeys)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

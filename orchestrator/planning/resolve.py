@@ -99,6 +99,8 @@ def resolve(study: Study, preset_name: str, changes: Mapping[str, Any]) -> Resol
                 columns[column.group] = with_layers(base, column.changes)
         for row in table.rows:
             with errors_at(at := f"{where}, row {row.label!r}"):
+                if "seed" in row.changes:
+                    raise ValueError("seed is no setting of a row: every row has all seeds of the study (seeds=...)")
                 address = row.project or study.project
                 trainer = load_project(address)
                 own = base if address == study.project else _base_of(trainer, preset_name, changes)
@@ -108,7 +110,15 @@ def resolve(study: Study, preset_name: str, changes: Mapping[str, Any]) -> Resol
                     raise ValueError(f"training must be one of {', '.join(trainer.trainings)}, got {training!r}")
             rows.append(ResolvedRow(row, configs, at, address, training, own))
         tables.append(ResolvedTable(table, columns, tuple(rows)))
-    return ResolvedStudy(study, preset_name, base, tuple(tables))
+    resolved = ResolvedStudy(study, preset_name, base, tuple(tables))
+    names: dict[str, str] = {}
+    for address, trainer in resolved.projects.items():
+        if names.setdefault(trainer.name, address) != address:
+            raise ValueError(
+                f"study {study.name!r}: {names[trainer.name]} and {address} are both called {trainer.name!r}; give "
+                "each project a name of its own"
+            )
+    return resolved
 
 
 def _check_column(column: Column, project: Project, base: Settings) -> None:

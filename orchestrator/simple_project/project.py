@@ -1,9 +1,9 @@
 """A project around a training function."""
 
+import functools
 import importlib.metadata
 import json
 import math
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -25,9 +25,9 @@ from orchestrator.project import (
     key_of,
     near_names,
 )
-from orchestrator.simple_project.run import Run
+from orchestrator.simple_project.run import Run, as_number, keep_weights, newest_checkpoint
 from orchestrator.simple_project.settings import DataSet, Metric, SimpleSettings
-from orchestrator.simple_project.source import content_digest, modules_of
+from orchestrator.simple_project.source import content_digest, source_files
 from search_spaces.study import FineTuning
 from ups_model.atomic import write_atomic
 from ups_model.cli import assignments
@@ -35,7 +35,6 @@ from ups_model.config.schema import build, digest
 from ups_model.evaluation.health import CURVE_POINTS, TaskHealth
 from ups_model.source import files_digest
 from ups_model.training.progress import forget_after, read_rows
-from ups_model.training.run_folder import PREFIX, prune_checkpoints, verify_checkpoint, write_checkpoint
 
 TRAINING = "trained"
 """The one way in which a row is trained."""
@@ -48,6 +47,8 @@ class SimpleProject:
     """See `simple_project`, which makes it, and `orchestrator.project.Project`, whose methods these are."""
 
     name: str
+    task: str
+    """What it does; metrics begin with it, so that projects of one task stand in one column."""
     title: str
     function: Train
     settings_type: type
@@ -64,7 +65,7 @@ class SimpleProject:
 
     @property
     def tasks(self) -> dict[str, str]:
-        return {self.name: self.title}
+        return {self.task: self.title}
 
     def base(self, preset: str) -> SimpleSettings:
         return SimpleSettings(self.settings_type()).with_fields({**self.presets.get(preset, {}), "seed": 0})
@@ -73,7 +74,7 @@ class SimpleProject:
         return SimpleSettings(build(self.settings_type, canonical))
 
     def sources(self, settings: SimpleSettings) -> dict[str, tuple[str, ...]]:
-        return {self.name: self.sets(settings)}
+        return {self.task: self.sets(settings)}
 
     def sets(self, settings: SimpleSettings) -> tuple[str, ...]:
         return tuple(one.name for one in self.data_of(settings.values))
@@ -124,18 +125,23 @@ class SimpleProject:
             )
 
     def metrics(self, settings: SimpleSettings, task: str, data: Mapping[str, Any]) -> list[str]:
-        return [f"{self.name}/{metric.name}" for metric in self.declared]
+        return [f"{self.task}/{metric.name}" for metric in self.declared]
 
     def check_metric(self, settings: SimpleSettings, metric: str, data: Mapping[str, Any]) -> None:
-        names = self.metrics(settings, self.name, data)
+        names = self.metrics(settings, self.task, data)
         if metric not in names:
             raise ValueError(f"column {metric!r} is not measured by {self.name}; {near_names(metric, names)}")
 
     def stages(self, settings: SimpleSettings, training: str, task: str, fine_tuning: FineTuning) -> tuple[Stage, ...]:
+        if task != self.task:
+            raise ValueError(
+                f"a column measures {task}, which {self.name} doesn't: its task is {self.task}; give projects that "
+                "stand in one column one task: simple_project(..., task=...)"
+            )
         return (Stage(self.name, "", settings),)
 
     def samples(self, settings: SimpleSettings) -> dict[str, int]:
-        return {self.name: self.samples_of(settings.values)}
+        return {self.task: self.samples_of(settings.values)}
 
     def steps(self, settings: SimpleSettings) -> int:
         return int(getattr(settings.values, "steps", 0))
@@ -147,7 +153,8 @@ class SimpleProject:
         return ""
 
     def key(self, settings: SimpleSettings, data: Mapping[str, str], inputs: str, parent: str) -> str:
-        return key_of(self.name, settings, data, inputs, parent)
+        # Two functions under one name are two trainers.
+        return key_of(f"{self.name} {_address(self.function)}", settings, data, inputs, parent)
 
     def training_key(self, settings: SimpleSettings, data: Mapping[str, str], inputs: str, parent: str) -> str:
         return ""
@@ -176,7 +183,7 @@ class SimpleProject:
         if (done := _finished(request)) is not None:
             return done
         settings: SimpleSettings = request.settings
-        checkpoint, state = _newest(request.folder / "checkpoints")
+        checkpoint, state = newest_checkpoint(request.folder / "checkpoints")
         forget_after(request.folder / "progress.jsonl", int(state["step"]) if checkpoint else 0)
         made = {one.name for one in self.data_of(settings.values) if one.made}
         run = Run(
@@ -190,16 +197,19 @@ class SimpleProject:
             _request=request,
             _seconds_before=float(state.get("train_seconds", 0.0)),
             _metrics=self.declared,
-            _task=self.name,
+            _task=self.task,
         )
-        returned = self.function(settings.values, run)
-        if returned is None:
-            if not run._was_told:
-                raise ValueError(
-                    f"{self.name}: the training function returned None, as if it had been stopped; "
-                    "return a dictionary of metrics"
-                )
+        try:
+            returned = self.function(settings.values, run)
+        except SystemExit as error:  # Else it would look as if the machine had gone.
+            raise ValueError(f"{self.name}: the training function ended its process ({error!r})") from error
+        if run._was_told:  # Whatever it returns: it may have left its loop in the middle.
             return FinishedRun("stopped", request.key)
+        if returned is None:
+            raise ValueError(
+                f"{self.name}: the training function returned None, as if it had been stopped; return a dictionary of "
+                "metrics"
+            )
         metrics = self._checked(returned, request.test)
         about = {
             "config": settings.canonical(),
@@ -215,7 +225,7 @@ class SimpleProject:
             "finished",
             request.key,
             metrics,
-            str(_keep_weights(request)),
+            str(keep_weights(request)),
             about,
             self._health(request.folder, run._trivial),
         )
@@ -226,8 +236,10 @@ class SimpleProject:
         """The metrics under their whole names."""
         names = [metric.name for metric in self.declared]
         metrics = {}
-        for name, value in returned.items():
-            part, _, metric = name.partition("/")
+        if not isinstance(returned, Mapping):
+            raise ValueError(f"{self.name}: the training function must return a dictionary, got {returned!r:.80}")
+        for name, given in returned.items():
+            part, _, metric = str(name).partition("/")
             if part not in ("validation", "test") or metric not in names:
                 raise ValueError(
                     f"{self.name}: metrics must be named validation/NAME or test/NAME with a NAME of "
@@ -237,10 +249,11 @@ class SimpleProject:
                 raise ValueError(
                     f"{self.name}: {name} was measured though run.test is False; leave test data alone then"
                 )
+            value = as_number(f"{self.name}: {name}", given)
             if not math.isfinite(value):
                 raise ValueError(f"{self.name}: {name} must be a finite number, got {value}; did the training diverge?")
-            metrics[f"{part}/{self.name}/{metric}"] = float(value)
-        if test and (missing := [name for name in names if f"test/{self.name}/{name}" not in metrics]):
+            metrics[f"{part}/{self.task}/{metric}"] = value
+        if test and (missing := [name for name in names if f"test/{self.task}/{name}" not in metrics]):
             raise ValueError(f"{self.name}: the training function must return test/{missing[0]}")
         return metrics
 
@@ -249,15 +262,15 @@ class SimpleProject:
         rows = read_rows(folder / "progress.jsonl")
         last = max((int(row["step"]) for row in rows), default=0)
         for metric in self.declared:
-            name = f"validation/{self.name}/{metric.name}"
+            name = f"validation/{self.task}/{metric.name}"
             values = {int(row["step"]): float(row[name]) for row in rows if name in row}
             worst = trivial.get(metric.name, metric.trivial)
             if worst is not None and metric.best is not None and values:
                 ends = (last * point / CURVE_POINTS for point in range(1, CURVE_POINTS + 1))
                 steps = dict.fromkeys(max(below) for end in ends if (below := [step for step in values if step <= end]))
                 curve = tuple((step, round(values[step], 4)) for step in steps)
-                judged = TaskHealth(f"{self.name}/{metric.name}", worst, curve, metric.best)
-                return {self.name: judged.to_plain()}
+                judged = TaskHealth(f"{self.task}/{metric.name}", worst, curve, metric.best)
+                return {self.task: judged.to_plain()}
         return {}
 
 
@@ -273,6 +286,7 @@ def simple_project(
     settings: type,
     metrics: Sequence[Metric],
     *,
+    task: str = "",
     title: str = "",
     code: Sequence[ModuleType] = (),
     data: Sequence[DataSet] | Callable[[Any], Sequence[DataSet]] = (),
@@ -284,15 +298,16 @@ def simple_project(
     """A training function as a project of the orchestrator.
 
     Args:
-        name: names the project in keys and in metrics, as in the column "my_model/accuracy".
+        name: names the project in keys, and in metrics if there is no task, as in the column "my_model/accuracy".
         train: takes the settings and a `Run`; returns {"test/NAME": value, "validation/NAME": value}, or None where it
             was told to stop. Equal settings must give equal results: take all random numbers from `settings.seed`.
         settings: a frozen dataclass of numbers, texts, truth values, tuples of them and other such dataclasses. All
             have defaults; one is `seed: int = 0`.
         metrics: what is measured; the health of a run is judged by the first that has a `trivial` value.
+        task: what the model does, in metrics: projects of one task can be rows of one table. The name if it is empty.
         title: of the task, in reports.
-        code: modules whose source decides what is trained: records tell when it has changed. By default that of
-            `train`, and all modules of its package that it imports.
+        code: modules whose source decides what is trained, beside that of `train` and the modules of its package that
+            it imports anywhere: records tell when they have changed.
         data: what is read, or a function of the settings that says so.
         presets: changes to the settings for `--preset` tiny, small and paper.
         samples: training samples of a run, so that rows of unequal budgets are marked.
@@ -302,18 +317,19 @@ def simple_project(
     Raises:
         ValueError: a name that isn't one, settings without seed or defaults, or two metrics of one name.
     """
-    faults = []
-    if not name.isidentifier():
-        faults.append(f"name must be letters, digits and underscores, got {name!r}")
-    if not is_dataclass(settings):
-        faults.append(f"settings must be a dataclass, got {settings!r}")
+    faults, function = [], train
+    for what, text in (("name", name), ("task", task or name)):
+        if not text.isidentifier():
+            faults.append(f"{what} must be letters, digits and underscores, got {text!r}")
+    if not is_dataclass(settings) or not settings.__dataclass_params__.frozen:  # type: ignore[attr-defined]  # it is one
+        faults.append(f"settings must be a frozen dataclass, got {settings!r}; write @dataclass(frozen=True)")
     elif "seed" not in {one.name for one in fields(settings)}:
         faults.append(f"settings must have a field seed: int = 0; {settings.__name__} has none")
     else:
         try:
-            settings()
+            hash(settings())
         except TypeError as error:
-            faults.append(f"all fields of {settings.__name__} must have defaults ({error})")
+            faults.append(f"all fields of {settings.__name__} must have defaults, tuples in place of lists ({error})")
     names = [metric.name for metric in metrics]
     if not names or len(set(names)) < len(names):
         faults.append(f"metrics must be at least one, of different names, got {', '.join(names) or 'none'}")
@@ -321,17 +337,20 @@ def simple_project(
         faults.append(f"presets must be of tiny, small, paper, got {sorted(unknown)[0]!r}")
     if faults:
         raise ValueError(f"project {name!r}: " + "; ".join(faults))
-    modules = code or modules_of(sys.modules[train.__module__])
+    while isinstance(train, functools.partial):
+        train = train.func
+    files = source_files(sys.modules[train.__module__])
     sets = tuple(data) if not callable(data) else ()
     made = SimpleProject(
         name=name,
-        title=title or name.replace("_", " "),
-        function=train,
+        task=task or name,
+        title=title or (task or name).replace("_", " "),
+        function=function,
         settings_type=settings,
         declared=tuple(metrics),
         presets=presets or {},
         data_of=data if callable(data) else lambda values: sets,
-        code=tuple(sorted({Path(module.__file__).resolve() for module in modules if module.__file__})),
+        code=tuple(sorted({*files, *(Path(module.__file__).resolve() for module in code if module.__file__)})),
         samples_of=samples,
         sizes_of=sizes,
         fingerprint=fingerprint or content_digest,
@@ -340,25 +359,10 @@ def simple_project(
     return made
 
 
-def _newest(folder: Path) -> tuple[Path | None, dict[str, Any]]:
-    """The newest whole checkpoint and its state."""
-    for path in sorted(folder.glob(f"{PREFIX}*"), reverse=True):
-        try:
-            return path, verify_checkpoint(path)
-        except ValueError:
-            shutil.rmtree(path)
-    return None, {}
-
-
-def _keep_weights(request: Request) -> Path:
-    """The files of the last checkpoint as the chosen weights; without any, a checkpoint of no file."""
-    newest, state = _newest(request.folder / "checkpoints")
-    step, best = int(state.get("step", 0)), request.folder / "best"
-    with write_checkpoint(best, step, {"key": request.key}) as place:
-        for name in state.get("sha256", {}) if newest else ():
-            shutil.copyfile(newest / name, place / name)
-    prune_checkpoints(best, 1)
-    return best / f"{PREFIX}{step:08d}"
+def _address(function: Train) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return f"{function.__module__}:{function.__qualname__}"
 
 
 def _finished(request: Request) -> FinishedRun | None:

@@ -1,5 +1,7 @@
 """A training run, as a user's training function sees it."""
 
+import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,11 +12,22 @@ from typing import Any
 from orchestrator.project import Request
 from orchestrator.simple_project.settings import Metric
 from ups_model.training.progress import append_row
-from ups_model.training.run_folder import prune_checkpoints, write_checkpoint
+from ups_model.training.run_folder import PREFIX, prune_checkpoints, verify_checkpoint, write_checkpoint
 
 KEPT_CHECKPOINTS = 2
 SAVES_PER_RUN = 10
 MAX_STEPS_BETWEEN_SAVES = 500
+
+
+def as_number(what: str, value: Any) -> float:
+    """A number of any library as one of Python's, whole ones as such. ValueError for anything else."""
+    try:
+        number = value.item() if hasattr(value, "item") else value
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            return number
+    except (TypeError, ValueError, RuntimeError):  # An array of several numbers.
+        pass
+    raise ValueError(f"{what} must be a number, got {value!r:.80}")
 
 
 @dataclass
@@ -64,17 +77,25 @@ class Run:
     def log(self, step: int, **values: float) -> None:
         """A line of progress, for curves in MLflow: `log(100, loss=0.3)`. A declared metric here is one on validation
         data, by which the run's health is judged: `log(100, accuracy=81.2)`."""
-        append_row(self._request.folder / "progress.jsonl", {"step": step, **self._named(values)})
-        self._request.sample(step, values)
+        numbers = {name: as_number(f"step {step}: {name}", value) for name, value in values.items()}
+        if wrong := [name for name, number in numbers.items() if not math.isfinite(number)]:
+            raise ValueError(
+                f"step {step}: {wrong[0]} must be finite, got {numbers[wrong[0]]}; did the training diverge?"
+            )
+        append_row(self._request.folder / "progress.jsonl", {"step": int(step), **self._named(numbers)})
+        self._request.sample(int(step), numbers)
 
     def set_trivial(self, **values: float) -> None:
         """Values of the trivial answer that follow from the data, such as the error of the mean training pose, where
         the metric's declaration has none: `set_trivial(mpjpe=239.5)`."""
-        self._trivial |= values
+        names = [metric.name for metric in self._metrics]
+        if unknown := sorted(values.keys() - set(names)):
+            raise ValueError(f"set_trivial takes declared metrics ({', '.join(names)}), got {unknown[0]!r}")
+        self._trivial |= {name: as_number(name, value) for name, value in values.items()}
 
     def describe(self, **facts: str | float) -> None:
         """What a caption should say: `describe(parameters=1_200_000, device="cuda", precision="bf16")`."""
-        self._facts |= facts
+        self._facts |= {name: fact if isinstance(fact, str) else as_number(name, fact) for name, fact in facts.items()}
 
     @property
     def seconds(self) -> float:
@@ -87,3 +108,24 @@ class Run:
             f"validation/{self._task}/{name}" if name in names else f"train/{name}": value
             for name, value in values.items()
         }
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The newest whole checkpoint and its state."""
+    for path in sorted(folder.glob(f"{PREFIX}*"), reverse=True):
+        try:
+            return path, verify_checkpoint(path)
+        except ValueError:
+            shutil.rmtree(path)
+    return None, {}
+
+
+def keep_weights(request: Request) -> Path:
+    """The files of the last checkpoint as the chosen weights; without any, a checkpoint of no file."""
+    newest, state = newest_checkpoint(request.folder / "checkpoints")
+    step, best = int(state.get("step", 0)), request.folder / "best"
+    with write_checkpoint(best, step, {"key": request.key}) as place:
+        for name in state.get("sha256", {}) if newest else ():
+            shutil.copyfile(newest / name, place / name)
+    prune_checkpoints(best, 1)
+    return best / f"{PREFIX}{step:08d}"

@@ -3,16 +3,23 @@
 import ast
 import hashlib
 import importlib.util
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from ups_model.data.readers.io.files import walk_folders
+
 
 def content_digest(path: Path) -> str:
     """SHA-256 of a file, or of the names and contents of all files of a folder."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = (
+        [path]
+        if path.is_file()
+        else [Path(folder) / name for folder, _, names in walk_folders(path) for name in sorted(names)]
+    )
+    if not files:
+        raise ValueError(f"{path}: holds no file; give the folder that the data are in")
     stats = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     return _digest_of(path, stats)
 
@@ -27,30 +34,33 @@ def _digest_of(path: Path, stats: tuple[tuple[Path, int, int], ...]) -> str:
     return whole.hexdigest()
 
 
-def modules_of(start: ModuleType) -> list[ModuleType]:
-    """A module, and those of its package that it imports, by way of others too. Of a module outside packages, those
-    that lie beside it."""
-    package = start.__name__.partition(".")[0]
-    beside = Path(start.__file__ or "").resolve().parent if "." not in start.__name__ else None
-    modules: dict[str, ModuleType] = {}
+def source_files(start: ModuleType) -> list[Path]:
+    """The file of a module, and those of its package that it imports anywhere, by way of others too. Of a module
+    outside packages, those that lie beside it. Read from the sources, so that imports inside functions count."""
+    top, is_package = start.__name__.partition(".")[0], "." in start.__name__ or hasattr(start, "__path__")
+    # Of a module a.b.c the folder that a lies in.
+    root = Path(start.__file__ or "").resolve().parents[start.__name__.count(".") + hasattr(start, "__path__")]
+    files: dict[str, Path] = {}
     pending = [start.__name__]
     while pending:
         name = pending.pop()
-        module = sys.modules.get(name)
-        file = getattr(module, "__file__", None)  # Those that are built in have none.
-        if name in modules or module is None or not file:
-            continue
-        is_own = name.partition(".")[0] == package or Path(file).resolve().parent == beside
-        if is_own and file.endswith(".py"):
-            modules[name] = module
-            pending += _imports_of(module)
-    return list(modules.values())
+        is_own = name.partition(".")[0] == top or not is_package
+        file = _file_of(root, name) if is_own and name not in files else None
+        if file is not None:
+            files[name] = file
+            pending += _imports_of(name, file)
+            pending += [name.rpartition(".")[0]] if "." in name else []  # A package's __init__ runs too.
+    return sorted(set(files.values()))
 
 
-def _imports_of(module: ModuleType) -> Iterator[str]:
-    source = Path(module.__file__ or "").read_text("utf-8")
-    package = module.__name__ if hasattr(module, "__path__") else module.__name__.rpartition(".")[0]
-    for node in ast.walk(ast.parse(source)):
+def _file_of(root: Path, name: str) -> Path | None:
+    base = root.joinpath(*name.split("."))
+    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+
+
+def _imports_of(name: str, file: Path) -> Iterator[str]:
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -105,7 +105,10 @@ def faults(driver: Environment, paths: Mapping[str, str], project: str = UPS) ->
             reasons.append(f"clip set {name} can't be read at {path} ({error}); copy it to every node, at one path")
             continue
         if fingerprint != driver.clips.get(name):
-            reasons.append(f"clip set {name} at {path} is another than the driver's; copy the driver's to every node")
+            reasons.append(
+                f"clip set {name} at {path} is another than the driver's when the call began; copy the driver's to "
+                "every node, and leave it alone while units run"
+            )
     return reasons + (_probe_faults(Path(driver.probe), driver.host) if driver.probe else [])
 
 

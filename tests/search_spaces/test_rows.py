@@ -121,6 +121,7 @@ def test_the_documented_file_is_a_study(tmp_path):
         ("share: 0.5", "share: half", "fine_tuning: a field has a value of another kind than it takes"),
         ("tables:", "tables: 3\nx:", "tables must be a list, got 3"),
         ("seeds: 2", "seeds: [", "not YAML"),
+        ("seeds: 2", "seeds: 2\nseeds: 3", "'seeds' is given twice"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_with_its_place(tmp_path, old, new, message):

@@ -1,16 +1,20 @@
 """What a user's training function must and may do, and what is refused before or after it runs."""
 
 import dataclasses
+import functools
+import importlib
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+import torch
 
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.resolve import resolve
 from orchestrator.project import Project, Request, load_project
 from orchestrator.simple_project import DataSet, Metric, simple_project
-from orchestrator.simple_project.source import content_digest, modules_of
+from orchestrator.simple_project.source import content_digest, source_files
 from search_spaces.study import Column, Row, Study, Table
 
 
@@ -129,6 +133,17 @@ class Needy:
     seed: int = 0
 
 
+@dataclass
+class Thawed:
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Listed:
+    seed: int = 0
+    sizes: list = dataclasses.field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Odd:
     seed: int = 0
@@ -140,7 +155,10 @@ class Odd:
     [
         ({"settings": Seedless}, "settings must have a field seed: int = 0; Seedless has none"),
         ({"settings": Needy}, "all fields of Needy must have defaults"),
-        ({"settings": dict}, "settings must be a dataclass"),
+        ({"settings": dict}, "settings must be a frozen dataclass"),
+        ({"settings": Thawed}, "settings must be a frozen dataclass.*write @dataclass.frozen=True."),
+        ({"settings": Listed}, "tuples in place of lists"),
+        ({"task": "two words"}, "task must be letters, digits and underscores, got 'two words'"),
         ({"settings": Odd}, "has no canonical form"),
         ({"metrics": ()}, "metrics must be at least one"),
         ({"metrics": (Metric("a"), Metric("a"))}, "of different names, got a, a"),
@@ -155,6 +173,7 @@ def test_a_project_that_cannot_work_is_refused_where_it_is_made(change, message)
 
 PROJECT = project(data=[DataSet("numbers", made=True, synthetic=True)], samples=lambda settings: settings.steps)
 ADDRESS = f"{__name__}:PROJECT"
+NAMESAKE = project(lambda settings, run: None)
 SCORE = Column("counter/score", "Score", "%", True)
 
 
@@ -234,9 +253,102 @@ def test_the_content_of_data_counts_and_not_their_place(tmp_path):
 def test_the_code_of_a_project_is_its_module_and_what_that_imports_of_its_package():
     import examples.lifting_mlp.project as outer
 
-    names = {module.__name__ for module in modules_of(outer)}
-    assert {"examples.lifting_mlp.project", "examples.lifting_mlp.model"} <= names
-    assert not any(name.startswith(("orchestrator", "torch")) for name in names)
+    files = {"/".join(file.parts[-3:]) for file in source_files(outer)}
+    assert {f"examples/lifting_mlp/{name}.py" for name in ("__init__", "project", "model")} == files
+
+
+def test_imports_inside_functions_count_as_code_and_other_packages_do_not(tmp_path, monkeypatch):
+    package = tmp_path / "lazy_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "main.py").write_text("import json\n\ndef f():\n    from lazy_package.late import K\n    return K\n")
+    (package / "late.py").write_text("from . import later\nK = 1\n")
+    (package / "later.py").write_text("")
+    (package / "other.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = {file.name for file in source_files(importlib.import_module("lazy_package.main"))}
+    assert names == {"__init__.py", "main.py", "late.py", "later.py"}
+
+
+def other_count(settings, run):
+    return {"test/score": 1.0}
+
+
+def test_two_functions_are_two_trainers_whatever_their_name():
+    keys = {made.key(made.base("tiny"), {}, "", "") for made in (project(), project(other_count))}
+    assert len(keys) == 2
+    partial = functools.partial(other_count)
+    assert project(partial).code == project(other_count).code
+    assert project(partial).key(PROJECT.base("tiny"), {}, "", "") in keys
+
+
+def test_projects_of_one_task_stand_in_one_column_and_of_one_name_in_no_study():
+    assert project(task="counting").metrics(PROJECT.base("tiny"), "counting", {}) == ["counting/score"]
+    with pytest.raises(ValueError, match="are both called 'counter'; give each project a name of its own"):
+        resolve(study(Row("a"), Row("b", project=f"{__name__}:NAMESAKE")), "tiny", {})
+    with pytest.raises(ValueError, match="a column measures other, which counter doesn't: its task is counter"):
+        PROJECT.stages(PROJECT.base("tiny"), "trained", "other", None)
+
+
+def test_a_row_changes_no_seed():
+    with pytest.raises(ValueError, match="row 'a': seed is no setting of a row"):
+        resolve(study(Row("a", {"seed": 1})), "tiny", {})
+
+
+def test_what_is_returned_after_it_was_told_to_stop_does_not_count(tmp_path):
+    def breaks(settings, run):
+        for step in range(run.step + 1, settings.steps + 1):
+            if run.should_stop():
+                break
+            with run.save(step) as folder:
+                (folder / "count").write_text(str(step))
+        return {"test/score": 1.0}
+
+    left = iter([False] * 3 + [True] * 9)
+    assert project(breaks).train(request(project(breaks), tmp_path, should_stop=lambda: next(left))).status == "stopped"
+    assert project(breaks).train(request(project(breaks), tmp_path)).status == "finished"
+
+
+def test_numbers_of_other_libraries_are_numbers(tmp_path):
+    def scalars(settings, run):
+        run.set_trivial(score=np.float32(1))
+        run.describe(parameters=np.int64(5), device="cpu")
+        run.log(np.int64(1), loss=torch.tensor(0.5), score=np.float32(30))
+        return {"test/score": torch.tensor(3)}
+
+    result = project(scalars).train(request(project(scalars), tmp_path))
+    assert result.metrics == {"test/counter/score": 3} and result.about["parameters"] == 5
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda settings, run: sys.exit(0), "ended its process"),
+        (lambda settings, run: {"test/score": "high"}, "counter: test/score must be a number, got 'high'"),
+        (lambda settings, run: {"test/score": np.ones(2)}, "test/score must be a number"),
+        (lambda settings, run: {1: 2.0}, "metrics must be named validation/NAME or test/NAME"),
+        (lambda settings, run: 3.0, "must return a dictionary, got 3.0"),
+        (lambda settings, run: run.log(7, loss=float("nan")), "step 7: loss must be finite, got nan; did the training"),
+        (lambda settings, run: run.log(7, note="hello"), "step 7: note must be a number, got 'hello'"),
+        (lambda settings, run: run.set_trivial(other=1.0), "set_trivial takes declared metrics .score., got 'other'"),
+    ],
+)
+def test_what_a_training_function_gives_is_checked_at_once(tmp_path, function, message):
+    with pytest.raises(ValueError, match=message):
+        project(function).train(request(project(function), tmp_path))
+
+
+def test_folders_behind_links_are_content_and_empty_folders_are_no_data(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "real" / "file").write_text("1")
+    (tmp_path / "data" / "sub").symlink_to(tmp_path / "real")
+    before = content_digest(tmp_path / "data")
+    (tmp_path / "real" / "file").write_text("22")
+    assert content_digest(tmp_path / "data") != before
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: holds no file"):
+        content_digest(tmp_path / "empty")
 
 
 def test_comments_and_docstrings_are_no_other_code_and_numbers_are(tmp_path):
