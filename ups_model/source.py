@@ -40,9 +40,10 @@ LEFT_OUT = frozenset(
 FORMER = {
     "4e3cea99b703030b": "d6b0d25ab76ff44a",
     "3167f9a12b1ceaeb": "d6b0d25ab76ff44a",
-    "071260b2daaeb357": "6d70f343ed059786",
-    "e07f9f57e64e62da": "6d70f343ed059786",
-    "0046ad8db8a498c3": "6d70f343ed059786",
+    "071260b2daaeb357": "41888bfede90455d",
+    "e07f9f57e64e62da": "41888bfede90455d",
+    "0046ad8db8a498c3": "41888bfede90455d",
+    "6d70f343ed059786": "41888bfede90455d",
     "0b30be711a1455cd": "924ad9e9e4987021",
     "615cdbe8586cc8d5": "8a70397a206f639d",
     "789985c65d310e69": "8a70397a206f639d",
