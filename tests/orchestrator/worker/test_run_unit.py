@@ -16,6 +16,7 @@ from orchestrator.storage.ledger import FAILURE, RECORD, Ledger
 from orchestrator.worker.job import Job
 from orchestrator.worker.run_unit import run_unit
 from search_spaces import find_study, study_names
+from search_spaces.study import UPS
 from tests.support.drivers import ROOT
 from tests.support.runs import FLAT, POSE, SOLID, assert_same_tensors, stop_at, weights
 from ups_model.config import TASK_NAMES
@@ -271,8 +272,16 @@ def shared(tmp_path_factory):
     return tmp_path_factory.mktemp("shared")
 
 
+def is_of_ups(name):
+    study = find_study(name)
+    return {study.project, *(row.project or UPS for table in study.tables for row in table.rows)} == {UPS}
+
+
+UPS_STUDIES = [name for name in study_names() if is_of_ups(name) and name != "tables_1_6"]  # test_tables_1_6.py has it
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in study_names() if name != "tables_1_6"])  # test_tables_1_6.py has it
+@pytest.mark.parametrize("name", UPS_STUDIES)
 def test_every_arm_of_every_study_trains_and_measures_all_its_columns(name, bench, shared, monkeypatch):
     monkeypatch.setattr("ups_model.training.build.text_features", features)
     plan, ledger = plan_of(bench, name, **LIGHT), Ledger(shared)
@@ -281,7 +290,7 @@ def test_every_arm_of_every_study_trains_and_measures_all_its_columns(name, benc
     for table, lines in plan.tables:
         for line in lines:
             for task in line.units:
-                if line.row.training == "fine-tuned" and line.arms[task].name != "base" and task != "eap":
+                if line.arms[task].training == "fine-tuned" and line.arms[task].name != "base" and task != "eap":
                     continue  # Of each fine-tuned arm one task's second stage; of the base all.
                 for key in plan.with_parents(line.units[task]):
                     unit = plan.units[key]
