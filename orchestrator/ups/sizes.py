@@ -9,7 +9,6 @@ from orchestrator.project import Fitting, Gpus, Sizes
 from ups_model.config import Config, ModelConfig, OptimConfig, TaskData, TaskName, set_of
 from ups_model.config.identity import configured_tasks
 from ups_model.data.format.clip_set import ClipSet
-from ups_model.data.prepare.catalog import default_cache
 from ups_model.tasks import MAX_PERSONS, TASKS
 
 if TYPE_CHECKING:  # Imported where needed: a plan without estimates needs no torch.
@@ -174,21 +173,11 @@ class _Network:
             return UPS(self.model, vocabulary, quantiser, text_VE, self.most_frames, joints, pose_slots=self.pose_slots)
 
 
-@cache
 def _text_width(model: ModelConfig, prompts: tuple[str, ...]) -> int:
-    """Of the text features that a model is trained with. Whitened ones are as wide as their rank, which their values
-    tell; of those that no training here has computed yet it is bounded from above."""
-    from ups_model.model.text_features import cached_features
-    from ups_model.model.ups import whiten
-
-    full, folder = TEXT_WIDTHS.get(model.text_model, 768), default_cache() / "text"
-    if not model.vocabulary_whitening:
-        return full
-    try:
-        text_VE = cached_features(prompts, model.text_model, folder)
-    except (ValueError, OSError):  # Training will say it; a size needs no more than a bound.
-        text_VE = None
-    return min(full, len(prompts) - 1) if text_VE is None else whiten(text_VE).shape[1]
+    """Of the text features that a model is trained with, at most: whitened ones are as wide as their rank, which only
+    their values tell. The same on every machine, whatever it has computed before."""
+    full = TEXT_WIDTHS.get(model.text_model, 768)
+    return min(full, len(prompts) - 1) if model.vocabulary_whitening else full
 
 
 @cache

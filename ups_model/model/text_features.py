@@ -78,7 +78,7 @@ def text_features(prompts: Sequence[str], model: str, cache_dir: str | Path) -> 
         got = f"empty text at {blank[0]}" if blank else "none"
         raise ValueError(f"prompts must be texts, got {got}; Vocabulary.prompts makes them")
     identity = text_identity(model)
-    file = _cache_file(identity, prompts, cache_dir)
+    file = Path(cache_dir).expanduser() / f"text-{_fingerprint(identity, prompts)}.safetensors"
     # Reading needs no lock: a file appears whole, by rename.
     features_VD = _read_cache(file, identity, len(prompts))
     if features_VD is not None:
@@ -97,16 +97,6 @@ def text_features(prompts: Sequence[str], model: str, cache_dir: str | Path) -> 
             "end that process"
         ) from None
     return features_VD
-
-
-def cached_features(prompts: Sequence[str], model: str, cache_dir: str | Path) -> torch.Tensor | None:
-    """What `text_features` would read from its cache; None where it isn't there yet."""
-    identity = text_identity(model)
-    return _read_cache(_cache_file(identity, prompts, cache_dir), identity, len(prompts))
-
-
-def _cache_file(identity: str, prompts: Sequence[str], cache_dir: str | Path) -> Path:
-    return Path(cache_dir).expanduser() / f"text-{_fingerprint(identity, list(prompts))}.safetensors"
 
 
 def _embed(prompts: list[str], model: str) -> torch.Tensor:
