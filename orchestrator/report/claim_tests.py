@@ -7,13 +7,13 @@ metric's unit.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
 from scipy.stats import nct, t
 
-from orchestrator.report.statistics import CONFIDENCE
+from orchestrator.report.statistics import CONFIDENCE, TIED, sd_with_rounding
 from search_spaces.study import ClaimKind
 
 ALPHA = 1 - CONFIDENCE
@@ -44,7 +44,7 @@ def decide(effects: Sequence[float], kind: ClaimKind, margin: float) -> Decision
     """
     if len(effects) < 2 or without_spread(effects):
         return Decision("supported", 1.0)
-    mean, error, df = fmean(effects), stdev(effects) / math.sqrt(len(effects)), len(effects) - 1
+    mean, error, df = fmean(effects), sd_with_rounding(effects) / math.sqrt(len(effects)), len(effects) - 1
 
     def above(point: float) -> float:
         """One-sided p of an effect above the point."""
@@ -63,7 +63,7 @@ def decide(effects: Sequence[float], kind: ClaimKind, margin: float) -> Decision
 
 def without_spread(effects: Sequence[float]) -> bool:
     """Whether all effects are the same, so that nothing says how far chance reaches."""
-    return math.isclose(min(effects), max(effects), rel_tol=1e-9, abs_tol=1e-9)
+    return math.isclose(min(effects), max(effects), rel_tol=TIED, abs_tol=TIED)
 
 
 def decide_with_looks(

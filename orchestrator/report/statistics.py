@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -10,6 +11,8 @@ import numpy as np
 from scipy.stats import norm, t
 
 CONFIDENCE = 0.95
+TIED = 1e-9
+"""Values that are no further apart are the same: what lies between them is rounding of the last bits."""
 MIN_CORRELATED = 3
 """Seeds below which a correlation says nothing: two points always lie on a line."""
 Z = float(norm.ppf((1 + CONFIDENCE) / 2))
@@ -56,15 +59,31 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean by Student's t with n - 1 degrees of freedom: mean +- t * sd / sqrt(n).
+    """95 % interval of the mean by Student's t with n - 1 degrees of freedom: mean +- t * sd / sqrt(n), rounding
+    included in sd.
 
     Raises:
         ValueError: fewer than two values.
     """
     if len(values) < 2:
         raise ValueError(f"an interval needs at least 2 values, got {len(values)}")
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * sd_with_rounding(values) / math.sqrt(len(values))
     return fmean(values) - half, fmean(values) + half
+
+
+def sd_with_rounding(values: Sequence[float]) -> float:
+    """Standard deviation of two or more values, that of rounding included: sqrt(variance + step^2 / 12), where the step
+    is 0 for values without ties.
+
+    Ties show that values come in steps, as accuracies do by test clip. The smallest gap between values is then taken
+    for the step, and the variance that rounding to it hides is added: without it few values that happen to be tied
+    look surer than they are. Values that are all the same have a deviation of 0.
+    """
+    ordered = sorted(values)
+    gaps = [above - below for below, above in pairwise(ordered)]
+    apart = [gap for gap in gaps if gap > TIED]
+    step = min(apart) if 0 < len(apart) < len(gaps) else 0.0
+    return math.hypot(stdev(values), step / math.sqrt(12))
 
 
 def paired(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Paired:

@@ -22,6 +22,7 @@ from orchestrator.report.claim_tests import (
     seeds_needed,
 )
 from orchestrator.report.claims import looks_of, subject_means
+from orchestrator.report.statistics import sd_with_rounding
 from orchestrator.report.wording import digits_beside
 from search_spaces import paper_tables, tables_1_6, tables_7_9
 from search_spaces.columns import AR3D, EAP, MPJPE
@@ -69,6 +70,19 @@ def test_equivalence_takes_the_larger_of_two_one_sided_tests():
     decision = decide([-1, 0, 1], "equivalent", 2.0)
     assert (decision.direction, decision.p) == ("supported", pytest.approx((1 - t / math.sqrt(t**2 + 2)) / 2))
     assert decide([4.9, 5.0, 5.1], "equivalent", 2.0).direction == "contradicted"
+
+
+def test_tied_effects_are_judged_with_the_rounding_of_their_step():
+    # Mean 0.6, variance 0.05, step 0.5.
+    assert sd_with_rounding([0.5, 0.5, 1.0, 0.5, 0.5]) == pytest.approx(math.sqrt(0.05 + 0.25 / 12))
+    assert sd_with_rounding([0.1 + 0.2, 0.3, 0.8]) == pytest.approx(sd_with_rounding([0.3, 0.3, 0.8]))
+    assert sd_with_rounding([1, 2, 4]) == pytest.approx(math.sqrt(7 / 3))
+    assert sd_with_rounding([2.0, 2.0, 2.0]) == 0
+
+
+def test_tied_effects_are_not_called_equivalent_too_often():
+    # 5.7 % without the rounding's variance.
+    assert simulation.false_equivalence(np.random.default_rng(5), simulation.discretised, 5, 20_000) < 0.05
 
 
 @pytest.mark.parametrize("effects", [[], [1.0], [2.0, 2.0, 2.0]])
