@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.cli.arguments import DEFAULT_STORAGE
-from orchestrator.report import build, summary, write_report
+from orchestrator.report import build, health_lines, summary, write_report
 from orchestrator.report.frames import outcome_frame
 from orchestrator.report.sources import open_study
 from orchestrator.storage.ledger import Ledger
@@ -90,7 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join([study.plan.name, *summary(report), *map(str, written), *filter(None, [copy])]))
+    print(
+        "\n".join([study.plan.name, *summary(report), *health_lines(report), *map(str, written), *filter(None, [copy])])
+    )
     return 0
 
 

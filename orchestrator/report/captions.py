@@ -252,7 +252,7 @@ def summary(report: Report) -> list[str]:
         time += f"; unknown for {count(done.untimed, 'finished unit')}"
     if done.borrowed:
         time += f"; {count(done.borrowed, 'unit')} measured with weights that another plan trained, not counted here"
-    return [f"{state}.", f"{time}.", _comparisons(report), *health_lines(report)]
+    return [f"{state}.", f"{time}.", _comparisons(report)]
 
 
 def claim_notes(report: Report) -> list[str]:

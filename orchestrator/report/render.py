@@ -170,6 +170,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
     return environment.get_template(template).render(
         report=report,
         tables=tables,
+        health=captions.health_lines(report),
         summary=captions.summary(report),
         setup=captions.setup(report),
         legend=captions.legend(report),

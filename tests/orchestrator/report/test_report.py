@@ -12,7 +12,7 @@ import pytest
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record
 from orchestrator.report import build, files
-from orchestrator.report.captions import budget_notes, legend, summary, table_caption, table_warnings
+from orchestrator.report.captions import budget_notes, health_lines, legend, summary, table_caption, table_warnings
 from orchestrator.report.statistics import mean_and_sd, paired, proportion_se, seed_correlation, t_interval
 from orchestrator.report.wording import difference_text, finding, number, published_texts, value_texts
 from search_spaces import paper_tables
@@ -397,7 +397,7 @@ def test_a_cell_counts_its_collapsed_runs_and_nothing_is_said_of_its_difference(
     assert told(plan, records) == (
         "“thin”: −9.50, no statement: 1 run of this row collapsed, 1 run of this row did not converge (paper −1.3)"
     )
-    lines = summary(build(plan_file_of(plan), records))
+    lines = health_lines(build(plan_file_of(plan), records))
     assert "1 collapsed, 1 not converged, 4 converged, 6 not judged" in lines[-2]
     assert (
         lines[-1]
@@ -413,8 +413,16 @@ def test_a_collapsed_baseline_run_withholds_the_statement_of_every_row():
 
 def test_runs_without_held_out_subjects_are_called_not_judged():
     plan = plan_of()
-    lines = summary(build(plan_file_of(plan), records_of(plan, {"full": FULL})))
-    assert lines[-1] == "Health: not judged, for no run has held-out subjects to judge it by."
+    report = build(plan_file_of(plan), records_of(plan, {"full": FULL}))
+    assert health_lines(report) == ["Health: not judged, for no run has held-out subjects to judge it by."]
+
+
+def test_a_report_opens_with_the_health_of_its_runs():
+    plan = plan_of()
+    report = build(plan_file_of(plan), records_of(plan, {"full": FULL}))
+    for name in ("report.md", "report.html"):
+        text = files(report)[name]
+        assert text.index("Expected.") < text.index(health_lines(report)[0]) < text.index("units finished")
 
 
 def told(plan, records):
