@@ -17,6 +17,7 @@ from orchestrator.project import (
     Request,
     Sizes,
     Stage,
+    checkpoint_interval,
     near_names,
 )
 from orchestrator.ups.project import UPS
@@ -34,8 +35,6 @@ OF_TOKENS = ("free_top1", "ended", "clip_rate", "floor_mm", "in_grammar")
 """Measures of UPS's tokens, which no baseline has."""
 NOT_TRAINING = ("__main__.py", "project.py", "result.py")
 """Files that change neither weights nor metrics."""
-CHECKPOINTS_PER_RUN = 10
-MAX_STEPS_BETWEEN_CHECKPOINTS = 500
 
 Sets = Mapping[str, ClipSet]
 
@@ -106,7 +105,6 @@ class TrainerProject(ABC):
         from baselines.train import train
 
         settings: RunConfig = request.settings
-        every = max(1, min(MAX_STEPS_BETWEEN_CHECKPOINTS, settings.optim.steps // CHECKPOINTS_PER_RUN))
         result = train(
             settings,
             request.paths,
@@ -118,7 +116,7 @@ class TrainerProject(ABC):
             should_stop=request.should_stop,
             on_checkpoint=request.on_checkpoint,
             log=request.sample,
-            checkpoint_every=every,
+            checkpoint_every=checkpoint_interval(settings.optim.steps),
         )
         about = {**result.about, "train_seconds": result.train_seconds, "parameters": result.parameters}
         return FinishedRun(
@@ -207,13 +205,11 @@ class BaselineProject(TrainerProject):
     def sizes(self, settings: BaselineConfig, data: Sets) -> Sizes:
         import torch
 
-        from baselines.build import Baseline, NetworkShape, count_parameters, prediction_flops
+        from baselines.build import network_size
 
-        shape = NetworkShape.of(settings, data[set_of(settings.task_data.sources[0])])
         with torch.device("meta"):
-            model = Baseline(settings, shape)
-        parameters = count_parameters(model)
-        return Sizes(parameters, parameters, {settings.optim.task: float(prediction_flops(model))})
+            parameters, flops = network_size(settings, data[set_of(settings.task_data.sources[0])])
+        return Sizes(parameters, parameters, {settings.optim.task: float(flops)})
 
 
 RESIDUAL_MLP, VIDEOPOSE3D = BaselineProject("residual_mlp"), BaselineProject("videopose3d")

@@ -29,12 +29,11 @@ from ray.tune.search import Searcher
 from orchestrator.execution.searcher import DispatchSearcher
 from orchestrator.planning.plan import Plan, Unit, make_plan
 from orchestrator.planning.resolve import resolve
-from orchestrator.project import DataFacts
+from orchestrator.project import CHECKPOINTS_PER_RUN, DataFacts
 from orchestrator.scheduling.dispatcher import Dispatcher, Hooks
 from orchestrator.scheduling.task_graph import State, TaskGraph
 from orchestrator.storage.ledger import Ledger
 from orchestrator.worker.job import Job
-from orchestrator.worker.run_unit import CHECKPOINTS_PER_UNIT
 from search_spaces.columns import ABLATION
 from search_spaces.study import Row, Study, Table
 
@@ -204,7 +203,7 @@ def run(
             for dead in cluster.running.pop(name):
                 when, key, _ = started.pop(dead)
                 share = done_share.get(key, 0.0) + (cluster.now - when) / true_seconds[key]
-                kept = int(share * CHECKPOINTS_PER_UNIT) / CHECKPOINTS_PER_UNIT
+                kept = int(share * CHECKPOINTS_PER_RUN) / CHECKPOINTS_PER_RUN
                 lost += (share - kept) * true_seconds[key]
                 done_share[key] = kept
                 timed(searcher.broke, dead, ActorDiedError())

@@ -18,6 +18,10 @@ from search_spaces.study import UPS, FineTuning
 from ups_model.config.schema import digest
 from ups_model.wording import count
 
+CHECKPOINTS_PER_RUN = 10
+MAX_STEPS_BETWEEN_CHECKPOINTS = 500
+"""A kill loses at most a tenth of a run, and never more than so many steps."""
+
 
 @dataclass(frozen=True)
 class DataFacts:
@@ -312,6 +316,11 @@ def key_of(project: str, settings: Settings, data: Mapping[str, str], inputs: st
     """A run's key, for projects without one of their own making."""
     plain = {"project": project, "config": settings.canonical(), "data": dict(data), "parent": parent}
     return digest(plain | ({"inputs": inputs} if inputs else {}))
+
+
+def checkpoint_interval(steps: int) -> int:
+    """Steps between the checkpoints of a run of so many steps."""
+    return max(1, min(MAX_STEPS_BETWEEN_CHECKPOINTS, steps // CHECKPOINTS_PER_RUN))
 
 
 def near_names(name: str, names: Sequence[str]) -> str:

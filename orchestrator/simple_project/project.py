@@ -317,7 +317,7 @@ def simple_project(
     Raises:
         ValueError: a name that isn't one, settings without seed or defaults, or two metrics of one name.
     """
-    faults, function = [], train
+    faults = []
     for what, text in (("name", name), ("task", task or name)):
         if not text.isidentifier():
             faults.append(f"{what} must be letters, digits and underscores, got {text!r}")
@@ -337,15 +337,13 @@ def simple_project(
         faults.append(f"presets must be of tiny, small, paper, got {sorted(unknown)[0]!r}")
     if faults:
         raise ValueError(f"project {name!r}: " + "; ".join(faults))
-    while isinstance(train, functools.partial):
-        train = train.func
-    files = source_files(sys.modules[train.__module__])
+    files = source_files(sys.modules[_unwrapped(train).__module__])
     sets = tuple(data) if not callable(data) else ()
     made = SimpleProject(
         name=name,
         task=task or name,
         title=title or (task or name).replace("_", " "),
-        function=function,
+        function=train,
         settings_type=settings,
         declared=tuple(metrics),
         presets=presets or {},
@@ -359,9 +357,15 @@ def simple_project(
     return made
 
 
-def _address(function: Train) -> str:
+def _unwrapped(function: Train) -> Train:
+    """The function itself, of one with arguments fixed by `functools.partial`."""
     while isinstance(function, functools.partial):
         function = function.func
+    return function
+
+
+def _address(function: Train) -> str:
+    function = _unwrapped(function)
     return f"{function.__module__}:{function.__qualname__}"
 
 

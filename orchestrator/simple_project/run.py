@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.project import Request
+from orchestrator.project import Request, checkpoint_interval
 from orchestrator.simple_project.settings import Metric
 from ups_model.training.progress import append_row
 from ups_model.training.run_folder import PREFIX, prune_checkpoints, verify_checkpoint, write_checkpoint
 
 KEPT_CHECKPOINTS = 2
-SAVES_PER_RUN = 10
-MAX_STEPS_BETWEEN_SAVES = 500
 
 
 def as_number(what: str, value: Any) -> float:
@@ -62,7 +60,7 @@ class Run:
 
     def is_due(self, step: int, steps: int) -> bool:
         """Whether to save after a step: ten times a run, and every 500 steps at least."""
-        return step % max(1, min(MAX_STEPS_BETWEEN_SAVES, steps // SAVES_PER_RUN)) == 0
+        return step % checkpoint_interval(steps) == 0
 
     @contextmanager
     def save(self, step: int) -> Iterator[Path]:

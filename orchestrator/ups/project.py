@@ -4,7 +4,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from orchestrator.project import DataFacts, Fitting, Gpus, Identity, Project, Request, Result, Sizes, Stage, near_names
+from orchestrator.project import (
+    DataFacts,
+    Fitting,
+    Gpus,
+    Identity,
+    Project,
+    Request,
+    Result,
+    Sizes,
+    Stage,
+    checkpoint_interval,
+    near_names,
+)
 from search_spaces.study import FineTuning
 from ups_model.cli import data_paths
 from ups_model.config import Config, TaskName, set_of
@@ -23,9 +35,6 @@ if TYPE_CHECKING:
     from ups_model.training.options import RunOptions
 
 MIN_CLASSES_FOR_TOP5 = 5
-CHECKPOINTS_PER_UNIT = 10
-MAX_STEPS_BETWEEN_CHECKPOINTS = 500
-"""A kill loses at most a tenth of a unit, and never more than so many steps."""
 CYCLES = 2
 """Turns of every task: the first allocates gradients and the optimizer's state, the second shows what both take."""
 
@@ -223,7 +232,7 @@ def _options(request: Request) -> "RunOptions":
         out=request.folder,
         device=request.device,
         precision=request.precision,
-        checkpoint_every=max(1, min(MAX_STEPS_BETWEEN_CHECKPOINTS, steps // CHECKPOINTS_PER_UNIT)),
+        checkpoint_every=checkpoint_interval(steps),
         log_every=max(1, min(50, steps // 10)),
         cache=request.cache,
         test=request.test,

@@ -46,6 +46,14 @@ class Stage:
     def breaks(self, key, kind, node="a"):
         self.dispatcher.broke(key, Broken("it broke", node, kind))
 
+    def breaks_all(self, kind):
+        """All that is assigned breaks, minute by minute, until the study ends or far too long."""
+        while not self.dispatcher.complete and self.now < 2 * STORAGE_TIMEOUT_SECONDS:
+            for assignment in (self.dispatcher.next(), self.dispatcher.next()):
+                if assignment is not None:
+                    self.breaks(assignment.unit.key, kind, "a")
+            self.now += 60
+
 
 @pytest.fixture
 def stage(tmp_path):
@@ -120,11 +128,7 @@ def test_while_the_storage_is_away_neither_units_nor_nodes_are_blamed(stage):
 def test_a_storage_that_stays_away_ends_the_study(tmp_path):
     stage = Stage(tmp_path, nodes=("a",))
     stage.storage_fault = "no route to the bucket"
-    while not stage.dispatcher.complete and stage.now < 2 * STORAGE_TIMEOUT_SECONDS:
-        for assignment in (stage.dispatcher.next(), stage.dispatcher.next()):
-            if assignment is not None:
-                stage.breaks(assignment.unit.key, "unreachable", "a")
-        stage.now += 60
+    stage.breaks_all("unreachable")
     assert stage.dispatcher.complete
     assert STORAGE_TIMEOUT_SECONDS <= stage.now < 2 * STORAGE_TIMEOUT_SECONDS
 
@@ -145,11 +149,7 @@ def test_a_full_disk_costs_no_try_and_units_wait_for_space(stage, caplog):
 
 def test_a_disk_that_stays_full_ends_the_study(tmp_path):
     stage = Stage(tmp_path, nodes=("a",))
-    while not stage.dispatcher.complete and stage.now < 2 * STORAGE_TIMEOUT_SECONDS:
-        for assignment in (stage.dispatcher.next(), stage.dispatcher.next()):
-            if assignment is not None:
-                stage.breaks(assignment.unit.key, "full", "a")
-        stage.now += 60
+    stage.breaks_all("full")
     assert stage.dispatcher.complete
     assert STORAGE_TIMEOUT_SECONDS <= stage.now < 2 * STORAGE_TIMEOUT_SECONDS
 
