@@ -2,8 +2,10 @@
 Read from the sources."""
 
 import ast
+import importlib
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -253,3 +255,14 @@ def test_the_check_for_torch_can_fail(repo_root):
     program = "import sys, ups_model.evaluation.metrics; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=repo_root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+def test_every_name_that_a_benchmark_imports_is_there(repo_root):
+    packages = ("ups_model", "search_spaces", "orchestrator", "baselines", "tests.support")
+    for file in sorted((repo_root / "benchmarks").glob("*.py")):
+        for line, name in imported_names(file.read_text("utf-8")):
+            module, _, last = name.rpartition(".")
+            if name.startswith(tuple(f"{package}." for package in packages)):
+                holder = importlib.import_module(module)
+                is_module = hasattr(holder, "__path__") and find_spec(name) is not None
+                assert hasattr(holder, last) or is_module, f"{file.name}:{line}: there is no {name}"
