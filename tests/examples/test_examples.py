@@ -195,7 +195,7 @@ def test_the_lifting_grid_killed_in_the_middle_gives_the_tables_of_an_undisturbe
     whole = start(tmp_path, LIFTING, tmp_path / "whole", *arguments)
     assert whole.process.wait(600) == 0, whole.text
     killed = start(tmp_path, LIFTING, tmp_path / "killed", *arguments)
-    killed.wait_for("done ", times=1)
+    killed.wait_for("done   ")
     killed.kill()
     again = start(tmp_path, LIFTING, tmp_path / "killed", *arguments)
     assert again.process.wait(600) == 0, again.text

@@ -85,7 +85,7 @@ def test_killed_workers_are_replaced_and_go_on(bench, storage):
     driver = bench.start(storage)
     killed = 0
     for done in (0, 4):
-        driver.wait_for("done ", times=done)
+        driver.wait_for("done   ", times=done)
         wait_until(lambda: driver.workers() or driver.process.poll() is not None, 120, lambda: driver.text)
         for pid in driver.workers():
             os.kill(pid, signal.SIGKILL)

@@ -74,7 +74,7 @@ def storage_command(*arguments):
 def test_a_study_comes_through_killed_drivers_and_workers_with_the_cells_of_a_folder(bench, place, server):
     ledger = Ledger.at(place)
     first = bench.start(place, *options(bench))
-    first.wait_for("done ", times=2)
+    first.wait_for("done   ")
     first.kill()
     seen = records_there(ledger)
     assert seen

@@ -784,6 +784,7 @@ def test_a_server_that_goes_away_is_caught_up_with_when_it_is_back_and_at_the_ne
     server.start()
     until(lambda: len(started._settled) == 2)
     assert steps_of(server.uri, run_of(server.uri, one)) == list(STEPS)
+    until(lambda: len(caplog.records) > 2)
     assert [record.getMessage() for record in caplog.records[2:]] == [f"{server.uri} is back; runs are mirrored again"]
     finish(ledger, three)
     started.note(three.key, "finished")

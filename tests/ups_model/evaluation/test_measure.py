@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ class Oracle(nn.Module):
 
     def __init__(self, monkeypatch, datasets=(FLAT, SOLID)):
         super().__init__()
+        self.encoder = SimpleNamespace(exit_layer=0)
         self.vocabulary = Vocabulary(tuple((name, ("wave", "kick")) for name in datasets), 20)
         self.quantiser = Quantiser((-2.0, -2.0, -2.0), (2.0, 2.0, 2.0), 20)
         self.label = lambda batch: batch.label_B
