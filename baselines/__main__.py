@@ -77,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if shown := {name: value for name, value in result.metrics.items() if is_headline(name.split("/", 1)[1])}:
         print(metric_table(shown))
     print(
-        f"{result.status} at step {result.step}, {result.train_seconds:.0f} s on {result.about['device']} "
-        f"({result.about['precision']}), {result.parameters / 1e6:.2f} M parameters, run {result.key}"
+        f"{result.status} at step {result.step}, {result.about['train_seconds']:.0f} s on {result.about['device']} "
+        f"({result.about['precision']}), {result.about['parameters'] / 1e6:.2f} M parameters, run {result.key}"
     )
     return 0 if result.status == "finished" else 1
 

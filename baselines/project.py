@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from baselines.config import LIFTERS, BaselineConfig, RunConfig, System, base
 from orchestrator.project import (
     DataFacts,
-    FinishedRun,
     Fitting,
     Gpus,
     Identity,
@@ -30,10 +29,11 @@ from ups_model.tasks import TASKS
 
 if TYPE_CHECKING:
     from baselines.learner import Learner
+    from ups_model.training.result import Result
 
 OF_TOKENS = ("free_top1", "ended", "clip_rate", "floor_mm", "in_grammar")
 """Measures of UPS's tokens, which no baseline has."""
-NOT_TRAINING = ("__main__.py", "project.py", "result.py")
+NOT_TRAINING = ("__main__.py", "project.py")
 """Files that change neither weights nor metrics."""
 
 Sets = Mapping[str, ClipSet]
@@ -101,11 +101,11 @@ class TrainerProject(ABC):
     def fitting(self, settings: RunConfig, data: Sets, gpus: Gpus) -> Fitting | None:
         return None
 
-    def train(self, request: Request) -> FinishedRun:
+    def train(self, request: Request) -> "Result":
         from baselines.train import train
 
         settings: RunConfig = request.settings
-        result = train(
+        return train(
             settings,
             request.paths,
             folder=request.folder,
@@ -118,14 +118,10 @@ class TrainerProject(ABC):
             log=request.sample,
             checkpoint_every=checkpoint_interval(settings.optim.steps),
         )
-        about = {**result.about, "train_seconds": result.train_seconds, "parameters": result.parameters}
-        return FinishedRun(
-            result.status, result.key, result.metrics, result.checkpoint, about, result.health, result.outcomes
-        )
 
     def measure(
         self, request: Request, weights: Path, trained: Mapping[str, Any], health: Mapping[str, Any]
-    ) -> FinishedRun:
+    ) -> "Result":
         """From the last checkpoint, so that only measuring is left to do."""
         (request.folder / "result.json").unlink(missing_ok=True)
         return self.train(request)

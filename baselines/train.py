@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from baselines.build import count_parameters, save_facts
 from baselines.config import RunConfig
 from baselines.learner import Learner, SingleTask
-from baselines.result import BaselineResult, finished_result
 from baselines.schedule import learning_rate, norm_momentum
-from ups_model.atomic import write_atomic
 from ups_model.config import digest
 from ups_model.data.batching.batches import Source
 from ups_model.data.batching.configured import open_sets
@@ -42,7 +40,8 @@ from ups_model.training.build import data_identity
 from ups_model.training.checkpoint import load_checkpoint, load_weights, named_best_steps, save_checkpoint
 from ups_model.training.finite import FiniteCheck, NonFiniteLoss, ways_out
 from ups_model.training.progress import append_row, duration, forget_after, short_line
-from ups_model.training.run_folder import keep_steps, prune_checkpoints
+from ups_model.training.result import Result, finished_result, run_facts, write_result
+from ups_model.training.run_folder import STATE, keep_steps, prune_checkpoints
 from ups_model.training.run_state import Metrics, RunState
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ def train(
     on_checkpoint: Callable[[], None] | None = None,
     log: Callable[[int, Metrics], None] | None = None,
     checkpoint_every: int = 500,
-) -> BaselineResult:
+) -> Result:
     """Train, resume or just report a run.
 
     Args:
@@ -88,7 +87,7 @@ def train(
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
     with flush_denormal_numbers():
         run = Run(config, paths, folder, learner, device, precision, log)
-        if (result := finished_result(folder, run.key, test)) is not None:
+        if (result := _finished(folder, run.key, test)) is not None:
             logger.info("run %s is finished; nothing to train", run.key)
             return result
         run.start_or_resume()
@@ -237,7 +236,7 @@ class Run:
         if on_checkpoint is not None:
             on_checkpoint()
 
-    def finish(self, stopped: bool, test: bool) -> BaselineResult:
+    def finish(self, stopped: bool, test: bool) -> Result:
         """Choose the weights, measure them once on the test split and write `result.json`."""
         state, config, seconds = self.state, self.config, self._seconds()
         chosen_step = state.best["step"] if state.best else state.step
@@ -254,7 +253,6 @@ class Run:
             if state.curve:
                 health = judge(state.curve, self.learner.trivial())
                 logger.info("health, on validation subjects: %s", health_line(health))
-        count = count_parameters(self.model)
         about = {
             "config": config.canonical(),
             "data": data_identity(self.sets),
@@ -262,15 +260,13 @@ class Run:
             "mean_pose_mm": self.learner.mean_pose_mm,
             "chosen_step": chosen_step,
             "chosen_by": config.chosen_by,
-            "device": " then ".join(dict.fromkeys(name for name, _ in state.made_on)),
-            "precision": " then ".join(dict.fromkeys(name for _, name in state.made_on)),
-            "torch": torch.__version__,
+            "train_seconds": round(seconds, 1),
+            "flops": self.learner.flops(),
+            **run_facts(state),
         }
-        result = BaselineResult(
-            "stopped" if stopped else "finished", self.key, state.step, metrics, checkpoint,
-            count, count, self.learner.flops(), round(seconds, 1), about, health, outcomes_hash,
-        )  # fmt: skip
-        write_atomic(self.folder / "result.json", json.dumps(vars(result), indent=1, allow_nan=False))
+        status = "stopped" if stopped else "finished"
+        result = Result(status, self.key, state.step, metrics, {}, checkpoint, about, health, outcomes_hash)  # type: ignore[arg-type]
+        write_result(self.folder, result)
         if checkpoint:
             keep_steps(self.folder / "best", {chosen_step})
         return result
@@ -317,6 +313,15 @@ class Run:
         except NonFiniteValues as error:
             step, advice = self.state.step, ways_out(self.config.as_ups)
             raise NonFiniteLoss(f"the output is not finite at step {step} ({error}); {advice}") from error
+
+
+def _finished(folder: Path, key: str, test: bool) -> Result | None:
+    """The result of a finished run whose weights are there, so that no test split is measured twice."""
+    result = finished_result(folder, key)
+    if result is None or not (result.tested or not test):
+        return None
+    weights = folder / "best" / Path(result.checkpoint).name / STATE
+    return result if weights.is_file() else None
 
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:

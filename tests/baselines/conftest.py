@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from baselines.config import LIFTERS, BaselineConfig, BaselineOptim, NetworkConfig, System
-from baselines.result import BaselineResult
 from baselines.train import train
 from tests.support.runs import FLAT, POSE, SOLID
 from ups_model.config import DataConfig, TaskData
+from ups_model.training.result import Result
 
 
 @pytest.fixture(scope="session")
@@ -41,10 +41,10 @@ def toy_baseline() -> Callable[..., BaselineConfig]:
 
 
 @pytest.fixture
-def run_toy(toy_sets: dict[str, Path]) -> Callable[..., BaselineResult]:
+def run_toy(toy_sets: dict[str, Path]) -> Callable[..., Result]:
     """Trains a configuration on the toy sets, on the CPU."""
 
-    def run(config: BaselineConfig, folder: Path, **options: Any) -> BaselineResult:
+    def run(config: BaselineConfig, folder: Path, **options: Any) -> Result:
         return train(config, toy_sets, folder=folder, device="cpu", **options)
 
     return run
