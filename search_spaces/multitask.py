@@ -120,6 +120,18 @@ EXIT_TABLE = Table(
         ),
     ),
 )
+CUT_TABLE = Table(
+    "cut",
+    "What an exit costs: networks that have no more layers than the exit",
+    "Layers",
+    (MPJPE, ACTION),
+    tuple(Row(f"{number} of {len(EXITS)}", {"layers": number}) for number in EXITS),
+    baseline=f"{len(EXITS)} of {len(EXITS)}",
+    notes=(
+        "Compare with the exits of the same number above: those share their layers with the exits after them.",
+        INPUT_NOTE,
+    ),
+)
 
 STUDY = Study(
     name="multitask",
@@ -128,7 +140,7 @@ STUDY = Study(
         "As in the paper: supervision of all exits helps both tasks, decoupled poses help a little, actions gain much "
         "from poses, poses a little from actions, and early exits trade accuracy for speed."
     ),
-    tables=(SUPERVISION, POSES, TASKS, STAGES, EXIT_TABLE),
+    tables=(SUPERVISION, POSES, TASKS, STAGES, EXIT_TABLE, CUT_TABLE),
     project="baselines.multitask.project:MULTITASK",
     claims=(
         Claim(
