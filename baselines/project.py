@@ -12,6 +12,7 @@ from orchestrator.project import (
     Fitting,
     Gpus,
     Identity,
+    Objectives,
     Project,
     Request,
     Sizes,
@@ -19,7 +20,7 @@ from orchestrator.project import (
     checkpoint_interval,
     near_names,
 )
-from orchestrator.ups.project import UPS
+from orchestrator.ups.project import UPS, objectives_of
 from search_spaces.study import FineTuning
 from ups_model.config import TaskData, TaskName, digest, set_of
 from ups_model.data.format.clip_set import ClipSet
@@ -52,6 +53,9 @@ class TrainerProject(ABC):
     def sources(self, settings: Any) -> dict[str, tuple[str, ...]]: ...
 
     @abstractmethod
+    def metrics(self, settings: Any, task: str, data: Sets) -> list[str]: ...
+
+    @abstractmethod
     def _learner(self) -> "type[Learner]":
         """What is trained."""
 
@@ -70,6 +74,10 @@ class TrainerProject(ABC):
 
     def facts(self, data: Sets) -> dict[str, DataFacts]:
         return UPS.facts(data)
+
+    def objectives(self, settings: RunConfig, data: Sets) -> Objectives:
+        measured = {task: self.metrics(settings, task, data) for task in self.sources(settings)}
+        return objectives_of(measured, settings.data.validation_subjects)
 
     def check_cut(self, settings: RunConfig, processes: int, micro_batch: int | Literal["auto"]) -> None:
         if processes > 1 or micro_batch:

@@ -111,6 +111,24 @@ class Identity:
     evaluation: str
 
 
+@dataclass(frozen=True)
+class Objective:
+    """A metric by which a search may judge its trials."""
+
+    unit: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """By what a search may judge its trials."""
+
+    held_out: str
+    """What they are measured on, in words, e.g. "2 validation subjects"."""
+    by_name: Mapping[str, Objective]
+    """Names as in records, "validation/..."; of each task first the one that stands for it in a table."""
+
+
 class Settings(Protocol):
     """A configuration: frozen, checked where it is built, and all that can change a result."""
 
@@ -262,6 +280,9 @@ class Project(Protocol):
 
     def check_metric(self, settings: Any, metric: str, data: Mapping[str, Any]) -> None:
         """ValueError where no table can have a column of a metric with these settings; names near ones."""
+
+    def objectives(self, settings: Any, data: Mapping[str, Any]) -> Objectives:
+        """What is measured on data held out from training. ValueError where nothing is held out."""
 
     def stages(self, settings: Any, training: str, task: str, fine_tuning: FineTuning) -> Sequence[Stage]:
         """The runs of a row, each from the weights of the one before; on the last the task is measured. ValueError

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from search_spaces.study import NOTHING, text_faults
+from search_spaces.study import NOTHING, UPS, text_faults
 
 SCORE = "validation/score"
 """The number that checkpoints are chosen by: the mean over tasks of the share solved, in percent."""
@@ -59,10 +59,10 @@ class Choice:
 class Space:
     """A question about training, and where its answer is looked for.
 
-    A trial is one configuration, trained jointly on all its tasks, once a seed; its value is the mean of `objective`
-    over the seeds. All trials train on equally many samples of each task and hold out the same validation subjects, by
-    which they are judged. The test split stays untouched: no unit of a search measures it, and no test metric can be
-    an objective. What a search finds is measured on it by a study, whose seeds are others.
+    A trial is one configuration, trained jointly on all its tasks where its project can, once a seed; its value is the
+    mean of `objective` over the seeds. All trials train on equally many samples of each task and hold out the same
+    validation subjects, by which they are judged. The test split stays untouched: no unit of a search measures it, and
+    no test metric can be an objective. What a search finds is measured on it by a study, whose seeds are others.
     """
 
     name: str
@@ -72,7 +72,8 @@ class Space:
     base: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     """Changes to the preset that hold in every trial."""
     objective: str = SCORE
-    """Metric of a unit's record that decides, e.g. "validation/ar3d/top1"."""
+    """Metric of a unit's record that decides, e.g. "validation/ar3d/top1". Where tasks are trained apart, its task is
+    the one that is trained."""
     direction: Literal["maximize", "minimize"] = "maximize"
     trials: int = 20
     seeds: int = 1
@@ -81,6 +82,8 @@ class Space:
     """Apart from those of studies, which begin at 0: what was lucky in the search must not count again in a study."""
     sampler_seed: int = 0
     """Of the suggestions."""
+    project: str = UPS
+    """Address of the trainer, "package.module:NAME" (`orchestrator.project.Project`)."""
 
     def __post_init__(self) -> None:
         faults = text_faults([("question", self.question)])
@@ -93,8 +96,6 @@ class Space:
                 f"objective must be a validation metric, got {self.objective!r}: choosing by the test split would "
                 f"spoil it; try {SCORE!r}"
             )
-        elif self.direction != (best := "minimize" if "_mm" in self.objective else "maximize"):
-            faults.append(f"direction of {self.objective} must be {best!r}, got {self.direction!r}")
         for name, low in (("trials", 1), ("seeds", 1), ("first_seed", 0), ("sampler_seed", 0)):
             if getattr(self, name) < low:
                 faults.append(f"{name} must be at least {low}, got {getattr(self, name)}")

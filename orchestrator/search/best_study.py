@@ -1,15 +1,14 @@
 """The study that measures the best trial of a search against its base, on the test split and with fresh seeds."""
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
-from orchestrator.search.plan import Params
+from orchestrator.search.plan import Params, run_of
 from orchestrator.search.resolve_space import SearchInputs
-from orchestrator.ups.project import UPS
 from ups_model.config.schema import canonical
-from ups_model.evaluation.metric_names import headline_metric
 
 STUDY_FILE = "best.yaml"
 STUDY_SEEDS = 5
@@ -24,11 +23,10 @@ def is_base(inputs: SearchInputs, best: Params) -> bool:
 def study_text(inputs: SearchInputs, best: Params) -> str:
     """A study file of two rows, `base` and `best`."""
     plan, space = inputs.plan, inputs.plan.study
-    tasks = plan.base.optim.tasks
     base = {plan.base.field_path(name): value for name, value in space.base.items()}
     base.pop("data.validation_subjects", None)  # Held out to judge trials; a study trains as its preset says.
     base |= {plan.base.field_path(name): value for name, value in inputs.changes.items()}
-    training = "joint" if len(tasks) > 1 else "separate"
+    training, stage = run_of(plan.project, plan.base, space.objective)
     rows: list[dict[str, Any]] = [
         {"label": "base", "training": training},
         {"label": "best", "changes": dict(best), "training": training},
@@ -37,7 +35,7 @@ def study_text(inputs: SearchInputs, best: Params) -> str:
         "name": "best",
         "title": f"The best trial of the search {space.name}",
         "varies": "Trial",
-        "columns": [_column(headline_metric(task), UPS.tasks[task]) for task in tasks],
+        "columns": _columns(inputs, (stage.task,) if stage.task else tuple(plan.project.sources(plan.base))),
         "rows": rows,
         "baseline": "base",
     }
@@ -45,6 +43,7 @@ def study_text(inputs: SearchInputs, best: Params) -> str:
         "name": f"{space.name}_best",
         "question": f"Is the best trial of the search {space.name} better than its base?",
         "expectation": "Less than the search says, which chose it by its values.",
+        "project": space.project,
         "base": canonical(base),
         "seeds": STUDY_SEEDS,
         "tables": [table],
@@ -52,9 +51,21 @@ def study_text(inputs: SearchInputs, best: Params) -> str:
     return yaml.safe_dump(study, sort_keys=False, allow_unicode=True)
 
 
-def _column(metric: str, title: str) -> dict[str, Any]:
-    is_error = metric.endswith("_mm")
-    return {"metric": metric, "title": title, "unit": "mm" if is_error else "%", "higher_is_better": not is_error}
+def _columns(inputs: SearchInputs, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """The metric that stands for each task."""
+    columns = []
+    for task in tasks:
+        of_task = f"validation/{task}/"
+        name, metric = next(item for item in inputs.objectives.by_name.items() if item[0].startswith(of_task))
+        columns.append(
+            {
+                "metric": name.removeprefix("validation/"),
+                "title": inputs.plan.project.tasks[task],
+                "unit": metric.unit,
+                "higher_is_better": metric.higher_is_better,
+            }
+        )
+    return columns
 
 
 def study_command(inputs: SearchInputs, file: str, storage: str = "", with_paths: bool = False) -> str:

@@ -5,11 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 from orchestrator.planning.plan import Line, Unit
-from orchestrator.project import DataFacts
+from orchestrator.project import DataFacts, Project, Settings, Stage, load_project
 from search_spaces.space import Space
-from search_spaces.study import Table
-from ups_model.config import Config
-from ups_model.config.identity import run_key, training_key
+from search_spaces.study import UPS, FineTuning, Table
 from ups_model.config.schema import digest
 
 Params = Mapping[str, Any]
@@ -20,18 +18,19 @@ class SearchPlan:
     """What a search trains: the units of the trials so far."""
 
     def __init__(
-        self, space: Space, preset: str, base: Config, seeds: int, data: Mapping[str, DataFacts], text_identity: str
+        self, space: Space, preset: str, base: Settings, seeds: int, data: Mapping[str, DataFacts], inputs: str
     ) -> None:
         """
         Args:
             base: the configuration with the space's and the user's changes; searched fields as the preset has them.
             seeds: repetitions of each trial.
             data: the clip sets by name.
-            text_identity: of the vocabulary's language model.
+            inputs: `Project.inputs_identity`.
         """
         self.study = space
-        self.preset, self.base, self.seeds, self.data = preset, base.replace(seed=0), seeds, data
-        self.text = text_identity
+        self.project: Project = load_project(space.project)
+        self.preset, self.base, self.seeds, self.data = preset, base.with_fields({"seed": 0}), seeds, data
+        self.inputs = inputs
         self.units: Mapping[str, Unit] = {}
         self.tables: tuple[tuple[Table, tuple[Line, ...]], ...] = ()
         """None: the report's tables are of studies. With `study`, what a mirror asks of a plan."""
@@ -43,8 +42,11 @@ class SearchPlan:
         space = self.study
         dimensions = [[self.base.field_path(name), asdict(where)] for name, where in space.dimensions.items()]
         facts = {name: fact.fingerprint for name, fact in self.data.items()}
-        what = [self.base.canonical(), facts, self.text, dimensions, space.objective, space.direction]
-        return f"{space.name}-{self.preset}-{digest([*what, self.seeds, space.first_seed, space.sampler_seed])[:8]}"
+        what: list[Any] = [self.base.canonical(), facts, self.inputs, dimensions, space.objective, space.direction]
+        what += [self.seeds, space.first_seed, space.sampler_seed]
+        if space.project != UPS:
+            what.append(space.project)
+        return f"{space.name}-{self.preset}-{digest(what)[:8]}"
 
     @property
     def start(self) -> Params:
@@ -57,20 +59,39 @@ class SearchPlan:
         Raises:
             ValueError: a combination that makes no configuration.
         """
-        config = self.base.with_fields(params)
+        _, stage = run_of(self.project, self.base.with_fields(params), self.study.objective)
         different = [f"{name.rsplit('.', 1)[-1]}={value}" for name, value in params.items()]
-        tasks = config.optim.tasks
-        # As a study's planner names them, for one key must have one folder.
-        stage = "joint" if len(tasks) > 1 else "separate"
-        task = "" if len(tasks) > 1 else tasks[0]
         facts = {name: fact.fingerprint for name, fact in self.data.items()}
         units = []
         for seed in range(self.study.first_seed, self.study.first_seed + self.seeds):
-            seeded = config.replace(seed=seed)
-            key = run_key(seeded, facts, self.text)
-            training = training_key(seeded, facts, self.text)
-            units.append(Unit(key, stage, task, seeded, "", ", ".join(different), training))
+            seeded = stage.settings.with_fields({"seed": seed})
+            key = self.project.key(seeded, facts, self.inputs, "")
+            same_weights = self.project.training_key(seeded, facts, self.inputs, "")
+            arm = ", ".join(different)
+            units.append(Unit(key, stage.name, stage.task, seeded, "", arm, same_weights, self.study.project))
         return units
+
+
+def run_of(project: Project, settings: Settings, objective: str) -> tuple[str, Stage]:
+    """How a trial is trained, and its one run: all tasks together where the project can, else the objective's.
+
+    Raises:
+        ValueError: an objective over tasks that are trained apart, or of a task that isn't trained.
+    """
+    tasks, named_task = list(project.sources(settings)), objective.split("/")[1]
+    is_of_all = objective.count("/") < 2
+    training = project.trainings[0]
+    if "joint" in project.trainings and (len(tasks) > 1 or "separate" not in project.trainings):
+        training = "joint"
+    elif "separate" in project.trainings:
+        training = "separate"
+        if is_of_all and len(tasks) > 1:
+            raise ValueError(
+                f"objective {objective!r} is of all tasks, and {project.name} trains {', '.join(tasks)} apart: name "
+                f"one of a task, e.g. 'validation/{tasks[0]}/...'"
+            )
+    (stage,) = project.stages(settings, training, tasks[0] if is_of_all else named_task, FineTuning())
+    return training, stage
 
 
 def named(params: Params) -> str:
@@ -78,9 +99,9 @@ def named(params: Params) -> str:
     return ", ".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in params.items())
 
 
-def field_of(config: Config, path: str) -> Any:
+def field_of(settings: Settings, path: str) -> Any:
     """The value of a field by its dotted name."""
-    value: Any = config
+    value: Any = getattr(settings, "values", settings)  # Those of `simple_project` wrap the user's own.
     for part in path.split("."):
         value = getattr(value, part)
     return value

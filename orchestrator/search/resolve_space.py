@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.planning.resolve import errors_at, with_layers
-from orchestrator.search.plan import Params, SearchPlan, field_of
-from orchestrator.ups.project import UPS
+from orchestrator.project import Data, Objectives, Project, Settings, load_project
+from orchestrator.search.plan import Params, SearchPlan, field_of, run_of
 from search_spaces import find_space
 from search_spaces.space import Choice, Range, Space
 from ups_model.cli import assignments
-from ups_model.config import Config
-from ups_model.data.format.clip_set import ClipSet
-from ups_model.evaluation.metric_names import is_headline
 from ups_model.wording import count
 
 MAX_COMBINATIONS = 256
@@ -41,7 +38,8 @@ class SearchInputs:
     """By dotted field name."""
     start: Params | None
     """The base configuration as a trial; None where it lies outside the space."""
-    sets: Mapping[str, ClipSet]
+    objectives: Objectives
+    sets: Mapping[str, Data]
     paths: Mapping[str, Path]
     changes: Mapping[str, str]
 
@@ -76,23 +74,24 @@ def read_search(
         if value is not None and value < 1:
             raise ValueError(f"{flag} must be at least 1, got {value}")
     changes = assignments(sets, "--set", "FIELD=VALUE")
-    base = with_layers(UPS.base(preset_name), space.base, changes)
-    if base.data.validation_subjects < 1:
-        raise ValueError(
-            f"data.validation_subjects must be at least 1 for a search, got {base.data.validation_subjects}: trials "
-            "are judged by subjects held out from training, never by the test split; try --set validation_subjects=1"
-        )
+    with errors_at(f"space {space.name!r}"):
+        project = load_project(space.project)
+    base = with_layers(project.base(preset_name), space.base, changes)
     dimensions = check_dimensions(space, base, [base.field_path(name) for name in changes])
-    paths = UPS.locate(data, UPS.sets(base))
-    opened = UPS.open(paths)
-    UPS.check(base, opened)
-    check_objective(space, base, opened)
-    plan = SearchPlan(space, preset_name, base, seeds or space.seeds, UPS.facts(opened), UPS.inputs_identity(base))
+    paths = project.locate(data, project.sets(base))
+    opened = project.open(paths)
+    project.check(base, opened)
+    objectives = project.objectives(base, opened)
+    check_objective(space, objectives)
+    with errors_at(f"space {space.name!r}"):
+        run_of(project, base, space.objective)
+    inputs = project.inputs_identity(base)
+    plan = SearchPlan(space, preset_name, base, seeds or space.seeds, project.facts(opened), inputs)
     start = plan.start if all(_holds(where, plan.start[path]) for path, where in dimensions.items()) else None
-    return SearchInputs(plan, trials or space.trials, dimensions, start, opened, paths, changes)
+    return SearchInputs(plan, trials or space.trials, dimensions, start, objectives, opened, paths, changes)
 
 
-def check_dimensions(space: Space, base: Config, changed: Sequence[str]) -> dict[str, Range | Choice]:
+def check_dimensions(space: Space, base: Settings, changed: Sequence[str]) -> dict[str, Range | Choice]:
     """Dimensions by dotted field name, ranges of whole numbers with whole ends.
 
     Args:
@@ -101,7 +100,7 @@ def check_dimensions(space: Space, base: Config, changed: Sequence[str]) -> dict
     Raises:
         ValueError: see `read_search`.
     """
-    dimensions: dict[str, Range | Choice] = {}
+    project, dimensions = load_project(space.project), {}
     for name, where in space.dimensions.items():
         with errors_at(f"space {space.name!r}, dimension {name!r}"):
             path = base.field_path(name)
@@ -111,7 +110,7 @@ def check_dimensions(space: Space, base: Config, changed: Sequence[str]) -> dict
                 raise ValueError(f"{path} is searched and set; leave out --set {name}")
             dimensions[path] = _as_field(path, where, field_of(base, path))
             for value in where.ends:
-                _check_comparable(path, base, base.with_fields({path: value}))
+                _check_comparable(path, project, base, base.with_fields({path: value}))
     combinations = itertools.product(*(where.ends for where in dimensions.values()))
     for values in itertools.islice(combinations, MAX_COMBINATIONS):
         try:
@@ -136,28 +135,31 @@ def _as_field(path: str, where: Range | Choice, value: object) -> Range | Choice
     return dataclasses.replace(where, low=int(where.low), high=int(where.high))
 
 
-def _check_comparable(path: str, base: Config, config: Config) -> None:
+def _check_comparable(path: str, project: Project, base: Settings, changed: Settings) -> None:
     leaf = path.rsplit(".", 1)[-1]
     if path in UNCOMPARABLE:
         raise ValueError(f"{path} {UNCOMPARABLE[path]}")
     if path.startswith("evaluation.") or leaf in ("evaluate_targets", "evaluate_stride"):
         raise ValueError(f"{path} changes how trials are measured, not what they learn; use --set")
-    if leaf in ("sources", "detections"):
+    if leaf in ("sources", "detections") or project.sources(changed) != project.sources(base):
         raise ValueError(f"{path} changes the data that trials are judged by; use --set")
-    if UPS.samples(config) != UPS.samples(base):
+    if project.samples(changed) != project.samples(base) or project.steps(changed) != project.steps(base):
         raise ValueError(
             f"{path} changes how many samples a trial trains on, so that trials would have unequal budgets; use --set"
         )
 
 
-def check_objective(space: Space, base: Config, opened: Mapping[str, ClipSet]) -> None:
-    """ValueError for an objective that no unit of the search will measure."""
-    metrics = ["validation/score"]
-    for task in base.optim.tasks:
-        metrics += [f"validation/{name}" for name in UPS.metrics(base, task, opened) if is_headline(name)]
-    if space.objective not in metrics:
+def check_objective(space: Space, objectives: Objectives) -> None:
+    """ValueError for an objective that no unit of the search will measure, or a direction that looks for the worst."""
+    objective = objectives.by_name.get(space.objective)
+    if objective is None:
         raise ValueError(
-            f"space {space.name!r}: objective {space.objective!r} is not measured; measured are {', '.join(metrics)}"
+            f"space {space.name!r}: objective {space.objective!r} is not measured; measured are "
+            f"{', '.join(objectives.by_name)}"
+        )
+    if space.direction != (best := "maximize" if objective.higher_is_better else "minimize"):
+        raise ValueError(
+            f"space {space.name!r}: direction of {space.objective} must be {best!r}, got {space.direction!r}"
         )
 
 

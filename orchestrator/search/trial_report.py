@@ -20,7 +20,6 @@ from orchestrator.search.journal import number_of
 from orchestrator.search.plan import named
 from orchestrator.search.resolve_space import SearchInputs
 from orchestrator.search.trial_queue import TrialQueue, ranked, spread
-from orchestrator.ups.project import UPS
 from ups_model.atomic import write_atomic
 from ups_model.wording import count
 
@@ -91,15 +90,17 @@ def markdown(inputs: SearchInputs, graph: TrialQueue, importances: Mapping[str, 
         "",
         f"{space.direction.capitalize()} `{space.objective}`; {count(plan.seeds, 'seed')} a trial, from "
         f"{space.first_seed}; preset {plan.preset}; data: {', '.join(plan.data)}; "
-        f"{count(plan.base.data.validation_subjects, 'validation subject')}. "
+        f"judged on {inputs.objectives.held_out}. "
         f"Of {graph.total} trials {states['complete']} are complete, {states['failed']} failed, "
         f"{graph.total - states['complete'] - states['failed']} are open.",
         "",
     ]
-    samples = ", ".join(f"{number} samples of {task}" for task, number in UPS.samples(plan.base).items())
+    counts = plan.project.samples(plan.base).items()
+    samples = ", ".join(f"{number} samples of {task}" for task, number in counts if number)
+    budget = f"Every unit: {samples}. " if samples else ""
     if synthetic:
         lines += [f"**Synthetic data ({', '.join(synthetic)}): these numbers say nothing about real motion.**", ""]
-    lines += [f"    {command}", "", f"Every unit: {samples}. The search measured no test split.", ""]
+    lines += [f"    {command}", "", f"{budget}The search measured no test split.", ""]
     lines += [*_rows(inputs, graph, order), "", *caution(inputs, graph, order), ""]
     if importances:
         shown = ", ".join(f"`{name}` {value:.2f}" for name, value in importances.items())

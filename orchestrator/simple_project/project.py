@@ -18,6 +18,8 @@ from orchestrator.project import (
     Fitting,
     Gpus,
     Identity,
+    Objective,
+    Objectives,
     Project,
     Request,
     Sizes,
@@ -131,6 +133,13 @@ class SimpleProject:
         names = self.metrics(settings, self.task, data)
         if metric not in names:
             raise ValueError(f"column {metric!r} is not measured by {self.name}; {near_names(metric, names)}")
+
+    def objectives(self, settings: SimpleSettings, data: Mapping[str, Any]) -> Objectives:
+        by_name = {
+            f"validation/{self.task}/{metric.name}": Objective(metric.unit, metric.higher_is_better)
+            for metric in self.declared
+        }
+        return Objectives("its own validation data", by_name)
 
     def stages(self, settings: SimpleSettings, training: str, task: str, fine_tuning: FineTuning) -> tuple[Stage, ...]:
         if task != self.task:

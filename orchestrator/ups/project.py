@@ -9,6 +9,8 @@ from orchestrator.project import (
     Fitting,
     Gpus,
     Identity,
+    Objective,
+    Objectives,
     Project,
     Request,
     Result,
@@ -17,6 +19,7 @@ from orchestrator.project import (
     checkpoint_interval,
     near_names,
 )
+from search_spaces.space import SCORE
 from search_spaces.study import FineTuning
 from ups_model.cli import data_paths
 from ups_model.config import Config, TaskName, set_of
@@ -26,10 +29,11 @@ from ups_model.data.batching.configured import split_sets
 from ups_model.data.batching.suitability import check_suitable
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.data.prepare.catalog import SOURCES
-from ups_model.evaluation.metric_names import metric_names
+from ups_model.evaluation.metric_names import headline_metric, is_headline, metric_names
 from ups_model.model.text_features import text_identity
 from ups_model.source import source_digest
 from ups_model.tasks import TASKS
+from ups_model.wording import count
 
 if TYPE_CHECKING:
     from ups_model.training.options import RunOptions
@@ -121,6 +125,10 @@ class UpsProject:
                 f"column {metric!r} is not measured on {source} with evaluation.ratios={ratios}; "
                 f"{near_names(metric, names)}"
             )
+
+    def objectives(self, settings: Config, data: Sets) -> Objectives:
+        measured: dict[str, list[str]] = {task: self.metrics(settings, task, data) for task in settings.optim.tasks}
+        return objectives_of(measured, settings.data.validation_subjects)
 
     def stages(self, settings: Config, training: str, task: str, fine_tuning: FineTuning) -> tuple[Stage, ...]:
         if task not in settings.optim.cycle:
@@ -240,6 +248,26 @@ def _options(request: Request) -> "RunOptions":
         activation_checkpointing=request.activation_checkpointing,
         memory_share=request.memory_share,
     )
+
+
+def objectives_of(measured: Mapping[str, Sequence[str]], validation_subjects: int) -> Objectives:
+    """The score, and each task's metrics that sum it up.
+
+    Args:
+        measured: names of all that is measured, by task.
+    """
+    if validation_subjects < 1:
+        raise ValueError(
+            f"data.validation_subjects must be at least 1 for a search, got {validation_subjects}: trials are judged "
+            "by subjects held out from training, never by the test split; try --set validation_subjects=1"
+        )
+    by_name = {SCORE: Objective("%", higher_is_better=True)}
+    for task, names in measured.items():
+        main = headline_metric(cast(TaskName, task)) if task in TASKS else ""
+        for name in sorted(filter(is_headline, names), key=lambda name: name != main):
+            is_error = "_mm" in name
+            by_name[f"validation/{name}"] = Objective("mm" if is_error else "%", not is_error)
+    return Objectives(count(validation_subjects, "validation subject"), by_name)
 
 
 def alone(config: Config, task: TaskName) -> Config:

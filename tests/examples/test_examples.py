@@ -1,5 +1,6 @@
 """The examples as their users would run them: trained, stopped, killed, resumed, ablated, reported, mirrored."""
 
+import csv
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from examples.lifting_mlp import model as lifting_model
 from orchestrator.planning.inputs import read_inputs
 from orchestrator.record import Record
 from orchestrator.report.frames import load
+from orchestrator.search.resolve_space import read_search
 from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking.mlflow_store import Mirror
 from orchestrator.worker.job import Job
@@ -26,6 +28,7 @@ from orchestrator.worker.run_unit import run_unit
 from tests.support.drivers import ROOT, Driver
 from tests.support.runs import stop_at
 
+SPACE = ROOT / "examples" / "lifting_mlp" / "rate.py"
 LIFTING = ROOT / "examples" / "lifting_mlp" / "depth.yaml"
 TEXT = ROOT / "examples" / "hf_text" / "study.py"
 
@@ -172,8 +175,9 @@ def test_the_mirror_has_an_example_s_runs_and_the_report_is_the_same_from_it(pos
 
 
 def command(study, storage, *more):
+    kind = "search" if study == SPACE else "ablate"
     return [
-        *(sys.executable, "-m", "orchestrator.ablate", str(study), "--storage", str(storage), "--address", "local"),
+        *(sys.executable, "-m", f"orchestrator.{kind}", str(study), "--storage", str(storage), "--address", "local"),
         *("--max-concurrent", "1", "--seeds", "1", *more),
     ]
 
@@ -205,6 +209,42 @@ def test_the_lifting_grid_killed_in_the_middle_gives_the_tables_of_an_undisturbe
     assert before and 1 <= int(before[1]) <= 3
     third = start(tmp_path, LIFTING, tmp_path / "killed", *arguments)
     assert third.process.wait(600) == 0 and "4 of 4 units finished, 4 of them before this call" in third.text
+
+
+@pytest.mark.slow
+def test_the_lifting_example_is_searched_and_its_best_trial_measured(poses, tmp_path):
+    data = ("--data", f"poses={poses}")
+    search = start(tmp_path, SPACE, tmp_path / "storage", *data, "--trials", "3", "--set", "steps=60")
+    assert search.process.wait(600) == 0, search.text
+    assert "3 of 3 trials complete" in search.text
+    (folder,) = (tmp_path / "storage" / "searches").glob("lifting_rate-*/")
+    with (folder / "trials.csv").open() as file:
+        values = [float(row["validation/lifting/mpjpe"]) for row in csv.DictReader(file)]
+    assert values == sorted(values), "the best first, and of an error that is the lowest"
+    for file in (tmp_path / "storage" / "units").glob("*/record.json"):
+        assert not any(name.startswith("test/") for name in json.loads(file.read_text())["metrics"])
+    best = start(tmp_path, folder / "best.yaml", tmp_path / "storage", *data)
+    assert best.process.wait(600) == 0, best.text
+    assert re.search(r"2 of 2 units finished, 0 of them before this call", best.text)
+    (report,) = (tmp_path / "storage").glob("studies/lifting_rate_best-*/report/report.md")
+    assert "| **best** |" in report.read_text() and "(mm ↓)" in report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"dropout": Range(0.0, 0.5)', '"steps": Range(10, 20)', "steps changes how many samples"),
+        ('"minimize"', '"maximize"', "direction of validation/lifting/mpjpe must be 'minimize', got 'maximize'"),
+        ("lifting/mpjpe", "lifting/mpjp", "objective 'validation/lifting/mpjp' is not measured"),
+        ("project:PROJECT", "project:OTHER", "examples.lifting_mlp.project has no OTHER"),
+    ],
+)
+def test_a_space_of_an_example_that_makes_no_sense_is_refused(old, new, message, poses, tmp_path):
+    file = tmp_path / "space.py"
+    assert old in SPACE.read_text()
+    file.write_text(SPACE.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_search(str(file), "tiny", [f"poses={poses}"], [], None, None)
 
 
 @pytest.mark.slow

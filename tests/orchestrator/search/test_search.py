@@ -18,6 +18,7 @@ from optuna.trial import TrialState, create_trial
 from orchestrator import ablate
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.resolve import resolve
+from orchestrator.project import load_project
 from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import State
 from orchestrator.search import __main__ as search
@@ -510,6 +511,34 @@ def test_bad_input_is_one_clear_line_before_anything_starts(bench, tmp_path, cap
         "seeds=2", 'seeds=2, objective="validation/pe/mpjpe_mm"'
     )
     assert not storage.exists()
+
+
+def space_of(project, **fields):
+    return Space("own", "?", {"learning_rate": Range(1e-4, 1e-2)}, project=f"baselines.{project}", **fields)
+
+
+def test_a_trial_of_a_project_that_trains_tasks_apart_is_the_run_of_its_objective():
+    base = load_project("baselines.project:DD_NET").base("tiny")
+    plan = SearchPlan(space_of("project:DD_NET", objective="validation/eap/top1"), "tiny", base, 1, DATA, "")
+    (unit,) = plan.units_of({"learning_rate": 2e-3})
+    assert (unit.stage, unit.task, unit.config.optim.task) == ("dd_net", "eap", "eap")
+    assert unit.project == "baselines.project:DD_NET" and unit.key == unit.trainer.key(
+        unit.config, {name: fact.fingerprint for name, fact in DATA.items()}, "", ""
+    )
+    with pytest.raises(ValueError, match="'validation/score' is of all tasks, and dd_net trains ar2d, eap, ar3d apart"):
+        SearchPlan(space_of("project:DD_NET"), "tiny", base, 1, DATA, "").units_of({})
+    both = load_project("baselines.multitask.project:MULTITASK").base("tiny")
+    plan = SearchPlan(space_of("multitask.project:MULTITASK"), "tiny", both, 1, DATA, "")
+    assert [(unit.stage, unit.task) for unit in plan.units_of({})] == [("multitask", "")]
+
+
+def test_searches_of_two_projects_have_two_names():
+    base = load_project("baselines.project:DD_NET").base("tiny")
+    names = {
+        SearchPlan(space_of(f"project:{project}", objective="validation/eap/top1"), "tiny", base, 1, DATA, "").name
+        for project in ("DD_NET", "ST_GCN")
+    }
+    assert len(names) == 2
 
 
 def test_two_drivers_do_not_run_one_search(bench, tmp_path, capsys):
