@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from baselines.config import LIFTERS, BaselineConfig, RunConfig
 from baselines.dd_net import DDNet
-from baselines.lifter import Lifter
+from baselines.lifter import Lifter, relative_to_root
 from baselines.residual_mlp import ResidualMLP
 from baselines.st_gcn import STGCN
 from baselines.videopose3d import VideoPose3D
@@ -24,7 +24,7 @@ from ups_model.data.format.clip_data import ClipData
 from ups_model.evaluation.measure import mirror_inputs
 from ups_model.model.inputs import Inputs
 from ups_model.model.layers import seed_for
-from ups_model.skeletons import Skeleton
+from ups_model.skeletons import ROOT_SLOT, Skeleton
 from ups_model.tasks import MAX_PERSONS
 from ups_model.training.checkpoint import load_checkpoint, load_weights
 
@@ -75,7 +75,10 @@ class Baseline(nn.Module):
         pose_BPNIC = inputs.pose_BPNSC[:, :, :, self.slot_I, : self.shape.dims]
         if isinstance(self.network, Lifter):
             assert inputs.target_frame_BR is not None, "windows of pose estimation have targets"
-            return self.network.lift(pose_BPNIC[:, 0], inputs.target_frame_BR)
+            screen_BNI2 = pose_BPNIC[:, 0]
+            if self.config.network.centred:
+                screen_BNI2 = relative_to_root(screen_BNI2, self.shape.slots.index(ROOT_SLOT))
+            return self.network.lift(screen_BNI2, inputs.target_frame_BR)
         scores_BK: Tensor = self.network(pose_BPNIC, inputs.person_mask_BP)
         return scores_BK
 

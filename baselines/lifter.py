@@ -24,6 +24,13 @@ class Lifter(nn.Module):
         return self(target_windows(screen_BNI2, target_BR, self.receptive_field))
 
 
+def relative_to_root(screen_BNI2: Tensor, root: int) -> Tensor:
+    """The other joints as seen from one of them, whose own place stays."""
+    root_BN12 = screen_BNI2[:, :, root : root + 1]
+    is_root_I1 = (torch.arange(screen_BNI2.shape[2], device=screen_BNI2.device) == root)[:, None]
+    return torch.where(is_root_I1, screen_BNI2, screen_BNI2 - root_BN12)
+
+
 def target_windows(screen_BNI2: Tensor, target_BR: Tensor, receptive_field: int) -> Tensor:
     """[B * R, F, I, 2] the frames around each target."""
     around_F = torch.arange(receptive_field, device=target_BR.device) - receptive_field // 2

@@ -30,6 +30,8 @@ class MultitaskNetwork(Section):
     """Points on each side of a joint's probability map (the paper's W_h + 1 of Eq. 8)."""
     range_m: float = 3.0
     """Metres that coordinates in [0, 1] stand for, the root in the middle. The paper: 2, for depth alone."""
+    centred: bool = True
+    """As `baselines.config.NetworkConfig.centred`."""
     kernel: int = 5
     """Frames of a temporal convolution of the encoder."""
     dropout: float = 0.1

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from baselines.build import NetworkShape, read_facts, unmirror
 from baselines.learner import Learner
+from baselines.lifter import relative_to_root
 from baselines.multitask.config import MultitaskConfig
 from baselines.multitask.losses import multitask_loss
 from baselines.multitask.network import Exit, MultitaskNet
@@ -24,7 +25,7 @@ from ups_model.evaluation.measure import measure_poses, mirror_inputs
 from ups_model.evaluation.outcomes import Outcomes, class_outcomes
 from ups_model.model.inputs import Inputs
 from ups_model.model.layers import seed_for
-from ups_model.skeletons import Skeleton
+from ups_model.skeletons import ROOT_SLOT, Skeleton
 from ups_model.training.checkpoint import load_weights
 from ups_model.training.run_state import Metrics
 
@@ -58,6 +59,8 @@ class MultitaskModel(nn.Module):
     def forward(self, inputs: Inputs, exits: int = 0) -> list[Exit]:
         """What each exit says, up to exit number `exits` (0 = the last)."""
         screen_BNI2 = inputs.pose_BPNSC[:, 0][:, :, self.slot_I, :2]
+        if self.config.network.centred:
+            screen_BNI2 = relative_to_root(screen_BNI2, self.shape.slots.index(ROOT_SLOT))
         predicted: list[Exit] = self.network(screen_BNI2, exits, self.actions)
         return predicted
 

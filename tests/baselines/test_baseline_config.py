@@ -41,6 +41,7 @@ def test_clips_splits_and_measured_frames_are_those_of_ups(system):
         ("dd_net", {"streams": ("slow", "slow")}, "streams must name at least one stream and none twice"),
         ("dd_net", {"kernel": 5}, "kernel means nothing to dd_net, got 5; leave it at 9"),
         ("videopose3d", {"blocks": 2}, "blocks means nothing to videopose3d, got 2; leave it at 3"),
+        ("dd_net", {"centred": False}, "centred means nothing to dd_net, got False; leave it at True"),
         ("dd_net", {"data.ar3d.sources": ()}, "data.ar3d.sources must name one clip set, got 0"),
         ("dd_net", {"data.ar3d.sources": ("a", "b")}, "data.ar3d.sources must name one clip set, got 2"),
         ("dd_net", {"ratios": (0.2, 1.2)}, "ratios must lie in (0, 1], got (0.2, 1.2)"),

@@ -250,8 +250,8 @@ def test_the_whole_study_is_planned_and_its_runs_leave_what_its_tables_show(toy_
     (tmp_path / "small.py").write_text(STUDY)
     planned = read_inputs(str(tmp_path / "small.py"), "tiny", [f"{POSE}={toy_sets[POSE]}"], [], None)
     units = planned.plan.units
-    # One base, shared by five tables; the last exit, three inputs, two single tasks, stages.
-    assert len(units) == 8
+    # One base, shared by six tables; the last exit, three inputs, two single tasks, stages, three of fewer layers.
+    assert len(units) == 11
     paths = {name: str(path) for name, path in planned.paths.items()}
     ledger = Ledger(tmp_path)
     for _, lines in planned.plan.tables:

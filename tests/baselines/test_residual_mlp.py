@@ -2,7 +2,7 @@
 
 import torch
 
-from baselines.lifter import target_windows
+from baselines.lifter import relative_to_root, target_windows
 from baselines.residual_mlp import ResidualMLP
 from tests.support.small_models import generator, stir
 
@@ -35,3 +35,11 @@ def test_each_target_has_the_frames_around_it():
     frames = torch.arange(10.0).view(1, 10, 1, 1).expand(2, 10, 1, 2) + torch.tensor([0.0, 100.0]).view(2, 1, 1, 1)
     windows = target_windows(frames, torch.tensor([[1, 8], [4, 5]]), 3)
     assert windows[..., 0, 0].tolist() == [[0, 1, 2], [7, 8, 9], [103, 104, 105], [104, 105, 106]]
+
+
+def test_joints_relative_to_the_root_are_the_same_numbers():
+    x = torch.randn(3, 5, 4, 2, generator=generator(1), dtype=torch.float64)
+    centred = relative_to_root(x, 1)
+    assert torch.equal(centred[:, :, 1], x[:, :, 1])
+    for joint in (0, 2, 3):
+        assert torch.equal(centred[:, :, joint], x[:, :, joint] - x[:, :, 1])
