@@ -21,6 +21,9 @@ from ups_model.wording import count
 CHECKPOINTS_PER_RUN = 10
 MAX_STEPS_BETWEEN_CHECKPOINTS = 500
 """A kill loses at most a tenth of a run, and never more than so many steps."""
+ITEM = "item:"
+"""Arrays TASK/SOURCE/item:METRIC of `outcomes.npz` have the values of which a metric is the mean, TASK/SOURCE/subject
+whose they are."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from itertools import takewhile
 import numpy as np
 
 from orchestrator.planning.plan_file import PlanFile, PlannedColumn
+from orchestrator.project import ITEM
 from orchestrator.record import Record
 from orchestrator.report.claim_tests import (
     ALPHA,
@@ -222,7 +223,10 @@ def subject_means(column: PlannedColumn, outcomes: Outcomes | None) -> dict[int,
         return None
     measure = column.metric.partition("/")[2]
     place = f"{column.task}/{column.sources[0]}/"
-    if measure in ("mpjpe_mm", "p_mpjpe_mm"):
+    if f"{place}{ITEM}{measure}" in outcomes:
+        value = outcomes[f"{place}{ITEM}{measure}"]
+        weight = np.ones(len(value))
+    elif measure in ("mpjpe_mm", "p_mpjpe_mm"):
         sums, counts = f"{place}{measure.replace('mpjpe', 'error_sum')}", f"{place}frames"
         if sums not in outcomes or counts not in outcomes:
             return None

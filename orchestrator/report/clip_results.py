@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.planning.plan_file import PlanFile, PlannedColumn, PlannedRow
+from orchestrator.project import ITEM
 from orchestrator.record import Record
 from orchestrator.report.claims import Outcomes, OutcomesOf
 from orchestrator.report.model import Confusion, ExamplePoses
@@ -22,7 +23,7 @@ def by_source(arrays: Outcomes) -> dict[tuple[str, str], dict[str, np.ndarray]]:
     """Arrays of each task and source, by what they are. ValueError for a name without these three parts."""
     groups: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
-        parts = name.split("/")
+        parts = name.split("/", 2)
         if len(parts) != 3:
             raise ValueError(f"arrays must be named task/source/what, got {name!r}")
         groups.setdefault((parts[0], parts[1]), {})[parts[2]] = array
@@ -34,10 +35,18 @@ def ratio_ends(named: Mapping[str, np.ndarray]) -> list[str]:
     return sorted(name.removeprefix("rank") for name in named if name.startswith("rank"))
 
 
+def item_metrics(named: Mapping[str, np.ndarray]) -> list[str]:
+    """Metrics whose values are there one by one (`orchestrator.project.ITEM`)."""
+    return sorted(name.removeprefix(ITEM) for name in named if name.startswith(ITEM))
+
+
 def check_outcomes(arrays: Outcomes) -> None:
-    """ValueError for arrays that no run leaves (`ups_model.evaluation.outcomes`), whatever wrote them."""
+    """ValueError for arrays that no run leaves (`ups_model.evaluation.outcomes`, `ITEM`), whatever wrote them."""
     for (task, source), named in by_source(arrays).items():
         place, poses, ends = f"{task}/{source}", "frames" in named, ratio_ends(named)
+        if metrics := item_metrics(named):
+            _check_items(place, named, metrics)
+            continue
         rows = [*POSE_ROWS, *SUMS] if poses else [*CLASS_ROWS]
         rows += [f"{name}{end}" for end in ends for name in ANSWERS]
         if missing := [name for name in rows if name not in named]:
@@ -55,6 +64,16 @@ def check_outcomes(arrays: Outcomes) -> None:
             raise ValueError(f"{place}: errors must be finite")
         if "example_pose_mm" in named:
             _check_examples(place, named)
+
+
+def _check_items(place: str, named: Mapping[str, np.ndarray], metrics: list[str]) -> None:
+    arrays = [named[f"{ITEM}{metric}"] for metric in metrics]
+    if "subject" not in named or not np.issubdtype(named["subject"].dtype, np.integer):
+        raise ValueError(f"{place}: subject must be there, in whole numbers")
+    if named["subject"].ndim != 1 or any(array.shape != named["subject"].shape for array in arrays):
+        raise ValueError(f"{place}: items and subjects must be of one length")
+    if not all(np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all() for array in arrays):
+        raise ValueError(f"{place}: items must be finite numbers")
 
 
 def _check_examples(place: str, named: Mapping[str, np.ndarray]) -> None:

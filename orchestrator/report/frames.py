@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.planning.plan_file import PlanFile
+from orchestrator.project import ITEM
 from orchestrator.report.build import build
 from orchestrator.report.claims import Outcomes, OutcomesOf
-from orchestrator.report.clip_results import ANSWERS, CLASS_ROWS, POSE_ROWS, by_source, ratio_ends
+from orchestrator.report.clip_results import ANSWERS, CLASS_ROWS, POSE_ROWS, by_source, item_metrics, ratio_ends
 from orchestrator.report.model import Report
 from orchestrator.report.render import cells_csv, claims_csv
 from orchestrator.report.sources import open_study
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # It takes half a second to import, and a report needs none o
 
 OUTCOME_COLUMNS = (
     "arm", "stage", "seed", "task", "source", "clip", "camera", "subject", "ratio", "label", "predicted", "rank",
-    "margin", "frames", "error_mm", "p_error_mm", "key",
+    "margin", "frames", "error_mm", "p_error_mm", "metric", "value", "key",
 )  # fmt: skip
 
 WHOLE_NUMBERS = ("seed", "clip", "camera", "subject", "label", "predicted", "rank", "frames")
@@ -141,7 +142,14 @@ def _columns(arrays: Outcomes) -> list[dict[str, Any]]:
     return [
         {"task": task, "source": source, **columns}
         for (task, source), named in sorted(by_source(arrays).items())
-        for columns in (_poses(named) if "frames" in named else _classes(named))
+        for columns in (_items(named) or (_poses(named) if "frames" in named else _classes(named)))
+    ]
+
+
+def _items(named: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    return [
+        {"subject": named["subject"], "metric": metric, "value": named[f"{ITEM}{metric}"]}
+        for metric in item_metrics(named)
     ]
 
 

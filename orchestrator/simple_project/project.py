@@ -12,7 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import numpy as np
+
 from orchestrator.project import (
+    ITEM,
     DataFacts,
     FinishedRun,
     Fitting,
@@ -35,11 +38,14 @@ from ups_model.atomic import write_atomic
 from ups_model.cli import assignments
 from ups_model.config.schema import build, digest
 from ups_model.evaluation.health import CURVE_POINTS, TaskHealth
+from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.source import files_digest
 from ups_model.training.progress import forget_after, read_rows
 
 TRAINING = "trained"
 """The one way in which a row is trained."""
+MEAN_TOLERANCE = 1e-4
+"""Between a metric and the mean of its items, in part of it or in its unit."""
 
 Train = Callable[[Any, Run], Mapping[str, float] | None]
 
@@ -230,6 +236,7 @@ class SimpleProject:
             "torch": _version("torch"),
             **run._facts,
         }
+        (request.folder / OUTCOMES).unlink(missing_ok=True)
         result = FinishedRun(
             "finished",
             request.key,
@@ -237,6 +244,7 @@ class SimpleProject:
             str(keep_weights(request)),
             about,
             self._health(request.folder, run._trivial),
+            self._save_items(request, run, metrics),
         )
         write_atomic(request.folder / "result.json", json.dumps(asdict(result), indent=1, allow_nan=False))
         return result
@@ -265,6 +273,28 @@ class SimpleProject:
         if test and (missing := [name for name in names if f"test/{self.task}/{name}" not in metrics]):
             raise ValueError(f"{self.name}: the training function must return test/{missing[0]}")
         return metrics
+
+    def _save_items(self, request: Request, run: Run, metrics: Mapping[str, float]) -> str:
+        """Write `outcomes.npz` where the function has kept results one by one; its SHA-256, or nothing."""
+        if not run._items:
+            return ""
+        from ups_model.evaluation.outcomes import save_outcomes  # It imports torch.
+
+        if not (sets := self.sets(request.settings)):
+            raise ValueError(f"{self.name}: keep_items needs to know what was measured: declare data=[DataSet(...)]")
+        place = f"{self.task}/{sets[0]}"  # In reports, results one by one are those of a column's first data set.
+        (_, subject_N), *others = run._items.values()
+        arrays = {f"{place}/subject": subject_N}
+        for metric, (value_N, whose_N) in run._items.items():
+            mean, reported = float(value_N.mean()), metrics[f"test/{self.task}/{metric}"]
+            if not math.isclose(mean, reported, rel_tol=MEAN_TOLERANCE, abs_tol=MEAN_TOLERANCE):
+                raise ValueError(
+                    f"{self.name}: test/{metric} must be the mean of its items, {mean:.6g}, got {reported:.6g}"
+                )
+            if any(not np.array_equal(whose_N, subjects) for _, subjects in others):
+                raise ValueError(f"{self.name}: all metrics must be kept of the same items, in one order")
+            arrays[f"{place}/{ITEM}{metric}"] = value_N
+        return save_outcomes(request.folder / OUTCOMES, arrays)
 
     def _health(self, folder: Path, trivial: Mapping[str, float]) -> dict[str, dict[str, Any]]:
         """From the validation metrics that were logged, at about each fifth of the run."""

@@ -7,12 +7,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.project import Request, checkpoint_interval
 from orchestrator.simple_project.settings import Metric
 from ups_model.training.progress import append_row
 from ups_model.training.run_folder import PREFIX, prune_checkpoints, verify_checkpoint, write_checkpoint
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike
 
 KEPT_CHECKPOINTS = 2
 
@@ -50,6 +54,7 @@ class Run:
     _started: float = field(default_factory=time.monotonic)
     _seconds_before: float = 0.0
     _was_told: bool = False
+    _items: "dict[str, tuple[np.ndarray, np.ndarray]]" = field(default_factory=dict)
     _metrics: tuple[Metric, ...] = ()
     _task: str = ""
 
@@ -94,6 +99,35 @@ class Run:
     def describe(self, **facts: str | float) -> None:
         """What a caption should say: `describe(parameters=1_200_000, device="cuda", precision="bf16")`."""
         self._facts |= {name: fact if isinstance(fact, str) else as_number(name, fact) for name, fact in facts.items()}
+
+    def keep_items(self, metric: str, values: "ArrayLike", subjects: "ArrayLike") -> None:
+        """Results of the test data one by one, of which the metric is the mean: the report then says what a claim's
+        effect would be for new subjects, where there are at least five, and `outcomes` has them in a notebook.
+
+        Args:
+            metric: a declared one.
+            values: [n] in its unit, of an accuracy in % 0 or 100.
+            subjects: [n] whole numbers: who each item is of.
+
+        Raises:
+            ValueError: another metric, arrays of other shapes, or values that aren't finite.
+        """
+        import numpy as np
+
+        value_N, subject_N = np.asarray(values, dtype=np.float64), np.asarray(subjects)
+        names = [one.name for one in self._metrics]
+        if metric not in names:
+            raise ValueError(f"keep_items takes a declared metric ({', '.join(names)}), got {metric!r}")
+        if not self.test:
+            raise ValueError("keep_items is for test data, and run.test is False; leave test data alone then")
+        if value_N.ndim != 1 or not len(value_N) or value_N.shape != subject_N.shape:
+            raise ValueError(
+                f"keep_items({metric!r}): values and subjects must be one-dimensional, of one length above 0, got "
+                f"{value_N.shape} and {subject_N.shape}"
+            )
+        if not np.issubdtype(subject_N.dtype, np.integer) or not np.isfinite(value_N).all():
+            raise ValueError(f"keep_items({metric!r}): subjects must be whole numbers, and values finite")
+        self._items[metric] = (value_N, subject_N.astype(np.int64))
 
     @property
     def seconds(self) -> float:

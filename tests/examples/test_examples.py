@@ -205,6 +205,11 @@ def test_the_lifting_grid_killed_in_the_middle_gives_the_tables_of_an_undisturbe
     assert again.process.wait(600) == 0, again.text
     cells = [next((tmp_path / name).glob("studies/*/report/cells.csv")).read_text() for name in ("whole", "killed")]
     assert cells[0] == cells[1] and "blocks=2, dropout=0.5" in cells[0]
+    items = load("lifting_depth", storage=str(tmp_path / "killed")).outcomes
+    means = items.groupby(["arm", "seed"])["value"].mean().round(2).tolist()
+    assert len(means) == 4 and set(items["metric"]) == {"mpjpe"} and items["subject"].nunique() >= 1
+    for row in csv.DictReader(cells[0].splitlines()):
+        assert round(float(row["mean"]), 2) in means
     before = re.search(r"4 of 4 units finished, (\d) of them before this call", again.text)
     assert before and 1 <= int(before[1]) <= 3
     third = start(tmp_path, LIFTING, tmp_path / "killed", *arguments)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import hashlib
 import importlib
+import re
 import sys
 from dataclasses import dataclass
 
@@ -11,11 +13,15 @@ import pytest
 import torch
 
 from orchestrator.planning.plan import make_plan
+from orchestrator.planning.plan_file import PlannedColumn
 from orchestrator.planning.resolve import resolve
 from orchestrator.project import Project, Request, load_project
+from orchestrator.report.claims import subject_means
+from orchestrator.report.clip_results import check_outcomes
 from orchestrator.simple_project import DataSet, Metric, simple_project
 from orchestrator.simple_project.source import content_digest, source_files
 from search_spaces.study import Column, Row, Study, Table
+from ups_model.evaluation.outcomes import load_outcomes
 
 
 @dataclass(frozen=True)
@@ -363,3 +369,84 @@ def test_comments_and_docstrings_are_no_other_code_and_numbers_are(tmp_path):
 
 def test_projects_load_once_and_by_address():
     assert load_project(ADDRESS) is PROJECT
+
+
+VALUES, SUBJECTS = (5.0, 15.0, 10.0, 10.0), (3, 3, 5, 5)
+
+
+def keeping(values=VALUES, subjects=SUBJECTS, metric="score"):
+    """Counts up, and keeps results one by one."""
+
+    def train(settings, run):
+        metrics = count_up(settings, run)
+        if run.test:
+            run.keep_items(metric, values, subjects)
+        return metrics
+
+    return train
+
+
+POSES = (DataSet("poses", made=True),)
+
+
+def test_results_one_by_one_lie_beside_the_result_and_their_digest_in_it(tmp_path):
+    made = project(keeping(), data=POSES)
+    result = made.train(request(made, tmp_path))
+    content = (tmp_path / "outcomes.npz").read_bytes()
+    assert result.outcomes == hashlib.sha256(content).hexdigest()
+    arrays = load_outcomes(tmp_path / "outcomes.npz")
+    check_outcomes(arrays)
+    assert arrays["counter/poses/item:score"].tolist() == list(VALUES)
+    assert arrays["counter/poses/subject"].tolist() == list(SUBJECTS)
+    assert made.train(request(made, tmp_path)) == result
+    column = PlannedColumn("counter/score", "Score", "%", True, {}, "counter", "g", ("poses",))
+    assert subject_means(column, arrays) == {3: 10.0, 5: 10.0}
+
+
+def test_a_run_that_leaves_the_test_data_alone_keeps_nothing_of_them(tmp_path):
+    made = project(keeping(), data=POSES)
+    assert made.train(request(made, tmp_path, test=False)).outcomes == ""
+    assert not (tmp_path / "outcomes.npz").exists()
+
+    def careless(settings, run):
+        run.keep_items("score", VALUES, SUBJECTS)
+
+    with pytest.raises(ValueError, match=r"run\.test is False; leave test data alone"):
+        project(careless, data=POSES).train(request(made, tmp_path / "other", test=False))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"values": (5.0, 16.0, 10.0, 10.0)}, "test/score must be the mean of its items, 10.25, got 10"),
+        ({"values": (5.0, 15.0, 10.0)}, "must be one-dimensional, of one length above 0, got (3,) and (4,)"),
+        ({"values": (), "subjects": ()}, "of one length above 0, got (0,) and (0,)"),
+        ({"values": (5.0, 15.0, float("nan"), 10.0)}, "values finite"),
+        ({"subjects": (1.5, 1.5, 2.0, 2.0)}, "subjects must be whole numbers"),
+        ({"metric": "accuracy"}, "keep_items takes a declared metric (score), got 'accuracy'"),
+    ],
+)
+def test_results_one_by_one_that_contradict_the_metric_or_themselves_are_refused(arguments, message, tmp_path):
+    made = project(keeping(**arguments), data=POSES)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        made.train(request(made, tmp_path))
+
+
+def test_results_one_by_one_need_a_data_set_to_be_of(tmp_path):
+    made = project(keeping())
+    with pytest.raises(ValueError, match=re.escape("declare data=[DataSet(...)]")):
+        made.train(request(made, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"subject": None}, "subject must be there"),
+        ({"subject": np.array([1, 2])}, "of one length"),
+        ({"item:score": np.array([1.0, np.inf, 2.0])}, "finite"),
+    ],
+)
+def test_items_that_no_run_leaves_are_refused_by_the_report(changes, message):
+    arrays = {"subject": np.array([1, 1, 2]), "item:score": np.array([1.0, 2.0, 3.0])} | changes
+    with pytest.raises(ValueError, match=message):
+        check_outcomes({f"counter/poses/{name}": array for name, array in arrays.items() if array is not None})
