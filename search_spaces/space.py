@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from search_spaces.study import NOTHING, UPS, text_faults
 
+Sampler = Literal["tpe", "gp", "random", "qmc", "grid"]
 SCORE = "validation/score"
 """The number that checkpoints are chosen by: the mean over tasks of the share solved, in percent."""
 
@@ -80,6 +81,9 @@ class Space:
     """Repetitions of each trial: seeds first_seed, first_seed + 1 ..."""
     first_seed: int = 100
     """Apart from those of studies, which begin at 0: what was lucky in the search must not count again in a study."""
+    sampler: Sampler = "tpe"
+    """Who suggests trials, of Optuna's: "tpe" and "gp" (Gaussian process) learn from the trials so far, "random" and
+    "qmc" (Sobol's points) don't, "grid" takes all combinations in their order."""
     sampler_seed: int = 0
     """Of the suggestions."""
     project: str = UPS
@@ -96,6 +100,8 @@ class Space:
                 f"objective must be a validation metric, got {self.objective!r}: choosing by the test split would "
                 f"spoil it; try {SCORE!r}"
             )
+        if self.sampler not in get_args(Sampler):
+            faults.append(f"sampler must be one of {', '.join(get_args(Sampler))}, got {self.sampler!r}")
         for name, low in (("trials", 1), ("seeds", 1), ("first_seed", 0), ("sampler_seed", 0)):
             if getattr(self, name) < low:
                 faults.append(f"{name} must be at least {low}, got {getattr(self, name)}")

@@ -4,6 +4,7 @@
 <storage>/searches/<name>/                search.md, trials.csv
 """
 
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.samplers import BaseSampler, BruteForceSampler, TPESampler
+from optuna.samplers import BaseSampler, BruteForceSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -91,16 +92,38 @@ class Journal:
             warnings.simplefilter("ignore", ExperimentalWarning)
             return self._suggest([trial.params for trial in self.trials])
 
-    def _suggest(self, taken: list[dict[str, Any]]) -> Params | None:
+    def _suggest(self, taken: list[Params]) -> Params | None:
+        if self._space.sampler == "grid":
+            points = itertools.product(*map(_values, self._where.values()))
+            every = (dict(zip(self._where, point, strict=True)) for point in points)
+            return next((params for params in every if params not in taken), None)
         for attempt in range(MAX_ATTEMPTS):
             seed = int(digest([self._space.sampler_seed, len(taken), attempt])[:8], 16)
-            sampler = TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=STARTUP)
-            if (params := self._draw(sampler)) not in taken:
+            is_fixed = self._space.sampler == "qmc"
+            params = self._sobol(len(taken) + attempt) if is_fixed else self._draw(self._sampler(seed))
+            if params not in taken:
                 return params
-        points = _points(self._where.values())
-        if points is None:
+        number = _points(self._where.values())
+        if number is None:
             return params
-        return self._draw(BruteForceSampler(seed=seed)) if len(taken) < points else None
+        return self._draw(BruteForceSampler(seed=seed)) if len(taken) < number else None
+
+    def _sampler(self, seed: int) -> BaseSampler:
+        if self._space.sampler == "random":
+            return RandomSampler(seed=seed)
+        if self._space.sampler == "gp":
+            return GPSampler(seed=seed, n_startup_trials=STARTUP)
+        return TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=STARTUP)
+
+    def _sobol(self, number: int) -> Params:
+        """Point `number` of Sobol's sequence, which Optuna's sampler counts by how often a study has asked it."""
+        sampler = QMCSampler(seed=self._space.sampler_seed, scramble=True, warn_asynchronous_seeding=False)
+        study = optuna.create_study(direction=self._space.direction, sampler=sampler)
+        # The first trial is drawn at random: from it the sampler learns the dimensions.
+        study.add_trial(self._trial(0, self._draw(RandomSampler(seed=0)), TrialState.RUNNING))
+        for _ in range(number):
+            study.ask(self._where)
+        return self._of(study.ask(self._where).params)
 
     def _draw(self, sampler: BaseSampler) -> Params:
         study = optuna.create_study(direction=self._space.direction, sampler=sampler)
@@ -108,7 +131,9 @@ class Journal:
             # One that failed counts as one without a value yet: both are taken for bad, and their neighbours avoided.
             state = trial.state if trial.state is TrialState.COMPLETE else TrialState.RUNNING
             study.add_trial(self._trial(number, trial.params, state, trial.value))
-        drawn = study.ask(self._where).params
+        return self._of(study.ask(self._where).params)
+
+    def _of(self, drawn: Params) -> Params:
         return {path: _rounded(drawn[path], where) for path, where in self._where.items()}
 
     def _trial(self, number: int, params: Params, state: TrialState, value: float | None = None) -> FrozenTrial:
@@ -168,6 +193,14 @@ def _rounded(value: Any, where: Any) -> Any:
     if where.step is not None:
         return round(value, 10)
     return min(max(float(f"{value:.{DIGITS}g}"), where.low), where.high)
+
+
+def _values(where: Any) -> list[Any]:
+    """All values of a dimension that has an end."""
+    if isinstance(where, CategoricalDistribution):
+        return list(where.choices)
+    steps = round((where.high - where.low) // where.step + 1)
+    return [_rounded(where.low + step * where.step, where) for step in range(steps)]
 
 
 def _points(where: Any) -> int | None:

@@ -44,8 +44,7 @@ class SearchPlan:
         facts = {name: fact.fingerprint for name, fact in self.data.items()}
         what: list[Any] = [self.base.canonical(), facts, self.inputs, dimensions, space.objective, space.direction]
         what += [self.seeds, space.first_seed, space.sampler_seed]
-        if space.project != UPS:
-            what.append(space.project)
+        what += [other for other, usual in ((space.project, UPS), (space.sampler, "tpe")) if other != usual]
         return f"{space.name}-{self.preset}-{digest(what)[:8]}"
 
     @property

@@ -109,6 +109,8 @@ def check_dimensions(space: Space, base: Settings, changed: Sequence[str]) -> di
             if path in changed:
                 raise ValueError(f"{path} is searched and set; leave out --set {name}")
             dimensions[path] = _as_field(path, where, field_of(base, path))
+            if space.sampler == "grid" and not _is_countable(dimensions[path]):
+                raise ValueError("sampler grid needs a step, got a range without one; give it, or a Choice")
             for value in where.ends:
                 _check_comparable(path, project, base, base.with_fields({path: value}))
     combinations = itertools.product(*(where.ends for where in dimensions.values()))
@@ -118,6 +120,10 @@ def check_dimensions(space: Space, base: Settings, changed: Sequence[str]) -> di
         except ValueError as error:
             raise ValueError(f"space {space.name!r}: {error}; narrow its dimensions") from error
     return dimensions
+
+
+def _is_countable(where: Range | Choice) -> bool:
+    return isinstance(where, Choice) or where.step is not None or isinstance(where.low, int)
 
 
 def _as_field(path: str, where: Range | Choice, value: object) -> Range | Choice:

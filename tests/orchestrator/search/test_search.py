@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shlex
@@ -505,12 +506,60 @@ def test_bad_input_is_one_clear_line_before_anything_starts(bench, tmp_path, cap
     assert "unequal budgets" in refused('"dropout": Range(0, 0.3)', '"pe.batch_size": Range(2, 8)')
     assert "seeds instead" in refused('"dropout": Range(0, 0.3)', '"seed": Range(0, 8)')
     assert "whole number" in refused('"dropout": Range(0, 0.3)', '"encoder_layers": Range(1, 2.5)')
+    assert "sampler must be one of tpe, gp, random, qmc, grid, got 'cma'" in refused(
+        "seeds=2", 'seeds=2, sampler="cma"'
+    )
+    assert "grid needs a step, got a range without one" in refused("seeds=2", 'seeds=2, sampler="grid"')
     assert "would spoil it" in refused("seeds=2", 'seeds=2, objective="test/score"')
     assert "is not measured" in refused("seeds=2", 'seeds=2, objective="validation/ar3d/f1"')
     assert "direction of validation/pe/mpjpe_mm must be 'minimize'" in refused(
         "seeds=2", 'seeds=2, objective="validation/pe/mpjpe_mm"'
     )
     assert not storage.exists()
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc"])
+def test_each_sampler_suggests_the_same_trials_again_and_none_twice(sampler, tmp_path):
+    trials = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        search = Search(tmp_path / name, small_space(sampler=sampler)).run()
+        trials.append([trial.params for trial in search.book.trials])
+    assert trials[0] == trials[1] and len(trials[0]) == TRIALS
+    assert len({tuple(params.values()) for params in trials[0]}) == TRIALS
+    if sampler == "tpe":
+        return
+    values = {trial.value for trial in search.book.trials}
+    assert values != {trial.value for trial in Search(tmp_path, small_space()).run().book.trials}
+
+
+def test_samplers_that_learn_come_nearer_to_the_best_than_those_that_do_not(tmp_path):
+    best = {}
+    for sampler in ("tpe", "gp", "random"):
+        (tmp_path / sampler).mkdir()
+        search = Search(tmp_path / sampler, small_space(sampler=sampler, trials=25), trials=25).run()
+        best[sampler] = max(trial.value for trial in search.book.trials)
+    assert best["gp"] > best["random"] and best["tpe"] > best["random"]
+
+
+def test_sobols_points_lie_more_evenly_than_random_ones(tmp_path):
+    def largest_gap(sampler):
+        (tmp_path / sampler).mkdir()
+        space = Space("even", "?", {"dropout": Range(0.0, 0.4)}, sampler=sampler, trials=32)
+        drawn = sorted(
+            trial.params["model.dropout"] for trial in Search(tmp_path / sampler, space, 32).run().book.trials
+        )
+        return max(after - before for before, after in itertools.pairwise([0.0, *drawn, 0.4]))
+
+    assert largest_gap("qmc") < 0.03 < largest_gap("random")
+
+
+def test_a_grid_has_each_combination_once_in_order_and_then_ends(tmp_path):
+    dimensions = {"dropout": Range(0.0, 0.2, step=0.1), "encoder_layers": Range(1, 2)}
+    search = Search(tmp_path, Space("grid", "?", dimensions, sampler="grid", trials=20), 20).run()
+    points = [tuple(trial.params.values()) for trial in search.book.trials]
+    assert points == list(itertools.product((0.0, 0.1, 0.2), (1, 2)))
+    assert search.graph.whole and search.graph.total == 6
 
 
 def space_of(project, **fields):
