@@ -5,6 +5,7 @@ The same command again resumes or extends.
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from orchestrator.cli.arguments import AUTO, add_shared_arguments, check_cut, ch
 from orchestrator.cli.session import Session, run_command
 from orchestrator.search.resolve_space import SearchInputs, read_search, search_content
 from orchestrator.storage.ledger import REPORTS
-from orchestrator.storage.search_journal import SearchPlace
+from orchestrator.storage.search_journal import JOURNAL, SearchPlace
 from orchestrator.storage.source_check import SourceCheck
 from search_spaces import find_space, space_names
 from ups_model.cli import command_parser
@@ -96,6 +97,8 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
             "%s: %d of %s there, %s each, judged by %s",
             plan.name, len(journal.trials), count(inputs.trials, "trial"), count(plan.seeds, "seed"), space.objective,
         )  # fmt: skip
+        if session.ledger.root is not None:  # A store's journal is a copy on this machine.
+            logger.info("watch its trials: %s (pip install optuna-dashboard)", dashboard_command(place.folder))
         seconds = 0.0
         if session.cluster is not None:
             facts, resources = session.cluster
@@ -111,6 +114,11 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
         last = session.end(graph, graph.whole, place.folder, shown)
         print("\n".join([*closing(inputs, graph, place.folder), *last, *([f"trials: {copy}"] if copy else [])]))
         return 0 if graph.whole else 1
+
+
+def dashboard_command(folder: Path) -> str:
+    """Shows the trials of a search in a browser, also while it runs."""
+    return shlex.join(["optuna-dashboard", str(folder / JOURNAL)])
 
 
 if __name__ == "__main__":

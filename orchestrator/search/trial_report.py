@@ -3,10 +3,13 @@
 import csv
 import io
 import statistics
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import optuna
+import optuna.visualization.matplotlib as plots
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.search.best_study import (
@@ -23,6 +26,15 @@ from orchestrator.search.trial_queue import TrialQueue, ranked, spread
 from ups_model.atomic import write_atomic
 from ups_model.wording import count
 
+FIGURES: Mapping[str, Callable[..., object]] = {
+    "history.png": plots.plot_optimization_history,
+    "slice.png": plots.plot_slice,
+    "parallel.png": plots.plot_parallel_coordinate,
+    "contour.png": plots.plot_contour,
+}
+"""Files, and what Optuna draws in them."""
+MAX_CONTOUR = 5
+"""Dimensions of which each pair is drawn."""
 SHOWN = 3
 """Trials that the end of the command shows."""
 STATES = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState.RUNNING: "running"}
@@ -31,21 +43,52 @@ STATES = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState
 def write_trials(
     inputs: SearchInputs, graph: TrialQueue, importances: Mapping[str, float], command: str, folders: Sequence[Path]
 ) -> list[Path]:
-    """Write search.md, trials.csv and, where a trial is better than the base, the study of both into each folder;
-    returns their paths."""
-    texts = {"search.md": markdown(inputs, graph, importances, command), "trials.csv": table(inputs, graph)}
+    """Write search.md, trials.csv, figures and, where a trial is better than the base, the study of both into each
+    folder; returns their paths."""
+    drawn = figures(inputs, graph)
+    texts: dict[str, str | bytes] = {
+        "search.md": markdown(inputs, graph, importances, command, list(drawn)),
+        "trials.csv": table(inputs, graph),
+        **drawn,
+    }
     best = best_of(inputs, graph)
     if best is not None and not is_base(inputs, best.params):
         texts[STUDY_FILE] = study_text(inputs, best.params)
     written = []
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-        if STUDY_FILE not in texts:
-            (folder / STUDY_FILE).unlink(missing_ok=True)  # Of an earlier call.
+        for name in {STUDY_FILE, *FIGURES} - texts.keys():
+            (folder / name).unlink(missing_ok=True)  # Of an earlier call.
         for name, text in texts.items():
             write_atomic(folder / name, text)
             written.append(folder / name)
     return written
+
+
+def figures(inputs: SearchInputs, graph: TrialQueue) -> dict[str, bytes]:
+    """Optuna's plots of the complete trials, PNG by file name; none of fewer than two trials."""
+    complete = [trial for trial in graph.trials if trial.value is not None]
+    if len(complete) < 2:
+        return {}
+    import matplotlib
+
+    with matplotlib.rc_context({"backend": "agg"}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Its plots call themselves experimental.
+        from matplotlib import pyplot
+
+        columns, drawn = len(inputs.dimensions), {}
+        study = optuna.create_study(direction=inputs.plan.study.direction)
+        study.add_trials(complete)
+        for name, plot in FIGURES.items():
+            if name == "contour.png" and not 2 <= columns <= MAX_CONTOUR:
+                continue
+            plot(study, target_name=inputs.plan.study.objective)
+            figure, stream = pyplot.gcf(), io.BytesIO()
+            figure.set_size_inches(max(7, 3.2 * columns), 3.2 * columns if name == "contour.png" else 4)
+            figure.savefig(stream, format="png", dpi=110, bbox_inches="tight")
+            pyplot.close("all")
+            drawn[name] = stream.getvalue()
+    return drawn
 
 
 def best_of(inputs: SearchInputs, graph: TrialQueue) -> FrozenTrial | None:
@@ -77,8 +120,10 @@ def table(inputs: SearchInputs, graph: TrialQueue) -> str:
     return stream.getvalue()
 
 
-def markdown(inputs: SearchInputs, graph: TrialQueue, importances: Mapping[str, float], command: str) -> str:
-    """The search's report."""
+def markdown(
+    inputs: SearchInputs, graph: TrialQueue, importances: Mapping[str, float], command: str, drawn: Sequence[str] = ()
+) -> str:
+    """The search's report; `drawn` are files of figures beside it."""
     plan, space, trials = inputs.plan, inputs.plan.study, graph.trials
     order = ranked(trials, space.direction)
     states = Counter(STATES[trial.state] for trial in trials)
@@ -109,6 +154,7 @@ def markdown(inputs: SearchInputs, graph: TrialQueue, importances: Mapping[str, 
             "trials are few, and crowd where earlier ones were good.",
             "",
         ]
+    lines += [line for name in drawn for line in (f"![{name.removesuffix('.png')}]({name})", "")]
     commits = sorted({commit for trial in trials for commit in _commits(inputs, graph, trial)})
     if len(commits) > 1:
         lines += [f"Trials were trained at different commits: {', '.join(commits)}.", ""]
