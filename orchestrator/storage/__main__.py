@@ -1,4 +1,4 @@
-"""Look after a storage: python -m orchestrator.storage du|gc|verify|export|import."""
+"""Look after a storage: python -m orchestrator.storage list|du|gc|verify|delete|export|import."""
 
 import argparse
 import logging
@@ -11,6 +11,7 @@ from orchestrator.storage.archive import export_ledger
 from orchestrator.storage.gc import Swept, sweep_rest, sweep_unit
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.merge import Imported, import_archives
+from orchestrator.storage.studies import remove, states_of, works
 from orchestrator.storage.usage import KINDS, Usage, bytes_text, map_with_progress, usage
 from orchestrator.storage.verify import verify_studies, verify_unit
 from ups_model.cli import command_parser
@@ -19,21 +20,25 @@ from ups_model.wording import count
 MAX_UNITS_LISTED = 10
 
 EXAMPLES = """examples:
+  python -m orchestrator.storage list                                        studies and searches, and how far they are
   python -m orchestrator.storage du                                          bytes by kind, by study, largest units
   python -m orchestrator.storage verify --storage /mnt/shared/ablations      read everything, say what is damaged
   python -m orchestrator.storage gc --storage s3://my-bucket/ablations --dry-run
   python -m orchestrator.storage gc --storage s3://my-bucket/ablations --older-than 48
+  python -m orchestrator.storage delete --study smoke-tiny-1a2b3c4d --dry-run
   python -m orchestrator.storage export ledger.tar.gz                        records and plans of all studies
   python -m orchestrator.storage export tables.tar.gz --study tables_7_9 --storage /mnt/shared/ablations
   python -m orchestrator.storage import ledger.tar.gz tables.tar.gz --storage s3://my-bucket/ablations
 
 gc deletes the checkpoints to resume from of units that are finished and tested and whose chosen weights can be read,
 and leftovers of killed writers; never records, chosen weights or logs, and nothing of a unit that a process holds.
+delete removes the plan and report of a study, or the journal of a search, and those of its units, records and weights
+included, that no other study or search uses; nothing while a process holds one of them. MLflow's runs stay.
 export packs records, outcomes, progress, plans and journals of searches into one file, without weights; import adds to
 a storage what it lacks, and changes nothing the second time. A finished record is never replaced by another result.
-exit status: 0 done; 1 something is damaged (verify), could not be deleted (gc), could not be read (export), or was
-left out because a record here differs or a process holds the unit (import); 2 usage, storage or file, before anything
-is written"""
+exit status: 0 done; 1 something is damaged (verify), could not be deleted (gc, delete), could not be read (export), or
+was left out because a record here differs or a process holds the unit (import); 2 usage, storage or file, before
+anything is written"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,19 +48,23 @@ def parser() -> argparse.ArgumentParser:
         "Look after a storage: how full it is, what can go, what is damaged; carry its records elsewhere.",
         EXAMPLES,
     )
-    made.add_argument("action", choices=("du", "gc", "verify", "export", "import"))
+    made.add_argument("action", choices=("list", "du", "gc", "verify", "delete", "export", "import"))
     made.add_argument(
         "files", nargs="*", type=Path, metavar="FILE", help="export: to write; import: to read, one or more"
     )
     made.add_argument(
         "--storage", default=DEFAULT_STORAGE, metavar="URI", help=f"folder or s3://BUCKET/PREFIX ({DEFAULT_STORAGE})"
     )
-    made.add_argument("--dry-run", action="store_true", help="gc: only say what would go")
+    made.add_argument("--dry-run", action="store_true", help="gc, delete: only say what would go")
     made.add_argument(
         "--older-than", type=float, default=24.0, metavar="HOURS", help="gc: leftovers that are younger stay (24)"
     )
     made.add_argument(
-        "--study", action="append", default=[], metavar="NAME", help="export: only this study or plan (repeatable)"
+        "--study",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="export: only this study or plan; delete: this plan or search, as list names it (repeatable)",
     )
     return made
 
@@ -72,6 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.action == "du":
             print(usage_text(usage(ledger)))
             return 0
+        if options.action == "list":
+            print(list_text(ledger))
+            return 0
+        if options.action == "delete":
+            return delete(ledger, options.study, options.dry_run)
         if options.action == "gc":
             return collect(ledger, 3600 * options.older_than, options.dry_run)
         if options.action == "export":
@@ -89,16 +103,48 @@ def check(options: argparse.Namespace) -> None:
     """ValueError where arguments don't go together."""
     if not 0 <= options.older_than < float("inf"):
         raise ValueError(f"--older-than must be 0 or more hours, got {options.older_than:g}; try 24")
-    if options.dry_run and options.action != "gc":
-        raise ValueError(f"--dry-run is for gc; {options.action} deletes nothing")
-    if options.study and options.action != "export":
-        raise ValueError(f"--study is for export; {options.action} takes the whole storage or file")
+    if options.dry_run and options.action not in ("gc", "delete"):
+        raise ValueError(f"--dry-run is for gc and delete; {options.action} deletes nothing")
+    if options.study and options.action not in ("export", "delete"):
+        raise ValueError(f"--study is for export and delete; {options.action} takes the whole storage or file")
+    if options.action == "delete" and not options.study:
+        raise ValueError("delete needs --study NAME; orchestrator.storage list has the names")
     if options.action == "export" and len(options.files) != 1:
         raise ValueError(f"export writes one FILE, got {len(options.files)}; give e.g. ledger.tar.gz")
     if options.action == "import" and not options.files:
         raise ValueError("import reads a FILE; give one that orchestrator.storage export wrote")
     if options.files and options.action not in ("export", "import"):
         raise ValueError(f"{options.action} takes no FILE, got {options.files[0]}; name the storage with --storage")
+
+
+def list_text(ledger: Ledger) -> str:
+    """What `list` prints."""
+    every = works(ledger)
+    if not every:
+        return "no study and no search"
+    width, lines = max(len(work.name) for work in every), []
+    for work in every:
+        states = states_of(ledger, work) if work.trials is None else work.trials
+        text = ", ".join(f"{number} {state}" for state, number in states.items() if number)
+        of = count(sum(states.values()), "unit" if work.kind == "study" else "trial")
+        unknown = work.kind == "search" and work.trials is None
+        lines.append(f"{work.kind:<7}{work.name:<{width}}  " + ("not ended yet" if unknown else f"{of}: {text}"))
+    return "\n".join(lines)
+
+
+def delete(ledger: Ledger, names: Sequence[str], dry_run: bool) -> int:
+    """`delete`; returns the exit status."""
+    is_whole = True
+    for name in names:
+        removed = remove(ledger, name, dry_run)
+        if removed.held:
+            is_whole = False
+            print(f"{name}: stays, for a process holds {', '.join(removed.held)}; stop it and call again")
+            continue
+        would = "would be" if dry_run else "were"
+        kept = f"; {removed.kept} that others use stay" if removed.kept else ""
+        print(f"{name}: it and {count(len(removed.units), 'unit')} {would} deleted{kept}")
+    return 0 if is_whole else 1
 
 
 def usage_text(used: Usage) -> str:

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -261,3 +262,106 @@ def test_every_file_of_a_trained_unit_has_a_kind(trained):
     assert kinds <= set(KINDS) - {"other", "leftovers"}
     assert kind_of("units/a-b/best/.step-00000001-" + "0" * 32 + "/x") == "leftovers"
     assert kind_of("notes.txt") == "other"
+
+
+def add_study(ledger, plan, name, units):
+    """Another study on these units."""
+    planned = PlanFile.of(plan, "python -m orchestrator.ablate other", {})
+    own = {unit.key: planned.units[unit.key] for unit in units}
+    ledger.save_plan(replace(planned, name=name, units=own, tables=(), claims=()))
+
+
+def add_search(ledger, name, units, table=True):
+    ledger.storage.write(f"searches/{name}/journal.log", b"")
+    if table:
+        text = "trial,state,units\n0,complete," + " ".join(unit.key for unit in units) + "\n1,failed,\n"
+        ledger.storage.write(f"searches/{name}/trials.csv", text.encode())
+
+
+def test_list_says_how_far_each_study_and_search_is(address, capsys, plan):
+    ledger = Ledger.at(address)
+    add_search(ledger, "rates-tiny-12345678", units_of(plan)[:1])
+    add_search(ledger, "begun-tiny-12345678", (), table=False)
+    status, text = command(capsys, "list", "--storage", address)
+    lines = [line.split() for line in text.splitlines()]
+    assert status == 0 and [line[:2] for line in lines] == [
+        ["study", plan.name], ["search", "begun-tiny-12345678"], ["search", "rates-tiny-12345678"],
+    ]  # fmt: skip
+    assert " ".join(lines[0][2:]) == f"{len(plan.units)} units: 2 finished, {len(plan.units) - 2} open"
+    assert " ".join(lines[1][2:]) == "not ended yet"
+    assert " ".join(lines[2][2:]) == "2 trials: 1 complete, 1 failed"
+
+
+def test_delete_removes_a_study_and_the_units_that_nothing_else_uses(address, capsys, plan):
+    ledger, (parent, child) = Ledger.at(address), units_of(plan)
+    add_study(ledger, plan, "other-tiny-12345678", [parent])
+    before = names(ledger)
+    status, text = command(capsys, "delete", "--study", plan.name, "--storage", address, "--dry-run")
+    assert status == 0 and f"{plan.name}: it and 1 unit would be deleted; 1 that others use stay" in text
+    assert names(ledger) == before
+    status, text = command(capsys, "delete", "--study", plan.name, "--storage", address)
+    assert status == 0 and "it and 1 unit were deleted; 1 that others use stay" in text
+    left = names(ledger)
+    assert left < before and not any(child.folder in name or plan.name in name for name in left)
+    assert {name for name in before if parent.folder in name} <= left
+    status, text = command(capsys, "verify", "--storage", address)
+    assert status == 0, text
+    status, text = command(capsys, "delete", "--study", plan.name, "--storage", address)
+    assert status == 2 and "it has other-tiny-12345678" in text
+
+
+def test_delete_keeps_what_a_search_uses_and_refuses_where_that_is_unknown(address, capsys, plan):
+    ledger, (parent, child) = Ledger.at(address), units_of(plan)
+    add_search(ledger, "rates-tiny-12345678", [child])
+    add_search(ledger, "begun-tiny-12345678", (), table=False)
+    before = names(ledger)
+    status, text = command(capsys, "delete", "--study", plan.name, "--storage", address)
+    assert status == 2 and "units of the search begun-tiny-12345678 are not known" in text and names(ledger) == before
+    ledger.storage.remove("searches/begun-tiny-12345678")
+    assert command(capsys, "delete", "--study", plan.name, "--storage", address)[0] == 0
+    assert ledger.finished(child) is not None and ledger.finished(parent) is None
+    assert command(capsys, "delete", "--study", "rates-tiny-12345678", "--storage", address)[0] == 0
+    assert not any(name.startswith(("units/", "studies/", "searches/")) for name in names(ledger))
+
+
+def test_delete_leaves_everything_where_a_process_holds_one_of_the_units(address, capsys, plan):
+    ledger, (_, child) = Ledger.at(address), units_of(plan)
+    with Ledger.at(address).claim(child) as claim:
+        assert claim
+        before = {name for name in names(ledger) if "/claims/" not in name}
+        status, text = command(capsys, "delete", "--study", plan.name, "--storage", address)
+        assert status == 1 and f"a process holds {child.folder}; stop it and call again" in text
+        assert {name for name in names(ledger) if "/claims/" not in name} == before
+    assert command(capsys, "delete", "--study", plan.name, "--storage", address)[0] == 0
+
+
+def test_delete_that_stops_in_the_middle_goes_on_with_the_next_call(address, capsys, plan, monkeypatch):
+    ledger, calls = Ledger.at(address), []
+    delete = type(ledger.storage).delete
+
+    def failing(self, name):
+        calls.append(name)
+        if len(calls) > 2:
+            raise OSError("the storage went away")
+        delete(self, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(ledger.storage), "delete", failing)
+        assert command(capsys, "delete", "--study", plan.name, "--storage", address)[0] == 2
+    assert calls[0].endswith("record.json"), "half a unit is none"
+    assert plan.name in ledger.studies()
+    assert command(capsys, "delete", "--study", plan.name, "--storage", address)[0] == 0
+    assert not any(name.startswith(("units/", "studies/")) for name in names(ledger))
+
+
+def test_delete_refuses_where_another_study_cannot_be_read(address, capsys, plan):
+    ledger = Ledger.at(address)
+    ledger.storage.write("studies/torn-tiny-12345678/plan.json", b"{")
+    before = names(ledger)
+    status, text = command(capsys, "delete", "--study", plan.name, "--storage", address)
+    assert status == 2 and "the plan of torn-tiny-12345678 can't be read" in text and names(ledger) == before
+
+
+def test_delete_needs_a_name(address, capsys):
+    status, text = command(capsys, "delete", "--storage", address)
+    assert status == 2 and "delete needs --study NAME" in text
