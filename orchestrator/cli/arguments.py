@@ -17,7 +17,7 @@ DEFAULT_STORAGE = "runs/ablations"
 AUTO = "auto"
 AUTO_LOOKS = (5, 8, 12, 20)
 """Numbers of seeds after which `--seeds auto` looks whether all claims are decided."""
-LEFT_OUT = ("--storage", "--tracking-uri", "--out", "--address")
+LEFT_OUT = ("--storage", "--tracking-uri", "--out", "--address", "--notify", "--notify-every")
 """Options that a report doesn't show: they say nothing to a reader and much of a machine."""
 
 
@@ -55,6 +55,15 @@ def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None
     parser.add_argument("--cpus-per-unit", type=float, metavar="F", help="also its threads (1 for each process)")
     add_device_arguments(parser)
     add_fit_arguments(parser)
+    parser.add_argument(
+        "--notify",
+        default="",
+        metavar="COMMAND",
+        help="run at the end and when a unit has failed, with UPS_EVENT, UPS_NAME and UPS_STATUS in its environment",
+    )
+    parser.add_argument(
+        "--notify-every", type=float, default=0.0, metavar="HOURS", help="run it for progress too (0: never)"
+    )
     other = parser.add_mutually_exclusive_group()
     for flag, policy, text in (
         ("--accept-other-code", "accept", "keep units that other code has trained"),
@@ -103,6 +112,10 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise ValueError(f"{flag} must be finite, got {number}; try 1")
     if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", options.device):
         raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {options.device!r}; try auto")
+    if not 0 <= options.notify_every < math.inf:
+        raise ValueError(f"--notify-every must be 0 or more hours, got {options.notify_every:g}; try 6")
+    if options.notify_every and not options.notify:
+        raise ValueError("--notify-every needs a command to run: --notify COMMAND")
     if options.max_concurrent is not None and options.max_concurrent < 1:
         raise ValueError(f"--max-concurrent must be at least 1, got {options.max_concurrent}")
     if gpus is not None and gpus < 0:

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from orchestrator.cli.arguments import AUTO, check_address, command_line, processes_of
+from orchestrator.cli.notify import Notifier
 from orchestrator.planning.plan import Unit
 from orchestrator.project import import_folders
 from orchestrator.record import Record
@@ -31,10 +32,10 @@ if TYPE_CHECKING:  # Ray and MLflow take seconds to import, which --help, --plan
     from orchestrator.execution.ray_cluster import ClusterFacts, Resources
     from orchestrator.tracking.mlflow_store import Mirror
     from orchestrator.tracking.schema import Tracked
-    from orchestrator.tracking.sync import Outcome
 
 logger = logging.getLogger(__name__)
 
+Outcome = Literal["finished", "stopped", "failed"]
 TRACKING_TIMEOUT_SECONDS = 60.0
 """How long the end of a call waits for MLflow; the next call brings the rest."""
 
@@ -84,12 +85,16 @@ class Session:
             check(options.tracking_uri)
         self.cluster: tuple[ClusterFacts, Resources] | None = None
         self.display: Display | None = None
+        self.notifier = Notifier("", 0, "")
         self.at_exit = ExitStack()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self.notifier.tell("failed", str(error) or type(error).__name__)
+        self.notifier.wait()
         self.at_exit.close()
 
     @contextmanager
@@ -143,6 +148,7 @@ class Session:
 
         self.mirror: Mirror = mlflow_store.Mirror(self.ledger, plan, content, self.tracking_uri)
         self.mirror.start()
+        self.notifier = notifier = Notifier(self.options.notify, self.options.notify_every, plan.name)
         if self.cluster is not None:
             facts, resources = self.cluster
             self.display = display = Display(graph, seconds, facts.slots(resources))
@@ -151,6 +157,12 @@ class Session:
             def changed(key: str, state: State) -> None:
                 display.changed(key, state)
                 self.mirror.note(key, str(state))
+                if state is State.FAILED:
+                    notifier.tell("unit failed", f"{graph.units[key].name}: {graph.error.get(key, '')}")
+
+            def tick() -> None:
+                display.tick()
+                notifier.tick(display.line)
 
             try:
                 projects = dict.fromkeys(unit.project for unit in graph.units.values())
@@ -178,7 +190,7 @@ class Session:
 
                     sizes = footprints(self.options, graph, job, resources)
                     try:
-                        driver.execute(graph, job, resources, facts, Hooks(changed, display.tick), footprints=sizes)
+                        driver.execute(graph, job, resources, facts, Hooks(changed, tick), footprints=sizes)
                     except (ValueError, OSError) as error:  # Not the user's: units have run.
                         raise RuntimeError("the driver failed; the same command goes on from here") from error
             finally:
@@ -201,7 +213,10 @@ class Session:
             shown: lines that say where the report is.
         """
         outcome: Outcome = "finished" if is_whole else "stopped" if graph.stopping else "failed"
+        done = graph.counts()[State.FINISHED]
+        self.notifier.tell(outcome, f"{done} of {count(len(graph.units), 'unit')} finished")
         missing = self.mirror.close(outcome, report, TRACKING_TIMEOUT_SECONDS)
+        self.notifier.wait()
         lines = [not_mirrored(missing, self.mirror.fault)] if missing else []
         lines += [*shown, f"compare in MLflow: {ui_command(self.tracking_uri)}"]
         page = self.mirror.arms_page

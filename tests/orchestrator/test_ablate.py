@@ -481,6 +481,29 @@ def saved_plan(tmp_path):
     return plan
 
 
+def test_a_command_is_told_of_failed_units_and_of_the_end(bench, tmp_path, driver):
+    told = tmp_path / "told"
+    notify = ("--notify", f'echo "$UPS_EVENT: $UPS_NAME: $UPS_STATUS" >> {told}')
+    driver.becomes = lambda unit: "failed" if unit.task == "pe" else "finished"
+    assert ablate.main(toy(bench, tmp_path, *notify)) == 1
+    name, lines = saved_plan(tmp_path).name, sorted(told.read_text().splitlines())
+    units = len(saved_plan(tmp_path).units)
+    failed = [line for line in lines if line.startswith(f"unit failed: {name}: ")]
+    assert failed and lines == [f"failed: {name}: {units - len(failed)} of {units} units finished", *failed]
+    told.unlink()
+    driver.becomes = lambda unit: "finished"
+    assert ablate.main(toy(bench, tmp_path, *notify)) == 0
+    assert told.read_text() == f"finished: {name}: {units} of {units} units finished\n"
+    assert "notify" not in saved_plan(tmp_path).command, "it may hold a secret"
+
+
+def test_hours_between_messages_need_a_command(bench, tmp_path, driver, capsys):
+    assert ablate.main(toy(bench, tmp_path, "--notify-every", "2")) == 2
+    assert "--notify-every needs a command to run: --notify COMMAND" in capsys.readouterr().err
+    assert ablate.main(toy(bench, tmp_path, "--notify-every", "-1", "--notify", "true")) == 2
+    assert "--notify-every must be 0 or more hours, got -1; try 6" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("gain", "looks"), [(30.0, (2,)), (0.0, (2, 3))])
 def test_seeds_auto_stops_where_all_is_decided_and_goes_on_where_not(bench, tmp_path, driver, monkeypatch, gain, looks):
     monkeypatch.setattr(arguments, "AUTO_LOOKS", (2, 3))
