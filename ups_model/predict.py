@@ -25,7 +25,7 @@ from ups_model.data.batching.batches import Feed
 from ups_model.data.batching.device_clips import Source
 from ups_model.data.batching.in_memory import ONLY, class_set, pose_set
 from ups_model.data.format.clip_data import ClipData
-from ups_model.data.prepare.jobs import Recording
+from ups_model.data.prepare.jobs import Recording, seen_frames
 from ups_model.data.readers.detect import clip_names, read_recording
 from ups_model.device import pick_device
 from ups_model.evaluation.measure import MM, predict_poses
@@ -133,13 +133,14 @@ def predict_clip_poses(model: UPS, config: Config, recording: Recording, person:
     errors = {}
     if recording.truth is not None and clips.skeleton == skeleton:
         errors = {metric.__name__: float(metric(MM * pose_NJ3, MM * truth_NJ3)) for metric in (mpjpe_mm, p_mpjpe_mm)}
-    ranked = sorted(recording.tracks, key=lambda track: -len(track.positions))
+    track = sorted(recording.tracks, key=lambda track: -len(track.positions))[person]
     assert clips.keypoints is not None, "`pose_set` has made it of keypoints"
     return PosePrediction(
         "pe",
         pose_NJ3.numpy(),
         np.asarray(clips.keypoints[:, 0]),
-        ranked[person].offset,
+        seen_frames(track),
+        recording.first_frame + track.offset,
         recording.fps,
         skeleton,
         clips.skeleton,

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
+import numpy as np
+
 from ups_model.data.format.info import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
 
@@ -38,11 +40,21 @@ class Recording:
     """Width and height of the image in pixels, where the file tells it."""
     truth: Track | None = None
     """The poses to compare a prediction with, in camera metres, where the file or its companion has them."""
+    first_frame: int = 0
+    """The number that the file itself gives its first frame; tracks count from it."""
 
     @property
     def length(self) -> int:
         """Frames: where the last person's track ends."""
         return max((track.end for track in self.tracks), default=0)
+
+
+def seen_frames(track: Track) -> np.ndarray:
+    """bool [N]: the frames in which at least one of the person's joints was seen."""
+    if track.confidence is None:
+        return np.ones(len(track.positions), dtype=bool)
+    seen_N: np.ndarray = (track.confidence > 0).any(axis=1)
+    return seen_N
 
 
 class Reader(Protocol):

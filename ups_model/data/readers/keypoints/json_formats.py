@@ -130,7 +130,7 @@ class _Builder:
             numbers = numbers if times == 1 else None
         xy_DJ2 = np.array(self.xy, dtype=np.float64).reshape(-1, JOINTS, 2)[order_D]
         score_DJ = np.array(self.score, dtype=np.float64).reshape(-1, JOINTS)[order_D]
-        return Detections(frame_D, xy_DJ2, score_DJ, numbers, length, units, fps, size)
+        return Detections(frame_D, xy_DJ2, score_DJ, numbers, length, units, fps, size, first)
 
 
 def read_json(file: Path) -> Detections:

@@ -78,8 +78,10 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
     tracks = make_tracks(detections)
     if not tracks:
         raise ValueError(f"{file}: nobody is seen in it; give another clip")
-    size = detections.size
-    return Recording(file.stem, SKELETON, 2, detections.fps, detections.units, UP_AXIS, tracks, size)
+    return Recording(
+        file.stem, SKELETON, 2, detections.fps, detections.units, UP_AXIS, tracks, detections.size,
+        first_frame=detections.first_frame,
+    )  # fmt: skip
 
 
 def _read(file: Path) -> Detections:
