@@ -72,7 +72,8 @@ def choose_task(config: Config, recording: Recording, wanted: str | None = None)
             return task
     raise ValueError(
         f"{recording.name!r} has {recording.dims}D {recording.units} coordinates, which serve {' and '.join(order)}; "
-        f"the model was trained for {', '.join(trained)}"
+        f"the model was trained for {', '.join(trained)}; "
+        + (recording.way_to_poses if "pe" in trained else "use another model, or other clips")
     )
 
 

@@ -124,7 +124,8 @@ def _prepared(clips: ClipSet, name: str | None) -> Recording:
         for frames in [clips.frames(track)]
     )
     units: Literal["metre", "normalised"] = "metre" if info.units == "metre" else "normalised"
-    return Recording(name, info.skeleton, info.dims, info.fps, units, info.up_axis, tracks)
+    cameras = len(clips.cameras(row)) if info.dims == 3 else 0
+    return Recording(name, info.skeleton, info.dims, info.fps, units, info.up_axis, tracks, cameras=cameras)
 
 
 def _seen(clips: ClipSet, row: int, number: int) -> Recording:

@@ -122,6 +122,10 @@ def look(source: Path, suffixes: Sequence[str], beside: Sequence[str] = ()) -> O
     if "test" not in parts:
         split = "sha256 of the id"
         files, more = _split_by_id(files, classes)
+        if sum(file.left_out is None for file in files) == 1:
+            more.append(
+                "one clip alone can't train a model, for there is none to test on; predict takes its file as it is"
+            )
         notes += more
     listing = [(str(path), *((-1, -1) if at is None else (at.st_size, at.st_mtime_ns))) for path, at in status.items()]
     return OwnFiles(tuple(files), tuple(classes), split, files_sha256(listing), tuple(notes))

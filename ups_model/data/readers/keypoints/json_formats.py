@@ -293,6 +293,12 @@ def _number_in(builder: _Builder, key: str, image: str) -> tuple[int, str]:
     return int(digits), video
 
 
+def _visibility(landmark: dict[str, Any]) -> Any:
+    """1 where it is absent or null, as interfaces write it that do not estimate it."""
+    value = landmark.get("visibility")
+    return 1.0 if value is None else value
+
+
 def _read_mediapipe(builder: _Builder, entries: list[Any]) -> None:
     for number, entry in enumerate(entries):
         key = f"[{number}]"
@@ -313,6 +319,6 @@ def _read_mediapipe(builder: _Builder, entries: list[Any]) -> None:
                 place = f"{where}[{index_L}]"
                 point = builder.object_of(place, landmark, "object with x and y")
                 xy.append(builder.numbers(f"{place}.xy", [point.get("x"), point.get("y")], 2, MAX_PARTS))
-                scores += builder.numbers(f"{place}.visibility", [point.get("visibility", 1.0)], 1, MAX_SCORE)
+                scores += builder.numbers(f"{place}.visibility", [_visibility(point)], 1, MAX_SCORE)
             in_coco = [value for landmark in COCO_LANDMARKS for value in xy[landmark]]
             builder.add(frame, in_coco, [scores[landmark] for landmark in COCO_LANDMARKS], None)

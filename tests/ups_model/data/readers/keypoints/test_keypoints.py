@@ -81,6 +81,17 @@ def test_each_format_gives_the_pixels_and_scores_that_were_written(tmp_path, nam
     assert recording.size == ((1280.0, 720.0) if knows_size else None)
 
 
+def test_a_visibility_of_null_counts_as_seen_like_an_absent_one(tmp_path):
+    landmarks = [{"x": index / 100, "y": 0.5, "z": 0.0} for index in range(33)]
+    nulls = [landmark | {"visibility": None} for landmark in landmarks]
+    tracks = [
+        keypoints.read_recording(write_json(tmp_path / f"{name}.json", {"frames": [content] * 2, **SIZE})).tracks[0]
+        for name, content in (("absent", landmarks), ("null", nulls))
+    ]
+    assert np.array_equal(tracks[0].positions, tracks[1].positions)
+    assert (tracks[0].confidence == 1).all() and (tracks[1].confidence == 1).all()
+
+
 def test_mediapipe_landmarks_are_those_of_its_documentation(tmp_path):
     points = [{"x": index / 100, "y": 0.5, "z": 0.0, "visibility": 1.0} for index in range(33)]
     (track,) = keypoints.read_recording(write_json(tmp_path / "a.json", [points])).tracks
