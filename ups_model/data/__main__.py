@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sub.add_argument(
         "--metres-per-unit", type=float, metavar="F", help="BVH: length of a unit (told from the skeleton's height)"
     )
+    sub.add_argument(
+        "--fps", type=float, metavar="F", help="bvh, keypoints: frames per second of all files (as they say)"
+    )
     sub = commands.add_parser("verify", help="read whole clip sets and check everything in them")
     sub.add_argument("paths", nargs="+", type=Path, metavar="PATH")
     sub = commands.add_parser("list", help="show known sources and prepared clip sets")
@@ -53,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     if options.command == "prepare":
-        chosen = Options(options.seed, options.workers, tuple(options.missing), options.metres_per_unit, progress=True)
+        chosen = Options(
+            options.seed, options.workers, tuple(options.missing), options.metres_per_unit, options.fps, progress=True
+        )
         return _prepare(options.names, options.source, options.out, chosen)
     if options.command == "verify":
         return _verify(options.paths)

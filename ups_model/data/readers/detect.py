@@ -17,6 +17,7 @@ from ups_model.data.readers.bvh import reader as bvh
 from ups_model.data.readers.h36m import reader as h36m
 from ups_model.data.readers.io.files import load_json
 from ups_model.data.readers.keypoints import reader as keypoints
+from ups_model.data.readers.keypoints import videopose3d
 from ups_model.data.readers.keypoints.json_formats import MAX_BYTES
 from ups_model.data.readers.kinetics import reader as kinetics
 from ups_model.data.readers.ntu import reader as ntu
@@ -56,7 +57,12 @@ def _reader(path: Path) -> Reader:
     if not path.exists():
         raise ValueError(f"{path}: no such file; give {FORMATS}")
     if path.is_dir():
-        raise ValueError(f"{path}: a folder, but no prepared clip set (it has no {MANIFEST}); give one of its files")
+        if keypoints.is_frame_folder(path):
+            return keypoints
+        raise ValueError(
+            f"{path}: a folder, but no prepared clip set (it has no {MANIFEST}), and without OpenPose's frames "
+            "(*_keypoints.json); give one of its files"
+        )
     match path.suffix.lower():
         case ".skeleton" | ".pkl":
             return ntu
@@ -65,7 +71,9 @@ def _reader(path: Path) -> Reader:
         case ".npy":
             return kinetics
         case ".npz":
-            return _npz_reader(path)
+            return keypoints if videopose3d.is_custom(path) else _npz_reader(path)
+        case ".csv":
+            return keypoints
         case ".json":
             return _json_reader(path)
     raise ValueError(f"{path}: no known format; known are {FORMATS}")

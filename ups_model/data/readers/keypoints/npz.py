@@ -1,6 +1,7 @@
 """Parser of 2D keypoints in .npz files of COCO joints.
 
-    keypoints  [N, 17, 2 or 3] or [M, N, 17, 2 or 3]: pixels, the third is the score; M persons
+    keypoints  [N, 17, 2 or 3] or [M, N, 17, 2 or 3]: pixels, the third is the score; M persons. Of 26, 133 or 136
+               joints the first 17 are kept (`layouts`)
     scores     [N, 17] or [M, N, 17], optional
     fps, width, height   numbers, optional
 
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from ups_model.data.readers.io.files import damage_named, first_outside, read_npy_header
-from ups_model.data.readers.keypoints.json_formats import MAX_FRAME, MAX_PERSONS, MAX_PIXELS, MAX_SCORE, fps_of, size_of
+from ups_model.data.readers.keypoints.builder import MAX_FRAME, MAX_PERSONS, MAX_PIXELS, MAX_SCORE, fps_of, size_of
+from ups_model.data.readers.keypoints.layouts import COCO_FIRST, COCO_RULE
 from ups_model.data.readers.keypoints.tracks import JOINTS, Detections
 
 MAX_BYTES = 1 << 30
@@ -41,8 +43,10 @@ def read_arrays(file: Path) -> Detections:
     if keypoints.ndim == 3:
         keypoints = keypoints[None]
     shape = list(arrays["keypoints"].shape)
-    if keypoints.ndim != 4 or keypoints.shape[2] != JOINTS or keypoints.shape[3] not in (2, 3):
-        raise ValueError(f"{file}[keypoints]: must be [N, {JOINTS}, 2 or 3] or [M, N, {JOINTS}, 2 or 3], got {shape}")
+    if keypoints.ndim != 4 or keypoints.shape[2] not in COCO_FIRST or keypoints.shape[3] not in (2, 3):
+        form = f"[N, {JOINTS}, 2 or 3] or [M, N, {JOINTS}, 2 or 3]"
+        raise ValueError(f"{file}[keypoints]: must be {form} of {COCO_RULE}, got {shape}")
+    keypoints = keypoints[:, :, :JOINTS]
     people, frames = keypoints.shape[:2]
     if not 1 <= people <= MAX_PERSONS or not 1 <= frames <= MAX_FRAME:
         rule = f"must have 1..{MAX_PERSONS} persons and 1..{MAX_FRAME} frames"
@@ -56,7 +60,7 @@ def read_arrays(file: Path) -> Detections:
         scores = arrays["scores"]
         if scores.shape != arrays["keypoints"].shape[:-1]:
             raise ValueError(f"{file}[scores]: must be {shape[:-1]} as keypoints, got {list(scores.shape)}; {_WAY_OUT}")
-        score_MNJ = _bounded(file, "scores", scores.reshape(people, frames, JOINTS), MAX_SCORE)
+        score_MNJ = _bounded(file, "scores", scores.reshape(people, frames, -1)[..., :JOINTS], MAX_SCORE)
     else:
         there_MN11 = (xy_MNJ2 != 0).any(axis=(2, 3))[..., None]
         score_MNJ = np.broadcast_to(there_MN11, xy_MNJ2.shape[:3]).astype(np.float64)
