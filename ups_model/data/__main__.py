@@ -43,10 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="NTU RGB+D: list of recordings to leave out (repeatable; such lists in DIR are found)",
     )  # fmt: skip
     sub.add_argument(
-        "--metres-per-unit", type=float, metavar="F", help="BVH: length of a unit (told from the skeleton's height)"
+        "--metres-per-unit",
+        type=float,
+        metavar="F",
+        help="bvh, motion: length of a unit (by height, or as files say)",
     )
     sub.add_argument(
-        "--fps", type=float, metavar="F", help="bvh, keypoints: frames per second of all files (as they say)"
+        "--fps", type=float, metavar="F", help="files of your own: frames per second of all files (as they say)"
     )
     sub = commands.add_parser("verify", help="read whole clip sets and check everything in them")
     sub.add_argument("paths", nargs="+", type=Path, metavar="PATH")

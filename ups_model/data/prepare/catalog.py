@@ -17,6 +17,7 @@ from ups_model.data.readers.bvh import reader as bvh
 from ups_model.data.readers.h36m import reader as h36m
 from ups_model.data.readers.keypoints import reader as keypoints
 from ups_model.data.readers.kinetics import reader as kinetics
+from ups_model.data.readers.motion import reader as motion
 from ups_model.data.readers.ntu import reader as ntu
 from ups_model.data.readers.ntu.names import PUBLISHED_COUNTS
 from ups_model.data.readers.synthetic import reader as synthetic
@@ -35,7 +36,7 @@ class Options:
     missing: tuple[Path, ...] = ()
     """NTU RGB+D: lists of recordings to leave out, beside those in the source folder."""
     metres_per_unit: float | None = None
-    """BVH: length of a file's unit; None takes the one that gives a person's height."""
+    """bvh, motion: length of a file's unit; None takes the one that gives a person's height, or that the file tells."""
     fps: float | None = None
     """Files of your own: frames per second of all of them, whatever they say; None takes what each says."""
     progress: bool = False
@@ -142,10 +143,16 @@ SOURCES: Mapping[str, Source] = {
         "a folder of .bvh files, a folder a class",
         lambda source, options: bvh.reading(source, options.metres_per_unit, options.fps),
     ),
+    "motion": _read_source(
+        "motion",
+        "3D motion of your own, in one of the known layouts",
+        "a folder of .npz, .npy, .csv, .c3d or pyskl's .pkl files, a folder a class",
+        lambda source, options: motion.reading(source, options.metres_per_unit, options.fps),
+    ),
     "keypoints": _read_source(
         "keypoints",
         "COCO keypoints of your own videos",
-        "a folder of .json, .npz or .csv files of a pose estimator, a folder a class",
+        "a folder of .json, .npz, .csv or .pkl files of a pose estimator, a folder a class",
         lambda source, options: keypoints.reading(source, options.fps),
     ),
     **{name: _open_source(name, spec) for name, spec in open_sets.OPEN_SETS.items()},

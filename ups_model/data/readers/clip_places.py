@@ -23,8 +23,6 @@ class Item:
     """Name of its class; empty where the file doesn't tell."""
     test: bool | None = None
     """None where the file doesn't tell."""
-    in_no_split: bool = False
-    """Whether the file has splits, and the clip is in none of them."""
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,17 @@ def _columns(builder: Builder, header: list[str]) -> tuple[int | None, dict[tupl
     return frame_column, columns
 
 
+def is_landmark_table(file: Path) -> bool:
+    """Whether the first line of a table has the columns of landmarks."""
+    with file.open("rb") as stream:
+        line = stream.readline(1 << 16).decode("utf-8-sig", "replace")
+    try:
+        _columns(Builder(file), next(csv.reader([line]), []))
+    except (ValueError, csv.Error):
+        return False
+    return True
+
+
 def _number(builder: Builder, key: str, text: str) -> float:
     try:
         if "_" in text:

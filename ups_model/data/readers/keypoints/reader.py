@@ -2,7 +2,7 @@
 
 Which files are of which class and for testing: `readers.user_folder`. Formats: `json_formats` (MMPose, COCO,
 MediaPipe), `per_frame` (OpenPose, Ultralytics), `landmarks` (MediaPipe, .csv too), `npz` (.npz) and `videopose3d`
-(data_2d_custom_*.npz); persons: `tracks`. In the set, coordinates in pixels are
+(data_2d_custom_*.npz), `pickled` (pyskl, mmaction2); persons: `tracks`. In the set, coordinates in pixels are
 divided by the width of the image, x and y alike, so that bodies keep their form; where the size is not known, by the
 larger extent of all that is seen in the clip. MediaPipe's without a size stay in parts of width and height.
 
@@ -22,6 +22,7 @@ import numpy as np
 from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
 from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, check_only_clip
+from ups_model.data.readers import clip_pickles
 from ups_model.data.readers.clip_places import Item, OwnFile
 from ups_model.data.readers.keypoints import videopose3d
 from ups_model.data.readers.keypoints.builder import DEFAULT_FPS
@@ -29,6 +30,7 @@ from ups_model.data.readers.keypoints.json_formats import read_json
 from ups_model.data.readers.keypoints.landmarks import read_landmark_table
 from ups_model.data.readers.keypoints.npz import read_arrays
 from ups_model.data.readers.keypoints.per_frame import clip_of_frame, read_frames
+from ups_model.data.readers.keypoints.pickled import read_annotation
 from ups_model.data.readers.keypoints.tracks import Detections, make_tracks
 from ups_model.data.readers.user_folder import first_readable, frames_at_rate, look, make_jobs
 
@@ -53,7 +55,7 @@ def reading(source: Path, fps: float | None = None) -> Reading:
         ValueError: no folder, or no file that can be read; names it.
         OSError: a folder cannot be read.
     """
-    own = look(Path(source), (".json", ".npz", ".csv"), (), clip_of_frame, _items)
+    own = look(Path(source), (".json", ".npz", ".csv", ".pkl"), (), clip_of_frame, _items)
     file, first = first_readable(own, _read_own)
     if fps is None:
         rate = f"{first.fps:g} frames per second, as in {file.name}; other files are put at that rate"
@@ -84,13 +86,15 @@ def clip_names(file: Path) -> tuple[str, ...]:
     file = Path(file)
     if file.is_dir():
         return tuple(_frame_files(file))
+    if file.suffix.lower() == ".pkl":
+        return clip_pickles.names(file)
     return videopose3d.video_names(file) if videopose3d.is_custom(file) else (file.stem,)
 
 
 def read_recording(file: Path, clip: str | None = None) -> Recording:
     """The clip of a file, in pixels, or normalised where MediaPipe's file has no width and height; see `Reader`."""
     file, name = Path(file), Path(file).stem
-    several = file.is_dir() or videopose3d.is_custom(file)
+    several = file.is_dir() or videopose3d.is_custom(file) or file.suffix.lower() == ".pkl"
     if several:
         names = clip_names(file)
         name = names[0] if clip is None and len(names) == 1 else clip or ""
@@ -125,12 +129,16 @@ def _frame_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def _items(file: Path) -> list[Item] | None:
+    if file.suffix.lower() == ".pkl":
+        return clip_pickles.items(file, 2)
     return [Item(name) for name in videopose3d.video_names(file)] if videopose3d.is_custom(file) else None
 
 
 def _read(file: Path, item: str = "") -> Detections:
     if videopose3d.is_custom(file):
         return videopose3d.read_video(file, item)
+    if file.suffix.lower() == ".pkl":
+        return read_annotation(file, item)
     if file.suffix.lower() == ".csv":
         builder = read_landmark_table(file)
         return builder.detections(builder.scaled(None), DEFAULT_FPS, None)

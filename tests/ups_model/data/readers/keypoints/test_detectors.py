@@ -293,7 +293,7 @@ def test_a_table_that_breaks_a_rule_is_refused_with_line_and_column(tmp_path, te
     for word, cells in {"WIDE": wide, "BAD": ["walk"] * 66, "INF": ["inf"] * 66, "ONE": ["0.5"] * 66}.items():
         text = text.replace(word, ",".join(cells))
     with pytest.raises(ValueError, match=rf"a\.csv: .*{message}"):
-        read_recording(write_text(tmp_path / "a.csv", text))
+        keypoints.read_recording(write_text(tmp_path / "a.csv", text))
 
 
 def test_a_folder_of_openpose_holds_a_clip_for_each_video(tmp_path):

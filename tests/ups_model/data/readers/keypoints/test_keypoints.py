@@ -324,7 +324,7 @@ def test_what_breaks_a_format_is_named_with_its_place(tmp_path, content, message
     [
         ({"poses": POSES}, "must have an array 'keypoints'"),
         ({"keypoints": POSES[:, :16]}, r"\[keypoints\]: must be \[N, 17, 2 or 3\].*got \[6, 16, 2\]"),
-        ({"keypoints": POSES[:0]}, r"must have 1\.\.200 persons and 1\.\.1000000 frames, got \[0, 17, 2\]"),
+        ({"keypoints": POSES[:0]}, r"must have 1\.\.200 persons and 1\.\.1000000 frames, got \[1, 0, 17, 2\]"),
         ({"keypoints": POSES * 1e5}, r"must be numbers within 1e\+06, got .* for person 0, frame 0"),
         ({"keypoints": np.where(POSES > 400, np.nan, POSES)}, r"must be numbers within 1e\+06, got nan"),
         ({"keypoints": POSES, "scores": SCORES[:5]}, r"\[scores\]: must be \[6, 17\] as keypoints, got \[5, 17\]"),
