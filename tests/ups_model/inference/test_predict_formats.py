@@ -71,7 +71,16 @@ def files(tmp_path_factory) -> dict[str, Path]:
     landmarks = [writers_own.landmarks_of(points / 800, np.full(17, 0.75)) for points in writers_own.person_2d(12)]
     writers_own.write_json(folder / "mediapipe" / "mediapipe.json", writers_own.mediapipe_frames(landmarks))
     writers_own.write_keypoint_arrays(folder / "npz" / "mine.npz", keypoints=writers_own.person_2d(12))
-    return {file.name: file for file in folder.rglob("*") if file.is_file()}
+    pose = np.round(np.random.default_rng(0).uniform(0, 1, (12, 25, 3)), 4)
+    np.savez(folder / "motion.npz", positions=pose, skeleton="ntu25", fps=30, up_axis="y")
+    writers_ntu.write_pickle(folder / "custom.pkl", [writers_ntu.annotation("kick", pose[None], 0)], None)
+    triples = np.concatenate([writers_own.person_2d(12), np.full((12, 17, 1), 0.75)], axis=-1)
+    yolo = [[{"keypoints": dict(zip(("x", "y", "visible"), each.T.tolist(), strict=True))}] for each in triples]
+    writers_own.write_json(folder / "yolo.json", yolo)
+    for number in range(12):
+        people = [{"person_id": [-1], "pose_keypoints_2d": np.tile(triples[number], (2, 1))[:25].ravel().tolist()}]
+        writers_own.write_json(folder / "openpose" / f"{number:012d}_keypoints.json", {"people": people})
+    return {file.name: file for file in folder.rglob("*") if file.is_file()} | {"openpose": folder / "openpose"}
 
 
 CASES = {
@@ -88,6 +97,10 @@ CASES = {
     "ViTPose": ("vitpose.json", None, "pe", ("--size", "800x600")),
     "MediaPipe": ("mediapipe.json", None, "ar2d", ()),
     "arrays": ("mine.npz", None, "pe", ("--size", "800x600")),
+    "Ultralytics": ("yolo.json", None, "pe", ("--size", "800x600")),
+    "OpenPose": ("openpose", None, "pe", ("--size", "800x600")),
+    "3D arrays": ("motion.npz", None, "ar3d", ()),
+    "pyskl, custom": ("custom.pkl", "kick", "ar3d", ()),
 }
 
 
