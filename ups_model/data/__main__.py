@@ -9,7 +9,17 @@ from pathlib import Path
 
 from ups_model.cli import command_parser
 from ups_model.data.format.clip_set import MANIFEST, ClipSet
-from ups_model.data.prepare.catalog import GROUPS, SOURCES, Options, check_options, default_cache, expand, make, target
+from ups_model.data.prepare.catalog import (
+    GROUPS,
+    OWN_SETS,
+    SOURCES,
+    Options,
+    check_options,
+    default_cache,
+    expand,
+    make,
+    target,
+)
 from ups_model.data.prepare.runner import available_workers, is_prepared
 from ups_model.data.prepare.tables import classes, overview, protocols
 from ups_model.pipes import end_with
@@ -19,6 +29,7 @@ EXAMPLES = """examples:
   python -m ups_model.data prepare open --source ~/open_data
   python -m ups_model.data prepare ntu --source ~/nturgb+d_skeletons --missing ~/missing_skeletons.txt
   python -m ups_model.data prepare h36m kinetics --source ~/motion --out /data/clips --workers 8
+  python -m ups_model.data prepare keypoints --source ~/detections --fps 25
   python -m ups_model.data prepare synthetic_ntu25 --seed 7 --out /tmp/clips
   python -m ups_model.data verify ~/.cache/ups/clips/uiprmd
   python -m ups_model.data list
@@ -73,6 +84,8 @@ def _prepare(names: list[str], source: Path | None, out: Path | None, options: O
         check_options(options)
         source = None if source is None else source.expanduser()
         names = expand(names, source)
+        if options.fps is not None and (others := [name for name in names if name not in OWN_SETS]):
+            raise ValueError(f"--fps says nothing to {others[0]}, whose frame rate is known; leave it out")
         if source is not None and source.suffix == ".npz" and len(names) > 1:
             raise ValueError(f"--source must be a folder for several sets, got the file {source}")
         preparations = {name: SOURCES[name].look(source, options) for name in names}

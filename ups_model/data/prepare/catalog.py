@@ -168,6 +168,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 """Names that stand for several sets; "ntu" for those of the two that can be made from the files that are there."""
 
 
+OWN_SETS = ("bvh", "motion", "keypoints")
+"""Sets made of files of the user's own."""
+
+
 def default_cache() -> Path:
     """Where clip sets are prepared unless told otherwise: UPS_CACHE, else ~/.cache/ups/clips."""
     folder = os.environ.get("UPS_CACHE")

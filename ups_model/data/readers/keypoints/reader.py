@@ -39,6 +39,7 @@ READER_VERSION = 3
 NAME = "keypoints"
 SKELETON = "coco17"
 UP_AXIS = "-y"
+SUFFIXES = (".json", ".npz", ".csv", ".pkl")
 
 
 def reading(source: Path, fps: float | None = None) -> Reading:
@@ -55,7 +56,7 @@ def reading(source: Path, fps: float | None = None) -> Reading:
         ValueError: no folder, or no file that can be read; names it.
         OSError: a folder cannot be read.
     """
-    own = look(Path(source), (".json", ".npz", ".csv", ".pkl"), (), clip_of_frame, _items)
+    own = look(Path(source), SUFFIXES, (), clip_of_frame, _items)
     file, first = first_readable(own, _read_own)
     if fps is None:
         rate = f"{first.fps:g} frames per second, as in {file.name}; other files are put at that rate"
