@@ -1,7 +1,7 @@
 """Ask a trained model about one clip: python -m ups_model.predict MODEL FILE.
 
-The clip comes from a file in any format that is read here (docs/your-data.md), or from a prepared clip set, and goes through
-the code that evaluates: the answer to a clip of a test split is the one that was counted.
+The clip comes from a file in any format that is read here (docs/your-data.md), or from a prepared clip set, and goes
+through the code that evaluates: the answer to a clip of a test split is the one that was counted.
 
 Shape suffixes: B windows, R target frames, N frames of the clip, J joints of the answer, K classes.
 """
@@ -187,9 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         EXAMPLES,
     )
     parser.add_argument("model", metavar="MODEL", help="a checkpoint, a run's folder, or a unit's key (see --storage)")
-    parser.add_argument(
-        "file", type=Path, metavar="FILE", help="a file of motion, a folder of OpenPose's, or a prepared set"
-    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="a file, a folder of OpenPose's, or a clip set")
     parser.add_argument("--clip", metavar="NAME", help="which clip, where FILE holds several")
     parser.add_argument("--list", action="store_true", help="list the clips in FILE and end")
     parser.add_argument("--task", choices=TASK_NAMES, help="(what fits the clip)")

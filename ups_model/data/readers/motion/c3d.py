@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ups_model.data.readers.io.files import damage_named
-from ups_model.data.readers.motion.files import Motion
+from ups_model.data.readers.motion.files import Motion, checked
 from ups_model.data.readers.motion.layouts import about_of
 
 _UNITS = {"mm": "mm", "cm": "cm", "m": "m", "in": "inch", "inch": "inch"}
@@ -33,4 +33,6 @@ def read_c3d(file: Path) -> Motion:
         pose_NJ3 = np.moveaxis(np.asarray(content["data"]["points"], dtype=np.float64)[:3], 0, 2).swapaxes(0, 1)
     if unit not in _UNITS:
         raise ValueError(f"{file}: POINT:UNITS must be one of {', '.join(_UNITS)}, got {unit!r:.20}; export it in mm")
-    return Motion(pose_NJ3, about_of(str(file), {"joint_names": labels, "unit": _UNITS[unit], "fps": fps}))
+    return Motion(
+        checked(str(file), pose_NJ3), about_of(str(file), {"joint_names": labels, "unit": _UNITS[unit], "fps": fps})
+    )

@@ -1,10 +1,9 @@
-"""Files of 3D motion of the user's own, parsed and checked.
+"""Arrays and tables of 3D motion of the user's own, parsed and checked.
 
 .npz   positions [N, J, 3] or [P, N, J, 3], and joint_names or skeleton, fps, up_axis, unit; without pickle
 .npy   the array alone; motion.json says the rest
 .csv   a line of column names, then a row a frame: JOINT_x, JOINT_y, JOINT_z of each joint; other columns don't count.
        An empty cell is a joint that is not seen
-.c3d   `c3d`
 
 A joint that isn't finite is not seen, nor is a person at 0 in all joints.
 Shape suffixes: P persons, N frames, J joints.
@@ -53,12 +52,8 @@ def read_motion(file: Path) -> Motion:
         case ".npy":
             with damage_named(f"{file}: not a whole .npy file", "write the file again"):
                 motion = Motion(np.load(file, allow_pickle=False), About())
-        case ".csv":
-            motion = _read_table(file)
         case _:
-            from ups_model.data.readers.motion.c3d import read_c3d
-
-            motion = read_c3d(file)
+            motion = _read_table(file)
     return Motion(checked(str(file), motion.pose_PNJ3), motion.about)
 
 

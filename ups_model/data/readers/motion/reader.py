@@ -1,6 +1,6 @@
 """Reader of the user's own 3D motion: a folder of arrays, tables, C3D files or pickles becomes the set "motion".
 
-Which clips are of which class, subject and split: `readers.user_folder`. Formats: `files` and `clip_pickles`
+Which clips are of which class, subject and split: `readers.user_folder`. Formats: `files`, `c3d` and `clip_pickles`
 (pickles of pyskl and mmaction2); joints: `layouts`. A set has one layout, that of the first file that can be read.
 Motion is scaled to metres, turned to z up, and moved so that the first person's first root is over the origin and the
 lowest joint of the clip on the floor. Clips of h36m17 get the four cameras of `bvh.cameras`.
@@ -27,6 +27,7 @@ from ups_model.data.readers.bvh.cameras import corner_cameras, leaves_view
 from ups_model.data.readers.bvh.joints import JOINTS_FILE, read_joints
 from ups_model.data.readers.bvh.reader import resample
 from ups_model.data.readers.clip_places import Item, OwnFile
+from ups_model.data.readers.motion.c3d import read_c3d
 from ups_model.data.readers.motion.files import Motion, checked, read_motion
 from ups_model.data.readers.motion.layouts import MOTION_FILE, UNITS, About, layout_of, read_about
 from ups_model.data.readers.user_folder import first_readable, frames_at_rate, look, make_jobs
@@ -168,7 +169,7 @@ def _read(file: OwnFile, options: _Options) -> _Clip:
         item = clip_pickles.find(path, file.item)
         motion = Motion(checked(f"{path}[{file.item}]", item.get("keypoint")), _pickled_about(item, options))
     else:
-        motion = read_motion(path)
+        motion = read_c3d(path) if path.suffix.lower() == ".c3d" else read_motion(path)
     about = motion.about.else_as(options.about)
     skeleton, places_J = layout_of(path, about, motion.pose_PNJ3.shape[2], options.own_names)
     unit = options.metres_per_unit or UNITS[about.unit or "m"]
