@@ -133,6 +133,13 @@ def test_the_task_is_what_the_coordinates_and_the_training_allow(model):
     assert predict.choose_task(alone, solid) == "eap"
     with pytest.raises(ValueError, match=r"'a' has 2D normalised coordinates, which serve ar2d and pe; .* for eap"):
         predict.choose_task(alone, flat)
+    lifting = config.with_fields({"optim.cycle": ("pe",)})
+    with pytest.raises(
+        ValueError, match=r"'b' has 3D .* for pe; name one of its 4 cameras, the first with --clip 'b/0'"
+    ):
+        predict.choose_task(lifting, replace(solid, cameras=4))
+    with pytest.raises(ValueError, match=r"for pe; give a file of keypoints in pixels, or another --task"):
+        predict.choose_task(lifting, solid)
     with pytest.raises(ValueError, match="--task pe: the model was trained for eap alone"):
         predict.choose_task(alone, solid, "pe")
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.support.writers_own import (
     bvh_text,
@@ -135,3 +137,21 @@ def test_a_table_as_spreadsheets_save_it_is_read(tmp_path):
     write_text(tmp_path / "splits.csv", '\ufeffClip,Split\r\n"a, b",train\r\n,\r\nc,testing\r\n')
     tables = read_tables(tmp_path)
     assert {name: row.test for name, row in tables.clips.items()} == {"a, b": False, "c": True}
+
+
+CELLS = st.sampled_from(
+    ["clip", "split", "subject", "label", "a", "b", "train", "test", "dev", "7", "", '"', "\x00", "é"]
+)
+
+
+@settings(max_examples=300)
+@given(rows=st.lists(st.lists(CELLS, max_size=4), max_size=5), raw=st.binary(max_size=9))
+def test_any_table_is_refused_by_its_name_or_read(tmp_path_factory, rows, raw):
+    folder = tmp_path_factory.mktemp("tables")
+    write_text(folder / "splits.csv", "\n".join(",".join(row) for row in rows).encode() + raw)
+    try:
+        tables = read_tables(folder)
+    except ValueError as error:
+        assert str(folder / "splits.csv") in str(error)
+        return
+    assert tables.clips or tables.subjects or len([row for row in rows if any(row)]) < 2

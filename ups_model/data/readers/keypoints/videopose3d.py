@@ -10,6 +10,7 @@ Shape suffixes: N frames, J 17 joints.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,12 @@ def read_video(file: Path, video: str) -> Detections:
 
 
 def _videos(file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """video -> what the file has of it, and what it says of each."""
+    return _content(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)  # Jobs read one video after the other.
+def _content(file: Path, changed_ns: int) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """video -> what the file has of it, and what it says of each. `changed_ns` keeps a file apart from what it was."""
     videos, metadata = read_object_array(file, "positions_2d"), read_object_array(file, "metadata")
     if not isinstance(videos, dict) or not videos or not all(isinstance(name, str) for name in videos):
         raise ValueError(f"{file}[positions_2d]: must be a dict of videos, got {shown(videos)}; {WAY_OUT}")

@@ -23,6 +23,7 @@ from ups_model.data.readers.io.files import damage_named
 from ups_model.data.readers.motion.layouts import About, about_of
 
 MAX_BYTES = 1 << 30
+MAX_TABLE_BYTES = 128 << 20
 MAX_PERSONS = 20
 MAX_JOINTS = 400
 _AXIS = re.compile(r"(?P<joint>.*[^ _.:-])[ _.:-]+(?P<axis>[xyz])", re.IGNORECASE)
@@ -44,8 +45,9 @@ def read_motion(file: Path) -> Motion:
         ValueError: damaged, or a value breaks a rule; names the file and what is at fault.
         OSError: the file cannot be read.
     """
-    if (size := file.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"{file}: must have at most {MAX_BYTES} bytes, got {size}; cut it into clips")
+    limit = MAX_TABLE_BYTES if file.suffix.lower() == ".csv" else MAX_BYTES
+    if (size := file.stat().st_size) > limit:
+        raise ValueError(f"{file}: must have at most {limit} bytes, got {size}; cut it into clips")
     match file.suffix.lower():
         case ".npz":
             motion = _read_npz(file)

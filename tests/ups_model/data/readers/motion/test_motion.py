@@ -407,7 +407,7 @@ def outcome(file):
         assert file.name in str(error)
         return
     for track in recording.tracks:
-        assert np.isfinite(track.positions).all() and track.positions.shape[1:] == (17, 3)
+        assert np.isfinite(track.positions).all() and track.positions.shape[1:] == (17, recording.dims)
 
 
 WHOLE = {
@@ -415,6 +415,14 @@ WHOLE = {
     "a.npy": lambda folder: (np.save(folder / "whole.npy", CLIP[:3]), folder / "whole.npy")[1],
     "a.csv": lambda folder: table(folder / "whole.csv", CLIP[:3]),
     "a.pkl": lambda folder: write_pickle(folder / "whole.pkl", [annotation("a", CLIP[None], 0)], {"train": ["a"]}),
+    "flat.pkl": lambda folder: write_pickle(
+        folder / "flat.pkl",
+        [
+            annotation("a", 300 * CLIP[None, :3, :, :2], 0)
+            | {"keypoint_score": np.ones((1, 3, 17)), "img_shape": (9, 9)}
+        ],
+        None,
+    ),
 }
 
 
