@@ -22,27 +22,23 @@ from ups_model.data.readers.keypoints.tracks import Detections
 
 MAX_FRAME_BYTES = 16 << 20
 _FRAME_FILE = re.compile(r"(?P<video>.*?)[_-]?(?P<frame>[0-9]{1,18})_keypoints\.json", re.IGNORECASE)
-_LAST_NUMBER = re.compile(r"([0-9]{1,18})[^0-9]*\Z")
 
 
 def clip_of_frame(path: PurePosixPath) -> PurePosixPath:
     """The path, with a suffix, of the clip that a file is a frame of: VIDEO.json beside it, or its folder's where the
-    name is a number alone. Of any other file the path itself."""
+    name is a number alone (frames.json where it is in no folder). Of any other file the path itself."""
     match = _FRAME_FILE.fullmatch(path.name)
     if match is None:
         return path
-    return (
-        path.with_name(f"{match['video']}.json")
-        if match["video"]
-        else path.parent.with_name(f"{path.parent.name}.json")
-    )
+    if match["video"] or not path.parent.name:
+        return path.with_name(f"{match['video'] or 'frames'}.json")
+    return path.parent.with_name(f"{path.parent.name}.json")
 
 
 def frame_of_name(file: PurePath) -> int:
-    """The last number of a file's name, 0 where it has none."""
+    """The frame that the name of one of OpenPose's files tells; 0 for any other file."""
     match = _FRAME_FILE.fullmatch(file.name)
-    last = _LAST_NUMBER.search(file.stem)
-    return int(match["frame"] if match else last[1] if last else 0)
+    return int(match["frame"]) if match else 0
 
 
 def read_frames(files: Sequence[Path]) -> Detections:

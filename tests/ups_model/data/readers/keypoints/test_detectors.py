@@ -317,6 +317,17 @@ def test_a_set_has_openposes_videos_and_videopose3ds_as_clips_of_their_folders_c
     assert np.allclose(clips.clip(1)[0][1], POSES[:4] / 1280, atol=1e-6)
 
 
+def test_frames_right_in_the_folder_of_a_set_are_a_clip_too(tmp_path):
+    openpose(tmp_path / "set", BODY_25, "")
+    clips = prepare_reading(tmp_path / "out", keypoints.reading(tmp_path / "set"))
+    assert clips.clip_id.tolist() == ["frames"] and clips.clip_length.tolist() == [6]
+
+
+def test_an_image_called_by_a_date_is_frame_0(tmp_path):
+    file = write_json(tmp_path / "IMG_20260101.json", [{"keypoints": frames_of(17)[0].tolist()}])
+    assert read_recording(file).first_frame == 0
+
+
 def test_a_frame_of_openpose_that_stands_twice_is_refused(tmp_path):
     openpose(tmp_path / "f", BODY_25, "a_")
     write_json(tmp_path / "f" / "a_5_keypoints.json", people(BODY_25)[0])
