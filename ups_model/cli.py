@@ -195,8 +195,8 @@ def _check_parts(path: Path) -> None:
     if not any(0 < np.count_nonzero(flags) < len(clips) for flags in columns):
         part = "training" if clips.split_test.all() else "test"
         raise ValueError(
-            f"{path}: must have clips to train on and clips to test on, its {count(len(clips), 'clip')} leave no "
-            f"{part} clips; add files to those that it was made from, and prepare it again"
+            f"{path}: must have training and test clips, got {count(len(clips), 'clip')} and no {part} clips; add "
+            "files to the folder that it was made from, and prepare it again"
         )
 
 

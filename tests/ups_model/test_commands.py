@@ -351,11 +351,11 @@ def test_evaluate_takes_a_runs_folder_as_predict_does(joint, chosen, capsys):
 def test_a_set_of_one_clip_is_refused_with_a_way_out(tmp_path, capsys):
     write_text(tmp_path / "motion" / "walk.bvh", bvh_text(frames=rest_frames(count=30)))
     assert data_command(["prepare", "bvh", "--source", str(tmp_path / "motion"), "--out", str(tmp_path)]) == 0
-    assert "one clip alone can't train a model" in capsys.readouterr().out
+    assert "one clip can't train a model" in capsys.readouterr().out
     sets = ["--set", "pe.sources=bvh", "--task", "pe", "--data", f"bvh={tmp_path / 'bvh'}"]
     message = refusal(ups_model.train.main, ["--preset", "tiny", "--out", tmp_path / "run", *sets], capsys)
-    assert "bvh: must have clips to train on and clips to test on, its 1 clip leave" in message
-    assert "add files to those that it was made from" in message and not (tmp_path / "run").exists()
+    assert "bvh: must have training and test clips, got 1 clip and no" in message
+    assert "add files to the folder that it was made from" in message and not (tmp_path / "run").exists()
 
 
 def test_a_damaged_missing_or_unchosen_checkpoint_is_refused_by_its_name(joint, damaged, capsys, tmp_path):

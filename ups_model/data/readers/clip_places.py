@@ -123,8 +123,8 @@ def own_files(source: Path, places: Sequence[Place], tables: Tables) -> tuple[li
             other = source / first[place.name].path
             left_out = LeftOut(str(place.path), "duplicate", f"{path}: {other} has the same id")
         elif split and test is None:
-            told = " or ".join(TABLES) if tables.tells_splits else "the file's splits"
-            left_out = LeftOut(place.name, "in no split", f"{path}: {told} must tell whether it is for testing")
+            where = " or ".join(TABLES) if tables.tells_splits else "the file's splits"
+            left_out = LeftOut(place.name, "in no split", f"{path}: must be in train or test of {where}")
         files.append(
             OwnFile(
                 str(path),

@@ -116,7 +116,7 @@ def look(
     split = "folders" if "test" in parts else "files" if any(place.test is not None for place in places) else ""
     if strange := sorted(tables.clips.keys() - {place.name for place in places}):
         notes.append(
-            f"{count(len(strange), 'row')} of {' and '.join(TABLES)} name no clip here, the first {strange[0]!r}"
+            f"{' and '.join(TABLES)}: no clip here for {count(len(strange), 'row')}, the first of {strange[0]!r}"
         )
     if tables.tells_splits:
         split = "tables"
@@ -124,7 +124,7 @@ def look(
         split, files, more = _split_by_hash(files, classes)
         if sum(file.left_out is None for file in files) == 1:
             more.append(
-                "one clip alone can't train a model, for there is none to test on; predict takes its file as it is"
+                "one clip can't train a model: a set needs training and test clips; predict reads the file as it is"
             )
         notes += more
     listing = [(str(path), *((-1, -1) if at is None else (at.st_size, at.st_mtime_ns))) for path, at in status.items()]
@@ -136,7 +136,8 @@ def _split_by_hash(files: Sequence[OwnFile], classes: Sequence[str]) -> tuple[st
     there = [file for file in files if file.left_out is None]
     if there and all(file.subject >= 0 for file in there):
         chosen, _ = for_testing([(str(subject), 0) for subject in sorted({file.subject for file in there})])
-        notes = [f"no split is told, so subjects {', '.join(sorted(chosen)) or 'none'} are for testing, by sha256"]
+        which = ", ".join(sorted(chosen)) or "none"
+        notes = [f"no splits: about one subject in {ONE_IN} is for testing, by the sha256 of its number: {which}"]
         files = [replace(file, split_test=str(file.subject) in chosen) for file in files]
         return "sha256 of the subject", list(files), notes
     files, notes = _split_by_id(files, classes)

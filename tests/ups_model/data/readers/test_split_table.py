@@ -84,7 +84,7 @@ def test_whole_subjects_are_for_testing_where_no_split_is_told(tmp_path):
         assert len(set(clips.split_test[clips.subject == subject].tolist())) == 1
     assert 0 < clips.split_test.sum() < len(clips)
     assert clips.info.recipe["split"] == "sha256 of the subject"
-    assert any("so subjects" in note and "are for testing, by sha256" in note for note in reading.notes)
+    assert any("about one subject in 5 is for testing, by the sha256" in note for note in reading.notes)
 
 
 def test_a_table_counts_more_than_the_folders(tmp_path):
@@ -101,7 +101,7 @@ def test_clips_in_no_row_are_left_out_and_rows_of_no_clip_are_told(tmp_path):
     assert clips.clip_id.tolist() == ["a", "b"]
     left_out = {item.name: item.reason for item in read_left_out(clips.path)}
     assert left_out == {"c": "in no split", "d": "in no split"}
-    told = "1 row of splits.csv and subjects.csv name no clip here, the first 'nowhere'"
+    told = "splits.csv and subjects.csv: no clip here for 1 row, the first of 'nowhere'"
     assert any(told in note for note in reading.notes)
 
 

@@ -67,8 +67,8 @@ class _Clip:
     fps: float | None
     up_axis: str
     """Of the file."""
-    told_up: bool
-    """Whether the file or motion.json says it."""
+    has_up_axis: bool
+    """Whether the file or motion.json has it, else it is where the heads are."""
 
 
 def reading(source: Path, metres_per_unit: float | None = None, fps: float | None = None) -> Reading:
@@ -95,10 +95,13 @@ def reading(source: Path, metres_per_unit: float | None = None, fps: float | Non
     file, first = first_readable(own, partial(_read, options=options))
     rate = first.fps or DEFAULT_FPS
     notes = [*own.notes, f"joints are {first.skeleton.name}'s, as in {file.name}"]
-    told = "as --fps says" if fps else f"as in {file.name}" if first.fps else "as no file says another; --fps does"
-    notes.append(f"{rate:g} frames per second, {told}")
-    if not first.told_up:
-        notes.append(f"bodies of {file.name} are tallest along {first.up_axis}, so that is up; up_axis says otherwise")
+    origin = "from --fps" if fps else f"as in {file.name}" if first.fps else "the default, set another with --fps"
+    notes.append(f"{rate:g} frames per second, {origin}")
+    if not first.has_up_axis:
+        notes.append(
+            f"{file.name} has no up_axis: bodies are tallest along {first.up_axis}, which is taken as up; set up_axis "
+            f"in the file or {MOTION_FILE} if it isn't"
+        )
     info = ClipSetInfo(
         name=NAME,
         skeleton=first.skeleton.name,
