@@ -12,10 +12,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from ups_model.config import Config
 from ups_model.config.presets import PRESETS, preset
+from ups_model.data.format.clip_set import MANIFEST, ClipSet
 from ups_model.data.prepare.catalog import GROUPS, SOURCES, default_cache, prepare
 from ups_model.evaluation.metric_names import is_headline
+from ups_model.wording import count
 
 if TYPE_CHECKING:
     from ups_model.training.result import Result
@@ -178,7 +182,22 @@ def data_paths(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
             if name not in SOURCES:
                 way = "of a clip set in the format of docs/data.md; no reader is known by that name"
             raise ValueError(f"clip set {name!r} is not prepared: give --data {name}=PATH {way}")
+        _check_parts(paths[name])
     return paths
+
+
+def _check_parts(path: Path) -> None:
+    """ValueError where no protocol of a clip set has both training and test clips."""
+    if not (path / MANIFEST).is_file():
+        return  # Refused where it is opened.
+    clips = ClipSet.open(path)
+    columns = [clips.split_test, *(flags for name, flags in clips.extra.items() if name.startswith("split_test_"))]
+    if not any(0 < np.count_nonzero(flags) < len(clips) for flags in columns):
+        part = "training" if clips.split_test.all() else "test"
+        raise ValueError(
+            f"{path}: must have training and test clips, got {count(len(clips), 'clip')} and no {part} clips; add "
+            "files to the folder that it was made from, and prepare it again"
+        )
 
 
 def report(result: "Result") -> str:

@@ -25,12 +25,14 @@ from ups_model.data.prepare.catalog import default_cache
 from ups_model.device import pick_device
 from ups_model.evaluation.measure import measure
 from ups_model.evaluation.outcomes import Outcomes, save_outcomes
+from ups_model.inference.find_weights import find_weights
 from ups_model.training.build import build, data_identity, load_model
 from ups_model.training.result import check_same_data
 
 logger = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
+  python -m ups_model.evaluate runs/tiny
   python -m ups_model.evaluate runs/tiny/best/step-00000480
   python -m ups_model.evaluate runs/small/best/step-00004200 --set evaluation.flip=true --set pe.evaluate_stride=2
   python -m ups_model.evaluate runs/small/best/step-00004200 --part validation --out scores.json
@@ -99,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser(
         "ups_model.evaluate", "Measure a trained UPS model on the test or validation split.", EXAMPLES
     )
-    parser.add_argument("checkpoint", type=Path, help="folder of chosen weights, e.g. runs/tiny/best/step-00000480")
+    parser.add_argument(
+        "checkpoint", type=Path, help="a run's folder, or chosen weights, e.g. runs/tiny/best/step-00000480"
+    )
     parser.add_argument("--part", choices=("test", "validation"), default="test", help="(test)")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change how it is measured")
     add_data_arguments(parser)
@@ -113,13 +117,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out is not None:
             check_output(options.out)
             check_output(clips_file(options.out))
-        _, config, _ = load_model(options.checkpoint, pick_device("cpu"))
+        checkpoint = options.checkpoint
+        if checkpoint.is_dir():
+            checkpoint = find_weights(str(checkpoint))
+        _, config, _ = load_model(checkpoint, pick_device("cpu"))
         paths = data_paths(options.data, configured_sets(config))
         changes = assignments(options.set, "--set", "FIELD=VALUE")
         outcomes: Outcomes = {}
-        metrics, config, data = evaluate(
-            options.checkpoint, paths, options.part, options.device, changes, outcomes=outcomes
-        )
+        metrics, config, data = evaluate(checkpoint, paths, options.part, options.device, changes, outcomes=outcomes)
         if options.out is not None:
             digest = save_outcomes(clips_file(options.out), outcomes)
             content = {

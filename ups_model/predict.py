@@ -1,7 +1,7 @@
 """Ask a trained model about one clip: python -m ups_model.predict MODEL FILE.
 
-The clip comes from a file in any format that is read here (docs/data.md), or from a prepared clip set, and goes through
-the code that evaluates: the answer to a clip of a test split is the one that was counted.
+The clip comes from a file in any format that is read here (docs/your-data.md), or from a prepared clip set, and goes
+through the code that evaluates: the answer to a clip of a test split is the one that was counted.
 
 Shape suffixes: B windows, R target frames, N frames of the clip, J joints of the answer, K classes.
 """
@@ -25,7 +25,7 @@ from ups_model.data.batching.batches import Feed
 from ups_model.data.batching.device_clips import Source
 from ups_model.data.batching.in_memory import ONLY, class_set, pose_set
 from ups_model.data.format.clip_data import ClipData
-from ups_model.data.prepare.jobs import Recording
+from ups_model.data.prepare.jobs import Recording, seen_frames
 from ups_model.data.readers.detect import clip_names, read_recording
 from ups_model.device import pick_device
 from ups_model.evaluation.measure import MM, predict_poses
@@ -72,7 +72,8 @@ def choose_task(config: Config, recording: Recording, wanted: str | None = None)
             return task
     raise ValueError(
         f"{recording.name!r} has {recording.dims}D {recording.units} coordinates, which serve {' and '.join(order)}; "
-        f"the model was trained for {', '.join(trained)}"
+        f"the model was trained for {', '.join(trained)}; "
+        + (recording.way_to_poses if "pe" in trained else "use another model, or other clips")
     )
 
 
@@ -133,13 +134,14 @@ def predict_clip_poses(model: UPS, config: Config, recording: Recording, person:
     errors = {}
     if recording.truth is not None and clips.skeleton == skeleton:
         errors = {metric.__name__: float(metric(MM * pose_NJ3, MM * truth_NJ3)) for metric in (mpjpe_mm, p_mpjpe_mm)}
-    ranked = sorted(recording.tracks, key=lambda track: -len(track.positions))
+    track = sorted(recording.tracks, key=lambda track: -len(track.positions))[person]
     assert clips.keypoints is not None, "`pose_set` has made it of keypoints"
     return PosePrediction(
         "pe",
         pose_NJ3.numpy(),
         np.asarray(clips.keypoints[:, 0]),
-        ranked[person].offset,
+        seen_frames(track),
+        recording.first_frame + track.offset,
         recording.fps,
         skeleton,
         clips.skeleton,
@@ -185,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         EXAMPLES,
     )
     parser.add_argument("model", metavar="MODEL", help="a checkpoint, a run's folder, or a unit's key (see --storage)")
-    parser.add_argument("file", type=Path, metavar="FILE", help="a file of motion, or a prepared clip set")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a file, a folder of OpenPose's, or a clip set")
     parser.add_argument("--clip", metavar="NAME", help="which clip, where FILE holds several")
     parser.add_argument("--list", action="store_true", help="list the clips in FILE and end")
     parser.add_argument("--task", choices=TASK_NAMES, help="(what fits the clip)")

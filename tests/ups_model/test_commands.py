@@ -16,6 +16,8 @@ import ups_model.train
 import ups_model.training.loop
 from tests.support.drivers import command_of, descendants, wait_until
 from tests.support.runs import assert_same_run, newest, session_folder, weights
+from tests.support.writers_own import bvh_text, rest_frames, write_text
+from ups_model.data.__main__ import main as data_command
 
 SMALL = {
     "token_width": 8,
@@ -337,6 +339,23 @@ def test_bad_arguments_of_evaluation_are_one_line_and_status_2(arguments, messag
     before = tree(joint)
     assert message in refusal(ups_model.evaluate.main, [chosen, *arguments], capsys)
     assert tree(joint) == before
+
+
+def test_evaluate_takes_a_runs_folder_as_predict_does(joint, chosen, capsys):
+    assert ups_model.evaluate.main([str(joint), "--device", "cpu"]) == 0
+    of_run = capsys.readouterr().out
+    assert ups_model.evaluate.main([str(chosen), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == of_run
+
+
+def test_a_set_of_one_clip_is_refused_with_a_way_out(tmp_path, capsys):
+    write_text(tmp_path / "motion" / "walk.bvh", bvh_text(frames=rest_frames(count=30)))
+    assert data_command(["prepare", "bvh", "--source", str(tmp_path / "motion"), "--out", str(tmp_path)]) == 0
+    assert "one clip can't train a model" in capsys.readouterr().out
+    sets = ["--set", "pe.sources=bvh", "--task", "pe", "--data", f"bvh={tmp_path / 'bvh'}"]
+    message = refusal(ups_model.train.main, ["--preset", "tiny", "--out", tmp_path / "run", *sets], capsys)
+    assert "bvh: must have training and test clips, got 1 clip and no" in message
+    assert "add files to the folder that it was made from" in message and not (tmp_path / "run").exists()
 
 
 def test_a_damaged_missing_or_unchosen_checkpoint_is_refused_by_its_name(joint, damaged, capsys, tmp_path):

@@ -9,7 +9,17 @@ from pathlib import Path
 
 from ups_model.cli import command_parser
 from ups_model.data.format.clip_set import MANIFEST, ClipSet
-from ups_model.data.prepare.catalog import GROUPS, SOURCES, Options, check_options, default_cache, expand, make, target
+from ups_model.data.prepare.catalog import (
+    GROUPS,
+    OWN_SETS,
+    SOURCES,
+    Options,
+    check_options,
+    default_cache,
+    expand,
+    make,
+    target,
+)
 from ups_model.data.prepare.runner import available_workers, is_prepared
 from ups_model.data.prepare.tables import classes, overview, protocols
 from ups_model.pipes import end_with
@@ -19,6 +29,7 @@ EXAMPLES = """examples:
   python -m ups_model.data prepare open --source ~/open_data
   python -m ups_model.data prepare ntu --source ~/nturgb+d_skeletons --missing ~/missing_skeletons.txt
   python -m ups_model.data prepare h36m kinetics --source ~/motion --out /data/clips --workers 8
+  python -m ups_model.data prepare keypoints --source ~/detections --fps 25
   python -m ups_model.data prepare synthetic_ntu25 --seed 7 --out /tmp/clips
   python -m ups_model.data verify ~/.cache/ups/clips/uiprmd
   python -m ups_model.data list
@@ -43,7 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="NTU RGB+D: list of recordings to leave out (repeatable; such lists in DIR are found)",
     )  # fmt: skip
     sub.add_argument(
-        "--metres-per-unit", type=float, metavar="F", help="BVH: length of a unit (told from the skeleton's height)"
+        "--metres-per-unit",
+        type=float,
+        metavar="F",
+        help="bvh, motion: length of a unit (by height, or as files say)",
+    )
+    sub.add_argument(
+        "--fps", type=float, metavar="F", help="files of your own: frames per second of all files (as they say)"
     )
     sub = commands.add_parser("verify", help="read whole clip sets and check everything in them")
     sub.add_argument("paths", nargs="+", type=Path, metavar="PATH")
@@ -53,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     if options.command == "prepare":
-        chosen = Options(options.seed, options.workers, tuple(options.missing), options.metres_per_unit, progress=True)
+        chosen = Options(
+            options.seed, options.workers, tuple(options.missing), options.metres_per_unit, options.fps, progress=True
+        )
         return _prepare(options.names, options.source, options.out, chosen)
     if options.command == "verify":
         return _verify(options.paths)
@@ -65,6 +84,8 @@ def _prepare(names: list[str], source: Path | None, out: Path | None, options: O
         check_options(options)
         source = None if source is None else source.expanduser()
         names = expand(names, source)
+        if options.fps is not None and (others := [name for name in names if name not in OWN_SETS]):
+            raise ValueError(f"--fps says nothing to {others[0]}, whose frame rate is known; leave it out")
         if source is not None and source.suffix == ".npz" and len(names) > 1:
             raise ValueError(f"--source must be a folder for several sets, got the file {source}")
         preparations = {name: SOURCES[name].look(source, options) for name in names}

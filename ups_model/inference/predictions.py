@@ -11,6 +11,7 @@ import numpy as np
 from ups_model.config import TaskName
 from ups_model.skeletons import Skeleton
 from ups_model.tasks import TASKS
+from ups_model.wording import count
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,15 @@ class PosePrediction:
     """float32 [N, J, 3] metres in camera axes (x right, y down, z away), the root at 0."""
     keypoints_NJ2: np.ndarray
     """float32 [N, J', 2] pixels: the input."""
+    seen_N: np.ndarray
+    """bool [N]: whether the file has a detection of the person in the frame. Where not, the keypoints are those last
+    seen, and the pose is made of them."""
     first_frame: int
-    """Frame of the recording that the first pose belongs to."""
+    """Frame that the first pose belongs to, by the numbers of the file."""
     fps: float
     skeleton: Skeleton
     """Layout of the poses."""
-    seen: Skeleton
+    keypoint_skeleton: Skeleton
     """Layout of the keypoints."""
     errors: dict[str, float]
     """mpjpe_mm and p_mpjpe_mm against the file's own 3D poses; empty where it has none."""
@@ -82,7 +86,7 @@ class PosePrediction:
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """Its arrays, for a file."""
-        return {"poses": self.pose_NJ3, "keypoints": self.keypoints_NJ2}
+        return {"poses": self.pose_NJ3, "keypoints": self.keypoints_NJ2, "seen": self.seen_N}
 
     def text(self, top: int = 5) -> str:
         """For people: what was predicted, and its errors where they are known."""
@@ -90,8 +94,11 @@ class PosePrediction:
             f"{TASKS[self.task].title}: {len(self.pose_NJ3)} frames from frame {self.first_frame} on, "
             f"{self.skeleton.joints} joints ({self.skeleton.name})"
         ]
-        if self.seen != self.skeleton:
-            lines.append(f"  from {self.seen.name} keypoints: joints that they lack are put between those they have")
+        if self.keypoint_skeleton != self.skeleton:
+            layout = self.keypoint_skeleton.name
+            lines.append(f"  from {layout} keypoints: joints that they lack are put between those they have")
+        if unseen := int((~self.seen_N).sum()):
+            lines.append(f"  {count(unseen, 'frame')} without a detection: the keypoints last seen are used")
         lines += [f"  {name} {value:.1f}, against the poses in the file" for name, value in self.errors.items()]
         return "\n".join(lines)
 

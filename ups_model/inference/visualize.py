@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ups_model.data.prepare.jobs import Recording
+from ups_model.data.format.writer import Track
+from ups_model.data.prepare.jobs import Recording, seen_frames
+from ups_model.data.readers.fill_missing import fill_undetected
 from ups_model.inference.predictions import ClassPrediction, Prediction
 from ups_model.skeletons import Skeleton, get_skeleton
 
@@ -31,6 +33,8 @@ MAX_GIF_FRAMES = 120
 """Frames of a GIF at most, evenly spaced."""
 LEFT, RIGHT, MIDDLE = "#1f5fa8", "#c4572b", "#555555"
 SHOWN_CLASSES = 5
+UNSEEN_ALPHA = 0.3
+"""Opacity of a body in a frame without a detection."""
 
 
 def draw(file: Path, prediction: Prediction, recording: Recording) -> None:
@@ -45,12 +49,22 @@ def draw(file: Path, prediction: Prediction, recording: Recording) -> None:
             _strip(file, scene)
 
 
-class _Panel:
-    """A moving body in two dimensions, or three."""
+@dataclass(frozen=True)
+class _Body:
+    """A person from frame `first` on."""
 
-    def __init__(self, title: str, persons: list[tuple[int, np.ndarray]], skeleton: Skeleton, down: bool) -> None:
-        self.title, self.persons, self.skeleton, self.down = title, persons, skeleton, down
-        every = np.concatenate([pose_NJC.reshape(-1, pose_NJC.shape[-1]) for _, pose_NJC in persons])
+    first: int
+    pose_NJC: np.ndarray
+    seen_N: np.ndarray
+    """bool [N]: in which frames there is a detection."""
+
+
+class _Panel:
+    """Moving bodies in two dimensions, or three."""
+
+    def __init__(self, title: str, bodies: list[_Body], skeleton: Skeleton, down: bool) -> None:
+        self.title, self.bodies, self.skeleton, self.down = title, bodies, skeleton, down
+        every = np.concatenate([body.pose_NJC.reshape(-1, body.pose_NJC.shape[-1]) for body in bodies])
         self.centre = (every.min(axis=0) + every.max(axis=0)) / 2
         self.reach = max(float((every.max(axis=0) - every.min(axis=0)).max()) / 2, 1e-6) * 1.05
         self.dims = every.shape[-1]
@@ -75,7 +89,7 @@ class _Panel:
             axes.set_xticks([])
             axes.set_yticks([])
         parents = [(joint, parent) for joint, parent in enumerate(self.skeleton.parents) if parent >= 0]
-        bones = [[(joint, parent, self._line(axes, joint)) for joint, parent in parents] for _ in self.persons]
+        bones = [[(joint, parent, self._line(axes, joint)) for joint, parent in parents] for _ in self.bodies]
         return _View(self, axes, bones)
 
     def _line(self, axes: Axes, joint: int) -> Any:
@@ -90,21 +104,26 @@ class _View:
     panel: _Panel
     axes: Axes
     bones: list[list[tuple[int, int, Any]]]
-    """For each person joint, parent and line of each bone."""
+    """For each body joint, parent and line of each bone."""
 
     def show(self, frame: int) -> None:
-        """Draw the persons that are there at a frame."""
-        for (offset, pose_NJC), bones in zip(self.panel.persons, self.bones, strict=True):
-            there = offset <= frame < offset + len(pose_NJC)
+        """Draw the bodies that are there at a frame, pale and with a word where none of them was detected."""
+        seen = []
+        for body, bones in zip(self.panel.bodies, self.bones, strict=True):
+            at = frame - body.first
+            there = 0 <= at < len(body.pose_NJC)
+            seen += [bool(body.seen_N[at])] if there else []
             for joint, parent, line in bones:
                 line.set_visible(there)
                 if there:
-                    ends = pose_NJC[frame - offset, [joint, parent]].T
+                    line.set_alpha(1 if seen[-1] else UNSEEN_ALPHA)
+                    ends = body.pose_NJC[at, [joint, parent]].T
                     if self.panel.dims == 3:
                         line.set_data_3d(ends[0], ends[2], ends[1])
                     else:
                         line.set_data(ends[0], ends[1])
-        self.axes.set_title(f"{self.panel.title}\nframe {frame}", fontsize=7)
+        unseen = "" if any(seen) or not seen else ", not seen"
+        self.axes.set_title(f"{self.panel.title}\nframe {frame}{unseen}", fontsize=7)
 
 
 @dataclass(frozen=True)
@@ -121,13 +140,25 @@ class _Scene:
 def _scene(prediction: Prediction, recording: Recording) -> _Scene:
     skeleton = get_skeleton(recording.skeleton)
     if isinstance(prediction, ClassPrediction):
-        persons = [(track.offset, _upright(track.positions, recording.up_axis)) for track in recording.tracks]
-        panel = _Panel(f"{recording.dims}D {recording.units}", persons, skeleton, down=recording.up_axis == "-y")
-        return _Scene(recording.name, [panel], range(recording.length), recording.fps, prediction.best[:SHOWN_CLASSES])
-    first = prediction.first_frame
-    seen = _Panel("keypoints", [(first, prediction.keypoints_NJ2)], prediction.seen, down=True)
-    answer = _Panel("predicted, metres", [(first, prediction.pose_NJ3)], prediction.skeleton, down=True)
-    return _Scene(recording.name, [seen, answer], range(first, first + len(prediction.pose_NJ3)), prediction.fps, [])
+        first = recording.first_frame
+        bodies = [
+            _Body(first + track.offset, _upright(_filled(track), recording.up_axis), seen_frames(track))
+            for track in recording.tracks
+        ]
+        panel = _Panel(f"{recording.dims}D {recording.units}", bodies, skeleton, down=recording.up_axis == "-y")
+        frames = range(first, first + recording.length)
+        return _Scene(recording.name, [panel], frames, recording.fps, prediction.best[:SHOWN_CLASSES])
+    first, seen_N = prediction.first_frame, prediction.seen_N
+    keypoints, poses = (_Body(first, pose, seen_N) for pose in (prediction.keypoints_NJ2, prediction.pose_NJ3))
+    source = _Panel("keypoints", [keypoints], prediction.keypoint_skeleton, down=True)
+    answer = _Panel("predicted, metres", [poses], prediction.skeleton, down=True)
+    return _Scene(recording.name, [source, answer], range(first, first + len(seen_N)), prediction.fps, [])
+
+
+def _filled(track: Track) -> np.ndarray:
+    if track.confidence is None:
+        return track.positions
+    return fill_undetected(track.positions, track.confidence)
 
 
 def _upright(pose_NJC: np.ndarray, up_axis: str) -> np.ndarray:

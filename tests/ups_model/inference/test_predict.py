@@ -133,6 +133,13 @@ def test_the_task_is_what_the_coordinates_and_the_training_allow(model):
     assert predict.choose_task(alone, solid) == "eap"
     with pytest.raises(ValueError, match=r"'a' has 2D normalised coordinates, which serve ar2d and pe; .* for eap"):
         predict.choose_task(alone, flat)
+    lifting = config.with_fields({"optim.cycle": ("pe",)})
+    with pytest.raises(
+        ValueError, match=r"'b' has 3D .* for pe; name one of its 4 cameras, the first with --clip 'b/0'"
+    ):
+        predict.choose_task(lifting, replace(solid, cameras=4))
+    with pytest.raises(ValueError, match=r"for pe; give a file of keypoints in pixels, or another --task"):
+        predict.choose_task(lifting, solid)
     with pytest.raises(ValueError, match="--task pe: the model was trained for eap alone"):
         predict.choose_task(alone, solid, "pe")
 
@@ -214,6 +221,10 @@ def test_a_run_folder_that_was_moved_keeps_its_weights(run, tmp_path):
         (["RUN", "SOLID"], "holds 16 clips; name one with --clip"),
         (["RUN", "SOLID", "--clip", "none"], "has no clip 'none'"),
         (["RUN", "POSE", "--clip", "toy_pose-0/7"], "has 2 cameras, got camera 7"),
+        (
+            ["RUN", "POSE", "--clip", "toy_pose-0", "--task", "pe"],
+            "its 2 cameras, the first with --clip 'toy_pose-0/0'",
+        ),
         (["RUN", "/nowhere.bvh"], "/nowhere.bvh: no such file"),
         (["RUN", "FOLDER"], "a folder, but no prepared clip set"),
         (["RUN", "TEXT"], "no known format; known are"),
@@ -221,7 +232,7 @@ def test_a_run_folder_that_was_moved_keeps_its_weights(run, tmp_path):
         (["RUN", "SOLID", "--clip", "toy_solid-0", "--out", "/nowhere/a.json"], "no such folder to write to"),
         (["RUN", "SOLID", "--clip", "toy_solid-0", "--observed", "1.5"], "--observed must lie in (0, 1], got 1.5"),
         (["RUN", "SOLID", "--clip", "toy_solid-0", "--classes", "ntu60"], "--classes ntu60: the model knows those of"),
-        (["RUN", "SOLID", "--clip", "toy_solid-0", "--task", "ar2d"], "ar2d needs 2D clips"),
+        (["RUN", "SOLID", "--clip", "toy_solid-0", "--task", "ar2d"], "ar2d needs 2D clips, 'toy_solid-0' has 3D; use"),
         (["RUN", "SOLID", "--clip", "toy_solid-0", "--task", "pe"], "pose estimation needs 2D keypoints in pixels"),
         (["RUN", "SOLID", "--clip", "toy_solid-0", "--size", "12"], "--size must be WIDTHxHEIGHT in pixels"),
         (["RUN", "SOLID", "--clip", "toy_solid-0", "--size", "²x³"], "--size must be WIDTHxHEIGHT in pixels"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from tests.support import writers_h36m, writers_kinetics, writers_ntu, writers_own
 from tests.support.runs import options, toy_config, write_toy_sets
@@ -15,6 +17,7 @@ from ups_model import predict
 from ups_model.data.prepare.catalog import prepare
 from ups_model.data.readers.detect import clip_names, read_recording
 from ups_model.device import pick_device
+from ups_model.inference import visualize
 from ups_model.inference.find_weights import find_weights
 from ups_model.training.build import load_model
 from ups_model.training.loop import train
@@ -68,7 +71,16 @@ def files(tmp_path_factory) -> dict[str, Path]:
     landmarks = [writers_own.landmarks_of(points / 800, np.full(17, 0.75)) for points in writers_own.person_2d(12)]
     writers_own.write_json(folder / "mediapipe" / "mediapipe.json", writers_own.mediapipe_frames(landmarks))
     writers_own.write_keypoint_arrays(folder / "npz" / "mine.npz", keypoints=writers_own.person_2d(12))
-    return {file.name: file for file in folder.rglob("*") if file.is_file()}
+    pose = np.round(np.random.default_rng(0).uniform(0, 1, (12, 25, 3)), 4)
+    np.savez(folder / "motion.npz", positions=pose, skeleton="ntu25", fps=30, up_axis="y")
+    writers_ntu.write_pickle(folder / "custom.pkl", [writers_ntu.annotation("kick", pose[None], 0)], None)
+    triples = np.concatenate([writers_own.person_2d(12), np.full((12, 17, 1), 0.75)], axis=-1)
+    yolo = [[{"keypoints": dict(zip(("x", "y", "visible"), each.T.tolist(), strict=True))}] for each in triples]
+    writers_own.write_json(folder / "yolo.json", yolo)
+    for number in range(12):
+        people = [{"person_id": [-1], "pose_keypoints_2d": np.tile(triples[number], (2, 1))[:25].ravel().tolist()}]
+        writers_own.write_json(folder / "openpose" / f"{number:012d}_keypoints.json", {"people": people})
+    return {file.name: file for file in folder.rglob("*") if file.is_file()} | {"openpose": folder / "openpose"}
 
 
 CASES = {
@@ -85,6 +97,10 @@ CASES = {
     "ViTPose": ("vitpose.json", None, "pe", ("--size", "800x600")),
     "MediaPipe": ("mediapipe.json", None, "ar2d", ()),
     "arrays": ("mine.npz", None, "pe", ("--size", "800x600")),
+    "Ultralytics": ("yolo.json", None, "pe", ("--size", "800x600")),
+    "OpenPose": ("openpose", None, "pe", ("--size", "800x600")),
+    "3D arrays": ("motion.npz", None, "ar3d", ()),
+    "pyskl, custom": ("custom.pkl", "kick", "ar3d", ()),
 }
 
 
@@ -157,3 +173,53 @@ def test_a_malicious_pickle_is_refused_by_the_command_and_nothing_runs(run, tmp_
     assert not (tmp_path / "ran").exists()
     pickle.loads(bad.read_bytes())
     assert (tmp_path / "ran").exists()  # So it would have.
+
+
+def frames_10_to_39(person_key: str) -> list[dict]:
+    """COCO results of one person in 10.jpg to 39.jpg, without 20.jpg to 22.jpg."""
+    poses = writers_own.person_2d(30)
+    persons = [[(pose, np.full(17, 0.75), 1)] for pose in poses]
+    persons[10:13] = [], [], []
+    return writers_own.coco_results(persons, "{}.jpg", person_key=person_key, first=10)
+
+
+@pytest.mark.parametrize("form", ["coco", "mmpose", "empty entries"])
+def test_poses_keep_the_frame_numbers_of_the_file_and_say_which_are_seen(run, tmp_path, capsys, form):
+    content = frames_10_to_39("idx")
+    if form != "coco":
+        people = [[] for _ in range(40)]
+        for entry in content:
+            values = np.array(entry["keypoints"]).reshape(17, 3)
+            people[int(entry["image_id"].removesuffix(".jpg"))] = [(values[:, :2], values[:, 2])]
+        content = writers_own.mmpose_frames(people)
+        content = content if form == "empty entries" else content[10:]
+    file = writers_own.write_json(tmp_path / "alphapose.json", content)
+    out = [part for ending in ("json", "npz", "png", "gif") for part in ("--out", str(tmp_path / f"a.{ending}"))]
+    assert predict.main([str(run), str(file), "--task", "pe", "--size", "800x600", "--device", "cpu", *out]) == 0
+    assert "3 frames without a detection" in capsys.readouterr().out
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["first_frame"] == 10 and len(written["poses"]) == 30
+    assert [10 + frame for frame, seen in enumerate(written["seen"]) if not seen] == [20, 21, 22]
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
+        assert arrays["seen"].tolist() == written["seen"] and arrays["seen"].dtype == bool
+
+
+def test_pictures_mark_frames_without_a_detection(model, tmp_path):
+    file = writers_own.write_json(tmp_path / "alphapose.json", frames_10_to_39("idx"))
+    recording = replace(read_recording(file), size=(800.0, 600.0))
+    answers = [
+        predict.predict_clip_poses(*model, recording),
+        predict.predict_class(*model, replace(recording, units="normalised"), "ar2d"),
+    ]
+    for answer in answers:
+        scene = visualize._scene(answer, recording)
+        assert scene.frames == range(10, 40)
+        for panel in scene.panels:
+            view = panel.open(Figure(), 1, 1, 1)
+            for frame, marked in ((19, False), (20, True), (22, True), (23, False)):
+                view.show(frame)
+                assert view.axes.get_title().endswith(f"frame {frame}{', not seen' if marked else ''}")
+                opacity = {line.get_alpha() for *_, line in view.bones[0]}
+                assert opacity == {visualize.UNSEEN_ALPHA if marked else 1}
+            # A joint that was not detected is not drawn at the image's corner.
+            assert panel.bodies[0].pose_NJC[10].any()

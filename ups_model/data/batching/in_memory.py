@@ -41,7 +41,7 @@ def pose_set(recording: Recording, person: int = 0) -> ClipData:
     if recording.dims != 2 or recording.units != "pixel":
         raise ValueError(
             f"pose estimation needs 2D keypoints in pixels, {recording.name!r} has {recording.dims}D {recording.units} "
-            "coordinates; give a file of keypoints in pixels, or another --task"
+            f"coordinates; {recording.way_to_poses}"
         )
     if recording.size is None:
         raise ValueError(f"the image size of {recording.name!r} is not in the file; give it with --size WIDTHxHEIGHT")
@@ -72,7 +72,7 @@ def _in_memory(
     if not tracks:
         raise ValueError(f"nobody is seen in {recording.name!r}; give another clip")
     info = ClipSetInfo(
-        name="recording",
+        name=recording.name.lstrip(".").replace("/", "_") or "recording",
         skeleton=recording.skeleton,
         dims=dims,
         fps=recording.fps,

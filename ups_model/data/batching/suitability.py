@@ -31,6 +31,8 @@ def check_suitable(task: TaskName, data: TaskData, clips: ClipData) -> None:
                     f"stored detections cannot be turned or resized, got {', '.join(turned)} above 0; set them to 0"
                 )
     elif clips.info.dims != rules.input_dims:
-        raise ValueError(f"{task} needs {rules.input_dims}D clips, {name!r} has {clips.info.dims}D")
+        raise ValueError(
+            f"{task} needs {rules.input_dims}D clips, {name!r} has {clips.info.dims}D; use other clips, or another task"
+        )
     elif not clips.info.classes or int(clips.label.min()) < 0:
         raise ValueError(f"{task} needs labelled clips, {name!r} has clips without a class")

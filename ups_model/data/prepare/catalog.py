@@ -17,6 +17,7 @@ from ups_model.data.readers.bvh import reader as bvh
 from ups_model.data.readers.h36m import reader as h36m
 from ups_model.data.readers.keypoints import reader as keypoints
 from ups_model.data.readers.kinetics import reader as kinetics
+from ups_model.data.readers.motion import reader as motion
 from ups_model.data.readers.ntu import reader as ntu
 from ups_model.data.readers.ntu.names import PUBLISHED_COUNTS
 from ups_model.data.readers.synthetic import reader as synthetic
@@ -35,7 +36,9 @@ class Options:
     missing: tuple[Path, ...] = ()
     """NTU RGB+D: lists of recordings to leave out, beside those in the source folder."""
     metres_per_unit: float | None = None
-    """BVH: length of a file's unit; None takes the one that gives a person's height."""
+    """bvh, motion: length of a file's unit; None takes the one that gives a person's height, or that the file tells."""
+    fps: float | None = None
+    """Files of your own: frames per second of all of them, whatever they say; None takes what each says."""
     progress: bool = False
     """Show what is done and the time left, on a terminal."""
 
@@ -138,13 +141,19 @@ SOURCES: Mapping[str, Source] = {
         "bvh",
         "motion capture of your own, any skeleton",
         "a folder of .bvh files, a folder a class",
-        lambda source, options: bvh.reading(source, options.metres_per_unit),
+        lambda source, options: bvh.reading(source, options.metres_per_unit, options.fps),
+    ),
+    "motion": _read_source(
+        "motion",
+        "3D motion of your own, in one of the known layouts",
+        "a folder of .npz, .npy, .csv, .c3d or pyskl's .pkl files, a folder a class",
+        lambda source, options: motion.reading(source, options.metres_per_unit, options.fps),
     ),
     "keypoints": _read_source(
         "keypoints",
         "COCO keypoints of your own videos",
-        "a folder of .json or .npz files of MMPose, ViTPose, AlphaPose or MediaPipe, a folder a class",
-        lambda source, options: keypoints.reading(source),
+        "a folder of .json, .npz, .csv or .pkl files of a pose estimator, a folder a class",
+        lambda source, options: keypoints.reading(source, options.fps),
     ),
     **{name: _open_source(name, spec) for name, spec in open_sets.OPEN_SETS.items()},
     **{name: _synthetic_source(name, spec) for name, spec in synthetic.SYNTHETIC_SETS.items()},
@@ -157,6 +166,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "ntu": ("ntu60", "ntu120"),
 }
 """Names that stand for several sets; "ntu" for those of the two that can be made from the files that are there."""
+
+
+OWN_SETS = ("bvh", "motion", "keypoints")
+"""Sets made of files of the user's own."""
 
 
 def default_cache() -> Path:
@@ -173,6 +186,8 @@ def check_options(options: Options) -> None:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
     if options.metres_per_unit is not None and not 0 < options.metres_per_unit <= 100:
         raise ValueError(f"--metres-per-unit must be above 0 and at most 100, got {options.metres_per_unit}")
+    if options.fps is not None and not 1 <= options.fps <= 1000:
+        raise ValueError(f"--fps must be in 1..1000 frames per second, got {options.fps:g}")
     for file in options.missing:
         if not file.is_file():
             raise ValueError(f"--missing {file}: no such file; give a list with a recording's name on each line")

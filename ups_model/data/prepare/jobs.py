@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
+import numpy as np
+
 from ups_model.data.format.info import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
 
@@ -38,11 +40,30 @@ class Recording:
     """Width and height of the image in pixels, where the file tells it."""
     truth: Track | None = None
     """The poses to compare a prediction with, in camera metres, where the file or its companion has them."""
+    first_frame: int = 0
+    """The number that the file itself gives its first frame; tracks count from it."""
+    cameras: int = 0
+    """Of a prepared 3D clip: how many saw it. "NAME/0" is the clip of what the first one saw."""
+
+    @property
+    def way_to_poses(self) -> str:
+        """What to give in place of it where keypoints in pixels are needed."""
+        if self.cameras:
+            return f"name one of its {self.cameras} cameras, the first with --clip '{self.name}/0'"
+        return "give a file of keypoints in pixels, or another --task"
 
     @property
     def length(self) -> int:
         """Frames: where the last person's track ends."""
         return max((track.end for track in self.tracks), default=0)
+
+
+def seen_frames(track: Track) -> np.ndarray:
+    """bool [N]: the frames in which at least one of the person's joints was seen."""
+    if track.confidence is None:
+        return np.ones(len(track.positions), dtype=bool)
+    seen_NJ = np.asarray(track.confidence > 0)
+    return np.asarray(seen_NJ.any(axis=1))
 
 
 class Reader(Protocol):

@@ -13,17 +13,22 @@ from ups_model.data.format.cameras import project, to_camera
 from ups_model.data.format.clip_set import MANIFEST, ClipSet
 from ups_model.data.format.writer import Track
 from ups_model.data.prepare.jobs import Reader, Recording
+from ups_model.data.readers import clip_pickles
 from ups_model.data.readers.bvh import reader as bvh
 from ups_model.data.readers.h36m import reader as h36m
 from ups_model.data.readers.io.files import load_json
 from ups_model.data.readers.keypoints import reader as keypoints
+from ups_model.data.readers.keypoints import videopose3d
 from ups_model.data.readers.keypoints.json_formats import MAX_BYTES
+from ups_model.data.readers.keypoints.landmarks import is_landmark_table
 from ups_model.data.readers.kinetics import reader as kinetics
+from ups_model.data.readers.motion import reader as motion
 from ups_model.data.readers.ntu import reader as ntu
+from ups_model.data.readers.ntu.names import PROTOCOLS, parse_name
 
 FORMATS = (
     "a prepared clip set, NTU .skeleton, CTR-GCN .npz, pyskl .pkl, VideoPose3D 2D .npz, ST-GCN Kinetics .json and "
-    ".npy, .bvh, and COCO keypoints as .json or .npz"
+    ".npy, .bvh, 3D motion as .npz, .npy, .csv or .c3d, keypoints as .json, .npz or .csv, and a folder of OpenPose's"
 )
 
 
@@ -56,16 +61,27 @@ def _reader(path: Path) -> Reader:
     if not path.exists():
         raise ValueError(f"{path}: no such file; give {FORMATS}")
     if path.is_dir():
-        raise ValueError(f"{path}: a folder, but no prepared clip set (it has no {MANIFEST}); give one of its files")
+        if keypoints.is_frame_folder(path):
+            return keypoints
+        raise ValueError(
+            f"{path}: a folder, but no prepared clip set (it has no {MANIFEST}), and without OpenPose's frames "
+            "(*_keypoints.json); give one of its files"
+        )
     match path.suffix.lower():
-        case ".skeleton" | ".pkl":
+        case ".skeleton":
             return ntu
+        case ".pkl":
+            return _pickle_reader(path)
         case ".bvh":
             return bvh
         case ".npy":
-            return kinetics
+            return kinetics if path.stem in ("train_data", "val_data") else motion
+        case ".c3d":
+            return motion
         case ".npz":
-            return _npz_reader(path)
+            return keypoints if videopose3d.is_custom(path) else _npz_reader(path)
+        case ".csv":
+            return keypoints if is_landmark_table(path) else motion
         case ".json":
             return _json_reader(path)
     raise ValueError(f"{path}: no known format; known are {FORMATS}")
@@ -78,14 +94,32 @@ def _npz_reader(path: Path) -> Reader:
     except (zipfile.BadZipFile, OSError) as error:
         raise ValueError(f"{path}: not a whole .npz file ({error})") from error
     readers: tuple[tuple[set[str], Reader], ...]
-    readers = (({"x_train", "x_test"}, ntu), ({"positions_2d"}, h36m), ({"keypoints"}, keypoints))
+    readers = (
+        ({"x_train", "x_test"}, ntu),
+        ({"positions_2d"}, h36m),
+        ({"keypoints"}, keypoints),
+        ({"positions"}, motion),
+    )
     for arrays, reader in readers:
         if arrays & members:
             return reader
     raise ValueError(
         f"{path}: its arrays {', '.join(sorted(members)) or '(none)'} are of no known format: CTR-GCN's files have "
-        "x_train, VideoPose3D's 2D files positions_2d, files of COCO keypoints have keypoints"
+        "x_train, VideoPose3D's 2D files positions_2d, files of COCO keypoints keypoints, files of 3D motion positions"
     )
+
+
+def _pickle_reader(path: Path) -> Reader:
+    """NTU RGB+D's by the file's name or the first recording's, else those of one's own."""
+    if path.name.startswith(tuple(PROTOCOLS)):
+        return ntu
+    if clip_pickles.dims(path) == 2:
+        return keypoints
+    try:
+        parse_name(clip_pickles.names(path)[0])
+    except ValueError:
+        return motion
+    return ntu
 
 
 def _json_reader(path: Path) -> Reader:
@@ -124,7 +158,8 @@ def _prepared(clips: ClipSet, name: str | None) -> Recording:
         for frames in [clips.frames(track)]
     )
     units: Literal["metre", "normalised"] = "metre" if info.units == "metre" else "normalised"
-    return Recording(name, info.skeleton, info.dims, info.fps, units, info.up_axis, tracks)
+    cameras = len(clips.cameras(row)) if info.dims == 3 else 0
+    return Recording(name, info.skeleton, info.dims, info.fps, units, info.up_axis, tracks, cameras=cameras)
 
 
 def _seen(clips: ClipSet, row: int, number: int) -> Recording:

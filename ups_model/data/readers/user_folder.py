@@ -4,9 +4,10 @@
     SOURCE/NAME                  without classes, likewise
     SOURCE/train/..., SOURCE/test/...    either of the above within; what is in test is for testing
 
-A clip's id is its path from SOURCE without the suffix. Nothing else is read out of names: subjects are unknown. Without
-a folder test/ the sha256 of the id alone tells whether a clip is for testing (`for_testing`): what a model was trained
-on stays in the training clips when files are added.
+A clip's id is its path from SOURCE without the suffix, and behind it the clip's name where a file holds several.
+Nothing else is read out of names: subjects, and other classes and splits, are told by tables (`split_table`). Where
+nothing tells a split, the sha256 of the id alone, or of the subject where subjects are known, says whether a clip is
+for testing (`for_testing`): what a model was trained on stays in the training clips when files are added.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ import errno
 import hashlib
 import json
 import math
-import os
-import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +26,10 @@ from typing import TypeVar
 from ups_model.data.format.clip_set import FORMAT, MANIFEST
 from ups_model.data.format.writer import Clip
 from ups_model.data.prepare.jobs import Job, LeftOut, block_jobs, read_items
+from ups_model.data.readers.clip_places import Item, OwnFile, find_places, no_target, own_files, part_of
 from ups_model.data.readers.io.files import files_sha256, status_of, walk_folders
+from ups_model.data.readers.split_table import TABLES, read_tables
+from ups_model.wording import count
 
 ONE_IN = 5
 """A clip is for testing where its number, the sha256 of its id, is divisible by this."""
@@ -36,22 +38,7 @@ MAX_FRAMES = 1_000_000
 """Of a clip at the frame rate of its set."""
 
 _MANIFEST_BYTES = 16 << 20
-_PARTS = ("train", "test")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class OwnFile:
-    """A file of one clip."""
-
-    path: str
-    name: str
-    """The clip's id."""
-    label: int
-    """-1 where there are no classes."""
-    split_test: bool
-    left_out: LeftOut | None = None
-    """Why it is no clip, where its place tells that already."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ class OwnFiles:
     classes: tuple[str, ...]
     """Names of the folders, sorted."""
     split: str
-    """Where the test clips come from: "folders", or "sha256 of the id"."""
+    """Where the test clips come from: "folders", "files", "tables", "sha256 of the id" or "sha256 of the subject"."""
     digest: str
     """sha256 of the listing: name, size and time of change of each file, no content."""
     notes: tuple[str, ...]
@@ -81,20 +68,28 @@ class OwnFiles:
         }
 
 
-def look(source: Path, suffixes: Sequence[str], beside: Sequence[str] = ()) -> OwnFiles:
+def look(
+    source: Path,
+    suffixes: Sequence[str],
+    beside: Sequence[str] = (),
+    clip_of: Callable[[PurePosixPath], PurePosixPath] = lambda path: path,
+    items_of: Callable[[Path], Sequence[Item] | None] = lambda path: None,
+) -> OwnFiles:
     """Goes through a folder and the folders in it, but for hidden ones and prepared clip sets.
 
     Args:
         source: the folder.
         suffixes: of the clips' files, in lower case; upper case is taken too.
-        beside: names of further files right in `source` that change the result, where they are there.
+        beside: names of further files right in `source` that change the result, where they are there; tables do too.
+        clip_of: from a file's path to that of the clip, with a suffix, where frames are files of their own.
+        items_of: the clips of a file that holds several, None of any other. A ValueError leaves the file out.
 
     Raises:
         ValueError: no such folder, no such files in it, some in train/ or test/ and others in neither, or a file
             beside them is a link to nothing.
         OSError: a folder cannot be read.
     """
-    source = Path(source)
+    source, beside = Path(source), (*beside, *TABLES)
     wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
     if not source.is_dir():
         raise ValueError(f"{source}: must be a folder with {wanted} in it, or in a folder for each class")
@@ -108,48 +103,45 @@ def look(source: Path, suffixes: Sequence[str], beside: Sequence[str] = ()) -> O
     status = {path: status_of(source / path) for path in sorted({*paths, *companions})}
     for path in companions:
         if status[path] is None:
-            raise ValueError(_no_target(source / path))
+            raise ValueError(no_target(source / path))
     parts = _parts(source, paths)
-    depth = 1 if parts else 0
-    classes = sorted({path.parts[depth] for path in paths if len(path.parts) > depth + 1 and str(path).isprintable()})
-    files = _own_files(source, {path: status[path] for path in paths}, classes, depth)
+    places = find_places(source, paths, status, clip_of, items_of, parts)
+    tables = read_tables(source)
+    files, classes = own_files(source, places, tables)
     notes = [f"{folder}/ is a prepared clip set, so it is not read" for folder in prepared]
     if not classes:
         notes.append("no folders of classes, so the clips have no labels: they train pose estimation alone")
-    if parts == {"test"}:
+    if parts == {"test"} and not tables.tells_splits:
         notes.append("no folder train/, so the set has no training clips")
-    split = "folders"
-    if "test" not in parts:
-        split = "sha256 of the id"
-        files, more = _split_by_id(files, classes)
+    split = "folders" if "test" in parts else "files" if any(place.test is not None for place in places) else ""
+    if strange := sorted(tables.clips.keys() - {place.name for place in places}):
+        notes.append(
+            f"{' and '.join(TABLES)}: no clip here for {count(len(strange), 'row')}, the first of {strange[0]!r}"
+        )
+    if tables.tells_splits:
+        split = "tables"
+    if not split:
+        split, files, more = _split_by_hash(files, classes)
+        if sum(file.left_out is None for file in files) == 1:
+            more.append(
+                "one clip can't train a model: a set needs training and test clips; predict reads the file as it is"
+            )
         notes += more
     listing = [(str(path), *((-1, -1) if at is None else (at.st_size, at.st_mtime_ns))) for path, at in status.items()]
     return OwnFiles(tuple(files), tuple(classes), split, files_sha256(listing), tuple(notes))
 
 
-def _own_files(
-    source: Path, status: Mapping[PurePosixPath, os.stat_result | None], classes: Sequence[str], depth: int
-) -> list[OwnFile]:
-    """The files in the order of ids; names of classes stand `depth` folders down."""
-    labels = {name: label for label, name in enumerate(classes)}
-    files: list[OwnFile] = []
-    first: dict[str, PurePosixPath] = {}
-    for path in sorted(status, key=lambda path: (str(path.with_suffix("")), path.suffix)):
-        name, at = str(path.with_suffix("")), status[path]
-        label = labels.get(path.parts[depth], -1) if len(path.parts) > depth + 1 else -1
-        left_out = None
-        if not str(path).isprintable():
-            left_out = LeftOut(ascii(name)[1:-1], "unreadable", "a file's path must be printable text; rename it")
-        elif classes and label < 0:
-            left_out = LeftOut(name, "in no class folder", f"{source / path}: others are in folders of classes")
-        elif at is None:
-            left_out = LeftOut(name, "a link to nothing", _no_target(source / path))
-        elif not stat.S_ISREG(at.st_mode):
-            left_out = LeftOut(name, "not a file", f"{source / path}: must be a plain file, it is a pipe or a device")
-        elif first.setdefault(name, path) != path:
-            left_out = LeftOut(str(path), "duplicate", f"{source / path}: {source / first[name]} has the same id")
-        files.append(OwnFile(str(source / path), name, label, _part(path) == "test", left_out))
-    return files
+def _split_by_hash(files: Sequence[OwnFile], classes: Sequence[str]) -> tuple[str, list[OwnFile], list[str]]:
+    """What the split goes by, the files with it, and what to tell of it."""
+    there = [file for file in files if file.left_out is None]
+    if there and all(file.subject >= 0 for file in there):
+        chosen, _ = for_testing([(str(subject), 0) for subject in sorted({file.subject for file in there})])
+        which = ", ".join(sorted(chosen)) or "none"
+        notes = [f"no splits: about one subject in {ONE_IN} is for testing, by the sha256 of its number: {which}"]
+        files = [replace(file, split_test=str(file.subject) in chosen) for file in files]
+        return "sha256 of the subject", list(files), notes
+    files, notes = _split_by_id(files, classes)
+    return "sha256 of the id", files, notes
 
 
 def _split_by_id(files: Sequence[OwnFile], classes: Sequence[str]) -> tuple[list[OwnFile], list[str]]:
@@ -216,7 +208,7 @@ def _read_named(read: Callable[[OwnFile], Clip | LeftOut], file: OwnFile) -> Cli
         return read(file)
 
 
-def first_readable(own: OwnFiles, read: Callable[[Path], T]) -> tuple[OwnFile, T]:
+def first_readable(own: OwnFiles, read: Callable[[OwnFile], T]) -> tuple[OwnFile, T]:
     """The first file that can be read, and what `read` makes of it.
 
     Raises:
@@ -230,7 +222,7 @@ def first_readable(own: OwnFiles, read: Callable[[Path], T]) -> tuple[OwnFile, T
             continue
         try:
             with _errors_named(file.path):
-                return file, read(Path(file.path))
+                return file, read(file)
         except ValueError as error:
             fault = fault or str(error)
     raise ValueError(f"none of the {len(own.files)} files can be read; the first: {fault}")
@@ -271,18 +263,9 @@ def _is_manifest(file: Path) -> bool:
     return isinstance(content, dict) and content.get("format") == FORMAT
 
 
-def _no_target(path: Path) -> str:
-    return f"{path}: must be a file, it is a link to {os.readlink(path)!a}, where none is; mend or delete the link"
-
-
-def _part(path: PurePosixPath) -> str:
-    top = path.parts[0].lower() if len(path.parts) > 1 else ""
-    return top if top in _PARTS else ""
-
-
 def _parts(source: Path, paths: Sequence[PurePosixPath]) -> set[str]:
     """Which of train and test there are; empty where clips are not in such folders."""
-    parts = {_part(path): path for path in reversed(paths)}
+    parts = {part_of(path): path for path in reversed(paths)}
     if parts.keys() != {""} and "" in parts:
         raise ValueError(
             f"{source}: where there is a folder train/ or test/, every clip must be in one of them; {parts['']} is not"

@@ -1,5 +1,6 @@
 """The command `python -m ups_model.data`, and `prepare` as a function."""
 
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,8 @@ import pytest
 from ups_model.data import ClipSet, prepare
 from ups_model.data.__main__ import main
 from ups_model.data.prepare import catalog as sources
+from ups_model.data.readers.keypoints import reader as keypoints
+from ups_model.data.readers.motion import reader as motion
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +123,30 @@ def test_the_command_runs_without_torch_and_prints_no_progress_into_a_pipe(tmp_p
     command = [sys.executable, "-c", code, "prepare", "synthetic_h36m17", "--out", str(tmp_path)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert finished.returncode == 0 and finished.stderr == "" and "prepared at" in finished.stdout
+
+
+def test_the_table_of_the_users_files_names_every_set_that_is_made_of_them(repo_root):
+    text = (repo_root / "docs" / "your-data.md").read_text("utf-8")
+    table = text[text.index("## Your file, and the command") : text.index("## What is read")]
+    named = set(re.findall(r"prepare (\w+) --source DIR", table))
+    assert named - sources.SOURCES.keys() - sources.GROUPS.keys() == set()
+    assert {*sources.OWN_SETS, "ntu", "h36m", "kinetics"} == named
+    endings = set(re.findall(r"`(?:\*_keypoints)?(\.[a-z0-9]+)`", table))
+    assert {*motion.SUFFIXES, *keypoints.SUFFIXES, ".bvh", ".skeleton"} <= endings
+
+
+def test_the_options_of_prepare_that_the_documentation_names_are_there(repo_root, capsys):
+    with pytest.raises(SystemExit):
+        main(["prepare", "--help"])
+    printed = capsys.readouterr().out
+    text = (repo_root / "docs" / "your-data.md").read_text("utf-8")
+    for option in ("--source", "--missing", "--metres-per-unit", "--fps", "--workers", "--out"):
+        assert option in printed and option in text
+    assert all(name in printed for name in sources.OWN_SETS)
+
+
+def test_a_rate_for_a_set_whose_rate_is_known_is_refused(tmp_path, capsys):
+    assert main(["prepare", "ntu60", "--source", str(tmp_path), "--fps", "25"]) == 2
+    assert "--fps says nothing to ntu60, whose frame rate is known; leave it out" in capsys.readouterr().err
+    assert main(["prepare", "keypoints", "--source", str(tmp_path), "--fps", "0"]) == 2
+    assert "--fps must be in 1..1000 frames per second, got 0" in capsys.readouterr().err

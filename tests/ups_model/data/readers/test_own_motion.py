@@ -333,3 +333,13 @@ def test_more_files_than_a_job_holds_are_parted_and_come_out_in_order(tmp_path):
     clips = prepare_reading(tmp_path / "out", reading, workers=2)
     assert clips.clip_id.tolist() == [f"{index:03d}" for index in range(258) if index != 256]
     assert [item.name for item in read_left_out(clips.path)] == ["256"]
+
+
+def test_fps_counts_for_all_bvh_files_whatever_they_say(tmp_path):
+    for name, frame_time in (("a", "0.01"), ("b", "0.05")):
+        text = bvh_text(frames=rest_frames(count=7), frame_time=frame_time)
+        write_text(tmp_path / "set" / f"{name}.bvh", text)
+    reading = bvh.reading(tmp_path / "set", fps=60)
+    clips = prepare_reading(tmp_path / "out", reading)
+    assert clips.info.fps == 60 and clips.clip_length.tolist() == [7, 7]
+    assert "60 frames per second, as --fps says of all" in reading.notes

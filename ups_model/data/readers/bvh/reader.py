@@ -10,7 +10,7 @@ Shape suffixes: N frames, J joints of h36m17.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,8 @@ from ups_model.data.readers.bvh.cameras import corner_cameras, leaves_view
 from ups_model.data.readers.bvh.joints import JOINT_NAMES, JOINTS_FILE, SKELETON, match_joints, read_joints
 from ups_model.data.readers.bvh.kinematics import bone_lengths, path_length, world_positions
 from ups_model.data.readers.bvh.parser import read_bvh
-from ups_model.data.readers.user_folder import OwnFile, first_readable, frames_at_rate, look, make_jobs
+from ups_model.data.readers.clip_places import OwnFile
+from ups_model.data.readers.user_folder import first_readable, frames_at_rate, look, make_jobs
 
 READER_VERSION = 2
 """Raised when the reader changes what it writes, so that prepared sets are made again."""
@@ -51,7 +52,7 @@ class _Motion:
     """Of the file, along which the person is tallest, on the mean: "y" in most files."""
 
 
-def reading(source: Path, metres_per_unit: float | None = None) -> Reading:
+def reading(source: Path, metres_per_unit: float | None = None, fps: float | None = None) -> Reading:
     """The set "bvh" from the files in the folder `source`.
 
     The set has the frame rate of the first file that can be read; others are resampled to it, linearly in position.
@@ -60,6 +61,7 @@ def reading(source: Path, metres_per_unit: float | None = None) -> Reading:
     Args:
         source: has BVH files as `user_folder` says, and `joints.json` where joints have names of their own.
         metres_per_unit: of all files; None takes for each file the one of UNITS that gives a person's height.
+        fps: of all files, whatever they say; None takes what each file says.
 
     Raises:
         ValueError: no folder, no file that can be read, or a damaged joints.json; names it.
@@ -70,7 +72,8 @@ def reading(source: Path, metres_per_unit: float | None = None) -> Reading:
         raise ValueError(f"--metres-per-unit must be above 0 and at most {MAX_METRES:g}, got {metres_per_unit}")
     own = look(source, (".bvh",), (JOINTS_FILE,))
     own_names = read_joints(source / JOINTS_FILE) if (source / JOINTS_FILE).is_file() else {}
-    first, motion = first_readable(own, partial(_read, metres_per_unit=metres_per_unit, own_names=own_names))
+    read_motion = partial(_read, metres_per_unit=metres_per_unit, own_names=own_names, fps=fps)
+    first, motion = first_readable(own, lambda file: read_motion(Path(file.path)))
     notes = list(own.notes)
     if own_names:
         notes.append(f"{JOINTS_FILE} tells {len(own_names)} of the {len(JOINT_NAMES)} joints")
@@ -84,7 +87,8 @@ def reading(source: Path, metres_per_unit: float | None = None) -> Reading:
             f"in {first.name} the person is tallest along {motion.tallest_axis}; files are read as y up, so if another "
             "axis points up in them, export them with y up"
         )
-    notes.append(f"{motion.fps:g} frames per second, as in {first.name}; files of another rate are resampled to it")
+    rate = f"as in {first.name}; files of another rate are resampled to it" if fps is None else "as --fps says of all"
+    notes.append(f"{motion.fps:g} frames per second, {rate}")
     unit = "told from the height" if metres_per_unit is None else repr(float(metres_per_unit))
     info = ClipSetInfo(
         name=NAME,
@@ -100,7 +104,7 @@ def reading(source: Path, metres_per_unit: float | None = None) -> Reading:
         camera_groups=(corner_cameras(),),
         recipe=own.recipe(NAME, READER_VERSION, motion.fps, "linear") | {"metres_per_unit": unit},
     )
-    read = partial(_clip, fps=motion.fps, metres_per_unit=metres_per_unit, own_names=own_names)
+    read = partial(_clip, fps=motion.fps, read=read_motion)
     return Reading(info, make_jobs(own, read), tuple(notes))
 
 
@@ -123,20 +127,21 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
     return Recording(file.stem, SKELETON, 3, motion.fps, "metre", "z", (Track(_stored(motion.pose_NJ3)),))
 
 
-def _clip(file: OwnFile, fps: float, metres_per_unit: float | None, own_names: Mapping[str, str]) -> Clip | LeftOut:
-    motion = _read(Path(file.path), metres_per_unit, own_names)
+def _clip(file: OwnFile, fps: float, read: Callable[[Path], _Motion]) -> Clip | LeftOut:
+    motion = read(Path(file.path))
     if fault := leaves_view(motion.pose_NJ3):
         return LeftOut(file.name, "walks out of view", f"{file.path}: {fault}")
     count = frames_at_rate(Path(file.path), len(motion.pose_NJ3), motion.fps, fps)
     pose_NJ3 = _stored(resample(motion.pose_NJ3, motion.fps, fps, count))
-    return Clip(file.name, (Track(pose_NJ3),), label=file.label, split_test=file.split_test, camera_group=0)
+    track = Track(pose_NJ3)
+    return Clip(file.name, (track,), file.label, file.subject, split_test=file.split_test, camera_group=0)
 
 
 def _stored(pose_NJ3: np.ndarray) -> np.ndarray:
     return np.round(pose_NJ3, _DIGITS).astype(np.float32)
 
 
-def _read(file: Path, metres_per_unit: float | None, own_names: Mapping[str, str]) -> _Motion:
+def _read(file: Path, metres_per_unit: float | None, own_names: Mapping[str, str], fps: float | None = None) -> _Motion:
     bvh = read_bvh(file)
     lengths_V = bone_lengths(bvh.nodes, bvh.values_NC)
     joints = match_joints(file, bvh.nodes, lengths_V, own_names)
@@ -159,7 +164,7 @@ def _read(file: Path, metres_per_unit: float | None, own_names: Mapping[str, str
     x_NJ, y_NJ, z_NJ = np.moveaxis(raw_NJ3, 2, 0)
     pose_NJ3 = np.stack([x_NJ, -z_NJ, y_NJ], axis=2)
     pose_NJ3 -= [*pose_NJ3[0, 0, :2], pose_NJ3[..., 2].min()]
-    return _Motion(pose_NJ3, bvh.fps, unit, height * unit, ("-" if upward_3[axis] < 0 else "") + "xyz"[axis])
+    return _Motion(pose_NJ3, fps or bvh.fps, unit, height * unit, ("-" if upward_3[axis] < 0 else "") + "xyz"[axis])
 
 
 def _unit(file: Path, height: float) -> float:

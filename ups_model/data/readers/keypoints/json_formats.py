@@ -1,136 +1,43 @@
-"""Parsers of 2D keypoints in JSON, as pose estimators write them for a video.
+"""Parsers of 2D keypoints in JSON, as pose estimators write them for a video or an image.
 
-MMPose:     [{"frame_id": 0, "instances": [{"keypoints": [[x, y] 17], "keypoint_scores": [17], "track_id": 1}]}], or
-            {"meta_info": {...}, "instance_info": [the same]}
-COCO:       [{"image_id": "12.jpg", "category_id": 1, "keypoints": [x, y, score, ... 51], "score": 2.5, "idx": 1}], the
-            results of COCO's evaluation, which AlphaPose, ViTPose and detectron write
-MediaPipe:  [null, [{"x": 0.5, "y": 0.5, "visibility": 0.9} 33], ...]; the 33 may be under "landmark", "landmarks" or
-            "pose_landmarks", the frames under "frames", beside "width", "height", "fps". x, y in parts of the image
+MMPose 1.x   [{"frame_id": 0, "instances": [PERSON]}], or {"meta_info": {...}, "instance_info": [the same]}; of an image
+             [PERSON]. PERSON is {"keypoints": [[x, y] 17], "keypoint_scores": [17], "track_id": 1}
+MMPose 0.x   [[PERSON], [], ...], a list a frame; of an image [PERSON]. PERSON is {"keypoints": [[x, y, score] 17]}
+COCO         [{"image_id": "12.jpg", "category_id": 1, "keypoints": [x, y, score, ... 51], "score": 2.5, "idx": 1}], the
+             results of COCO's evaluation, which AlphaPose, ViTPose and detectron write; or annotations, {"images":
+             [...], "annotations": [{"image_id": 12, "keypoints": [x, y, visibility, ... 51]}]}
+MediaPipe    `landmarks`; the frames may be under "frames", beside "width", "height", "fps"
+OpenPose     `per_frame`, a file a frame
+Ultralytics  `per_frame`
 
-"width", "height" (pixels) and "fps" are taken from the outermost object or its "meta_info", where there is one. So is
-what MMPose says of the joints, "keypoint_id2name" or else "keypoint_name2id" or else "dataset_name": Human3.6M has 17
-joints too.
-Shape suffixes: D detections of a file, J 17 joints, L 33 landmarks.
+17 joints are COCO's; of 26, 133 and 136 the first 17 are (`layouts`). "width", "height" (pixels) and "fps" are taken
+from the outermost object or its "meta_info", where there is one. So is what MMPose says of the joints,
+"keypoint_id2name" or else "keypoint_name2id" or else "dataset_name": Human3.6M has 17 joints too.
 """
 
 from __future__ import annotations
 
 import re
 import string
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ups_model.data.readers.io.files import NUMBERS, load_json
+from ups_model.data.readers.io.files import load_json
+from ups_model.data.readers.keypoints.builder import MAX_PIXELS, MAX_SCORE, Builder, fps_of, size_of
+from ups_model.data.readers.keypoints.landmarks import LANDMARK_KEYS, read_landmarks
+from ups_model.data.readers.keypoints.layouts import COCO_FIRST, COCO_RULE
+from ups_model.data.readers.keypoints.per_frame import add_people, add_ultralytics, frame_of_name
 from ups_model.data.readers.keypoints.tracks import JOINTS, Detections, Units
 from ups_model.skeletons import get_skeleton
 
-DEFAULT_FPS = 30.0
 MAX_BYTES = 128 << 20
-MAX_FRAME = 1_000_000
-MAX_PERSONS = 200
-"""Detections of a frame."""
-MAX_PIXELS = 1e6
-MAX_PARTS = 100.0
-"""Of coordinates in parts of the image: landmarks may be out of it, not a hundred times its size."""
-MAX_SCORE = 1000.0
-FPS_BOUNDS = (1.0, 1000.0)
-LANDMARKS = 33
-COCO_LANDMARKS = (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28)
-"""MediaPipe's landmark for each joint of COCO: nose, eyes, ears, shoulders, .. ankles, the left one first."""
 
-_MIN_SPARSE_FRAMES = 1000
 _MAX_DIGITS = 18
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]*\Z")
-_WAY_OUT = "write the file again"
-_LANDMARK_KEYS = ("landmark", "landmarks", "pose_landmarks")
 _SIDES = {"l_": "left_", "r_": "right_"}
 _COCO_NAMES = tuple(_SIDES.get(name[:2], name[:2]) + name[2:] for name in get_skeleton("coco17").joint_names)
 _COCO_WAY_OUT = "export COCO's 17 keypoints"
-
-
-@dataclass
-class _Builder:
-    """Detections as they are read."""
-
-    file: Path
-    frames: set[int] = field(default_factory=set)
-    frame: list[int] = field(default_factory=list)
-    xy: list[list[float]] = field(default_factory=list)
-    score: list[list[float]] = field(default_factory=list)
-    person: list[int | None] = field(default_factory=list)
-    persons_are_sure: bool = True
-    """Whether two detections of a frame must not have one number."""
-
-    def fault(self, key: str, rule: str, got: Any) -> ValueError:
-        shown = got if isinstance(got, str) else repr(got)
-        return ValueError(f"{self.file}: {key} {rule}, got {shown:.60}; {_WAY_OUT}")
-
-    def add_frame(self, key: str, frame: Any) -> int:
-        if type(frame) is not int or not 0 <= frame <= MAX_FRAME:
-            raise self.fault(key, f"must be a frame's number in 0..{MAX_FRAME}", frame)
-        self.frames.add(frame)
-        return frame
-
-    def add(self, frame: int, xy: list[float], score: list[float], person: int | None) -> None:
-        self.frame.append(frame)
-        self.xy.append(xy)
-        self.score.append(score)
-        self.person.append(person)
-
-    def list_of(self, key: str, values: Any, count: int, what: str) -> list[Any]:
-        if not isinstance(values, list) or len(values) != count:
-            got = f"{len(values)} of them" if isinstance(values, list) else type(values).__name__
-            raise self.fault(key, f"must have {count} {what}", got)
-        return values
-
-    def numbers(self, key: str, values: Any, count: int, bound: float, what: str = "numbers") -> list[float]:
-        for index, value in enumerate(self.list_of(key, values, count, what)):
-            if type(value) not in NUMBERS or not -bound <= value <= bound:
-                raise self.fault(f"{key}[{index}]", f"must be a number within {bound:g}", value)
-        return values
-
-    def object_of(self, key: str, value: Any, what: str = "object") -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise self.fault(key, f"must be an {what}", type(value).__name__)
-        return value
-
-    def person_of(self, key: str, value: Any) -> int | None:
-        """A person's number; None where there is none, which trackers write as -1 too."""
-        if isinstance(value, list) and len(value) == 1:
-            value = value[0]
-        if value is None:
-            return None
-        if type(value) not in NUMBERS or not -(2**53) <= value <= 2**53 or value != int(value):
-            raise self.fault(key, "must be a whole number", value)
-        return int(value) if value >= 0 else None
-
-    def detections(self, units: Units, fps: float, size: tuple[float, float] | None) -> Detections:
-        """What was added, in the order of frames. ValueError where frames or persons break a rule."""
-        first, last = min(self.frames), max(self.frames)
-        length = last - first + 1
-        if length > _MIN_SPARSE_FRAMES and len(self.frames) < length / 100:
-            rule = f"must follow one another, {len(self.frames)} frames are there"
-            raise self.fault("frames", rule, f"numbers {first}..{last}")
-        frame_D = np.array(self.frame, dtype=np.int64)
-        order_D = np.argsort(frame_D, kind="stable")
-        frame_D = frame_D[order_D] - first
-        if len(frame_D) and (most := int(np.bincount(frame_D).max())) > MAX_PERSONS:
-            raise self.fault("a frame", f"must have at most {MAX_PERSONS} persons", most)
-        persons = [person for index in order_D.tolist() if (person := self.person[index]) is not None]
-        numbers: list[int] | None = persons if len(persons) == len(frame_D) else None
-        if numbers:
-            ((frame, person), times), *_ = Counter(zip(frame_D.tolist(), numbers, strict=True)).most_common(1)
-            if times > 1 and self.persons_are_sure:
-                raise self.fault(f"frame {frame + first}", "must have each track_id once", f"{person} {times} times")
-            numbers = numbers if times == 1 else None
-        xy_DJ2 = np.array(self.xy, dtype=np.float64).reshape(-1, JOINTS, 2)[order_D]
-        score_DJ = np.array(self.score, dtype=np.float64).reshape(-1, JOINTS)[order_D]
-        return Detections(frame_D, xy_DJ2, score_DJ, numbers, length, units, fps, size)
+_LISTS = ("instance_info", "frames", "annotations", "people")
 
 
 def read_json(file: Path) -> Detections:
@@ -141,59 +48,86 @@ def read_json(file: Path) -> Detections:
         OSError: the file cannot be read.
     """
     content = load_json(file, MAX_BYTES)
-    about: dict[str, Any] = {}
+    builder, about, key = Builder(file), {}, ""
     if isinstance(content, dict):
         meta = content.get("meta_info")
         about = {**(meta if isinstance(meta, dict) else {}), **content}
-        key = next((key for key in ("instance_info", "frames") if isinstance(content.get(key), list)), None)
-        if key is None:
-            raise ValueError(f"{file}: an object must have a list under 'instance_info' or 'frames'; is it keypoints?")
+        key = next((key for key in _LISTS if isinstance(content.get(key), list)), "")
+        if not key:
+            raise ValueError(f"{file}: an object must have a list under {' or '.join(_LISTS)}; is it keypoints?")
         content = content[key]
-    if not isinstance(content, list) or not content:
+    if not isinstance(content, list) or not (content or key == "people"):
         got = "an empty list" if content == [] else type(content).__name__
         raise ValueError(f"{file}: must hold a list of frames or of detections, got {got}; is it keypoints?")
-    read = _format(file, next((entry for entry in content if entry is not None), None))
-    if read is not _read_mediapipe:
+    form = {"annotations": "COCO", "people": "OpenPose"}.get(key) or _form(file, content)
+    if key == "annotations":
+        about |= _images_about(builder, about)
+    if form != "MediaPipe":
         _check_joints(file, about)
     size, fps = size_of(file, about), fps_of(file, about)
-    builder = _Builder(file)
-    read(builder, content)
-    units: Units = "pixel"
-    if read is _read_mediapipe and size is None:
-        units = "normalised"
-    elif read is _read_mediapipe and size is not None:
-        for xy in builder.xy:
-            xy[::2], xy[1::2] = [x * size[0] for x in xy[::2]], [y * size[1] for y in xy[1::2]]
+    units = _read(builder, form, content, about["images"] if key == "annotations" else None, size)
     return builder.detections(units, fps, size)
 
 
-def size_of(file: Path, about: dict[str, Any]) -> tuple[float, float] | None:
-    """Width and height in pixels. Raises ValueError where they are not numbers or one is missing."""
-    size: list[Any] = [about.get(key) for key in ("width", "height")]
-    if size == [None, None]:
-        return None
-    for key, value in zip(("width", "height"), size, strict=True):
-        if type(value) not in NUMBERS or not 1 <= value <= MAX_PIXELS:
-            raise ValueError(f"{file}: {key} must be pixels in 1..{MAX_PIXELS:g}, got {value!r:.60}; {_WAY_OUT}")
-    return float(size[0]), float(size[1])
+def _read(builder: Builder, form: str, content: list[Any], images: Any, size: tuple[float, float] | None) -> Units:
+    """Adds the content of a file, and tells the units."""
+    if form == "MediaPipe":
+        read_landmarks(builder, content)
+        return builder.scaled(size)
+    if form == "COCO":
+        _read_coco(builder, content, images)
+    elif form == "instances":
+        _read_instances(builder, content)
+    elif form == "OpenPose":
+        frame = builder.add_frame("the file's name", frame_of_name(builder.file))
+        add_people(builder, frame, "people", content)
+    else:  # Persons of an image, or of each frame.
+        frames = (
+            [(frame_of_name(builder.file), content, "")]
+            if form == "image"
+            else [(number, persons, f"[{number}]") for number, persons in enumerate(content)]
+        )
+        for number, persons, key in frames:
+            frame = builder.add_frame(key or "the file's name", number)
+            if not isinstance(persons, list | None):
+                raise builder.fault(key, "must be a list of persons", type(persons).__name__)
+            for index, person in enumerate(persons or ()):
+                _add_person(builder, frame, f"{key}[{index}]", person)
+    return builder.scaled(size) if builder.in_parts() else "pixel"
 
 
-def fps_of(file: Path, about: dict[str, Any]) -> float:
-    """Frames per second, 30 where the file does not say. Raises ValueError where it is no number in bounds."""
-    fps = about.get("fps", DEFAULT_FPS)
-    low, high = FPS_BOUNDS
-    if type(fps) not in NUMBERS or not low <= fps <= high:
-        raise ValueError(f"{file}: fps must be in {low:g}..{high:g}, got {fps!r:.60}; {_WAY_OUT}")
-    return float(fps)
+def _form(file: Path, content: list[Any]) -> str:
+    """What the first entry that is not empty is."""
+    first = next((entry for entry in content if entry not in (None, [])), None)
+    if isinstance(first, dict):
+        if "instances" in first:
+            return "instances"
+        if "image_id" in first and "keypoints" in first:
+            return "COCO"
+        if any(key in first for key in LANDMARK_KEYS):
+            return "MediaPipe"
+        if "keypoints" in first:
+            return "image"
+        what = f"keys {', '.join(first)}"
+    elif first is None or isinstance(first, list):
+        person = first[0] if first else None
+        return "frames" if isinstance(person, dict) and "keypoints" in person else "MediaPipe"
+    else:
+        what = type(first).__name__
+    raise ValueError(
+        f"{file}: entries must be MMPose's (instances, or keypoints), COCO results (image_id, keypoints), Ultralytics' "
+        f"(keypoints) or MediaPipe's (landmarks), got {what:.100}; is it keypoints?"
+    )
 
 
 def _check_joints(file: Path, about: dict[str, Any]) -> None:
-    """Raises ValueError where the file says that its joints are not COCO's 17 in their order."""
+    """Raises ValueError where the file says that its first joints are not COCO's 17 in their order."""
     key = next((key for key in ("keypoint_id2name", "keypoint_name2id") if about.get(key) is not None), None)
     if key is None:
         dataset = about.get("dataset_name")
-        if dataset is not None and not (isinstance(dataset, str) and dataset.lower().startswith("coco")):
-            raise ValueError(f"{file}: dataset_name must begin with coco, got {dataset!r:.60}; {_COCO_WAY_OUT}")
+        if dataset is not None and not (isinstance(dataset, str) and dataset.lower().startswith(("coco", "halpe"))):
+            rule = "dataset_name must begin with coco or halpe"
+            raise ValueError(f"{file}: {rule}, got {dataset!r:.60}; {_COCO_WAY_OUT}")
         return
     names = about[key]
     if isinstance(names, list) and key == "keypoint_id2name":
@@ -207,35 +141,16 @@ def _check_joints(file: Path, about: dict[str, Any]) -> None:
         if not isinstance(got, str) or _plain(got) != _plain(wanted):
             shown = "none" if got is None else f"{got!r:.60}"
             raise ValueError(f"{file}: {key} must have {wanted} as joint {index}, got {shown}; {_COCO_WAY_OUT}")
-    if len(names) != JOINTS:
+    if len(names) not in COCO_FIRST:
         other = next((name for index, name in pairs if index not in map(str, range(JOINTS))), "one twice")
-        raise ValueError(f"{file}: {key} must have {JOINTS} joints, got {len(names)}, {other!r:.60}; {_COCO_WAY_OUT}")
+        raise ValueError(f"{file}: {key} must have {COCO_RULE}, got {len(names)}, {other!r:.60}; {_COCO_WAY_OUT}")
 
 
 def _plain(name: str) -> str:
     return name.lower().replace("_", "").replace(" ", "")
 
 
-def _format(file: Path, first: Any) -> Callable[[_Builder, list[Any]], None]:
-    if isinstance(first, dict):
-        if "instances" in first:
-            return _read_mmpose
-        if "image_id" in first and "keypoints" in first:
-            return _read_coco
-        if any(key in first for key in _LANDMARK_KEYS):
-            return _read_mediapipe
-        what = f"keys {', '.join(first)}"
-    elif first is None or isinstance(first, list):
-        return _read_mediapipe
-    else:
-        what = type(first).__name__
-    raise ValueError(
-        f"{file}: entries must be MMPose's (instances), COCO results (image_id, keypoints) or MediaPipe's (landmarks), "
-        f"got {what:.100}; is it keypoints?"
-    )
-
-
-def _read_mmpose(builder: _Builder, entries: list[Any]) -> None:
+def _read_instances(builder: Builder, entries: list[Any]) -> None:
     for number, entry in enumerate(entries):
         key = f"[{number}]"
         if not isinstance(entry, dict) or not isinstance(entry.get("instances"), list):
@@ -245,43 +160,94 @@ def _read_mmpose(builder: _Builder, entries: list[Any]) -> None:
         if len(builder.frames) == before:
             raise builder.fault(f"{key}.frame_id", "must stand once", frame)
         for index, person in enumerate(entry["instances"]):
-            where = f"{key}.instances[{index}]"
-            points = builder.object_of(where, person).get("keypoints")
-            xy = []
-            for joint, point in enumerate(
-                builder.list_of(f"{where}.keypoints", points, JOINTS, "points, those of COCO")
-            ):
-                xy += builder.numbers(f"{where}.keypoints[{joint}]", point, 2, MAX_PIXELS)
-            scores = person.get("keypoint_scores")
-            builder.numbers(f"{where}.keypoint_scores", scores, JOINTS, MAX_SCORE, "scores")
-            builder.add(frame, xy, scores, builder.person_of(f"{where}.track_id", person.get("track_id")))
+            _add_person(builder, frame, f"{key}.instances[{index}]", person)
 
 
-def _read_coco(builder: _Builder, entries: list[Any]) -> None:
+def _add_person(builder: Builder, frame: int, where: str, person: Any) -> None:
+    """A person of MMPose, whose scores stand beside the points or in them, or of Ultralytics."""
+    person = builder.object_of(where, person)
+    points, scores = person.get("keypoints"), person.get("keypoint_scores")
+    if isinstance(points, dict):
+        add_ultralytics(builder, frame, where, person)
+        return
+    kept = builder.joints_of(f"{where}.keypoints", points, COCO_FIRST, COCO_RULE)
+    width = 3 if scores is None and isinstance(points[0], list) and len(points[0]) == 3 else 2
+    values = [
+        builder.numbers(f"{where}.keypoints[{joint}]", point, width, MAX_PIXELS) for joint, point in enumerate(points)
+    ]
+    if width == 3:
+        scores = [point[2] for point in values]
+    builder.numbers(f"{where}.keypoint_scores", scores, len(points), MAX_SCORE, "scores")
+    who = builder.person_of(f"{where}.track_id", person.get("track_id"))
+    builder.add(frame, [value for joint in kept for value in values[joint][:2]], [scores[joint] for joint in kept], who)
+
+
+def _read_coco(builder: Builder, entries: list[Any], images: Any) -> None:
+    """Results, or annotations where `images` are given: the frames that the file has, with anybody or not."""
+    names = _image_names(builder, images)
     videos: dict[str, str] = {}
+    for image, key in names.values():
+        frame = _frame_of(builder, f"{key}.file_name", image, videos)
+        builder.add_frame(f"{key}.file_name", frame)
     for number, entry in enumerate(entries):
         key = f"[{number}]"
+        if images is not None and "keypoints" not in builder.object_of(key, entry):
+            continue  # Another kind of object.
         if (category := builder.object_of(key, entry).get("category_id", 1)) != 1 or isinstance(category, bool):
             raise builder.fault(f"{key}.category_id", "must be 1, a person", category)
-        image, video = entry.get("image_id"), ""
-        if isinstance(image, str):
-            image, video = _number_in(builder, f"{key}.image_id", image)
-        videos.setdefault(video, key)
-        if len(videos) > 1:
-            names = " and ".join(f"{name!r:.40}" for name in videos)
-            raise builder.fault(f"{key}.image_id", "must be of one video; part the file by video", names)
-        frame = builder.add_frame(f"{key}.image_id", image)
-        values = builder.numbers(f"{key}.keypoints", entry.get("keypoints"), 3 * JOINTS, MAX_PIXELS)
-        scores = builder.numbers(f"{key}.keypoints' scores", values[2::3], JOINTS, MAX_SCORE, "scores")
-        xy = [value for joint in range(JOINTS) for value in values[3 * joint : 3 * joint + 2]]
+        image = entry.get("image_id")
+        if names:
+            if type(image) not in (int, str) or image not in names:
+                raise builder.fault(f"{key}.image_id", "must be the id of one of the images", image)
+            image = names[image][0]
+        frame = builder.add_frame(f"{key}.image_id", _frame_of(builder, f"{key}.image_id", image, videos))
         if "track_id" not in entry and "idx" in entry:
             # AlphaPose writes idx without tracking too, the same for all.
             builder.persons_are_sure = False
         who = builder.person_of(f"{key}.track_id or idx", entry.get("track_id", entry.get("idx")))
-        builder.add(frame, xy, scores, who)
+        builder.add_triples(frame, f"{key}.keypoints", entry.get("keypoints"), COCO_FIRST, COCO_RULE, who)
+        if images is not None:  # 1 is hidden, 2 visible; the place is known of both.
+            builder.score[-1] = [float(score > 0) for score in builder.score[-1]]
 
 
-def _number_in(builder: _Builder, key: str, image: str) -> tuple[int, str]:
+def _images_about(builder: Builder, about: dict[str, Any]) -> dict[str, Any]:
+    """The images of annotations, their size where it is one, and the joints' names where a category has them."""
+    lists = {key: about.get(key, []) for key in ("images", "categories")}
+    for key, values in lists.items():
+        if not isinstance(values, list):
+            raise builder.fault(key, "must be a list", type(values).__name__)
+        for index, value in enumerate(values):
+            builder.object_of(f"{key}[{index}]", value)
+    images, categories = lists["images"], [one for one in lists["categories"] if "keypoints" in one]
+    sizes = {(repr(image.get("width")), repr(image.get("height"))) for image in images}
+    known = {key: images[0].get(key) for key in ("width", "height") if len(sizes) == 1}
+    return {"images": images} | known | ({"keypoint_id2name": categories[0]["keypoints"]} if categories else {})
+
+
+def _image_names(builder: Builder, images: Any) -> dict[Any, tuple[Any, str]]:
+    """id -> (file name, else id; key) of images."""
+    names: dict[Any, tuple[Any, str]] = {}
+    for number, image in enumerate(images or ()):
+        key, name = f"images[{number}]", image.get("id")
+        if type(name) not in (int, str) or name in names:
+            raise builder.fault(f"{key}.id", "must be a number or text, and stand once", name)
+        names[name] = (image.get("file_name", name), key)
+    return names
+
+
+def _frame_of(builder: Builder, key: str, image: Any, videos: dict[str, str]) -> Any:
+    """The frame that an image's number or name tells. ValueError where names are of several videos."""
+    video = ""
+    if isinstance(image, str):
+        image, video = _number_in(builder, key, image)
+    videos.setdefault(video, key)
+    if len(videos) > 1:
+        names = " and ".join(f"{name!r:.40}" for name in videos)
+        raise builder.fault(key, "must be of one video; part the file by video", names)
+    return image
+
+
+def _number_in(builder: Builder, key: str, image: str) -> tuple[int, str]:
     """The number in which text ends, but for a suffix, and what is before it."""
     stem = _SUFFIX.sub("", image)
     video = stem.rstrip(string.digits)
@@ -291,28 +257,3 @@ def _number_in(builder: _Builder, key: str, image: str) -> tuple[int, str]:
     if len(digits) > _MAX_DIGITS:
         raise builder.fault(key, f"must have a number of at most {_MAX_DIGITS} digits", image)
     return int(digits), video
-
-
-def _read_mediapipe(builder: _Builder, entries: list[Any]) -> None:
-    for number, entry in enumerate(entries):
-        key = f"[{number}]"
-        frame = builder.add_frame(key, number)
-        for name in (*_LANDMARK_KEYS, *_LANDMARK_KEYS):  # {"pose_landmarks": {"landmark": [...]}} too
-            if isinstance(entry, dict) and name in entry:
-                entry, key = entry[name], f"{key}.{name}"
-        if entry is None or entry == []:
-            continue
-        if not isinstance(entry, list):
-            raise builder.fault(key, f"must be null or a list of {LANDMARKS} landmarks", type(entry).__name__)
-        several = isinstance(entry[0], list)  # The newer interface gives a list for each person.
-        for index, person in enumerate(entry if several else [entry]):
-            where = f"{key}[{index}]" if several else key
-            xy, scores = [], []
-            landmarks = builder.list_of(where, person, LANDMARKS, "landmarks, those of MediaPipe's pose")
-            for index_L, landmark in enumerate(landmarks):
-                place = f"{where}[{index_L}]"
-                point = builder.object_of(place, landmark, "object with x and y")
-                xy.append(builder.numbers(f"{place}.xy", [point.get("x"), point.get("y")], 2, MAX_PARTS))
-                scores += builder.numbers(f"{place}.visibility", [point.get("visibility", 1.0)], 1, MAX_SCORE)
-            in_coco = [value for landmark in COCO_LANDMARKS for value in xy[landmark]]
-            builder.add(frame, in_coco, [scores[landmark] for landmark in COCO_LANDMARKS], None)

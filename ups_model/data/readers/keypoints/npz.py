@@ -1,6 +1,7 @@
 """Parser of 2D keypoints in .npz files of COCO joints.
 
-    keypoints  [N, 17, 2 or 3] or [M, N, 17, 2 or 3]: pixels, the third is the score; M persons
+    keypoints  [N, 17, 2 or 3] or [M, N, 17, 2 or 3]: pixels, the third is the score; M persons. Of 26, 133 or 136
+               joints the first 17 are kept (`layouts`)
     scores     [N, 17] or [M, N, 17], optional
     fps, width, height   numbers, optional
 
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from ups_model.data.readers.io.files import damage_named, first_outside, read_npy_header
-from ups_model.data.readers.keypoints.json_formats import MAX_FRAME, MAX_PERSONS, MAX_PIXELS, MAX_SCORE, fps_of, size_of
+from ups_model.data.readers.keypoints.builder import MAX_FRAME, MAX_PERSONS, MAX_PIXELS, MAX_SCORE, fps_of, size_of
+from ups_model.data.readers.keypoints.layouts import COCO_FIRST, COCO_RULE
 from ups_model.data.readers.keypoints.tracks import JOINTS, Detections
 
 MAX_BYTES = 1 << 30
@@ -37,41 +39,54 @@ def read_arrays(file: Path) -> Detections:
     arrays = _load(file)
     if "keypoints" not in arrays:
         raise ValueError(f"{file}: must have an array 'keypoints'; is it keypoints?")
-    keypoints = arrays["keypoints"]
+    about: dict[str, Any] = {
+        key: _number(file, key, arrays[key]) for key in ("fps", "width", "height") if key in arrays
+    }
+    fps, size = fps_of(file, about), size_of(file, about)
+    keypoints, scores = arrays["keypoints"], arrays.get("scores")
+    shape = list(keypoints.shape)
+    if keypoints.ndim not in (3, 4) or keypoints.shape[-2] not in COCO_FIRST or keypoints.shape[-1] not in (2, 3):
+        form = f"[N, {JOINTS}, 2 or 3] or [M, N, {JOINTS}, 2 or 3]"
+        raise ValueError(f"{file}[keypoints]: must be {form} of {COCO_RULE}, got {shape}")
+    if keypoints.shape[-1] == 3:
+        if scores is not None:
+            raise ValueError(f"{file}[scores]: scores must stand once, they are in keypoints {shape} too; {_WAY_OUT}")
+        keypoints, scores = keypoints[..., :2], keypoints[..., 2]
+    if scores is not None and scores.shape != keypoints.shape[:-1]:
+        raise ValueError(f"{file}[scores]: must be {shape[:-1]} as keypoints, got {list(scores.shape)}; {_WAY_OUT}")
     if keypoints.ndim == 3:
-        keypoints = keypoints[None]
-    shape = list(arrays["keypoints"].shape)
-    if keypoints.ndim != 4 or keypoints.shape[2] != JOINTS or keypoints.shape[3] not in (2, 3):
-        raise ValueError(f"{file}[keypoints]: must be [N, {JOINTS}, 2 or 3] or [M, N, {JOINTS}, 2 or 3], got {shape}")
-    people, frames = keypoints.shape[:2]
+        keypoints, scores = keypoints[None], None if scores is None else scores[None]
+    kept = None if scores is None else scores[:, :, :JOINTS]
+    return detections_of(f"{file}[keypoints]", keypoints[:, :, :JOINTS], kept, fps, size)
+
+
+def detections_of(
+    where: str,
+    keypoints_MNJ2: np.ndarray,
+    scores_MNJ: np.ndarray | None,
+    fps: float,
+    size: tuple[float, float] | None,
+) -> Detections:
+    """The detections in arrays of COCO's joints. ValueError for values out of bounds begins with `where`."""
+    people, frames = keypoints_MNJ2.shape[:2]
     if not 1 <= people <= MAX_PERSONS or not 1 <= frames <= MAX_FRAME:
         rule = f"must have 1..{MAX_PERSONS} persons and 1..{MAX_FRAME} frames"
-        raise ValueError(f"{file}[keypoints]: {rule}, got {shape}")
-    xy_MNJ2 = _bounded(file, "keypoints", keypoints[..., :2], MAX_PIXELS)
-    if keypoints.shape[3] == 3:
-        if "scores" in arrays:
-            raise ValueError(f"{file}[scores]: scores must stand once, they are in keypoints {shape} too; {_WAY_OUT}")
-        score_MNJ = _bounded(file, "keypoints", keypoints[..., 2], MAX_SCORE)
-    elif "scores" in arrays:
-        scores = arrays["scores"]
-        if scores.shape != arrays["keypoints"].shape[:-1]:
-            raise ValueError(f"{file}[scores]: must be {shape[:-1]} as keypoints, got {list(scores.shape)}; {_WAY_OUT}")
-        score_MNJ = _bounded(file, "scores", scores.reshape(people, frames, JOINTS), MAX_SCORE)
-    else:
+        raise ValueError(f"{where}: {rule}, got {list(keypoints_MNJ2.shape)}")
+    xy_MNJ2 = _bounded(where, keypoints_MNJ2, MAX_PIXELS)
+    if scores_MNJ is None:
         there_MN11 = (xy_MNJ2 != 0).any(axis=(2, 3))[..., None]
         score_MNJ = np.broadcast_to(there_MN11, xy_MNJ2.shape[:3]).astype(np.float64)
-    numbers = ("fps", "width", "height")
-    about: dict[str, Any] = {key: _number(file, key, arrays[key]) for key in numbers if key in arrays}
-    person_D = np.tile(np.arange(people), frames)
+    else:
+        score_MNJ = _bounded(where, scores_MNJ, MAX_SCORE)
     return Detections(
         np.repeat(np.arange(frames), people),
         xy_MNJ2.swapaxes(0, 1).reshape(-1, JOINTS, 2),
         score_MNJ.swapaxes(0, 1).reshape(-1, JOINTS),
-        person_D.tolist(),
+        np.tile(np.arange(people), frames).tolist(),
         frames,
         "pixel",
-        fps_of(file, about),
-        size_of(file, about),
+        fps,
+        size,
     )
 
 
@@ -100,11 +115,11 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return np.frombuffer(raw, dtype=dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _bounded(file: Path, key: str, values: np.ndarray, bound: float) -> np.ndarray:
+def _bounded(where: str, values: np.ndarray, bound: float) -> np.ndarray:
     values = values.astype(np.float64)
     if (place := first_outside(values, -bound, bound)) is not None:
         raise ValueError(
-            f"{file}[{key}]: must be numbers within {bound:g}, got {values[place]} for person {place[0]}, frame "
+            f"{where}: must be numbers within {bound:g}, got {values[place]} for person {place[0]}, frame "
             f"{place[1]}, joint {place[2]}; {_WAY_OUT}"
         )
     return values

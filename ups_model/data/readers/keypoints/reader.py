@@ -1,7 +1,8 @@
 """Reader of the user's own 2D keypoints: a folder of files of COCO's 17 joints becomes the set "keypoints".
 
-Which files are of which class and for testing: `readers.user_folder`. Formats: `json_formats` (MMPose, COCO
-results, MediaPipe) and `npz` (.npz); persons: `tracks`. In the set, coordinates in pixels are
+Which files are of which class and for testing: `readers.user_folder`. Formats: `json_formats` (MMPose, COCO,
+MediaPipe), `per_frame` (OpenPose, Ultralytics), `landmarks` (MediaPipe, .csv too), `npz` (.npz) and `videopose3d`
+(data_2d_custom_*.npz), `pickled` (pyskl, mmaction2); persons: `tracks`. In the set, coordinates in pixels are
 divided by the width of the image, x and y alike, so that bodies keep their form; where the size is not known, by the
 larger extent of all that is seen in the clip. MediaPipe's without a size stay in parts of width and height.
 
@@ -14,38 +15,54 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
 from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, check_only_clip
+from ups_model.data.readers import clip_pickles
+from ups_model.data.readers.clip_places import Item, OwnFile
+from ups_model.data.readers.keypoints import videopose3d
+from ups_model.data.readers.keypoints.builder import DEFAULT_FPS
 from ups_model.data.readers.keypoints.json_formats import read_json
+from ups_model.data.readers.keypoints.landmarks import read_landmark_table
 from ups_model.data.readers.keypoints.npz import read_arrays
+from ups_model.data.readers.keypoints.per_frame import clip_of_frame, read_frames
+from ups_model.data.readers.keypoints.pickled import read_annotation
 from ups_model.data.readers.keypoints.tracks import Detections, make_tracks
-from ups_model.data.readers.user_folder import OwnFile, first_readable, frames_at_rate, look, make_jobs
+from ups_model.data.readers.user_folder import first_readable, frames_at_rate, look, make_jobs
 
-READER_VERSION = 2
+READER_VERSION = 3
 """Raised when the reader changes what it writes, so that prepared sets are made again."""
 NAME = "keypoints"
 SKELETON = "coco17"
 UP_AXIS = "-y"
+SUFFIXES = (".json", ".npz", ".csv", ".pkl")
 
 
-def reading(source: Path) -> Reading:
-    """The set "keypoints" from the .json and .npz files in the folder `source`.
+def reading(source: Path, fps: float | None = None) -> Reading:
+    """The set "keypoints" from the .json, .npz and .csv files in the folder `source`.
 
     The set has the frame rate of the first file that can be read, 30 where that file has none. Of files of another rate
     the frame nearest in time is taken. Left out are clips that cannot be read, and those in which nobody is seen.
+
+    Args:
+        source: has files as `user_folder` says.
+        fps: of all files, whatever they say; None takes what each file says.
 
     Raises:
         ValueError: no folder, or no file that can be read; names it.
         OSError: a folder cannot be read.
     """
-    own = look(Path(source), (".json", ".npz"))
-    file, first = first_readable(own, _read)
-    notes = [*own.notes, f"{first.fps:g} frames per second, as in {file.name}; other files are put at that rate"]
+    own = look(Path(source), SUFFIXES, (), clip_of_frame, _items)
+    file, first = first_readable(own, _read_own)
+    if fps is None:
+        rate = f"{first.fps:g} frames per second, as in {file.name}; other files are put at that rate"
+    else:
+        first, rate = replace(first, fps=fps), f"{fps:g} frames per second, as --fps says of all files"
+    notes = [*own.notes, rate]
     if first.size is None:
         what = "the form of bodies is not known" if first.units == "normalised" else "clips are scaled to their extent"
         notes.append(f"{file.name} does not tell the size of the image (width, height): {what}")
@@ -62,33 +79,82 @@ def reading(source: Path) -> Reading:
         description="Keypoints: 2D detections of COCO's joints in one's own videos, normalised image coordinates",
         recipe=own.recipe(NAME, READER_VERSION, first.fps, "nearest frame"),
     )
-    return Reading(info, make_jobs(own, partial(_clip, fps=first.fps)), tuple(notes))
+    return Reading(info, make_jobs(own, partial(_clip, fps=first.fps, same_rate=fps is not None)), tuple(notes))
 
 
 def clip_names(file: Path) -> tuple[str, ...]:
-    """The file's name without suffix."""
-    return (Path(file).stem,)
+    """The file's name without suffix, the videos of a file of VideoPose3D, or those of a folder of OpenPose's."""
+    file = Path(file)
+    if file.is_dir():
+        return tuple(_frame_files(file))
+    if file.suffix.lower() == ".pkl":
+        return clip_pickles.names(file)
+    return videopose3d.video_names(file) if videopose3d.is_custom(file) else (file.stem,)
 
 
 def read_recording(file: Path, clip: str | None = None) -> Recording:
     """The clip of a file, in pixels, or normalised where MediaPipe's file has no width and height; see `Reader`."""
-    file = Path(file)
-    check_only_clip(file, clip)
-    detections = _read(file)
+    file, name = Path(file), Path(file).stem
+    several = file.is_dir() or videopose3d.is_custom(file) or file.suffix.lower() == ".pkl"
+    if several:
+        names = clip_names(file)
+        name = names[0] if clip is None and len(names) == 1 else clip or ""
+        if name not in names:
+            raise ValueError(
+                f"{file}: holds {len(names)} clips; name one with --clip, such as {names[0]}, got {clip!r:.60}"
+            )
+    else:
+        check_only_clip(file, clip)
+    detections = read_frames(_frame_files(file)[name]) if file.is_dir() else _read(file, name if several else "")
     tracks = make_tracks(detections)
     if not tracks:
         raise ValueError(f"{file}: nobody is seen in it; give another clip")
-    size = detections.size
-    return Recording(file.stem, SKELETON, 2, detections.fps, detections.units, UP_AXIS, tracks, size)
+    return Recording(
+        name, SKELETON, 2, detections.fps, detections.units, UP_AXIS, tracks, detections.size,
+        first_frame=detections.first_frame,
+    )  # fmt: skip
 
 
-def _read(file: Path) -> Detections:
+def is_frame_folder(folder: Path) -> bool:
+    """Whether a folder holds frames of OpenPose."""
+    return bool(_frame_files(folder))
+
+
+def _frame_files(folder: Path) -> dict[str, list[Path]]:
+    """video -> files of its frames, right in a folder."""
+    videos: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        if (clip := clip_of_frame(PurePosixPath(folder.absolute().name, file.name))).name != file.name:
+            videos.setdefault(clip.stem, []).append(file)
+    return videos
+
+
+def _items(file: Path) -> list[Item] | None:
+    if file.suffix.lower() == ".pkl":
+        return clip_pickles.items(file, 2)
+    return [Item(name) for name in videopose3d.video_names(file)] if videopose3d.is_custom(file) else None
+
+
+def _read(file: Path, item: str = "") -> Detections:
+    if videopose3d.is_custom(file):
+        return videopose3d.read_video(file, item)
+    if file.suffix.lower() == ".pkl":
+        return read_annotation(file, item)
+    if file.suffix.lower() == ".csv":
+        builder = read_landmark_table(file)
+        return builder.detections(builder.scaled(None), DEFAULT_FPS, None)
     return read_arrays(file) if file.suffix.lower() == ".npz" else read_json(file)
 
 
-def _clip(file: OwnFile, fps: float) -> Clip | LeftOut:
+def _read_own(file: OwnFile) -> Detections:
+    return read_frames([Path(frame) for frame in file.frames]) if file.frames else _read(Path(file.path), file.item)
+
+
+def _clip(file: OwnFile, fps: float, same_rate: bool = False) -> Clip | LeftOut:
     path = Path(file.path)
-    detections = _read(path)
+    detections = _read_own(file)
+    if same_rate:
+        detections = replace(detections, fps=fps)
     tracks = make_tracks(detections)
     if not tracks:
         return LeftOut(file.name, "nobody seen", f"{path}: no joint has a score above 0")
@@ -100,7 +166,7 @@ def _clip(file: OwnFile, fps: float) -> Clip | LeftOut:
         tracks, length = at_rate(tracks, length, detections.fps, fps, count), count
         if not tracks:
             return LeftOut(file.name, "nobody seen", f"{path}: in none of the frames kept at {fps:g} a second")
-    return Clip(file.name, tracks, label=file.label, split_test=file.split_test, length=length)
+    return Clip(file.name, tracks, label=file.label, subject=file.subject, split_test=file.split_test, length=length)
 
 
 def _normalised(file: Path, tracks: Sequence[Track], size: tuple[float, float] | None) -> tuple[Track, ...]:

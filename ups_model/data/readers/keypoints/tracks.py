@@ -34,7 +34,7 @@ class Detections:
     """What a file holds, in the order of frames."""
 
     frame_D: np.ndarray
-    """int64; the file's first frame is 0."""
+    """int64, counted from `first_frame`."""
     xy_DJ2: np.ndarray
     """float64."""
     score_DJ: np.ndarray
@@ -47,6 +47,8 @@ class Detections:
     """pixel, or normalised where the size of the image is needed and not known."""
     fps: float
     size: tuple[float, float] | None
+    first_frame: int = 0
+    """The file's own number of its first frame."""
 
 
 def make_tracks(detections: Detections) -> tuple[Track, ...]:

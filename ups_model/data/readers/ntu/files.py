@@ -55,7 +55,7 @@ def list_files(source: Path) -> SourceFiles:
         "arrays": lambda file: file.name in FILES,
         "pickles": lambda file: file.suffix == ".pkl" and file.name.startswith(tuple(PROTOCOLS)),
         "names": lambda file: file.name == NAMES_FILE,
-        "missing": lambda file: "missing_skeletons" in file.name and file.suffix == ".txt",
+        "missing": _is_missing_list,
     }
     by_kind = {kind: tuple(sorted(filter(is_one, files))) for kind, is_one in kinds.items()}
     if not (by_kind["skeletons"] or by_kind["arrays"] or by_kind["pickles"]):
@@ -126,10 +126,16 @@ def _walk(source: Path) -> list[Path]:
 
 
 def _companions(file: Path) -> list[Path]:
+    lists = filter(_is_missing_list, file.parent.glob("*.txt"))
     if file.suffix != ".npz":
-        return []
+        return [*lists]
     places = (file.parent / NAMES_FILE, file.parent / "statistics" / NAMES_FILE)
-    return [place for place in places if place.is_file()]
+    return [*lists, *(place for place in places if place.is_file())]
+
+
+def _is_missing_list(file: Path) -> bool:
+    """Whether a file is called as the lists of missing skeletons that are passed around."""
+    return file.suffix == ".txt" and any(word in file.name for word in ("missing_skeletons", "_missings"))
 
 
 def _is_pickle_of(file: Path, name: str) -> bool:

@@ -27,7 +27,7 @@ from ups_model.data.readers.ntu.names import PUBLISHED_TOTAL, NtuName, belongs, 
 from ups_model.data.readers.ntu.pyskl import check_pickle, find_item, item_names, read_pickle
 from ups_model.data.readers.ntu.skeleton_file import read_skeleton
 
-READER_VERSION = 2
+READER_VERSION = 3
 """Raised when the reader changes what it writes, so that prepared sets are made again."""
 
 
@@ -45,7 +45,7 @@ def recipe(name: str, source: Path, missing: Sequence[Path] = ()) -> dict[str, s
 def reading(name: str, source: Path, missing: Sequence[Path] = ()) -> Reading:
     """The set "ntu60" or "ntu120" from the folder or file `source`; where it has several layouts, raw files are read.
 
-    Left out are recordings that `missing` or lists in the folder (*missing_skeletons*.txt) name, those in which nobody
+    Left out are recordings that `missing` or lists in the folder (*missing*.txt) name, those in which nobody
     is seen ("empty"), unreadable ones, and doubled ones.
 
     Raises:

@@ -35,7 +35,7 @@ class Body:
     frames_N: np.ndarray
     """int64, the frames of the file in which it is there, ascending, from 0."""
     joints_NJ3: np.ndarray
-    """float32 [N, 25, 3], metres in the sensor's space, y up."""
+    """float32 [N, 25, 3], metres in the sensor's space, y up; at least one coordinate of a frame is not 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,8 @@ class SkeletonFile:
     length: int
     """Frames, those without a body too."""
     bodies: dict[str, Body]
-    """By id, in order of appearance. Ids are text: they have 17 digits and more, which a float would merge."""
+    """By id, in order of appearance. Ids are text: they have 17 digits and more, which a float would merge. A body at
+    0 in all joints of a frame is not there: that is how every layout writes a body that is not tracked."""
 
 
 def read_skeleton(file: Path) -> SkeletonFile:
@@ -80,7 +81,9 @@ def read_skeleton(file: Path) -> SkeletonFile:
     bodies = {}
     for body, places in seen.items():
         frames_N, blocks_N = np.array(places, dtype=np.int64).T
-        bodies[body.decode("ascii")] = Body(frames_N.copy(), joints_BJ3[blocks_N])
+        tracked_N = joints_BJ3[blocks_N].any(axis=(1, 2))
+        if tracked_N.any():
+            bodies[body.decode("ascii")] = Body(frames_N[tracked_N], joints_BJ3[blocks_N[tracked_N]])
     return SkeletonFile(total, bodies)
 
 

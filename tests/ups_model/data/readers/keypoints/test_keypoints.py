@@ -81,6 +81,17 @@ def test_each_format_gives_the_pixels_and_scores_that_were_written(tmp_path, nam
     assert recording.size == ((1280.0, 720.0) if knows_size else None)
 
 
+def test_a_visibility_of_null_counts_as_seen_like_an_absent_one(tmp_path):
+    landmarks = [{"x": index / 100, "y": 0.5, "z": 0.0} for index in range(33)]
+    nulls = [landmark | {"visibility": None} for landmark in landmarks]
+    tracks = [
+        keypoints.read_recording(write_json(tmp_path / f"{name}.json", {"frames": [content] * 2, **SIZE})).tracks[0]
+        for name, content in (("absent", landmarks), ("null", nulls))
+    ]
+    assert np.array_equal(tracks[0].positions, tracks[1].positions)
+    assert (tracks[0].confidence == 1).all() and (tracks[1].confidence == 1).all()
+
+
 def test_mediapipe_landmarks_are_those_of_its_documentation(tmp_path):
     points = [{"x": index / 100, "y": 0.5, "z": 0.0, "visibility": 1.0} for index in range(33)]
     (track,) = keypoints.read_recording(write_json(tmp_path / "a.json", [points])).tracks
@@ -262,7 +273,7 @@ def changed(path, value):
     ("content", "message"),
     [
         ([], "must hold a list of frames or of detections, got an empty list"),
-        ({}, "an object must have a list under 'instance_info' or 'frames'"),
+        ({}, "an object must have a list under instance_info or frames or annotations or people"),
         (7, "must hold a list of frames or of detections, got int"),
         (["a"], "entries must be MMPose's .* got str"),
         ([{"a": 1}], "entries must be MMPose's .* got keys a"),
@@ -274,7 +285,8 @@ def changed(path, value):
         (changed([2, "frame_id"], 1_000_001), r"\[2\]\.frame_id must be a frame's number"),
         (changed([2, "frame_id"], [1]), r"\[2\]\.frame_id must be a frame's number"),
         (changed([2, "frame_id"], 1), r"\[2\]\.frame_id must stand once, got 1"),
-        (changed([2, "instances", 0, "keypoints"], [[0, 0]] * 16), r"must have 17 points, those of COCO, got 16"),
+        (changed([2, "instances", 0, "keypoints"], [[0, 0]] * 16),
+         r"must have 17 joints, those of COCO, or 26 \(Halpe\), .*whose first 17, COCO's, are kept, got 16"),
         (changed([2, "instances", 0, "keypoints", 4], [1, 2, 3]), r"keypoints\[4\] must have 2 numbers, got 3"),
         (changed([2, "instances", 0, "keypoints", 4], [1, "2"]), r"keypoints\[4\]\[1\] must be a number within 1e\+06"),
         (changed([2, "instances", 0, "keypoints", 4], [1, True]), r"keypoints\[4\]\[1\] must be a number"),
@@ -291,7 +303,8 @@ def changed(path, value):
         ([{**coco_results(ONE, "{}.jpg")[0], "image_id": "7" * 5000}], "a number of at most 18 digits, got 777"),
         (coco_results(ONE, "{}.jpg")[:1] + coco_results(ONE, "b/{}.jpg"), r"must be of one video; .* got '' and 'b/'"),
         ([coco_results(ONE, "{}.jpg")[0] | {"category_id": 2}], r"\[0\]\.category_id must be 1, a person, got 2"),
-        ([coco_results(ONE, "{}.jpg")[0] | {"keypoints": [0.0] * 78}], r"must have 51 numbers, got 78 of them"),
+        ([coco_results(ONE, "{}.jpg")[0] | {"keypoints": [0.0] * 75}],
+         r"must have numbers, 3 for each of 17 joints, those of COCO, or 26 .*, got 75 of them"),
         (coco_results([ONE[0]], "{}", number=True, first=9) + coco_results([ONE[0]], "{}", number=True, first=99_999),
          "frames must follow one another, 2 frames are there, got numbers 9..99999"),
         ({"frames": [None], "width": 0, "height": 5}, r"width must be pixels in 1\.\.1e\+06, got 0"),
@@ -311,7 +324,7 @@ def test_what_breaks_a_format_is_named_with_its_place(tmp_path, content, message
     [
         ({"poses": POSES}, "must have an array 'keypoints'"),
         ({"keypoints": POSES[:, :16]}, r"\[keypoints\]: must be \[N, 17, 2 or 3\].*got \[6, 16, 2\]"),
-        ({"keypoints": POSES[:0]}, r"must have 1\.\.200 persons and 1\.\.1000000 frames, got \[0, 17, 2\]"),
+        ({"keypoints": POSES[:0]}, r"must have 1\.\.200 persons and 1\.\.1000000 frames, got \[1, 0, 17, 2\]"),
         ({"keypoints": POSES * 1e5}, r"must be numbers within 1e\+06, got .* for person 0, frame 0"),
         ({"keypoints": np.where(POSES > 400, np.nan, POSES)}, r"must be numbers within 1e\+06, got nan"),
         ({"keypoints": POSES, "scores": SCORES[:5]}, r"\[scores\]: must be \[6, 17\] as keypoints, got \[5, 17\]"),

@@ -101,6 +101,53 @@ def test_every_layout_gives_the_clips_of_the_raw_files(tmp_path, layout):
     assert made.origin == "ntu" and len(made.info.classes) == 60 and made.info.units == "metre"
 
 
+ONE_OF_EACH = {  # What a recording of 40 frames holds of a body: [frames, 25, 3].
+    "a body of zeros": np.zeros((40, 25, 3)),
+    "zeros at the end": np.concatenate([standing(30, seed=8), np.zeros((10, 25, 3))]),
+    "zeros inside": np.concatenate([standing(15, seed=8), np.zeros((10, 25, 3)), standing(15, seed=9)]),
+}
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["alone", "second person"])
+@pytest.mark.parametrize("case", ONE_OF_EACH)
+def test_one_recording_with_zero_poses_is_the_same_clip_in_every_layout(tmp_path, case, second):
+    name, odd = "S001C001P001R001A001", ONE_OF_EACH[case].astype(np.float32)
+    persons = [standing(40, seed=7, at=(0.8, 0, 2.5), amount=0.3).astype(np.float32), odd] if second else [odd]
+    ids = ("72057594037931101", "72057594037931102")
+    raw = [[(body, pose) for body, pose in zip(ids, poses, strict=False)] for poses in zip(*persons, strict=True)]
+    write_skeleton(tmp_path / "raw" / f"{name}.skeleton", raw, digits=9)
+    rows = [(0, padded_row([(0, person) for person in persons]))]
+    write_arrays(tmp_path / "arrays" / "NTU60_CS.npz", rows, [(0, padded_row([(0, standing(5))]))], 60)
+    (tmp_path / "arrays" / "skes_available_name.txt").write_text(f"{name}\nS001C001P003R001A001\n")
+    write_pickle(
+        tmp_path / "pickle" / "ntu60_3danno.pkl", [annotation(name, np.stack(persons))], {"xsub_train": [name]}
+    )
+    read = {layout: _read(ntu.reading("ntu60", tmp_path / layout))[0] for layout in ("raw", "arrays", "pickle")}
+    if case == "a body of zeros" and not second:
+        assert [(item.name, item.reason) for item in read.values()] == [(name, "empty")] * 3
+        return
+    for item in read.values():
+        assert (item.clip_id, item.label, item.subject) == (name, 0, 1)
+        assert [track.offset for track in item.tracks] == [track.offset for track in read["raw"].tracks]
+        for track, like in zip(item.tracks, read["raw"].tracks, strict=True):
+            assert np.array_equal(track.positions, like.positions) and track.positions.any(axis=(1, 2)).all()
+    expected = {"a body of zeros": [40], "zeros at the end": [40, 30], "zeros inside": [40, 40]}[case]
+    alone = {"zeros at the end": [30], "zeros inside": [30]}
+    assert [len(track.positions) for track in read["raw"].tracks] == (expected if second else alone[case])
+
+
+@pytest.mark.parametrize("named", ["ntu_rgb120_missings.txt", "NTU_RGBD120_samples_with_missing_skeletons.txt"])
+@pytest.mark.parametrize("single", [False, True], ids=["folder", "one file"])
+def test_a_list_of_missing_skeletons_beside_the_files_is_used(tmp_path, named, single):
+    _pyskl(tmp_path)
+    (tmp_path / named).write_text(f"{NAMES[1]}\n")
+    reading = ntu.reading("ntu60", tmp_path / "ntu60_3danno.pkl" if single else tmp_path)
+    assert any(note.startswith(f"{named}: 1 recordings") for note in reading.notes)
+    assert {item.name: item.reason for item in _read(reading) if isinstance(item, LeftOut)} == {
+        NAMES[1]: "listed as missing skeletons"
+    }
+
+
 def test_a_clip_has_what_its_name_tells(tmp_path):
     clip = _clips(ntu.reading("ntu60", _raw(tmp_path)))["S002C003P001R002A060"]
     assert (clip.label, clip.subject, clip.split_test) == (59, 1, False)

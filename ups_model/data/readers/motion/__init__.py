@@ -1,0 +1,1 @@
+"""3D motion of the user's own."""

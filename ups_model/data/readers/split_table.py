@@ -1,0 +1,110 @@
+"""Tables of the user's own beside their files: which clips are for testing, whose they are and what they show.
+
+splits.csv, subjects.csv   a line of column names, then a row a clip. Columns: clip (the id: the path from the folder
+                           without suffix), and any of split (train or test), subject (a number or a name) and label
+                           (the name of the class). A table without the column clip has subject and split: whole
+                           subjects are for training or testing
+
+What a table tells of a clip counts more than the folders it is in.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TABLES = ("splits.csv", "subjects.csv")
+MAX_BYTES = 64 << 20
+_COLUMNS = ("clip", "split", "subject", "label")
+_SPLITS = {"train": False, "training": False, "test": True, "testing": True, "val": True, "validation": True}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a table tells of a clip; None where it tells nothing."""
+
+    test: bool | None = None
+    subject: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What the tables of a folder tell."""
+
+    clips: Mapping[str, Row] = field(default_factory=dict)
+    """By the clip's id."""
+    subjects: Mapping[str, bool] = field(default_factory=dict)
+    """Subject -> whether it is for testing."""
+
+    def row(self, clip: str, subject: str | None = None) -> Row:
+        """What is told of a clip, whose subject may be known from elsewhere."""
+        row = self.clips.get(clip, Row())
+        subject = row.subject if row.subject is not None else subject
+        test = row.test if row.test is not None else self.subjects.get(subject or "")
+        return Row(test, subject, row.label)
+
+    @property
+    def tells_splits(self) -> bool:
+        """Whether any row has a split."""
+        return bool(self.subjects) or any(row.test is not None for row in self.clips.values())
+
+
+def read_tables(source: Path) -> Tables:
+    """The tables in a folder; empty where there are none.
+
+    Raises:
+        ValueError: a table breaks a rule; names file and line.
+        OSError: a table cannot be read.
+    """
+    clips: dict[str, Row] = {}
+    subjects: dict[str, bool] = {}
+    for file in (source / name for name in TABLES):
+        if file.is_file():
+            _read(file, clips, subjects)
+    return Tables(clips, subjects)
+
+
+def _read(file: Path, clips: dict[str, Row], subjects: dict[str, bool]) -> None:
+    if (size := file.stat().st_size) > MAX_BYTES:
+        raise ValueError(f"{file}: must have at most {MAX_BYTES} bytes, got {size}; part it")
+    try:
+        rows = list(csv.reader(file.read_text("utf-8-sig").splitlines(), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file}: must be a table in UTF-8 with commas ({error}); save it again so") from error
+    header = [name.strip().lower() for name in rows[0]] if rows else []
+    known = len(set(header)) == len(header) >= 2 and set(header) <= set(_COLUMNS)
+    if not known or ("clip" not in header and set(header) != {"subject", "split"}):
+        raise ValueError(
+            f"{file}:1: columns must be clip and any of split, subject and label, or subject and split, got "
+            f"{', '.join(header)!r:.80}; name them so"
+        )
+    own: set[str] = set()
+    for line, cells in enumerate(rows[1:], start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(header):
+            raise ValueError(
+                f"{file}:{line}: must have {len(header)} columns as line 1, got {len(cells)}; mend the row"
+            )
+        row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+        split = row.get("split", "").lower()
+        if split and split not in _SPLITS:
+            raise ValueError(f"{file}:{line}: split must be train or test, got {split!r:.60}; mend the row")
+        key = row.get("clip", row.get("subject", ""))
+        if not key or key in own:
+            raise ValueError(f"{file}:{line}: {header[0]} must stand in one row, got {key!r:.60} again or nothing")
+        own.add(key)
+        if "clip" not in header:
+            if not split:
+                raise ValueError(f"{file}:{line}: split must be train or test, got nothing; mend the row")
+            subjects[key] = _SPLITS[split]
+            continue
+        before = clips.get(key, Row())
+        clips[key] = Row(
+            _SPLITS[split] if split else before.test,
+            row.get("subject") or before.subject,
+            row.get("label") or before.label,
+        )
