@@ -1,9 +1,10 @@
 """From a plan and its units' records to tables of cells: pure, and independent of the order of mappings, which a plan
 from storage has sorted."""
 
+import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -27,6 +28,7 @@ from orchestrator.report.model import (
     Report,
     Route,
     RowOfCells,
+    RunSettings,
     Source,
     State,
     TableOfCells,
@@ -85,6 +87,15 @@ def _marked(table: TableOfCells, claims: Sequence[ClaimResult]) -> TableOfCells:
     return replace(table, rows=tuple(rows))
 
 
+def _flat(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and JSON values of a configuration's fields but the seed."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{name}.")
+        elif path or name != "seed":
+            yield f"{path}{name}", json.dumps(value)
+
+
 class _Builder:
     """What the parts of a report have in common: the units and their records."""
 
@@ -107,6 +118,23 @@ class _Builder:
             curves=tuple(self._curves()),
             confusions=tuple(confusions(self.plan, self.records, outcomes)),
             poses=example_poses(self.plan, self.records, outcomes),
+            settings=self._settings(),
+        )
+
+    def _settings(self) -> RunSettings:
+        kinds: dict[str, dict[str, str]] = {}
+        for key in self._ordered:
+            unit, record = self.units[key], self.records.get(key)
+            if record is not None and record.status == "finished":
+                name = " · ".join((unit.arm, " ".join(filter(None, (unit.stage, unit.task)))))
+                kinds.setdefault(name, dict(_flat(record.about.get("config", {}))))
+        first, *others = [*kinds.values()] or [{}]
+        shared = [item for item in first.items() if all(item in other.items() for other in others)]
+        return RunSettings(
+            tuple(shared),
+            tuple(
+                (name, tuple(item for item in fields.items() if item not in shared)) for name, fields in kinds.items()
+            ),
         )
 
     def _sources(self, names: Iterable[str]) -> tuple[Source, ...]:

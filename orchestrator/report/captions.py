@@ -364,3 +364,15 @@ def _fine_tuning(report: Report) -> list[tuple[str, str]]:
             f"its peak learning rate is {stages.rate:g} of the other",
         ),
     ]
+
+
+def sample_texts(report: Report) -> list[tuple[str, str]]:
+    """Each row, and how many training samples of each task its measured weights have seen."""
+    rows: dict[str, dict[str, str]] = {}
+    for planned in report.plan.tables:
+        for row in planned.rows:
+            for column in planned.columns:
+                if samples := row.samples.get(column.group):
+                    told = f"{samples:,} of {report.plan.titles[column.task]}"
+                    rows.setdefault(row.label, {})[told] = told
+    return [(label, ", ".join(texts)) for label, texts in rows.items()]

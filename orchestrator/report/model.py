@@ -318,6 +318,16 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class RunSettings:
+    """What the finished runs were trained with, as their records have it; values are JSON."""
+
+    shared: tuple[tuple[str, str], ...] = ()
+    """Field and value, of those that are the same in all runs."""
+    kinds: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+    """Of each kind of run, arm and stage, the fields that are not."""
+
+
+@dataclass(frozen=True)
 class Report:
     """All that a report shows, as numbers and the study's own words."""
 
@@ -333,6 +343,7 @@ class Report:
     curves: tuple[Curve, ...] = ()
     confusions: tuple[Confusion, ...] = ()
     poses: ExamplePoses | None = None
+    settings: RunSettings = RunSettings()
     price_per_hour: float | None = None
     """Of a GPU, or of a slot without GPUs, in the reader's currency."""
 

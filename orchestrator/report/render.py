@@ -177,6 +177,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         claims=[wording.claim_texts(result) for result in report.claims],
         claim_notes=captions.claim_notes(report),
         cost_note=captions.COST_NOTE,
+        samples=captions.sample_texts(report),
         synthetic=captions.synthetic_text(sources for _, sources in captions.all_sources(report)),
         route_tasks=[task for task in report.plan.titles if any(task in route.blocks for route in report.routes)],
         **more,

@@ -571,3 +571,41 @@ def test_every_study_of_the_project_has_a_report_before_anything_has_run():
         assert all(text for text in files(report).values())
         assert report.progress.finished == 0 and report.progress.not_run == report.progress.units > 0
     assert MPJPE.unit == "mm"
+
+
+# --- settings
+
+
+def test_the_report_has_every_field_of_every_run_and_what_sets_runs_apart():
+    plan = plan_of()
+    records = records_of(plan, {"thin": THIN, "full": FULL})
+    records = {
+        key: replace(record, about={**record.about, "config": plan.units[key].config.canonical()})
+        for key, record in records.items()
+    }
+    report = build(plan_file_of(plan), records)
+    shared, kinds = dict(report.settings.shared), {name: dict(fields) for name, fields in report.settings.kinds}
+    config = plan.base.canonical()
+    assert shared["optim.learning_rate"] == json.dumps(config["optim"]["learning_rate"])
+    assert shared["optim.cycle"] == json.dumps(list(config["optim"]["cycle"]))
+    assert "seed" not in shared and "model.encoder_layers" not in shared
+    assert kinds == {
+        "encoder_layers=1, joint · joint": {"model.encoder_layers": "1"},
+        "joint · joint": {"model.encoder_layers": "2"},
+    }
+    leaves = sum(len(section) for name, section in config.items() if name in ("model", "optim", "evaluation"))
+    leaves += sum(len(one) if isinstance(one, dict) else 1 for one in config["data"].values())
+    leaves += sum(not isinstance(one, dict) and name != "seed" for name, one in config.items())
+    assert len(shared) + 1 == leaves
+    written = files(report)
+    for name in ("report.md", "report.html"):
+        text = written[name].decode() if isinstance(written[name], bytes) else written[name]
+        assert "optim.learning_rate" in text and "encoder_layers=1, joint · joint" in text
+    thin = next(row for row in report.plan.tables[0].rows if row.label == "thin")
+    assert f"{thin.samples['ar3d']:,} of 3D action recognition" in written["report.md"]
+
+
+def test_records_without_a_configuration_leave_the_section_out():
+    plan = plan_of()
+    written = files(build(plan_file_of(plan), records_of(plan, {"thin": THIN, "full": FULL})))
+    assert "## Settings" not in written["report.md"]
