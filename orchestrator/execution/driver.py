@@ -180,7 +180,7 @@ def _stop_on_signal(dispatcher: Dispatcher) -> Iterator[None]:
         dispatcher.request_stop(f"{name}: units save a checkpoint and end; once more ends at once")
 
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {int(number): signal.getsignal(number) for number in numbers}
     for number in numbers:
         signal.signal(number, handle)
     try:

@@ -16,6 +16,7 @@ from typing import NoReturn
 import psutil
 import ray
 from ray._common.utils import get_default_ray_temp_dir
+from ray._private import worker
 
 from orchestrator import process
 
@@ -122,7 +123,9 @@ class _Watch:
 
     def __init__(self) -> None:
         self._over = threading.Event()
-        self._node = ray._private.worker._global_node  # Private: it holds Ray's processes, for which there is no call.
+        node = worker._global_node  # Private: it holds Ray's processes, for which there is no call.
+        assert node is not None, "Ray has been started"
+        self._node = node
         # Signals are here before their handlers run, which they do when the main thread comes back from Ray's code.
         self._signals, self._sender = socket.socketpair()
         for end in (self._signals, self._sender):

@@ -108,7 +108,8 @@ def _starts_ray(address: str) -> bool:
         return address == "local"
     # Private. Of RAY_ADDRESS, or a cluster of `ray start` (so of `ray up`); Ray's public "auto" would also take what
     # another driver on this machine has started for itself, and end with it.
-    return services.canonicalize_bootstrap_address(None) is None
+    logging.getLogger("ray").setLevel(logging.ERROR)  # It would tell of other drivers' clusters.
+    return services.canonicalize_bootstrap_address(None) is None  # type: ignore[arg-type]  # It says that it may be.
 
 
 def _join(address: str) -> None:
