@@ -7,6 +7,7 @@ other error, or leaves threads that crash the interpreter on its way out.
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -18,6 +19,8 @@ RESTARTS = "UPS_RESTARTS"
 
 is_command = False
 """Whether this process is one of COMMANDS, and not a test or a notebook that imports them."""
+is_ending = False
+"""Whether it ends at once: what it has started dies by its own hand."""
 before_end: list[Callable[[], None]] = []
 """What has to be done before the process ends at once or begins anew, in this order."""
 _environment = dict(os.environ)
@@ -37,13 +40,14 @@ def start() -> None:
 def end_at_once(number: int, frame: FrameType | None = None) -> NoReturn:
     """Handler of a signal: one line, status 130 (143 for SIGTERM)."""
     os.write(2, b"interrupted\n")  # The signal may have come inside a print.
-    _tidy()
-    os._exit(128 + number)
+    end(128 + number)
 
 
 def begin_anew() -> NoReturn:
     """Run the same command in this process's place; from any thread."""
     _tidy()
+    while is_ending:  # A signal has come meanwhile, and another thread is about to end the process.
+        time.sleep(1)
     restarts = {RESTARTS: str(restarts_so_far() + 1)}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], _environment | restarts)
 
@@ -55,6 +59,8 @@ def restarts_so_far() -> int:
 
 def end(status: int) -> NoReturn:
     """End without unwinding; from any thread."""
+    global is_ending
+    is_ending = True
     _tidy()
     os._exit(status)
 

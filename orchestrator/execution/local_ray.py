@@ -151,7 +151,7 @@ class _Watch:
 
     def _look(self) -> None:
         dead = [name for name, _ in self._node.dead_processes() if name in VITAL]
-        if dead:
+        if dead and not process.is_ending:
             self._replace(dead[0])
 
     def _replace(self, dead: str) -> NoReturn:
