@@ -136,6 +136,9 @@ def execute(
             tuner.fit()
         if graph.stopping:
             dispatcher.abandon()
+    except Exception:
+        local_ray.wait_for_restart()
+        raise
     finally:
         local_ray.stop_watching()
         with suppress(Exception):

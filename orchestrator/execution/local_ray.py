@@ -31,7 +31,7 @@ SHORT_FOLDERS = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
 KILL_TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 0.05
 DEATH_TIMEOUT_SECONDS = 3.0
-"""After an actor that runs no unit has died, until its raylet has."""
+"""After what a dying Ray takes with it has failed, until its raylet is dead too."""
 MAX_RESTARTS = 3
 """Of Ray, in one call."""
 VITAL = ("gcs_server", "raylet")
@@ -81,13 +81,8 @@ def stop_watching() -> None:
         watch.close()
 
 
-def is_watched() -> bool:
-    """Whether this call has started Ray, and begins anew when it dies."""
-    return _watch is not None
-
-
 def wait_for_restart() -> None:
-    """An actor has died that has no reason to: if Ray is about to die, this doesn't return."""
+    """Something has failed that fails with Ray: if Ray is about to die, this doesn't return."""
     if _watch is not None:
         _watch.join(DEATH_TIMEOUT_SECONDS)
 

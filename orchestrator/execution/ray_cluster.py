@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,12 @@ NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """Where Kubernetes tells a pod its namespace."""
 
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
+TOLD_OTHERWISE = (
+    "The node with node id",  # By the dispatcher, as is the next.
+    "A worker died or was killed",
+    "Raylet is terminated",  # By `local_ray`; that of a cluster ends the driver, with a line of Ray's core.
+)
+"""How messages of Ray begin that say nothing new, or list what may be the reason."""
 MAX_SLOTS = 2**15
 """Of a cluster that has no bound of its own."""
 
@@ -103,13 +110,25 @@ def connect(address: str) -> ClusterFacts:
 
 
 def _starts_ray(address: str) -> bool:
-    """Whether an address stands for a cluster of the call's own."""
+    """Whether an address stands for a cluster of the call's own. ValueError where "auto" finds one that is gone."""
     if address != "auto":
         return address == "local"
     # Private. Of RAY_ADDRESS, or a cluster of `ray start` (so of `ray up`); Ray's public "auto" would also take what
     # another driver on this machine has started for itself, and end with it.
     logging.getLogger("ray").setLevel(logging.ERROR)  # It would tell of other drivers' clusters.
-    return services.canonicalize_bootstrap_address(None) is None  # type: ignore[arg-type]  # It says that it may be.
+    found = services.canonicalize_bootstrap_address(None)  # type: ignore[arg-type]  # It says that it may be None.
+    if found is None:
+        return True
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:  # Ray would try for minutes.
+        source = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "what ray start has left"
+        raise ValueError(
+            f"--address auto: no Ray cluster answers at {found} ({error.strerror or error}), which {source} names; "
+            "start it, or give --address local"
+        ) from error
+    return False
 
 
 def _join(address: str) -> None:
@@ -124,14 +143,11 @@ def _join(address: str) -> None:
 
 
 def _log_message(data: Mapping[str, Any], ignore_prefix: bool) -> None:
-    """What Ray tells drivers, in one line each. Of nodes that die the dispatcher tells, and of a Ray of the call's own
-    what watches over it."""
-    if local_ray.is_watched():
-        return
+    """What Ray tells drivers, in one line each without colours, and only what nothing else tells."""
     for message in data["lines"]:
-        line = next((line.strip() for line in message.splitlines() if line.strip()), "")
-        if line and not line.startswith("The node with node id"):
-            logger.warning("Ray: %s", COLOUR.sub("", line))
+        line = next((line.strip() for line in COLOUR.sub("", message).splitlines() if line.strip()), "")
+        if line and not line.startswith(TOLD_OTHERWISE):
+            logger.warning("Ray: %s", line)
 
 
 def _autoscaler_config() -> Mapping[str, Any]:
