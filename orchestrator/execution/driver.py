@@ -182,9 +182,8 @@ def _stop_on_signal(dispatcher: Dispatcher) -> Iterator[None]:
         name = signal.Signals(number).name
         dispatcher.request_stop(f"{name}: units save a checkpoint and end; once more ends at once")
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {int(number): signal.getsignal(number) for number in numbers}
-    for number in numbers:
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
         signal.signal(number, handle)
     try:
         yield

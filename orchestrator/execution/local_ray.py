@@ -11,7 +11,7 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import psutil
 import ray
@@ -118,9 +118,8 @@ class _Watch:
 
     def __init__(self) -> None:
         self._over = threading.Event()
-        node = worker._global_node  # Private: it holds Ray's processes, for which there is no call.
-        assert node is not None, "Ray has been started"
-        self._node = node
+        # Private: it holds Ray's processes, for which there is no call.
+        self._node: Any = worker._global_node
         # Signals are here before their handlers run, which they do when the main thread comes back from Ray's code.
         self._signals, self._sender = socket.socketpair()
         for end in (self._signals, self._sender):
@@ -149,7 +148,7 @@ class _Watch:
         if dead and not process.is_ending:
             self._replace(dead[0])
 
-    def _replace(self, dead: str) -> NoReturn:
+    def _replace(self, dead: str) -> None:
         asked_to_stop = False
         with suppress(BlockingIOError):
             asked_to_stop = any(number in (signal.SIGINT, signal.SIGTERM) for number in self._signals.recv(4096))
