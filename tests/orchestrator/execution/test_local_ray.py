@@ -141,6 +141,7 @@ def test_a_study_outlives_the_death_of_its_own_ray(undisturbed, name):
     )
     before = descendants(driver.process.pid)
     kill(before, name)
+    saved = {checkpoint.parents[1] for checkpoint in (storage / "units").glob("joint-*/checkpoints/step-*")}
     driver.wait_for("11 units (", times=2, timeout=240)  # The first line of a call.
     assert not [command_of(pid) for pid in before if alive(pid)], "nothing of the dead cluster writes any more"
     driver.process.wait(600)
@@ -148,8 +149,8 @@ def test_a_study_outlives_the_death_of_its_own_ray(undisturbed, name):
     assert driver.text.count("Ray has died") == 1 and "\x1b" not in driver.text, driver.text
     assert "core_worker" not in driver.text and "Traceback" not in driver.text, driver.text
     assert not session_of(driver.process.pid)
-    logs = [file.read_text() for file in (storage / "units").glob("*/log.txt")]
-    assert any("resuming at step" in log for log in logs)
+    logs = [(folder / "log.txt").read_text() for folder in saved]
+    assert logs and all("resuming at step" in log for log in logs)
     assert max(log.count("training ") for log in logs) == 1, "none begins again at its first step"
     reference = undisturbed.folder / "reference"
     assert records(storage).keys() == records(reference).keys()
