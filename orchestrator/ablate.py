@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator import process
 from orchestrator.cli.arguments import AUTO, AutoSeeds, add_shared_arguments, check_cut, check_numbers, processes_of
 from orchestrator.cli.session import Session, run_command
 from orchestrator.planning.estimate import Estimate, estimate, on_slots, unit_sizes
@@ -93,7 +94,8 @@ def act(options: argparse.Namespace, command: str) -> int:
             raise ValueError(f"{flag} goes with --plan and must be above 0, got {number:g}")
     looks = options.seeds.looks if isinstance(options.seeds, AutoSeeds) else ()
     for seeds in looks or (options.seeds,):
-        inputs = read_inputs(options.study, options.preset, options.data, options.set, seeds)
+        with process.unwinding():  # Clip sets may have to be made.
+            inputs = read_inputs(options.study, options.preset, options.data, options.set, seeds)
         if looks and not inputs.plan.study.claims:
             raise ValueError(f"--seeds auto: study {inputs.plan.study.name!r} has no claims to decide; give a number")
         check_cut(inputs.plan.units.values(), options)

@@ -23,8 +23,8 @@ FORBIDDEN = {
 
 ROOMS = {
     "orchestrator": (
-        ("record", "project"), ("ups", "simple_project"), ("planning",), ("storage",), ("worker", "tracking"),
-        ("scheduling",), ("execution",), ("cli",),
+        ("process",), ("record", "project"), ("ups", "simple_project"), ("planning",), ("storage",),
+        ("worker", "tracking"), ("scheduling",), ("execution",), ("cli",),
         ("report", "search"), ("ablate",),
     ),
 }  # fmt: skip

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from orchestrator import process
 from orchestrator.cli.arguments import AUTO, check_address, command_line, processes_of
 from orchestrator.cli.notify import Notifier
 from orchestrator.planning.plan import Unit
@@ -59,7 +60,7 @@ def run_command(
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # Before units run; while they run, the driver handles it.
+    except KeyboardInterrupt:  # Of a library's user, or where `process` lets it through; else a signal's handler ends.
         print("interrupted", file=sys.stderr)
         return 130
 
@@ -195,6 +196,7 @@ class Session:
                         raise RuntimeError("the driver failed; the same command goes on from here") from error
             finally:
                 display.close()
+        process.unwind()
         record_failures(graph)
 
     def joined(self, unit: Unit, seconds: float, done: bool) -> None:

@@ -5,7 +5,6 @@ goes on from its own newest checkpoint, and what a failure means is decided in `
 """
 
 import logging
-import os
 import shutil
 import signal
 import tempfile
@@ -17,12 +16,15 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator import process
+from orchestrator.execution import local_ray
 from orchestrator.execution.ray_cluster import ClusterFacts, Resources, usable_nodes
 from orchestrator.execution.searcher import AtRest, BellTries, DispatchSearcher, Ticker
-from orchestrator.execution.trainable import StopBell, UnitTrainable, train_job
+from orchestrator.execution.trainable import StopBell, train_job, trainable_with
 from orchestrator.planning.plan import Unit
 from orchestrator.scheduling.dispatcher import Dispatcher, Hooks
 from orchestrator.scheduling.task_graph import TaskGraph
@@ -84,9 +86,18 @@ def execute(
     ).remote()
     folder = tempfile.mkdtemp(prefix="ups-ablate-")
 
+    def remove_folder() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    process.before_end.append(remove_folder)
+
+    def tell_workers() -> None:
+        with suppress(RayActorError):  # They take its silence as well.
+            bell.ring.remote()
+
     def ring() -> None:
         # Not in the handler of a signal: that may have come in the middle of another call to Ray.
-        threading.Thread(target=bell.ring.remote, daemon=True).start()
+        threading.Thread(target=tell_workers, daemon=True).start()
 
     def gpus_of(unit: Unit) -> float:
         footprint = (footprints or {}).get(unit.kind)
@@ -95,7 +106,7 @@ def execute(
     dispatcher = Dispatcher(graph, hooks, gpus_of, lambda: usable_nodes(resources), growing=facts.growing, stop=ring)
     searcher = DispatchSearcher(dispatcher, job_of, BellTries(bell))
     trainable = tune.with_resources(
-        tune.with_parameters(UnitTrainable, bell=bell, work=work or train_job),
+        trainable_with(bell, work or train_job),
         lambda config: _request(config, resources.cpus_per_unit),
     )
     tuner = tune.Tuner(
@@ -121,14 +132,18 @@ def execute(
     )
 
     try:
-        with _stop_on_signal(dispatcher.request_stop):
+        with _stop_on_signal(dispatcher):
             tuner.fit()
         if graph.stopping:
             dispatcher.abandon()
+    except Exception:
+        local_ray.wait_for_restart()
+        raise
     finally:
+        local_ray.stop_watching()
         with suppress(Exception):
             ray.kill(bell)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder()
     return dispatcher
 
 
@@ -148,8 +163,9 @@ def _request(config: Mapping[str, Any], cpus: float) -> tune.PlacementGroupFacto
 
 
 @contextmanager
-def _stop_on_signal(stop: Callable[[str], None]) -> Iterator[None]:
-    """Ctrl-C or SIGTERM: units save a checkpoint and end. A second one: the driver ends now, and Ray with it."""
+def _stop_on_signal(dispatcher: Dispatcher) -> Iterator[None]:
+    """Ctrl-C or SIGTERM: units save a checkpoint and end. A second one, or one before units run: the driver ends now,
+    and its own Ray with it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -159,11 +175,16 @@ def _stop_on_signal(stop: Callable[[str], None]) -> Iterator[None]:
         nonlocal was_told
         if was_told:
             logger.warning("ending at once; units go on from their newest checkpoints at the next call")
-            os._exit(128 + number)
+            process.end(128 + number)
+        if before[number] is process.end_at_once and not dispatcher.has_begun:
+            process.end_at_once(number)
         was_told = True
-        stop(f"{signal.Signals(number).name}: units save a checkpoint and end; once more ends at once")
+        name = signal.Signals(number).name
+        dispatcher.request_stop(f"{name}: units save a checkpoint and end; once more ends at once")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield
     finally:

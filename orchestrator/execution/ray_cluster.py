@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +11,11 @@ from typing import Any
 
 import ray
 import yaml
+from ray._private import services
+from ray._private import worker as ray_worker
 from ray.exceptions import RayTaskError
 
+from orchestrator.execution import local_ray
 from orchestrator.worker import gpu_memory
 from orchestrator.worker.gpu_memory import Footprint
 from orchestrator.worker.job import Job
@@ -22,6 +27,13 @@ BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """Where Kubernetes tells a pod its namespace."""
 
+COLOUR = re.compile("\x1b\\[[0-9;]*m")
+TOLD_OTHERWISE = (
+    "The node with node id",  # By the dispatcher, as is the next.
+    "A worker died or was killed",
+    "Raylet is terminated",  # By `local_ray`; that of a cluster ends the driver, with a line of Ray's core.
+)
+"""How messages of Ray begin that say nothing new, or list what may be the reason."""
 MAX_SLOTS = 2**15
 """Of a cluster that has no bound of its own."""
 
@@ -77,28 +89,65 @@ def connect(address: str) -> ClusterFacts:
     """Start Ray on this machine ("local"), or join a cluster that runs ("auto": if there is one; HOST:PORT).
 
     Raises:
-        ValueError: no cluster answers at the address.
+        ValueError: no cluster answers at the address, or Ray doesn't start.
     """
     if not ray.is_initialized():
-        # None: RAY_ADDRESS or a cluster of `ray start` (so of `ray up`), else one of our own. Ray's own "auto" would
-        # also take what another driver on this machine has started for itself, and end with it.
-        where = None if address == "auto" else address
-        try:
-            ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"--address {address}: no Ray cluster answers ({reason}); start one with ray up, or use local"
-            ) from error
+        # Private, for want of a switch: Ray prints its messages to drivers with colour codes, and dozens of lines.
+        ray_worker.print_to_stdstream = _log_message
+        if _starts_ray(address):
+            local_ray.start()
+        else:
+            _join(address)
     resources = ray.cluster_resources()
     # Private: whether this process has started the head; then `ray up`'s file, if any, is of another cluster.
-    own = ray._private.worker._global_node is not None and ray._private.worker._global_node.is_head()
+    own = ray_worker._global_node is not None and ray_worker._global_node.is_head()
     plain = {} if own else _autoscaler_config()
     types, most = ((), {}) if own else _growth(plain)
     missing = 0
     if plain.get("provider", {}).get("type") == "local":
         missing = max(0, 1 + plain.get("max_workers", 0) - sum(node["Alive"] for node in ray.nodes()))
     return ClusterFacts(resources.get("CPU", 0.0), resources.get("GPU", 0.0), own, types, most, missing)
+
+
+def _starts_ray(address: str) -> bool:
+    """Whether an address stands for a cluster of the call's own. ValueError where "auto" finds one that is gone."""
+    if address != "auto":
+        return address == "local"
+    # Private. Of RAY_ADDRESS, or a cluster of `ray start` (so of `ray up`); Ray's public "auto" would also take what
+    # another driver on this machine has started for itself, and end with it.
+    logging.getLogger("ray").setLevel(logging.ERROR)  # It would tell of other drivers' clusters.
+    found = services.canonicalize_bootstrap_address(None)  # type: ignore[arg-type]  # It says that it may be None.
+    if found is None:
+        return True
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:  # Ray would try for minutes.
+        source = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "what ray start has left"
+        raise ValueError(
+            f"--address auto: no Ray cluster answers at {found} ({error.strerror or error}), which {source} names; "
+            "start it, or give --address local"
+        ) from error
+    return False
+
+
+def _join(address: str) -> None:
+    try:
+        where = None if address == "auto" else address
+        ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"--address {address}: no Ray cluster answers ({reason}); start one with ray up, or use local"
+        ) from error
+
+
+def _log_message(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    """What Ray tells drivers, in one line each without colours, and only what nothing else tells."""
+    for message in data["lines"]:
+        line = next((line.strip() for line in COLOUR.sub("", message).splitlines() if line.strip()), "")
+        if line and not line.startswith(TOLD_OTHERWISE):
+            logger.warning("Ray: %s", line)
 
 
 def _autoscaler_config() -> Mapping[str, Any]:
@@ -216,4 +265,6 @@ def measure_footprints(
 
 def disconnect() -> None:
     """End the connection, and Ray itself where `connect` started it."""
+    local_ray.stop_watching()
     ray.shutdown()
+    local_ray.remove_files()

@@ -14,6 +14,7 @@ from ray import tune
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 from ray.tune.search import Searcher
 
+from orchestrator.execution import local_ray
 from orchestrator.planning.plan import Unit
 from orchestrator.scheduling.dispatcher import Assignment, Broken, Dispatcher
 from orchestrator.worker.job import Job
@@ -59,7 +60,10 @@ class BellTries:
         try:
             node: str = ray.get(self._bell.ended.remote(name), timeout=5)
             return node
-        except (RayActorError, GetTimeoutError):
+        except RayActorError:
+            local_ray.wait_for_restart()
+            return ""
+        except GetTimeoutError:
             return ""
 
 
@@ -112,6 +116,7 @@ class DispatchSearcher(Searcher):
                 if trial_id in self._unit_of:
                     self._dispatcher.began(self._unit_of[trial_id])
         except RayActorError:
+            local_ray.wait_for_restart()
             if not self._dispatcher.graph.stopping:
                 # Workers take its silence for the driver's end, and would stop again and again.
                 self._dispatcher.request_stop("the process that tells workers to stop has died; the study stops")

@@ -32,7 +32,7 @@ class UnitTrainable(tune.Trainable):
     _leaving = False
     """Whether the process ends in a moment."""
 
-    def setup(self, config: dict[str, Any], bell: Any = None, work: Any = None) -> None:
+    def setup(self, config: dict[str, Any], bell: Any, work: Any) -> None:  # type: ignore[override]
         self._config, self._bell, self._work = config, bell, work
         self._node = ray.get_runtime_context().get_node_id()
         # Answers when the driver says stop; broken when the driver is gone, which means stop as well.
@@ -82,6 +82,17 @@ class UnitTrainable(tune.Trainable):
 
     def _should_stop(self) -> bool:
         return self._told or bool(self._notice.reason) or bool(ray.wait([self._rung], timeout=0)[0])
+
+
+def trainable_with(bell: Any, work: Any) -> type[UnitTrainable]:
+    """A trainable with a bell and a work. Ray's `tune.with_parameters` would put them into its object store, and when
+    the raylet dies, Ray ends the process of whoever owns such objects, while it tries to get them back."""
+
+    class BoundTrainable(UnitTrainable):
+        def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
+            super().setup(config, bell, work)
+
+    return BoundTrainable
 
 
 @ray.remote

@@ -111,6 +111,8 @@ class Dispatcher:
         """Units that run; what was released may have to wait for a free slot."""
         self._quiet: float | None = None
         """Since when nothing has run in a study that was asked to stop."""
+        self.has_begun = False
+        """Whether any unit has."""
         self._history: defaultdict[str, History] = defaultdict(History)
         self._useless = 0
         """Nodes that refused or failed everything since a unit last finished."""
@@ -150,6 +152,7 @@ class Dispatcher:
         """A released unit has found room."""
         if self.graph.state[key] is State.RUNNING and key not in self._begun:
             self._begun.add(key)
+            self.has_begun = True
             self._hooks.changed(key, State.RUNNING)
 
     def ended(self, key: str, result: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from orchestrator import process
 from orchestrator.cli.arguments import AUTO, add_shared_arguments, check_cut, check_numbers
 from orchestrator.cli.session import Session, run_command
 from orchestrator.search.resolve_space import SearchInputs, read_search, search_content
@@ -67,7 +68,8 @@ def act(options: argparse.Namespace, command: str) -> int:
         raise ValueError(
             "--gpus-per-unit auto measures units before they run, and a search makes them as it goes; give a number"
         )
-    inputs = read_search(options.space, options.preset, options.data, options.set, options.seeds, options.trials)
+    with process.unwinding():  # Clip sets may have to be made.
+        inputs = read_search(options.space, options.preset, options.data, options.set, options.seeds, options.trials)
     check_cut(inputs.plan.units_of(inputs.plan.start)[:1], options)
     return run(inputs, options, command)
 

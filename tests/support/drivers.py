@@ -196,3 +196,16 @@ def mlflow_runs(storage: Path) -> tuple[dict[str, list[str]], list[str]]:
     for run, key in keys.items():
         units.setdefault(key, []).append(status[run])
     return units, [status[run] for run in studies]
+
+
+def session_of(leader: int) -> list[int]:
+    """Processes of the session that a process has led, which may be gone; those that wait to be reaped don't count."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = stat.read_text().rsplit(")", 1)[1].split()[:4]
+        except OSError:
+            continue
+        if int(session) == leader and state != "Z":
+            members.append(int(stat.parent.name))
+    return members

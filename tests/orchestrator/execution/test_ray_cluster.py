@@ -51,6 +51,30 @@ def test_the_shipped_aws_cluster_grows_to_eight_machines_and_not_to_eight_of_eac
     assert facts.slots(Resources(gpus_per_unit=0.25)) == 256
 
 
+def test_messages_of_ray_are_one_line_each_without_colours(caplog):
+    told = "\x1b[33m(raylet)\x1b[0m 2 Workers killed due to memory pressure (OOM)\n\tRefer to the documentation"
+    silent = "The node with node id: 38468f has been marked dead\n\t(1) raylet crashes"
+    with caplog.at_level("WARNING"):
+        ray_nodes._log_message({"lines": [told, silent, "Raylet is terminated. Termination is unexpected."]}, False)
+    assert caplog.messages == ["Ray: (raylet) 2 Workers killed due to memory pressure (OOM)"]
+
+
+def test_the_printer_of_messages_is_there_to_be_replaced():
+    """It is private to Ray, which would print in colour again if it had another name."""
+    import inspect
+
+    from ray._private import worker
+
+    assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
+    assert list(inspect.signature(worker.print_to_stdstream).parameters) == ["data", "ignore_prefix"]
+
+
+def test_a_cluster_that_is_gone_is_named_and_not_waited_for(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"no Ray cluster answers at .*:1 \(Connection refused\), which RAY_ADDRESS"):
+        ray_nodes._starts_ray("auto")
+
+
 @pytest.mark.slow
 def test_machines_that_join_late_are_waited_for_where_gpus_are_concerned_and_used_otherwise(tmp_path, monkeypatch):
     """`ray up` returns when the head is there; a study that is started then must not be bounded by it for ever."""

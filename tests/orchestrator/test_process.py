@@ -1,0 +1,57 @@
+"""Whose handlers of signals a process has, and how it begins anew."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from orchestrator import process
+from tests.support.drivers import ROOT
+
+IMPORTED = """
+import signal
+import orchestrator
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, orchestrator.process.is_command)
+"""
+
+AGAIN = """
+import os, signal, sys, threading
+from orchestrator import process
+process.before_end.append(lambda: 1 / 0)
+process.before_end.append(lambda: print("tidied", flush=True))
+print(process.restarts_so_far(), sys.argv[1:], os.environ.get("ADDED"), flush=True)
+os.environ["ADDED"] = "by a library"
+if process.restarts_so_far() < 2:
+    threading.Thread(target=process.begin_anew).start()
+    signal.pause()
+process.end_at_once(signal.SIGTERM)
+"""
+
+
+def run(program, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_process_that_imports_the_orchestrator_keeps_its_handler_of_ctrl_c():
+    assert run(IMPORTED).stdout == "True False\n"
+
+
+def test_a_call_begins_anew_with_its_arguments_and_its_first_environment():
+    """From another thread than the main one, which may be inside Ray; what fails before the end keeps nothing back."""
+    ended = run(AGAIN, "one", "--two")
+    lines = [text for number in range(3) for text in (f"{number} ['one', '--two'] None", "tidied")]
+    assert ended.stdout.splitlines() == lines
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGTERM, "interrupted\n")
+
+
+def test_ctrl_c_unwinds_where_something_has_to_be_cleaned_up():
+    before = signal.signal(signal.SIGINT, process.end_at_once)
+    try:
+        with pytest.raises(KeyboardInterrupt), process.unwinding():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is process.end_at_once
+    finally:
+        signal.signal(signal.SIGINT, before)
