@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.resolve import resolve
-from orchestrator.project import DataFacts
+from orchestrator.project import DataFacts, load_project
 from search_spaces import find_study, study_names
 from search_spaces.paper_tables import BINS, TABLE_7, TABLE_8, TABLE_9, TRAINING
 from search_spaces.space import Range, Space
@@ -312,3 +312,18 @@ def test_a_label_that_is_no_text_is_refused():
 def test_a_spaces_question_is_one_line_too():
     with pytest.raises(ValueError, match="question must be one line of text without control characters"):
         Space("s", "Why\x1b[31m?", {"learning_rate": Range(1e-4, 1e-2)})
+
+
+def test_all_systems_of_the_yardsticks_are_measured_alike_and_by_equal_samples_trained_alike():
+    study = find_study("yardsticks")
+    ups = load_project(study.project).base("small").with_fields(study.base)
+    (lifting,) = (table for table in study.tables if table.name == "lifting")
+    for row in lifting.rows[1:]:
+        config = load_project(row.project).base("small").with_fields(row.changes)
+        assert config.evaluation.flip and ups.evaluation.flip, "the mirrored input helps all or none"
+        for name in ("sources", "frame_stride", "evaluate_targets", "evaluate_stride", "rotation_deg", "flip", "scale"):
+            assert getattr(config.data.pe, name) == getattr(ups.data.pe, name)
+        if "equal samples" in row.label:
+            samples = load_project(study.project).samples(ups)["pe"]
+            assert load_project(row.project).samples(config)["pe"] == samples
+            assert config.data.pe.targets_per_window == ups.data.pe.targets_per_window
