@@ -20,7 +20,7 @@ from ups_model.data.prepare.catalog import (
     make,
     target,
 )
-from ups_model.data.prepare.runner import available_workers, is_prepared
+from ups_model.data.prepare.runner import available_workers, check_place, is_prepared
 from ups_model.data.prepare.tables import classes, overview, protocols
 from ups_model.pipes import end_with
 
@@ -89,6 +89,9 @@ def _prepare(names: list[str], source: Path | None, out: Path | None, options: O
         if source is not None and source.suffix == ".npz" and len(names) > 1:
             raise ValueError(f"--source must be a folder for several sets, got the file {source}")
         preparations = {name: SOURCES[name].look(source, options) for name in names}
+        for name, preparation in preparations.items():
+            if not is_prepared(path := target(name, out, options.seed), preparation.recipe):
+                check_place(path)
     except (ValueError, OSError) as error:
         return _fail(error, 2)
     except KeyboardInterrupt:
@@ -100,6 +103,8 @@ def _prepare(names: list[str], source: Path | None, out: Path | None, options: O
             print(f"{name}: {note}")
         try:
             was_there = is_prepared(path, preparation.recipe)
+            if not was_there and (path / MANIFEST).is_file():
+                print(f"{name}: replaces the set at {path}; --out names a folder for another one")
             made.append(make(preparation, path))
             print(f"{name}: {'already prepared' if was_there else 'prepared'} at {path}")
         except (ValueError, OSError) as error:
@@ -153,6 +158,8 @@ def _list(folder: Path) -> int:
 
 
 def _fail(error: Exception | str, status: int) -> int:
+    if isinstance(error, OSError) and error.filename is not None and ";" not in str(error.strerror):
+        error = f"{error.filename}: {error.strerror}; make it readable, or take it away"
     print(f"error: {error}", file=sys.stderr)
     return status
 

@@ -26,6 +26,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +40,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ups_model.atomic import write_atomic
-from ups_model.data.format.clip_set import ClipSet, read_manifest
+from ups_model.data.format.clip_set import MANIFEST, ClipSet, read_manifest
 from ups_model.data.format.rules import FRAME_ARRAYS
 from ups_model.data.format.writer import Clip, Track, write_clip_set
 from ups_model.data.prepare.jobs import Job, LeftOut, Reading
@@ -94,6 +95,26 @@ def prepare_reading(path: Path, reading: Reading, workers: int = 1, progress: bo
         raise OSError(error.errno, way_out, str(path.parent)) from error
     finally:
         lock.release()
+
+
+def check_place(path: Path) -> None:
+    """ValueError where a set can't be written to `path`, before anything is read; leaves nothing that was not there."""
+    path = path.absolute()
+    if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path}: holds files that are not a clip set; name another folder with --out")
+    new = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{path.parent}: can't be written to ({error.strerror}); name another folder with --out"
+        ) from error
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def is_prepared(path: Path, recipe: Mapping[str, str | int]) -> bool:

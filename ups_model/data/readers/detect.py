@@ -67,6 +67,8 @@ def _reader(path: Path) -> Reader:
             f"{path}: a folder, but no prepared clip set (it has no {MANIFEST}), and without OpenPose's frames "
             "(*_keypoints.json); give one of its files"
         )
+    if not path.is_file():
+        raise ValueError(f"{path}: not a file; give {FORMATS}")
     match path.suffix.lower():
         case ".skeleton":
             return ntu

@@ -108,9 +108,10 @@ def look(
     places = find_places(source, paths, status, clip_of, items_of, parts)
     tables = read_tables(source)
     files, classes = own_files(source, places, tables)
+    _check_subjects(source, files)
     notes = [f"{folder}/ is a prepared clip set, so it is not read" for folder in prepared]
     if not classes:
-        notes.append("no folders of classes, so the clips have no labels: they train pose estimation alone")
+        notes.append("no folders of classes, so the clips have no labels: recognition can't be trained on them")
     if parts == {"test"} and not tables.tells_splits:
         notes.append("no folder train/, so the set has no training clips")
     split = "folders" if "test" in parts else "files" if any(place.test is not None for place in places) else ""
@@ -120,6 +121,10 @@ def look(
         )
     if tables.tells_splits:
         split = "tables"
+        sides = {file.split_test for file in files if file.left_out is None}
+        for is_test, part in ((False, "training"), (True, "test")):
+            if is_test not in sides:
+                notes.append(f"{' and '.join(TABLES)} leave no {part} clips: a set to train on needs both kinds")
     if not split:
         split, files, more = _split_by_hash(files, classes)
         if sum(file.left_out is None for file in files) == 1:
@@ -129,6 +134,17 @@ def look(
         notes += more
     listing = [(str(path), *((-1, -1) if at is None else (at.st_size, at.st_mtime_ns))) for path, at in status.items()]
     return OwnFiles(tuple(files), tuple(classes), split, files_sha256(listing), tuple(notes))
+
+
+def _check_subjects(source: Path, files: Sequence[OwnFile]) -> None:
+    """ValueError where the subjects of some clips are known and those of others are not."""
+    there = [file for file in files if file.left_out is None]
+    unknown = [file.name for file in there if file.subject < 0]
+    if 0 < len(unknown) < len(there):
+        raise ValueError(
+            f"{source}: subjects must be known for all clips or for none, got none of {count(len(unknown), 'clip')}, "
+            f"the first {unknown[0]!r}; add them to {TABLES[1]}"
+        )
 
 
 def _split_by_hash(files: Sequence[OwnFile], classes: Sequence[str]) -> tuple[str, list[OwnFile], list[str]]:

@@ -1,16 +1,20 @@
 """The command `python -m ups_model.data`, and `prepare` as a function."""
 
+import os
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from ups_model.data import ClipSet, prepare
 from ups_model.data.__main__ import main
 from ups_model.data.prepare import catalog as sources
+from ups_model.data.readers.detect import read_recording
 from ups_model.data.readers.keypoints import reader as keypoints
 from ups_model.data.readers.motion import reader as motion
+from ups_model.skeletons import get_skeleton
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +154,63 @@ def test_a_rate_for_a_set_whose_rate_is_known_is_refused(tmp_path, capsys):
     assert "--fps says nothing to ntu60, whose frame rate is known; leave it out" in capsys.readouterr().err
     assert main(["prepare", "keypoints", "--source", str(tmp_path), "--fps", "0"]) == 2
     assert "--fps must be in 1..1000 frames per second, got 0" in capsys.readouterr().err
+
+
+def own_motion(folder, clips=("kick/a", "kick/b", "wave/c", "wave/d"), seed=0):
+    """Files of 3D motion, a folder a class."""
+    moving = np.random.default_rng(seed).normal(0, 0.01, (12, 17, 3)) + np.linspace(0, 1.7, 17)[:, None]
+    for clip in clips:
+        (folder / clip).parent.mkdir(parents=True, exist_ok=True)
+        names = get_skeleton("h36m17").joint_names
+        np.savez(folder / f"{clip}.npz", positions=moving + len(clip), joint_names=np.array(names), up_axis="z")
+    return folder
+
+
+def refusal(capsys, *arguments):
+    assert main(["prepare", *map(str, arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_read(tmp_path, capsys):
+    source = own_motion(tmp_path / "source")
+    (tmp_path / "file").write_text("mine")
+    error = refusal(capsys, "motion", "--source", source, "--out", tmp_path / "file" / "sub")
+    assert "can't be written to" in error and "name another folder with --out" in error
+    (tmp_path / "out" / "motion").mkdir(parents=True)
+    (tmp_path / "out" / "motion" / "thesis.tex").write_text("mine")
+    error = refusal(capsys, "motion", "--source", source, "--out", tmp_path / "out")
+    assert "holds files that are not a clip set; name another folder with --out" in error
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["motion"]
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "new").exists()
+
+
+def test_another_source_of_ones_own_says_that_it_replaces_the_set(tmp_path, capsys):
+    first, second = own_motion(tmp_path / "first"), own_motion(tmp_path / "second", ("run/a", "run/b", "sit/c"))
+    for source, replaced in ((first, False), (first, False), (second, True)):
+        assert main(["prepare", "motion", "--source", str(source), "--out", str(tmp_path / "out")]) == 0
+        said = f"motion: replaces the set at {tmp_path / 'out' / 'motion'}" in capsys.readouterr().out
+        assert said == replaced
+
+
+def test_subjects_of_some_clips_alone_are_refused_by_the_clips_name(tmp_path, capsys):
+    source = own_motion(tmp_path / "source")
+    (source / "subjects.csv").write_text("clip,subject\nkick/a,Ann\nkick/b,Bob\nwave/c,Ann\n")
+    error = refusal(capsys, "motion", "--source", source, "--out", tmp_path / "out")
+    assert "subjects must be known for all clips or for none, got none of 1 clip, the first 'wave/d'" in error
+    assert "add them to subjects.csv" in error and not (tmp_path / "out").exists()
+
+
+def test_a_table_without_a_test_clip_is_told(tmp_path, capsys):
+    source = own_motion(tmp_path / "source")
+    rows = "".join(f"{clip},train\n" for clip in ("kick/a", "kick/b", "wave/c", "wave/d"))
+    (source / "splits.csv").write_text("clip,split\n" + rows)
+    assert main(["prepare", "motion", "--source", str(source), "--out", str(tmp_path / "out")]) == 0
+    assert "leave no test clips: a set to train on needs both kinds" in capsys.readouterr().out
+
+
+def test_predicting_from_a_pipe_does_not_wait_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(ValueError, match=r"pipe\.json: not a file"):
+        read_recording(tmp_path / "pipe.json")
