@@ -21,7 +21,7 @@ from ups_model.data.prepare.catalog import (
     target,
 )
 from ups_model.data.prepare.runner import available_workers, check_place, is_prepared
-from ups_model.data.prepare.tables import classes, overview, protocols
+from ups_model.data.prepare.tables import classes, overview, protocols, same_clips
 from ups_model.pipes import end_with
 
 EXAMPLES = """examples:
@@ -107,6 +107,8 @@ def _prepare(names: list[str], source: Path | None, out: Path | None, options: O
                 print(f"{name}: replaces the set at {path}; --out names a folder for another one")
             made.append(make(preparation, path))
             print(f"{name}: {'already prepared' if was_there else 'prepared'} at {path}")
+            if name in OWN_SETS and (same := same_clips(made[-1])):
+                print(f"{name}: {same}")
         except (ValueError, OSError) as error:
             return _fail(error, 1)
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -32,6 +33,28 @@ def overview(sets: Sequence[ClipSet]) -> str:
     if sets and not notes:
         notes = ["nothing was left out"]
     return "\n".join([*_aligned(rows, text=(0, len(header) - 1)), *notes])
+
+
+def same_clips(clips: ClipSet) -> str:
+    """How many test clips have the content of a training clip, under another name; empty where none has."""
+    training: dict[bytes, str] = {}
+    pairs = []
+    for row in np.argsort(clips.split_test, kind="stable"):  # Those for training first.
+        content = hashlib.sha256()
+        for track in clips.tracks(int(row)):
+            content.update(np.ascontiguousarray(clips.positions[clips.frames(track)]).tobytes())
+        name = str(clips.clip_id[row])
+        if not clips.split_test[row]:
+            training.setdefault(content.digest(), name)
+        elif content.digest() in training:
+            pairs.append((name, training[content.digest()]))
+    if not pairs:
+        return ""
+    test, trained = pairs[0]
+    return (
+        f"{count(len(pairs), 'test clip')} {'has' if len(pairs) == 1 else 'have'} the content of training clips, the "
+        f"first {test!r} that of {trained!r}: a model knows them; take the copies away"
+    )
 
 
 def protocols(clips: ClipSet, published: Mapping[str, tuple[int, int]]) -> str:

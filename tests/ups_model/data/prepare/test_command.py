@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -162,7 +163,9 @@ def own_motion(folder, clips=("kick/a", "kick/b", "wave/c", "wave/d"), seed=0):
     for clip in clips:
         (folder / clip).parent.mkdir(parents=True, exist_ok=True)
         names = get_skeleton("h36m17").joint_names
-        np.savez(folder / f"{clip}.npz", positions=moving + len(clip), joint_names=np.array(names), up_axis="z")
+        np.savez(
+            folder / f"{clip}.npz", positions=moving * (1 + len(clip) / 100), joint_names=np.array(names), up_axis="z"
+        )
     return folder
 
 
@@ -214,3 +217,15 @@ def test_predicting_from_a_pipe_does_not_wait_for_it(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(ValueError, match=r"pipe\.json: not a file"):
         read_recording(tmp_path / "pipe.json")
+
+
+def test_copies_of_a_training_clip_among_the_test_clips_are_told(tmp_path, capsys):
+    source = own_motion(tmp_path / "source", ("train/kick/a", "train/wave/b1", "test/wave/c2222"))
+    shutil.copy(source / "train" / "kick" / "a.npz", source / "test" / "wave" / "d.npz")
+    for _ in range(2):
+        assert main(["prepare", "motion", "--source", str(source), "--out", str(tmp_path / "out")]) == 0
+        told = "1 test clip has the content of training clips, the first 'test/wave/d' that of 'train/kick/a'"
+        assert told in capsys.readouterr().out
+    (source / "test" / "wave" / "d.npz").unlink()
+    assert main(["prepare", "motion", "--source", str(source), "--out", str(tmp_path / "out")]) == 0
+    assert "the content of" not in capsys.readouterr().out
