@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -31,7 +32,7 @@ def load_json(file: Path, max_bytes: int) -> Any:
     """
     if (size := file.stat().st_size) > max_bytes:
         raise ValueError(f"{file}: must have at most {max_bytes} bytes, got {size}; is it this kind of file?")
-    raw = file.read_bytes()
+    raw = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
         return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
     except json.JSONDecodeError as error:
@@ -72,6 +73,14 @@ def first_outside(values: np.ndarray, low: float, high: float) -> tuple[int, ...
     # No abs(): the least integer has no positive.
     good = (values >= low) & (values <= high)
     return None if good.all() else tuple(np.argwhere(~good)[0].tolist())
+
+
+def persons_first(shape: Sequence[int]) -> str:
+    """What is wrong with an array [persons, frames, ...] that has more persons than frames."""
+    return (
+        f"the order must be [persons, frames, joints, coordinates], got {list(shape)}, {shape[0]} persons in "
+        f"{shape[1]} frames; swap the first two axes, or write persons of so short a clip to files of their own"
+    )
 
 
 @contextmanager

@@ -24,8 +24,6 @@ MAX_PIXELS = 1e6
 MAX_SCORE = 1000.0
 FPS_BOUNDS = (1.0, 1000.0)
 WAY_OUT = "write the file again"
-MAX_SHARE = 1.5
-"""Coordinates of a whole clip within this are parts of the image: no body is so small in pixels."""
 
 _MIN_SPARSE_FRAMES = 1000
 
@@ -106,25 +104,6 @@ class Builder:
         if type(value) not in NUMBERS or not -(2**53) <= value <= 2**53 or value != int(value):
             raise self.fault(key, "must be a whole number", value)
         return int(value) if value >= 0 else None
-
-    def scaled(self, size: tuple[float, float] | None) -> Units:
-        """Units of the coordinates, after those in parts of the image are put into pixels, where the size is known."""
-        if size is None:
-            return "normalised"
-        for xy in self.xy:
-            xy[::2], xy[1::2] = [x * size[0] for x in xy[::2]], [y * size[1] for y in xy[1::2]]
-        return "pixel"
-
-    def in_parts(self) -> bool:
-        """Whether all coordinates are so small that they must be parts of the image."""
-        seen = [
-            value
-            for xy, score in zip(self.xy, self.score, strict=True)
-            for joint, sure in enumerate(score)
-            if sure > 0
-            for value in xy[2 * joint : 2 * joint + 2]
-        ]
-        return bool(seen) and max(map(abs, seen)) <= MAX_SHARE
 
     def detections(self, units: Units, fps: float, size: tuple[float, float] | None) -> Detections:
         """What was added, in the order of frames. ValueError where frames or persons break a rule."""

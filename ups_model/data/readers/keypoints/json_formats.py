@@ -24,19 +24,16 @@ from typing import Any
 
 from ups_model.data.readers.io.files import load_json
 from ups_model.data.readers.keypoints.builder import MAX_PIXELS, MAX_SCORE, Builder, fps_of, size_of
+from ups_model.data.readers.keypoints.joint_names import CATEGORY_KEY, check_joints
 from ups_model.data.readers.keypoints.landmarks import LANDMARK_KEYS, read_landmarks
 from ups_model.data.readers.keypoints.layouts import COCO_FIRST, COCO_RULE
 from ups_model.data.readers.keypoints.per_frame import add_people, add_ultralytics, frame_of_name
-from ups_model.data.readers.keypoints.tracks import JOINTS, Detections, Units
-from ups_model.skeletons import get_skeleton
+from ups_model.data.readers.keypoints.tracks import Detections, Units
 
 MAX_BYTES = 128 << 20
 
 _MAX_DIGITS = 18
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]*\Z")
-_SIDES = {"l_": "left_", "r_": "right_"}
-_COCO_NAMES = tuple(_SIDES.get(name[:2], name[:2]) + name[2:] for name in get_skeleton("coco17").joint_names)
-_COCO_WAY_OUT = "export COCO's 17 keypoints"
 _LISTS = ("instance_info", "frames", "annotations", "people")
 
 
@@ -63,17 +60,17 @@ def read_json(file: Path) -> Detections:
     if key == "annotations":
         about |= _images_about(builder, about)
     if form != "MediaPipe":
-        _check_joints(file, about)
+        check_joints(file, about)
     size, fps = size_of(file, about), fps_of(file, about)
-    units = _read(builder, form, content, about["images"] if key == "annotations" else None, size)
+    units = _read(builder, form, content, about["images"] if key == "annotations" else None)
     return builder.detections(units, fps, size)
 
 
-def _read(builder: Builder, form: str, content: list[Any], images: Any, size: tuple[float, float] | None) -> Units:
-    """Adds the content of a file, and tells the units."""
+def _read(builder: Builder, form: str, content: list[Any], images: Any) -> Units:
+    """Adds the content of a file, and tells the units, which `image` may tell to be others."""
     if form == "MediaPipe":
         read_landmarks(builder, content)
-        return builder.scaled(size)
+        return "normalised"
     if form == "COCO":
         _read_coco(builder, content, images)
     elif form == "instances":
@@ -93,7 +90,7 @@ def _read(builder: Builder, form: str, content: list[Any], images: Any, size: tu
                 raise builder.fault(key, "must be a list of persons", type(persons).__name__)
             for index, person in enumerate(persons or ()):
                 _add_person(builder, frame, f"{key}[{index}]", person)
-    return builder.scaled(size) if builder.in_parts() else "pixel"
+    return "pixel"
 
 
 def _form(file: Path, content: list[Any]) -> str:
@@ -118,36 +115,6 @@ def _form(file: Path, content: list[Any]) -> str:
         f"{file}: entries must be MMPose's (instances, or keypoints), COCO results (image_id, keypoints), Ultralytics' "
         f"(keypoints) or MediaPipe's (landmarks), got {what:.100}; is it keypoints?"
     )
-
-
-def _check_joints(file: Path, about: dict[str, Any]) -> None:
-    """Raises ValueError where the file says that its first joints are not COCO's 17 in their order."""
-    key = next((key for key in ("keypoint_id2name", "keypoint_name2id") if about.get(key) is not None), None)
-    if key is None:
-        dataset = about.get("dataset_name")
-        if dataset is not None and not (isinstance(dataset, str) and dataset.lower().startswith(("coco", "halpe"))):
-            rule = "dataset_name must begin with coco or halpe"
-            raise ValueError(f"{file}: {rule}, got {dataset!r:.60}; {_COCO_WAY_OUT}")
-        return
-    names = about[key]
-    if isinstance(names, list) and key == "keypoint_id2name":
-        names = {str(index): name for index, name in enumerate(names)}
-    if not isinstance(names, dict):
-        raise ValueError(f"{file}: {key} must hold the names of joints, got {type(names).__name__}; {_COCO_WAY_OUT}")
-    pairs = names.items() if key == "keypoint_id2name" else [(str(index), name) for name, index in names.items()]
-    by_index = dict(pairs)
-    for index, wanted in enumerate(_COCO_NAMES):
-        got = by_index.get(str(index))
-        if not isinstance(got, str) or _plain(got) != _plain(wanted):
-            shown = "none" if got is None else f"{got!r:.60}"
-            raise ValueError(f"{file}: {key} must have {wanted} as joint {index}, got {shown}; {_COCO_WAY_OUT}")
-    if len(names) not in COCO_FIRST:
-        other = next((name for index, name in pairs if index not in map(str, range(JOINTS))), "one twice")
-        raise ValueError(f"{file}: {key} must have {COCO_RULE}, got {len(names)}, {other!r:.60}; {_COCO_WAY_OUT}")
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "").replace(" ", "")
 
 
 def _read_instances(builder: Builder, entries: list[Any]) -> None:
@@ -218,10 +185,10 @@ def _images_about(builder: Builder, about: dict[str, Any]) -> dict[str, Any]:
             raise builder.fault(key, "must be a list", type(values).__name__)
         for index, value in enumerate(values):
             builder.object_of(f"{key}[{index}]", value)
-    images, categories = lists["images"], [one for one in lists["categories"] if "keypoints" in one]
+    images, categories = lists["images"], [one for one in lists["categories"] if one.get("keypoints", []) != []]
     sizes = {(repr(image.get("width")), repr(image.get("height"))) for image in images}
     known = {key: images[0].get(key) for key in ("width", "height") if len(sizes) == 1}
-    return {"images": images} | known | ({"keypoint_id2name": categories[0]["keypoints"]} if categories else {})
+    return {"images": images} | known | ({CATEGORY_KEY: categories[0]["keypoints"]} if categories else {})
 
 
 def _image_names(builder: Builder, images: Any) -> dict[Any, tuple[Any, str]]:

@@ -62,8 +62,7 @@ def read_frames(files: Sequence[Path]) -> Detections:
             raise builder.fault("the file's name", "must have a number of its own", frame)
         add_people(builder, frame, "people", content["people"])
     builder.file = files[0]
-    units = builder.scaled(None) if builder.in_parts() else "pixel"
-    return builder.detections(units, DEFAULT_FPS, None)
+    return builder.detections("pixel", DEFAULT_FPS, None)
 
 
 def add_people(builder: Builder, frame: int, key: str, people: list[Any]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ups_model.data.readers.io.files import damage_named
+from ups_model.data.readers.io.files import damage_named, persons_first
 from ups_model.data.readers.motion.layouts import About, about_of
 
 MAX_BYTES = 1 << 30
@@ -56,7 +56,10 @@ def read_motion(file: Path) -> Motion:
                 motion = Motion(np.load(file, allow_pickle=False), About())
         case _:
             motion = _read_table(file)
-    return Motion(checked(str(file), motion.pose_PNJ3), motion.about)
+    pose_PNJ3 = checked(str(file), motion.pose_PNJ3)
+    if len(pose_PNJ3) > pose_PNJ3.shape[1]:
+        raise ValueError(f"{file}: {persons_first(pose_PNJ3.shape)}")
+    return Motion(pose_PNJ3, motion.about)
 
 
 def checked(where: str, pose: Any) -> np.ndarray:

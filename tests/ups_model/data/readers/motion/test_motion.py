@@ -344,3 +344,14 @@ def test_files_cut_short_or_with_changed_bytes_are_refused_or_finite(whole, name
         raw[int(share * (len(raw) - 1))] = value
     (folder / name).write_bytes(bytes(raw)[: int(cut * len(raw))])
     outcome(folder / name)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+def test_arrays_of_frames_before_persons_are_refused_with_the_order(tmp_path, suffix):
+    file = npz(tmp_path / "a.npz", CLIP[:, None], skeleton="h36m17")
+    if suffix == "npy":
+        write_json(tmp_path / "motion.json", {"skeleton": "h36m17"})
+        file = tmp_path / "a.npy"
+        np.save(file, CLIP[:, None])
+    with pytest.raises(ValueError, match=r"must be \[persons, frames, joints, coordinates\], got \[12, 1, 17, 3\]"):
+        read_recording(file)
