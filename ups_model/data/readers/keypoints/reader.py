@@ -64,7 +64,7 @@ def reading(source: Path, fps: float | None = None) -> Reading:
         rate = f"{first.fps:g} frames per second, as in {file.name}; other files are put at that rate"
     else:
         first, rate = replace(first, fps=fps), f"{fps:g} frames per second, as --fps says of all files"
-    notes = [*own.notes, rate, *(f"{file.name}: {note}" for note in first.notes)]
+    notes = [*own.notes, *clip_pickles.split_notes(own.files), rate, *(f"{file.name}: {note}" for note in first.notes)]
     if first.size is None:
         what = "the form of bodies is not known" if first.units == "normalised" else "clips are scaled to their extent"
         notes.append(f"{file.name} does not tell the size of the image (width, height): {what}")

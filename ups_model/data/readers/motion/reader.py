@@ -94,7 +94,7 @@ def reading(source: Path, metres_per_unit: float | None = None, fps: float | Non
     options = _Options(about, names, metres_per_unit, fps)
     file, first = first_readable(own, partial(_read, options=options))
     rate = first.fps or DEFAULT_FPS
-    notes = [*own.notes, f"joints are {first.skeleton.name}'s, as in {file.name}"]
+    notes = [*own.notes, *clip_pickles.split_notes(own.files), f"joints are {first.skeleton.name}'s, as in {file.name}"]
     origin = "from --fps" if fps else f"as in {file.name}" if first.fps else "the default, set another with --fps"
     notes.append(f"{rate:g} frames per second, {origin}")
     if not first.has_up_axis:
