@@ -34,16 +34,23 @@ def load_json(file: Path, max_bytes: int) -> Any:
         raise ValueError(f"{file}: must have at most {max_bytes} bytes, got {size}; is it this kind of file?")
     raw = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}:{error.lineno}: not whole JSON, {error.msg}; {_WAY_OUT}") from error
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise ValueError(f"{file}:{line}: must be UTF-8, got the byte 0x{raw[error.start]:02x}; {_WAY_OUT}") from error
+    return parse_json(str(file), text)
+
+
+def parse_json(where: str, text: str) -> Any:
+    """The content of a text of JSON. ValueError as of `load_json` begins with `where`."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}:{error.lineno}: not whole JSON, {error.msg}; {_WAY_OUT}") from error
     except RecursionError as error:
-        raise ValueError(f"{file}: is nested too deeply; {_WAY_OUT}") from error
+        raise ValueError(f"{where}: is nested too deeply; {_WAY_OUT}") from error
     except ValueError as error:
-        raise ValueError(f"{file}: {error}; {_WAY_OUT}") from error
+        raise ValueError(f"{where}: {error}; {_WAY_OUT}") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ups_model.data.readers.io.files import NUMBERS
 from ups_model.data.readers.keypoints.tracks import JOINTS, Detections, Units
+from ups_model.wording import count
 
 DEFAULT_FPS = 30.0
 MAX_FRAME = 1_000_000
@@ -26,6 +27,7 @@ FPS_BOUNDS = (1.0, 1000.0)
 WAY_OUT = "write the file again"
 
 _MIN_SPARSE_FRAMES = 1000
+_MAX_LISTED = 5
 
 
 @dataclass
@@ -38,16 +40,22 @@ class Builder:
     xy: list[list[float]] = field(default_factory=list)
     score: list[list[float]] = field(default_factory=list)
     person: list[int | None] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    """Names of objects that are no persons."""
+    notes: list[str] = field(default_factory=list)
     persons_are_sure: bool = True
     """Whether two detections of a frame must not have one number."""
 
-    def fault(self, key: str, rule: str, got: Any) -> ValueError:
-        shown = got if isinstance(got, str) else repr(got)
-        return ValueError(f"{self.file}: {key} {rule}, got {shown:.60}; {WAY_OUT}")
+    def fault(self, key: str, rule: str, got: str) -> ValueError:
+        return ValueError(f"{self.file}: {key} {rule}, got {got:.60}; {WAY_OUT}")
+
+    def value_fault(self, key: str, rule: str, value: Any) -> ValueError:
+        """`fault` of a value of the file, which is quoted with its type: '1' is no 1."""
+        return self.fault(key, rule, repr(value))
 
     def add_frame(self, key: str, frame: Any) -> int:
         if type(frame) is not int or not 0 <= frame <= MAX_FRAME:
-            raise self.fault(key, f"must be a frame's number in 0..{MAX_FRAME}", frame)
+            raise self.value_fault(key, f"must be a frame's number in 0..{MAX_FRAME}", frame)
         self.frames.add(frame)
         return frame
 
@@ -87,7 +95,7 @@ class Builder:
     def numbers(self, key: str, values: Any, count: int, bound: float, what: str = "numbers") -> list[float]:
         for index, value in enumerate(self.list_of(key, values, count, what)):
             if type(value) not in NUMBERS or not -bound <= value <= bound:
-                raise self.fault(f"{key}[{index}]", f"must be a number within {bound:g}", value)
+                raise self.value_fault(f"{key}[{index}]", f"must be a number within {bound:g}", value)
         return values
 
     def object_of(self, key: str, value: Any, what: str = "object") -> dict[str, Any]:
@@ -102,7 +110,7 @@ class Builder:
         if value is None:
             return None
         if type(value) not in NUMBERS or not -(2**53) <= value <= 2**53 or value != int(value):
-            raise self.fault(key, "must be a whole number", value)
+            raise self.value_fault(key, "must be a whole number", value)
         return int(value) if value >= 0 else None
 
     def detections(self, units: Units, fps: float, size: tuple[float, float] | None) -> Detections:
@@ -116,7 +124,7 @@ class Builder:
         order_D = np.argsort(frame_D, kind="stable")
         frame_D = frame_D[order_D] - first
         if len(frame_D) and (most := int(np.bincount(frame_D).max())) > MAX_PERSONS:
-            raise self.fault("a frame", f"must have at most {MAX_PERSONS} persons", most)
+            raise self.value_fault("a frame", f"must have at most {MAX_PERSONS} persons", most)
         persons = [person for index in order_D.tolist() if (person := self.person[index]) is not None]
         numbers: list[int] | None = persons if len(persons) == len(frame_D) else None
         if numbers:
@@ -126,7 +134,11 @@ class Builder:
             numbers = numbers if times == 1 else None
         xy_DJ2 = np.array(self.xy, dtype=np.float64).reshape(-1, JOINTS, 2)[order_D]
         score_DJ = np.array(self.score, dtype=np.float64).reshape(-1, JOINTS)[order_D]
-        return Detections(frame_D, xy_DJ2, score_DJ, numbers, length, units, fps, size, first)
+        notes = list(self.notes)
+        if self.others:
+            what = ", ".join(f"{name!r:.60}" for name in sorted(self.others)[:_MAX_LISTED])
+            notes.append(f"no persons, by their names: {count(self.others.total(), 'object')} named {what}")
+        return Detections(frame_D, xy_DJ2, score_DJ, numbers, length, units, fps, size, first, tuple(notes))
 
 
 def size_of(file: Path, about: dict[str, Any]) -> tuple[float, float] | None:

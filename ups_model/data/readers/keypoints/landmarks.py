@@ -155,4 +155,4 @@ def _number(builder: Builder, key: str, text: str) -> float:
             raise ValueError("digits grouped by underscores")
         return float(text)
     except ValueError as error:
-        raise builder.fault(key, "must be a number", text) from error
+        raise builder.value_fault(key, "must be a number", text) from error

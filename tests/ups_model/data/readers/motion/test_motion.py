@@ -355,3 +355,10 @@ def test_arrays_of_frames_before_persons_are_refused_with_the_order(tmp_path, su
         np.save(file, CLIP[:, None])
     with pytest.raises(ValueError, match=r"must be \[persons, frames, joints, coordinates\], got \[12, 1, 17, 3\]"):
         read_recording(file)
+
+
+@pytest.mark.parametrize(("told", "seen"), [("z", "y"), ("-y", "y"), ("x", "-z"), ("y", "y")])
+def test_an_up_axis_that_the_bodies_contradict_is_noted(tmp_path, told, seen):
+    npz(tmp_path / "a.npz", with_up(seen), skeleton="h36m17", up_axis=told)
+    note = f"a has up_axis {told}, but heads are above ankles along {seen} in the median frame; correct up_axis"
+    assert any(note in each for each in motion.reading(tmp_path).notes) == (told != seen)
