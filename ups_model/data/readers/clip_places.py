@@ -106,7 +106,7 @@ def own_files(source: Path, places: Sequence[Place], tables: Tables) -> tuple[li
     classes = sorted({name for name in names if name})
     subjects = _numbers({row.subject for row in rows if row.subject is not None})
     split = tables.tells_splits or any(place.test is not None for place in places)
-    strange = {_as_id(name): name for name in tables.clips.keys() - {place.name for place in places}}
+    strange = {_as_id(name): name for name in sorted(tables.clips.keys() - {place.name for place in places})}
     files: list[OwnFile] = []
     first: dict[str, Place] = {}
     for place, row, label in zip(places, rows, names, strict=True):
@@ -154,7 +154,7 @@ def _other_id(name: str, strange: Mapping[str, str]) -> str:
     """For a clip that no row is of, what a table calls it, or what it calls some clip that is not there."""
     if not strange:
         return ""
-    row = strange.get(name, min(strange.values()))
+    row = strange.get(name, next(iter(strange.values())))
     return f"; its id is {name!r:.80}, a path without suffix, but a table has {row!r:.80}; write it so"
 
 
