@@ -7,7 +7,6 @@ Shape suffixes: B windows, R target frames, N frames of the clip, J joints of th
 """
 
 import argparse
-import dataclasses
 import json
 import logging
 import re
@@ -208,9 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         size = _check(options)
         place = pick_device(options.device)
         checkpoint = find_weights(options.model, options.storage)
-        recording = read_recording(options.file, options.clip)
-        if size is not None:
-            recording = dataclasses.replace(recording, size=size)
+        recording = read_recording(options.file, options.clip, size)
         model, config, state = load_model(checkpoint, place)
         task = choose_task(config, recording, options.task)
         _check_fits(options, task)

@@ -223,3 +223,18 @@ def test_pictures_mark_frames_without_a_detection(model, tmp_path):
                 assert opacity == {visualize.UNSEEN_ALPHA if marked else 1}
             # A joint that was not detected is not drawn at the image's corner.
             assert panel.bodies[0].pose_NJC[10].any()
+
+
+def test_size_puts_parts_of_the_image_into_pixels_and_must_be_that_of_the_file(run, tmp_path, capsys):
+    poses = writers_own.person_2d(12)
+    parts = writers_own.write_keypoint_arrays(tmp_path / "parts.npz", keypoints=poses / [800, 600])
+    sized = writers_own.write_keypoint_arrays(tmp_path / "sized.npz", keypoints=poses, width=800, height=600)
+    answers = []
+    for file in (parts, sized):
+        out = tmp_path / f"{file.stem}.json"
+        arguments = [run, file, "--size", "800x600", "--task", "pe", "--device", "cpu", "--out", out]
+        assert predict.main([str(argument) for argument in arguments]) == 0, capsys.readouterr().err
+        answers.append(np.array(json.loads(out.read_text())["poses"]))
+    assert np.allclose(*answers, atol=1e-4)
+    assert predict.main([str(run), str(sized), "--size", "600x800", "--device", "cpu"]) == 2
+    assert "its image is 800x600, got --size 600x800; leave --size out" in capsys.readouterr().err

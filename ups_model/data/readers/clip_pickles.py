@@ -11,15 +11,16 @@ Source: pyskl's tools/data/README.md. Shape suffixes: M persons, N frames, V joi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ups_model.data.readers.clip_places import Item
+from ups_model.data.readers.clip_places import Item, OwnFile
 from ups_model.data.readers.io.safe_pickle import load, shown
+from ups_model.wording import count
 
 MAX_LABEL = 10_000
 _WAY_OUT = "write the file again"
@@ -45,20 +46,44 @@ def items(file: Path, coordinates: int) -> list[Item]:
     """The clips of a file with their classes and splits.
 
     Raises:
-        ValueError: another format, other coordinates than wanted, or a name that stands twice; names the file.
+        ValueError: another format, other coordinates than wanted, a name that stands twice, or a clip that is for
+            training and for testing; names the file.
         OSError: the file cannot be read.
     """
     clips, splits = _load(file)
     if (there := dims(file)) != coordinates:
         way = "keypoints" if there == 2 else "motion"
         raise ValueError(f"{file}: must hold {coordinates}D poses, got {there}D ones; prepare {way} reads these")
-    labels = {name: _label(file, name, item) for name, item in clips.items()}
-    width = len(str(max(labels.values())))
+    labels = {name: _label(item) for name, item in clips.items()}
+    width = len(str(max((label for label in labels.values() if label is not None), default=0)))
     tests = _tests(file, splits)
-    return [
-        Item(name, "" if labels[name] < 0 else f"{labels[name]:0{width}d}", None if tests is None else tests.get(name))
-        for name in clips
-    ]
+    _without_clip(file, file.stat().st_mtime_ns)
+    found = []
+    for name, label in labels.items():
+        test = None if tests is None else tests.get(name)
+        if label is None:
+            rule = f"label must be a number of a class in 0..{MAX_LABEL}, got {shown(clips[name].get('label'))}"
+            found.append(Item(name, test=test, fault=f"{file}[{name}]: {rule}"))
+        else:
+            found.append(Item(name, "" if label < 0 else f"{label:0{width}d}", test))
+    return found
+
+
+def split_notes(files: Iterable[OwnFile]) -> list[str]:
+    """What to tell of names in the splits of pickles that `items` has read: those of no annotation."""
+    notes = []
+    for file in sorted({Path(one.path) for one in files if one.item and one.path.lower().endswith(".pkl")}):
+        if strange := _without_clip(file, file.stat().st_mtime_ns):
+            names_of = f"{count(len(strange), 'name')}, the first {strange[0]!r:.80}"
+            notes.append(f"{file.name}['split']: no annotation here for {names_of}")
+    return notes
+
+
+@cache  # Known from `items`, when the file was in memory.
+def _without_clip(file: Path, changed_ns: int) -> tuple[str, ...]:
+    """Names in the splits, of the protocol that is taken, that no annotation has."""
+    clips, splits = _load(file)
+    return tuple(sorted((_tests(file, splits) or {}).keys() - clips.keys()))
 
 
 def chosen(file: Path, clip: str | None) -> str:
@@ -102,11 +127,11 @@ def _read(file: Path, changed_ns: int) -> tuple[dict[str, Mapping[str, Any]], An
     return clips, splits
 
 
-def _label(file: Path, name: str, item: Mapping[str, Any]) -> int:
-    """-1 where there is none."""
+def _label(item: Mapping[str, Any]) -> int | None:
+    """-1 where there is none, None where it can't be one."""
     label = item.get("label", -1)
     if isinstance(label, bool) or not isinstance(label, int | np.integer) or not -1 <= label <= MAX_LABEL:
-        raise ValueError(f"{file}[{name}]: label must be a number of a class in 0..{MAX_LABEL}, got {shown(label)}")
+        return None
     return int(label)
 
 
@@ -126,4 +151,10 @@ def _tests(file: Path, splits: Any) -> dict[str, bool] | None:
     for part, names_of in own.items():
         if not isinstance(names_of, list | tuple | set) or not all(isinstance(name, str) for name in names_of):
             raise ValueError(f"{file}['split']: {part} must be a list of names, got {shown(names_of)}; {_WAY_OUT}")
+    for part, listed in own.items():
+        if part != testing and (both := sorted(set(listed).intersection(own[testing]))):
+            raise ValueError(
+                f"{file}['split']: a clip must be in one of {part} and {testing}, got {both[0]!r:.80} in both"
+                f"{f' and {len(both) - 1} more' if len(both) > 1 else ''}; take it out of one"
+            )
     return {name: part == testing for part, listed in own.items() for name in listed}

@@ -23,6 +23,8 @@ class Item:
     """Name of its class; empty where the file doesn't tell."""
     test: bool | None = None
     """None where the file doesn't tell."""
+    fault: str = ""
+    """Why it is no clip, where what the file says of it tells that already."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Place:
     test: bool | None
     """None where neither folders nor the file tell."""
     fault: str = ""
-    """Why the file can't be read."""
+    """Why the file, or the clip in it, can't be read."""
 
 
 def find_places(
@@ -91,7 +93,8 @@ def find_places(
             places.append(replace(one, fault=fault))
             continue
         for item in items:
-            own = replace(one, name=f"{one.name}/{item.name}", item=item, label=item.label or label)
+            name = f"{one.name}/{item.name}"
+            own = replace(one, name=name, item=item, label=item.label or label, fault=item.fault)
             places.append(replace(own, test=item.test if test is None else test))
     return sorted(places, key=lambda place: (place.name, place.path.suffix))
 
@@ -103,6 +106,7 @@ def own_files(source: Path, places: Sequence[Place], tables: Tables) -> tuple[li
     classes = sorted({name for name in names if name})
     subjects = _numbers({row.subject for row in rows if row.subject is not None})
     split = tables.tells_splits or any(place.test is not None for place in places)
+    strange = {_as_id(name): name for name in sorted(tables.clips.keys() - {place.name for place in places})}
     files: list[OwnFile] = []
     first: dict[str, Place] = {}
     for place, row, label in zip(places, rows, names, strict=True):
@@ -111,20 +115,21 @@ def own_files(source: Path, places: Sequence[Place], tables: Tables) -> tuple[li
         if not place.name.isprintable() or not str(place.path).isprintable():
             name = ascii(place.name)[1:-1]
             left_out = LeftOut(name, "unreadable", "a file's path must be printable text; rename it")
+        elif place.fault:
+            left_out = LeftOut(place.name, "unreadable", place.fault)
         elif classes and not label:
             left_out = LeftOut(place.name, "in no class folder", f"{path}: others are in folders of classes")
         elif place.status is None:
             left_out = LeftOut(place.name, "a link to nothing", no_target(path))
         elif not stat.S_ISREG(place.status.st_mode):
             left_out = LeftOut(place.name, "not a file", f"{path}: must be a plain file, it is a pipe or a device")
-        elif place.fault:
-            left_out = LeftOut(place.name, "unreadable", place.fault)
         elif first.setdefault(place.name, place) is not place:
             other = source / first[place.name].path
             left_out = LeftOut(str(place.path), "duplicate", f"{path}: {other} has the same id")
         elif split and test is None:
             where = " or ".join(TABLES) if tables.tells_splits else "the file's splits"
-            left_out = LeftOut(place.name, "in no split", f"{path}: must be in train or test of {where}")
+            detail = f"{path}: must be in train or test of {where}{_other_id(place.name, strange)}"
+            left_out = LeftOut(place.name, "in no split", detail)
         files.append(
             OwnFile(
                 str(path),
@@ -138,6 +143,19 @@ def own_files(source: Path, places: Sequence[Place], tables: Tables) -> tuple[li
             )
         )
     return files, classes
+
+
+def _as_id(name: str) -> str:
+    """The id that a table's name of a clip would be without a suffix and with slashes."""
+    return str(PurePosixPath(name.replace("\\", "/")).with_suffix("")) if name.strip("./\\") else name
+
+
+def _other_id(name: str, strange: Mapping[str, str]) -> str:
+    """For a clip that no row is of, what a table calls it, or what it calls some clip that is not there."""
+    if not strange:
+        return ""
+    row = strange.get(name, next(iter(strange.values())))
+    return f"; its id is {name!r:.80}, a path without suffix, but a table has {row!r:.80}; write it so"
 
 
 def _numbers(subjects: set[str]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from ups_model.data.readers.h36m import reader as h36m
 from ups_model.data.readers.io.files import load_json
 from ups_model.data.readers.keypoints import reader as keypoints
 from ups_model.data.readers.keypoints import videopose3d
+from ups_model.data.readers.keypoints.image import same_size
 from ups_model.data.readers.keypoints.json_formats import MAX_BYTES
 from ups_model.data.readers.keypoints.landmarks import is_landmark_table
 from ups_model.data.readers.kinetics import reader as kinetics
@@ -32,21 +34,26 @@ FORMATS = (
 )
 
 
-def read_recording(path: Path, clip: str | None = None) -> Recording:
+def read_recording(path: Path, clip: str | None = None, size: tuple[float, float] | None = None) -> Recording:
     """The clip of a file.
 
     Args:
         path: a file of one of FORMATS, or the folder of a prepared clip set.
         clip: which one, where there are several; see `clip_names`.
+        size: width and height of the image in pixels, where the file does not tell it. Keypoints in parts of the image
+            are put into pixels.
 
     Raises:
-        ValueError: another format, damaged content, or no such clip; names the file.
+        ValueError: another format, damaged content, no such clip, or another size than the file's; names the file.
         OSError: the file can't be read.
     """
     path = path.expanduser()
-    if (path / MANIFEST).is_file():
-        return _prepared(ClipSet.open(path), clip)
-    return _reader(path).read_recording(path, clip)
+    prepared = (path / MANIFEST).is_file()
+    reader = None if prepared else _reader(path)
+    if reader is keypoints:
+        return keypoints.read_recording(path, clip, size)
+    recording = _prepared(ClipSet.open(path), clip) if reader is None else reader.read_recording(path, clip)
+    return replace(recording, size=same_size(path, recording.size, size))
 
 
 def clip_names(path: Path) -> list[str]:
@@ -94,7 +101,7 @@ def _npz_reader(path: Path) -> Reader:
         with zipfile.ZipFile(path) as archive:
             members = {name.removesuffix(".npy") for name in archive.namelist()}
     except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{path}: not a whole .npz file ({error})") from error
+        raise ValueError(f"{path}: not a whole .npz file ({error}); get the file again, or write it again") from error
     readers: tuple[tuple[set[str], Reader], ...]
     readers = (
         ({"x_train", "x_test"}, ntu),

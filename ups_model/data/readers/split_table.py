@@ -5,19 +5,21 @@ splits.csv, subjects.csv   a line of column names, then a row a clip. Columns: c
                            (the name of the class). A table without the column clip has subject and split: whole
                            subjects are for training or testing
 
-What a table tells of a clip counts more than the folders it is in.
+What a table tells of a clip counts more than the folders it is in. Two rows must not tell different things of a clip.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ups_model.data.readers.io.tables import read_rows
+
 TABLES = ("splits.csv", "subjects.csv")
 MAX_BYTES = 64 << 20
 _COLUMNS = ("clip", "split", "subject", "label")
+_PARTS = {False: "train", True: "test"}
 _SPLITS = {"train": False, "training": False, "test": True, "testing": True, "val": True, "validation": True}
 
 
@@ -56,24 +58,46 @@ def read_tables(source: Path) -> Tables:
     """The tables in a folder; empty where there are none.
 
     Raises:
-        ValueError: a table breaks a rule; names file and line.
+        ValueError: a table breaks a rule, or two rows contradict each other; names file and line.
         OSError: a table cannot be read.
     """
     clips: dict[str, Row] = {}
     subjects: dict[str, bool] = {}
+    told = _Told()
     for file in (source / name for name in TABLES):
         if file.is_file():
-            _read(file, clips, subjects)
+            _read(file, clips, subjects, told)
+    for clip, row in clips.items():
+        if row.test is not None and row.subject in subjects:
+            told.check_subject(clip, row, subjects[row.subject])
     return Tables(clips, subjects)
 
 
-def _read(file: Path, clips: dict[str, Row], subjects: dict[str, bool]) -> None:
+class _Told:
+    """What rows have told, and where, to find those that contradict each other."""
+
+    def __init__(self) -> None:
+        self.told: dict[tuple[str, str], tuple[str, str]] = {}
+        """("split of clip", name) -> what is told, and file and line."""
+
+    def add(self, what: str, name: str, value: str, where: str) -> None:
+        before, there = self.told.setdefault((what, name), (value, where))
+        if before != value:
+            raise ValueError(
+                f"{where}: the {what} {name!r:.60} must be told alike, got {value!r:.60} and in {there} "
+                f"{before!r:.60}; mend one of them"
+            )
+
+    def check_subject(self, clip: str, row: Row, test: bool) -> None:
+        assert row.test is not None and row.subject is not None, "the caller has looked"
+        if row.test != test:
+            self.add("split of clip", clip, _PARTS[test], self.told["split of subject", row.subject][1])
+
+
+def _read(file: Path, clips: dict[str, Row], subjects: dict[str, bool], told: _Told) -> None:
     if (size := file.stat().st_size) > MAX_BYTES:
         raise ValueError(f"{file}: must have at most {MAX_BYTES} bytes, got {size}; part it")
-    try:
-        rows = list(csv.reader(file.read_text("utf-8-sig").splitlines(), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file}: must be a table in UTF-8 with commas ({error}); save it again so") from error
+    rows = read_rows(file)
     header = [name.strip().lower() for name in rows[0]] if rows else []
     known = len(set(header)) == len(header) >= 2 and set(header) <= set(_COLUMNS)
     if not known or ("clip" not in header and set(header) != {"subject", "split"}):
@@ -101,7 +125,12 @@ def _read(file: Path, clips: dict[str, Row], subjects: dict[str, bool]) -> None:
             if not split:
                 raise ValueError(f"{file}:{line}: split must be train or test, got nothing; mend the row")
             subjects[key] = _SPLITS[split]
+            told.add("split of subject", key, _PARTS[_SPLITS[split]], f"{file}:{line}")
             continue
+        for what in ("split", "subject", "label"):
+            if value := row.get(what):
+                value = _PARTS[_SPLITS[split]] if what == "split" else value
+                told.add(f"{what} of clip", key, value, f"{file}:{line}")
         before = clips.get(key, Row())
         clips[key] = Row(
             _SPLITS[split] if split else before.test,

@@ -108,3 +108,28 @@ def test_a_pickle_that_breaks_a_rule_is_refused(tmp_path, annotations, split, me
     write_pickle(tmp_path / "mine.pkl", annotations, split)
     with pytest.raises(ValueError, match=rf"mine\.pkl.*{message}"):
         motion.reading(tmp_path)
+
+
+def test_a_clip_in_a_training_and_a_test_part_is_refused_and_absent_names_are_told(tmp_path):
+    split = {"xsub_train": ["a/1", "b", "gone"], "xsub_val": ["c", "b", "lost"], "xview_train": ["c"]}
+    pickled(tmp_path / "set" / "mine.pkl", NAMED, split)
+    with pytest.raises(
+        ValueError, match=r"mine\.pkl\['split'\]: a clip must be in one of train and val, got 'b' in both"
+    ):
+        motion.reading(tmp_path / "set")
+    pickled(tmp_path / "set" / "mine.pkl", NAMED, split | {"xsub_val": ["c", "lost"]})
+    told = "mine.pkl['split']: no annotation here for 2 names, the first 'gone'"
+    assert any(told in note for note in motion.reading(tmp_path / "set").notes)
+
+
+@pytest.mark.parametrize("label", [-3, 2.5, "x"])
+def test_an_annotation_whose_label_is_damaged_is_left_out_alone(tmp_path, label):
+    file = pickled(tmp_path / "set" / "mine.pkl", NAMED)
+    content = pickle.loads(file.read_bytes())
+    content["annotations"][1]["label"] = label
+    file.write_bytes(pickle.dumps(content))
+    clips = prepare_reading(tmp_path / "out", motion.reading(tmp_path / "set"))
+    assert clips.clip_id.tolist() == ["mine/a/1", "mine/c", "mine/d"] and clips.info.classes == ("0", "1")
+    (left_out,) = read_left_out(clips.path)
+    assert (left_out.name, left_out.reason) == ("mine/b", "unreadable")
+    assert "mine.pkl[b]: label must be a number of a class in 0..10000, got" in left_out.detail

@@ -17,7 +17,7 @@ from ups_model.data.prepare.runner import is_prepared, prepare_reading, read_lef
 from ups_model.data.readers.bvh import reader as bvh
 from ups_model.data.readers.keypoints import reader as keypoints
 from ups_model.data.readers.motion import reader as motion
-from ups_model.data.readers.split_table import read_tables
+from ups_model.data.readers.split_table import Row, read_tables
 from ups_model.skeletons import get_skeleton
 
 NAMES = ("a", "b", "deep/c", "d")
@@ -137,6 +137,53 @@ def test_a_table_as_spreadsheets_save_it_is_read(tmp_path):
     write_text(tmp_path / "splits.csv", '\ufeffClip,Split\r\n"a, b",train\r\n,\r\nc,testing\r\n')
     tables = read_tables(tmp_path)
     assert {name: row.test for name, row in tables.clips.items()} == {"a, b": False, "c": True}
+
+
+@pytest.mark.parametrize(
+    ("splits", "subjects", "message"),
+    [
+        ("clip,split\na,train\n", "clip,subject,split\nb,Ann,test\na,Ann,test\n",
+         r"subjects\.csv:3: the split of clip 'a' must be told alike, got 'test' and in .*splits\.csv:2 'train'; mend"),
+        ("clip,split,subject\na,train,Ann\n", "clip,subject\na,Bob\n",
+         r"subjects\.csv:2: the subject of clip 'a' must be told alike, got 'Bob' and in .*splits\.csv:2 'Ann'"),
+        ("clip,label\na,wave\n", "clip,subject,label\na,7,kick\n", "the label of clip 'a' .* 'kick' and in .* 'wave'"),
+        ("subject,split\nAnn,train\n", "clip,subject,split\na,Ann,test\n",
+         r"splits\.csv:2: the split of clip 'a' must be told alike, got 'train' and in .*subjects\.csv:2 'test'"),
+        ("subject,split\nAnn,train\n", "subject,split\nAnn,test\n", "split of subject 'Ann' .* 'test' .* 'train'"),
+    ],
+)  # fmt: skip
+def test_tables_that_contradict_each_other_are_refused_with_both_lines(tmp_path, splits, subjects, message):
+    write_text(tmp_path / "splits.csv", splits)
+    write_text(tmp_path / "subjects.csv", subjects)
+    with pytest.raises(ValueError, match=message):
+        read_tables(tmp_path)
+
+
+def test_tables_that_tell_the_same_twice_are_read(tmp_path):
+    write_text(tmp_path / "splits.csv", "clip,split,subject\na,train,Ann\n")
+    write_text(tmp_path / "subjects.csv", "clip,split,subject,label\na,Training,Ann,wave\n")
+    assert read_tables(tmp_path).row("a") == Row(False, "Ann", "wave")
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_table_of_another_separator_is_refused_with_what_to_write(tmp_path, separator, name):
+    message = rf"{{}}:1: columns must be separated by commas, got {name}; save it again so"
+    write_text(tmp_path / "splits.csv", f"clip{separator}split\na{separator}train\n")
+    with pytest.raises(ValueError, match=message.format(r"splits\.csv")):
+        read_tables(tmp_path)
+    for module, names in ((keypoints, ["x_0", "y_0"]), (motion, ["head_x", "head_y", "head_z"])):
+        file = write_text(tmp_path / "a.csv", f"{separator.join(names)}\n{separator.join('1' for _ in names)}\n")
+        with pytest.raises(ValueError, match=message.format(r"a\.csv")):
+            module.read_recording(file)
+
+
+@pytest.mark.parametrize(("written", "row"), [("deep/c.json", "deep/c.json"), ("deep\\c", "deep\\\\c"), ("x", "x")])
+def test_a_table_whose_clips_are_not_ids_is_refused_with_one_beside_the_id(tmp_path, written, row):
+    write_text(tmp_path / "splits.csv", f"clip,split\n{written},train\n")
+    json_file(tmp_path / "deep" / "c")
+    with pytest.raises(ValueError) as error:
+        keypoints.reading(tmp_path)
+    assert f"its id is 'deep/c', a path without suffix, but a table has '{row}'; write it so" in str(error.value)
 
 
 CELLS = st.sampled_from(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -31,18 +32,25 @@ def load_json(file: Path, max_bytes: int) -> Any:
     """
     if (size := file.stat().st_size) > max_bytes:
         raise ValueError(f"{file}: must have at most {max_bytes} bytes, got {size}; is it this kind of file?")
-    raw = file.read_bytes()
+    raw = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}:{error.lineno}: not whole JSON, {error.msg}; {_WAY_OUT}") from error
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise ValueError(f"{file}:{line}: must be UTF-8, got the byte 0x{raw[error.start]:02x}; {_WAY_OUT}") from error
+    return parse_json(str(file), text)
+
+
+def parse_json(where: str, text: str) -> Any:
+    """The content of a text of JSON. ValueError as of `load_json` begins with `where`."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}:{error.lineno}: not whole JSON, {error.msg}; {_WAY_OUT}") from error
     except RecursionError as error:
-        raise ValueError(f"{file}: is nested too deeply; {_WAY_OUT}") from error
+        raise ValueError(f"{where}: is nested too deeply; {_WAY_OUT}") from error
     except ValueError as error:
-        raise ValueError(f"{file}: {error}; {_WAY_OUT}") from error
+        raise ValueError(f"{where}: {error}; {_WAY_OUT}") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -72,6 +80,14 @@ def first_outside(values: np.ndarray, low: float, high: float) -> tuple[int, ...
     # No abs(): the least integer has no positive.
     good = (values >= low) & (values <= high)
     return None if good.all() else tuple(np.argwhere(~good)[0].tolist())
+
+
+def persons_first(shape: Sequence[int]) -> str:
+    """What is wrong with an array [persons, frames, ...] that has more persons than frames."""
+    return (
+        f"the order must be [persons, frames, joints, coordinates], got {list(shape)}, {shape[0]} persons in "
+        f"{shape[1]} frames; swap the first two axes, or write persons of so short a clip to files of their own"
+    )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 
 from ups_model.data.readers.io.files import NUMBERS
 from ups_model.data.readers.keypoints.tracks import JOINTS, Detections, Units
+from ups_model.wording import count
 
 DEFAULT_FPS = 30.0
 MAX_FRAME = 1_000_000
@@ -24,10 +25,9 @@ MAX_PIXELS = 1e6
 MAX_SCORE = 1000.0
 FPS_BOUNDS = (1.0, 1000.0)
 WAY_OUT = "write the file again"
-MAX_SHARE = 1.5
-"""Coordinates of a whole clip within this are parts of the image: no body is so small in pixels."""
 
 _MIN_SPARSE_FRAMES = 1000
+_MAX_LISTED = 5
 
 
 @dataclass
@@ -40,16 +40,22 @@ class Builder:
     xy: list[list[float]] = field(default_factory=list)
     score: list[list[float]] = field(default_factory=list)
     person: list[int | None] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    """Names of objects that are no persons."""
+    notes: list[str] = field(default_factory=list)
     persons_are_sure: bool = True
     """Whether two detections of a frame must not have one number."""
 
-    def fault(self, key: str, rule: str, got: Any) -> ValueError:
-        shown = got if isinstance(got, str) else repr(got)
-        return ValueError(f"{self.file}: {key} {rule}, got {shown:.60}; {WAY_OUT}")
+    def fault(self, key: str, rule: str, got: str) -> ValueError:
+        return ValueError(f"{self.file}: {key} {rule}, got {got:.60}; {WAY_OUT}")
+
+    def value_fault(self, key: str, rule: str, value: Any) -> ValueError:
+        """`fault` of a value of the file, which is quoted with its type: '1' is no 1."""
+        return self.fault(key, rule, repr(value))
 
     def add_frame(self, key: str, frame: Any) -> int:
         if type(frame) is not int or not 0 <= frame <= MAX_FRAME:
-            raise self.fault(key, f"must be a frame's number in 0..{MAX_FRAME}", frame)
+            raise self.value_fault(key, f"must be a frame's number in 0..{MAX_FRAME}", frame)
         self.frames.add(frame)
         return frame
 
@@ -89,7 +95,7 @@ class Builder:
     def numbers(self, key: str, values: Any, count: int, bound: float, what: str = "numbers") -> list[float]:
         for index, value in enumerate(self.list_of(key, values, count, what)):
             if type(value) not in NUMBERS or not -bound <= value <= bound:
-                raise self.fault(f"{key}[{index}]", f"must be a number within {bound:g}", value)
+                raise self.value_fault(f"{key}[{index}]", f"must be a number within {bound:g}", value)
         return values
 
     def object_of(self, key: str, value: Any, what: str = "object") -> dict[str, Any]:
@@ -104,27 +110,8 @@ class Builder:
         if value is None:
             return None
         if type(value) not in NUMBERS or not -(2**53) <= value <= 2**53 or value != int(value):
-            raise self.fault(key, "must be a whole number", value)
+            raise self.value_fault(key, "must be a whole number", value)
         return int(value) if value >= 0 else None
-
-    def scaled(self, size: tuple[float, float] | None) -> Units:
-        """Units of the coordinates, after those in parts of the image are put into pixels, where the size is known."""
-        if size is None:
-            return "normalised"
-        for xy in self.xy:
-            xy[::2], xy[1::2] = [x * size[0] for x in xy[::2]], [y * size[1] for y in xy[1::2]]
-        return "pixel"
-
-    def in_parts(self) -> bool:
-        """Whether all coordinates are so small that they must be parts of the image."""
-        seen = [
-            value
-            for xy, score in zip(self.xy, self.score, strict=True)
-            for joint, sure in enumerate(score)
-            if sure > 0
-            for value in xy[2 * joint : 2 * joint + 2]
-        ]
-        return bool(seen) and max(map(abs, seen)) <= MAX_SHARE
 
     def detections(self, units: Units, fps: float, size: tuple[float, float] | None) -> Detections:
         """What was added, in the order of frames. ValueError where frames or persons break a rule."""
@@ -137,7 +124,7 @@ class Builder:
         order_D = np.argsort(frame_D, kind="stable")
         frame_D = frame_D[order_D] - first
         if len(frame_D) and (most := int(np.bincount(frame_D).max())) > MAX_PERSONS:
-            raise self.fault("a frame", f"must have at most {MAX_PERSONS} persons", most)
+            raise self.value_fault("a frame", f"must have at most {MAX_PERSONS} persons", most)
         persons = [person for index in order_D.tolist() if (person := self.person[index]) is not None]
         numbers: list[int] | None = persons if len(persons) == len(frame_D) else None
         if numbers:
@@ -147,7 +134,11 @@ class Builder:
             numbers = numbers if times == 1 else None
         xy_DJ2 = np.array(self.xy, dtype=np.float64).reshape(-1, JOINTS, 2)[order_D]
         score_DJ = np.array(self.score, dtype=np.float64).reshape(-1, JOINTS)[order_D]
-        return Detections(frame_D, xy_DJ2, score_DJ, numbers, length, units, fps, size, first)
+        notes = list(self.notes)
+        if self.others:
+            what = ", ".join(f"{name!r:.60}" for name in sorted(self.others)[:_MAX_LISTED])
+            notes.append(f"no persons, by their names: {count(self.others.total(), 'object')} named {what}")
+        return Detections(frame_D, xy_DJ2, score_DJ, numbers, length, units, fps, size, first, tuple(notes))
 
 
 def size_of(file: Path, about: dict[str, Any]) -> tuple[float, float] | None:

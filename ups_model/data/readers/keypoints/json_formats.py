@@ -22,21 +22,26 @@ import string
 from pathlib import Path
 from typing import Any
 
-from ups_model.data.readers.io.files import load_json
+from ups_model.data.readers.io.files import load_json, parse_json
 from ups_model.data.readers.keypoints.builder import MAX_PIXELS, MAX_SCORE, Builder, fps_of, size_of
+from ups_model.data.readers.keypoints.joint_names import CATEGORY_KEY, check_joints
 from ups_model.data.readers.keypoints.landmarks import LANDMARK_KEYS, read_landmarks
 from ups_model.data.readers.keypoints.layouts import COCO_FIRST, COCO_RULE
-from ups_model.data.readers.keypoints.per_frame import add_people, add_ultralytics, frame_of_name
-from ups_model.data.readers.keypoints.tracks import JOINTS, Detections, Units
-from ups_model.skeletons import get_skeleton
+from ups_model.data.readers.keypoints.per_frame import (
+    add_people,
+    add_ultralytics,
+    frame_of_name,
+    is_box,
+    is_other_object,
+)
+from ups_model.data.readers.keypoints.tracks import Detections, Units
 
 MAX_BYTES = 128 << 20
+MAX_IMAGE_PERSONS = 10
+"""Of Ultralytics in a list without frames: more are taken for those of a video's frames end to end."""
 
 _MAX_DIGITS = 18
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]*\Z")
-_SIDES = {"l_": "left_", "r_": "right_"}
-_COCO_NAMES = tuple(_SIDES.get(name[:2], name[:2]) + name[2:] for name in get_skeleton("coco17").joint_names)
-_COCO_WAY_OUT = "export COCO's 17 keypoints"
 _LISTS = ("instance_info", "frames", "annotations", "people")
 
 
@@ -59,21 +64,27 @@ def read_json(file: Path) -> Detections:
     if not isinstance(content, list) or not (content or key == "people"):
         got = "an empty list" if content == [] else type(content).__name__
         raise ValueError(f"{file}: must hold a list of frames or of detections, got {got}; is it keypoints?")
+    content = [_unpacked(f"{file}[{index}]", entry) for index, entry in enumerate(content)]
     form = {"annotations": "COCO", "people": "OpenPose"}.get(key) or _form(file, content)
     if key == "annotations":
         about |= _images_about(builder, about)
     if form != "MediaPipe":
-        _check_joints(file, about)
+        check_joints(file, about)
     size, fps = size_of(file, about), fps_of(file, about)
-    units = _read(builder, form, content, about["images"] if key == "annotations" else None, size)
+    units = _read(builder, form, content, about["images"] if key == "annotations" else None)
     return builder.detections(units, fps, size)
 
 
-def _read(builder: Builder, form: str, content: list[Any], images: Any, size: tuple[float, float] | None) -> Units:
-    """Adds the content of a file, and tells the units."""
+def _unpacked(where: str, entry: Any) -> Any:
+    """An entry, or what it holds where it is JSON in a text, as `Results.to_json()` of Ultralytics gives it."""
+    return parse_json(where, entry) if isinstance(entry, str) and entry.lstrip().startswith(("[", "{")) else entry
+
+
+def _read(builder: Builder, form: str, content: list[Any], images: Any) -> Units:
+    """Adds the content of a file, and tells the units, which `image` may tell to be others."""
     if form == "MediaPipe":
         read_landmarks(builder, content)
-        return builder.scaled(size)
+        return "normalised"
     if form == "COCO":
         _read_coco(builder, content, images)
     elif form == "instances":
@@ -93,7 +104,23 @@ def _read(builder: Builder, form: str, content: list[Any], images: Any, size: tu
                 raise builder.fault(key, "must be a list of persons", type(persons).__name__)
             for index, person in enumerate(persons or ()):
                 _add_person(builder, frame, f"{key}[{index}]", person)
-    return builder.scaled(size) if builder.in_parts() else "pixel"
+        if form == "image":
+            _check_image(builder, content)
+    if builder.others and not builder.frame:
+        raise builder.value_fault("name", "must be person somewhere", min(builder.others))
+    return "pixel"
+
+
+def _check_image(builder: Builder, persons: list[Any]) -> None:
+    """Notes how many persons of Ultralytics an image has; ValueError where they must be those of several images."""
+    count = len(builder.frame)
+    if any(isinstance(person["keypoints"], dict) for person in persons if "keypoints" in person):
+        if count > MAX_IMAGE_PERSONS:
+            rule = f"a list of persons is one image, which must have at most {MAX_IMAGE_PERSONS}"
+            way_out = "write a list for each frame, [[PERSON, ..], ..], as for one image of so many"
+            raise ValueError(f"{builder.file}: {rule}, got {count}; {way_out}")
+        if count > 1:
+            builder.notes.append(f"{count} persons, in one list, so all are of one image")
 
 
 def _form(file: Path, content: list[Any]) -> str:
@@ -106,11 +133,15 @@ def _form(file: Path, content: list[Any]) -> str:
             return "COCO"
         if any(key in first for key in LANDMARK_KEYS):
             return "MediaPipe"
-        if "keypoints" in first:
+        if "keypoints" in first or (is_box(first) and _have_keypoints(file, content)):
             return "image"
         what = f"keys {', '.join(first)}"
     elif first is None or isinstance(first, list):
-        person = first[0] if first else None
+        people = [person for entry in content if isinstance(entry, list) for person in entry]
+        person = people[0] if people else None
+        if is_box(person):
+            _have_keypoints(file, people)
+            return "frames"
         return "frames" if isinstance(person, dict) and "keypoints" in person else "MediaPipe"
     else:
         what = type(first).__name__
@@ -120,34 +151,13 @@ def _form(file: Path, content: list[Any]) -> str:
     )
 
 
-def _check_joints(file: Path, about: dict[str, Any]) -> None:
-    """Raises ValueError where the file says that its first joints are not COCO's 17 in their order."""
-    key = next((key for key in ("keypoint_id2name", "keypoint_name2id") if about.get(key) is not None), None)
-    if key is None:
-        dataset = about.get("dataset_name")
-        if dataset is not None and not (isinstance(dataset, str) and dataset.lower().startswith(("coco", "halpe"))):
-            rule = "dataset_name must begin with coco or halpe"
-            raise ValueError(f"{file}: {rule}, got {dataset!r:.60}; {_COCO_WAY_OUT}")
-        return
-    names = about[key]
-    if isinstance(names, list) and key == "keypoint_id2name":
-        names = {str(index): name for index, name in enumerate(names)}
-    if not isinstance(names, dict):
-        raise ValueError(f"{file}: {key} must hold the names of joints, got {type(names).__name__}; {_COCO_WAY_OUT}")
-    pairs = names.items() if key == "keypoint_id2name" else [(str(index), name) for name, index in names.items()]
-    by_index = dict(pairs)
-    for index, wanted in enumerate(_COCO_NAMES):
-        got = by_index.get(str(index))
-        if not isinstance(got, str) or _plain(got) != _plain(wanted):
-            shown = "none" if got is None else f"{got!r:.60}"
-            raise ValueError(f"{file}: {key} must have {wanted} as joint {index}, got {shown}; {_COCO_WAY_OUT}")
-    if len(names) not in COCO_FIRST:
-        other = next((name for index, name in pairs if index not in map(str, range(JOINTS))), "one twice")
-        raise ValueError(f"{file}: {key} must have {COCO_RULE}, got {len(names)}, {other!r:.60}; {_COCO_WAY_OUT}")
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "").replace(" ", "")
+def _have_keypoints(file: Path, people: list[Any]) -> bool:
+    """True; ValueError where none of Ultralytics' boxes has keypoints."""
+    if any(isinstance(person, dict) and "keypoints" in person for person in people):
+        return True
+    raise ValueError(
+        f"{file}: persons must have keypoints, got boxes alone; detect with a pose model, as yolo11n-pose.pt"
+    )
 
 
 def _read_instances(builder: Builder, entries: list[Any]) -> None:
@@ -158,7 +168,7 @@ def _read_instances(builder: Builder, entries: list[Any]) -> None:
         before = len(builder.frames)
         frame = builder.add_frame(f"{key}.frame_id", entry.get("frame_id", number))
         if len(builder.frames) == before:
-            raise builder.fault(f"{key}.frame_id", "must stand once", frame)
+            raise builder.value_fault(f"{key}.frame_id", "must stand once", frame)
         for index, person in enumerate(entry["instances"]):
             _add_person(builder, frame, f"{key}.instances[{index}]", person)
 
@@ -167,6 +177,9 @@ def _add_person(builder: Builder, frame: int, where: str, person: Any) -> None:
     """A person of MMPose, whose scores stand beside the points or in them, or of Ultralytics."""
     person = builder.object_of(where, person)
     points, scores = person.get("keypoints"), person.get("keypoint_scores")
+    if is_other_object(person):
+        builder.others[person["name"]] += 1
+        return
     if isinstance(points, dict):
         add_ultralytics(builder, frame, where, person)
         return
@@ -186,19 +199,21 @@ def _read_coco(builder: Builder, entries: list[Any], images: Any) -> None:
     """Results, or annotations where `images` are given: the frames that the file has, with anybody or not."""
     names = _image_names(builder, images)
     videos: dict[str, str] = {}
+    bare = 0
     for image, key in names.values():
         frame = _frame_of(builder, f"{key}.file_name", image, videos)
         builder.add_frame(f"{key}.file_name", frame)
     for number, entry in enumerate(entries):
         key = f"[{number}]"
         if images is not None and "keypoints" not in builder.object_of(key, entry):
+            bare += 1
             continue  # Another kind of object.
         if (category := builder.object_of(key, entry).get("category_id", 1)) != 1 or isinstance(category, bool):
-            raise builder.fault(f"{key}.category_id", "must be 1, a person", category)
+            raise builder.value_fault(f"{key}.category_id", "must be 1, a person", category)
         image = entry.get("image_id")
         if names:
             if type(image) not in (int, str) or image not in names:
-                raise builder.fault(f"{key}.image_id", "must be the id of one of the images", image)
+                raise builder.value_fault(f"{key}.image_id", "must be the id of one of the images", image)
             image = names[image][0]
         frame = builder.add_frame(f"{key}.image_id", _frame_of(builder, f"{key}.image_id", image, videos))
         if "track_id" not in entry and "idx" in entry:
@@ -208,6 +223,11 @@ def _read_coco(builder: Builder, entries: list[Any], images: Any) -> None:
         builder.add_triples(frame, f"{key}.keypoints", entry.get("keypoints"), COCO_FIRST, COCO_RULE, who)
         if images is not None:  # 1 is hidden, 2 visible; the place is known of both.
             builder.score[-1] = [float(score > 0) for score in builder.score[-1]]
+    if bare == len(entries):
+        keys = ", ".join(entries[0])
+        raise ValueError(
+            f"{builder.file}: annotations must have keypoints, got {keys:.100}; give person_keypoints_*.json"
+        )
 
 
 def _images_about(builder: Builder, about: dict[str, Any]) -> dict[str, Any]:
@@ -218,10 +238,10 @@ def _images_about(builder: Builder, about: dict[str, Any]) -> dict[str, Any]:
             raise builder.fault(key, "must be a list", type(values).__name__)
         for index, value in enumerate(values):
             builder.object_of(f"{key}[{index}]", value)
-    images, categories = lists["images"], [one for one in lists["categories"] if "keypoints" in one]
+    images, categories = lists["images"], [one for one in lists["categories"] if one.get("keypoints", []) != []]
     sizes = {(repr(image.get("width")), repr(image.get("height"))) for image in images}
     known = {key: images[0].get(key) for key in ("width", "height") if len(sizes) == 1}
-    return {"images": images} | known | ({"keypoint_id2name": categories[0]["keypoints"]} if categories else {})
+    return {"images": images} | known | ({CATEGORY_KEY: categories[0]["keypoints"]} if categories else {})
 
 
 def _image_names(builder: Builder, images: Any) -> dict[Any, tuple[Any, str]]:
@@ -230,7 +250,7 @@ def _image_names(builder: Builder, images: Any) -> dict[Any, tuple[Any, str]]:
     for number, image in enumerate(images or ()):
         key, name = f"images[{number}]", image.get("id")
         if type(name) not in (int, str) or name in names:
-            raise builder.fault(f"{key}.id", "must be a number or text, and stand once", name)
+            raise builder.value_fault(f"{key}.id", "must be a number or text, and stand once", name)
         names[name] = (image.get("file_name", name), key)
     return names
 
@@ -253,7 +273,7 @@ def _number_in(builder: Builder, key: str, image: str) -> tuple[int, str]:
     video = stem.rstrip(string.digits)
     digits = stem[len(video) :]
     if not digits:
-        raise builder.fault(key, "must be a number, or text that ends in one, such as 12.jpg", image)
+        raise builder.value_fault(key, "must be a number, or text that ends in one, such as 12.jpg", image)
     if len(digits) > _MAX_DIGITS:
-        raise builder.fault(key, f"must have a number of at most {_MAX_DIGITS} digits", image)
+        raise builder.value_fault(key, f"must have a number of at most {_MAX_DIGITS} digits", image)
     return int(digits), video

@@ -17,6 +17,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ups_model.data.readers.io.tables import read_rows
 from ups_model.data.readers.keypoints.builder import MAX_FRAME, MAX_SCORE, Builder
 
 LANDMARKS = 33
@@ -83,10 +84,7 @@ def read_landmark_table(file: Path) -> Builder:
     builder = Builder(file)
     if (size := file.stat().st_size) > MAX_TABLE_BYTES:
         raise ValueError(f"{file}: must have at most {MAX_TABLE_BYTES} bytes, got {size}; is it this kind of file?")
-    try:
-        rows = list(csv.reader(file.read_text("utf-8-sig").splitlines(), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file}: must be a table in UTF-8 with commas ({error}); write the file again") from error
+    rows = read_rows(file)
     if len(rows) < 2:
         raise ValueError(f"{file}: must have a line of column names and a row a frame, got {len(rows)} lines")
     frame_column, columns = _columns(builder, rows[0])
@@ -157,4 +155,4 @@ def _number(builder: Builder, key: str, text: str) -> float:
             raise ValueError("digits grouped by underscores")
         return float(text)
     except ValueError as error:
-        raise builder.fault(key, "must be a number", text) from error
+        raise builder.value_fault(key, "must be a number", text) from error

@@ -4,6 +4,10 @@
                joints the first 17 are kept (`layouts`)
     scores     [N, 17] or [M, N, 17], optional
     fps, width, height   numbers, optional
+    skeleton   name of the layout, optional: begins with coco or halpe
+    joint_names   names of the joints, optional: COCO's 17 come first, in their order
+
+Other arrays are not read, which is noted.
 
 Without scores every joint was seen, but for persons whose 17 points are all at 0 in a frame: they are not there.
 Shape suffixes: M persons, N frames, D detections of a file, J 17 joints.
@@ -13,19 +17,23 @@ from __future__ import annotations
 
 import math
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ups_model.data.readers.io.files import damage_named, first_outside, read_npy_header
+from ups_model.data.readers.io.files import damage_named, first_outside, persons_first, read_npy_header
 from ups_model.data.readers.keypoints.builder import MAX_FRAME, MAX_PERSONS, MAX_PIXELS, MAX_SCORE, fps_of, size_of
+from ups_model.data.readers.keypoints.joint_names import check_layout, check_names
 from ups_model.data.readers.keypoints.layouts import COCO_FIRST, COCO_RULE
 from ups_model.data.readers.keypoints.tracks import JOINTS, Detections
 
 MAX_BYTES = 1 << 30
 """Of an array, unpacked."""
-_ARRAYS = ("keypoints", "scores", "fps", "width", "height")
+_NUMBERS = ("keypoints", "scores", "fps", "width", "height")
+_TEXTS = ("skeleton", "joint_names")
+_ARRAYS = (*_NUMBERS, *_TEXTS)
 _WAY_OUT = "write the file again"
 
 
@@ -36,11 +44,11 @@ def read_arrays(file: Path) -> Detections:
         ValueError: not a whole .npz file of this layout, or a value breaks a rule; names the file and the array.
         OSError: the file cannot be read.
     """
-    arrays = _load(file)
+    arrays, others = _load(file)
     if "keypoints" not in arrays:
         raise ValueError(f"{file}: must have an array 'keypoints'; is it keypoints?")
     about: dict[str, Any] = {
-        key: _number(file, key, arrays[key]) for key in ("fps", "width", "height") if key in arrays
+        key: _single(file, key, arrays[key], "number") for key in ("fps", "width", "height") if key in arrays
     }
     fps, size = fps_of(file, about), size_of(file, about)
     keypoints, scores = arrays["keypoints"], arrays.get("scores")
@@ -48,6 +56,9 @@ def read_arrays(file: Path) -> Detections:
     if keypoints.ndim not in (3, 4) or keypoints.shape[-2] not in COCO_FIRST or keypoints.shape[-1] not in (2, 3):
         form = f"[N, {JOINTS}, 2 or 3] or [M, N, {JOINTS}, 2 or 3]"
         raise ValueError(f"{file}[keypoints]: must be {form} of {COCO_RULE}, got {shape}")
+    _check_joints(file, arrays, shape[-2])
+    if len(shape) == 4 and shape[0] > shape[1]:
+        raise ValueError(f"{file}[keypoints]: {persons_first(shape)}")
     if keypoints.shape[-1] == 3:
         if scores is not None:
             raise ValueError(f"{file}[scores]: scores must stand once, they are in keypoints {shape} too; {_WAY_OUT}")
@@ -57,7 +68,20 @@ def read_arrays(file: Path) -> Detections:
     if keypoints.ndim == 3:
         keypoints, scores = keypoints[None], None if scores is None else scores[None]
     kept = None if scores is None else scores[:, :, :JOINTS]
-    return detections_of(f"{file}[keypoints]", keypoints[:, :, :JOINTS], kept, fps, size)
+    detections = detections_of(f"{file}[keypoints]", keypoints[:, :, :JOINTS], kept, fps, size)
+    unread = f"no meaning is known for {', '.join(others)}, known are {', '.join(_ARRAYS)}"
+    return replace(detections, notes=(unread,)) if others else detections
+
+
+def _check_joints(file: Path, arrays: dict[str, np.ndarray], joints: int) -> None:
+    """ValueError where the file says that its joints are others than COCO's."""
+    if "skeleton" in arrays:
+        check_layout(file, "skeleton", _single(file, "skeleton", arrays["skeleton"], "name"))
+    if "joint_names" in arrays:
+        names = np.atleast_1d(arrays["joint_names"])
+        if names.shape != (joints,):
+            raise ValueError(f"{file}[joint_names]: must have a name for each of {joints} joints, got {len(names)}")
+        check_names(file, "joint_names", [(str(index), str(name)) for index, name in enumerate(names)])
 
 
 def detections_of(
@@ -90,12 +114,14 @@ def detections_of(
     )
 
 
-def _load(file: Path) -> dict[str, np.ndarray]:
+def _load(file: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays that mean something, and the names of the others."""
     with damage_named(f"{file}: not a whole .npz file of this layout", _WAY_OUT), zipfile.ZipFile(file) as archive:
         members = archive.namelist()
         if len(set(members)) < len(members):
             raise ValueError("it has an array twice")
-        return {key: _member(archive, f"{key}.npy") for key in _ARRAYS if f"{key}.npy" in members}
+        arrays = {key: _member(archive, f"{key}.npy") for key in _ARRAYS if f"{key}.npy" in members}
+        return arrays, sorted({name.removesuffix(".npy") for name in members} - set(_ARRAYS))
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -104,8 +130,9 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         raise ValueError(f"{name} must be packed as NumPy packs it or not at all")
     with archive.open(name) as stream:
         shape, fortran, dtype = read_npy_header(stream)
-        if dtype.kind not in "fiu":
-            raise ValueError(f"{name} must hold numbers, got {dtype}")
+        what, kinds = ("text", "U") if name.removesuffix(".npy") in _TEXTS else ("numbers", "fiu")
+        if dtype.kind not in kinds:
+            raise ValueError(f"{name} must hold {what}, got {dtype}")
         size = math.prod(shape) * dtype.itemsize
         if any(length < 0 for length in shape) or size > MAX_BYTES:
             raise ValueError(f"{name} must have at most {MAX_BYTES} bytes, got {list(shape)} of {dtype}")
@@ -118,14 +145,15 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 def _bounded(where: str, values: np.ndarray, bound: float) -> np.ndarray:
     values = values.astype(np.float64)
     if (place := first_outside(values, -bound, bound)) is not None:
+        way_out = "give a joint that is not seen score 0" if np.isnan(values[place]) else _WAY_OUT
         raise ValueError(
             f"{where}: must be numbers within {bound:g}, got {values[place]} for person {place[0]}, frame "
-            f"{place[1]}, joint {place[2]}; {_WAY_OUT}"
+            f"{place[1]}, joint {place[2]}; {way_out}"
         )
     return values
 
 
-def _number(file: Path, key: str, array: np.ndarray) -> Any:
+def _single(file: Path, key: str, array: np.ndarray, what: str) -> Any:
     if array.size != 1:
-        raise ValueError(f"{file}[{key}]: must be one number, got {list(array.shape)}; {_WAY_OUT}")
+        raise ValueError(f"{file}[{key}]: must be one {what}, got {list(array.shape)}; {_WAY_OUT}")
     return array.item()

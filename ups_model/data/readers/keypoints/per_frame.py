@@ -4,14 +4,14 @@ OpenPose     {"version": 1.3, "people": [{"person_id": [-1], "pose_keypoints_2d"
              VIDEO_000000000012_keypoints.json: the number before _keypoints is the frame, what is before it the video.
              Coordinates of keypoint_scale 0 (pixels) and 3 (parts of the image) are read
 Ultralytics  [[{"name": "person", "box": {...}, "track_id": 1, "keypoints": {"x": [17], "y": [17], "visible": [17]}}],
-             ...], each frame as `Results.to_json()` gives it; of an image the list of its persons. Coordinates may be
-             normalised
+             ...], each frame as `Results.to_json()` gives it, as text too; of an image the list of its persons. Who is
+             named otherwise than person is none. Coordinates may be normalised
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
@@ -59,11 +59,10 @@ def read_frames(files: Sequence[Path]) -> Detections:
         before = len(builder.frames)
         frame = builder.add_frame("the file's name", frame_of_name(file))
         if len(builder.frames) == before:
-            raise builder.fault("the file's name", "must have a number of its own", frame)
+            raise builder.value_fault("the file's name", "must have a number of its own", frame)
         add_people(builder, frame, "people", content["people"])
     builder.file = files[0]
-    units = builder.scaled(None) if builder.in_parts() else "pixel"
-    return builder.detections(units, DEFAULT_FPS, None)
+    return builder.detections("pixel", DEFAULT_FPS, None)
 
 
 def add_people(builder: Builder, frame: int, key: str, people: list[Any]) -> None:
@@ -76,6 +75,21 @@ def add_people(builder: Builder, frame: int, key: str, people: list[Any]) -> Non
             continue
         who = builder.person_of(f"{where}.person_id", person.get("person_id"))
         builder.add_triples(frame, f"{where}.{name}", person.get(name), OPENPOSE, OPENPOSE_RULE, who)
+
+
+def is_box(entry: object) -> bool:
+    """Whether an entry is one of Ultralytics, with keypoints or without."""
+    return isinstance(entry, dict) and isinstance(entry.get("box"), dict)
+
+
+def is_other_object(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of Ultralytics is something else than a person."""
+    name = entry.get("name", "person")
+    return (
+        (is_box(entry) or isinstance(entry.get("keypoints"), dict))
+        and isinstance(name, str)
+        and name.lower() != "person"
+    )
 
 
 def add_ultralytics(builder: Builder, frame: int, where: str, person: dict[str, Any]) -> None:

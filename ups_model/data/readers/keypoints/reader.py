@@ -4,7 +4,8 @@ Which files are of which class and for testing: `readers.user_folder`. Formats: 
 MediaPipe), `per_frame` (OpenPose, Ultralytics), `landmarks` (MediaPipe, .csv too), `npz` (.npz) and `videopose3d`
 (data_2d_custom_*.npz), `pickled` (pyskl, mmaction2); persons: `tracks`. In the set, coordinates in pixels are
 divided by the width of the image, x and y alike, so that bodies keep their form; where the size is not known, by the
-larger extent of all that is seen in the clip. MediaPipe's without a size stay in parts of width and height.
+larger extent of all that is seen in the clip. Coordinates in parts of the image are put into pixels where the size is
+known (`image`), and else stay parts of width and height.
 
 Shape suffixes: N frames, J joints.
 """
@@ -26,6 +27,7 @@ from ups_model.data.readers import clip_pickles
 from ups_model.data.readers.clip_places import Item, OwnFile
 from ups_model.data.readers.keypoints import videopose3d
 from ups_model.data.readers.keypoints.builder import DEFAULT_FPS
+from ups_model.data.readers.keypoints.image import in_image
 from ups_model.data.readers.keypoints.json_formats import read_json
 from ups_model.data.readers.keypoints.landmarks import read_landmark_table
 from ups_model.data.readers.keypoints.npz import read_arrays
@@ -34,7 +36,7 @@ from ups_model.data.readers.keypoints.pickled import read_annotation
 from ups_model.data.readers.keypoints.tracks import Detections, make_tracks
 from ups_model.data.readers.user_folder import first_readable, frames_at_rate, look, make_jobs
 
-READER_VERSION = 3
+READER_VERSION = 4
 """Raised when the reader changes what it writes, so that prepared sets are made again."""
 NAME = "keypoints"
 SKELETON = "coco17"
@@ -62,7 +64,7 @@ def reading(source: Path, fps: float | None = None) -> Reading:
         rate = f"{first.fps:g} frames per second, as in {file.name}; other files are put at that rate"
     else:
         first, rate = replace(first, fps=fps), f"{fps:g} frames per second, as --fps says of all files"
-    notes = [*own.notes, rate]
+    notes = [*own.notes, *clip_pickles.split_notes(own.files), rate, *(f"{file.name}: {note}" for note in first.notes)]
     if first.size is None:
         what = "the form of bodies is not known" if first.units == "normalised" else "clips are scaled to their extent"
         notes.append(f"{file.name} does not tell the size of the image (width, height): {what}")
@@ -92,8 +94,9 @@ def clip_names(file: Path) -> tuple[str, ...]:
     return videopose3d.video_names(file) if videopose3d.is_custom(file) else (file.stem,)
 
 
-def read_recording(file: Path, clip: str | None = None) -> Recording:
-    """The clip of a file, in pixels, or normalised where MediaPipe's file has no width and height; see `Reader`."""
+def read_recording(file: Path, clip: str | None = None, size: tuple[float, float] | None = None) -> Recording:
+    """The clip of a file, in pixels, or normalised where it is in parts of an image whose size is not known; see
+    `Reader`. `size` is that of the image in pixels, where the file does not tell it."""
     file, name = Path(file), Path(file).stem
     several = file.is_dir() or videopose3d.is_custom(file) or file.suffix.lower() == ".pkl"
     if several:
@@ -106,6 +109,7 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
     else:
         check_only_clip(file, clip)
     detections = read_frames(_frame_files(file)[name]) if file.is_dir() else _read(file, name if several else "")
+    detections = in_image(f"{file}[{name}]" if several else file, detections, size)
     tracks = make_tracks(detections)
     if not tracks:
         raise ValueError(f"{file}: nobody is seen in it; give another clip")
@@ -141,13 +145,14 @@ def _read(file: Path, item: str = "") -> Detections:
     if file.suffix.lower() == ".pkl":
         return read_annotation(file, item)
     if file.suffix.lower() == ".csv":
-        builder = read_landmark_table(file)
-        return builder.detections(builder.scaled(None), DEFAULT_FPS, None)
+        return read_landmark_table(file).detections("normalised", DEFAULT_FPS, None)
     return read_arrays(file) if file.suffix.lower() == ".npz" else read_json(file)
 
 
 def _read_own(file: OwnFile) -> Detections:
-    return read_frames([Path(frame) for frame in file.frames]) if file.frames else _read(Path(file.path), file.item)
+    path = Path(file.path)
+    detections = read_frames([Path(frame) for frame in file.frames]) if file.frames else _read(path, file.item)
+    return in_image(f"{path}[{file.item}]" if file.item else path, detections)
 
 
 def _clip(file: OwnFile, fps: float, same_rate: bool = False) -> Clip | LeftOut:

@@ -49,6 +49,8 @@ class Detections:
     size: tuple[float, float] | None
     first_frame: int = 0
     """The file's own number of its first frame."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the file was taken, one line each."""
 
 
 def make_tracks(detections: Detections) -> tuple[Track, ...]:

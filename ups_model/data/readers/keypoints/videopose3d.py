@@ -82,7 +82,8 @@ def _content(file: Path, changed_ns: int) -> tuple[dict[str, Any], Mapping[str, 
     """video -> what the file has of it, and what it says of each. `changed_ns` keeps a file apart from what it was."""
     videos, metadata = read_object_array(file, "positions_2d"), read_object_array(file, "metadata")
     if not isinstance(videos, dict) or not videos or not all(isinstance(name, str) for name in videos):
-        raise ValueError(f"{file}[positions_2d]: must be a dict of videos, got {shown(videos)}; {WAY_OUT}")
+        got = "an empty one" if videos == {} else shown(videos)
+        raise ValueError(f"{file}[positions_2d]: must be a dict of videos, got {got}; {WAY_OUT}")
     if not isinstance(metadata, Mapping):
         raise ValueError(f"{file}[metadata]: must be a dict, got {shown(metadata)}; {WAY_OUT}")
     layout, joints = metadata.get("layout_name"), metadata.get("num_joints")

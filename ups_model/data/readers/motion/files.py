@@ -11,7 +11,6 @@ Shape suffixes: P persons, N frames, J joints.
 
 from __future__ import annotations
 
-import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ups_model.data.readers.io.files import damage_named
+from ups_model.data.readers.io.files import damage_named, persons_first
+from ups_model.data.readers.io.tables import read_rows
 from ups_model.data.readers.motion.layouts import About, about_of
 
 MAX_BYTES = 1 << 30
@@ -56,7 +56,10 @@ def read_motion(file: Path) -> Motion:
                 motion = Motion(np.load(file, allow_pickle=False), About())
         case _:
             motion = _read_table(file)
-    return Motion(checked(str(file), motion.pose_PNJ3), motion.about)
+    pose_PNJ3 = checked(str(file), motion.pose_PNJ3)
+    if len(pose_PNJ3) > pose_PNJ3.shape[1]:
+        raise ValueError(f"{file}: {persons_first(pose_PNJ3.shape)}")
+    return Motion(pose_PNJ3, motion.about)
 
 
 def checked(where: str, pose: Any) -> np.ndarray:
@@ -95,10 +98,7 @@ def joint_columns(header: list[str]) -> dict[str, dict[str, int]]:
 
 
 def _read_table(file: Path) -> Motion:
-    try:
-        rows = list(csv.reader(file.read_text("utf-8-sig").splitlines(), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file}: must be a table in UTF-8 with commas ({error}); save it again so") from error
+    rows = read_rows(file)
     header = rows[0] if rows else []
     columns = joint_columns(header)
     if not columns or len(rows) < 2:

@@ -33,7 +33,7 @@ from ups_model.data.readers.motion.layouts import MOTION_FILE, UNITS, About, lay
 from ups_model.data.readers.user_folder import first_readable, frames_at_rate, look, make_jobs
 from ups_model.skeletons import Skeleton
 
-READER_VERSION = 1
+READER_VERSION = 2
 """Raised when the reader changes what it writes, so that prepared sets are made again."""
 NAME = "motion"
 SUFFIXES = (".npz", ".npy", ".csv", ".c3d", ".pkl")
@@ -69,6 +69,8 @@ class _Clip:
     """Of the file."""
     has_up_axis: bool
     """Whether the file or motion.json has it, else it is where the heads are."""
+    seen_up_axis: str
+    """Where the head is above the ankles in the median of frames."""
 
 
 def reading(source: Path, metres_per_unit: float | None = None, fps: float | None = None) -> Reading:
@@ -94,13 +96,18 @@ def reading(source: Path, metres_per_unit: float | None = None, fps: float | Non
     options = _Options(about, names, metres_per_unit, fps)
     file, first = first_readable(own, partial(_read, options=options))
     rate = first.fps or DEFAULT_FPS
-    notes = [*own.notes, f"joints are {first.skeleton.name}'s, as in {file.name}"]
+    notes = [*own.notes, *clip_pickles.split_notes(own.files), f"joints are {first.skeleton.name}'s, as in {file.name}"]
     origin = "from --fps" if fps else f"as in {file.name}" if first.fps else "the default, set another with --fps"
     notes.append(f"{rate:g} frames per second, {origin}")
     if not first.has_up_axis:
         notes.append(
             f"{file.name} has no up_axis: bodies are tallest along {first.up_axis}, which is taken as up; set up_axis "
             f"in the file or {MOTION_FILE} if it isn't"
+        )
+    elif first.seen_up_axis != first.up_axis:
+        notes.append(
+            f"{file.name} has up_axis {first.up_axis}, but heads are above ankles along {first.seen_up_axis} in the "
+            f"median frame; correct up_axis in the file or {MOTION_FILE} unless people lie or stand on their heads"
         )
     info = ClipSetInfo(
         name=NAME,
@@ -178,13 +185,15 @@ def _read(file: OwnFile, options: _Options) -> _Clip:
     unit = options.metres_per_unit or UNITS[about.unit or "m"]
     tracks = _tracks(path, motion.pose_PNJ3[:, :, places_J] * unit)
     _check_extent(path, tracks, unit)
-    up_axis = about.up_axis or _tallest(tracks, skeleton)
+    upward_N3 = _upward(tracks, skeleton)
+    up_axis = about.up_axis or _axis(upward_N3.mean(axis=0))
+    seen_up_axis = _axis(np.median(upward_N3, axis=0))
     turned = _placed([_turned(track.positions, up_axis) for track in tracks])
     tracks = [
         Track(np.round(pose_NJ3, _DIGITS).astype(np.float32), offset=track.offset)
         for pose_NJ3, track in zip(turned, tracks, strict=True)
     ]
-    return _Clip(tuple(tracks), skeleton, options.fps or about.fps, up_axis, about.up_axis is not None)
+    return _Clip(tuple(tracks), skeleton, options.fps or about.fps, up_axis, about.up_axis is not None, seen_up_axis)
 
 
 def _pickled_about(item: Mapping[str, object], options: _Options) -> About:
@@ -232,12 +241,16 @@ def _check_extent(file: Path, tracks: list[Track], unit: float) -> None:
         )
 
 
-def _tallest(tracks: list[Track], skeleton: Skeleton) -> str:
-    """The axis along which the first person's head is above the ankles, on the mean."""
+def _upward(tracks: list[Track], skeleton: Skeleton) -> np.ndarray:
+    """float64 [N, 3]: from the middle of the first person's ankles to the head."""
     names = skeleton.joint_names
     top = next(names.index(joint) for joint in ("head", "face", "nose") if joint in names)
     ankles = [names.index("l_ankle"), names.index("r_ankle")]
-    upward_3 = (tracks[0].positions[:, top] - tracks[0].positions[:, ankles].mean(axis=1)).mean(axis=0)
+    return np.asarray(tracks[0].positions[:, top] - tracks[0].positions[:, ankles].mean(axis=1))
+
+
+def _axis(upward_3: np.ndarray) -> str:
+    """The axis along which a direction points most, with its sign."""
     axis = int(np.abs(upward_3).argmax())
     return ("-" if upward_3[axis] < 0 else "") + "xyz"[axis]
 

@@ -344,3 +344,21 @@ def test_files_cut_short_or_with_changed_bytes_are_refused_or_finite(whole, name
         raw[int(share * (len(raw) - 1))] = value
     (folder / name).write_bytes(bytes(raw)[: int(cut * len(raw))])
     outcome(folder / name)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+def test_arrays_of_frames_before_persons_are_refused_with_the_order(tmp_path, suffix):
+    file = npz(tmp_path / "a.npz", CLIP[:, None], skeleton="h36m17")
+    if suffix == "npy":
+        write_json(tmp_path / "motion.json", {"skeleton": "h36m17"})
+        file = tmp_path / "a.npy"
+        np.save(file, CLIP[:, None])
+    with pytest.raises(ValueError, match=r"must be \[persons, frames, joints, coordinates\], got \[12, 1, 17, 3\]"):
+        read_recording(file)
+
+
+@pytest.mark.parametrize(("told", "seen"), [("z", "y"), ("-y", "y"), ("x", "-z"), ("y", "y")])
+def test_an_up_axis_that_the_bodies_contradict_is_noted(tmp_path, told, seen):
+    npz(tmp_path / "a.npz", with_up(seen), skeleton="h36m17", up_axis=told)
+    note = f"a has up_axis {told}, but heads are above ankles along {seen} in the median frame; correct up_axis"
+    assert any(note in each for each in motion.reading(tmp_path).notes) == (told != seen)

@@ -1,0 +1,57 @@
+"""What files say of their joints: COCO's 17 in their order, or the file is refused, for Human3.6M has 17 joints too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ups_model.data.readers.keypoints.layouts import COCO_FIRST, COCO_RULE
+from ups_model.data.readers.keypoints.tracks import JOINTS
+from ups_model.skeletons import get_skeleton
+
+_SIDES = {"l_": "left_", "r_": "right_"}
+_COCO_NAMES = get_skeleton("coco17").joint_names
+_COCO_WAY_OUT = "export COCO's 17 keypoints"
+CATEGORY_KEY = "categories[].keypoints"
+
+
+def check_layout(file: Path, key: str, layout: Any) -> None:
+    """ValueError where the name of a layout is not one of those that begin with COCO's joints."""
+    if not (isinstance(layout, str) and layout.lower().startswith(("coco", "halpe"))):
+        raise ValueError(f"{file}: {key} must begin with coco or halpe, got {layout!r:.60}; {_COCO_WAY_OUT}")
+
+
+def check_names(file: Path, key: str, pairs: Sequence[tuple[str, Any]]) -> None:
+    """ValueError where joints, (place as text, name) each, don't begin with COCO's 17 in their order."""
+    names = dict(pairs)
+    for index, joint in enumerate(_COCO_NAMES):
+        got, wanted = names.get(str(index)), _SIDES.get(joint[:2], joint[:2]) + joint[2:]
+        if not isinstance(got, str) or _plain(got) not in (_plain(wanted), _plain(joint)):
+            shown = "none" if got is None else f"{got!r:.60}"
+            raise ValueError(f"{file}: {key} must have {wanted} as joint {index}, got {shown}; {_COCO_WAY_OUT}")
+    if len(pairs) not in COCO_FIRST:
+        other = next((name for index, name in pairs if index not in map(str, range(JOINTS))), "one twice")
+        raise ValueError(f"{file}: {key} must have {COCO_RULE}, got {len(pairs)}, {other!r:.60}; {_COCO_WAY_OUT}")
+
+
+def check_joints(file: Path, about: Mapping[str, Any]) -> None:
+    """The same of what an object of JSON says: MMPose's keypoint_id2name or else keypoint_name2id or else dataset_name,
+    or the keypoints of a category of COCO's annotations, under `CATEGORY_KEY`."""
+    keys = (CATEGORY_KEY, "keypoint_id2name", "keypoint_name2id")
+    key = next((key for key in keys if about.get(key) is not None), None)
+    if key is None:
+        if about.get("dataset_name") is not None:
+            check_layout(file, "dataset_name", about["dataset_name"])
+        return
+    names = about[key]
+    if isinstance(names, list) and key != "keypoint_name2id":
+        names = {str(index): name for index, name in enumerate(names)}
+    if not isinstance(names, dict):
+        raise ValueError(f"{file}: {key} must hold the names of joints, got {type(names).__name__}; {_COCO_WAY_OUT}")
+    by_name = key == "keypoint_name2id"
+    check_names(file, key, [(str(index), name) for name, index in names.items()] if by_name else list(names.items()))
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace(" ", "")
