@@ -112,7 +112,7 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
         session.execute(plan, search_content(inputs, command), graph, check, expected)
         written = write_trials(inputs, graph, journal.importances(), command, folders)
         copy = place.publish(file for file in written if file.parent == place.folder)
-        shown = [f"trials: {path}" for path in written if path.suffix != ".yaml"]
+        shown = [f"trials: {path}" for path in written if path.suffix in (".md", ".csv")]
         last = session.end(graph, graph.whole, place.folder, shown)
         print("\n".join([*closing(inputs, graph, place.folder), *last, *([f"trials: {copy}"] if copy else [])]))
         return 0 if graph.whole else 1
