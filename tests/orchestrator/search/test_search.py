@@ -383,7 +383,7 @@ def test_a_study_measures_what_a_search_has_trained_without_training_it_again(be
     table = Table("t", "T", "V", (AR3D,), (Row("joint", training="joint"),), "joint")
     study = Study("after", "?", "!", (table,), inputs.plan.study.base)
     resolved = resolve(study, "tiny", {"optim.steps": 8, "seed": 0})
-    study = make_plan(resolved, 101, inputs.plan.data, inputs.plan.text)
+    study = make_plan(resolved, 101, inputs.plan.data, inputs.plan.inputs)
     assert study.units[unit.key].folder == unit.folder
     graph = graph_of(study, ledger)
     assert graph.state[unit.key] is State.WAITING

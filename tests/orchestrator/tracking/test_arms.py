@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from orchestrator.planning.plan_file import PlanFile
+from orchestrator.project import Objectives
 from orchestrator.record import Record
 from orchestrator.report import build, files
 from orchestrator.report.sources import outcomes_from, outcomes_from_tracking
@@ -213,7 +214,7 @@ def test_a_trial_of_a_search_is_an_arm(ledger):
     space = Space("little", "?", {"dropout": Range(0, 0.4)}, trials=2)
     plan = SearchPlan(space, "tiny", preset("tiny"), 2, tracking.FACTS, "text")
     plan.units = {unit.key: unit for value in (0.1, 0.2) for unit in plan.units_of({"model.dropout": value})}
-    content = search_content(SearchInputs(plan, 2, space.dimensions, None, {}, {}, {}), "a command")
+    content = search_content(SearchInputs(plan, 2, space.dimensions, None, Objectives("", {}), {}, {}, {}), "a command")
     for place, unit in enumerate(plan.units.values()):
         metrics = {"validation/ar3d/top1": 50.0 + place, "validation/score": 10.0 + place}
         ledger.write(unit, Record(unit.key, "finished", metrics))
