@@ -148,7 +148,7 @@ def test_a_search_on_an_object_store_resumes_where_it_was(bench, place, server, 
              "--set", "validation_subjects=1", *options(bench)]  # fmt: skip
     environment = os.environ | {"UPS_CACHE": str(bench.folder / "cache"), "PYTHONPATH": str(ROOT)}
     ends = [
-        subprocess.run(shown, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+        subprocess.run(shown, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
         for _ in range(2)
     ]
     assert [end.returncode for end in ends] == [0, 0], ends[0].stdout + ends[0].stderr + ends[1].stderr
