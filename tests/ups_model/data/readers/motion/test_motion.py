@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 from importlib.util import find_spec
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.support.writers_own import write_json, write_text
 from ups_model.data.prepare.catalog import Options, check_options
 from ups_model.data.prepare.runner import prepare_reading, read_left_out
 from ups_model.data.readers.detect import clip_names, read_recording
+from ups_model.data.readers.motion import c3d
 from ups_model.data.readers.motion import reader as motion
 from ups_model.skeletons import get_skeleton
 
@@ -270,9 +272,7 @@ def test_a_motion_json_that_breaks_a_rule_is_refused(tmp_path, content, message)
 # C3D
 
 
-@pytest.mark.skipif(find_spec("ezc3d") is None, reason="C3D files need ezc3d, which isn't installed")
-@pytest.mark.parametrize(("unit", "scale"), [("mm", 1000), ("m", 1)])
-def test_points_of_a_c3d_file_are_joints_of_their_labels(tmp_path, unit, scale):
+def write_c3d(file, unit="m", scale=1):
     import ezc3d
 
     content = ezc3d.c3d()
@@ -282,15 +282,48 @@ def test_points_of_a_c3d_file_are_joints_of_their_labels(tmp_path, unit, scale):
     points = np.ones((4, 17, 12))
     points[:3] = np.moveaxis(CLIP * scale, 2, 0).swapaxes(1, 2)
     content["data"]["points"] = points
-    content.write(str(tmp_path / "a.c3d"))
+    content.write(str(file))
+
+
+NEEDS_EZC3D = pytest.mark.skipif(find_spec("ezc3d") is None, reason="C3D files need ezc3d, which isn't installed")
+
+
+@NEEDS_EZC3D
+@pytest.mark.parametrize(("unit", "scale"), [("mm", 1000), ("m", 1)])
+def test_points_of_a_c3d_file_are_joints_of_their_labels(tmp_path, unit, scale):
+    write_c3d(tmp_path / "a.c3d", unit, scale)
     recording = read_recording(tmp_path / "a.c3d")
     assert_is_clip(recording, atol=1e-4)
     assert recording.fps == 100
 
 
+@NEEDS_EZC3D
+@pytest.mark.slow
+def test_a_damaged_c3d_file_is_refused_whatever_its_reader_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(c3d, "TIMEOUT_SECONDS", 8.0)
+    write_c3d(tmp_path / "whole.c3d")
+    whole, draw, seen = (tmp_path / "whole.c3d").read_bytes(), random.Random(0), set()
+    for number in range(24):
+        damaged = bytearray(whole)
+        if number % 4 == 0:
+            del damaged[draw.randrange(len(whole)) :]
+        for _ in range(draw.randrange(1, 6) if number % 4 else 0):
+            damaged[draw.randrange(min(len(whole), 2048))] = draw.randrange(256)
+        (tmp_path / "a.c3d").write_bytes(damaged)
+        try:
+            recording = read_recording(tmp_path / "a.c3d")
+        except ValueError as error:
+            assert "a.c3d" in str(error) and "\n" not in str(error)
+            seen.add("reader" if "its reader" in str(error) else "refused")
+        else:
+            assert np.isfinite(recording.tracks[0].positions).all()
+            seen.add("read")
+    assert "refused" in seen
+
+
 @pytest.mark.skipif(find_spec("ezc3d") is not None, reason="ezc3d is installed")
 def test_a_c3d_file_without_ezc3d_is_refused_with_what_to_install(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.c3d: C3D files need ezc3d .*pip install 'ups-ablate\[c3d\]'"):
+    with pytest.raises(ValueError, match=r"a\.c3d: C3D files need ezc3d, .*pip install 'ups-ablate\[c3d\]'"):
         read_recording(write_text(tmp_path / "a.c3d", "x"))
 
 
