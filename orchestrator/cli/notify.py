@@ -10,8 +10,10 @@ from typing import Literal
 
 logger = logging.getLogger(__name__)
 
-Event = Literal["finished", "failed", "stopped", "unit failed", "progress"]
-"""How a call ended, or what happened meanwhile."""
+Outcome = Literal["finished", "stopped", "failed"]
+"""How a call ended."""
+Event = Outcome | Literal["unit failed", "progress"]
+"""That, or what happened meanwhile."""
 TIMEOUT_SECONDS = 60.0
 """A command that takes longer is ended."""
 

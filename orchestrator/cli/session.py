@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from orchestrator import process
 from orchestrator.cli.arguments import AUTO, check_address, command_line, processes_of
-from orchestrator.cli.notify import Notifier
+from orchestrator.cli.notify import Notifier, Outcome
 from orchestrator.planning.plan import Unit
 from orchestrator.project import import_folders
 from orchestrator.record import Record
@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # Ray and MLflow take seconds to import, which --help, --plan
 
 logger = logging.getLogger(__name__)
 
-Outcome = Literal["finished", "stopped", "failed"]
 TRACKING_TIMEOUT_SECONDS = 60.0
 """How long the end of a call waits for MLflow; the next call brings the rest."""
 

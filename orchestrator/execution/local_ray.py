@@ -101,13 +101,13 @@ def kill_descendants() -> None:
     """
     alive: list[psutil.Process] = []
     for _ in range(3):  # A raylet may have been starting workers.
-        found = psutil.Process().children(recursive=True)
-        if not found:
+        descendants = psutil.Process().children(recursive=True)
+        if not descendants:
             return
-        for one in found:
+        for one in descendants:
             with suppress(psutil.Error):
                 one.kill()
-        _, alive = psutil.wait_procs(found, timeout=KILL_TIMEOUT_SECONDS)
+        _, alive = psutil.wait_procs(descendants, timeout=KILL_TIMEOUT_SECONDS)
     if alive:
         raise TimeoutError(f"processes {', '.join(str(one.pid) for one in alive)} can't be killed")
 

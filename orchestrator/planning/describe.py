@@ -3,7 +3,7 @@
 from collections.abc import Container, Mapping
 
 from orchestrator.planning.estimate import GUESSED_SECONDS, Estimate, operations_of
-from orchestrator.planning.plan import Plan
+from orchestrator.planning.plan import Plan, kind_name
 from orchestrator.project import Data, Fitting, Gpus
 from ups_model.training.progress import duration
 
@@ -79,15 +79,15 @@ def plan_text(
     kinds: dict[tuple[str, str, str], list[str]] = {}
     for key, unit in plan.units.items():
         kinds.setdefault((unit.arm, unit.stage, unit.task), []).append(key)
-    width = max(len(" · ".join((arm, f"{stage} {task}".rstrip()))) for arm, stage, task in kinds)
+    width = max(len(kind_name(*named)) for named in kinds)
     memory = f"{'whole batch':>15}{'at once':>14}{'peak':>10}" if gpus else ""
     lines.append(
         f"{'unit':<{width}}{'seeds':>7}{'done':>6}{'parameters':>14}{'operations':>12}{memory}{'time each':>13}  after"
     )
     fits = []
-    for (arm, stage, task), keys in kinds.items():
+    for named, keys in kinds.items():
         first = plan.units[keys[0]]
-        name = f"{arm} · {stage} {task}".rstrip()
+        name = kind_name(*named)
         seconds = sum(expected.seconds[key] for key in keys) / len(keys)
         parent = plan.units[first.parent].stage if first.parent else "-"
         memory = ""

@@ -24,6 +24,11 @@ class UnitSize:
     """All of them; 0 in plans of earlier versions."""
 
 
+def kind_name(arm: str, stage: str, task: str) -> str:
+    """Of the units of an arm that differ in the seed alone, for people."""
+    return f"{arm} · {stage} {task}".rstrip()
+
+
 @dataclass(frozen=True)
 class Unit:
     """One training run, the node of the plan."""
@@ -66,7 +71,7 @@ class Unit:
     @property
     def name(self) -> str:
         """For progress and for MLflow, e.g. "encoder_layers=1 · finetune pe · seed 0"."""
-        return " · ".join((self.arm, " ".join(filter(None, (self.stage, self.task))), f"seed {self.seed}"))
+        return f"{kind_name(self.arm, self.stage, self.task)} · seed {self.seed}"
 
     @property
     def kind(self) -> str:

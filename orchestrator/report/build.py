@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from orchestrator.planning.plan import UnitSize
+from orchestrator.planning.plan import UnitSize, kind_name
 from orchestrator.planning.plan_file import FORMAT, PlanFile, PlannedColumn, PlannedRow, PlannedTable
 from orchestrator.report.claims import OutcomesOf, judge
 from orchestrator.report.clip_results import confusions, example_poses
@@ -126,7 +126,7 @@ class _Builder:
         for key in self._ordered:
             unit, record = self.units[key], self.records.get(key)
             if record is not None and record.status == "finished":
-                name = " · ".join((unit.arm, " ".join(filter(None, (unit.stage, unit.task)))))
+                name = kind_name(unit.arm, unit.stage, unit.task)
                 kinds.setdefault(name, dict(_flat(record.about.get("config", {}))))
         first, *others = [*kinds.values()] or [{}]
         shared = [item for item in first.items() if all(item in other.items() for other in others)]

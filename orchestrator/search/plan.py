@@ -77,19 +77,19 @@ def run_of(project: Project, settings: Settings, objective: str) -> tuple[str, S
     Raises:
         ValueError: an objective over tasks that are trained apart, or of a task that isn't trained.
     """
-    tasks, named_task = list(project.sources(settings)), objective.split("/")[1]
-    is_of_all = objective.count("/") < 2
+    tasks = list(project.sources(settings))
+    task = objective.split("/")[1] if objective.count("/") > 1 else ""
     training = project.trainings[0]
     if "joint" in project.trainings and (len(tasks) > 1 or "separate" not in project.trainings):
         training = "joint"
     elif "separate" in project.trainings:
         training = "separate"
-        if is_of_all and len(tasks) > 1:
+        if not task and len(tasks) > 1:
             raise ValueError(
                 f"objective {objective!r} is of all tasks, and {project.name} trains {', '.join(tasks)} apart: name "
                 f"one of a task, e.g. 'validation/{tasks[0]}/...'"
             )
-    (stage,) = project.stages(settings, training, tasks[0] if is_of_all else named_task, FineTuning())
+    (stage,) = project.stages(settings, training, task or tasks[0], FineTuning())
     return training, stage
 
 

@@ -5,11 +5,10 @@ import io
 import statistics
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import optuna
-import optuna.visualization.matplotlib as plots
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.search.best_study import (
@@ -26,13 +25,13 @@ from orchestrator.search.trial_queue import TrialQueue, ranked, spread
 from ups_model.atomic import write_atomic
 from ups_model.wording import count
 
-FIGURES: Mapping[str, Callable[..., object]] = {
-    "history.png": plots.plot_optimization_history,
-    "slice.png": plots.plot_slice,
-    "parallel.png": plots.plot_parallel_coordinate,
-    "contour.png": plots.plot_contour,
+FIGURES = {
+    "history.png": "plot_optimization_history",
+    "slice.png": "plot_slice",
+    "parallel.png": "plot_parallel_coordinate",
+    "contour.png": "plot_contour",
 }
-"""Files, and what Optuna draws in them."""
+"""Files, and what `optuna.visualization.matplotlib` draws in them."""
 MAX_CONTOUR = 5
 """Dimensions of which each pair is drawn."""
 SHOWN = 3
@@ -70,7 +69,8 @@ def figures(inputs: SearchInputs, graph: TrialQueue) -> dict[str, bytes]:
     complete = [trial for trial in graph.trials if trial.value is not None]
     if len(complete) < 2:
         return {}
-    import matplotlib
+    import matplotlib  # It takes a second to import, which the start of a search need not wait for.
+    import optuna.visualization.matplotlib as plots
 
     with matplotlib.rc_context({"backend": "agg"}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Its plots call themselves experimental.
@@ -82,7 +82,7 @@ def figures(inputs: SearchInputs, graph: TrialQueue) -> dict[str, bytes]:
         for name, plot in FIGURES.items():
             if name == "contour.png" and not 2 <= columns <= MAX_CONTOUR:
                 continue
-            plot(study, target_name=inputs.plan.study.objective)
+            getattr(plots, plot)(study, target_name=inputs.plan.study.objective)
             figure, stream = pyplot.gcf(), io.BytesIO()
             figure.set_size_inches(max(7, 3.2 * columns), 3.2 * columns if name == "contour.png" else 4)
             figure.savefig(stream, format="png", dpi=110, bbox_inches="tight")

@@ -283,7 +283,7 @@ class SimpleProject:
         if not (sets := self.sets(request.settings)):
             raise ValueError(f"{self.name}: keep_items needs to know what was measured: declare data=[DataSet(...)]")
         place = f"{self.task}/{sets[0]}"  # In reports, results one by one are those of a column's first data set.
-        (_, subject_N), *others = run._items.values()
+        _, subject_N = next(iter(run._items.values()))
         arrays = {f"{place}/subject": subject_N}
         for metric, (value_N, whose_N) in run._items.items():
             mean, reported = float(value_N.mean()), metrics[f"test/{self.task}/{metric}"]
@@ -291,7 +291,7 @@ class SimpleProject:
                 raise ValueError(
                     f"{self.name}: test/{metric} must be the mean of its items, {mean:.6g}, got {reported:.6g}"
                 )
-            if any(not np.array_equal(whose_N, subjects) for _, subjects in others):
+            if not np.array_equal(whose_N, subject_N):
                 raise ValueError(f"{self.name}: all metrics must be kept of the same items, in one order")
             arrays[f"{place}/{ITEM}{metric}"] = value_N
         return save_outcomes(request.folder / OUTCOMES, arrays)

@@ -98,10 +98,10 @@ def remove(ledger: Ledger, name: str, dry_run: bool) -> Removed:
             f"the plan of {min(unread)} can't be read, so nobody can tell which units it needs; run its ablate command "
             f"again, or delete {ledger.storage.where(f'studies/{min(unread)}')} by hand: its units then stay"
         )
-    found = [work for work in every if work.name == name]
-    if not found:
+    wanted = [work for work in every if work.name == name]
+    if not wanted:
         raise ValueError(f"the storage has no {name!r}; it has {', '.join(work.name for work in every) or 'none'}")
-    (work, *_), others = found, [other for other in every if other.name != name]
+    (work, *_), others = wanted, [other for other in every if other.name != name]
     if unknown := [other.name for other in (*others, work) if other.kind == "search" and other.trials is None]:
         raise ValueError(
             f"the units of the search {unknown[0]} are not known before its first end; run its command again, or "

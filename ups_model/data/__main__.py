@@ -89,20 +89,20 @@ def _prepare(names: list[str], source: Path | None, out: Path | None, options: O
         if source is not None and source.suffix == ".npz" and len(names) > 1:
             raise ValueError(f"--source must be a folder for several sets, got the file {source}")
         preparations = {name: SOURCES[name].look(source, options) for name in names}
-        for name, preparation in preparations.items():
-            if not is_prepared(path := target(name, out, options.seed), preparation.recipe):
-                check_place(path)
+        places = {name: target(name, out, options.seed) for name in preparations}
+        there = {name for name, one in preparations.items() if is_prepared(places[name], one.recipe)}
+        for name in (name for name in names if name not in there):
+            check_place(places[name])
     except (ValueError, OSError) as error:
         return _fail(error, 2)
     except KeyboardInterrupt:
         return _fail("stopped; nothing has been read yet", 130)
     made = []
     for name, preparation in preparations.items():
-        path = target(name, out, options.seed)
+        path, was_there = places[name], name in there
         for note in preparation.notes:
             print(f"{name}: {note}")
         try:
-            was_there = is_prepared(path, preparation.recipe)
             if not was_there and (path / MANIFEST).is_file():
                 print(f"{name}: replaces the set at {path}; --out names a folder for another one")
             made.append(make(preparation, path))

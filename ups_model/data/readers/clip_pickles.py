@@ -58,15 +58,15 @@ def items(file: Path, coordinates: int) -> list[Item]:
     width = len(str(max((label for label in labels.values() if label is not None), default=0)))
     tests = _tests(file, splits)
     _without_clip(file, file.stat().st_mtime_ns)
-    found = []
+    listed = []
     for name, label in labels.items():
         test = None if tests is None else tests.get(name)
         if label is None:
             rule = f"label must be a number of a class in 0..{MAX_LABEL}, got {shown(clips[name].get('label'))}"
-            found.append(Item(name, test=test, fault=f"{file}[{name}]: {rule}"))
+            listed.append(Item(name, test=test, fault=f"{file}[{name}]: {rule}"))
         else:
-            found.append(Item(name, "" if label < 0 else f"{label:0{width}d}", test))
-    return found
+            listed.append(Item(name, "" if label < 0 else f"{label:0{width}d}", test))
+    return listed
 
 
 def split_notes(files: Iterable[OwnFile]) -> list[str]:
@@ -84,18 +84,6 @@ def _without_clip(file: Path, changed_ns: int) -> tuple[str, ...]:
     """Names in the splits, of the protocol that is taken, that no annotation has."""
     clips, splits = _load(file)
     return tuple(sorted((_tests(file, splits) or {}).keys() - clips.keys()))
-
-
-def chosen(file: Path, clip: str | None) -> str:
-    """The clip that is named, or the only one. ValueError where there is none."""
-    clips = names(file)
-    if clip is None and len(clips) == 1:
-        return clips[0]
-    if clip not in clips:
-        raise ValueError(
-            f"{file}: holds {len(clips)} clips; name one with --clip, such as {clips[0]}, got {clip!r:.60}"
-        )
-    return clip
 
 
 def find(file: Path, name: str) -> Mapping[str, Any]:

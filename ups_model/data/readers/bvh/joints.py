@@ -14,7 +14,7 @@ do case, spaces and underscores; sides are Left.., L .., .._l. What is left of a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -72,6 +72,11 @@ def read_joints(file: Path) -> dict[str, str]:
         if not isinstance(name, str):
             raise ValueError(f"{file}: {joint} must be the name of a joint, got {name!r:.60}")
     return content
+
+
+def joints_beside(folders: Iterable[Path]) -> dict[str, str]:
+    """`read_joints` of the first of these folders that has such a file; nothing where none has."""
+    return next((read_joints(folder / JOINTS_FILE) for folder in folders if (folder / JOINTS_FILE).is_file()), {})
 
 
 def match_joints(

@@ -21,7 +21,7 @@ from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
 from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, check_only_clip
 from ups_model.data.readers.bvh.cameras import corner_cameras, leaves_view
-from ups_model.data.readers.bvh.joints import JOINT_NAMES, JOINTS_FILE, SKELETON, match_joints, read_joints
+from ups_model.data.readers.bvh.joints import JOINT_NAMES, JOINTS_FILE, SKELETON, joints_beside, match_joints
 from ups_model.data.readers.bvh.kinematics import bone_lengths, path_length, world_positions
 from ups_model.data.readers.bvh.parser import read_bvh
 from ups_model.data.readers.clip_places import OwnFile
@@ -71,7 +71,7 @@ def reading(source: Path, metres_per_unit: float | None = None, fps: float | Non
     if metres_per_unit is not None and not 0 < metres_per_unit <= MAX_METRES:
         raise ValueError(f"--metres-per-unit must be above 0 and at most {MAX_METRES:g}, got {metres_per_unit}")
     own = look(source, (".bvh",), (JOINTS_FILE,))
-    own_names = read_joints(source / JOINTS_FILE) if (source / JOINTS_FILE).is_file() else {}
+    own_names = joints_beside([source])
     read_motion = partial(_read, metres_per_unit=metres_per_unit, own_names=own_names, fps=fps)
     first, motion = first_readable(own, lambda file: read_motion(Path(file.path)))
     notes = list(own.notes)
@@ -121,9 +121,7 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
     """
     file = Path(file)
     check_only_clip(file, clip)
-    places = [folder / JOINTS_FILE for folder in file.absolute().parents[:3]]
-    own_names = next((read_joints(place) for place in places if place.is_file()), {})
-    motion = _read(file, None, own_names)
+    motion = _read(file, None, joints_beside(file.absolute().parents[:3]))
     return Recording(file.stem, SKELETON, 3, motion.fps, "metre", "z", (Track(_stored(motion.pose_NJ3)),))
 
 
@@ -160,11 +158,16 @@ def _read(file: Path, metres_per_unit: float | None, own_names: Mapping[str, str
         )
     ankle_N3 = (raw_NJ3[:, JOINT_NAMES.index("l_ankle")] + raw_NJ3[:, JOINT_NAMES.index("r_ankle")]) / 2
     upward_3 = (raw_NJ3[:, head] - ankle_N3).mean(axis=0)
-    axis = int(np.abs(upward_3).argmax())
     x_NJ, y_NJ, z_NJ = np.moveaxis(raw_NJ3, 2, 0)
     pose_NJ3 = np.stack([x_NJ, -z_NJ, y_NJ], axis=2)
     pose_NJ3 -= [*pose_NJ3[0, 0, :2], pose_NJ3[..., 2].min()]
-    return _Motion(pose_NJ3, fps or bvh.fps, unit, height * unit, ("-" if upward_3[axis] < 0 else "") + "xyz"[axis])
+    return _Motion(pose_NJ3, fps or bvh.fps, unit, height * unit, axis_of(upward_3))
+
+
+def axis_of(direction_3: np.ndarray) -> str:
+    """The axis along which a direction points most, with its sign."""
+    axis = int(np.abs(direction_3).argmax())
+    return ("-" if direction_3[axis] < 0 else "") + "xyz"[axis]
 
 
 def _unit(file: Path, height: float) -> float:

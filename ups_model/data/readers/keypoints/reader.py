@@ -22,7 +22,7 @@ import numpy as np
 
 from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
-from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, check_only_clip
+from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, check_only_clip, choose_clip
 from ups_model.data.readers import clip_pickles
 from ups_model.data.readers.clip_places import Item, OwnFile
 from ups_model.data.readers.keypoints import videopose3d
@@ -100,12 +100,7 @@ def read_recording(file: Path, clip: str | None = None, size: tuple[float, float
     file, name = Path(file), Path(file).stem
     several = file.is_dir() or videopose3d.is_custom(file) or file.suffix.lower() == ".pkl"
     if several:
-        names = clip_names(file)
-        name = names[0] if clip is None and len(names) == 1 else clip or ""
-        if name not in names:
-            raise ValueError(
-                f"{file}: holds {len(names)} clips; name one with --clip, such as {names[0]}, got {clip!r:.60}"
-            )
+        name = choose_clip(file, clip_names(file), clip)
     else:
         check_only_clip(file, clip)
     detections = read_frames(_frame_files(file)[name]) if file.is_dir() else _read(file, name if several else "")

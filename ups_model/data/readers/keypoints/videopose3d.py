@@ -56,9 +56,9 @@ def read_video(file: Path, video: str) -> Detections:
         raise ValueError(f"{where}: must be numbers [frames, {JOINTS}, 2], got {got}; {WAY_OUT}")
     if (place := first_outside(array, -MAX_PIXELS, MAX_PIXELS)) is not None:
         raise ValueError(f"{where}: must be within {MAX_PIXELS:g}, got {array[place]} in frame {place[0]}; {WAY_OUT}")
-    known = about.get(video)
-    known = known if isinstance(known, Mapping) else {}
-    plain = {"width": known.get("w"), "height": known.get("h"), "fps": known.get("fps")}
+    own = about.get(video)
+    own = own if isinstance(own, Mapping) else {}
+    plain = {"width": own.get("w"), "height": own.get("h"), "fps": own.get("fps")}
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in plain.items()}
     count = len(array)
     return Detections(

@@ -8,7 +8,7 @@ dropped. joints.json beside the files tells which of their joints are those of h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -83,6 +83,11 @@ def about_of(where: str, values: Mapping[str, Any]) -> About:
     return About(**kept)
 
 
+def about_beside(folders: Iterable[Path]) -> About:
+    """`read_about` of the first of these folders that has such a file; nothing where none has."""
+    return next((read_about(folder / MOTION_FILE) for folder in folders if (folder / MOTION_FILE).is_file()), About())
+
+
 def read_about(file: Path) -> About:
     """The facts of a motion.json. ValueError names a file that is not such a one."""
     content = load_json(file, 1 << 20)
@@ -120,12 +125,12 @@ def layout_of(file: Path, about: About, joints: int, own_names: Mapping[str, str
     if len(about.joint_names) != joints:
         raise ValueError(f"{file}: must have {joints} joint_names, one a joint, got {len(about.joint_names)}")
     wanted = [get_skeleton(about.skeleton)] if about.skeleton else list(SKELETONS.values())
-    found = [(skeleton, _find(skeleton, about.joint_names, own_names)) for skeleton in wanted]
-    whole = [(skeleton, places) for skeleton, places in found if None not in places]
+    matched = [(skeleton, _find(skeleton, about.joint_names, own_names)) for skeleton in wanted]
+    whole = [(skeleton, places) for skeleton, places in matched if None not in places]
     if whole:
         skeleton, places = max(whole, key=lambda pair: pair[0].joints)
         return skeleton, np.array(places, dtype=np.int64)
-    skeleton, places = min(found, key=lambda pair: pair[1].count(None))
+    skeleton, places = min(matched, key=lambda pair: pair[1].count(None))
     missing = [joint for joint, place in zip(skeleton.joint_names, places, strict=True) if place is None]
     raise ValueError(
         f"{file}: its joints must hold those of one of {', '.join(one.name for one in wanted)}; {skeleton.name} comes "

@@ -21,15 +21,15 @@ import numpy as np
 
 from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
-from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, check_only_clip
+from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, check_only_clip, choose_clip
 from ups_model.data.readers import clip_pickles
 from ups_model.data.readers.bvh.cameras import corner_cameras, leaves_view
-from ups_model.data.readers.bvh.joints import JOINTS_FILE, read_joints
-from ups_model.data.readers.bvh.reader import resample
+from ups_model.data.readers.bvh.joints import JOINTS_FILE, joints_beside
+from ups_model.data.readers.bvh.reader import axis_of, resample
 from ups_model.data.readers.clip_places import Item, OwnFile
 from ups_model.data.readers.motion.c3d import read_c3d
 from ups_model.data.readers.motion.files import Motion, checked, read_motion
-from ups_model.data.readers.motion.layouts import MOTION_FILE, UNITS, About, layout_of, read_about
+from ups_model.data.readers.motion.layouts import MOTION_FILE, UNITS, About, about_beside, layout_of
 from ups_model.data.readers.user_folder import first_readable, frames_at_rate, look, make_jobs
 from ups_model.skeletons import Skeleton
 
@@ -91,9 +91,7 @@ def reading(source: Path, metres_per_unit: float | None = None, fps: float | Non
     """
     source = Path(source)
     own = look(source, SUFFIXES, (MOTION_FILE, JOINTS_FILE), items_of=_items)
-    about = read_about(source / MOTION_FILE) if (source / MOTION_FILE).is_file() else About()
-    names = read_joints(source / JOINTS_FILE) if (source / JOINTS_FILE).is_file() else {}
-    options = _Options(about, names, metres_per_unit, fps)
+    options = _Options(about_beside([source]), joints_beside([source]), metres_per_unit, fps)
     file, first = first_readable(own, partial(_read, options=options))
     rate = first.fps or DEFAULT_FPS
     notes = [*own.notes, *clip_pickles.split_notes(own.files), f"joints are {first.skeleton.name}'s, as in {file.name}"]
@@ -141,13 +139,12 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
     file = Path(file)
     item, name = "", file.stem
     if file.suffix.lower() == ".pkl":
-        item = name = clip_pickles.chosen(file, clip)
+        item = name = choose_clip(file, clip_pickles.names(file), clip)
     else:
         check_only_clip(file, clip)
     places = file.absolute().parents[:3]
-    about = next((read_about(place / MOTION_FILE) for place in places if (place / MOTION_FILE).is_file()), About())
-    names = next((read_joints(place / JOINTS_FILE) for place in places if (place / JOINTS_FILE).is_file()), {})
-    one = _read(OwnFile(str(file), name, -1, False, item=item), _Options(about, names))
+    options = _Options(about_beside(places), joints_beside(places))
+    one = _read(OwnFile(str(file), name, -1, False, item=item), options)
     return Recording(name, one.skeleton.name, 3, one.fps or DEFAULT_FPS, "metre", "z", one.tracks)
 
 
@@ -186,8 +183,8 @@ def _read(file: OwnFile, options: _Options) -> _Clip:
     tracks = _tracks(path, motion.pose_PNJ3[:, :, places_J] * unit)
     _check_extent(path, tracks, unit)
     upward_N3 = _upward(tracks, skeleton)
-    up_axis = about.up_axis or _axis(upward_N3.mean(axis=0))
-    seen_up_axis = _axis(np.median(upward_N3, axis=0))
+    up_axis = about.up_axis or axis_of(upward_N3.mean(axis=0))
+    seen_up_axis = axis_of(np.median(upward_N3, axis=0))
     turned = _placed([_turned(track.positions, up_axis) for track in tracks])
     tracks = [
         Track(np.round(pose_NJ3, _DIGITS).astype(np.float32), offset=track.offset)
@@ -247,12 +244,6 @@ def _upward(tracks: list[Track], skeleton: Skeleton) -> np.ndarray:
     top = next(names.index(joint) for joint in ("head", "face", "nose") if joint in names)
     ankles = [names.index("l_ankle"), names.index("r_ankle")]
     return np.asarray(tracks[0].positions[:, top] - tracks[0].positions[:, ankles].mean(axis=1))
-
-
-def _axis(upward_3: np.ndarray) -> str:
-    """The axis along which a direction points most, with its sign."""
-    axis = int(np.abs(upward_3).argmax())
-    return ("-" if upward_3[axis] < 0 else "") + "xyz"[axis]
 
 
 def _turned(pose_NJ3: np.ndarray, up_axis: str) -> np.ndarray:
