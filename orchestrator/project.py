@@ -191,7 +191,9 @@ class Request:
     on_checkpoint: Callable[[], None] = lambda: None
     """To be called after each checkpoint, to bring it to the storage."""
     sample: Callable[[int, Any], None] = lambda step, values: None
-    """To be called after each line of progress, for the machine's own measures."""
+    """To be called after each line of progress, for the machine's own measures, and to see whether the run pauses."""
+    measure_at: tuple[int, ...] = ()
+    """Steps after which a line of progress has to have the metrics on held-out data, named as in `Result.metrics`."""
 
 
 class Result(Protocol):

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from search_spaces.study import NOTHING, UPS, text_faults
 
 Sampler = Literal["tpe", "gp", "random", "qmc", "grid"]
+StoppingRule = Literal["asha", "hyperband", "median"]
 SCORE = "validation/score"
 """The number that checkpoints are chosen by: the mean over tasks of the share solved, in percent."""
 
@@ -57,6 +58,34 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class EarlyStopping:
+    """Trials pause at rungs, shares of a run, and those that stand best train on; the others keep their checkpoints."""
+
+    rule: StoppingRule = "asha"
+    """asha: of the trials that come to a rung the best 1 / `reduction` train on, and rungs are that factor apart;
+    hyperband: the same, and some trials begin at later rungs; median: the better half, at even rungs."""
+    reduction: int = 3
+    first: float = 1 / 9
+    """Share of a run before the first rung."""
+    points: int = 9
+    """Of the rule median: parts into which rungs cut a run."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in get_args(StoppingRule):
+            raise ValueError(
+                f"early stopping's rule must be one of {', '.join(get_args(StoppingRule))}, got {self.rule!r}"
+            )
+        if self.reduction < 2 or self.points < 2:
+            raise ValueError(
+                f"early stopping needs reduction and points of at least 2, got {self.reduction} and {self.points}"
+            )
+        if not 0 < self.first <= (1 - 1 / self.points if self.rule == "median" else 1 / self.reduction):
+            raise ValueError(
+                f"early stopping's first rung must be a share of a run, at most the last rung's, got {self.first:g}"
+            )
+
+
+@dataclass(frozen=True)
 class Space:
     """A question about training, and where its answer is looked for.
 
@@ -88,6 +117,8 @@ class Space:
     """Of the suggestions."""
     project: str = UPS
     """Address of the trainer, "package.module:NAME" (`orchestrator.project.Project`)."""
+    early_stopping: EarlyStopping | None = None
+    """None trains every trial to its end."""
 
     def __post_init__(self) -> None:
         faults = text_faults([("question", self.question)])

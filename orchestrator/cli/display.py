@@ -62,6 +62,8 @@ class Display:
             error = self._graph.error.get(key, "")
             log = self._graph.ledger.where(unit, LOG)
             self._say("FAILED  %s: %s  (log: %s)", unit.name, error, log, level=logging.ERROR)
+        elif state is State.PAUSED:
+            self._say("paused  %s after %s; its checkpoint is kept", unit.name, duration(took))
         elif state is State.STOPPED:
             self._say("stopped %s after %s; its checkpoint is kept", unit.name, duration(took))
         elif state is State.ELSEWHERE:

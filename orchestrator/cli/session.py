@@ -23,7 +23,7 @@ from orchestrator.storage.source_check import SourceCheck
 from orchestrator.tracking.uri import default_uri, page_address, ui_command
 from orchestrator.worker.environment import commit, driver_environment
 from orchestrator.worker.gpu_memory import Footprint, described
-from orchestrator.worker.job import Job
+from orchestrator.worker.job import Job, Rung
 from ups_model.cli import start_logging
 from ups_model.data.prepare.catalog import default_cache
 from ups_model.wording import count
@@ -156,7 +156,7 @@ class Session:
 
             def changed(key: str, state: State) -> None:
                 display.changed(key, state)
-                self.mirror.note(key, str(state))
+                self.mirror.note(key, str(State.STOPPED if state is State.PAUSED else state))
                 if state is State.FAILED:
                     notifier.tell("unit failed", f"{graph.units[key].name}: {graph.error.get(key, '')}")
 
@@ -186,6 +186,7 @@ class Session:
                             micro_batch=self.options.micro_batch,
                             activation_checkpointing=self.options.activation_checkpointing,
                             import_path=import_folders(projects),
+                            rung=Rung(*graph.rung[unit.key]) if unit.key in graph.rung else None,
                         )
 
                     sizes = footprints(self.options, graph, job, resources)

@@ -169,6 +169,11 @@ class Dispatcher:
             self.nodes.worked(node)
             self._useless = 0
             self._full_since = None
+        elif status == "paused":
+            graph.paused(key, float(result["value"]))
+            self.nodes.worked(node)
+            self._useless = 0
+            self._full_since = None
         elif status == "stopped":
             self._stopped(key, notice, node)
         elif status == "busy":

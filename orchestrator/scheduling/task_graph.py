@@ -28,9 +28,11 @@ class State(StrEnum):
     """A unit that it starts from has failed."""
     STOPPED = "stopped"
     """Asked to stop; goes on from its checkpoint when the study is run again."""
+    PAUSED = "paused"
+    """At its rung, with a checkpoint, until it is let go on."""
 
 
-SETTLED = (State.FINISHED, State.FAILED, State.BLOCKED, State.STOPPED)
+SETTLED = (State.FINISHED, State.FAILED, State.BLOCKED, State.STOPPED, State.PAUSED)
 MAX_REPAIRS = 1
 
 
@@ -74,6 +76,8 @@ class TaskGraph:
         self.stopping = False
         self._same_training: dict[str, list[str]] = {}
         """Keys of units by training key."""
+        self.rung: dict[str, tuple[int, str]] = {}
+        """Step at which a unit pauses, and the metric that is looked at there; others are trained to their end."""
         for unit in self.units.values():
             self._enter(unit)
         for key in self.units:
@@ -196,6 +200,14 @@ class TaskGraph:
             self.error[key] = f"needs {by}, which failed"
         for child in self._children[key]:
             self._block(child, by)
+
+    def paused(self, key: str, value: float) -> None:
+        """It has come to its rung.
+
+        Args:
+            value: of the rung's metric.
+        """
+        self._set(key, State.PAUSED)
 
     def stopped(self, key: str) -> None:
         """It was asked to stop and has saved a checkpoint."""

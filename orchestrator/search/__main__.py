@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from orchestrator import process
 from orchestrator.cli.arguments import AUTO, add_shared_arguments, check_cut, check_numbers
@@ -19,6 +20,7 @@ from orchestrator.storage.ledger import REPORTS
 from orchestrator.storage.search_journal import JOURNAL, SearchPlace
 from orchestrator.storage.source_check import SourceCheck
 from search_spaces import find_space, space_names
+from search_spaces.space import StoppingRule
 from ups_model.cli import command_parser
 from ups_model.wording import count
 
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 EXAMPLES = """examples:
   python -m orchestrator.search learning_rate                     24 trials on synthetic data, preset tiny
   python -m orchestrator.search routed_encoder --preset small --data uiprmd=PATH --data utd_mhad=PATH --data jhmdb=PATH
+  python -m orchestrator.search learning_rate --early-stopping asha --trials 60
   python -m orchestrator.search my_space.py --trials 50 --seeds 2 --storage /mnt/shared/ablations --gpus-per-unit 1
 
 Trials are judged on validation subjects; the test split is not touched. Run again to resume, with more --trials to
@@ -46,6 +49,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("space", nargs="?", metavar="SPACE", help="name, FILE.py or module:name")
     made.add_argument("--list", action="store_true", help="name the spaces and end")
     made.add_argument("--trials", type=int, metavar="N", help="trials in all (the space's own number)")
+    made.add_argument(
+        "--early-stopping",
+        choices=(*get_args(StoppingRule), "none"),
+        help="pause trials at shares of their run, and train on those that stand best (the space's own)",
+    )
+    made.add_argument(
+        "--promote", type=trial_numbers, default=(), metavar="N,...", help="train trials that were stopped to their end"
+    )
     add_shared_arguments(made, "trial")
     made.add_argument("--out", type=Path, metavar="DIR", help="of the tables (in the storage; for s3:// here too)")
     return made
@@ -69,7 +80,15 @@ def act(options: argparse.Namespace, command: str) -> int:
             "--gpus-per-unit auto measures units before they run, and a search makes them as it goes; give a number"
         )
     with process.unwinding():  # Clip sets may have to be made.
-        inputs = read_search(options.space, options.preset, options.data, options.set, options.seeds, options.trials)
+        inputs = read_search(
+            options.space,
+            options.preset,
+            options.data,
+            options.set,
+            options.seeds,
+            options.trials,
+            options.early_stopping,
+        )
     check_cut(inputs.plan.units_of(inputs.plan.start)[:1], options)
     return run(inputs, options, command)
 
@@ -92,7 +111,11 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
             journal = Journal(place.hold(), plan.name, space, inputs.dimensions, inputs.start, place.keep)
             check = SourceCheck(ledger, options.other_code)
             check.check(units_of_trials(plan, journal.trials))
-            graph = TrialQueue(plan, ledger, journal, inputs.trials, check=check)
+            if unknown := [number for number in options.promote if number >= len(journal.trials)]:
+                raise ValueError(
+                    f"--promote: there is no trial {unknown[0]}; {plan.name} has {count(len(journal.trials), 'trial')}"
+                )
+            graph = TrialQueue(plan, ledger, journal, inputs.trials, check, options.promote)
             if not graph.complete:
                 session.connect()
         logger.info(
@@ -110,12 +133,21 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
         graph.joined = lambda unit, done: session.joined(unit, seconds, done)
         expected = dict.fromkeys(graph.units, seconds)
         session.execute(plan, search_content(inputs, command), graph, check, expected)
+        graph.settle()
         written = write_trials(inputs, graph, journal.importances(), command, folders)
         copy = place.publish(file for file in written if file.parent == place.folder)
         shown = [f"trials: {path}" for path in written if path.suffix in (".md", ".csv")]
         last = session.end(graph, graph.whole, place.folder, shown)
         print("\n".join([*closing(inputs, graph, place.folder), *last, *([f"trials: {copy}"] if copy else [])]))
         return 0 if graph.whole else 1
+
+
+def trial_numbers(text: str) -> tuple[int, ...]:
+    """Numbers of trials, as in "3,17"."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"must be numbers of trials as in 3,17, got {text!r}")
+    return tuple(int(part) for part in parts)
 
 
 def dashboard_command(folder: Path) -> str:

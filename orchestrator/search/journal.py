@@ -4,6 +4,7 @@
 <storage>/searches/<name>/                search.md, trials.csv
 """
 
+import copy
 import itertools
 import logging
 import warnings
@@ -21,6 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.search.plan import Params
+from orchestrator.search.rungs import END
 from search_spaces.space import Choice, Range, Space
 from ups_model.config.schema import digest
 
@@ -33,8 +35,8 @@ MAX_ATTEMPTS = 10
 DIGITS = 4
 """Significant digits of a suggested number: more say nothing, and nobody could type them."""
 MIN_TRIALS_FOR_IMPORTANCES = 20
-NUMBER = "trial"
-"""Attribute of each of Optuna's trials."""
+NUMBER, AIM = "trial", "aim"
+"""Attributes of Optuna's trials: the trial's number, and the step of the rung that it trains to."""
 
 
 class Journal:
@@ -80,7 +82,7 @@ class Journal:
 
     def _read(self) -> None:
         newest = {number_of(trial): trial for trial in self._study.get_trials(deepcopy=False)}
-        self.trials = [newest[number] for number in sorted(newest)]
+        self.trials = [_without_rung(newest[number]) for number in sorted(newest)]
         """By number, as they were last tried."""
 
     def suggest(self) -> Params | None:
@@ -128,30 +130,67 @@ class Journal:
     def _draw(self, sampler: BaseSampler) -> Params:
         study = optuna.create_study(direction=self._space.direction, sampler=sampler)
         for number, trial in enumerate(self.trials):
-            # One that failed counts as one without a value yet: both are taken for bad, and their neighbours avoided.
-            state = trial.state if trial.state is TrialState.COMPLETE else TrialState.RUNNING
-            study.add_trial(self._trial(number, trial.params, state, trial.value))
+            shown = trial.intermediate_values
+            study.add_trial(self._trial(number, trial.params, _state_for_sampler(trial), trial.value, shown))
         return self._of(study.ask(self._where).params)
 
     def _of(self, drawn: Params) -> Params:
         return {path: _rounded(drawn[path], where) for path, where in self._where.items()}
 
-    def _trial(self, number: int, params: Params, state: TrialState, value: float | None = None) -> FrozenTrial:
+    def _trial(
+        self,
+        number: int,
+        params: Params,
+        state: TrialState,
+        value: float | None = None,
+        at_rungs: Mapping[int, float] | None = None,
+        aim: int = END,
+    ) -> FrozenTrial:
         return create_trial(
-            state=state, value=value, params=dict(params), distributions=self._where, user_attrs={NUMBER: number}
+            state=state,
+            value=value,
+            params=dict(params),
+            distributions=self._where,
+            user_attrs={NUMBER: number} | ({AIM: aim} if aim != END else {}),
+            intermediate_values=dict(at_rungs or {}),
         )
 
-    def begin(self, params: Params) -> int:
-        """Keep a new trial as running; returns its number."""
+    def begin(self, params: Params, aim: int = END) -> int:
+        """Keep a new trial as running; returns its number.
+
+        Args:
+            aim: step of the rung that it trains to.
+        """
         number = len(self.trials)
-        self._study.add_trial(self._trial(number, params, TrialState.RUNNING))
+        self._study.add_trial(self._trial(number, params, TrialState.RUNNING, aim=aim))
         self._read()
         return number
 
-    def again(self, number: int) -> None:
-        """Keep a trial that has ended as running."""
-        self._study.add_trial(self._trial(number, self.trials[number].params, TrialState.RUNNING))
+    def again(self, number: int, aim: int | None = None) -> None:
+        """Keep a trial that has ended as running, to another rung if one is named."""
+        trial = self.trials[number]
+        aim = aim_of(trial) if aim is None else aim
+        values = trial.intermediate_values
+        self._study.add_trial(self._trial(number, trial.params, TrialState.RUNNING, None, values, aim))
         self._read()
+
+    def report(self, number: int, step: int, value: float) -> None:
+        """Keep a running trial's value at a rung: the mean over its seeds."""
+        self._running(number).report(value, step)
+        self._read()
+
+    def aim(self, number: int, step: int) -> None:
+        """Keep that a running trial trains on to another rung."""
+        self._running(number).set_user_attr(AIM, step)
+        self._read()
+
+    def prune(self, number: int) -> None:
+        """Keep that a trial stays at its rung."""
+        self._study.tell(self.trials[number].number, state=TrialState.PRUNED)
+        self._read()
+
+    def _running(self, number: int) -> optuna.Trial:
+        return optuna.Trial(self._study, self.trials[number]._trial_id)  # Only Optuna's own id opens a trial again.
 
     def complete(self, number: int, value: float) -> None:
         """Keep its value: the mean over its seeds."""
@@ -171,6 +210,29 @@ class Journal:
             return {}
         shares: dict[str, float] = get_param_importances(self._study, evaluator=PedAnovaImportanceEvaluator())
         return shares
+
+
+def _state_for_sampler(trial: FrozenTrial) -> TrialState:
+    """What has been shown at rungs counts. One that failed counts as one without a value yet: both are taken for bad,
+    and their neighbours avoided."""
+    if trial.state is TrialState.COMPLETE:
+        return TrialState.COMPLETE
+    has_shown = trial.intermediate_values and trial.state is not TrialState.FAIL
+    return TrialState.PRUNED if has_shown else TrialState.RUNNING
+
+
+def _without_rung(trial: FrozenTrial) -> FrozenTrial:
+    """Optuna gives a trial that was pruned the value of its last rung, which is no result."""
+    if trial.state is TrialState.PRUNED:
+        trial = copy.copy(trial)
+        trial.value = None
+    return trial
+
+
+def aim_of(trial: FrozenTrial) -> int:
+    """Step of the rung that a trial trains to; `END` of one that trains to its end."""
+    step: int = trial.user_attrs.get(AIM, END)
+    return step
 
 
 def number_of(trial: FrozenTrial) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.planning.plan import Line, Unit
 from orchestrator.project import DataFacts, Project, Settings, Stage, load_project
+from orchestrator.search.rungs import Rungs
 from search_spaces.space import Space
 from search_spaces.study import UPS, FineTuning, Table
 from ups_model.config.schema import digest
@@ -34,6 +35,8 @@ class SearchPlan:
         self.units: Mapping[str, Unit] = {}
         self.tables: tuple[tuple[Table, tuple[Line, ...]], ...] = ()
         """None: the report's tables are of studies. With `study`, what a mirror asks of a plan."""
+        early = space.early_stopping
+        self.rungs = Rungs(early, self.project.steps(base)) if early else None
 
     @property
     def name(self) -> str:
@@ -45,6 +48,7 @@ class SearchPlan:
         what: list[Any] = [self.base.canonical(), facts, self.inputs, dimensions, space.objective, space.direction]
         what += [self.seeds, space.first_seed, space.sampler_seed]
         what += [other for other, usual in ((space.project, UPS), (space.sampler, "tpe")) if other != usual]
+        what += [asdict(space.early_stopping)] if space.early_stopping else []
         return f"{space.name}-{self.preset}-{digest(what)[:8]}"
 
     @property

@@ -11,7 +11,7 @@ from orchestrator.planning.resolve import errors_at, with_layers
 from orchestrator.project import Data, Objectives, Project, Settings, load_project
 from orchestrator.search.plan import Params, SearchPlan, field_of, run_of
 from search_spaces import find_space
-from search_spaces.space import Choice, Range, Space
+from search_spaces.space import Choice, EarlyStopping, Range, Space
 from ups_model.cli import assignments
 from ups_model.wording import count
 
@@ -53,7 +53,13 @@ class SearchInputs:
 
 
 def read_search(
-    name: str, preset_name: str, data: Sequence[str], sets: Sequence[str], seeds: int | None, trials: int | None
+    name: str,
+    preset_name: str,
+    data: Sequence[str],
+    sets: Sequence[str],
+    seeds: int | None,
+    trials: int | None,
+    stopping: str | None = None,
 ) -> SearchInputs:
     """Prepare a search.
 
@@ -64,12 +70,13 @@ def read_search(
         sets: FIELD=VALUE texts.
         seeds: repetitions of each trial; None takes the space's own number.
         trials: None takes the space's own number.
+        stopping: a rule of early stopping, or "none"; None takes the space's own.
 
     Raises:
         ValueError: an unknown space or field, a dimension out of a field's range or one that makes trials
             incomparable, no validation subjects, an objective that isn't measured, an unusable clip set.
     """
-    space = find_space(name)
+    space = with_stopping(find_space(name), stopping)
     for flag, value in (("--seeds", seeds), ("--trials", trials)):
         if value is not None and value < 1:
             raise ValueError(f"{flag} must be at least 1, got {value}")
@@ -86,9 +93,18 @@ def read_search(
     with errors_at(f"space {space.name!r}"):
         run_of(project, base, space.objective)
     inputs = project.inputs_identity(base)
-    plan = SearchPlan(space, preset_name, base, seeds or space.seeds, project.facts(opened), inputs)
+    with errors_at(f"space {space.name!r}"):
+        plan = SearchPlan(space, preset_name, base, seeds or space.seeds, project.facts(opened), inputs)
     start = plan.start if all(_holds(where, plan.start[path]) for path, where in dimensions.items()) else None
     return SearchInputs(plan, trials or space.trials, dimensions, start, objectives, opened, paths, changes)
+
+
+def with_stopping(space: Space, rule: str | None) -> Space:
+    """The space with another rule of early stopping; None changes nothing."""
+    if rule is None:
+        return space
+    early = None if rule == "none" else dataclasses.replace(space.early_stopping or EarlyStopping(), rule=rule)  # type: ignore[arg-type]  # The command's choices
+    return dataclasses.replace(space, early_stopping=early)
 
 
 def check_dimensions(space: Space, base: Settings, changed: Sequence[str]) -> dict[str, Range | Choice]:
@@ -193,6 +209,7 @@ def search_content(inputs: SearchInputs, command: str) -> dict[str, Any]:
         "preset": plan.preset,
         "changes": dict(inputs.changes),
         "command": command,
+        "early_stopping": space.early_stopping and vars(space.early_stopping),
         "seeds": plan.seeds,
         "first_seed": space.first_seed,
         "dimensions": {name: vars(where) for name, where in inputs.dimensions.items()},

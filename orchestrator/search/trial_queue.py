@@ -12,8 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.planning.plan import Unit
 from orchestrator.scheduling.task_graph import SETTLED, State, TaskGraph
-from orchestrator.search.journal import Journal, number_of
+from orchestrator.search.journal import Journal, aim_of, number_of
 from orchestrator.search.plan import SearchPlan, named
+from orchestrator.search.rungs import END, Rungs, Standing
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import SourceCheck
 
@@ -24,7 +25,13 @@ class TrialQueue(TaskGraph):
     """Releases the units of trials in their order, and asks for a new trial when there is room for one."""
 
     def __init__(
-        self, plan: SearchPlan, ledger: Ledger, journal: Journal, trials: int, check: SourceCheck | None = None
+        self,
+        plan: SearchPlan,
+        ledger: Ledger,
+        journal: Journal,
+        trials: int,
+        check: SourceCheck | None = None,
+        promoted: Iterable[int] = (),
     ) -> None:
         """Take up what was left: complete trials are done, running and failed ones are tried again.
 
@@ -32,6 +39,7 @@ class TrialQueue(TaskGraph):
             journal: the trials so far.
             trials: how many there are to be in all.
             check: compares records with the present code; None takes them as they are.
+            promoted: numbers of trials that train on to their end, wherever they stopped.
         """
         self.search, self.journal, self.wanted = plan, journal, trials
         self.joined: Callable[[Unit, bool], None] = lambda unit, done: None
@@ -43,18 +51,27 @@ class TrialQueue(TaskGraph):
         self._exhausted = False
         self._trials_of: dict[str, list[int]] = {}
         """Numbers of trials by key of their units."""
+        self._at_rung: dict[tuple[str, int], float] = {}
+        """Values of units that have paused, by key and step."""
         super().__init__(plan.units, ledger, check=check)
         for number, trial in enumerate(journal.trials):
             if trial.state is TrialState.FAIL and self._units(trial):
                 journal.again(number)
             self._take(number)
+        for number in promoted:
+            self.promote(number, END)
 
     def next(self) -> Unit | None:
         while True:
             unit = super().next()
-            if unit is not None or self.stopping or not self._has_room:
+            if unit is not None or self.stopping:
                 return unit
-            self._suggest()
+            if (number := self._promotable()) is not None:
+                self.promote(number, self._rungs.next(aim_of(self.trials[number])))
+            elif self._has_room:
+                self._suggest()
+            else:
+                return None
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -68,7 +85,44 @@ class TrialQueue(TaskGraph):
     @property
     def complete(self) -> bool:
         """Nothing is left to suggest, to release or to wait for."""
-        return (self.stopping or not self._has_room) and super().complete
+        return (self.stopping or not (self._has_room or self._promotable() is not None)) and super().complete
+
+    @property
+    def _rungs(self) -> Rungs:
+        assert self.search.rungs is not None, "trials pause where there are rungs"
+        return self.search.rungs
+
+    def _promotable(self) -> int | None:
+        """The trial that has earned to train on."""
+        if self.search.rungs is None:
+            return None
+        counts = self.counts()
+        is_last = not (self._has_room or any(counts[state] for state in set(State) - set(SETTLED)))
+        return self.search.rungs.promotable([self._standing(trial) for trial in self.trials], is_last)
+
+    def _standing(self, trial: FrozenTrial) -> Standing:
+        sign = 1.0 if self.search.study.direction == "maximize" else -1.0
+        values = {step: sign * value for step, value in trial.intermediate_values.items()}
+        aim = END if trial.state is TrialState.COMPLETE else aim_of(trial)
+        return Standing(aim, values, trial.state is TrialState.FAIL)
+
+    def promote(self, number: int, aim: int) -> None:
+        """Train a trial on to another rung."""
+        trial = self.trials[number]
+        if trial.state is TrialState.COMPLETE or aim_of(trial) == aim:
+            return
+        is_over = trial.state.is_finished()
+        if self._written(self.journal.again if is_over else self.journal.aim, number, aim):
+            where = "to its end" if aim == END else f"to step {aim}"
+            logger.info("trial %d trains on %s; %s", number, where, named(trial.params))
+            self._take(number)
+
+    def settle(self) -> None:
+        """At the end of a search: trials that wait at a rung stay there."""
+        if not self.stopping and not self.fault and self.complete:
+            for number, trial in enumerate(self.trials):
+                if self._standing(trial).waits and not trial.state.is_finished():
+                    self._written(self.journal.prune, number)
 
     @property
     def total(self) -> int:
@@ -77,15 +131,28 @@ class TrialQueue(TaskGraph):
 
     @property
     def whole(self) -> bool:
-        """All trials that there are to be, or can be, have a value."""
-        return not self._has_room and all(trial.state is TrialState.COMPLETE for trial in self.trials)
+        """All trials that there are to be, or can be, have a value or were stopped early."""
+        over = (TrialState.COMPLETE, TrialState.PRUNED)
+        return not self._has_room and all(trial.state in over for trial in self.trials)
 
     def finished(self, key: str) -> None:
         super().finished(key)
+        if key in self.rung:
+            step, metric = self.rung.pop(key)
+            logger.warning(
+                "%s was not measured at step %d, so it could not be stopped there: its training has to log %s",
+                self.units[key].name, step, metric,
+            )  # fmt: skip
         self._settle(key)
 
     def failed(self, key: str, error: str) -> None:
         super().failed(key, error)
+        self._settle(key)
+
+    def paused(self, key: str, value: float) -> None:
+        step, _ = self.rung[key]
+        self._at_rung[key, step] = value
+        super().paused(key, value)
         self._settle(key)
 
     def again(self, key: str) -> None:
@@ -98,7 +165,8 @@ class TrialQueue(TaskGraph):
         """As of a graph; trials that are still to be suggested take as long as the others."""
         each = statistics.median(seconds.values()) if seconds else 0.0
         units = self.search.seeds * max(0, self.wanted - len(self.trials)) if self._has_room else 0
-        return super().time_left(seconds, slots) + units * each / max(slots, 1)
+        share = self.search.rungs.share if self.search.rungs else 1.0
+        return super().time_left(seconds, slots) + units * each * share / max(slots, 1)
 
     def values(self, trial: FrozenTrial) -> list[float]:
         """The objective of each of a trial's units that has it in its record, by seed."""
@@ -118,10 +186,13 @@ class TrialQueue(TaskGraph):
         if params is None:
             self._exhausted = True
             logger.info("the space has no more configurations than these %d", len(self.trials))
-        elif self._written(self.journal.begin, params):
+        elif self._written(self.journal.begin, params, self._first_aim(len(self.trials))):
             number = len(self.trials) - 1
             logger.info("trial %d: %s", number, named(params))
             self._take(number)
+
+    def _first_aim(self, number: int) -> int:
+        return END if self.search.rungs is None else self.search.rungs.first(number)
 
     def _written(self, write: Callable[..., object], *values: object) -> bool:
         """Write to the journal. Where that fails nothing new is begun: what runs comes to its end and is in the ledger,
@@ -139,16 +210,37 @@ class TrialQueue(TaskGraph):
         is_complete, units = self.trials[number].state is TrialState.COMPLETE, self._units(self.trials[number])
         if is_complete and any(self.ledger.finished(unit) is None for unit in units):
             return  # Its value stands, though somebody has removed the records.
+        if self._must_end(number, units):
+            self._written(self.journal.aim, number, END)
+        standing = self._standing(self.trials[number])
         for unit in units:
+            self._set_rung(unit.key, standing.aim)
             if unit.key not in self.units:
                 self.add(unit)
                 self.search.units = self.units
                 self.joined(unit, self.state[unit.key] is State.FINISHED)
-            self._trials_of.setdefault(unit.key, []).append(number)
+            elif self.state[unit.key] is State.PAUSED and not standing.waits:
+                super().again(unit.key)
+            if standing.waits and self.state[unit.key] is State.WAITING:
+                self._set(unit.key, State.PAUSED)
+            numbers = self._trials_of.setdefault(unit.key, [])
+            numbers += [number] if number not in numbers else []
         # Units of other code are trained or measured again, and the trial is worth what comes out.
         if is_complete and any(self.state[unit.key] is not State.FINISHED for unit in units):
             self._written(self.journal.again, number)
         self._judge(number)
+
+    def _must_end(self, number: int, units: list[Unit]) -> bool:
+        """Whether a trial can't pause: another search has finished one of its units, which has no value at the rung."""
+        trial = self.trials[number]
+        records = [self.ledger.finished(unit) for unit in units] if aim_of(trial) != END else []
+        return not trial.state.is_finished() and any(records) and not all(records)
+
+    def _set_rung(self, key: str, aim: int) -> None:
+        if aim == END:
+            self.rung.pop(key, None)
+        else:
+            self.rung[key] = aim, self.search.study.objective
 
     def _settle(self, key: str) -> None:
         for number in self._trials_of.get(key, []):
@@ -164,7 +256,11 @@ class TrialQueue(TaskGraph):
         if any(state not in SETTLED or state is State.STOPPED for state in states):
             return
         objective = self.search.study.objective
-        bad = next((unit for unit, state in zip(units, states, strict=True) if state is not State.FINISHED), None)
+        good = (State.FINISHED, State.PAUSED)
+        bad = next((unit for unit, state in zip(units, states, strict=True) if state not in good), None)
+        if bad is None and State.PAUSED in states:
+            self._come_to_rung(number, units)
+            return
         values = self.values(trial)
         if bad is not None:
             self.reason[number] = f"{bad.name}: {self.error[bad.key]}"
@@ -176,6 +272,17 @@ class TrialQueue(TaskGraph):
             return
         if self._written(self.journal.fail, number):
             logger.error("trial %d FAILED: %s", number, self.reason[number])
+
+    def _come_to_rung(self, number: int, units: list[Unit]) -> None:
+        """Keep a trial's value at its rung, when all its units have one there."""
+        trial = self.trials[number]
+        aim = aim_of(trial)
+        values = [self._at_rung[unit.key, aim] for unit in units if (unit.key, aim) in self._at_rung]
+        if aim in trial.intermediate_values or len(values) < len(units):
+            return
+        if self._written(self.journal.report, number, aim, statistics.fmean(values)):
+            objective = self.search.study.objective
+            logger.info("trial %d at step %d: %s %s; %s", number, aim, objective, spread(values), named(trial.params))
 
 
 def units_of_trials(plan: SearchPlan, trials: Iterable[FrozenTrial]) -> list[Unit]:

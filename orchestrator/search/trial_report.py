@@ -36,7 +36,12 @@ MAX_CONTOUR = 5
 """Dimensions of which each pair is drawn."""
 SHOWN = 3
 """Trials that the end of the command shows."""
-STATES = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState.RUNNING: "running"}
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.PRUNED: "stopped early",
+}
 
 
 def write_trials(
@@ -127,6 +132,7 @@ def markdown(
     plan, space, trials = inputs.plan, inputs.plan.study, graph.trials
     order = ranked(trials, space.direction)
     states = Counter(STATES[trial.state] for trial in trials)
+    stopped_early = f"{states['stopped early']} were stopped early, " if plan.rungs else ""
     synthetic = sorted(name for name, facts in plan.data.items() if facts.synthetic)
     lines = [
         f"# Search: {space.name}",
@@ -137,7 +143,7 @@ def markdown(
         f"{space.first_seed}; preset {plan.preset}; data: {', '.join(plan.data)}; "
         f"judged on {inputs.objectives.held_out}. "
         f"Of {graph.total} trials {states['complete']} are complete, {states['failed']} failed, "
-        f"{graph.total - states['complete'] - states['failed']} are open.",
+        f"{stopped_early}{graph.total - states['complete'] - states['failed'] - states['stopped early']} are open.",
         "",
     ]
     counts = plan.project.samples(plan.base).items()
@@ -146,6 +152,7 @@ def markdown(
     if synthetic:
         lines += [f"**Synthetic data ({', '.join(synthetic)}): these numbers say nothing about real motion.**", ""]
     lines += [f"    {command}", "", f"{budget}The search measured no test split.", ""]
+    lines += [*early_stopping(graph), ""] if plan.rungs else []
     lines += [*_rows(inputs, graph, order), "", *caution(inputs, graph, order), ""]
     if importances:
         shown = ", ".join(f"`{name}` {value:.2f}" for name, value in importances.items())
@@ -163,6 +170,21 @@ def markdown(
         lines += [f"To measure the best trial and the base on the test split, with the study in {STUDY_FILE}:", ""]
         lines += [f"    {study_command(inputs, STUDY_FILE)}", ""]
     return "\n".join(lines)
+
+
+def early_stopping(graph: TrialQueue) -> list[str]:
+    """What early stopping did, and what it saved."""
+    plan = graph.search
+    assert plan.rungs is not None, "only of a search with rungs"
+    rule, steps, trials = plan.rungs.rule, plan.rungs.steps, graph.trials
+    trained = sum(steps if trial.value is not None else max(trial.intermediate_values, default=0) for trial in trials)
+    at = ", ".join(map(str, plan.rungs.at))
+    return [
+        f"Early stopping ({rule.rule}): trials paused at {at} of {steps} steps and trained on while they were among "
+        f"the best {plan.rungs.keep:.0%} there. Trained: {trained * plan.seeds:,} of the "
+        f"{steps * plan.seeds * len(trials):,} steps of all trials. A trial that was stopped keeps its checkpoint: "
+        "`--promote TRIAL` trains it to its end. Values at a rung are of unfinished training."
+    ]
 
 
 def caution(inputs: SearchInputs, graph: TrialQueue, order: Sequence[FrozenTrial]) -> list[str]:
@@ -232,6 +254,9 @@ def _rows(inputs: SearchInputs, graph: TrialQueue, order: Sequence[FrozenTrial])
 
 
 def _value(graph: TrialQueue, trial: FrozenTrial) -> str:
+    if trial.state is TrialState.PRUNED:
+        step, value = max(trial.intermediate_values.items())
+        return f"{value:.4g} at step {step}, stopped"
     if trial.state is not TrialState.COMPLETE:
         reason = graph.reason.get(number_of(trial), "").replace("|", "/").splitlines()
         return "open" if trial.state is TrialState.RUNNING else "failed" + (f": {reason[0]}" if reason else "")

@@ -247,6 +247,7 @@ def _options(request: Request) -> "RunOptions":
         micro_batch=request.micro_batch,
         activation_checkpointing=request.activation_checkpointing,
         memory_share=request.memory_share,
+        measure_at=request.measure_at,
     )
 
 

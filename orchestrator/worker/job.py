@@ -16,6 +16,15 @@ if TYPE_CHECKING:  # It imports torch, which whoever plans needs not.
 
 
 @dataclass(frozen=True)
+class Rung:
+    """A step after which a unit pauses, as soon as it has been measured there."""
+
+    step: int
+    metric: str
+    """Name in progress lines, e.g. "validation/score"."""
+
+
+@dataclass(frozen=True)
 class Job:
     """A unit, and how it is run; nothing but the unit can change its result."""
 
@@ -49,6 +58,8 @@ class Job:
     activation_checkpointing: "Switch" = "auto"
     import_path: tuple[str, ...] = ()
     """Folders in which the unit's project may lie, beside where modules are always looked for."""
+    rung: "Rung | None" = None
+    """Where the unit pauses; None trains it to its end."""
 
     def to_json(self) -> str:
         """`from_json` is its inverse."""
@@ -57,6 +68,7 @@ class Job:
             "parent": self.parent and self.parent.to_plain(),
             "paths": dict(self.paths),
             "site": self.site and vars(self.site),
+            "rung": self.rung and vars(self.rung),
         }
         return json.dumps(vars(self) | nested)
 
@@ -71,6 +83,7 @@ class Job:
             "too_small": tuple(plain["too_small"]),
             "wanted": tuple(plain["wanted"]),
             "import_path": tuple(plain["import_path"]),
+            "rung": plain["rung"] and Rung(**plain["rung"]),
         }
         return cls(**plain | nested)
 
@@ -79,10 +92,12 @@ class Job:
 class Outcome:
     """How a call to `run_unit` ended, where it didn't raise."""
 
-    status: Literal["finished", "stopped", "busy", "failed", "parent_unreadable", "refused", "out_of_memory"]
+    status: Literal["finished", "paused", "stopped", "busy", "failed", "parent_unreadable", "refused", "out_of_memory"]
     error: str = ""
     sure: bool = True
     """Of a failure: another node would fail as well; of "out_of_memory": another try would, too."""
+    value: float | None = None
+    """Of the rung's metric, of a unit that has paused."""
 
     def to_plain(self) -> dict[str, Any]:
         """JSON data."""

@@ -31,6 +31,7 @@ from orchestrator.storage.trained import Twin, enter, find_twin
 from orchestrator.worker.environment import commit, faults, project_commit, versions
 from orchestrator.worker.gpu_memory import limit_memory
 from orchestrator.worker.job import Job, Outcome
+from orchestrator.worker.pause import Pause
 from orchestrator.worker.system_metrics import EnergyMeter, sampler
 from orchestrator.worker.unit_folder import discard_unreadable_weights, keep_newest_checkpoint, readable, set_aside
 from search_spaces.study import UPS
@@ -248,12 +249,16 @@ class _Attempt:
                 return Outcome("parent_unreadable", str(error))
         discard_unreadable_weights(folder)
         trained_before = done is not None and (folder / RESULT).exists()
+        pause = Pause(folder, job.rung, sampler(folder / PROGRESS))
+        if (value := pause.reached_before()) is not None:
+            return Outcome("paused", value=value)
         request = replace(
             self._request,
             test=job.test or (done is not None and done.tested),
             parent=start,
-            should_stop=should_stop,
-            sample=sampler(folder / PROGRESS),
+            should_stop=lambda: pause.value is not None or should_stop(),
+            sample=pause.sample,
+            measure_at=(job.rung.step,) if job.rung else (),
         )
         evaluation = Begun.read(folder).evaluation if (folder / RESULT).exists() else ""
         evaluation = evaluation or self._present.evaluation
@@ -263,7 +268,7 @@ class _Attempt:
         if result.status == "stopped":
             self.work.save()
             self.claim.check()
-            return Outcome("stopped")
+            return Outcome("stopped") if pause.value is None else Outcome("paused", value=pause.value)
         about = {**result.about, **_about(job, self.started)}
         if (joules := meter.joules(result.about["train_seconds"])) is not None:
             about["energy_joules"] = joules

@@ -102,6 +102,8 @@ def train(
                 run.measure_curve()
             if run.is_validation_step():
                 run.validate()
+            elif state.step in options.measure_at:
+                run.measure()
             stopped = run.agree(state.step < steps and should_stop is not None and should_stop())
             if state.step % options.checkpoint_every == 0 or state.step == steps or stopped:
                 run.save(on_checkpoint)
@@ -294,14 +296,19 @@ class Run:
         state = self.state
         if self.rank == 0:
             before = time.monotonic()
-            metrics = self._measure_validation()
-            value = score(metrics, self.config.optim.tasks, self.parts.mean_pose_mm)
-            row = {f"validation/{name}": number for name, number in metrics.items()} | {"validation/score": value}
-            if state.best is None or value > state.best["score"]:
-                state.best = {"step": state.step, "score": value, "metrics": row}
+            row = self._validation_row()
+            if state.best is None or row["validation/score"] > state.best["score"]:
+                state.best = {"step": state.step, "score": row["validation/score"], "metrics": row}
                 save_weights(self.options.out / "best", state.step, state.evaluated, self.parts, self.key, row)
             logger.info("step %d  %s  (%.0f s)", state.step, short_line(row), time.monotonic() - before)
             self._record(row)
+        wait_for_all(self.processes)
+
+    def measure(self) -> None:
+        """Measure the validation subjects for the progress alone."""
+        self.check_finite()
+        if self.rank == 0:
+            self._record(self._validation_row())
         wait_for_all(self.processes)
 
     def agree(self, stop: bool) -> bool:
@@ -376,6 +383,11 @@ class Run:
         with self._diverged():
             model, evaluation = self.state.evaluated, self.config.evaluation
             return measure(model, self.parts.feeds, "validation", evaluation, max_clips=max_clips)
+
+    def _validation_row(self) -> Metrics:
+        metrics = self._measure_validation()
+        value = score(metrics, self.config.optim.tasks, self.parts.mean_pose_mm)
+        return {f"validation/{name}": number for name, number in metrics.items()} | {"validation/score": value}
 
     def _record(self, row: Metrics) -> None:
         append_row(self.options.out / "progress.jsonl", {"step": self.state.step, **row})

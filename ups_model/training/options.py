@@ -38,6 +38,8 @@ class RunOptions:
     auto: where `micro_batch="auto"` would otherwise give parts of few clips."""
     memory_share: float = 1.0
     """Share of a device's memory for which `micro_batch="auto"` may plan."""
+    measure_at: tuple[int, ...] = ()
+    """Steps after which the validation subjects are measured for the progress alone; no weights are chosen by it."""
 
     def __post_init__(self) -> None:
         if self.micro_batch != "auto" and self.micro_batch < 0:
