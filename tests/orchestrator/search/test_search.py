@@ -46,6 +46,7 @@ from tests.support.fake_driver import FakeDriver
 from tests.support.plans import DATA, TEXT, graph_of, new_ledger
 from tests.support.runs import FLAT, session_folder
 from ups_model.config.presets import preset
+from ups_model.training.progress import read_rows
 
 DIMENSIONS = {"learning_rate": Range(1e-4, 1e-2, log=True), "dropout": Range(0, 0.4), "encoder_layers": Range(1, 3)}
 TRIALS = 13
@@ -513,6 +514,7 @@ def test_bad_input_is_one_clear_line_before_anything_starts(bench, tmp_path, cap
 
     assert "near: learning_rate" in bench.refusal(capsys, storage, space="lerning_rate")
     assert "--trials must be at least 1, got 0" in bench.refusal(capsys, storage, "--trials", "0")
+    assert "--promote: there is no trial 3; " in bench.refusal(capsys, storage, "--promote", "3")
     assert "--seeds must be at least 1, got 0" in bench.refusal(capsys, storage, "--seeds", "0")
     assert "validation_subjects must be at least 1 for a search, got 0" in bench.refusal(
         capsys, storage, "--set", "validation_subjects=0"
@@ -665,6 +667,31 @@ def test_a_killed_search_resumes_to_the_trials_of_an_undisturbed_one_and_measure
     assert parents == ["FINISHED"]
     with pytest.raises(ValueError, match="no study"):  # A report is of studies.
         fetch(f"sqlite:///{storage / 'mlflow.db'}", None)
+
+
+@pytest.mark.slow
+def test_a_killed_search_with_rungs_ends_as_an_undisturbed_one_and_trains_no_step_twice(bench, tmp_path):
+    options = ("--max-concurrent", "1", "--early-stopping", "asha", "--trials", "6", "--seeds", "1")
+    reference, storage = tmp_path / "reference", tmp_path / "killed"
+    whole: Driver = bench.run(reference, *options)
+    assert whole.process.returncode == 0, whole.text
+    # By hand: six trials to step 9, two on to 27, and one to its end, step 80, since a third of two is none.
+    assert (
+        f"Trained: {4 * 9 + 27 + 80:,} of the {6 * 80:,} steps"
+        in next(reference.glob("searches/*/search.md")).read_text()
+    )
+
+    killed = bench.start(storage, *options)
+    killed.wait_for("paused  ", times=3)
+    killed.wait_for("start   ", times=4)
+    killed.kill()
+    resumed = bench.run(storage, *options)
+    assert resumed.process.returncode == 0, resumed.text
+    assert searches(storage) == searches(reference)
+    assert len(records(storage)) == 1
+    for folder in (storage / "units").iterdir():
+        steps = [row["step"] for row in read_rows(folder / "progress.jsonl") if "validation/score" in row]
+        assert steps in ([9], [9, 27], [9, 27, 80]), "each rung is measured once"
 
 
 def test_trials_of_other_code_are_worth_what_their_retrained_units_are_worth(tmp_path):

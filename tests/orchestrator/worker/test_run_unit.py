@@ -13,7 +13,7 @@ import torch
 import ups_model.training.loop
 from orchestrator.planning.inputs import read_inputs
 from orchestrator.storage.ledger import FAILURE, RECORD, Ledger
-from orchestrator.worker.job import Job
+from orchestrator.worker.job import Job, Rung
 from orchestrator.worker.run_unit import run_unit
 from search_spaces import find_study, study_names
 from search_spaces.study import UPS
@@ -129,6 +129,38 @@ def test_a_stopped_unit_goes_on_where_it_was_and_ends_as_if_never_stopped(bench,
     assert run(bench, plan, unit, tmp_path / "whole").status == "finished"
     assert_same_tensors(chosen(tmp_path / "parts", unit), chosen(tmp_path / "whole", unit))
     assert ledger.finished(unit).metrics == Ledger(tmp_path / "whole").finished(unit).metrics
+
+
+@pytest.mark.slow
+def test_a_unit_pauses_at_its_rungs_and_ends_as_if_it_never_had(bench, tmp_path, monkeypatch):
+    plan = plan_of(bench, validation_subjects=1)
+    unit = pick(plan, "joint")
+
+    def leg(storage, step, metric="validation/score", should_stop=lambda: False):
+        rung = Rung(step, metric) if step else None
+        return run_unit(dataclasses.replace(job_of(bench, plan, unit, storage), rung=rung), should_stop)
+
+    ledger = Ledger(tmp_path / "parts")
+    first = leg(tmp_path / "parts", 4)
+    assert first.status == "paused" and first.value is not None and ledger.record(unit) is None
+    assert [row["step"] for row in ledger.progress(unit) if "validation/score" in row] == [4]
+    with monkeypatch.context() as context:
+        refuse_to_train(context)
+        assert leg(tmp_path / "parts", 4) == first, "its value is there; a driver that died hadn't heard of it"
+    assert leg(tmp_path / "parts", 9, should_stop=stop_at(3)).status == "stopped"
+    second = leg(tmp_path / "parts", 9)
+    assert second.status == "paused" and second.value != first.value
+    assert leg(tmp_path / "parts", 0).status == "finished"
+    log = (ledger.folder(unit) / "log.txt").read_text()
+    assert [f"resuming at step {step} of 12" in log for step in (4, 7, 9)] == [True] * 3
+    assert leg(tmp_path / "whole", 0).status == "finished"
+    assert_same_tensors(chosen(tmp_path / "parts", unit), chosen(tmp_path / "whole", unit))
+    assert ledger.finished(unit).metrics == Ledger(tmp_path / "whole").finished(unit).metrics
+    # What is measured in passing is what a run of that length would be measured as, not another run's value.
+    assert leg(tmp_path / "other", 5, "validation/ar3d/top1").value == next(
+        row["validation/ar3d/top1"] for row in Ledger(tmp_path / "other").progress(unit) if "validation/score" in row
+    )
+    assert leg(tmp_path / "never", 5, "validation/nothing").status == "finished", "there is nothing to wait for"
 
 
 def test_a_loss_that_is_not_finite_is_a_failed_record_with_its_traceback(bench, tmp_path):
