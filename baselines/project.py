@@ -101,6 +101,9 @@ class TrainerProject(ABC):
     def training_key(self, settings: RunConfig, data: Mapping[str, str], inputs: str, parent: str) -> str:
         return ""
 
+    def trunk(self, settings: RunConfig, data: Mapping[str, str], inputs: str, parent: str) -> tuple[str, int]:
+        return "", 0
+
     def identity(self) -> Identity:
         files = [file for folder in self._folders() for file in folder.glob("*.py") if file.name not in NOT_TRAINING]
         # UPS's code of batches, splits and schedules is theirs too.

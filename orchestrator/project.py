@@ -192,6 +192,8 @@ class Request:
     """To be called after each checkpoint, to bring it to the storage."""
     sample: Callable[[int, Any], None] = lambda step, values: None
     """To be called after each line of progress, for the machine's own measures, and to see whether the run pauses."""
+    trunk: Path | None = None
+    """Checkpoint of a shorter run that this one continues (`Project.trunk`), where its folder has none."""
     measure_at: tuple[int, ...] = ()
     """Steps after which a line of progress has to have the metrics on held-out data, named as in `Result.metrics`."""
 
@@ -311,6 +313,10 @@ class Project(Protocol):
 
     def training_key(self, settings: Any, data: Mapping[str, str], inputs: str, parent: str) -> str:
         """Equal for runs of equal weights that are measured in different ways; empty where that isn't known."""
+
+    def trunk(self, settings: Any, data: Mapping[str, str], inputs: str, parent: str) -> tuple[str, int]:
+        """Key of the part of a run that longer and shorter runs share, and its steps: a longer run begins from the
+        checkpoint that a shorter one leaves at their end in `trunk/`. Empty and 0 where runs share nothing."""
 
     def identity(self) -> Identity:
         """Of the present code."""

@@ -191,7 +191,7 @@ def is_of_cpu(record: Record) -> bool:
 def seconds_of(record: Record) -> float:
     """Of the whole unit, those before an interruption included: the longer of its last call and its training."""
     about = record.about
-    if "trained_by" in about:  # It was only measured, which says nothing of a training's time.
+    if "trained_by" in about or "taken_over_steps" in about:  # Measured alone, or trained in part.
         return 0.0
     seconds: float = max(about["ended"] - about["started"], about["train_seconds"]) if "ended" in about else 0.0
     return seconds

@@ -48,6 +48,8 @@ class Unit:
     where that isn't known."""
     project: str = UPS
     """Address of what trains it."""
+    trunk: tuple[str, int] = ("", 0)
+    """As `Project.trunk` says."""
 
     @property
     def trainer(self) -> Project:
@@ -89,7 +91,8 @@ class Unit:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Unit":
-        return cls(**{**plain, "config": load_project(plain["project"]).read(plain["config"])})
+        config = load_project(plain["project"]).read(plain["config"])
+        return cls(**{**plain, "config": config, "trunk": tuple(plain["trunk"])})
 
 
 @dataclass(frozen=True)
@@ -311,5 +314,8 @@ class _Planner:
         key = project.key(settings, data, inputs, before)
         if key not in self.units:
             training = project.training_key(settings, data, inputs, trained_before)
-            self.units[key] = Unit(key, stage.name, stage.task, settings, before, arm.name, training, arm.project)
+            trunk = project.trunk(settings, data, inputs, before)
+            self.units[key] = Unit(
+                key, stage.name, stage.task, settings, before, arm.name, training, arm.project, trunk
+            )
         return self.units[key]

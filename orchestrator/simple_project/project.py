@@ -174,6 +174,9 @@ class SimpleProject:
     def training_key(self, settings: SimpleSettings, data: Mapping[str, str], inputs: str, parent: str) -> str:
         return ""
 
+    def trunk(self, settings: SimpleSettings, data: Mapping[str, str], inputs: str, parent: str) -> tuple[str, int]:
+        return "", 0
+
     def identity(self) -> Identity:
         # The same code trains and measures: what it measured otherwise it has trained otherwise.
         return Identity(files_digest(self.code), "")

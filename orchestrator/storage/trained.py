@@ -1,23 +1,28 @@
-"""The index of trained weights: which unit has those of a training key.
+"""The indexes of trained weights and of trunks: which unit has those of a training key, of a trunk key.
 
     <storage>/trained/<training key>.json      {"folder": <the unit's>, "key": <the unit's>}
+    <storage>/trunks/<trunk key>.json          the same, and "step": <its steps>
 
 Units that differ only in how they are measured have one training key. The first to finish is in the index; the others
-take its weights and are measured. An entry is a hint: whoever follows it looks at the unit's record and weights.
+take its weights and are measured. Units that differ only in how long they train, and whose rate doesn't depend on that
+until it decays, have one trunk key; a longer one begins from the longest trunk that it can. An entry is a hint: whoever
+follows it looks at the unit's record and weights.
 """
 
 import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from orchestrator.planning.plan import Unit
 from orchestrator.record import Record
 from orchestrator.storage.backends.base import as_object
 from orchestrator.storage.ledger import Ledger, Place
 from orchestrator.storage.source_check import Policy, is_trained_otherwise
-from orchestrator.storage.usage import INDEX
-from ups_model.training.run_folder import STATE
+from orchestrator.storage.usage import INDEX, TRUNKS
+from ups_model.training.run_folder import STATE, TRUNK, checkpoint_folder
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +80,45 @@ def enter(ledger: Ledger, unit: Unit, looked: bool = False) -> None:
             ledger.storage.write(_name(unit), content.encode("utf-8"))
     except OSError as error:
         logger.warning("%s is not in the index of trained weights (%s)", unit.name, error)
+
+
+def find_trunk(ledger: Ledger, unit: Unit) -> str:
+    """Place of the checkpoint of a shorter unit that this one continues; empty where there is none.
+
+    Raises:
+        OSError: the storage doesn't answer.
+    """
+    entry = _trunk_entry(ledger, unit)
+    folder, key, step = str(entry.get("folder", "")), str(entry.get("key", "")), entry.get("step", 0)
+    if not key or key == unit.key or "/" in folder or not 0 < step <= unit.trunk[1]:
+        return ""
+    record = ledger.read([Place(key, folder)])[key]
+    if record is None or record.status != "finished" or is_trained_otherwise(record):
+        return ""
+    place = checkpoint_folder(Path("units", folder, TRUNK), step).as_posix()
+    return place if ledger.storage.look(f"{place}/{STATE}") is not None else ""
+
+
+def enter_trunk(ledger: Ledger, unit: Unit) -> None:
+    """Put a finished unit in the index of trunks, unless a longer one stands there. As `enter` where that fails."""
+    key, step = unit.trunk
+    if not key:
+        return
+    try:
+        if _trunk_entry(ledger, unit).get("step", 0) <= step:
+            content = json.dumps({"folder": unit.folder, "key": unit.key, "step": step}) + "\n"
+            ledger.storage.write(f"{TRUNKS}/{key}.json", content.encode("utf-8"))
+    except OSError as error:
+        logger.warning("%s is not in the index of trunks (%s)", unit.name, error)
+
+
+def _trunk_entry(ledger: Ledger, unit: Unit) -> dict[str, Any]:
+    if not unit.trunk[0]:
+        return {}
+    try:
+        return as_object(ledger.storage.read(f"{TRUNKS}/{unit.trunk[0]}.json"))
+    except FileNotFoundError:
+        return {}
 
 
 def with_twin(ledger: Ledger, units: Iterable[Unit], policy: Policy) -> list[str]:

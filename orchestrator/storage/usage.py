@@ -14,6 +14,7 @@ from orchestrator.storage.backends.local import CLAIM, TEMPORARY
 from orchestrator.storage.backends.workspace import MANIFEST, RESULT, SOURCE
 from orchestrator.storage.ledger import FAILURE, IMPORTED, LOG, OWNER, PROGRESS, RECORD, Ledger
 from ups_model.evaluation.metric_names import OUTCOMES
+from ups_model.training.run_folder import TRUNK
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,8 +23,8 @@ RESUME, WEIGHTS, RECORDS, LOGS, REPORTS, SEARCHES, CLAIMS, MLFLOW, LEFT, OTHER =
     "checkpoints to resume from", "chosen weights", "records", "logs", "plans and reports", "searches", "claims",
     "MLflow", "leftovers", "other",
 )  # fmt: skip
-INDEX = "trained"
-"""Folder of the index of trained weights."""
+INDEX, TRUNKS = "trained", "trunks"
+"""Folders of the indexes of trained weights and of trunks."""
 NO_STUDY = "(no study)"
 FILES = {
     **dict.fromkeys((RECORD, FAILURE, OUTCOMES, IMPORTED, RESULT, MANIFEST, SOURCE, "config.json"), RECORDS),
@@ -33,9 +34,9 @@ FILES = {
 """Kinds of what lies in a unit's folder."""
 SET_ASIDE = re.compile(r"record-[^/]+\.json|outcomes-[^/]+\.npz")
 """Records of units that were trained again by other code."""
-FOLDERS = {"checkpoints": RESUME, "best": WEIGHTS, "claims": CLAIMS}
+FOLDERS = {"checkpoints": RESUME, TRUNK: RESUME, "best": WEIGHTS, "claims": CLAIMS}
 """Kinds of what lies in folders of a unit's."""
-TOP_FOLDERS = {"studies": REPORTS, "searches": SEARCHES, INDEX: RECORDS, "mlartifacts": MLFLOW}
+TOP_FOLDERS = {"studies": REPORTS, "searches": SEARCHES, INDEX: RECORDS, TRUNKS: RECORDS, "mlartifacts": MLFLOW}
 MAX_READS_AT_ONCE = 4
 """Of checkpoints: each is in memory whole."""
 

@@ -22,8 +22,8 @@ from orchestrator.project import (
 from search_spaces.space import SCORE
 from search_spaces.study import FineTuning
 from ups_model.cli import data_paths
-from ups_model.config import Config, TaskName, set_of
-from ups_model.config.identity import configured_sets, run_key, training_key
+from ups_model.config import Config, OptimConfig, TaskName, set_of
+from ups_model.config.identity import configured_sets, run_key, training_key, trunk_key
 from ups_model.config.presets import preset
 from ups_model.data.batching.configured import split_sets
 from ups_model.data.batching.suitability import check_suitable
@@ -162,6 +162,9 @@ class UpsProject:
     def training_key(self, settings: Config, data: Mapping[str, str], inputs: str, parent: str) -> str:
         return training_key(settings, data, inputs, parent)
 
+    def trunk(self, settings: Config, data: Mapping[str, str], inputs: str, parent: str) -> tuple[str, int]:
+        return trunk_key(settings, data, inputs, parent), settings.optim.trunk_steps
+
     def identity(self) -> Identity:
         return Identity(source_digest("training"), source_digest("evaluation"))
 
@@ -248,6 +251,7 @@ def _options(request: Request) -> "RunOptions":
         activation_checkpointing=request.activation_checkpointing,
         memory_share=request.memory_share,
         measure_at=request.measure_at,
+        trunk=request.trunk,
     )
 
 
@@ -284,19 +288,26 @@ def two_stages(config: Config, fine_tuning: FineTuning) -> tuple[Config, dict[Ta
     """
     optim = config.optim
     cycle = len(optim.cycle)
-    steps = round(optim.steps * (1 - fine_tuning.share) / cycle) * cycle
+
+    def of_joint(steps: int) -> int:
+        return round(steps * (1 - fine_tuning.share) / cycle) * cycle
+
+    steps = of_joint(optim.steps)
     total, joint = optim.turns_before(optim.steps), optim.turns_before(steps)
     if steps < cycle or any(total[task] == joint[task] for task in optim.tasks):
         raise ValueError(
             f"steps must be enough for joint training and fine-tuning of every task, got {optim.steps} for a cycle of "
             f"{cycle} with a fine-tuning share of {fine_tuning.share}; try {2 * cycle * round(1 / fine_tuning.share)}"
         )
-    tuned = {}
+    usual, tuned = OptimConfig(), {}
+    cosine = config.replace(
+        optim=optim.replace(schedule=usual.schedule, decay_share=usual.decay_share, horizon=usual.horizon)
+    )
     for task in optim.tasks:
-        one = _one_task(config, task, total[task] - joint[task])
+        one = _one_task(cosine, task, total[task] - joint[task])
         one = one.replace(optim=one.optim.replace(learning_rate=optim.learning_rate * fine_tuning.rate))
         tuned[task] = one.replace(freeze_routes=True)
-    return config.replace(optim=optim.replace(steps=steps)), tuned
+    return config.replace(optim=optim.replace(steps=steps, horizon=of_joint(optim.horizon))), tuned
 
 
 def _one_task(config: Config, task: TaskName, steps: int) -> Config:
@@ -304,4 +315,6 @@ def _one_task(config: Config, task: TaskName, steps: int) -> Config:
     every = optim.evaluate_every
     if every:  # As many samples of the task between validations as in joint training.
         every = max(1, every * optim.cycle.count(task) // len(optim.cycle))
-    return config.replace(optim=optim.replace(cycle=(task,), update="iteration", steps=steps, evaluate_every=every))
+    horizon = optim.turns_before(optim.horizon)[task]
+    optim = optim.replace(cycle=(task,), update="iteration", steps=steps, horizon=horizon, evaluate_every=every)
+    return config.replace(optim=optim)

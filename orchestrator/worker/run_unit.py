@@ -27,7 +27,7 @@ from orchestrator.storage.source_check import (
     needs_measuring,
     training_code,
 )
-from orchestrator.storage.trained import Twin, enter, find_twin
+from orchestrator.storage.trained import Twin, enter, enter_trunk, find_trunk, find_twin
 from orchestrator.worker.environment import commit, faults, project_commit, versions
 from orchestrator.worker.gpu_memory import limit_memory
 from orchestrator.worker.job import Job, Outcome
@@ -264,7 +264,8 @@ class _Attempt:
         evaluation = evaluation or self._present.evaluation
         Begun(tuple(codes), evaluation).write(folder)
         meter = EnergyMeter.start(job.gpus)
-        result = unit.trainer.train(request)
+        with self._trunk() as trunk:
+            result = unit.trainer.train(replace(request, trunk=trunk))
         if result.status == "stopped":
             self.work.save()
             self.claim.check()
@@ -280,6 +281,18 @@ class _Attempt:
         if done is not None and trained_before:
             about = _tested_later(done.about, about)
         return self._leave(result, about, THEN.join(codes), evaluation, looked=done is None)
+
+    @contextmanager
+    def _trunk(self) -> Iterator[Path | None]:
+        """The checkpoint of a shorter unit to begin from; None where there is none, or this one has begun."""
+        place = "" if any((self.work.folder / "checkpoints").glob("*")) else find_trunk(self.ledger, self.job.unit)
+        if not place:
+            yield None
+            return
+        with self.ledger.storage.local(place) as trunk:
+            if not readable(trunk):
+                logger.warning("%s can't be read; training from the start", self.ledger.storage.where(place))
+            yield trunk if readable(trunk) else None
 
     def _leave(
         self, result: Result, about: Mapping[str, Any], training: str, evaluation: str = "", looked: bool = False
@@ -306,6 +319,7 @@ class _Attempt:
         )
         self.claim.insist(lambda: self.ledger.write(unit, record))
         enter(self.ledger, unit, looked)
+        enter_trunk(self.ledger, unit)
         keep_newest_checkpoint(self.work)
         return Outcome("finished")
 

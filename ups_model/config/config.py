@@ -31,6 +31,14 @@ class OptimConfig(Section):
     """Least number of steps over which it rises, at most half of the run; 0 leaves the share alone. Until AdamW's
     second moment has averaged 2 / (1 - beta2) gradients, its updates are those of a sign (Ma and Yarats, 2021). With
     `update="cycle"` it counts updates, each of a whole cycle of steps."""
+    schedule: Literal["cosine", "constant"] = field(default="cosine", metadata=NEUTRAL)
+    """The rate behind the warm-up: half a cosine, or constant and then 1 - sqrt(share) of it over the last
+    `decay_share` of the steps (Hägele et al., 2024), so that a finished run can be trained longer, from before that."""
+    decay_share: float = field(default=0.2, metadata=NEUTRAL)
+    """Of schedule="constant"."""
+    horizon: int = field(default=0, metadata=NEUTRAL)
+    """With schedule="constant", the steps that warm-up, Gumbel temperature and exploration of routes are laid out for:
+    runs that differ in `steps` alone are one run until the shorter one's rate decays. 0: `steps`."""
     weight_decay: float = 5e-4
     """AdamW's decoupled weight decay, on matrices alone."""
     beta2: float = 0.98
@@ -60,12 +68,37 @@ class OptimConfig(Section):
         faults += between(self, 0, 1, "warmup_share") + between(self, 0, 0.9, "label_smoothing")
         faults += between(self, 0, 0.99999, "ema", "beta2")
         faults += at_least(self, 0, "weight_decay", "bin_sigma", "expectation_weight")
+        faults += self._schedule_faults()
         if self.update == "cycle" and self.cycle and self.steps % len(self.cycle):
             faults.append(
                 f"steps must be whole cycles when update='cycle', got {self.steps} steps of {len(self.cycle)}; "
                 f"try {next_multiple(self.steps, len(self.cycle))}"
             )
         return faults
+
+    def _schedule_faults(self) -> list[str]:
+        if self.schedule == "cosine":
+            set_fields = [
+                name for name, usual in (("decay_share", 0.2), ("horizon", 0)) if getattr(self, name) != usual
+            ]
+            return [f"{name} needs schedule='constant', got 'cosine'" for name in set_fields]
+        faults = above(self, 0, "decay_share") + between(self, 0, 0.9, "decay_share")
+        if not 0 <= self.horizon <= self.steps:
+            faults.append(
+                f"horizon must be at most steps = {self.steps}, got {self.horizon}; give the steps of the shortest run "
+                "that is to be trained longer"
+            )
+        return faults
+
+    @property
+    def layout_steps(self) -> int:
+        """Steps that warm-up, temperature and exploration are laid out for."""
+        return self.horizon or self.steps
+
+    @property
+    def trunk_steps(self) -> int:
+        """Steps before the rate decays, which a longer run of the same horizon shares; 0 with a cosine."""
+        return 0 if self.schedule == "cosine" else self.steps - max(1, round(self.decay_share * self.steps))
 
     @property
     def tasks(self) -> tuple[TaskName, ...]:

@@ -1,6 +1,7 @@
 """Which tasks and clip sets a run has, and the key that names it. Imports no torch."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from ups_model.config import TASK_NAMES, Config, TaskName, digest, set_of
 
@@ -42,7 +43,25 @@ def training_key(config: Config, data: Mapping[str, str], text_identity: str, pa
     """
     plain = config.canonical()
     if not config.chooses:
-        del plain["evaluation"]
-        for task in TASK_NAMES:
-            plain["data"][task].pop("evaluate_stride", None)
+        _forget_measuring(plain)
     return digest({"training": plain, "data": dict(data), "text": text_identity, "parent": parent})
+
+
+def trunk_key(config: Config, data: Mapping[str, str], text_identity: str, parent: str = "") -> str:
+    """`run_key` without the fields that change a run only from its rate's decay on: equal for runs of which the longer
+    one can start from the shorter one's last checkpoint before its decay. Empty without a horizon, or where validations
+    choose between checkpoints, which a trunk doesn't keep."""
+    optim = config.optim
+    if not optim.horizon or (optim.evaluate_every and config.data.validation_subjects):
+        return ""
+    plain = config.canonical()
+    _forget_measuring(plain)
+    for name in ("steps", "decay_share", "evaluate_every"):
+        plain["optim"].pop(name, None)
+    return digest({"trunk": plain, "data": dict(data), "text": text_identity, "parent": parent})
+
+
+def _forget_measuring(plain: dict[str, Any]) -> None:
+    del plain["evaluation"]
+    for task in TASK_NAMES:
+        plain["data"][task].pop("evaluate_stride", None)

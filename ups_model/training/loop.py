@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ups_model.config import Config, TaskName
-from ups_model.config.identity import run_key
+from ups_model.config.identity import run_key, trunk_key
 from ups_model.data.batching.batch import Batch
 from ups_model.device import (
     autocast_dtype,
@@ -58,7 +58,7 @@ from ups_model.training.result import (
     start_from_parent,
     write_result,
 )
-from ups_model.training.run_folder import STATE, keep_steps, prune_checkpoints
+from ups_model.training.run_folder import STATE, TRUNK, keep_steps, prune_checkpoints
 from ups_model.training.run_state import Metrics, RunState, make_optimizer
 from ups_model.training.schedule import exit_layer, gumbel_noise, input_mask, learning_rate, temperature
 
@@ -100,6 +100,8 @@ def train(
                 run.log_progress()
             if state.step in run.curve_at:
                 run.measure_curve()
+            if state.step == config.optim.trunk_steps:
+                run.save_trunk()
             if run.is_validation_step():
                 run.validate()
             elif state.step in options.measure_at:
@@ -132,6 +134,7 @@ class Run:
         parent_key = start_from_parent(self.parts, parent)
         data, text = data_identity(self.parts.sets), text_identity(config.model.text_model)
         self.key = run_key(config, data, text, parent_key)
+        self.trunk_key = trunk_key(config, data, text, parent_key)
         check_shares(config, self.processes, options.micro_batch)
         model = self.parts.model
         self.state = RunState(
@@ -165,6 +168,8 @@ class Run:
         self.turns = dict.fromkeys(optim.tasks, 0)
         self.fit = self._choose_fit()  # Before gradients of half a cycle are restored.
         checkpoint = state.restore(out / "checkpoints", self.key)
+        if checkpoint is None and self.options.trunk is not None:
+            checkpoint = self._take_over(self.options.trunk)
         if checkpoint is not None:
             if self.rank == 0:
                 forget_after(out / "progress.jsonl", state.step)
@@ -184,6 +189,14 @@ class Run:
         self.turns = optim.turns_before(state.step)
         self.first_step = state.step
         self.started = self.last_logged = time.monotonic()
+
+    def _take_over(self, trunk: Path) -> Path | None:
+        """Begin from another run's trunk; None where it can't be read."""
+        state = self.state
+        if (path := state.restore(trunk.parent, self.trunk_key)) is not None:
+            state.curve = {step: point for step, point in state.curve.items() if step in self.curve_at}
+            state.taken_over, state.seconds = state.step, 0.0
+        return path
 
     def _choose_fit(self) -> Fit:
         """How batches are cut, the same way in all processes."""
@@ -327,6 +340,12 @@ class Run:
         keep_steps(self.options.out / "best", named_best_steps(checkpoints))
         if on_checkpoint is not None:
             on_checkpoint()
+
+    def save_trunk(self) -> None:
+        """Keep the state before the rate decays, for runs that are longer."""
+        self.check_finite()
+        if self.rank == 0 and self.trunk_key:
+            self.state.save(self.options.out / TRUNK, self.trunk_key, self._seconds())
 
     def finish(self, stopped: bool) -> Result:
         """Choose the weights, measure them once on the test split and write `result.json`; all processes return it."""

@@ -38,6 +38,8 @@ class RunOptions:
     auto: where `micro_batch="auto"` would otherwise give parts of few clips."""
     memory_share: float = 1.0
     """Share of a device's memory for which `micro_batch="auto"` may plan."""
+    trunk: Path | None = None
+    """Checkpoint of another run to begin from, the last before its rate's decay (`config.identity.trunk_key`)."""
     measure_at: tuple[int, ...] = ()
     """Steps after which the validation subjects are measured for the progress alone; no weights are chosen by it."""
 

@@ -87,7 +87,7 @@ def run_facts(state: RunState) -> dict[str, Any]:
         "device": " then ".join(dict.fromkeys(name for name, _ in state.made_on)),
         "precision": " then ".join(dict.fromkeys(name for _, name in state.made_on)),
         "torch": torch.__version__,
-    }
+    } | ({"taken_over_steps": state.taken_over} if state.taken_over else {})
 
 
 def origins(parts: Parts) -> dict[str, str]:

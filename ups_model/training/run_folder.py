@@ -16,6 +16,8 @@ from typing import Any
 
 from ups_model.atomic import sync
 
+TRUNK = "trunk"
+"""Folder of the checkpoint before the rate's decay, from which a longer run can begin."""
 STATE = "state.json"
 """In each checkpoint: written last, so a checkpoint without it is none."""
 PREFIX = "step-"

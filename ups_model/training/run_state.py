@@ -36,6 +36,8 @@ class RunState:
     """Headline metrics by step, from which the run's health is judged."""
     seconds: float = 0.0
     """Training time of the processes before this one."""
+    taken_over: int = 0
+    """Steps of another run that this one began from."""
     made_on: list[list[str]] = field(default_factory=list)
     """Devices and precisions in their order: half a run in fp16 is another thing than all of it in bf16."""
 
@@ -70,6 +72,7 @@ class RunState:
             self.scaler.load_state_dict(saved_state["scaler"])
         self.step, self.best, self.seconds = (saved_state[name] for name in ("step", "best", "seconds"))
         self.made_on = saved_state.get("made_on", [])
+        self.taken_over = saved_state.get("taken_over", 0)
         self.curve = {int(step): metrics for step, metrics in saved_state["curve"].items()}
         return path
 
@@ -89,6 +92,7 @@ class RunState:
             "scaler": self.scaler.state_dict(),
             "seconds": seconds,
             "made_on": self.made_on,
+            "taken_over": self.taken_over,
         }
         save_checkpoint(folder, self.step, groups, state)
 

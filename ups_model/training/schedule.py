@@ -15,11 +15,14 @@ from ups_model.tasks import TASKS
 
 def learning_rate(config: Config, step: int) -> float:
     """Rate of the update after `step` steps: linear warm-up, then half a cosine that would reach 0 one step after the
-    last."""
+    last; or constant, then 1 - sqrt(share) over the decay, which would also reach 0 then."""
     optim = config.optim
     warm = warmup(config)
     if step < warm:
         return optim.learning_rate * (step + 1) / warm
+    if optim.schedule == "constant":
+        decay = optim.steps - optim.trunk_steps
+        return optim.learning_rate * (1 - math.sqrt(max(0, step - optim.trunk_steps) / decay))
     return optim.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, optim.steps - warm)))
 
 
@@ -27,20 +30,20 @@ def warmup(config: Config) -> int:
     """Steps over which the rate rises."""
     optim = config.optim
     least = optim.warmup_steps * (len(optim.cycle) if optim.update == "cycle" else 1)
-    return max(1, round(optim.warmup_share * optim.steps), min(least, optim.steps // 2))
+    return max(1, round(optim.warmup_share * optim.layout_steps), min(least, optim.layout_steps // 2))
 
 
 def temperature(config: Config, step: int) -> float:
     """Gumbel-Softmax temperature, geometric from start to end."""
     model = config.model
-    return model.gumbel_start * (model.gumbel_end / model.gumbel_start) ** (step / config.optim.steps)
+    return model.gumbel_start * (model.gumbel_end / model.gumbel_start) ** min(1.0, step / config.optim.layout_steps)
 
 
 def gumbel_noise(config: Config, step: int) -> Tensor:
     """[L, H] Gumbel noise of a step, fading to 0 over the exploring share of the run; the same in every process."""
     generator = torch.Generator().manual_seed(seed_for(config.seed, "gumbel", step))
     uniform = torch.rand(config.model.encoder_layers, config.model.blocks_per_layer, generator=generator)
-    exploring = config.model.routing_explore_share * config.optim.steps
+    exploring = config.model.routing_explore_share * config.optim.layout_steps
     strength = max(0.0, 1 - step / exploring) if exploring else 0.0
     if not config.model.gumbel_fades:
         strength = 1.0

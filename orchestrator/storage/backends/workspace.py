@@ -30,14 +30,14 @@ from filelock import FileLock, Timeout
 
 from orchestrator.storage.backends.base import Claim, Entry, Workspace, as_object
 from ups_model.evaluation.metric_names import OUTCOMES
-from ups_model.training.run_folder import STATE, verify_checkpoint
+from ups_model.training.run_folder import STATE, TRUNK, verify_checkpoint
 
 logger = logging.getLogger(__name__)
 
 MANIFEST, RESULT, SOURCE = "manifest.json", "result.json", "source.json"
 CONFIG = "config.json"
 FILES = ("progress.jsonl", CONFIG, "log.txt", SOURCE, OUTCOMES)
-GROUPS = ("best", "checkpoints")
+GROUPS = ("best", "checkpoints", TRUNK)
 """Folders of checkpoints; those of the second name those of the first."""
 STEP = re.compile(r"step-\d{8,}")
 

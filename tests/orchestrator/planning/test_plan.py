@@ -18,6 +18,7 @@ from search_spaces.columns import ABLATION, AR2D
 from search_spaces.study import FineTuning, Row, Study, Table
 from tests.support.plans import DATA, TEXT, plan_of, small_study
 from ups_model.config import TASK_NAMES
+from ups_model.config.identity import trunk_key
 from ups_model.config.presets import preset
 
 
@@ -80,6 +81,21 @@ def test_stages_by_hand():
     assert {task: one.optim.steps for task, one in tuned.items()} == dict.fromkeys(TASK_NAMES, 30)
     assert tuned["pe"].optim.learning_rate == pytest.approx(0.0006)
     assert alone(config, "pe").optim.steps == 120
+
+
+def test_stages_of_a_constant_rate_are_laid_out_for_the_same_share_of_the_horizon():
+    def stages(steps):
+        config = preset("tiny").with_fields({"steps": steps, "schedule": "constant", "horizon": 480})
+        return (config, *two_stages(config, FineTuning(share=0.25)))
+
+    (short, joint, tuned), (long, longer, _) = stages(480), stages(960)
+    assert (joint.optim.horizon, longer.optim.horizon) == (360, 360)
+    assert (alone(short, "pe").optim.horizon, alone(long, "pe").optim.horizon) == (120, 120)
+    assert {(one.optim.schedule, one.optim.horizon) for one in tuned.values()} == {("cosine", 0)}
+    keys = {trunk_key(one, {}, "") for one in (joint, longer)}
+    assert len(keys) == 1 and keys != {""} and trunk_key(tuned["pe"], {}, "") == ""
+    assert trunk_key(joint.replace(seed=1), {}, "") not in keys
+    assert trunk_key(joint.with_fields({"evaluate_every": 40, "validation_subjects": 1}), {}, "") == ""
 
 
 def test_every_row_of_every_study_has_the_same_samples_for_a_task():

@@ -16,7 +16,8 @@ from orchestrator.storage.ledger import FAILURE, RECORD, Ledger
 from orchestrator.worker.job import Job, Rung
 from orchestrator.worker.run_unit import run_unit
 from search_spaces import find_study, study_names
-from search_spaces.study import UPS
+from search_spaces.columns import MPJPE
+from search_spaces.study import UPS, Row, Study, Table
 from tests.support.drivers import ROOT
 from tests.support.runs import FLAT, POSE, SOLID, assert_same_tensors, stop_at, weights
 from ups_model.config import TASK_NAMES
@@ -33,6 +34,8 @@ LIGHT = {
 }  # fmt: skip
 """The tiny preset on toy clips, so light that a unit takes a fraction of a second. Rows keep what they vary."""
 
+
+JOINT = Study("joint", "?", "!", (Table("t", "T", "Row", (MPJPE,), (Row("base", {}, "joint"),), "base"),))
 
 MEMORY = "system/process_memory_usage_megabytes"
 
@@ -161,6 +164,37 @@ def test_a_unit_pauses_at_its_rungs_and_ends_as_if_it_never_had(bench, tmp_path,
         row["validation/ar3d/top1"] for row in Ledger(tmp_path / "other").progress(unit) if "validation/score" in row
     )
     assert leg(tmp_path / "never", 5, "validation/nothing").status == "finished", "there is nothing to wait for"
+
+
+@pytest.mark.slow
+def test_a_finished_unit_is_trained_longer_to_the_bits_of_one_that_was_that_long_from_the_start(bench, tmp_path):
+    fields = {"validation_subjects": 1, "schedule": "constant", "horizon": 12, "decay_share": 0.25}
+    study = "tests.orchestrator.worker.test_run_unit:JOINT"
+    fields |= {name: value for name, value in LIGHT.items() if name not in fields}
+    plans = [plan_of(bench, study, **fields | {"steps": steps}) for steps in (12, 20)]
+    short, long = (pick(plan, "joint") for plan in plans)
+
+    def trained(unit, storage):
+        assert run(bench, plans[unit is long], unit, storage).status == "finished"
+        ledger = Ledger(storage)
+        return ledger.finished(unit), [row["step"] for row in ledger.progress(unit) if "train/pe_loss" in row]
+
+    whole, _ = trained(long, tmp_path / "whole")
+    before, _ = trained(short, tmp_path / "extended")
+    after, steps = trained(long, tmp_path / "extended")
+    assert after.about["taken_over_steps"] == 9 and min(steps) > 9, "12 less a decay of 3"
+    assert "taken_over_steps" not in before.about and "taken_over_steps" not in whole.about
+    assert_same_tensors(chosen(tmp_path / "extended", long), chosen(tmp_path / "whole", long))
+    assert after.metrics == whole.metrics
+    # The shorter one finds no shorter trunk than its own in what the longer one has left: 15 steps are too many.
+    log = tmp_path / "other"
+    trained(long, log)
+    record, _ = trained(short, log)
+    assert "taken_over_steps" not in record.about and record.metrics == before.metrics
+    # One of another seed, or with other fields, shares nothing.
+    other = plan_of(bench, study, **fields | {"steps": 20, "learning_rate": 1e-4})
+    assert run(bench, other, pick(other, "joint"), tmp_path / "extended").status == "finished"
+    assert "taken_over_steps" not in Ledger(tmp_path / "extended").finished(pick(other, "joint")).about
 
 
 def test_a_loss_that_is_not_finite_is_a_failed_record_with_its_traceback(bench, tmp_path):

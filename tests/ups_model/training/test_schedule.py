@@ -55,6 +55,38 @@ def test_the_last_rate_is_that_of_one_step_before_the_cosine_ends():
     assert rates()[-1] == pytest.approx(1e-3 * math.sin(math.pi / 190) ** 2)
 
 
+def test_a_constant_rate_decays_by_the_square_root_and_longer_runs_share_all_before_that():
+    def made(steps):
+        return toy_config(steps=steps, warmup_steps=0, learning_rate=1e-3, schedule="constant", horizon=100)
+
+    short, long = made(100), made(250)
+    assert (short.optim.trunk_steps, long.optim.trunk_steps) == (80, 200)
+    curve = [learning_rate(short, step) for step in range(100)]
+    # Five steps of warm-up; then the peak; by hand 1 - sqrt(5 / 20) = 1/2 and 1 - sqrt(19 / 20) in the decay of 20.
+    assert curve[:6] == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3])
+    assert set(curve[5:81]) == {1e-3}
+    assert [curve[85], curve[99]] == pytest.approx([5e-4, 1e-3 * (1 - math.sqrt(0.95))])
+    for step in range(81):
+        assert learning_rate(long, step) == curve[step]
+        assert temperature(long, step) == temperature(short, step)
+        assert torch.equal(gumbel_noise(long, step), gumbel_noise(short, step))
+    assert temperature(long, 249) == temperature(short, 100) == pytest.approx(short.model.gumbel_end)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schedule": "constant", "horizon": 101}, "at most steps = 100, got 101; give the steps of the shortest run"),
+        ({"schedule": "constant", "horizon": 50, "decay_share": 0}, "decay_share"),
+        ({"horizon": 50}, "horizon needs schedule='constant', got 'cosine'"),
+        ({"decay_share": 0.1}, "decay_share needs schedule='constant'"),
+    ],
+)
+def test_a_schedule_says_what_it_lacks(fields, message):
+    with pytest.raises(ValueError, match=message):
+        toy_config(steps=100, **fields)
+
+
 def test_the_temperature_falls_geometrically_from_its_start_to_its_end():
     config = toy_config(steps=100, gumbel_start=8.0, gumbel_end=0.5)
     temperatures = [temperature(config, step) for step in (0, 25, 50, 75, 100)]
