@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator import process
 from orchestrator.cli.arguments import AUTO, add_shared_arguments, check_cut, check_numbers
 from orchestrator.cli.session import Session, run_command
-from orchestrator.search.resolve_space import SearchInputs, read_search, search_content
+from orchestrator.search.resolve_space import SearchInputs, aims_text, read_search, search_content
 from orchestrator.storage.ledger import REPORTS
 from orchestrator.storage.search_journal import JOURNAL, SearchPlace
 from orchestrator.storage.source_check import SourceCheck
@@ -79,7 +79,7 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
     # Optuna takes a second to import, which --help and refusals need not wait for.
     from orchestrator.search.journal import Journal
     from orchestrator.search.trial_queue import TrialQueue, units_of_trials
-    from orchestrator.search.trial_report import closing, write_trials
+    from orchestrator.search.trial_report import closing, front_of, write_trials
 
     plan, space = inputs.plan, inputs.plan.study
     with Session(options, inputs.paths) as session:
@@ -96,8 +96,8 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
             if not graph.complete:
                 session.connect()
         logger.info(
-            "%s: %d of %s there, %s each, judged by %s",
-            plan.name, len(journal.trials), count(inputs.trials, "trial"), count(plan.seeds, "seed"), space.objective,
+            "%s: %d of %s there, %s each, to %s",
+            plan.name, len(journal.trials), count(inputs.trials, "trial"), count(plan.seeds, "seed"), aims_text(space),
         )  # fmt: skip
         if session.ledger.root is not None:  # A store's journal is a copy on this machine.
             logger.info("watch its trials: %s (pip install optuna-dashboard)", dashboard_command(place.folder))
@@ -109,7 +109,10 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
             seconds = inputs.seconds_of_a_unit(facts.slots(resources))
         graph.joined = lambda unit, done: session.joined(unit, seconds, done)
         expected = dict.fromkeys(graph.units, seconds)
-        session.execute(plan, search_content(inputs, command), graph, check, expected)
+        content = search_content(inputs, command)
+        session.execute(plan, content, graph, check, expected)
+        if space.objectives:  # For MLflow, which hears it at the end.
+            content["front"] = [unit.arm for trial in front_of(inputs, graph) for unit in plan.units_of(trial.params)]
         written = write_trials(inputs, graph, journal.importances(), command, folders)
         copy = place.publish(file for file in written if file.parent == place.folder)
         shown = [f"trials: {path}" for path in written if path.suffix in (".md", ".csv")]

@@ -6,8 +6,9 @@
 
 import itertools
 import logging
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,21 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.samplers import BaseSampler, BruteForceSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    BruteForceSampler,
+    GPSampler,
+    NSGAIISampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from orchestrator.search.plan import Params
+from orchestrator.search.plan import Params, active
 from search_spaces.space import Choice, Range, Space
 from ups_model.config.schema import digest
 
@@ -28,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 STARTUP = 10
 """Trials drawn at random before Optuna's TPE learns from them."""
+GENERATION = 10
+"""Trials of each generation of the genetic algorithm; those of the first are random."""
 MAX_ATTEMPTS = 10
 """Suggestions that were there before, until one of the rest is drawn."""
 DIGITS = 4
@@ -65,12 +77,13 @@ class Journal:
             ValueError: the file holds something else.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._space, self._start = space, start
+        self._space, self._start, self._dimensions = space, start, dimensions
         self._where = {path: _distribution(where) for path, where in dimensions.items()}
+        self._directions = [aim.direction for aim in space.aims]
         try:
-            storage = JournalStorage(_file_backend(file, keep))
+            self._storage = JournalStorage(_file_backend(file, keep))
             self._study = optuna.create_study(
-                storage=storage, study_name=name, direction=space.direction, load_if_exists=True
+                storage=self._storage, study_name=name, directions=self._directions, load_if_exists=True
             )
             self._read()
         except (ValueError, KeyError) as error:
@@ -95,7 +108,7 @@ class Journal:
     def _suggest(self, taken: list[Params]) -> Params | None:
         if self._space.sampler == "grid":
             points = itertools.product(*map(_values, self._where.values()))
-            every = (dict(zip(self._where, point, strict=True)) for point in points)
+            every = (active(dict(zip(self._where, point, strict=True)), self._dimensions) for point in points)
             return next((params for params in every if params not in taken), None)
         for attempt in range(MAX_ATTEMPTS):
             seed = int(digest([self._space.sampler_seed, len(taken), attempt])[:8], 16)
@@ -103,7 +116,7 @@ class Journal:
             params = self._sobol(len(taken) + attempt) if is_fixed else self._draw(self._sampler(seed))
             if params not in taken:
                 return params
-        number = _points(self._where.values())
+        number = _points(self._where, self._dimensions)
         if number is None:
             return params
         return self._draw(BruteForceSampler(seed=seed)) if len(taken) < number else None
@@ -113,32 +126,58 @@ class Journal:
             return RandomSampler(seed=seed)
         if self._space.sampler == "gp":
             return GPSampler(seed=seed, n_startup_trials=STARTUP)
-        return TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=STARTUP)
+        if self._space.sampler == "nsga2":
+            return Generations(seed)
+        conditional = any(where.when for where in self._dimensions.values())
+        return TPESampler(
+            seed=seed,
+            multivariate=True,
+            group=conditional,  # It would else learn together only what all trials have.
+            constant_liar=True,
+            n_startup_trials=STARTUP,
+        )
 
     def _sobol(self, number: int) -> Params:
         """Point `number` of Sobol's sequence, which Optuna's sampler counts by how often a study has asked it."""
         sampler = QMCSampler(seed=self._space.sampler_seed, scramble=True, warn_asynchronous_seeding=False)
-        study = optuna.create_study(direction=self._space.direction, sampler=sampler)
+        study = optuna.create_study(directions=self._directions, sampler=sampler)
         # The first trial is drawn at random: from it the sampler learns the dimensions.
-        study.add_trial(self._trial(0, self._draw(RandomSampler(seed=0)), TrialState.RUNNING))
+        first = self._of(optuna.create_study(sampler=RandomSampler(seed=0)).ask(self._where).params)
+        study.add_trial(self._trial(0, first, TrialState.RUNNING))
         for _ in range(number):
             study.ask(self._where)
-        return self._of(study.ask(self._where).params)
+        return active(self._of(study.ask(self._where).params), self._dimensions)
 
     def _draw(self, sampler: BaseSampler) -> Params:
-        study = optuna.create_study(direction=self._space.direction, sampler=sampler)
+        study = optuna.create_study(directions=self._directions, sampler=sampler)
         for number, trial in enumerate(self.trials):
             # One that failed counts as one without a value yet: both are taken for bad, and their neighbours avoided.
             state = trial.state if trial.state is TrialState.COMPLETE else TrialState.RUNNING
-            study.add_trial(self._trial(number, trial.params, state, trial.value))
-        return self._of(study.ask(self._where).params)
+            study.add_trial(self._trial(number, trial.params, state, trial.values, trial.constraints))
+        asked, drawn = study.ask(), dict[str, Any]()
+        for path, where in self._where.items():
+            if path in active({**drawn, path: None}, self._dimensions):
+                drawn[path] = _rounded(_ask(asked, path, where), where)
+        return drawn
 
     def _of(self, drawn: Params) -> Params:
         return {path: _rounded(drawn[path], where) for path, where in self._where.items()}
 
-    def _trial(self, number: int, params: Params, state: TrialState, value: float | None = None) -> FrozenTrial:
+    def _trial(
+        self,
+        number: int,
+        params: Params,
+        state: TrialState,
+        values: Sequence[float] | None = None,
+        constraints: Mapping[str, float] | None = None,
+    ) -> FrozenTrial:
         return create_trial(
-            state=state, value=value, params=dict(params), distributions=self._where, user_attrs={NUMBER: number}
+            state=state,
+            values=values,
+            params=dict(params),
+            distributions={path: self._where[path] for path in params},
+            user_attrs={NUMBER: number},
+            constraints=dict(constraints) if constraints else None,
         )
 
     def begin(self, params: Params) -> int:
@@ -153,9 +192,20 @@ class Journal:
         self._study.add_trial(self._trial(number, self.trials[number].params, TrialState.RUNNING))
         self._read()
 
-    def complete(self, number: int, value: float) -> None:
-        """Keep its value: the mean over its seeds."""
-        self._study.tell(self.trials[number].number, value)
+    def complete(
+        self, number: int, value: float | Sequence[float], constraints: Mapping[str, float] | None = None
+    ) -> None:
+        """Keep its value, or that of each objective: the mean over its seeds.
+
+        Args:
+            constraints: by how much it breaks each; 0 or below where it keeps it.
+        """
+        trial, study = self.trials[number], self._storage.get_study_id_from_name(self._study.study_name)
+        row = self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
+        for name, excess in (constraints or {}).items():
+            # As `Trial.set_constraint` keeps it, for which a trial would have to be asked for.
+            self._storage.set_trial_system_attr(row, f"constraints:{name}", excess)
+        self._study.tell(trial.number, value)
         self._read()
 
     def fail(self, number: int) -> None:
@@ -165,7 +215,9 @@ class Journal:
 
     def importances(self) -> dict[str, float]:
         """Share of each searched field in what sets the best trials apart, by Optuna's PED-ANOVA; empty for too few
-        trials."""
+        trials, and with several objectives."""
+        if len(self._directions) > 1:
+            return {}  # Which share would be of which objective?
         values = [trial.value for trial in self.trials if trial.state is TrialState.COMPLETE]
         if len(values) < MIN_TRIALS_FOR_IMPORTANCES or len(set(values)) == 1:
             return {}
@@ -203,17 +255,47 @@ def _values(where: Any) -> list[Any]:
     return [_rounded(where.low + step * where.step, where) for step in range(steps)]
 
 
-def _points(where: Any) -> int | None:
+def _points(where: Mapping[str, Any], dimensions: Mapping[str, Range | Choice]) -> int | None:
     """How many configurations there are; None where they can't be counted."""
-    points = 1
-    for each in where:
-        if isinstance(each, CategoricalDistribution):
-            points *= len(each.choices)
-        elif each.step is None:
-            return None
-        else:
-            points *= round((each.high - each.low) // each.step) + 1
-    return points
+    if any(not isinstance(each, CategoricalDistribution) and each.step is None for each in where.values()):
+        return None
+    parents = list(dict.fromkeys(parent for one in dimensions.values() for parent in one.when or ()))
+    chosen: list[dict[str, Any]] = []
+    for point in itertools.product(*(_values(where[parent]) for parent in parents)):
+        kept = active(dict(zip(parents, point, strict=True)), {parent: dimensions[parent] for parent in parents})
+        chosen += [kept] if kept not in chosen else []
+    others = {path: _values(each) for path, each in where.items() if path not in parents}
+    return sum(
+        math.prod(len(values) for path, values in others.items() if path in active({**kept, path: None}, dimensions))
+        for kept in chosen
+    )
+
+
+def _ask(trial: Trial, path: str, where: Any) -> Any:
+    """What Optuna suggests for a dimension."""
+    if isinstance(where, CategoricalDistribution):
+        return trial.suggest_categorical(path, where.choices)
+    if isinstance(where, IntDistribution):
+        return trial.suggest_int(path, where.low, where.high, step=where.step, log=where.log)
+    return trial.suggest_float(path, where.low, where.high, step=where.step, log=where.log)
+
+
+class Generations(NSGAIISampler):
+    """NSGA-II whose generations follow from the complete trials in their order, so that it suggests the same from the
+    same trials; Optuna's keeps each trial's generation where the trials are kept."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed=seed, population_size=GENERATION)
+
+    def get_trial_generation(self, study: Study, trial: FrozenTrial) -> int:
+        return len(_complete(study)) // GENERATION
+
+    def get_population(self, study: Study, generation: int) -> list[FrozenTrial]:
+        return _complete(study)[generation * GENERATION :][:GENERATION]
+
+
+def _complete(study: Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
 class _NoLock:

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestrator.planning.plan import Unit
 from orchestrator.scheduling.task_graph import SETTLED, State, TaskGraph
 from orchestrator.search.journal import Journal, number_of
+from orchestrator.search.pareto import front, is_feasible
 from orchestrator.search.plan import SearchPlan, named
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import SourceCheck
@@ -100,11 +101,15 @@ class TrialQueue(TaskGraph):
         units = self.search.seeds * max(0, self.wanted - len(self.trials)) if self._has_room else 0
         return super().time_left(seconds, slots) + units * each / max(slots, 1)
 
-    def values(self, trial: FrozenTrial) -> list[float]:
-        """The objective of each of a trial's units that has it in its record, by seed."""
-        records = (self.ledger.finished(unit) for unit in self._units(trial))
-        metrics = [record.metrics.get(self.search.study.objective) for record in records if record is not None]
-        return [value for value in metrics if value is not None]
+    def values(self, trial: FrozenTrial, metric: str | None = None) -> list[float]:
+        """An objective or constraint, by default the first objective, of each of a trial's units that has it in its
+        record, by seed."""
+        wanted = metric or self.search.study.aims[0].metric
+        return [values[wanted] for values in self._measured(trial) if wanted in values]
+
+    def _measured(self, trial: FrozenTrial) -> list[dict[str, float]]:
+        records = ((unit, self.ledger.finished(unit)) for unit in self._units(trial))
+        return [self.search.measured(unit, record) for unit, record in records if record is not None]
 
     def _units(self, trial: FrozenTrial) -> list[Unit]:
         try:
@@ -163,16 +168,21 @@ class TrialQueue(TaskGraph):
         states = [self.state[unit.key] for unit in units]
         if any(state not in SETTLED or state is State.STOPPED for state in states):
             return
-        objective = self.search.study.objective
         bad = next((unit for unit, state in zip(units, states, strict=True) if state is not State.FINISHED), None)
-        values = self.values(trial)
+        space, measured = self.search.study, self._measured(trial)
+        missing = next((name for name in space.metrics if any(name not in values for values in measured)), None)
         if bad is not None:
             self.reason[number] = f"{bad.name}: {self.error[bad.key]}"
-        elif units and len(values) < len(units):
-            self.reason[number] = f"{objective} is not in the record of each of its units"
+        elif units and (missing or len(measured) < len(units)):
+            self.reason[number] = f"{missing or space.metrics[0]} is not in the record of each of its units"
         elif units:
-            if self._written(self.journal.complete, number, statistics.fmean(values)):
-                logger.info("trial %d: %s %s; %s", number, objective, spread(values), named(trial.params))
+            by_seed = {name: [values[name] for values in measured] for name in space.metrics}
+            means = {name: statistics.fmean(values) for name, values in by_seed.items()}
+            excess = {str(limit): limit.excess(means[limit.metric]) for limit in space.limits}
+            if self._written(self.journal.complete, number, [means[aim.metric] for aim in space.aims], excess):
+                results = ", ".join(f"{name} {spread(values)}" for name, values in by_seed.items())
+                broken = "".join(f"; not {name}" for name, over in excess.items() if over > 0)
+                logger.info("trial %d: %s; %s%s", number, results, named(trial.params), broken)
             return
         if self._written(self.journal.fail, number):
             logger.error("trial %d FAILED: %s", number, self.reason[number])
@@ -187,10 +197,19 @@ def units_of_trials(plan: SearchPlan, trials: Iterable[FrozenTrial]) -> list[Uni
     return list(units.values())
 
 
-def ranked(trials: Iterable[FrozenTrial], direction: str) -> list[FrozenTrial]:
-    """Best first; those without a value at the end, in their order."""
-    sign = -1.0 if direction == "maximize" else 1.0
-    return sorted(trials, key=lambda trial: (trial.value is None, sign * (trial.value or 0.0), number_of(trial)))
+def ranked(trials: Iterable[FrozenTrial], *directions: str) -> list[FrozenTrial]:
+    """Best first, by the direction of each objective: the Pareto front by the first objective, then those that keep the
+    constraints, those that don't, and those without a value, in their order."""
+    every = list(trials)
+    on_front = {number_of(trial) for trial in front(every, directions)} if len(directions) > 1 else set()
+    sign = -1.0 if directions[0] == "maximize" else 1.0
+
+    def place(trial: FrozenTrial) -> tuple[bool, bool, bool, float, int]:
+        first = 0.0 if trial.values is None else sign * trial.values[0]
+        number = number_of(trial)
+        return trial.values is None, not is_feasible(trial), number not in on_front, first, number
+
+    return sorted(every, key=place)
 
 
 def spread(values: list[float]) -> str:

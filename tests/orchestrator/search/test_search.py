@@ -524,7 +524,7 @@ def test_bad_input_is_one_clear_line_before_anything_starts(bench, tmp_path, cap
     assert "unequal budgets" in refused('"dropout": Range(0, 0.3)', '"pe.batch_size": Range(2, 8)')
     assert "seeds instead" in refused('"dropout": Range(0, 0.3)', '"seed": Range(0, 8)')
     assert "whole number" in refused('"dropout": Range(0, 0.3)', '"encoder_layers": Range(1, 2.5)')
-    assert "sampler must be one of tpe, gp, random, qmc, grid, got 'cma'" in refused(
+    assert "sampler must be one of tpe, gp, nsga2, random, qmc, grid, got 'cma'" in refused(
         "seeds=2", 'seeds=2, sampler="cma"'
     )
     assert "grid needs a step, got a range without one" in refused("seeds=2", 'seeds=2, sampler="grid"')
@@ -629,7 +629,7 @@ def test_only_the_search_imports_optuna(repo_root):
         for file in sorted((repo_root / "orchestrator").rglob("*.py"))
         if any(line.strip().startswith(("import optuna", "from optuna")) for line in file.read_text().splitlines())
     ]
-    assert files == [f"orchestrator/search/{name}.py" for name in ("journal", "trial_queue", "trial_report")]
+    assert files == [f"orchestrator/search/{name}.py" for name in ("journal", "pareto", "trial_queue", "trial_report")]
     assert optuna.__version__
 
 
