@@ -46,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("space", nargs="?", metavar="SPACE", help="name, FILE.py or module:name")
     made.add_argument("--list", action="store_true", help="name the spaces and end")
     made.add_argument("--trials", type=int, metavar="N", help="trials in all (the space's own number)")
+    made.add_argument(
+        "--warm-start", action="store_true", help="learn from finished units of earlier searches and studies, too"
+    )
     add_shared_arguments(made, "trial")
     made.add_argument("--out", type=Path, metavar="DIR", help="of the tables (in the storage; for s3:// here too)")
     return made
@@ -69,7 +72,9 @@ def act(options: argparse.Namespace, command: str) -> int:
             "--gpus-per-unit auto measures units before they run, and a search makes them as it goes; give a number"
         )
     with process.unwinding():  # Clip sets may have to be made.
-        inputs = read_search(options.space, options.preset, options.data, options.set, options.seeds, options.trials)
+        inputs = read_search(
+            options.space, options.preset, options.data, options.set, options.seeds, options.trials, options.warm_start
+        )
     check_cut(inputs.plan.units_of(inputs.plan.start)[:1], options)
     return run(inputs, options, command)
 
@@ -79,7 +84,8 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
     # Optuna takes a second to import, which --help and refusals need not wait for.
     from orchestrator.search.journal import Journal
     from orchestrator.search.trial_queue import TrialQueue, units_of_trials
-    from orchestrator.search.trial_report import closing, front_of, write_trials
+    from orchestrator.search.trial_report import closing, front_of, warm_start_text, write_trials
+    from orchestrator.search.warm_start import known_trials
 
     plan, space = inputs.plan, inputs.plan.study
     with Session(options, inputs.paths) as session:
@@ -92,6 +98,8 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
             journal = Journal(place.hold(), plan.name, space, inputs.dimensions, inputs.start, place.keep)
             check = SourceCheck(ledger, options.other_code)
             check.check(units_of_trials(plan, journal.trials))
+            if plan.warm and journal.known is None:
+                journal.learn(known_trials(plan, inputs.dimensions, ledger, check))
             graph = TrialQueue(plan, ledger, journal, inputs.trials, check=check)
             if not graph.complete:
                 session.connect()
@@ -99,6 +107,8 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
             "%s: %d of %s there, %s each, to %s",
             plan.name, len(journal.trials), count(inputs.trials, "trial"), count(plan.seeds, "seed"), aims_text(space),
         )  # fmt: skip
+        if plan.warm:
+            logger.info("%s", warm_start_text(journal.known or ()))
         if session.ledger.root is not None:  # A store's journal is a copy on this machine.
             logger.info("watch its trials: %s (pip install optuna-dashboard)", dashboard_command(place.folder))
         seconds = 0.0

@@ -9,6 +9,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,21 @@ DIGITS = 4
 MIN_TRIALS_FOR_IMPORTANCES = 20
 NUMBER = "trial"
 """Attribute of each of Optuna's trials."""
+KNOWN = "known"
+"""Attribute of the study."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A configuration that was trained before the search; it informs the sampler and is no trial of the search."""
+
+    params: Params
+    values: Sequence[float]
+    """Of each objective."""
+    constraints: Mapping[str, float]
+    """As of `Journal.complete`."""
+    own: bool
+    """Trained with all seeds of the search, too, so that it costs nothing as a trial."""
 
 
 class Journal:
@@ -96,10 +112,25 @@ class Journal:
         self.trials = [newest[number] for number in sorted(newest)]
         """By number, as they were last tried."""
 
+    @property
+    def known(self) -> list[Known] | None:
+        """What suggestions learn from beside the trials, best first; None until `learn`."""
+        entries = self._study.user_attrs.get(KNOWN)
+        return None if entries is None else [Known(**entry) for entry in entries]
+
+    def learn(self, known: Sequence[Known]) -> None:
+        """Keep what there was at the start of the search, once: later calls suggest from the same."""
+        if self.known is None:
+            self._study.set_user_attr(KNOWN, [asdict(one) for one in known])
+
     def suggest(self) -> Params | None:
         """Parameters of the next trial, None where the space has no more; changes nothing."""
         if not self.trials and self._start is not None:
             return self._start
+        if len(self.trials) <= (self._start is not None):
+            best = next((one.params for one in self.known or () if one.own), None)
+            if best is not None and best not in [trial.params for trial in self.trials]:
+                return best
         with warnings.catch_warnings():
             # Some samplers call themselves experimental; ours are fixed by the journal, and tests hold them to it.
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -150,6 +181,10 @@ class Journal:
 
     def _draw(self, sampler: BaseSampler) -> Params:
         study = optuna.create_study(directions=self._directions, sampler=sampler)
+        complete = [trial.params for trial in self.trials if trial.state is TrialState.COMPLETE]
+        for one in self.known or ():
+            if one.params not in complete:
+                study.add_trial(self._trial(-1, one.params, TrialState.COMPLETE, one.values, one.constraints))
         for number, trial in enumerate(self.trials):
             # One that failed counts as one without a value yet: both are taken for bad, and their neighbours avoided.
             state = trial.state if trial.state is TrialState.COMPLETE else TrialState.RUNNING

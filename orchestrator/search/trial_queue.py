@@ -215,5 +215,10 @@ def ranked(trials: Iterable[FrozenTrial], *directions: str) -> list[FrozenTrial]
 def spread(values: list[float]) -> str:
     """Mean and standard deviation, and over how many."""
     if len(values) == 1:
-        return f"{values[0]:.4g} (n = 1)"
-    return f"{statistics.fmean(values):.4g} ± {statistics.stdev(values):.2g} (n = {len(values)})"
+        return f"{_short(values[0])} (n = 1)"
+    return f"{_short(statistics.fmean(values))} ± {statistics.stdev(values):.2g} (n = {len(values)})"
+
+
+def _short(value: float) -> str:
+    """Four digits; of numbers of parameters and operations all, up to millions."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"

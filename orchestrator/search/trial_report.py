@@ -18,7 +18,7 @@ from orchestrator.search.best_study import (
     study_command,
     study_text,
 )
-from orchestrator.search.journal import number_of
+from orchestrator.search.journal import Known, number_of
 from orchestrator.search.pareto import front, is_feasible
 from orchestrator.search.plan import named
 from orchestrator.search.resolve_space import SearchInputs
@@ -164,9 +164,7 @@ def table(inputs: SearchInputs, graph: TrialQueue) -> str:
 
 def _mean(inputs: SearchInputs, trial: FrozenTrial, metric: str, values: Sequence[float]) -> float | str:
     """Of an objective as the journal has it, of a constraint from the records."""
-    by_metric: dict[str, float] = dict(
-        zip((aim.metric for aim in inputs.plan.study.aims), trial.values, strict=True)
-    )
+    by_metric: dict[str, float] = dict(zip((aim.metric for aim in inputs.plan.study.aims), trial.values, strict=True))
     return by_metric.get(metric, statistics.fmean(values) if values else "")
 
 
@@ -196,6 +194,8 @@ def markdown(
     if synthetic:
         lines += [f"**Synthetic data ({', '.join(synthetic)}): these numbers say nothing about real motion.**", ""]
     lines += [f"    {command}", "", f"{budget}The search measured no test split.", ""]
+    if graph.journal.known is not None:
+        lines += [f"{warm_start_text(graph.journal.known)}; they are no trials of this search.", ""]
     if on_front := front_of(inputs, graph):
         lines += [f"## Pareto front: {len(on_front)} of {count(states['complete'], 'trial')}", ""]
         lines += ["None of the other trials is at least as good in all objectives and better in one.", ""]
@@ -217,6 +217,15 @@ def markdown(
         lines += [f"To measure {what} and the base on the test split, with the study in {STUDY_FILE}:", ""]
         lines += [f"    {study_command(inputs, STUDY_FILE)}", ""]
     return "\n".join(lines)
+
+
+def warm_start_text(known: Sequence[Known]) -> str:
+    """What a search has learned from before its first trial."""
+    own = sum(one.own for one in known)
+    return (
+        f"Suggestions learn from {count(len(known), 'configuration')} of earlier searches and studies, {own} of them "
+        "with all seeds of this search"
+    )
 
 
 def caution(inputs: SearchInputs, graph: TrialQueue, order: Sequence[FrozenTrial]) -> list[str]:
@@ -274,7 +283,7 @@ def _feasibility(inputs: SearchInputs, complete: Sequence[FrozenTrial]) -> str:
     if infeasible == len(complete):
         text = f"None of {count(infeasible, 'complete trial')} keeps the constraints ({', '.join(map(str, limits))})"
         return f"{text}: there is no best one."
-    return f"{infeasible} of {count(len(complete), 'complete trial')} broke the constraints, and none of these is the best."
+    return f"{infeasible} of {count(len(complete), 'complete trial')} broke the constraints; none of these is the best."
 
 
 def closing(inputs: SearchInputs, graph: TrialQueue, folder: Path) -> list[str]:
