@@ -8,6 +8,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,7 +96,9 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
         with session.opened(*folders) as ledger:
             if not place.begun():
                 session.connect()  # Before there is anything to leave behind.
-            journal = Journal(place.hold(), plan.name, space, inputs.dimensions, inputs.start, place.keep)
+            journal = Journal(
+                place.hold(), plan.name, space, inputs.dimensions, inputs.start, place.keep, place.transaction
+            )
             check = SourceCheck(ledger, options.other_code)
             check.check(units_of_trials(plan, journal.trials))
             if plan.warm and journal.known is None:
@@ -121,6 +124,8 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
         expected = dict.fromkeys(graph.units, seconds)
         content = search_content(inputs, command)
         session.execute(plan, content, graph, check, expected)
+        with suppress(OSError):  # What other processes have judged meanwhile.
+            journal.read()
         if space.objectives:  # For MLflow, which hears it at the end.
             content["front"] = [unit.arm for trial in front_of(inputs, graph) for unit in plan.units_of(trial.params)]
         written = write_trials(inputs, graph, journal.importances(), command, folders)

@@ -9,6 +9,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,11 @@ class Known:
 
 
 class Journal:
-    """The trials of a search in a file of Optuna's, to which lines are only added. Held by one process at a time.
+    """The trials of a search in a file of Optuna's, to which lines are only added. Several processes may add to it:
+    each reads what there is, decides and writes in one transaction.
 
     Each line is written whole, with a trial's number and all its parameters, or is cut off when the file is next
-    opened. A trial that is tried again is another one to Optuna, of the same number. Suggestions are a function of the
+    read. A trial that is tried again is another one to Optuna, of the same number. Suggestions are a function of the
     trials so far and the space's sampler seed, so a search that was killed suggests what it would have suggested.
     """
 
@@ -81,6 +83,7 @@ class Journal:
         dimensions: Mapping[str, Range | Choice],
         start: Params | None,
         keep: Callable[[], None] = lambda: None,
+        transaction: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """
         Args:
@@ -88,40 +91,46 @@ class Journal:
             dimensions: by dotted field name; ranges of whole numbers have whole ends.
             start: parameters of the first trial; None draws them as well.
             keep: called after lines have been added.
+            transaction: keeps other processes out while it lasts; may be entered again within itself.
 
         Raises:
             ValueError: the file holds something else.
         """
+        self.transaction, self._file = transaction, file
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space, self._start, self._dimensions = space, start, dimensions
         self._where = {path: _distribution(where) for path, where in dimensions.items()}
         self._directions = [aim.direction for aim in space.aims]
         try:
-            self._storage = JournalStorage(_file_backend(file, keep))
-            self._study = optuna.create_study(
-                storage=self._storage, study_name=name, directions=self._directions, load_if_exists=True
-            )
-            self._read()
+            with transaction():
+                self._storage = JournalStorage(_file_backend(file, keep))
+                self._study = optuna.create_study(
+                    storage=self._storage, study_name=name, directions=self._directions, load_if_exists=True
+                )
+                self.read()
         except (ValueError, KeyError) as error:
             raise ValueError(
                 f"{file}: not the trials of this search ({error}); move it away and run again: units are kept"
             ) from error
 
-    def _read(self) -> None:
-        newest = {number_of(trial): trial for trial in self._study.get_trials(deepcopy=False)}
+    def read(self) -> None:
+        """Read what other processes have added."""
+        with self.transaction():
+            cut_torn_line(self._file)  # Of a process that died.
+            newest = {number_of(trial): trial for trial in self._study.get_trials(deepcopy=False)}
+            entries = self._study.user_attrs.get(KNOWN)
         self.trials = [newest[number] for number in sorted(newest)]
         """By number, as they were last tried."""
-
-    @property
-    def known(self) -> list[Known] | None:
+        self.known = None if entries is None else [Known(**entry) for entry in entries]
         """What suggestions learn from beside the trials, best first; None until `learn`."""
-        entries = self._study.user_attrs.get(KNOWN)
-        return None if entries is None else [Known(**entry) for entry in entries]
 
     def learn(self, known: Sequence[Known]) -> None:
         """Keep what there was at the start of the search, once: later calls suggest from the same."""
-        if self.known is None:
-            self._study.set_user_attr(KNOWN, [asdict(one) for one in known])
+        with self.transaction():
+            self.read()
+            if self.known is None:
+                self._study.set_user_attr(KNOWN, [asdict(one) for one in known])
+                self.read()
 
     def suggest(self) -> Params | None:
         """Parameters of the next trial, None where the space has no more; changes nothing."""
@@ -144,13 +153,15 @@ class Journal:
         for attempt in range(MAX_ATTEMPTS):
             seed = int(digest([self._space.sampler_seed, len(taken), attempt])[:8], 16)
             is_fixed = self._space.sampler == "qmc"
-            params = self._sobol(len(taken) + attempt) if is_fixed else self._draw(self._sampler(seed))
+            params = (
+                self._sobol(len(taken) + attempt) if is_fixed else self._draw(self._sampler(seed), self.known or ())
+            )
             if params not in taken:
                 return params
         number = _points(self._where, self._dimensions)
         if number is None:
             return params
-        return self._draw(BruteForceSampler(seed=seed)) if len(taken) < number else None
+        return self._draw(BruteForceSampler(seed=seed), ()) if len(taken) < number else None
 
     def _sampler(self, seed: int) -> BaseSampler:
         if self._space.sampler == "random":
@@ -179,10 +190,10 @@ class Journal:
             study.ask(self._where)
         return active(self._of(study.ask(self._where).params), self._dimensions)
 
-    def _draw(self, sampler: BaseSampler) -> Params:
+    def _draw(self, sampler: BaseSampler, known: Sequence[Known]) -> Params:
         study = optuna.create_study(directions=self._directions, sampler=sampler)
         complete = [trial.params for trial in self.trials if trial.state is TrialState.COMPLETE]
-        for one in self.known or ():
+        for one in known:
             if one.params not in complete:
                 study.add_trial(self._trial(-1, one.params, TrialState.COMPLETE, one.values, one.constraints))
         for number, trial in enumerate(self.trials):
@@ -217,36 +228,48 @@ class Journal:
 
     def begin(self, params: Params) -> int:
         """Keep a new trial as running; returns its number."""
-        number = len(self.trials)
-        self._study.add_trial(self._trial(number, params, TrialState.RUNNING))
-        self._read()
+        with self.transaction():
+            self.read()
+            number = len(self.trials)
+            self._study.add_trial(self._trial(number, params, TrialState.RUNNING))
+            self.read()
         return number
 
     def again(self, number: int) -> None:
         """Keep a trial that has ended as running."""
-        self._study.add_trial(self._trial(number, self.trials[number].params, TrialState.RUNNING))
-        self._read()
+        with self.transaction():
+            self.read()
+            if self.trials[number].state.is_finished():
+                self._study.add_trial(self._trial(number, self.trials[number].params, TrialState.RUNNING))
+                self.read()
 
     def complete(
         self, number: int, value: float | Sequence[float], constraints: Mapping[str, float] | None = None
     ) -> None:
-        """Keep its value, or that of each objective: the mean over its seeds.
+        """Keep its value, or that of each objective: the mean over its seeds. What another process has judged stays.
 
         Args:
             constraints: by how much it breaks each; 0 or below where it keeps it.
         """
-        trial, study = self.trials[number], self._storage.get_study_id_from_name(self._study.study_name)
-        row = self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
-        for name, excess in (constraints or {}).items():
-            # As `Trial.set_constraint` keeps it, for which a trial would have to be asked for.
-            self._storage.set_trial_system_attr(row, f"constraints:{name}", excess)
-        self._study.tell(trial.number, value)
-        self._read()
+        with self.transaction():
+            self.read()
+            trial, study = self.trials[number], self._storage.get_study_id_from_name(self._study.study_name)
+            if trial.state.is_finished():
+                return
+            row = self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
+            for name, excess in (constraints or {}).items():
+                # As `Trial.set_constraint` keeps it, for which a trial would have to be asked for.
+                self._storage.set_trial_system_attr(row, f"constraints:{name}", excess)
+            self._study.tell(trial.number, value)
+            self.read()
 
     def fail(self, number: int) -> None:
-        """Keep that it has none."""
-        self._study.tell(self.trials[number].number, state=TrialState.FAIL)
-        self._read()
+        """Keep that it has none. What another process has judged stays."""
+        with self.transaction():
+            self.read()
+            if not self.trials[number].state.is_finished():
+                self._study.tell(self.trials[number].number, state=TrialState.FAIL)
+                self.read()
 
     def importances(self) -> dict[str, float]:
         """Share of each searched field in what sets the best trials apart, by Optuna's PED-ANOVA; empty for too few
@@ -256,7 +279,8 @@ class Journal:
         values = [trial.value for trial in self.trials if trial.state is TrialState.COMPLETE]
         if len(values) < MIN_TRIALS_FOR_IMPORTANCES or len(set(values)) == 1:
             return {}
-        shares: dict[str, float] = get_param_importances(self._study, evaluator=PedAnovaImportanceEvaluator())
+        with self.transaction():
+            shares: dict[str, float] = get_param_importances(self._study, evaluator=PedAnovaImportanceEvaluator())
         return shares
 
 
@@ -334,7 +358,7 @@ def _complete(study: Study) -> list[FrozenTrial]:
 
 
 class _NoLock:
-    """The search is held by this process: a lock file of Optuna's would outlive a killed one by half a minute."""
+    """Transactions are ours: a lock file of Optuna's would outlive a killed process by half a minute."""
 
     def acquire(self) -> bool:
         return True

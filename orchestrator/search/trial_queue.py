@@ -38,12 +38,14 @@ class TrialQueue(TaskGraph):
         self.joined: Callable[[Unit, bool], None] = lambda unit, done: None
         """Told of each unit that a new trial brings, and whether it was trained before."""
         self.reason: dict[int, str] = {}
-        """Why a trial has failed."""
+        """Why a trial has failed, in this process or as the records of its units say."""
         self.fault = ""
         """Why the search stopped by itself."""
         self._exhausted = False
         self._trials_of: dict[str, list[int]] = {}
         """Numbers of trials by key of their units."""
+        self._taken = len(journal.trials)
+        """Trials whose units are on the graph."""
         super().__init__(plan.units, ledger, check=check)
         for number, trial in enumerate(journal.trials):
             if trial.state is TrialState.FAIL and self._units(trial):
@@ -95,6 +97,35 @@ class TrialQueue(TaskGraph):
             if self.trials[number].state is TrialState.FAIL and self._written(self.journal.again, number):
                 self.reason.pop(number, None)
 
+    def join(self) -> None:
+        """Take up what other processes that run this search have suggested and judged since the last look. Their units
+        count as theirs until `look_elsewhere` finds that nobody holds them. OSError where the journal can't be read."""
+        self.journal.read()
+        while self._taken < len(self.trials):
+            logger.info("trial %d, of another process: %s", self._taken, named(self.trials[self._taken].params))
+            self._taken += 1
+            self._take(self._taken - 1, theirs=True)
+
+    def look_elsewhere(self) -> list[str]:
+        try:
+            self.join()
+        except OSError as error:
+            logger.warning("the trials can't be read (%s); another look follows", error)
+        for number, trial in enumerate(self.trials):
+            if trial.state is TrialState.FAIL:
+                self._give_up(number)
+        return super().look_elsewhere()
+
+    def _give_up(self, number: int) -> None:
+        """What another process has tried and failed at is not tried again by this one."""
+        for unit in self._units(self.trials[number]):
+            if self.state.get(unit.key) is State.ELSEWHERE and not self.ledger.claimed(unit):
+                record = self.ledger.record(unit)
+                if record is None or record.status == "failed":
+                    lines = record.error.strip().splitlines() if record else []
+                    self.failed(unit.key, lines[-1] if lines else "it failed in another process")
+                    self.reason.setdefault(number, f"{unit.name}: {self.error[unit.key]}")
+
     def time_left(self, seconds: Mapping[str, float], slots: int) -> float:
         """As of a graph; trials that are still to be suggested take as long as the others."""
         each = statistics.median(seconds.values()) if seconds else 0.0
@@ -119,14 +150,22 @@ class TrialQueue(TaskGraph):
             return []
 
     def _suggest(self) -> None:
-        params = self.journal.suggest()
-        if params is None:
-            self._exhausted = True
-            logger.info("the space has no more configurations than these %d", len(self.trials))
-        elif self._written(self.journal.begin, params):
-            number = len(self.trials) - 1
-            logger.info("trial %d: %s", number, named(params))
-            self._take(number)
+        """A new trial; or those that other processes have suggested meanwhile."""
+        if self._written(self._begin) and self._taken < len(self.trials):
+            self._taken += 1
+            self._take(self._taken - 1)
+
+    def _begin(self) -> None:
+        with self.journal.transaction():
+            self.join()
+            if not self._has_room:
+                return
+            params = self.journal.suggest()
+            if params is None:
+                self._exhausted = True
+                logger.info("the space has no more configurations than these %d", len(self.trials))
+            else:
+                logger.info("trial %d: %s", self.journal.begin(params), named(params))
 
     def _written(self, write: Callable[..., object], *values: object) -> bool:
         """Write to the journal. Where that fails nothing new is begun: what runs comes to its end and is in the ledger,
@@ -139,8 +178,12 @@ class TrialQueue(TaskGraph):
             return False
         return True
 
-    def _take(self, number: int) -> None:
-        """Put a trial's units on the graph; if all are finished, score the trial immediately."""
+    def _take(self, number: int, theirs: bool = False) -> None:
+        """Put a trial's units on the graph; if all are finished, score the trial immediately.
+
+        Args:
+            theirs: another process has suggested it, and is about to train it.
+        """
         is_complete, units = self.trials[number].state is TrialState.COMPLETE, self._units(self.trials[number])
         if is_complete and any(self.ledger.finished(unit) is None for unit in units):
             return  # Its value stands, though somebody has removed the records.
@@ -149,6 +192,8 @@ class TrialQueue(TaskGraph):
                 self.add(unit)
                 self.search.units = self.units
                 self.joined(unit, self.state[unit.key] is State.FINISHED)
+                if theirs and self.state[unit.key] is State.WAITING:
+                    self.busy(unit.key)
             self._trials_of.setdefault(unit.key, []).append(number)
         # Units of other code are trained or measured again, and the trial is worth what comes out.
         if is_complete and any(self.state[unit.key] is not State.FINISHED for unit in units):
@@ -168,7 +213,14 @@ class TrialQueue(TaskGraph):
         states = [self.state[unit.key] for unit in units]
         if any(state not in SETTLED or state is State.STOPPED for state in states):
             return
-        bad = next((unit for unit, state in zip(units, states, strict=True) if state is not State.FINISHED), None)
+        bad = next(
+            (
+                unit
+                for unit, state in zip(units, states, strict=True)
+                if state is not State.FINISHED and not self._is_done(unit)
+            ),  # Another process may have had better luck.
+            None,
+        )
         space, measured = self.search.study, self._measured(trial)
         missing = next((name for name in space.metrics if any(name not in values for values in measured)), None)
         if bad is not None:

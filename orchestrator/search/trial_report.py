@@ -280,6 +280,8 @@ def _feasibility(inputs: SearchInputs, complete: Sequence[FrozenTrial]) -> str:
     if not limits:
         return ""
     infeasible = sum(not is_feasible(trial) for trial in complete)
+    if not infeasible:
+        return f"All of {count(len(complete), 'complete trial')} kept the constraints."
     if infeasible == len(complete):
         text = f"None of {count(infeasible, 'complete trial')} keeps the constraints ({', '.join(map(str, limits))})"
         return f"{text}: there is no best one."

@@ -604,15 +604,6 @@ def test_searches_of_two_projects_have_two_names():
     assert len(names) == 2
 
 
-def test_two_drivers_do_not_run_one_search(bench, tmp_path, capsys):
-    name = bench.inputs().plan.name
-    folder = tmp_path / "searches" / name
-    folder.mkdir(parents=True)
-    (folder / JOURNAL).touch()
-    with FileLock(folder.with_name(f".{name}.lock")):
-        assert "another process runs the search" in bench.refusal(capsys, tmp_path)
-
-
 def test_the_packaged_spaces_fit_the_presets():
     assert {"learning_rate", "routed_encoder"} <= set(space_names())
     for name in space_names():
