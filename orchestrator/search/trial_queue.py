@@ -20,6 +20,9 @@ from orchestrator.storage.source_check import SourceCheck
 
 logger = logging.getLogger(__name__)
 
+HIGHLIGHTS = 3
+"""Trials that a display shows."""
+
 
 class TrialQueue(TaskGraph):
     """Releases the units of trials in their order, and asks for a new trial when there is room for one."""
@@ -125,6 +128,17 @@ class TrialQueue(TaskGraph):
                     lines = record.error.strip().splitlines() if record else []
                     self.failed(unit.key, lines[-1] if lines else "it failed in another process")
                     self.reason.setdefault(number, f"{unit.name}: {self.error[unit.key]}")
+
+    def highlights(self) -> list[str]:
+        """The best trials so far, by what the journal has of them."""
+        aims = self.search.study.aims
+        complete = [trial for trial in self.trials if trial.values is not None]
+        feasible = [trial for trial in ranked(complete, *(aim.direction for aim in aims)) if is_feasible(trial)]
+        lines = [f"trials: {len(complete)} of {self.total} complete" + (", best first:" if feasible else "")]
+        for trial in feasible[:HIGHLIGHTS]:
+            values = ", ".join(f"{aim.metric} {_short(value)}" for aim, value in zip(aims, trial.values, strict=True))
+            lines.append(f"  {number_of(trial)}: {values}  {named(trial.params)}")
+        return lines
 
     def time_left(self, seconds: Mapping[str, float], slots: int) -> float:
         """As of a graph; trials that are still to be suggested take as long as the others."""

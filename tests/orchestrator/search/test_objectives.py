@@ -245,6 +245,17 @@ def test_each_objective_must_be_measured_and_look_for_the_best():
         check_objective(small_space(constraints=(Constraint("validation/pe/f1", at_least=1),)), MEASURED)
 
 
+def test_a_display_shows_the_best_admitted_trials_so_far(tmp_path):
+    run = Trials(tmp_path, small_space(constraints=(Constraint(ERROR, at_most=65),)), 13)
+    assert run.graph.highlights() == ["trials: 0 of 13 complete"]
+    run.run()
+    head, *lines = run.graph.highlights()
+    assert head == "trials: 13 of 13 complete, best first:"
+    kept = [trial for trial in run.book.trials if 50 + 100 * trial.params["model.dropout"] <= 65]
+    best = sorted(kept, key=lambda trial: -trial.value)[:3]
+    assert [int(line.split(":")[0]) for line in lines] == [number_of(trial) for trial in best]
+
+
 CONDITIONAL = {
     "routing_execution": Choice(("sparse", "dense")),
     "encoder_layers": Choice((1, 2), when={"routing_execution": "sparse"}),
