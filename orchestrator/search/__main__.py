@@ -29,9 +29,10 @@ EXAMPLES = """examples:
   python -m orchestrator.search learning_rate                     24 trials on synthetic data, preset tiny
   python -m orchestrator.search routed_encoder --preset small --data uiprmd=PATH --data utd_mhad=PATH --data jhmdb=PATH
   python -m orchestrator.search my_space.py --trials 50 --seeds 2 --storage /mnt/shared/ablations --gpus-per-unit 1
+  python -m orchestrator.search my_space.py --warm-start --watch --price-per-hour 3.06
 
 Trials are judged on validation subjects; the test split is not touched. Run again to resume, with more --trials to
-go on. Units that other code has trained are refused: --accept-other-code keeps them, --retrain trains
+go on; at the same time, to share one search in a folder. Units that other code has trained are refused: --accept-other-code keeps them, --retrain trains
 them again.
 exit status: 0 done, 1 some trials failed or were stopped (the rest is reported), 2 usage or configuration, before
 anything starts"""

@@ -52,14 +52,14 @@ class SearchPlace:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Keep other processes out of the journal while it lasts. OSError where one doesn't let go of it."""
+        """Keep other processes out of the journal while it lasts. TimeoutError where one doesn't let go of it."""
         if self._lock is None:
             yield
             return
         try:
             self._lock.acquire(timeout=TRANSACTION_TIMEOUT_SECONDS)
         except Timeout as error:
-            raise OSError(
+            raise TimeoutError(
                 f"another process has held the journal of {self._name} for {TRANSACTION_TIMEOUT_SECONDS:.0f} seconds"
             ) from error
         try:
