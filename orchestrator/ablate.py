@@ -71,7 +71,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--gpu-memory", type=float, metavar="GB", help="with --plan: of the GPUs that it is for (this machine's)"
     )
-    made.add_argument("--price-per-hour", type=float, metavar="PRICE", help="with --plan: of a GPU, for the cost")
     add_shared_arguments(made, "row")
     made.add_argument("--out", type=Path, metavar="DIR", help="of the report (in the storage; for s3:// here too)")
     return made
@@ -89,9 +88,8 @@ def act(options: argparse.Namespace, command: str) -> int:
         print("\n".join(f"{name:<{width}}{find_study(name).question}" for name in study_names()))
         return 0
     check_numbers(options)
-    for flag, number in (("--gpu-memory", options.gpu_memory), ("--price-per-hour", options.price_per_hour)):
-        if number is not None and not (options.plan and 0 < number < float("inf")):
-            raise ValueError(f"{flag} goes with --plan and must be above 0, got {number:g}")
+    if (memory := options.gpu_memory) is not None and not (options.plan and 0 < memory < float("inf")):
+        raise ValueError(f"--gpu-memory goes with --plan and must be above 0, got {memory:g}")
     looks = options.seeds.looks if isinstance(options.seeds, AutoSeeds) else ()
     for seeds in looks or (options.seeds,):
         with process.unwinding():  # Clip sets may have to be made.

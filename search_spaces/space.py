@@ -6,10 +6,68 @@ from typing import Any, Literal, get_args
 
 from search_spaces.study import NOTHING, UPS, text_faults
 
-Sampler = Literal["tpe", "gp", "random", "qmc", "grid"]
+Sampler = Literal["tpe", "gp", "nsga2", "random", "qmc", "grid"]
 StoppingRule = Literal["asha", "hyperband", "median"]
+Direction = Literal["maximize", "minimize"]
+Value = bool | int | float | str
 SCORE = "validation/score"
 """The number that checkpoints are chosen by: the mean over tasks of the share solved, in percent."""
+TRAIN_SECONDS, PARAMETERS, FLOPS = COSTS = ("cost/train_seconds", "cost/parameters", "cost/flops")
+"""What a trial costs: the time that a unit trained, which differs between machines and runs; parameters of its model;
+multiplications and additions of a forward pass, per sample, their mean over tasks."""
+MAX_OBJECTIVES = 4
+"""Of more, hardly any trial is worse in all than another."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One of several objectives."""
+
+    metric: str
+    """Of a unit's record, "validation/...", or one of `COSTS`."""
+    direction: Direction = "maximize"
+    bound: float | None = None
+    """The worst value that is admitted; None admits all."""
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What a trial must keep to be admitted, e.g. Constraint("cost/parameters", at_most=1e6)."""
+
+    metric: str
+    """As of an `Objective`."""
+    at_most: float | None = None
+    at_least: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError(
+                f"a constraint needs at_most or at_least, got {self.at_most} and {self.at_least}; write two for both"
+            )
+
+    def excess(self, value: float) -> float:
+        """By how much a value breaks it; 0 or below where it keeps it."""
+        if self.at_most is not None:
+            return value - self.at_most
+        assert self.at_least is not None
+        return self.at_least - value
+
+    def __str__(self) -> str:
+        side, limit = ("at most", self.at_most) if self.at_most is not None else ("at least", self.at_least)
+        return f"{self.metric} {side} {limit:g}"
+
+
+def _plain(where: Any) -> dict[str, Any]:
+    """The fields of a dimension as they stand in a search's name; no condition where there is none."""
+    return {name: value for name, value in vars(where).items() if name != "when" or value}
+
+
+def _when(when: Mapping[str, Any] | None) -> Mapping[str, tuple[Value, ...]] | None:
+    """A condition with a tuple of values for each parent; None where there is none."""
+    every = {
+        name: tuple(value) if isinstance(value, tuple | list) else (value,) for name, value in (when or {}).items()
+    }
+    return every or None
 
 
 @dataclass(frozen=True)
@@ -22,8 +80,12 @@ class Range:
     """Drawn evenly over the logarithm."""
     step: float | None = None
     """Only low, low + step, low + 2 step ..."""
+    when: Mapping[str, Any] | None = field(default=None, hash=False)
+    """Searched only where earlier dimensions, each a `Choice`, have these values, one or a tuple of some for each;
+    elsewhere the field is as in the base and no part of the trial."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "when", _when(self.when))
         if not self.low < self.high:
             raise ValueError(f"a range needs low < high, got {self.low} and {self.high}")
         if self.log and (self.low <= 0 or self.step is not None):
@@ -38,23 +100,34 @@ class Range:
         """Values to check a field with."""
         return self.low, self.high
 
+    def plain(self) -> dict[str, Any]:
+        """JSON data."""
+        return _plain(self)
+
 
 @dataclass(frozen=True)
 class Choice:
     """One of several values, without an order."""
 
-    values: tuple[bool | int | float | str, ...]
+    values: tuple[Value, ...]
+    when: Mapping[str, Any] | None = field(default=None, hash=False)
+    """As of a `Range`."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "when", _when(self.when))
         if len(self.values) < 2 or len({repr(value) for value in self.values}) < len(self.values):
             raise ValueError(f"a choice needs at least two different values, got {self.values}")
         if not all(isinstance(value, bool | int | float | str) for value in self.values):
             raise ValueError(f"a choice's values must be numbers, texts or true/false, got {self.values}")
 
     @property
-    def ends(self) -> tuple[bool | int | float | str, ...]:
+    def ends(self) -> tuple[Value, ...]:
         """Values to check a field with."""
         return self.values
+
+    def plain(self) -> dict[str, Any]:
+        """JSON data."""
+        return _plain(self)
 
 
 @dataclass(frozen=True)
@@ -104,15 +177,21 @@ class Space:
     objective: str = SCORE
     """Metric of a unit's record that decides, e.g. "validation/ar3d/top1". Where tasks are trained apart, its task is
     the one that is trained."""
-    direction: Literal["maximize", "minimize"] = "maximize"
+    direction: Direction = "maximize"
+    objectives: tuple[Objective, ...] = ()
+    """Several, in place of `objective` and `direction`: the search looks for trials than which none is better in all,
+    its Pareto front. At least one is a validation metric."""
+    constraints: tuple[Constraint, ...] = ()
+    """What a trial must keep beside the bounds of objectives: one that doesn't is never the best, nor on the front."""
     trials: int = 20
     seeds: int = 1
     """Repetitions of each trial: seeds first_seed, first_seed + 1 ..."""
     first_seed: int = 100
     """Apart from those of studies, which begin at 0: what was lucky in the search must not count again in a study."""
     sampler: Sampler = "tpe"
-    """Who suggests trials, of Optuna's: "tpe" and "gp" (Gaussian process) learn from the trials so far, "random" and
-    "qmc" (Sobol's points) don't, "grid" takes all combinations in their order."""
+    """Who suggests trials, of Optuna's: "tpe", "gp" (Gaussian process) and "nsga2" (a genetic algorithm, for many
+    trials) learn from the trials so far, "random" and "qmc" (Sobol's points) don't, "grid" takes all combinations in
+    their order."""
     sampler_seed: int = 0
     """Of the suggestions."""
     project: str = UPS
@@ -126,11 +205,7 @@ class Space:
             faults.append(f"name must be letters, digits and underscores, got {self.name!r}")
         if not self.dimensions:
             faults.append("dimensions must name at least one field, got none")
-        if not self.objective.startswith("validation/"):
-            faults.append(
-                f"objective must be a validation metric, got {self.objective!r}: choosing by the test split would "
-                f"spoil it; try {SCORE!r}"
-            )
+        faults += self._faults_of_objectives()
         if self.sampler not in get_args(Sampler):
             faults.append(f"sampler must be one of {', '.join(get_args(Sampler))}, got {self.sampler!r}")
         for name, low in (("trials", 1), ("seeds", 1), ("first_seed", 0), ("sampler_seed", 0)):
@@ -138,3 +213,68 @@ class Space:
                 faults.append(f"{name} must be at least {low}, got {getattr(self, name)}")
         if faults:
             raise ValueError(f"space {self.name!r}: " + "; ".join(faults))
+
+    def _faults_of_objectives(self) -> list[str]:
+        faults = [
+            f"objective must be a validation metric, got {metric!r}: choosing by the test split would spoil it; "
+            f"try {SCORE!r}"
+            for metric in ([self.objective] if not self.objectives else self.metrics)
+            if not metric.startswith("validation/") and (not self.objectives or metric not in COSTS)
+        ]
+        faults += [
+            f"a constraint must be on a validation metric or one of {', '.join(COSTS)}, got {limit.metric!r}"
+            for limit in self.constraints
+            if not limit.metric.startswith("validation/") and limit.metric not in COSTS
+        ]
+        if not self.objectives:
+            return faults
+        if self.early_stopping is not None:
+            faults.append(
+                "early_stopping needs one objective by which trials are compared at rungs, got several; give objective "
+                "and direction, and the others as constraints"
+            )
+        metrics = [one.metric for one in self.objectives]
+        if (self.objective, self.direction) != (SCORE, "maximize"):
+            faults.append("give objective and direction, or objectives, and not both")
+        if not 2 <= len(metrics) <= MAX_OBJECTIVES:
+            faults.append(
+                f"objectives must be 2 to {MAX_OBJECTIVES}, got {len(metrics)}; one is given as objective and "
+                "direction, and limits as constraints"
+            )
+        if len(set(metrics)) < len(metrics):
+            faults.append(f"objectives must differ, got {', '.join(metrics)}")
+        if all(metric in COSTS for metric in metrics):
+            faults.append("objectives must have a validation metric among them: costs alone need no training")
+        faults += [
+            f"direction of {one.metric} must be 'minimize', got {one.direction!r}"
+            for one in self.objectives
+            if one.metric in COSTS and one.direction != "minimize"
+        ]
+        return faults
+
+    @property
+    def aims(self) -> tuple[Objective, ...]:
+        """The objectives, also where there is one."""
+        return self.objectives or (Objective(self.objective, self.direction),)
+
+    @property
+    def limits(self) -> tuple[Constraint, ...]:
+        """The constraints, and the bounds of objectives as such."""
+        bounds = [
+            Constraint(one.metric, at_most=one.bound)
+            if one.direction == "minimize"
+            else Constraint(one.metric, at_least=one.bound)
+            for one in self.objectives
+            if one.bound is not None
+        ]
+        return (*bounds, *self.constraints)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Of objectives and constraints, each once, objectives first."""
+        return tuple(dict.fromkeys([*(one.metric for one in self.aims), *(one.metric for one in self.constraints)]))
+
+    @property
+    def judged_on(self) -> str:
+        """The first objective that is a validation metric; where tasks are trained apart, its task is trained."""
+        return next(one.metric for one in self.aims if one.metric not in COSTS)

@@ -64,6 +64,14 @@ def add_shared_arguments(parser: argparse.ArgumentParser, repeated: str) -> None
     parser.add_argument(
         "--notify-every", type=float, default=0.0, metavar="HOURS", help="run it for progress too (0: never)"
     )
+    parser.add_argument("--watch", action="store_true", help="show a live table, where the output is a terminal")
+    with_plan = "--plan or " if repeated == "row" else ""
+    parser.add_argument(
+        "--price-per-hour",
+        type=float,
+        metavar="PRICE",
+        help=f"with {with_plan}--watch: of a GPU, or of a slot without GPUs, for the cost",
+    )
     other = parser.add_mutually_exclusive_group()
     for flag, policy, text in (
         ("--accept-other-code", "accept", "keep units that other code has trained"),
@@ -116,6 +124,10 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--notify-every must be 0 or more hours, got {options.notify_every:g}; try 6")
     if options.notify_every and not options.notify:
         raise ValueError("--notify-every needs a command to run: --notify COMMAND")
+    price, shows_cost = options.price_per_hour, options.watch or getattr(options, "plan", False)
+    if price is not None and not (shows_cost and 0 < price < math.inf):
+        flags = "--plan or --watch" if hasattr(options, "plan") else "--watch"
+        raise ValueError(f"--price-per-hour goes with {flags} and must be above 0, got {price:g}")
     if options.max_concurrent is not None and options.max_concurrent < 1:
         raise ValueError(f"--max-concurrent must be at least 1, got {options.max_concurrent}")
     if gpus is not None and gpus < 0:

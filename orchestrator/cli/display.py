@@ -27,8 +27,12 @@ SHOWN_METRICS = 5
 class Display:
     """Done, running, waiting and failed units; what the running ones measure; time left."""
 
-    def __init__(self, graph: TaskGraph, seconds: Mapping[str, float], slots: int) -> None:
-        """`seconds` is the expected time of each unit; those of this call replace it as they come."""
+    def __init__(self, graph: TaskGraph, seconds: Mapping[str, float], slots: int, has_bar: bool = True) -> None:
+        """
+        Args:
+            seconds: the expected time of each unit; those of this call replace it as they come.
+            has_bar: draw a bar where standard error is a terminal.
+        """
         self._graph, self._slots = graph, slots
         self._expected = dict(seconds)
         self._started: dict[str, float] = {}
@@ -39,7 +43,7 @@ class Display:
             total=len(graph.units),
             initial=len(graph.done_before),
             unit="unit",
-            disable=None,  # Where standard error is no terminal.
+            disable=None if has_bar else True,  # None: where standard error is no terminal.
             bar_format="{n_fmt}/{total_fmt} units |{bar:20}| {desc}",
         )
 
@@ -95,23 +99,30 @@ class Display:
 
     def line(self) -> str:
         """The state of the study on one line."""
+        parts = [*self._counts(), f"{duration(self.seconds_left())} left"]
+        return ", ".join(parts) + "".join(f" | {text}" for text in self._running())
+
+    def _counts(self) -> list[str]:
+        """Units by state, in words."""
         counts = self._graph.counts()
         running = len(self._started)
         counts[State.WAITING] += counts[State.RUNNING] - running  # Released, and waiting for room.
         parts = [f"{counts[State.FINISHED]} done", f"{running} running"]
         parts += [f"{counts[state]} {state}" for state in (State.WAITING, State.ELSEWHERE) if counts[state]]
         failed = counts[State.FAILED] + counts[State.BLOCKED]
-        parts += [f"{failed} failed"] if failed else []
-        parts.append(f"{duration(self.seconds_left())} left")
-        return ", ".join(parts) + "".join(f" | {text}" for text in self._running())
+        return [*parts, f"{failed} failed"] if failed else parts
 
-    def seconds_left(self) -> float:
-        """Until all is done, from the estimate, corrected by how far it was off so far."""
+    def seconds_left(self, slots: int | None = None) -> float:
+        """Until all is done, from the estimate, corrected by how far it was off so far.
+
+        Args:
+            slots: units at once; those of this call if None.
+        """
         correction = sorted(self._ratios)[len(self._ratios) // 2] if self._ratios else 1.0
         expected = {key: value * correction for key, value in self._expected.items()}
         for key, started in self._started.items():
             expected[key] = max(expected[key] - (time.monotonic() - started), 1.0)
-        return self._graph.time_left(expected, self._slots)
+        return self._graph.time_left(expected, slots or self._slots)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -141,7 +141,6 @@ class Session:
         Raises:
             RuntimeError: the driver failed.
         """
-        from orchestrator.cli.display import Display
         from orchestrator.execution import driver
         from orchestrator.scheduling.dispatcher import Hooks
         from orchestrator.tracking import mlflow_store
@@ -151,7 +150,7 @@ class Session:
         self.notifier = notifier = Notifier(self.options.notify, self.options.notify_every, plan.name)
         if self.cluster is not None:
             facts, resources = self.cluster
-            self.display = display = Display(graph, seconds, facts.slots(resources))
+            self.display = display = self._display(graph, seconds, facts.slots(resources), resources.gpus_per_unit)
             clips = {name: one.fingerprint for name, one in plan.data.items()}
 
             def changed(key: str, state: State) -> None:
@@ -198,6 +197,16 @@ class Session:
                 display.close()
         process.unwind()
         record_failures(graph)
+
+    def _display(self, graph: TaskGraph, seconds: Mapping[str, float], slots: int, gpus_per_unit: float) -> Display:
+        """A live table where one was asked for and standard error is a terminal; else a line or log lines."""
+        if self.options.watch and sys.stderr.isatty():
+            from orchestrator.cli.watch import Watch
+
+            return Watch(graph, seconds, slots, self.options.price_per_hour, gpus_per_unit)
+        from orchestrator.cli.display import Display
+
+        return Display(graph, seconds, slots)
 
     def joined(self, unit: Unit, seconds: float, done: bool) -> None:
         """A unit has joined the graph while it runs."""

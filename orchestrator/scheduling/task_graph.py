@@ -266,6 +266,10 @@ class TaskGraph:
         """Units by state."""
         return +self._counts
 
+    def highlights(self) -> list[str]:
+        """Lines on the best so far, for a display; none of a study, whose report says it."""
+        return []
+
     def time_left(self, seconds: Mapping[str, float], slots: int) -> float:
         """Seconds until all that isn't settled is done, at best: the work shared by `slots`, or the longest chain."""
         open_units = [unit for key, unit in self.units.items() if self.state[key] not in SETTLED]

@@ -8,6 +8,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -15,7 +16,7 @@ from typing import get_args
 from orchestrator import process
 from orchestrator.cli.arguments import AUTO, add_shared_arguments, check_cut, check_numbers
 from orchestrator.cli.session import Session, run_command
-from orchestrator.search.resolve_space import SearchInputs, read_search, search_content
+from orchestrator.search.resolve_space import SearchInputs, aims_text, read_search, search_content
 from orchestrator.storage.ledger import REPORTS
 from orchestrator.storage.search_journal import JOURNAL, SearchPlace
 from orchestrator.storage.source_check import SourceCheck
@@ -31,10 +32,11 @@ EXAMPLES = """examples:
   python -m orchestrator.search routed_encoder --preset small --data uiprmd=PATH --data utd_mhad=PATH --data jhmdb=PATH
   python -m orchestrator.search learning_rate --early-stopping asha --trials 60
   python -m orchestrator.search my_space.py --trials 50 --seeds 2 --storage /mnt/shared/ablations --gpus-per-unit 1
+  python -m orchestrator.search my_space.py --warm-start --watch --price-per-hour 3.06
 
 Trials are judged on validation subjects; the test split is not touched. Run again to resume, with more --trials to
-go on. Units that other code has trained are refused: --accept-other-code keeps them, --retrain trains
-them again.
+go on; at the same time, to share one search in a folder. Units that other code has trained are refused:
+--accept-other-code keeps them, --retrain trains them again.
 exit status: 0 done, 1 some trials failed or were stopped (the rest is reported), 2 usage or configuration, before
 anything starts"""
 
@@ -56,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--promote", type=trial_numbers, default=(), metavar="N,...", help="train trials that were stopped to their end"
+    )
+    made.add_argument(
+        "--warm-start", action="store_true", help="learn from finished units of earlier searches and studies, too"
     )
     add_shared_arguments(made, "trial")
     made.add_argument("--out", type=Path, metavar="DIR", help="of the tables (in the storage; for s3:// here too)")
@@ -87,6 +92,7 @@ def act(options: argparse.Namespace, command: str) -> int:
             options.set,
             options.seeds,
             options.trials,
+            options.warm_start,
             options.early_stopping,
         )
     check_cut(inputs.plan.units_of(inputs.plan.start)[:1], options)
@@ -98,7 +104,8 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
     # Optuna takes a second to import, which --help and refusals need not wait for.
     from orchestrator.search.journal import Journal
     from orchestrator.search.trial_queue import TrialQueue, units_of_trials
-    from orchestrator.search.trial_report import closing, write_trials
+    from orchestrator.search.trial_report import closing, front_of, write_trials
+    from orchestrator.search.warm_start import known_trials, warm_start_text
 
     plan, space = inputs.plan, inputs.plan.study
     with Session(options, inputs.paths) as session:
@@ -108,20 +115,26 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
         with session.opened(*folders) as ledger:
             if not place.begun():
                 session.connect()  # Before there is anything to leave behind.
-            journal = Journal(place.hold(), plan.name, space, inputs.dimensions, inputs.start, place.keep)
+            journal = Journal(
+                place.hold(), plan.name, space, inputs.dimensions, inputs.start, place.keep, place.transaction
+            )
             check = SourceCheck(ledger, options.other_code)
             check.check(units_of_trials(plan, journal.trials))
             if unknown := [number for number in options.promote if number >= len(journal.trials)]:
                 raise ValueError(
                     f"--promote: there is no trial {unknown[0]}; {plan.name} has {count(len(journal.trials), 'trial')}"
                 )
+            if plan.warm and journal.known is None:
+                journal.learn(known_trials(plan, inputs.dimensions, ledger, check))
             graph = TrialQueue(plan, ledger, journal, inputs.trials, check, options.promote)
             if not graph.complete:
                 session.connect()
         logger.info(
-            "%s: %d of %s there, %s each, judged by %s",
-            plan.name, len(journal.trials), count(inputs.trials, "trial"), count(plan.seeds, "seed"), space.objective,
+            "%s: %d of %s there, %s each, to %s",
+            plan.name, len(journal.trials), count(inputs.trials, "trial"), count(plan.seeds, "seed"), aims_text(space),
         )  # fmt: skip
+        if plan.warm:
+            logger.info("%s", warm_start_text(journal.known or ()))
         if session.ledger.root is not None:  # A store's journal is a copy on this machine.
             logger.info("watch its trials: %s (pip install optuna-dashboard)", dashboard_command(place.folder))
         seconds = 0.0
@@ -132,8 +145,13 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
             seconds = inputs.seconds_of_a_unit(facts.slots(resources))
         graph.joined = lambda unit, done: session.joined(unit, seconds, done)
         expected = dict.fromkeys(graph.units, seconds)
-        session.execute(plan, search_content(inputs, command), graph, check, expected)
+        content = search_content(inputs, command)
+        session.execute(plan, content, graph, check, expected)
         graph.settle()
+        with suppress(OSError):  # What other processes have judged meanwhile.
+            journal.read()
+        if space.objectives:  # For MLflow, which hears it at the end.
+            content["front"] = [unit.arm for trial in front_of(inputs, graph) for unit in plan.units_of(trial.params)]
         written = write_trials(inputs, graph, journal.importances(), command, folders)
         copy = place.publish(file for file in written if file.parent == place.folder)
         shown = [f"trials: {path}" for path in written if path.suffix in (".md", ".csv")]

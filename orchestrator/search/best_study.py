@@ -1,7 +1,7 @@
-"""The study that measures the best trial of a search against its base, on the test split and with fresh seeds."""
+"""The study that measures the best trials of a search against its base, on the test split and with fresh seeds."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -20,20 +20,21 @@ def is_base(inputs: SearchInputs, best: Params) -> bool:
     return dict(best) == dict(inputs.plan.start)
 
 
-def study_text(inputs: SearchInputs, best: Params) -> str:
-    """A study file of two rows, `base` and `best`."""
+def study_text(inputs: SearchInputs, best: Mapping[str, Params]) -> str:
+    """A study file of the row `base` and those of the best trials, by label."""
     plan, space = inputs.plan, inputs.plan.study
     base = {plan.base.field_path(name): value for name, value in space.base.items()}
     base.pop("data.validation_subjects", None)  # Held out to judge trials; a study trains as its preset says.
     base |= {plan.base.field_path(name): value for name, value in inputs.changes.items()}
-    training, stage = run_of(plan.project, plan.base, space.objective)
+    training, stage = run_of(plan.project, plan.base, space.judged_on)
     rows: list[dict[str, Any]] = [
         {"label": "base", "training": training},
-        {"label": "best", "changes": dict(best), "training": training},
+        *({"label": label, "changes": dict(params), "training": training} for label, params in best.items()),
     ]
+    what = f"best trial of the search {space.name}" if not space.objectives else f"Pareto front of {space.name}"
     table = {
         "name": "best",
-        "title": f"The best trial of the search {space.name}",
+        "title": f"The {what}",
         "varies": "Trial",
         "columns": _columns(inputs, (stage.task,) if stage.task else tuple(plan.project.sources(plan.base))),
         "rows": rows,
@@ -41,8 +42,8 @@ def study_text(inputs: SearchInputs, best: Params) -> str:
     }
     study = {
         "name": f"{space.name}_best",
-        "question": f"Is the best trial of the search {space.name} better than its base?",
-        "expectation": "Less than the search says, which chose it by its values.",
+        "question": f"Is the {what} better than its base?",
+        "expectation": f"Less than the search says, which chose {'them' if len(best) > 1 else 'it'} by its values.",
         "project": space.project,
         "base": canonical(base),
         "seeds": STUDY_SEEDS,
@@ -52,15 +53,16 @@ def study_text(inputs: SearchInputs, best: Params) -> str:
 
 
 def _columns(inputs: SearchInputs, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """The metric that stands for each task."""
-    columns = []
-    for task in tasks:
-        of_task = f"validation/{task}/"
-        name, metric = next(item for item in inputs.objectives.by_name.items() if item[0].startswith(of_task))
+    """The metric that stands for each task, and those of several objectives."""
+    by_name, columns = inputs.objectives.by_name, []
+    names = [next(name for name in by_name if name.startswith(f"validation/{task}/")) for task in tasks]
+    several = [aim.metric for aim in inputs.plan.study.objectives if aim.metric.split("/")[1] in tasks]
+    for name in dict.fromkeys([*names, *several]):
+        metric, task = by_name[name], name.split("/")[1]
         columns.append(
             {
                 "metric": name.removeprefix("validation/"),
-                "title": inputs.plan.project.tasks[task],
+                "title": inputs.plan.project.tasks[task] + ("" if name in names else f": {name.split('/', 2)[2]}"),
                 "unit": metric.unit,
                 "higher_is_better": metric.higher_is_better,
             }

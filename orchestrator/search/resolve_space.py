@@ -9,14 +9,18 @@ from typing import Any
 
 from orchestrator.planning.resolve import errors_at, with_layers
 from orchestrator.project import Data, Objectives, Project, Settings, load_project
-from orchestrator.search.plan import Params, SearchPlan, field_of, run_of
+from orchestrator.search.plan import Params, SearchPlan, active, dotted, field_of, run_of
 from search_spaces import find_space
-from search_spaces.space import Choice, EarlyStopping, Range, Space
+from search_spaces.space import COSTS, FLOPS, Choice, EarlyStopping, Range, Space
 from ups_model.cli import assignments
 from ups_model.wording import count
 
 MAX_COMBINATIONS = 256
 """Combinations of ends that are built to see whether they are configurations; of more, each dimension alone."""
+LEARNING = ("tpe", "gp", "nsga2")
+"""Samplers that learn from results."""
+CONDITIONAL = ("tpe", "random", "qmc", "grid")
+"""Samplers that take conditions well; the others learn only from what all trials have, and draw the rest at random."""
 UNCOMPARABLE = {
     "seed": "is not a choice: raise the space's seeds instead",
     "freeze_routes": "needs a parent, which a trial doesn't have",
@@ -59,6 +63,7 @@ def read_search(
     sets: Sequence[str],
     seeds: int | None,
     trials: int | None,
+    warm: bool = False,
     stopping: str | None = None,
 ) -> SearchInputs:
     """Prepare a search.
@@ -70,6 +75,7 @@ def read_search(
         sets: FIELD=VALUE texts.
         seeds: repetitions of each trial; None takes the space's own number.
         trials: None takes the space's own number.
+        warm: learn from finished units of earlier searches and studies, too.
         stopping: a rule of early stopping, or "none"; None takes the space's own.
 
     Raises:
@@ -80,6 +86,11 @@ def read_search(
     for flag, value in (("--seeds", seeds), ("--trials", trials)):
         if value is not None and value < 1:
             raise ValueError(f"{flag} must be at least 1, got {value}")
+    if warm and space.sampler not in LEARNING:
+        raise ValueError(
+            f"--warm-start needs a sampler that learns, {', '.join(LEARNING)}, and the space {space.name!r} has "
+            f"{space.sampler!r}; leave it out"
+        )
     changes = assignments(sets, "--set", "FIELD=VALUE")
     with errors_at(f"space {space.name!r}"):
         project = load_project(space.project)
@@ -91,11 +102,13 @@ def read_search(
     objectives = project.objectives(base, opened)
     check_objective(space, objectives)
     with errors_at(f"space {space.name!r}"):
-        run_of(project, base, space.objective)
+        check_costs(space, project, base, opened)
     inputs = project.inputs_identity(base)
     with errors_at(f"space {space.name!r}"):
-        plan = SearchPlan(space, preset_name, base, seeds or space.seeds, project.facts(opened), inputs)
-    start = plan.start if all(_holds(where, plan.start[path]) for path, where in dimensions.items()) else None
+        plan = SearchPlan(
+            space, preset_name, base, seeds or space.seeds, project.facts(opened), inputs, sets=opened, warm=warm
+        )
+    start = plan.start if all(holds(dimensions[path], value) for path, value in plan.start.items()) else None
     return SearchInputs(plan, trials or space.trials, dimensions, start, objectives, opened, paths, changes)
 
 
@@ -124,7 +137,9 @@ def check_dimensions(space: Space, base: Settings, changed: Sequence[str]) -> di
                 raise ValueError(f"{path} is searched twice; keep one")
             if path in changed:
                 raise ValueError(f"{path} is searched and set; leave out --set {name}")
+            (where,) = dotted(base, {name: where}).values()
             dimensions[path] = _as_field(path, where, field_of(base, path))
+            _check_condition(space, path, dimensions, base)
             if space.sampler == "grid" and not _is_countable(dimensions[path]):
                 raise ValueError("sampler grid needs a step, got a range without one; give it, or a Choice")
             for value in where.ends:
@@ -132,10 +147,30 @@ def check_dimensions(space: Space, base: Settings, changed: Sequence[str]) -> di
     combinations = itertools.product(*(where.ends for where in dimensions.values()))
     for values in itertools.islice(combinations, MAX_COMBINATIONS):
         try:
-            base.with_fields(dict(zip(dimensions, values, strict=True)))
+            base.with_fields(active(dict(zip(dimensions, values, strict=True)), dimensions))
         except ValueError as error:
             raise ValueError(f"space {space.name!r}: {error}; narrow its dimensions") from error
     return dimensions
+
+
+def _check_condition(space: Space, path: str, dimensions: Mapping[str, Range | Choice], base: Settings) -> None:
+    """ValueError for a condition on what is no earlier choice, or on values that it doesn't have."""
+    when = dimensions[path].when or {}
+    if when and space.sampler not in CONDITIONAL:
+        raise ValueError(
+            f"sampler {space.sampler} does not learn fields that only some trials have; use one of "
+            f"{', '.join(CONDITIONAL)}"
+        )
+    later = dotted(base, space.dimensions)
+    for parent, values in when.items():
+        if parent not in dimensions or parent == path:
+            why = "comes later or is the dimension itself" if parent in later else "is not searched"
+            raise ValueError(f"when={{{parent!r}: ...}} needs an earlier dimension, and {parent} {why}")
+        where = dimensions[parent]
+        if not isinstance(where, Choice):
+            raise ValueError(f"when={{{parent!r}: ...}} needs a Choice, and {parent} is a Range")
+        if unknown := [value for value in values if value not in where.values]:
+            raise ValueError(f"when={{{parent!r}: {unknown[0]!r}}} never holds: {parent} is one of {where.values}")
 
 
 def _is_countable(where: Range | Choice) -> bool:
@@ -173,26 +208,45 @@ def _check_comparable(path: str, project: Project, base: Settings, changed: Sett
 
 def check_objective(space: Space, objectives: Objectives) -> None:
     """ValueError for an objective that no unit of the search will measure, or a direction that looks for the worst."""
-    objective = objectives.by_name.get(space.objective)
-    if objective is None:
+    for metric in space.metrics:
+        if metric not in objectives.by_name and metric not in COSTS:
+            raise ValueError(
+                f"space {space.name!r}: objective {metric!r} is not measured; measured are "
+                f"{', '.join(objectives.by_name)}"
+            )
+    for aim in space.aims:
+        objective = objectives.by_name.get(aim.metric)
+        if objective is None:
+            continue
+        if aim.direction != (best := "maximize" if objective.higher_is_better else "minimize"):
+            raise ValueError(f"space {space.name!r}: direction of {aim.metric} must be {best!r}, got {aim.direction!r}")
+
+
+def check_costs(space: Space, project: Project, base: Settings, sets: Mapping[str, Data]) -> None:
+    """ValueError for objectives of tasks that no unit of the search measures, or operations that nobody counts."""
+    _, stage = run_of(project, base, space.judged_on)
+    for metric in space.metrics:
+        task = metric.split("/")[1]
+        if stage.task and metric not in COSTS and task != stage.task:
+            raise ValueError(
+                f"objective {metric!r} is not of the task {stage.task}, and {project.name} trains tasks apart; keep "
+                "those of one task"
+            )
+    if FLOPS in space.metrics and project.sizes(base, sets) is None:
         raise ValueError(
-            f"space {space.name!r}: objective {space.objective!r} is not measured; measured are "
-            f"{', '.join(objectives.by_name)}"
-        )
-    if space.direction != (best := "maximize" if objective.higher_is_better else "minimize"):
-        raise ValueError(
-            f"space {space.name!r}: direction of {space.objective} must be {best!r}, got {space.direction!r}"
+            f"{FLOPS} is not known: {project.name} does not count operations; give its project sizes, or take "
+            "cost/parameters"
         )
 
 
-def _holds(where: Range | Choice, value: bool | int | float | str) -> bool:
+def holds(where: Range | Choice, value: Any) -> bool:
+    """Whether a value lies in a dimension."""
     if isinstance(where, Choice):
         return value in where.values
-    assert not isinstance(value, str), "a field with a range is a number"
-    if not where.low <= value <= where.high:
+    if isinstance(value, str) or not where.low <= value <= where.high:
         return False
     steps = (value - where.low) / where.step if where.step else 0.0
-    return abs(steps - round(steps)) < 1e-8
+    return bool(abs(steps - round(steps)) < 1e-8)
 
 
 def search_content(inputs: SearchInputs, command: str) -> dict[str, Any]:
@@ -203,17 +257,23 @@ def search_content(inputs: SearchInputs, command: str) -> dict[str, Any]:
         "name": plan.name,
         "study": space.name,
         "question": space.question,
-        "objective": space.objective,
-        "direction": space.direction,
-        "expectation": f"{space.direction} {space.objective} over {count(plan.seeds, 'seed')} a trial",
+        "objective": space.judged_on,
+        "direction": next(aim.direction for aim in space.aims if aim.metric == space.judged_on),
+        "expectation": f"{aims_text(space)} over {count(plan.seeds, 'seed')} a trial",
         "preset": plan.preset,
         "changes": dict(inputs.changes),
         "command": command,
         "early_stopping": space.early_stopping and vars(space.early_stopping),
         "seeds": plan.seeds,
         "first_seed": space.first_seed,
-        "dimensions": {name: vars(where) for name, where in inputs.dimensions.items()},
+        "dimensions": {name: where.plain() for name, where in inputs.dimensions.items()},
         "data": {name: vars(facts) for name, facts in plan.data.items()},
         "tables": [],
         "units": {},
     }
+
+
+def aims_text(space: Space) -> str:
+    """What a search looks for, in words."""
+    text = " and ".join(f"{aim.direction} {aim.metric}" for aim in space.aims)
+    return text + (f" with {', '.join(map(str, space.limits))}" if space.limits else "")

@@ -13,12 +13,16 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestrator.planning.plan import Unit
 from orchestrator.scheduling.task_graph import SETTLED, State, TaskGraph
 from orchestrator.search.journal import Journal, aim_of, number_of
+from orchestrator.search.pareto import is_feasible, ranked
 from orchestrator.search.plan import SearchPlan, named
 from orchestrator.search.rungs import END, Rungs, Standing
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import SourceCheck
 
 logger = logging.getLogger(__name__)
+
+HIGHLIGHTS = 3
+"""Trials that a display shows."""
 
 
 class TrialQueue(TaskGraph):
@@ -45,7 +49,7 @@ class TrialQueue(TaskGraph):
         self.joined: Callable[[Unit, bool], None] = lambda unit, done: None
         """Told of each unit that a new trial brings, and whether it was trained before."""
         self.reason: dict[int, str] = {}
-        """Why a trial has failed."""
+        """Why a trial has failed, in this process or as the records of its units say."""
         self.fault = ""
         """Why the search stopped by itself."""
         self._exhausted = False
@@ -53,6 +57,8 @@ class TrialQueue(TaskGraph):
         """Numbers of trials by key of their units."""
         self._at_rung: dict[tuple[str, int], float] = {}
         """Values of units that have paused, by key and step."""
+        self._taken = len(journal.trials)
+        """Trials whose units are on the graph."""
         super().__init__(plan.units, ledger, check=check)
         for number, trial in enumerate(journal.trials):
             if trial.state is TrialState.FAIL and self._units(trial):
@@ -66,8 +72,8 @@ class TrialQueue(TaskGraph):
             unit = super().next()
             if unit is not None or self.stopping:
                 return unit
-            if (number := self._promotable()) is not None:
-                self.promote(number, self._rungs.next(aim_of(self.trials[number])))
+            if self._promotable() is not None:
+                self._written(self._promote_best)
             elif self._has_room:
                 self._suggest()
             else:
@@ -105,6 +111,12 @@ class TrialQueue(TaskGraph):
         values = {step: sign * value for step, value in trial.intermediate_values.items()}
         aim = END if trial.state is TrialState.COMPLETE else aim_of(trial)
         return Standing(aim, values, trial.state is TrialState.FAIL)
+
+    def _promote_best(self) -> None:
+        with self.journal.transaction():
+            self.join()
+            if (number := self._promotable()) is not None:
+                self.promote(number, self._rungs.next(aim_of(self.trials[number])))
 
     def promote(self, number: int, aim: int) -> None:
         """Train a trial on to another rung."""
@@ -161,6 +173,60 @@ class TrialQueue(TaskGraph):
             if self.trials[number].state is TrialState.FAIL and self._written(self.journal.again, number):
                 self.reason.pop(number, None)
 
+    def join(self) -> None:
+        """Take up what other processes that run this search have suggested and judged since the last look. Their units
+        count as theirs until `look_elsewhere` finds that nobody holds them. OSError where the journal can't be read."""
+        self.journal.read()
+        while self._taken < len(self.trials):
+            logger.info("trial %d, of another process: %s", self._taken, named(self.trials[self._taken].params))
+            self._taken += 1
+            self._take(self._taken - 1, theirs=True)
+        for number, trial in enumerate(self.trials if self.search.rungs else ()):
+            if not trial.state.is_finished():
+                self._follow(number)
+
+    def _follow(self, number: int) -> None:
+        """Take up what another process has done at a rung: its units have come there, or train on."""
+        standing = self._standing(self.trials[number])
+        for unit in self._units(self.trials[number]):
+            state, (step, _) = self.state[unit.key], self.rung.get(unit.key, (END, ""))
+            if state is State.ELSEWHERE and standing.waits:
+                self._set(unit.key, State.PAUSED)
+            elif state is State.PAUSED and step != standing.aim:
+                self._set_rung(unit.key, standing.aim)
+                self.busy(unit.key)
+
+    def look_elsewhere(self) -> list[str]:
+        try:
+            self.join()
+        except OSError as error:
+            logger.warning("the trials can't be read (%s); another look follows", error)
+        for number, trial in enumerate(self.trials):
+            if trial.state is TrialState.FAIL:
+                self._give_up(number)
+        return super().look_elsewhere()
+
+    def _give_up(self, number: int) -> None:
+        """What another process has tried and failed at is not tried again by this one."""
+        for unit in self._units(self.trials[number]):
+            if self.state.get(unit.key) is State.ELSEWHERE and not self.ledger.claimed(unit):
+                record = self.ledger.record(unit)
+                if record is None or record.status == "failed":
+                    lines = record.error.strip().splitlines() if record else []
+                    self.failed(unit.key, lines[-1] if lines else "it failed in another process")
+                    self.reason.setdefault(number, f"{unit.name}: {self.error[unit.key]}")
+
+    def highlights(self) -> list[str]:
+        """The best trials so far, by what the journal has of them."""
+        aims = self.search.study.aims
+        complete = [trial for trial in self.trials if trial.values is not None]
+        feasible = [trial for trial in ranked(complete, *(aim.direction for aim in aims)) if is_feasible(trial)]
+        lines = [f"trials: {len(complete)} of {self.total} complete" + (", best first:" if feasible else "")]
+        for trial in feasible[:HIGHLIGHTS]:
+            values = ", ".join(f"{aim.metric} {_short(value)}" for aim, value in zip(aims, trial.values, strict=True))
+            lines.append(f"  {number_of(trial)}: {values}  {named(trial.params)}")
+        return lines
+
     def time_left(self, seconds: Mapping[str, float], slots: int) -> float:
         """As of a graph; trials that are still to be suggested take as long as the others."""
         each = statistics.median(seconds.values()) if seconds else 0.0
@@ -168,11 +234,15 @@ class TrialQueue(TaskGraph):
         share = self.search.rungs.share if self.search.rungs else 1.0
         return super().time_left(seconds, slots) + units * each * share / max(slots, 1)
 
-    def values(self, trial: FrozenTrial) -> list[float]:
-        """The objective of each of a trial's units that has it in its record, by seed."""
-        records = (self.ledger.finished(unit) for unit in self._units(trial))
-        metrics = [record.metrics.get(self.search.study.objective) for record in records if record is not None]
-        return [value for value in metrics if value is not None]
+    def values(self, trial: FrozenTrial, metric: str | None = None) -> list[float]:
+        """An objective or constraint, by default the first objective, of each of a trial's units that has it in its
+        record, by seed."""
+        wanted = metric or self.search.study.aims[0].metric
+        return [values[wanted] for values in self._measured(trial) if wanted in values]
+
+    def _measured(self, trial: FrozenTrial) -> list[dict[str, float]]:
+        records = ((unit, self.ledger.finished(unit)) for unit in self._units(trial))
+        return [self.search.measured(unit, record) for unit, record in records if record is not None]
 
     def _units(self, trial: FrozenTrial) -> list[Unit]:
         try:
@@ -182,17 +252,23 @@ class TrialQueue(TaskGraph):
             return []
 
     def _suggest(self) -> None:
-        params = self.journal.suggest()
-        if params is None:
-            self._exhausted = True
-            logger.info("the space has no more configurations than these %d", len(self.trials))
-        elif self._written(self.journal.begin, params, self._first_aim(len(self.trials))):
-            number = len(self.trials) - 1
-            logger.info("trial %d: %s", number, named(params))
-            self._take(number)
+        """A new trial; or those that other processes have suggested meanwhile."""
+        if self._written(self._begin) and self._taken < len(self.trials):
+            self._taken += 1
+            self._take(self._taken - 1)
 
-    def _first_aim(self, number: int) -> int:
-        return END if self.search.rungs is None else self.search.rungs.first(number)
+    def _begin(self) -> None:
+        with self.journal.transaction():
+            self.join()
+            if not self._has_room:
+                return
+            params = self.journal.suggest()
+            if params is None:
+                self._exhausted = True
+                logger.info("the space has no more configurations than these %d", len(self.trials))
+            else:
+                aim = END if self.search.rungs is None else self.search.rungs.first(len(self.trials))
+                logger.info("trial %d: %s", self.journal.begin(params, aim), named(params))
 
     def _written(self, write: Callable[..., object], *values: object) -> bool:
         """Write to the journal. Where that fails nothing new is begun: what runs comes to its end and is in the ledger,
@@ -205,8 +281,12 @@ class TrialQueue(TaskGraph):
             return False
         return True
 
-    def _take(self, number: int) -> None:
-        """Put a trial's units on the graph; if all are finished, score the trial immediately."""
+    def _take(self, number: int, theirs: bool = False) -> None:
+        """Put a trial's units on the graph; if all are finished, score the trial immediately.
+
+        Args:
+            theirs: another process has suggested it, and is about to train it.
+        """
         is_complete, units = self.trials[number].state is TrialState.COMPLETE, self._units(self.trials[number])
         if is_complete and any(self.ledger.finished(unit) is None for unit in units):
             return  # Its value stands, though somebody has removed the records.
@@ -223,6 +303,8 @@ class TrialQueue(TaskGraph):
                 super().again(unit.key)
             if standing.waits and self.state[unit.key] is State.WAITING:
                 self._set(unit.key, State.PAUSED)
+            if theirs and self.state[unit.key] is State.WAITING:
+                self.busy(unit.key)
             numbers = self._trials_of.setdefault(unit.key, [])
             numbers += [number] if number not in numbers else []
         # Units of other code are trained or measured again, and the trial is worth what comes out.
@@ -255,20 +337,30 @@ class TrialQueue(TaskGraph):
         states = [self.state[unit.key] for unit in units]
         if any(state not in SETTLED or state is State.STOPPED for state in states):
             return
-        objective = self.search.study.objective
         good = (State.FINISHED, State.PAUSED)
-        bad = next((unit for unit, state in zip(units, states, strict=True) if state not in good), None)
+        bad = next(
+            (
+                unit for unit, state in zip(units, states, strict=True) if state not in good and not self._is_done(unit)
+            ),  # Another process may have had better luck.
+            None,
+        )
         if bad is None and State.PAUSED in states:
             self._come_to_rung(number, units)
             return
-        values = self.values(trial)
+        space, measured = self.search.study, self._measured(trial)
+        missing = next((name for name in space.metrics if any(name not in values for values in measured)), None)
         if bad is not None:
             self.reason[number] = f"{bad.name}: {self.error[bad.key]}"
-        elif units and len(values) < len(units):
-            self.reason[number] = f"{objective} is not in the record of each of its units"
+        elif units and (missing or len(measured) < len(units)):
+            self.reason[number] = f"{missing or space.metrics[0]} is not in the record of each of its units"
         elif units:
-            if self._written(self.journal.complete, number, statistics.fmean(values)):
-                logger.info("trial %d: %s %s; %s", number, objective, spread(values), named(trial.params))
+            by_seed = {name: [values[name] for values in measured] for name in space.metrics}
+            means = {name: statistics.fmean(values) for name, values in by_seed.items()}
+            excess = {str(limit): limit.excess(means[limit.metric]) for limit in space.limits}
+            if self._written(self.journal.complete, number, [means[aim.metric] for aim in space.aims], excess):
+                results = ", ".join(f"{name} {spread(values)}" for name, values in by_seed.items())
+                broken = "".join(f"; not {name}" for name, over in excess.items() if over > 0)
+                logger.info("trial %d: %s; %s%s", number, results, named(trial.params), broken)
             return
         if self._written(self.journal.fail, number):
             logger.error("trial %d FAILED: %s", number, self.reason[number])
@@ -294,14 +386,13 @@ def units_of_trials(plan: SearchPlan, trials: Iterable[FrozenTrial]) -> list[Uni
     return list(units.values())
 
 
-def ranked(trials: Iterable[FrozenTrial], direction: str) -> list[FrozenTrial]:
-    """Best first; those without a value at the end, in their order."""
-    sign = -1.0 if direction == "maximize" else 1.0
-    return sorted(trials, key=lambda trial: (trial.value is None, sign * (trial.value or 0.0), number_of(trial)))
-
-
 def spread(values: list[float]) -> str:
     """Mean and standard deviation, and over how many."""
     if len(values) == 1:
-        return f"{values[0]:.4g} (n = 1)"
-    return f"{statistics.fmean(values):.4g} ± {statistics.stdev(values):.2g} (n = {len(values)})"
+        return f"{_short(values[0])} (n = 1)"
+    return f"{_short(statistics.fmean(values))} ± {statistics.stdev(values):.2g} (n = {len(values)})"
+
+
+def _short(value: float) -> str:
+    """Four digits; of numbers of parameters and operations all, up to millions."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"

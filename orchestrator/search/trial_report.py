@@ -19,9 +19,12 @@ from orchestrator.search.best_study import (
     study_text,
 )
 from orchestrator.search.journal import number_of
+from orchestrator.search.pareto import front, is_feasible, ranked
 from orchestrator.search.plan import named
 from orchestrator.search.resolve_space import SearchInputs
-from orchestrator.search.trial_queue import TrialQueue, ranked, spread
+from orchestrator.search.trial_queue import TrialQueue, spread
+from orchestrator.search.warm_start import warm_start_text
+from search_spaces.space import TRAIN_SECONDS, Space
 from ups_model.atomic import write_atomic
 from ups_model.wording import count
 
@@ -32,6 +35,10 @@ FIGURES = {
     "contour.png": "plot_contour",
 }
 """Files, and what `optuna.visualization.matplotlib` draws in them."""
+PARETO = "pareto.png"
+"""Of two or three objectives."""
+MAX_BEST = 5
+"""Trials of the front that the study of the best has rows of."""
 MAX_CONTOUR = 5
 """Dimensions of which each pair is drawn."""
 SHOWN = 3
@@ -55,13 +62,12 @@ def write_trials(
         "trials.csv": table(inputs, graph),
         **drawn,
     }
-    best = best_of(inputs, graph)
-    if best is not None and not is_base(inputs, best.params):
-        texts[STUDY_FILE] = study_text(inputs, best.params)
+    if rows := study_rows(inputs, graph):
+        texts[STUDY_FILE] = study_text(inputs, {label: trial.params for label, trial in rows.items()})
     written = []
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in {STUDY_FILE, *FIGURES} - texts.keys():
+        for name in {STUDY_FILE, PARETO, *FIGURES} - texts.keys():
             (folder / name).unlink(missing_ok=True)  # Of an earlier call.
         for name, text in texts.items():
             write_atomic(folder / name, text)
@@ -71,9 +77,10 @@ def write_trials(
 
 def figures(inputs: SearchInputs, graph: TrialQueue) -> dict[str, bytes]:
     """Optuna's plots of the complete trials, PNG by file name; none of fewer than two trials."""
-    complete = [trial for trial in graph.trials if trial.value is not None]
+    complete = [trial for trial in graph.trials if trial.values is not None]
     if len(complete) < 2:
         return {}
+    aims = inputs.plan.study.aims
     import matplotlib  # It takes a second to import, which the start of a search need not wait for.
     import optuna.visualization.matplotlib as plots
 
@@ -82,47 +89,89 @@ def figures(inputs: SearchInputs, graph: TrialQueue) -> dict[str, bytes]:
         from matplotlib import pyplot
 
         columns, drawn = len(inputs.dimensions), {}
-        study = optuna.create_study(direction=inputs.plan.study.direction)
+        study = optuna.create_study(directions=[aim.direction for aim in aims])
         study.add_trials(complete)
-        for name, plot in FIGURES.items():
-            if name == "contour.png" and not 2 <= columns <= MAX_CONTOUR:
-                continue
-            getattr(plots, plot)(study, target_name=inputs.plan.study.objective)
+
+        def keep(name: str, width: float, height: float) -> None:
             figure, stream = pyplot.gcf(), io.BytesIO()
-            figure.set_size_inches(max(7, 3.2 * columns), 3.2 * columns if name == "contour.png" else 4)
+            figure.set_size_inches(width, height)
             figure.savefig(stream, format="png", dpi=110, bbox_inches="tight")
             pyplot.close("all")
             drawn[name] = stream.getvalue()
+
+        if 2 <= len(aims) <= 3:
+            plots.plot_pareto_front(study, target_names=[aim.metric for aim in aims])
+            keep(PARETO, 7, 5)
+        for name, plot in FIGURES.items() if len(aims) == 1 else ():
+            if name == "contour.png" and not 2 <= columns <= MAX_CONTOUR:
+                continue
+            getattr(plots, plot)(study, target_name=aims[0].metric)
+            keep(name, max(7, 3.2 * columns), 3.2 * columns if name == "contour.png" else 4)
     return drawn
 
 
+def _ranked(inputs: SearchInputs, graph: TrialQueue) -> list[FrozenTrial]:
+    return ranked(graph.trials, *(aim.direction for aim in inputs.plan.study.aims))
+
+
 def best_of(inputs: SearchInputs, graph: TrialQueue) -> FrozenTrial | None:
-    """The best complete trial."""
-    order = ranked(graph.trials, inputs.plan.study.direction)
-    return next((trial for trial in order if trial.value is not None), None)
+    """The best complete trial that keeps the constraints; of several objectives that of the front which is best by the
+    first."""
+    return next((trial for trial in _ranked(inputs, graph) if trial.values is not None and is_feasible(trial)), None)
+
+
+def front_of(inputs: SearchInputs, graph: TrialQueue) -> list[FrozenTrial]:
+    """The Pareto front, best by the first objective first; none of one objective."""
+    aims = inputs.plan.study.aims
+    if len(aims) == 1:
+        return []
+    numbers = {number_of(trial) for trial in front(graph.trials, [aim.direction for aim in aims])}
+    return [trial for trial in _ranked(inputs, graph) if number_of(trial) in numbers]
+
+
+def study_rows(inputs: SearchInputs, graph: TrialQueue) -> dict[str, FrozenTrial]:
+    """The trials that the study of the best compares with the base, by label; none where the base is best. Of a longer
+    front those at its ends and evenly between."""
+    if len(inputs.plan.study.aims) == 1:
+        best = best_of(inputs, graph)
+        return {} if best is None or is_base(inputs, best.params) else {"best": best}
+    trials = [trial for trial in front_of(inputs, graph) if not is_base(inputs, trial.params)]
+    if len(trials) > MAX_BEST:
+        trials = [trials[round(place * (len(trials) - 1) / (MAX_BEST - 1))] for place in range(MAX_BEST)]
+    return {f"trial {number_of(trial)}": trial for trial in trials}
 
 
 def table(inputs: SearchInputs, graph: TrialQueue) -> str:
     """All trials as CSV, best first, with each seed's value."""
-    space, seeds = inputs.plan.study, range(inputs.plan.seeds)
+    space, several = inputs.plan.study, len(inputs.plan.study.metrics) > 1
+    on_front = {number_of(trial) for trial in front_of(inputs, graph)}
+    heads = ["trial", "state"]
+    for metric in space.metrics:
+        lead = f"{metric} " if several else ""
+        heads += [metric, f"{lead}sd", f"{lead}n", *(f"{lead}seed {seed}" for seed in inputs.plan.own_seeds)]
+    heads += ["feasible"] * bool(space.limits) + ["front"] * bool(space.objectives)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        ["trial", "state", space.objective, "sd", "n"]
-        + [f"seed {space.first_seed + index}" for index in seeds]
-        + [*inputs.dimensions, "units", "error"]
-    )
-    for trial in ranked(graph.trials, space.direction):
-        values = graph.values(trial)
-        each = values if len(values) == len(seeds) else [""] * len(seeds)
-        sd = statistics.stdev(values) if len(values) > 1 else ""
-        mean = "" if trial.value is None else trial.value
-        writer.writerow(
-            [number_of(trial), STATES[trial.state], mean, sd, len(values), *each]
-            + [trial.params[path] for path in inputs.dimensions]
-            + [" ".join(_keys(inputs, trial)), graph.reason.get(number_of(trial), "")]
-        )
+    writer.writerow([*heads, *inputs.dimensions, "units", "error"])
+    for trial in _ranked(inputs, graph):
+        row: list[object] = [number_of(trial), STATES[trial.state]]
+        for metric in space.metrics:
+            values = graph.values(trial, metric)
+            each = values if len(values) == inputs.plan.seeds else [""] * inputs.plan.seeds
+            mean = "" if trial.values is None else _mean(inputs, trial, metric, values)
+            row += [mean, statistics.stdev(values) if len(values) > 1 else "", len(values), *each]
+        done = trial.values is not None
+        row += [("yes" if is_feasible(trial) else "no") if done else ""] * bool(space.limits)
+        row += [("yes" if number_of(trial) in on_front else "no") if done else ""] * bool(space.objectives)
+        row += [trial.params.get(path, "") for path in inputs.dimensions]
+        writer.writerow([*row, " ".join(_keys(inputs, trial)), graph.reason.get(number_of(trial), "")])
     return stream.getvalue()
+
+
+def _mean(inputs: SearchInputs, trial: FrozenTrial, metric: str, values: Sequence[float]) -> float | str:
+    """Of an objective as the journal has it, of a constraint from the records."""
+    by_metric: dict[str, float] = dict(zip((aim.metric for aim in inputs.plan.study.aims), trial.values, strict=True))
+    return by_metric.get(metric, statistics.fmean(values) if values else "")
 
 
 def markdown(
@@ -130,7 +179,7 @@ def markdown(
 ) -> str:
     """The search's report; `drawn` are files of figures beside it."""
     plan, space, trials = inputs.plan, inputs.plan.study, graph.trials
-    order = ranked(trials, space.direction)
+    order = _ranked(inputs, graph)
     states = Counter(STATES[trial.state] for trial in trials)
     stopped_early = f"{states['stopped early']} were stopped early, " if plan.rungs else ""
     synthetic = sorted(name for name, facts in plan.data.items() if facts.synthetic)
@@ -139,7 +188,7 @@ def markdown(
         "",
         space.question,
         "",
-        f"{space.direction.capitalize()} `{space.objective}`; {count(plan.seeds, 'seed')} a trial, from "
+        f"{_looked_for(space)}; {count(plan.seeds, 'seed')} a trial, from "
         f"{space.first_seed}; preset {plan.preset}; data: {', '.join(plan.data)}; "
         f"judged on {inputs.objectives.held_out}. "
         f"Of {graph.total} trials {states['complete']} are complete, {states['failed']} failed, "
@@ -153,6 +202,12 @@ def markdown(
         lines += [f"**Synthetic data ({', '.join(synthetic)}): these numbers say nothing about real motion.**", ""]
     lines += [f"    {command}", "", f"{budget}The search measured no test split.", ""]
     lines += [*early_stopping(graph), ""] if plan.rungs else []
+    if graph.journal.known is not None:
+        lines += [f"{warm_start_text(graph.journal.known)}; they are no trials of this search.", ""]
+    if on_front := front_of(inputs, graph):
+        lines += [f"## Pareto front: {len(on_front)} of {count(states['complete'], 'trial')}", ""]
+        lines += ["None of the other trials is at least as good in all objectives and better in one.", ""]
+        lines += [*_rows(inputs, graph, on_front), "", "## All trials", ""]
     lines += [*_rows(inputs, graph, order), "", *caution(inputs, graph, order), ""]
     if importances:
         shown = ", ".join(f"`{name}` {value:.2f}" for name, value in importances.items())
@@ -165,9 +220,9 @@ def markdown(
     commits = sorted({commit for trial in trials for commit in _commits(inputs, graph, trial)})
     if len(commits) > 1:
         lines += [f"Trials were trained at different commits: {', '.join(commits)}.", ""]
-    best = best_of(inputs, graph)
-    if best is not None and not is_base(inputs, best.params):
-        lines += [f"To measure the best trial and the base on the test split, with the study in {STUDY_FILE}:", ""]
+    if rows := study_rows(inputs, graph):
+        what = "the best trial" if list(rows) == ["best"] else f"{count(len(rows), 'trial')} of the front"
+        lines += [f"To measure {what} and the base on the test split, with the study in {STUDY_FILE}:", ""]
         lines += [f"    {study_command(inputs, STUDY_FILE)}", ""]
     return "\n".join(lines)
 
@@ -190,34 +245,72 @@ def early_stopping(graph: TrialQueue) -> list[str]:
 def caution(inputs: SearchInputs, graph: TrialQueue, order: Sequence[FrozenTrial]) -> list[str]:
     """What the best value is worth."""
     plan = inputs.plan
-    complete = [trial for trial in order if trial.value is not None]
+    complete = [trial for trial in order if trial.values is not None]
     if not complete:
         return ["No trial is complete yet."]
-    lines = [
-        f"**The best of {len(complete)} trials looks better than it is**: it was chosen by these very values, on these "
-        "validation subjects and seeds, and part of its lead is luck. Its own value is therefore no result. Train it "
-        f"with fresh seeds in an ablation (below; a study's seeds begin at 0, these at {plan.study.first_seed}) and "
-        "take the test metrics of that.",
-    ]
+    constraint = _feasibility(inputs, complete)
+    if not any(is_feasible(trial) for trial in complete):
+        return [constraint]
+    several = len(plan.study.aims) > 1
+    lines = [constraint, ""] if constraint else []
+    if several:
+        lines += [
+            f"**Trials on the front of {len(complete)} look better than they are**: they were chosen by these very "
+            "values, on these validation subjects and seeds, and part of each one's lead is luck. These values are no "
+            f"results. Train them with fresh seeds in an ablation (below; a study's seeds begin at 0, these at "
+            f"{plan.study.first_seed}) and take the test metrics of that.",
+        ]
+    else:
+        lines += [
+            f"**The best of {len(complete)} trials looks better than it is**: it was chosen by these very values, on "
+            "these validation subjects and seeds, and part of its lead is luck. Its own value is therefore no result. "
+            f"Train it with fresh seeds in an ablation (below; a study's seeds begin at 0, these at "
+            f"{plan.study.first_seed}) and take the test metrics of that.",
+        ]
+    if TRAIN_SECONDS in plan.study.metrics:
+        lines += ["", f"`{TRAIN_SECONDS}` is of these machines and this run of them; another run has other times."]
     if plan.study.first_seed < STUDY_SEEDS:
         lines += ["", f"Seeds from {plan.study.first_seed} on are not fresh in a study: the search has chosen by them."]
     if plan.seeds == 1:
         lines += ["", "With one seed a trial (n = 1) the spread between seeds is unknown: trials can't be told apart."]
     start = next((trial for trial in complete if inputs.start is not None and trial.params == inputs.start), None)
-    if start is not None and start is complete[0]:
+    if start is not None and start is complete[0] and not several:
         lines += ["", "No trial was better than the base configuration."]
     elif start is not None:
-        lines += ["", f"The base configuration is trial {number_of(start)}, with {_value(graph, start)}."]
+        lines += ["", f"The base configuration is trial {number_of(start)}, with {_results(graph, start)}."]
     return lines
+
+
+def _looked_for(space: Space) -> str:
+    """What decides, in Markdown."""
+    text = " and ".join(f"{aim.direction} `{aim.metric}`" for aim in space.aims)
+    limits = ", ".join(f"`{limit.metric}` {str(limit).partition(' ')[2]}" for limit in space.limits)
+    return f"{text[0].upper()}{text[1:]}" + (f", with {limits}" if limits else "")
+
+
+def _feasibility(inputs: SearchInputs, complete: Sequence[FrozenTrial]) -> str:
+    """How many complete trials break a constraint; empty without constraints."""
+    limits = inputs.plan.study.limits
+    if not limits:
+        return ""
+    infeasible = sum(not is_feasible(trial) for trial in complete)
+    if not infeasible:
+        return f"All of {count(len(complete), 'complete trial')} kept the constraints."
+    if infeasible == len(complete):
+        text = f"None of {count(infeasible, 'complete trial')} keeps the constraints ({', '.join(map(str, limits))})"
+        return f"{text}: there is no best one."
+    return f"{infeasible} of {count(len(complete), 'complete trial')} broke the constraints; none of these is the best."
 
 
 def closing(inputs: SearchInputs, graph: TrialQueue, folder: Path) -> list[str]:
     """What the end of a search says of its trials, whose files are in `folder`."""
     trials = graph.trials
-    order = ranked(trials, inputs.plan.study.direction)
-    complete = [trial for trial in order if trial.value is not None]
+    order = _ranked(inputs, graph)
+    complete = [trial for trial in order if trial.values is not None]
+    shown, rows = front_of(inputs, graph)[:MAX_BEST] or complete[:SHOWN], study_rows(inputs, graph)
     lines = [f"{len(complete)} of {graph.total} trials complete"]
-    lines += [f"trial {number_of(trial)}: {_value(graph, trial)}  {named(trial.params)}" for trial in complete[:SHOWN]]
+    lines += [constraint] if (constraint := _feasibility(inputs, complete)) and complete else []
+    lines += [f"trial {number_of(trial)}: {_results(graph, trial)}  {named(trial.params)}" for trial in shown]
     for trial in trials:
         if trial.state is TrialState.FAIL:
             reason = graph.reason.get(number_of(trial), "see the log of its units")
@@ -230,11 +323,12 @@ def closing(inputs: SearchInputs, graph: TrialQueue, folder: Path) -> list[str]:
         lines.append("the same command tries the failed trials again")
     elif len(trials) < graph.wanted:
         lines.append(f"the space has no more than these {len(trials)} configurations")
-    if complete and is_base(inputs, complete[0].params):
+    if not rows and best_of(inputs, graph) is not None:
         lines.append(f"none of {len(complete)} trials is better than the base configuration: nothing to compare")
-    elif complete:
+    elif rows:
+        what = "the best" if len(inputs.plan.study.aims) == 1 else "the front"
         lines.append(
-            f"the best of {len(complete)} is chosen by these values and so too good; measure it with fresh seeds:"
+            f"{what} of {len(complete)} is chosen by these values and so too good; measure it with fresh seeds:"
         )
         address = graph.ledger.address
         lines.append(f"  {study_command(inputs, str(folder / STUDY_FILE), address, with_paths=True)}")
@@ -242,28 +336,43 @@ def closing(inputs: SearchInputs, graph: TrialQueue, folder: Path) -> list[str]:
 
 
 def _rows(inputs: SearchInputs, graph: TrialQueue, order: Sequence[FrozenTrial]) -> list[str]:
-    heads = ["Trial", inputs.plan.study.objective, *(path.rsplit(".", 1)[-1] for path in inputs.dimensions), "Units"]
+    metrics, on_front = inputs.plan.study.metrics, {number_of(trial) for trial in front_of(inputs, graph)}
+    heads = ["Trial", *metrics, *(path.rsplit(".", 1)[-1] for path in inputs.dimensions), "Units"]
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for trial in order:
         base = " (base)" if trial.params == inputs.start else ""
-        cells = [f"{number_of(trial)}{base}", _value(graph, trial)]
-        cells += [str(trial.params[path]) for path in inputs.dimensions]
+        marks = (" **front**" if number_of(trial) in on_front else "") + _broken(trial)
+        cells = [f"{number_of(trial)}{base}{marks}", *(_value(graph, trial, metric) for metric in metrics)]
+        cells += [str(trial.params.get(path, "-")) for path in inputs.dimensions]
         cells += [", ".join(f"`{key}`" for key in _keys(inputs, trial)) or "none"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def _value(graph: TrialQueue, trial: FrozenTrial) -> str:
+def _broken(trial: FrozenTrial) -> str:
+    return "" if trial.values is None or is_feasible(trial) else " (infeasible)"
+
+
+def _value(graph: TrialQueue, trial: FrozenTrial, metric: str) -> str:
     if trial.state is TrialState.PRUNED:
         step, value = max(trial.intermediate_values.items())
-        return f"{value:.4g} at step {step}, stopped"
+        return f"{value:.4g} at step {step}, stopped" if metric == graph.search.study.aims[0].metric else ""
     if trial.state is not TrialState.COMPLETE:
         reason = graph.reason.get(number_of(trial), "").replace("|", "/").splitlines()
         return "open" if trial.state is TrialState.RUNNING else "failed" + (f": {reason[0]}" if reason else "")
-    values = graph.values(trial)
+    values = graph.values(trial, metric)
     if len(values) < graph.search.seeds:
-        return f"{trial.value:.4g} (its records are gone)"
+        by_metric = dict(zip((aim.metric for aim in graph.search.study.aims), trial.values, strict=True))
+        return (f"{by_metric[metric]:.4g} " if metric in by_metric else "") + "(its records are gone)"
     return spread(values)
+
+
+def _results(graph: TrialQueue, trial: FrozenTrial) -> str:
+    """All that decides of a complete trial, on one line."""
+    metrics = graph.search.study.metrics
+    if len(metrics) == 1:
+        return _value(graph, trial, metrics[0]) + _broken(trial)
+    return ", ".join(f"{metric} {_value(graph, trial, metric)}" for metric in metrics) + _broken(trial)
 
 
 def _keys(inputs: SearchInputs, trial: FrozenTrial) -> list[str]:

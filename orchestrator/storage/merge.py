@@ -226,15 +226,14 @@ def _import_journal(storage: Storage, journal: NamedFile, result: Imported) -> N
         return
     try:
         place.hold()
-    except ValueError as error:
+        with place.transaction():
+            if not journal.content.startswith(_journal(storage, journal)):
+                result.notes.append(f"search {name}: the trials here are kept; the imported ones are others")
+                return
+            storage.write(journal.name, journal.content)
+            result.files += 1
+    except (ValueError, TimeoutError) as error:
         result.left.append(f"search {name}: {error}")
-        return
-    try:
-        if not journal.content.startswith(_journal(storage, journal)):
-            result.notes.append(f"search {name}: the trials here are kept; the imported ones are others")
-            return
-        storage.write(journal.name, journal.content)
-        result.files += 1
     finally:
         place.release()
 

@@ -1,7 +1,8 @@
-"""Where a search keeps its journal: a file to which lines are added, held by one process at a time."""
+"""Where a search keeps its journal: a file to which lines are added. In a folder several processes may run one search,
+each of which locks the file for as long as it reads, decides and writes; on an object store one process at a time."""
 
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -10,6 +11,8 @@ from orchestrator.storage.backends.base import Claim, Storage
 from orchestrator.storage.backends.workspace import scratch
 
 JOURNAL = "journal.log"
+TRANSACTION_TIMEOUT_SECONDS = 120.0
+"""Another process needs seconds at most, unless it is stopped."""
 
 
 class SearchPlace:
@@ -25,32 +28,44 @@ class SearchPlace:
         """Of the tables."""
         self._claim = Claim(False)
         self._held = ExitStack()
+        self._lock = None if self._local is None else FileLock(self._local.with_name(f".{name}.lock"))
 
     def begun(self) -> bool:
         """Whether there is a journal."""
         return self._storage.look(f"{self._place}/{JOURNAL}") is not None
 
     def hold(self) -> Path:
-        """Make the search this process's own until `release`; returns the journal's file.
+        """The journal's file. On an object store the search is this process's own until `release`.
 
         Raises:
             ValueError: another process has it.
         """
-        file = self._hold_remote() if self._local is None else self._hold_local(self._local)
+        if self._local is not None:
+            return self._local / JOURNAL
+        file = self._hold_remote()
         if file is None:
             raise ValueError(
-                f"another process runs the search {self._name} on this storage; wait for it to end"
-            ) from None
+                f"another process runs the search {self._name} on this storage; wait for it to end: only in a folder "
+                "several run one search"
+            )
         return file
 
-    def _hold_local(self, folder: Path) -> Path | None:
-        lock = FileLock(folder.with_name(f".{self._name}.lock"))
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Keep other processes out of the journal while it lasts. TimeoutError where one doesn't let go of it."""
+        if self._lock is None:
+            yield
+            return
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            return None
-        self._held.callback(lock.release)
-        return folder / JOURNAL
+            self._lock.acquire(timeout=TRANSACTION_TIMEOUT_SECONDS)
+        except Timeout as error:
+            raise TimeoutError(
+                f"another process has held the journal of {self._name} for {TRANSACTION_TIMEOUT_SECONDS:.0f} seconds"
+            ) from error
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _hold_remote(self) -> Path | None:
         self._claim = self._held.enter_context(self._storage.claim(self._place))

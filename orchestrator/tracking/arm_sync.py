@@ -103,7 +103,9 @@ class ArmSync:
         runs = {name: (arm, store.arms[arm.key]) for name, arm in self.arms().items() if arm.key in store.arms}
         for arm, run in runs.values():
             points = changed_values(run, arm_values(arm, records)) if changed else []
-            store.write(run, points, arm_params(arm, self._options), {schema.PARENT_RUN: parent.id})
+            front = self._content.get("front")
+            marks = {} if front is None else {schema.FRONT: "yes" if arm.name in front else "no"}
+            store.write(run, points, arm_params(arm, self._options), {schema.PARENT_RUN: parent.id, **marks})
             states = [store.units[key].status if key in store.units else "" for key in arm.keys]
             ends = [records[key].about.get("ended", 0) for key in arm.keys & records.keys()]
             status = arm_status(states, run.status, last)

@@ -204,7 +204,10 @@ CASES = {
         flags("--micro-batch", "2", "--set", "normalisation=task_batch"),
         "normalisation='task_batch' takes statistics of whole batches, got --micro-batch 2; use normalisation='layer'",
     ),
-    "a price without a plan": (flags("--price-per-hour", "3"), "--price-per-hour goes with --plan and must be above 0"),
+    "a price without a plan": (
+        flags("--price-per-hour", "3"),
+        "--price-per-hour goes with --plan or --watch and must be above 0",
+    ),
     "no memory": (flags("--plan", "--gpu-memory", "0"), "--gpu-memory goes with --plan and must be above 0, got 0"),
     "no CPUs": (flags("--cpus-per-unit", "0"), "--cpus-per-unit must be above 0, got 0"),
     "infinite CPUs": (flags("--cpus-per-unit", "inf"), "--cpus-per-unit must be finite, got inf"),

@@ -9,9 +9,10 @@ from optuna.trial import TrialState
 
 from orchestrator.scheduling.task_graph import State
 from orchestrator.search.journal import Journal, aim_of, number_of
+from orchestrator.search.pareto import ranked
 from orchestrator.search.resolve_space import check_dimensions, read_search
 from orchestrator.search.rungs import END, Rungs, Standing
-from orchestrator.search.trial_queue import TrialQueue, ranked
+from orchestrator.search.trial_queue import TrialQueue
 from orchestrator.search.trial_report import early_stopping
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.search_journal import JOURNAL

@@ -27,9 +27,10 @@ from orchestrator.scheduling.task_graph import State
 from orchestrator.search import __main__ as search
 from orchestrator.search.best_study import STUDY_FILE, STUDY_SEEDS
 from orchestrator.search.journal import Journal, number_of
+from orchestrator.search.pareto import ranked
 from orchestrator.search.plan import SearchPlan
 from orchestrator.search.resolve_space import check_dimensions, read_search
-from orchestrator.search.trial_queue import TrialQueue, ranked, spread
+from orchestrator.search.trial_queue import TrialQueue, spread
 from orchestrator.search.trial_report import STATES, caution, closing, figures, markdown, table, write_trials
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.search_journal import JOURNAL
@@ -526,7 +527,7 @@ def test_bad_input_is_one_clear_line_before_anything_starts(bench, tmp_path, cap
     assert "unequal budgets" in refused('"dropout": Range(0, 0.3)', '"pe.batch_size": Range(2, 8)')
     assert "seeds instead" in refused('"dropout": Range(0, 0.3)', '"seed": Range(0, 8)')
     assert "whole number" in refused('"dropout": Range(0, 0.3)', '"encoder_layers": Range(1, 2.5)')
-    assert "sampler must be one of tpe, gp, random, qmc, grid, got 'cma'" in refused(
+    assert "sampler must be one of tpe, gp, nsga2, random, qmc, grid, got 'cma'" in refused(
         "seeds=2", 'seeds=2, sampler="cma"'
     )
     assert "grid needs a step, got a range without one" in refused("seeds=2", 'seeds=2, sampler="grid"')
@@ -606,15 +607,6 @@ def test_searches_of_two_projects_have_two_names():
     assert len(names) == 2
 
 
-def test_two_drivers_do_not_run_one_search(bench, tmp_path, capsys):
-    name = bench.inputs().plan.name
-    folder = tmp_path / "searches" / name
-    folder.mkdir(parents=True)
-    (folder / JOURNAL).touch()
-    with FileLock(folder.with_name(f".{name}.lock")):
-        assert "another process runs the search" in bench.refusal(capsys, tmp_path)
-
-
 def test_the_packaged_spaces_fit_the_presets():
     assert {"learning_rate", "routed_encoder"} <= set(space_names())
     for name in space_names():
@@ -626,12 +618,13 @@ def test_the_packaged_spaces_fit_the_presets():
 
 
 def test_only_the_search_imports_optuna(repo_root):
+    names = ("journal", "pareto", "trial_queue", "trial_report", "warm_start")
     files = [
         file.relative_to(repo_root).as_posix()
         for file in sorted((repo_root / "orchestrator").rglob("*.py"))
         if any(line.strip().startswith(("import optuna", "from optuna")) for line in file.read_text().splitlines())
     ]
-    assert files == [f"orchestrator/search/{name}.py" for name in ("journal", "trial_queue", "trial_report")]
+    assert files == [f"orchestrator/search/{name}.py" for name in names]
     assert optuna.__version__
 
 

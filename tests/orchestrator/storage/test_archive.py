@@ -15,7 +15,7 @@ from orchestrator.record import Record
 from orchestrator.report import build, write_report
 from orchestrator.report.sources import from_storage
 from orchestrator.scheduling.task_graph import State
-from orchestrator.storage import archive
+from orchestrator.storage import archive, search_journal
 from orchestrator.storage.__main__ import main
 from orchestrator.storage.ledger import FAILURE, IMPORTED, PROGRESS, RECORD, Ledger
 from orchestrator.storage.portable import portable
@@ -365,7 +365,7 @@ def test_of_two_plans_the_one_with_all_units_of_the_other_and_more_is_kept(tmp_p
     assert status == 0 and "it lacks 3 units of the imported one and has 2 others" in text and contents(large) == few
 
 
-def test_a_journal_only_grows(source, tmp_path, capsys):
+def test_a_journal_only_grows(source, tmp_path, capsys, monkeypatch):
     file = export(source, tmp_path / "short", capsys)
     journal = "searches/rate-tiny-01234567/journal.log"
     longer = source.storage.read(journal) + b'{"op_code": 4}\n'
@@ -380,12 +380,11 @@ def test_a_journal_only_grows(source, tmp_path, capsys):
     assert status == 0 and "the trials here are kept" in text and other.storage.read(journal) == b'{"op_code": 9}\n'
     other.storage.delete(journal)
     place = SearchPlace(other.storage, "rate-tiny-01234567", tmp_path)
-    place.hold()
-    try:
+    monkeypatch.setattr(search_journal, "TRANSACTION_TIMEOUT_SECONDS", 0.1)
+    with place.transaction():
         status, text = command(capsys, "import", long, "--storage", other.address)
-        assert status == 1 and "another process runs the search" in text
-    finally:
-        place.release()
+    assert status == 1 and "another process has held the journal of rate-tiny-01234567" in text
+    assert not (other.root / journal).exists()
 
 
 GOOD = "units/joint-seed0-0123456789abcdef"

@@ -1,0 +1,44 @@
+"""Which trials are best: those that keep the constraints, and of several objectives the Pareto front."""
+
+from collections.abc import Iterable, Sequence
+
+from optuna.trial import FrozenTrial
+
+from orchestrator.search.journal import number_of
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a complete trial keeps all constraints."""
+    return all(excess <= 0 for excess in trial.constraints.values())
+
+
+def front(trials: Iterable[FrozenTrial], directions: Sequence[str]) -> list[FrozenTrial]:
+    """The complete and feasible trials than which none is at least as good in all objectives and better in one; of one
+    objective those with the best value."""
+    every = [(trial, _losses(trial, directions)) for trial in trials if trial.values is not None and is_feasible(trial)]
+    return [trial for trial, own in every if not any(_dominates(other, own) for _, other in every)]
+
+
+def ranked(trials: Iterable[FrozenTrial], *directions: str) -> list[FrozenTrial]:
+    """Best first, by the direction of each objective: the Pareto front by the first objective, then those that keep the
+    constraints, those that don't, and those without a value, in their order."""
+    every = list(trials)
+    on_front = {number_of(trial) for trial in front(every, directions)} if len(directions) > 1 else set()
+    sign = -1.0 if directions[0] == "maximize" else 1.0
+
+    def place(trial: FrozenTrial) -> tuple[bool, bool, bool, float, int]:
+        first = 0.0 if trial.values is None else sign * trial.values[0]
+        number = number_of(trial)
+        return trial.values is None, not is_feasible(trial), number not in on_front, first, number
+
+    return sorted(every, key=place)
+
+
+def _losses(trial: FrozenTrial, directions: Sequence[str]) -> list[float]:
+    return [
+        -value if direction == "maximize" else value for value, direction in zip(trial.values, directions, strict=True)
+    ]
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
