@@ -32,8 +32,8 @@ EXAMPLES = """examples:
   python -m orchestrator.search my_space.py --warm-start --watch --price-per-hour 3.06
 
 Trials are judged on validation subjects; the test split is not touched. Run again to resume, with more --trials to
-go on; at the same time, to share one search in a folder. Units that other code has trained are refused: --accept-other-code keeps them, --retrain trains
-them again.
+go on; at the same time, to share one search in a folder. Units that other code has trained are refused:
+--accept-other-code keeps them, --retrain trains them again.
 exit status: 0 done, 1 some trials failed or were stopped (the rest is reported), 2 usage or configuration, before
 anything starts"""
 

@@ -15,11 +15,10 @@ from orchestrator.record import Record
 from orchestrator.report import build, write_report
 from orchestrator.report.sources import from_storage
 from orchestrator.scheduling.task_graph import State
-from orchestrator.storage import archive
+from orchestrator.storage import archive, search_journal
 from orchestrator.storage.__main__ import main
 from orchestrator.storage.ledger import FAILURE, IMPORTED, PROGRESS, RECORD, Ledger
 from orchestrator.storage.portable import portable
-from orchestrator.storage import search_journal
 from orchestrator.storage.search_journal import SearchPlace
 from orchestrator.storage.usage import usage
 from orchestrator.worker.run_unit import run_unit
