@@ -265,7 +265,7 @@ def test_the_flags_are_those_of_the_contract():
         "-h", "--help", "--list", "--plan", "--data", "--preset", "--seeds", "--set", "--storage", "--tracking-uri",
         "--address", "--max-concurrent", "--gpus-per-unit", "--cpus-per-unit", "--device", "--precision", "--out",
         "--accept-other-code", "--retrain", "--micro-batch", "--activation-checkpointing", "--processes-per-unit",
-        "--gpu-memory", "--price-per-hour", "--notify", "--notify-every",
+        "--gpu-memory", "--price-per-hour", "--notify", "--notify-every", "--watch",
     }  # fmt: skip
 
 
