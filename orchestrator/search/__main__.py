@@ -114,16 +114,14 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
         folders = list(dict.fromkeys([place.folder, options.out or place.folder]))
         with session.opened(*folders) as ledger:
             if not place.begun():
+                check_promoted(options.promote, 0, plan.name)
                 session.connect()  # Before there is anything to leave behind.
             journal = Journal(
                 place.hold(), plan.name, space, inputs.dimensions, inputs.start, place.keep, place.transaction
             )
             check = SourceCheck(ledger, options.other_code)
             check.check(units_of_trials(plan, journal.trials))
-            if unknown := [number for number in options.promote if number >= len(journal.trials)]:
-                raise ValueError(
-                    f"--promote: there is no trial {unknown[0]}; {plan.name} has {count(len(journal.trials), 'trial')}"
-                )
+            check_promoted(options.promote, len(journal.trials), plan.name)
             if plan.warm and journal.known is None:
                 journal.learn(known_trials(plan, inputs.dimensions, ledger, check))
             graph = TrialQueue(plan, ledger, journal, inputs.trials, check, options.promote)
@@ -166,6 +164,12 @@ def trial_numbers(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f"must be numbers of trials as in 3,17, got {text!r}")
     return tuple(int(part) for part in parts)
+
+
+def check_promoted(numbers: Sequence[int], trials: int, name: str) -> None:
+    """ValueError for a number that no trial has."""
+    if unknown := [number for number in numbers if number >= trials]:
+        raise ValueError(f"--promote: there is no trial {unknown[0]}; {name} has {count(trials, 'trial')}")
 
 
 def dashboard_command(folder: Path) -> str:

@@ -171,7 +171,7 @@ def test_a_unit_that_another_search_has_finished_needs_no_rung(tmp_path):
 def test_another_rule_is_another_search_and_none_keeps_its_name():
     names = [plan_of(small_space(early_stopping=early)).name for early in (None, ASHA, EarlyStopping("median"))]
     assert len(set(names)) == 3
-    assert read_search("learning_rate", "tiny", [], [], None, None, "none").plan.name == (
+    assert read_search("learning_rate", "tiny", [], [], None, None, stopping="none").plan.name == (
         read_search("learning_rate", "tiny", [], [], None, None).plan.name
     )
 

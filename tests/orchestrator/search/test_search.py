@@ -618,13 +618,12 @@ def test_the_packaged_spaces_fit_the_presets():
 
 
 def test_only_the_search_imports_optuna(repo_root):
-    names = ("journal", "pareto", "trial_queue", "trial_report", "warm_start")
     files = [
         file.relative_to(repo_root).as_posix()
         for file in sorted((repo_root / "orchestrator").rglob("*.py"))
         if any(line.strip().startswith(("import optuna", "from optuna")) for line in file.read_text().splitlines())
     ]
-    assert files == [f"orchestrator/search/{name}.py" for name in names]
+    assert files and all(file.startswith("orchestrator/search/") for file in files)
     assert optuna.__version__
 
 
