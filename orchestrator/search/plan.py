@@ -18,7 +18,14 @@ class SearchPlan:
     """What a search trains: the units of the trials so far."""
 
     def __init__(
-        self, space: Space, preset: str, base: Settings, seeds: int, data: Mapping[str, DataFacts], inputs: str
+        self,
+        space: Space,
+        preset: str,
+        base: Settings,
+        seeds: int,
+        data: Mapping[str, DataFacts],
+        inputs: str,
+        arm: str = "",
     ) -> None:
         """
         Args:
@@ -26,11 +33,12 @@ class SearchPlan:
             seeds: repetitions of each trial.
             data: the clip sets by name.
             inputs: `Project.inputs_identity`.
+            arm: of a study, whose values are searched, for people.
         """
         self.study = space
         self.project: Project = load_project(space.project)
         self.preset, self.base, self.seeds, self.data = preset, base.with_fields({"seed": 0}), seeds, data
-        self.inputs = inputs
+        self.inputs, self.arm = inputs, arm
         self.units: Mapping[str, Unit] = {}
         self.tables: tuple[tuple[Table, tuple[Line, ...]], ...] = ()
         """None: the report's tables are of studies. With `study`, what a mirror asks of a plan."""
@@ -66,7 +74,7 @@ class SearchPlan:
             seeded = stage.settings.with_fields({"seed": seed})
             key = self.project.key(seeded, facts, self.inputs, "")
             same_weights = self.project.training_key(seeded, facts, self.inputs, "")
-            arm = ", ".join(different)
+            arm = ", ".join(filter(None, (self.arm, *different)))
             units.append(Unit(key, stage.name, stage.task, seeded, "", arm, same_weights, self.study.project))
         return units
 

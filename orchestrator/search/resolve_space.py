@@ -87,7 +87,7 @@ def read_search(
         run_of(project, base, space.objective)
     inputs = project.inputs_identity(base)
     plan = SearchPlan(space, preset_name, base, seeds or space.seeds, project.facts(opened), inputs)
-    start = plan.start if all(_holds(where, plan.start[path]) for path, where in dimensions.items()) else None
+    start = start_in(plan, dimensions)
     return SearchInputs(plan, trials or space.trials, dimensions, start, objectives, opened, paths, changes)
 
 
@@ -167,6 +167,11 @@ def check_objective(space: Space, objectives: Objectives) -> None:
         raise ValueError(
             f"space {space.name!r}: direction of {space.objective} must be {best!r}, got {space.direction!r}"
         )
+
+
+def start_in(plan: SearchPlan, dimensions: Mapping[str, Range | Choice]) -> Params | None:
+    """The base configuration as a trial; None where it lies outside the space."""
+    return plan.start if all(_holds(where, plan.start[path]) for path, where in dimensions.items()) else None
 
 
 def _holds(where: Range | Choice, value: bool | int | float | str) -> bool:
