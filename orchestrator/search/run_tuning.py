@@ -54,10 +54,11 @@ class TrackedTuning:
 def tune(
     inputs: Inputs, tuning: Tuning, searches: Sequence[ArmSearch], options: argparse.Namespace, command: str
 ) -> tuple[int, PlannedTuning | None]:
-    """Search each arm's values; returns the exit status, and what was chosen unless the searches were stopped.
+    """Search each arm's values; returns the exit status, and what was chosen unless the searches were
+    stopped or an arm has no value.
 
     Raises:
-        ValueError: another process runs one of the searches, no trial of an arm has a value, or as a session.
+        ValueError: another process runs one of the searches, or as a session.
     """
     if options.gpus_per_unit == AUTO:
         raise ValueError(
@@ -89,7 +90,11 @@ def tune(
         faults = [queue.fault for queue in graph.queues if queue.fault]
         print("\n".join([*faults, "tuning stopped; the same command goes on from here", *last]))
         return 1, None
-    chosen = outcome(searches, tuning, {queue.search.name: queue.trials for queue in graph.queues}, ledger)
+    try:
+        chosen = outcome(searches, tuning, {queue.search.name: queue.trials for queue in graph.queues}, ledger)
+    except ValueError as error:  # Not the user's: units have run.
+        print("\n".join([str(error), *last]))
+        return 1, None
     print("\n".join([*chosen_lines(chosen), *last]))
     return 0 if graph.whole else 1, chosen
 

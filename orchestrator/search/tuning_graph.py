@@ -104,6 +104,6 @@ class TuningGraph(TaskGraph):
 
     def time_left(self, seconds: Mapping[str, float], slots: int) -> float:
         """As of a graph; trials that are still to be suggested take as long as the others."""
-        each = sum(seconds.values()) / max(len(seconds), 1)
+        each = max(seconds.values(), default=0.0)  # Of those that run, only what is left of it.
         units = sum(queue.search.seeds * (queue.total - len(queue.trials)) for queue in self.queues)
         return super().time_left(seconds, slots) + units * each / max(slots, 1)
