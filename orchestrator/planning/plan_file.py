@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from orchestrator.planning.plan import Line, Plan, UnitSize
 from orchestrator.planning.tuning import PlannedTuning
 from orchestrator.project import DataFacts, Project, load_project
-from search_spaces.study import UPS, Claim, FineTuning, Reference, Table
+from search_spaces.study import UPS, Claim, FineTuning, Reference, Table, tuned_label
 from ups_model.config.schema import canonical
 
 FORMAT = 1
@@ -272,6 +272,15 @@ class PlanFile:
             columns = [one for table in tables for one in table.columns if claim.names(one.metric, one.title)]
             if not columns or not {claim.arm, claim.baseline} <= rows:
                 raise ValueError(f"not a plan (the claim {claim.text!r} is about what no table has)")
+
+
+def without_tuned(plan: PlanFile) -> PlanFile:
+    """A plan as it was before anything was chosen: the rows of the study alone."""
+    tables = []
+    for table in plan.tables:
+        tuned = {tuned_label(row.label) for row in table.rows} if plan.tuning is not None else set()
+        tables.append(replace(table, rows=tuple(row for row in table.rows if row.label not in tuned)))
+    return replace(plan, tables=tuple(tables), tuning=None)
 
 
 def _tasks(projects: Iterable[str]) -> tuple[tuple[str, str], ...]:

@@ -11,8 +11,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.cli.arguments import AUTO
 from orchestrator.cli.session import Session
-from orchestrator.planning.inputs import Inputs
+from orchestrator.planning.inputs import Inputs, wanted_metrics
+from orchestrator.planning.origin import check_origin, origin_of
 from orchestrator.planning.plan import Line, Unit
+from orchestrator.planning.plan_file import PlanFile, without_tuned
 from orchestrator.planning.tuning import PlannedTuning
 from orchestrator.project import DataFacts
 from orchestrator.search.journal import Journal
@@ -69,11 +71,13 @@ def tune(
         places = [SearchPlace(session.ledger.storage, one.name, REPORTS) for one in searches]
         for place in places:
             session.at_exit.callback(place.release)
-        with session.opened(*(place.folder for place in places)) as ledger:
+        folders = [place.folder for place in places] + ([options.out] if options.out else [])
+        with session.opened(*folders) as ledger:
+            _check_origin(inputs, ledger, options.study, command)
             if not all(place.begun() for place in places):
                 session.connect()  # Before there is anything to leave behind.
-            check = SourceCheck(ledger, options.other_code)
-            graph = _graph(searches, places, tuning, ledger, check)
+            check = SourceCheck(ledger, options.other_code, wanted_metrics(inputs))
+            graph = _graph(inputs, searches, places, tuning, ledger, check)
             if not graph.complete:
                 session.connect()
         logger.info(
@@ -99,7 +103,16 @@ def tune(
     return 0 if graph.whole else 1, chosen
 
 
+def _check_origin(inputs: Inputs, ledger: Ledger, study: str, command: str) -> None:
+    """ValueError where the tables could not be saved after all, because another study has their name."""
+    plan, before = inputs.plan, ledger.plan(inputs.plan.name)
+    if before is not None:
+        drafted = replace(PlanFile.of(plan, command, inputs.changes), origin=origin_of(study))
+        check_origin(without_tuned(before), drafted, ledger.storage.where(f"studies/{plan.name}"))
+
+
 def _graph(
+    inputs: Inputs,
     searches: Sequence[ArmSearch],
     places: Sequence[SearchPlace],
     tuning: Tuning,
@@ -109,7 +122,7 @@ def _graph(
     journals = [_journal(place.hold(), one, place) for place, one in zip(places, searches, strict=True)]
     pairs = [(one.inputs.plan, journal) for one, journal in zip(searches, journals, strict=True)]
     begun = {unit.key: unit for plan, journal in pairs for unit in units_of_trials(plan, journal.trials)}
-    check.check(begun.values())
+    check.check([*begun.values(), *inputs.plan.units.values()])  # Those of the tables come later, refusals now.
     queues = [TrialQueue(plan, ledger, journal, tuning.trials, check=check) for plan, journal in pairs]
     return TuningGraph(queues, ledger, check)
 

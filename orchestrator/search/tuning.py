@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.inputs import Inputs
@@ -52,13 +52,12 @@ def read_tuning(inputs: Inputs, tuning: Tuning) -> tuple[ArmSearch, ...]:
     for table, lines in inputs.plan.tables:
         for line in lines:
             with errors_at(f"study {inputs.plan.study.name!r}, table {table.name!r}, row {line.row.label!r}"):
-                for column in table.columns:
+                for group in line.arms:
+                    column = next(column for column in table.columns if column.group == group)
                     _check_untouched(line, column, tuning)
                     one = _search(inputs, tuning, line, column)
-                    rows = searches[one.name].rows if one.name in searches else ()
-                    cell = (table.name, line.row.label, column.group)
                     kept = searches.get(one.name, one)
-                    searches[one.name] = ArmSearch(kept.inputs, kept.arm, (*dict.fromkeys((*rows, cell)),), kept.task)
+                    searches[one.name] = replace(kept, rows=(*kept.rows, (table.name, line.row.label, group)))
     return tuple(searches.values())
 
 

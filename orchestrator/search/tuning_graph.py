@@ -98,6 +98,10 @@ class TuningGraph(TaskGraph):
         return super().complete and (self.stopping or all(queue.complete for queue in self.queues))
 
     @property
+    def projects(self) -> list[str]:
+        return list(dict.fromkeys(project for queue in self.queues for project in queue.projects))
+
+    @property
     def whole(self) -> bool:
         """All trials of all searches have a value."""
         return all(queue.whole for queue in self.queues)

@@ -404,6 +404,18 @@ def test_a_ranking_says_what_changes_with_its_uncertainty(hill, driver):
     assert "no verdict" in page and f"| **2** | untuned Δ {MINUS}2.00" in page
 
 
+def test_a_name_that_another_study_has_is_refused_before_its_searches(hill, driver, capsys):
+    run(hill)
+    other = hill.with_name("other.yaml")
+    jobs = len(driver.jobs)
+    other.write_text(STUDY.replace("changes: {depth: 2}", "changes: {depth: 2, noise: 9}"))
+    run(other, status=2)
+    assert "another study of this name and base is on storage" in capsys.readouterr().err and len(driver.jobs) == jobs
+    (hill.parent / "taken").write_text("")
+    run(hill, "--out", str(hill.parent / "taken"), status=2)
+    assert "taken: cannot be written to" in capsys.readouterr().err
+
+
 def test_a_study_without_tuning_has_no_section(hill, driver):
     hill.write_text(STUDY[: STUDY.index("claims:")])
     run(hill)
