@@ -163,7 +163,8 @@ def _run(
 
 def chosen_lines(chosen: PlannedTuning) -> list[str]:
     """What the end of the searches says of each arm."""
-    lines = [f"tuning: {count(len(chosen.arms), 'arm')}, {chosen.trials} x {count(chosen.seeds, 'run')} each"]
+    each = f"{count(chosen.trials, 'trial')} x {count(chosen.seeds, 'seed')} each"
+    lines = [f"tuning: {count(len(chosen.arms), 'arm')}, {each}"]
     for arm in chosen.arms:
         values = ", ".join(f"{name}={value}" for name, value in arm.chosen.items())
         before = f"{spread(list(arm.start_values))} untuned" if arm.start_values else "not measured untuned"
