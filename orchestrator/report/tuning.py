@@ -26,6 +26,8 @@ class Ranking:
     """By the labels of the rows as the study has them. Both are empty where a row has no value."""
     swapped: tuple[tuple[str, str, Paired, Paired], ...]
     """Two rows that stand otherwise to each other, and their paired difference as the study has them and tuned."""
+    trained_out: bool = True
+    """Whether no run of the column collapsed or did not converge."""
 
     @property
     def changed(self) -> bool:
@@ -141,12 +143,13 @@ def rankings(table: TableOfCells) -> list[Ranking]:
         if any(cell.mean is None for cell in (*untuned.values(), *tuned.values())):
             found.append(Ranking(column.title, (), (), ()))
             continue
+        trained_out = all(map(_is_healthy, (*untuned.values(), *tuned.values())))
         swapped = []
         for one, two in combinations(untuned, 2):
             before, after = (paired(cells[one].values, cells[two].values) for cells in (untuned, tuned))
             if _sign(untuned[one], untuned[two]) != _sign(tuned[one], tuned[two]):
                 swapped.append((one, two, before, after))
-        found.append(Ranking(column.title, _order(untuned), _order(tuned), tuple(swapped)))
+        found.append(Ranking(column.title, _order(untuned), _order(tuned), tuple(swapped), trained_out))
     return found
 
 
@@ -183,10 +186,15 @@ def _differences(table: TableOfCells, ranked: Sequence[Ranking]) -> Differences:
     return Differences(table.title, table.varies, baseline[0].label, headings, tuple(lines), texts)
 
 
+def _is_healthy(cell: Cell) -> bool:
+    return not sum(unhealthy(cell.health))
+
+
 def _difference(cell: Cell, base: Cell) -> str:
-    text = _interval(paired(cell.values, base.values), cell.column.unit)
-    short = any(sum(unhealthy(one.health)) for one in (cell, base))
-    return f"{text}, of runs that did not all train out" if short else text
+    pairs, unit = paired(cell.values, base.values), cell.column.unit
+    if pairs.mean is None or (_is_healthy(cell) and _is_healthy(base)):
+        return _interval(pairs, unit)
+    return f"Δ {number(pairs.mean, DIGITS[unit], signed=True)}, no statement"
 
 
 def _interval(pairs: Paired, unit: str) -> str:
@@ -204,19 +212,22 @@ def _ranking_text(ranking: Ranking, unit: str) -> str:
     if not ranking.untuned:
         return f"{ranking.column}: not known, for a row has no value."
     untuned, tuned = (" > ".join(" = ".join(group) for group in order) for order in (ranking.untuned, ranking.tuned))
+    short = "" if ranking.trained_out else " No statement: not all runs trained out."
     if not ranking.changed:
-        return f"{ranking.column}: {untuned}, untuned and tuned."
+        return f"{ranking.column}: {untuned}, untuned and tuned.{short}"
     swaps = "; ".join(
         f"“{one}” {MINUS} “{two}”: untuned {_interval(before, unit)}, tuned {_interval(after, unit)}"
         for one, two, before, after in ranking.swapped
     )
-    return f"{ranking.column}: {untuned} untuned, {tuned} tuned. Ranked otherwise: {swaps}."
+    return f"{ranking.column}: {untuned} untuned, {tuned} tuned. Ranked otherwise: {swaps}.{short}"
 
 
 def _summary(every: Sequence[Ranking], seeds: int) -> str:
     known = [ranking for ranking in every if ranking.untuned]
     changed = sum(ranking.changed for ranking in known)
     text = f"The ranking of rows changes in {changed} of {count(len(known), 'column')} with values"
+    if short := sum(not ranking.trained_out for ranking in known):
+        text += f", and {short} of them rest{'s' * (short == 1)} on runs that did not all train out"
     return (
         f"{text}. Rankings are of means over {count(seeds, 'seed')} and carry no test: where a "
         f"{100 * CONFIDENCE:.0f} % interval (t, over seeds, on this test set, not corrected for the number of "

@@ -37,6 +37,7 @@ from tests.support.drivers import Bench, records, wait_until
 from tests.support.fake_driver import FakeDriver
 from tests.support.plans import DATA, TEXT, plan_of, small_study
 from ups_model.config.presets import preset
+from ups_model.evaluation.health import TaskHealth
 
 RATE = {"learning_rate": Range(1e-4, 1e-2, log=True)}
 TUNING = Tuning(RATE, trials=3, seeds=1)
@@ -371,12 +372,17 @@ def test_stopped_searches_choose_nothing(hill, driver, capsys):
     assert len([job for job in driver.jobs if job.unit.seed >= 100]) == 21, "the one that was stopped goes on"
 
 
-def report_of(hill, values):
+def report_of(hill, values, collapsed=""):
     """The report of the tuned study whose rows have these test values, one a seed."""
     plan = PlanFile.from_json(next((hill.parent / "storage" / "studies").glob("*/plan.json")).read_text())
     rows = plan.tables[0].rows
-    units = {key: values[row.label][seed] for row in rows for seed, key in enumerate(row.units["hill"])}
-    records = {key: Record(key, "finished", {"test/hill/accuracy": value}) for key, value in units.items()}
+    bad = TaskHealth("hill/accuracy", 10.0, ((1, 10.0), (2, 10.0), (3, 10.0), (4, 10.0), (5, 10.0)), 100.0).to_plain()
+    records = {}
+    for row in rows:
+        for seed, key in enumerate(row.units["hill"]):
+            health = {"hill": bad} if row.label == collapsed else {}
+            metrics = {"test/hill/accuracy": values[row.label][seed]}
+            records[key] = Record(key, "finished", metrics, health=health)
     return build(plan, records)
 
 
@@ -400,6 +406,10 @@ def test_a_ranking_says_what_changes_with_its_uncertainty(hill, driver):
     assert not same.changed and same.swapped == ()
     tie = rankings(report_of(hill, values | {"2, tuned": (71, 71, 71)}).tables[0])[0]
     assert tie.tuned == (("1", "2"),) and tie.changed and len(tie.swapped) == 1
+    short = report_of(hill, values, collapsed="1, tuned")
+    assert "Δ +2.00, no statement" in str(tuning_view(short).tables[0].lines)
+    assert "No statement: not all runs trained out" in tuning_view(short).tables[0].rankings[0]
+    assert "1 of them rests on runs that did not all train out" in tuning_view(short).summary
     page = markdown(report, views(report, {}), draw(report))
     assert "no verdict" in page and f"| **2** | untuned Δ {MINUS}2.00" in page
 
