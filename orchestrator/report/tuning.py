@@ -80,7 +80,7 @@ def _budget(tuning: PlannedTuning) -> Iterable[str]:
     last = tuning.first_seed + tuning.seeds - 1
     seeds = f"seed {last}" if tuning.seeds == 1 else f"seeds {tuning.first_seed} to {last}"
     yield (
-        f"Each arm had the same search: {count(tuning.trials, 'trial')} of {count(tuning.seeds, 'run')} ({seeds}) "
+        f"Each arm had the same search: {count(tuning.trials, 'trial')}, {count(tuning.seeds, 'run')} each ({seeds}), "
         f"over {dimensions} (sampler {tuning.sampler}{same}), judged on {tuning.judged_on}. No trial measured the "
         "test split."
     )
