@@ -19,6 +19,7 @@ from orchestrator.planning.plan import Plan, UnitSize
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record, finished_of
 from orchestrator.scheduling.task_graph import State, TaskGraph
+from orchestrator.search.tuning.searches import ArmSearch, outcome, read_tuning
 from orchestrator.storage.ledger import Ledger, Place, storage_path
 from orchestrator.storage.measured import measured_units
 from orchestrator.storage.source_check import SourceCheck, Standing, is_measured_now, measured_again, not_measured_again
@@ -47,6 +48,7 @@ EXAMPLES = """examples:
   python -m orchestrator.ablate tables_7_9 --storage s3://my-bucket/ablations --tracking-uri http://HOST:5000
   python -m orchestrator.ablate tables_7_9 --preset paper --plan --gpu-memory 16 --price-per-hour 3.06
   python -m orchestrator.ablate tables_7_9 --preset paper --address auto --gpus-per-unit 1 --micro-batch auto
+  python -m orchestrator.ablate table_7_tuned                    each row beside one with a learning rate of its own
 
 Run again to resume, with more rows or seeds to extend: finished units are never trained twice. Units that other code
 has trained are refused: --accept-other-code keeps them, --retrain trains them again.
@@ -91,15 +93,25 @@ def act(options: argparse.Namespace, command: str) -> int:
     if (memory := options.gpu_memory) is not None and not (options.plan and 0 < memory < float("inf")):
         raise ValueError(f"--gpu-memory goes with --plan and must be above 0, got {memory:g}")
     looks = options.seeds.looks if isinstance(options.seeds, AutoSeeds) else ()
+    tuning_status = 0
     for seeds in looks or (options.seeds,):
         with process.unwinding():  # Clip sets may have to be made.
             inputs = read_inputs(options.study, options.preset, options.data, options.set, seeds)
+            tuning = inputs.plan.study.tuning
+            searches = read_tuning(inputs, tuning) if tuning is not None else ()
         if looks and not inputs.plan.study.claims:
             raise ValueError(f"--seeds auto: study {inputs.plan.study.name!r} has no claims to decide; give a number")
         check_cut(inputs.plan.units.values(), options)
         if options.plan:
-            print(show_plan(inputs, existing_ledger(options.storage), options))
+            print(show_whole_plan(inputs, searches, existing_ledger(options.storage), options))
             return 0
+        if tuning is not None:
+            from orchestrator.search.tuning.run import tune  # Optuna takes a second to import.
+
+            tuning_status, chosen = tune(inputs, tuning, searches, options, command)
+            if chosen is None:
+                return tuning_status
+            inputs = inputs.tuned(chosen)
         status, report = run(inputs, options, command, looks)
         undecided = [result for result in report.primary_claims if result.verdict == "undecided"] if report else []
         if status or not undecided:
@@ -107,7 +119,7 @@ def act(options: argparse.Namespace, command: str) -> int:
         if looks:
             end = "; no more seeds are allowed" if seeds == looks[-1] else ""
             logger.info("%d seeds: %s undecided%s", seeds, count(len(undecided), "primary claim"), end)
-    return status
+    return max(status, tuning_status)
 
 
 def run(
@@ -245,6 +257,23 @@ def summary(plan: Plan, graph: TaskGraph, expected: Estimate) -> str:
         f"{count(len(plan.units), 'unit')} ({plan.unshared_units - len(plan.units)} saved by sharing), {done} done "
         f"before; about {duration(expected.makespan)} on {expected.slots} at once"
     )
+
+
+def show_whole_plan(
+    inputs: Inputs, searches: Sequence[ArmSearch], ledger: Ledger | None, options: argparse.Namespace
+) -> str:
+    """What `--plan` prints: of a study with tuning that has not ended, its trials and then the study without tuned
+    rows."""
+    if (tuning := inputs.plan.study.tuning) is None:
+        return show_plan(inputs, ledger, options)
+    from orchestrator.search.tuning.run import chosen_lines, look, plan_lines
+
+    trials, ended = look(searches, tuning, ledger)
+    if ended and ledger is not None:
+        chosen = outcome(searches, tuning, trials, ledger)
+        return "\n".join([*chosen_lines(chosen), "", show_plan(inputs.tuned(chosen), ledger, options)])
+    slots = options.max_concurrent or machine_slots(options.cpus_per_unit)
+    return "\n".join([*plan_lines(searches, tuning, trials, slots), show_plan(inputs, ledger, options)])
 
 
 def show_plan(inputs: Inputs, ledger: Ledger | None, options: argparse.Namespace) -> str:

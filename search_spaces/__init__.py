@@ -14,7 +14,7 @@ from search_spaces.study import Study
 
 T = TypeVar("T")
 
-_NOT_STUDIES = ("study", "columns", "space", "rows", "study_file")
+_NOT_STUDIES = ("common", "study", "columns", "space", "rows", "study_file")
 
 
 def study_names() -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from search_spaces.study import NOTHING, UPS, text_faults
+from search_spaces.common import NOTHING, UPS, text_faults
 
 Sampler = Literal["tpe", "gp", "nsga2", "random", "qmc", "grid"]
 StoppingRule = Literal["asha", "hyperband", "median"]

@@ -1,42 +1,14 @@
 """What a study is: tables whose rows are changes to one base configuration, as plain data that checks itself."""
 
-import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
+from search_spaces.common import NOTHING as NOTHING
+from search_spaces.common import UPS as UPS
+from search_spaces.common import text_faults
+from search_spaces.space import SCORE, Choice, Range, Sampler, Space
 from ups_model.config.schema import canonical, digest
-
-UPS = "orchestrator.ups.project:UPS"
-"""Address of the project that studies are of unless they say otherwise."""
-
-NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-_DIRECTION_MARKS = {"\u061c", "\u200e", "\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
-"""Change the direction of what follows, in tables and terminals too."""
-
-
-def text_faults(texts: Iterable[tuple[str, object]]) -> list[str]:
-    """What is wrong with texts that tables, figures, files and terminals show on one line.
-
-    Args:
-        texts: each with what it is.
-    """
-    faults = []
-    for what, text in texts:
-        if not isinstance(text, str):
-            faults.append(f"{what} must be text, got {text!r}")
-            continue
-        # Control characters, lone surrogates, line and paragraph separators.
-        breaks = (c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _DIRECTION_MARKS)
-        if (character := next(breaks, None)) is not None:
-            name = unicodedata.name(character, "a control character")
-            faults.append(
-                f"{what} must be one line of text without control characters, got {text!a} with "
-                f"U+{ord(character):04X} ({name.lower()}); remove it"
-            )
-    return faults
 
 
 @dataclass(frozen=True)
@@ -208,6 +180,68 @@ class FineTuning:
             raise ValueError(f"fine-tuning needs 0 < share < 1 and 0 < rate <= 1, got {self.share} and {self.rate}")
 
 
+def tuned_label(label: str) -> str:
+    """Label of the row that stands below a row of a study with tuning and has its best values."""
+    return f"{label}, tuned"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The same search for every arm of a study, since a row is only fair if its own hyper-parameters were looked for.
+
+    Trials are judged on validation subjects. Each row of a table then stands there twice, as the study has it and with
+    the best values of its own search, both trained with the study's seeds.
+    """
+
+    dimensions: Mapping[str, Range | Choice]
+    """As of a `Space`; none that a row sets."""
+    trials: int
+    """Of each arm. The first is the arm as the study has it, where it lies in the dimensions."""
+    seeds: int
+    """Repetitions of each trial: seeds first_seed, first_seed + 1 ..., none of which is one of the study's."""
+    first_seed: int = 100
+    sampler: Sampler = "qmc"
+    """As of a `Space`; "qmc" suggests the same points to every arm."""
+    sampler_seed: int = 0
+    objective: str | None = None
+    """Metric of validation that decides. None: the score over tasks of an arm whose first run trains several jointly,
+    the headline metric of the task of one that trains it alone."""
+
+    def __post_init__(self) -> None:
+        self.space("tuning", self.objective or SCORE)
+
+    def space(
+        self, name: str, objective: str, direction: Literal["maximize", "minimize"] = "maximize", project: str = UPS
+    ) -> Space:
+        """The search of one arm.
+
+        Raises:
+            ValueError: as `Space`.
+        """
+        return Space(
+            name,
+            "Which values are best for this arm?",
+            self.dimensions,
+            objective=objective,
+            direction=direction,
+            trials=self.trials,
+            seeds=self.seeds,
+            first_seed=self.first_seed,
+            sampler=self.sampler,
+            sampler_seed=self.sampler_seed,
+            project=project,
+        )
+
+    def check_fresh(self, seeds: Sequence[int]) -> None:
+        """ValueError where tables would be trained with seeds that values were chosen by."""
+        used = range(self.first_seed, self.first_seed + self.seeds)
+        if common := sorted(set(seeds) & set(used)):
+            raise ValueError(
+                f"seeds of the tables must not be those of tuning ({used[0]} to {used[-1]}), got {common[0]}: what was "
+                "lucky in a search must not count again; give other seeds, or another first_seed of tuning"
+            )
+
+
 @dataclass(frozen=True)
 class Study:
     """A question, and the tables that answer it."""
@@ -226,6 +260,8 @@ class Study:
     """What the report judges; all other cells are descriptive."""
     project: str = UPS
     """Address of the trainer, "package.module:NAME" (`orchestrator.project.Project`)."""
+    tuning: Tuning | None = None
+    """How each arm's own values are looked for; None trains the rows as they are alone."""
 
     def __post_init__(self) -> None:
         names = [table.name for table in self.tables]
@@ -244,8 +280,24 @@ class Study:
             raise ValueError(f"study {self.name!r} needs at least 1 seed, got {self.seeds}")
         if isinstance(self.seeds, tuple) and (min(numbers) < 0 or len(set(numbers)) < len(numbers)):
             raise ValueError(f"study {self.name!r}: seeds must be from 0 on, each there once, got {self.seeds}")
+        if self.tuning is not None:
+            self._check_tuning(self.tuning)
         for claim in self.claims:
             self._check_claim(claim)
+
+    def _check_tuning(self, tuning: Tuning) -> None:
+        """ValueError for seeds that tuning takes too, or labels that tuned rows will have."""
+        try:
+            tuning.check_fresh(range(self.seeds) if isinstance(self.seeds, int) else self.seeds)
+        except ValueError as error:
+            raise ValueError(f"study {self.name!r}: {error}") from error
+        for table in self.tables:
+            labels = {row.label for row in table.rows}
+            if twice := sorted(label for label in labels if tuned_label(label) in labels):
+                raise ValueError(
+                    f"study {self.name!r}, table {table.name!r}: row {tuned_label(twice[0])!r} has the label that row "
+                    f"{twice[0]!r} gets with tuned values; give it another"
+                )
 
     def _check_claim(self, claim: Claim) -> None:
         """ValueError for a claim about what the study doesn't measure."""
@@ -256,6 +308,7 @@ class Study:
                 f"{', '.join(table.name for table in self.tables)}"
             )
         rows = [row.label for row in table.rows]
+        rows += [tuned_label(label) for label in rows] if self.tuning is not None else []
         for label in (claim.arm, claim.baseline):
             if label not in rows:
                 raise ValueError(

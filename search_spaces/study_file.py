@@ -12,7 +12,10 @@
         rows: {grid: {layers: [1, 2], dropout: [0, 0.1]}}
         baseline: layers=1, dropout=0
 
-`rows` is a list of rows, or `grid` or `one_at_a_time` with the values of fields (`search_spaces.rows`).
+`rows` is a list of rows, or `grid` or `one_at_a_time` with the values of fields (`search_spaces.rows`). A search for
+each arm's own values (`Tuning`) has ranges by their fields, and choices as lists:
+
+    tuning: {dimensions: {learning_rate: {low: 0.0001, high: 0.01, log: true}, dropout: [0, 0.1]}, trials: 8, seeds: 2}
 """
 
 import dataclasses
@@ -24,7 +27,8 @@ from typing import Any, TypeVar
 import yaml
 
 from search_spaces.rows import grid, one_at_a_time
-from search_spaces.study import Claim, Column, FineTuning, Reference, Row, Study, Table
+from search_spaces.space import Choice, Range
+from search_spaces.study import Claim, Column, FineTuning, Reference, Row, Study, Table, Tuning
 
 T = TypeVar("T")
 ROW_MAKERS = {"grid": grid, "one_at_a_time": one_at_a_time}
@@ -65,7 +69,27 @@ def _study(plain: Any) -> Study:
     changes: dict[str, Any] = {"tables": tables, "claims": claims}
     if isinstance(plain, Mapping) and "fine_tuning" in plain:
         changes["fine_tuning"] = _build(FineTuning, plain["fine_tuning"], "fine_tuning")
+    if isinstance(plain, Mapping) and plain.get("tuning") is not None:
+        changes["tuning"] = _tuning(plain["tuning"])
     return _build(Study, plain, "the study", **changes)
+
+
+def _tuning(plain: Any) -> Tuning:
+    dimensions = plain.get("dimensions") if isinstance(plain, Mapping) else None
+    if not isinstance(dimensions, Mapping):
+        raise ValueError(f"tuning: dimensions must be fields and where each is searched, got {dimensions!r}")
+    built = {name: _dimension(where, f"tuning, dimension {name!r}") for name, where in dimensions.items()}
+    return _build(Tuning, plain, "tuning", dimensions=built)
+
+
+def _dimension(plain: Any, where: str) -> Range | Choice:
+    if isinstance(plain, list):
+        return Choice(tuple(plain))
+    for name in ("low", "high", "step"):
+        value = plain.get(name) if isinstance(plain, Mapping) else None
+        if not _is_number(value):  # YAML takes 1e-3 for a text.
+            raise ValueError(f"{where}: {name} must be a number, got {value!r}; write 0.001 or 1.0e-3")
+    return _build(Range, plain, where)
 
 
 def _table(plain: Any, where: str) -> Table:

@@ -164,7 +164,7 @@ class Session:
                 notifier.tick(display.line)
 
             try:
-                projects = dict.fromkeys(unit.project for unit in graph.units.values())
+                projects = graph.projects
                 with driver_environment(self.ledger.root, commit(), clips, projects) as environment:
 
                     def job(unit: Unit) -> Job:

@@ -1,11 +1,12 @@
 """From command-line values to a plan; every fault of them is reported here, before anything starts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.planning.plan import Plan, make_plan
-from orchestrator.planning.resolve import check_study, open_data, resolve
+from orchestrator.planning.resolve import ResolvedStudy, check_study, errors_at, open_data, resolve
+from orchestrator.planning.tuning import PlannedTuning, expanded
 from orchestrator.project import Data, DataFacts, load_project
 from search_spaces import find_study
 from ups_model.cli import assignments
@@ -22,6 +23,14 @@ class Inputs:
     sets: Mapping[str, Data]
     paths: Mapping[str, Path]
     changes: Mapping[str, str]
+    resolved: ResolvedStudy
+    """Without tuned rows."""
+
+    def tuned(self, tuning: PlannedTuning) -> "Inputs":
+        """The same with the rows that have the chosen values."""
+        resolved = expanded(self.resolved, tuning.arms)
+        plan = make_plan(resolved, self.plan.seed_numbers, self.plan.data)
+        return replace(self, plan=replace(plan, tuning=tuning))
 
 
 def read_inputs(
@@ -56,7 +65,10 @@ def read_inputs(
         names = {name for owner, config in resolved.settings if owner == address for name in project.sets(config)}
         facts |= project.facts({name: one for name, one in opened.items() if name in names})
     plan = make_plan(resolved, study.seeds if seeds is None else seeds, {name: facts[name] for name in opened})
-    return Inputs(plan, opened, paths, changes)
+    if study.tuning is not None:
+        with errors_at(f"study {study.name!r}"):
+            study.tuning.check_fresh(plan.seed_numbers)
+    return Inputs(plan, opened, paths, changes, resolved)
 
 
 def wanted_metrics(inputs: Inputs) -> dict[str, tuple[str, ...]]:

@@ -1,10 +1,11 @@
 """From a study to the fewest training units that fill its tables. Pure and deterministic; no Ray, no torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from orchestrator.planning.resolve import ResolvedRow, ResolvedStudy, errors_at
+from orchestrator.planning.tuning import PlannedTuning
 from orchestrator.project import DataFacts, Project, Settings, Stage, load_project
 from search_spaces.study import UPS, Column, Row, Study, Table
 from ups_model.config.schema import digest
@@ -149,6 +150,8 @@ class Plan:
     units: Mapping[str, Unit]
     """By key, parents before children."""
     base: Settings
+    tuning: PlannedTuning | None = None
+    """What was chosen for the tuned rows; None where there are none (yet)."""
 
     @property
     def project(self) -> Project:
@@ -158,11 +161,12 @@ class Plan:
     @property
     def name(self) -> str:
         """Names the study on storage and in MLflow. Rows, tables and seeds may be added without changing it; another
-        base configuration, other data or other claims make another name."""
+        base configuration, other data, claims or tuning make another name."""
         data = {name: facts.fingerprint for name, facts in self.data.items()}
         # Claims are part of what was fixed before the run; a study without any keeps its name.
         claims = [[asdict(claim) for claim in self.study.claims]] if self.study.claims else []
-        return f"{self.study.name}-{self.preset}-{digest([self.base.canonical(), data, *claims])[:8]}"
+        tuning = [asdict(self.study.tuning)] if self.study.tuning else []
+        return f"{self.study.name}-{self.preset}-{digest([self.base.canonical(), data, *claims, *tuning])[:8]}"
 
     @property
     def seeds(self) -> int:
@@ -290,7 +294,8 @@ class _Planner:
             identity = digest([resolved.project, config.canonical(), resolved.training])
             if identity not in self.arms:
                 is_own = resolved.project == self._study.project
-                name = _arm_name(project, is_own, resolved.base, column, row)
+                changed = replace(row, changes={**row.changes, **resolved.chosen.get(column.group, {})})
+                name = _arm_name(project, is_own, resolved.base, column, changed)
                 self.arms[identity] = Arm(name, config, resolved.training, resolved.project)
             arm = arms[column.group] = self.arms[identity]
             units[column.group] = tuple(self._measured(arm, column.task, seed).key for seed in self._seeds)

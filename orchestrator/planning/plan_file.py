@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from orchestrator.planning.plan import Line, Plan, UnitSize
+from orchestrator.planning.tuning import PlannedTuning
 from orchestrator.project import DataFacts, Project, load_project
-from search_spaces.study import UPS, Claim, FineTuning, Reference, Table
+from search_spaces.study import UPS, Claim, FineTuning, Reference, Table, tuned_label
 from ups_model.config.schema import canonical
 
 FORMAT = 1
@@ -111,6 +112,8 @@ class PlanFile:
     """As `origin.origin_of`; empty in plans of earlier versions."""
     published_on: tuple[tuple[str, str, str], ...] = ()
     """Of tasks with published values: the task, what data these are on, and a pattern of the names of the same sets."""
+    tuning: PlannedTuning | None = None
+    """What was chosen for the tuned rows; None for a study without."""
 
     @classmethod
     def of(
@@ -146,6 +149,7 @@ class PlanFile:
             study_base=canonical(set_by_study),
             published_on=_published_on(plan.project),
             tasks=_tasks(dict.fromkeys((study.project, *(arm.project for arm in plan.arms)))),
+            tuning=plan.tuning,
         )
 
     def claim_units(self, claim: Claim) -> tuple[dict[int, str], dict[int, str]]:
@@ -239,6 +243,7 @@ class PlanFile:
             if "published_on" in plain
             else _published_on(load_project(UPS)),
             "units": {key: unit(one) for key, one in plain["units"].items()},
+            "tuning": PlannedTuning.from_plain(plain["tuning"]) if plain.get("tuning") else None,
         }
         made = cls(**{**plain, **typed})
         made._check()
@@ -267,6 +272,15 @@ class PlanFile:
             columns = [one for table in tables for one in table.columns if claim.names(one.metric, one.title)]
             if not columns or not {claim.arm, claim.baseline} <= rows:
                 raise ValueError(f"not a plan (the claim {claim.text!r} is about what no table has)")
+
+
+def without_tuned(plan: PlanFile) -> PlanFile:
+    """A plan as it was before anything was chosen: the rows of the study alone."""
+    tables = []
+    for table in plan.tables:
+        tuned = {tuned_label(row.label) for row in table.rows} if plan.tuning is not None else set()
+        tables.append(replace(table, rows=tuple(row for row in table.rows if row.label not in tuned)))
+    return replace(plan, tables=tuple(tables), tuning=None)
 
 
 def _tasks(projects: Iterable[str]) -> tuple[tuple[str, str], ...]:

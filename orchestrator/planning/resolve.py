@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,9 @@ class ResolvedRow:
     """As its project names it."""
     base: Settings
     """That its changes are to."""
+    chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By group of columns: fields whose values a search has chosen, which `configs` have; empty for a study's own
+    row."""
 
 
 @dataclass(frozen=True)

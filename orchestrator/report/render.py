@@ -15,6 +15,7 @@ from orchestrator.planning.plan_file import PlannedColumn
 from orchestrator.report import captions, wording
 from orchestrator.report.figures import Figures
 from orchestrator.report.model import Cell, Report, RowOfCells, TableOfCells
+from orchestrator.report.tuning import tuning_view
 from orchestrator.tracking.pages import unit_page
 from search_spaces.study import Claim
 
@@ -178,6 +179,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         claim_notes=captions.claim_notes(report),
         cost_note=captions.COST_NOTE,
         samples=captions.sample_texts(report),
+        tuning=tuning_view(report),
         synthetic=captions.synthetic_text(sources for _, sources in captions.all_sources(report)),
         route_tasks=[task for task in report.plan.titles if any(task in route.blocks for route in report.routes)],
         **more,

@@ -258,6 +258,11 @@ class TaskGraph:
             return not self._counts[State.RUNNING]
         return sum(self._counts[state] for state in SETTLED) == len(self.units)
 
+    @property
+    def projects(self) -> list[str]:
+        """Addresses of what trains its units, those that are still to come included."""
+        return list(dict.fromkeys(unit.project for unit in self.units.values()))
+
     def unfinished(self) -> list[str]:
         """Keys of units that are still to be done."""
         return [key for key, state in self.state.items() if state is not State.FINISHED]

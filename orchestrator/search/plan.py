@@ -30,6 +30,7 @@ class SearchPlan:
         inputs: str,
         sets: Mapping[str, Data] | None = None,
         warm: bool = False,
+        arm: str = "",
     ) -> None:
         """
         Args:
@@ -39,11 +40,12 @@ class SearchPlan:
             inputs: `Project.inputs_identity`.
             sets: the opened clip sets, by which operations are counted where they are an objective.
             warm: suggestions learn from finished units of earlier searches and studies, too.
+            arm: of a study, whose values are searched, for people.
         """
         self.study = space
         self.project: Project = load_project(space.project)
         self.preset, self.base, self.seeds, self.data = preset, base.with_fields({"seed": 0}), seeds, data
-        self.inputs, self.warm = inputs, warm
+        self.inputs, self.warm, self.arm = inputs, warm, arm
         self.dimensions = dotted(base, space.dimensions)
         """By dotted field name, as the space has them."""
         self._sets, self._sizes = sets or {}, dict[str, Sizes | None]()
@@ -94,8 +96,9 @@ class SearchPlan:
         seeded = stage.settings.with_fields({"seed": seed})
         key = self.project.key(seeded, facts, self.inputs, "")
         same_weights = self.project.training_key(seeded, facts, self.inputs, "")
-        arm = ", ".join(different)
-        return Unit(key, stage.name, stage.task, seeded, "", arm, same_weights, self.study.project)
+        arm = ", ".join(filter(None, (self.arm, *different)))
+        trunk = self.project.trunk(seeded, facts, self.inputs, "")
+        return Unit(key, stage.name, stage.task, seeded, "", arm, same_weights, self.study.project, trunk)
 
     def measured(self, unit: Unit, record: Record) -> dict[str, float]:
         """The values of the space's objectives and constraints that a finished unit has, costs included."""

@@ -108,7 +108,7 @@ def read_search(
         plan = SearchPlan(
             space, preset_name, base, seeds or space.seeds, project.facts(opened), inputs, sets=opened, warm=warm
         )
-    start = plan.start if all(holds(dimensions[path], value) for path, value in plan.start.items()) else None
+    start = start_in(plan, dimensions)
     return SearchInputs(plan, trials or space.trials, dimensions, start, objectives, opened, paths, changes)
 
 
@@ -237,6 +237,11 @@ def check_costs(space: Space, project: Project, base: Settings, sets: Mapping[st
             f"{FLOPS} is not known: {project.name} does not count operations; give its project sizes, or take "
             "cost/parameters"
         )
+
+
+def start_in(plan: SearchPlan, dimensions: Mapping[str, Range | Choice]) -> Params | None:
+    """The base configuration as a trial; None where it lies outside the space."""
+    return plan.start if all(holds(dimensions[path], value) for path, value in plan.start.items()) else None
 
 
 def holds(where: Range | Choice, value: Any) -> bool:

@@ -85,6 +85,11 @@ class TrialQueue(TaskGraph):
         return self.journal.trials
 
     @property
+    def projects(self) -> list[str]:
+        """There may be no trial yet."""
+        return [self.search.study.project]
+
+    @property
     def _has_room(self) -> bool:
         return len(self.trials) < self.wanted and not self._exhausted
 

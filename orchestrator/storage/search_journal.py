@@ -34,13 +34,18 @@ class SearchPlace:
         """Whether there is a journal."""
         return self._storage.look(f"{self._place}/{JOURNAL}") is not None
 
-    def hold(self) -> Path:
+    def hold(self, alone: bool = False) -> Path:
         """The journal's file. On an object store the search is this process's own until `release`.
+
+        Args:
+            alone: in a folder, too.
 
         Raises:
             ValueError: another process has it.
         """
-        if self._local is not None:
+        if self._local is not None and self._lock is not None:
+            if alone:
+                self._hold_alone(self._lock)
             return self._local / JOURNAL
         file = self._hold_remote()
         if file is None:
@@ -49,6 +54,15 @@ class SearchPlace:
                 "several run one search"
             )
         return file
+
+    def _hold_alone(self, lock: FileLock) -> None:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise ValueError(
+                f"another process runs the search {self._name} on this storage; wait for it to end"
+            ) from error
+        self._held.callback(lock.release)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
