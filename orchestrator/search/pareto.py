@@ -21,15 +21,16 @@ def front(trials: Iterable[FrozenTrial], directions: Sequence[str]) -> list[Froz
 
 def ranked(trials: Iterable[FrozenTrial], *directions: str) -> list[FrozenTrial]:
     """Best first, by the direction of each objective: the Pareto front by the first objective, then those that keep the
-    constraints, those that don't, and those without a value, in their order."""
+    constraints, those that don't, and those without a value, in their order, those that came to a later rung first."""
     every = list(trials)
     on_front = {number_of(trial) for trial in front(every, directions)} if len(directions) > 1 else set()
     sign = -1.0 if directions[0] == "maximize" else 1.0
 
-    def place(trial: FrozenTrial) -> tuple[bool, bool, bool, float, int]:
-        first = 0.0 if trial.values is None else sign * trial.values[0]
+    def place(trial: FrozenTrial) -> tuple[bool, bool, bool, int, float, int]:
+        rung, shown = max(trial.intermediate_values.items(), default=(0, 0.0))
+        rung, first = (-rung, sign * shown) if trial.values is None else (0, sign * trial.values[0])
         number = number_of(trial)
-        return trial.values is None, not is_feasible(trial), number not in on_front, first, number
+        return trial.values is None, not is_feasible(trial), number not in on_front, rung, first, number
 
     return sorted(every, key=place)
 

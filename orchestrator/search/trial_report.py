@@ -150,6 +150,8 @@ def table(inputs: SearchInputs, graph: TrialQueue) -> str:
         lead = f"{metric} " if several else ""
         heads += [metric, f"{lead}sd", f"{lead}n", *(f"{lead}seed {seed}" for seed in inputs.plan.own_seeds)]
     heads += ["feasible"] * bool(space.limits) + ["front"] * bool(space.objectives)
+    steps = inputs.plan.rungs.at if inputs.plan.rungs else ()
+    heads += [f"at step {step}" for step in steps]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*heads, *inputs.dimensions, "units", "error"])
@@ -163,6 +165,7 @@ def table(inputs: SearchInputs, graph: TrialQueue) -> str:
         done = trial.values is not None
         row += [("yes" if is_feasible(trial) else "no") if done else ""] * bool(space.limits)
         row += [("yes" if number_of(trial) in on_front else "no") if done else ""] * bool(space.objectives)
+        row += [trial.intermediate_values.get(step, "") for step in steps]
         row += [trial.params.get(path, "") for path in inputs.dimensions]
         writer.writerow([*row, " ".join(_keys(inputs, trial)), graph.reason.get(number_of(trial), "")])
     return stream.getvalue()

@@ -108,6 +108,8 @@ def test_a_search_trains_a_third_on_at_each_rung_and_finds_the_best(tmp_path):
     worths = [worth(search.plan.units_of(trial.params)[0].config) for trial in search.book.trials]
     assert ranked(search.book.trials, "maximize")[0].value == max(worths)
     assert search.graph.whole and search.graph.complete
+    last = [max(trial.intermediate_values) for trial in ranked(search.book.trials, "maximize")]
+    assert last == [160] * 9 + [53] * 18, "of those without a result, those that came farther stand first"
     assert f"{27 * 53 + 9 * 107 + 3 * 320:,} of the {27 * 480:,}" in early_stopping(search.graph)[0]
 
 
