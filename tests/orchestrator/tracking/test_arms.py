@@ -231,6 +231,10 @@ def test_a_trial_of_a_search_is_an_arm(ledger):
     assert arm.data.params == {"arm": "dropout=0.1", "model.dropout": "0.1", "training": "joint"}
     (run,) = runs_of(uri)[1]
     assert "search.md" in run.data.tags["mlflow.note.content"]
+    assert "ups.front" not in arm.data.tags
+    assert synchronise(ledger, plan, content | {"front": ["dropout=0.2"]}) == 0
+    marks = {name: run.data.tags["ups.front"] for name, run in tracking.arms_of(uri, plan).items()}
+    assert marks == {"dropout=0.1": "no", "dropout=0.2": "yes"}
 
 
 def test_an_arm_runs_while_one_of_its_units_does(ledger, monkeypatch):
