@@ -3,12 +3,10 @@
 import csv
 import io
 import statistics
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.search.best_study import (
@@ -18,6 +16,7 @@ from orchestrator.search.best_study import (
     study_command,
     study_text,
 )
+from orchestrator.search.figures import DRAWN, figures
 from orchestrator.search.journal import number_of
 from orchestrator.search.pareto import front, is_feasible, ranked
 from orchestrator.search.plan import named
@@ -28,19 +27,8 @@ from search_spaces.space import TRAIN_SECONDS, Space
 from ups_model.atomic import write_atomic
 from ups_model.wording import count
 
-FIGURES = {
-    "history.png": "plot_optimization_history",
-    "slice.png": "plot_slice",
-    "parallel.png": "plot_parallel_coordinate",
-    "contour.png": "plot_contour",
-}
-"""Files, and what `optuna.visualization.matplotlib` draws in them."""
-PARETO = "pareto.png"
-"""Of two or three objectives."""
 MAX_BEST = 5
 """Trials of the front that the study of the best has rows of."""
-MAX_CONTOUR = 5
-"""Dimensions of which each pair is drawn."""
 SHOWN = 3
 """Trials that the end of the command shows."""
 STATES = {
@@ -67,47 +55,12 @@ def write_trials(
     written = []
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in {STUDY_FILE, PARETO, *FIGURES} - texts.keys():
+        for name in {STUDY_FILE, *DRAWN} - texts.keys():
             (folder / name).unlink(missing_ok=True)  # Of an earlier call.
         for name, text in texts.items():
             write_atomic(folder / name, text)
             written.append(folder / name)
     return written
-
-
-def figures(inputs: SearchInputs, graph: TrialQueue) -> dict[str, bytes]:
-    """Optuna's plots of the complete trials, PNG by file name; none of fewer than two trials."""
-    complete = [trial for trial in graph.trials if trial.values is not None]
-    if len(complete) < 2:
-        return {}
-    aims = inputs.plan.study.aims
-    import matplotlib  # It takes a second to import, which the start of a search need not wait for.
-    import optuna.visualization.matplotlib as plots
-
-    with matplotlib.rc_context({"backend": "agg"}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Its plots call themselves experimental.
-        from matplotlib import pyplot
-
-        columns, drawn = len(inputs.dimensions), {}
-        study = optuna.create_study(directions=[aim.direction for aim in aims])
-        study.add_trials(complete)
-
-        def keep(name: str, width: float, height: float) -> None:
-            figure, stream = pyplot.gcf(), io.BytesIO()
-            figure.set_size_inches(width, height)
-            figure.savefig(stream, format="png", dpi=110, bbox_inches="tight")
-            pyplot.close("all")
-            drawn[name] = stream.getvalue()
-
-        if 2 <= len(aims) <= 3:
-            plots.plot_pareto_front(study, target_names=[aim.metric for aim in aims])
-            keep(PARETO, 7, 5)
-        for name, plot in FIGURES.items() if len(aims) == 1 else ():
-            if name == "contour.png" and not 2 <= columns <= MAX_CONTOUR:
-                continue
-            getattr(plots, plot)(study, target_name=aims[0].metric)
-            keep(name, max(7, 3.2 * columns), 3.2 * columns if name == "contour.png" else 4)
-    return drawn
 
 
 def _ranked(inputs: SearchInputs, graph: TrialQueue) -> list[FrozenTrial]:

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 from optuna.trial import TrialState
+from PIL import Image
 
 from orchestrator.scheduling.task_graph import State
+from orchestrator.search.figures import figures
 from orchestrator.search.journal import Journal, aim_of, number_of
 from orchestrator.search.pareto import ranked
 from orchestrator.search.resolve_space import check_dimensions, read_search
@@ -111,6 +113,17 @@ def test_a_search_trains_a_third_on_at_each_rung_and_finds_the_best(tmp_path):
     last = [max(trial.intermediate_values) for trial in ranked(search.book.trials, "maximize")]
     assert last == [160] * 9 + [53] * 18, "of those without a result, those that came farther stand first"
     assert f"{27 * 53 + 9 * 107 + 3 * 320:,} of the {27 * 480:,}" in early_stopping(search.graph)[0]
+
+
+def test_a_search_with_rungs_has_a_figure_of_the_values_there(tmp_path):
+    search = Curves(tmp_path, trials=9).run()
+    drawn = figures(SimpleNamespace(plan=search.plan, dimensions=search.plan.dimensions), search.graph)
+    assert "rungs.png" not in drawn, "one complete trial is too few for any"
+    more = Curves(tmp_path, trials=24).run()
+    inputs = SimpleNamespace(plan=more.plan, dimensions=more.plan.dimensions)
+    with Image.open(io.BytesIO(figures(inputs, more.graph)["rungs.png"])) as image:
+        assert image.format == "PNG" and len(np.unique(image.convert("L"))) > 5
+    assert all(max(trial.intermediate_values) < STEPS for trial in more.book.trials), "the figure leaves trials alone"
 
 
 @pytest.mark.parametrize("early", [ASHA, EarlyStopping("median"), EarlyStopping("hyperband")])

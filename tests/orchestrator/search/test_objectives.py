@@ -17,11 +17,12 @@ from orchestrator.project import Objective as Measured
 from orchestrator.project import Objectives
 from orchestrator.record import Record
 from orchestrator.search.best_study import STUDY_FILE
+from orchestrator.search.figures import PARETO
 from orchestrator.search.journal import Generations, number_of
 from orchestrator.search.pareto import front, ranked
 from orchestrator.search.plan import SearchPlan
 from orchestrator.search.resolve_space import SearchInputs, check_dimensions, check_objective, search_content
-from orchestrator.search.trial_report import PARETO, closing, front_of, table, write_trials
+from orchestrator.search.trial_report import closing, front_of, table, write_trials
 from orchestrator.tracking.arms import arms_of
 from search_spaces.space import Choice, Constraint, Objective, Range, Space
 from tests.orchestrator.search.test_search import Search, small_space, worth
