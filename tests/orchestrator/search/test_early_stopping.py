@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from optuna.trial import TrialState
 from PIL import Image
