@@ -20,6 +20,8 @@ class TuningGraph(TaskGraph):
             queues: on this ledger, with the same check.
         """
         self.queues = tuple(queues)
+        self._longest = 0.0
+        """Seconds of a unit, as far as `time_left` has heard."""
         self.joined: Callable[[TrialQueue, Unit, bool], None] = lambda queue, unit, done: None
         """As `TrialQueue.joined`, with the queue; of a unit that several have, once."""
         super().__init__({key: unit for queue in self.queues for key, unit in queue.units.items()}, ledger, check=check)
@@ -108,6 +110,7 @@ class TuningGraph(TaskGraph):
 
     def time_left(self, seconds: Mapping[str, float], slots: int) -> float:
         """As of a graph; trials that are still to be suggested take as long as the others."""
-        each = max(seconds.values(), default=0.0)  # Of those that run, only what is left of it.
+        # Of those that run, only what is left of it.
+        each = self._longest = max([self._longest, *seconds.values()])
         units = sum(queue.search.seeds * (queue.total - len(queue.trials)) for queue in self.queues)
         return super().time_left(seconds, slots) + units * each / max(slots, 1)
