@@ -24,7 +24,7 @@ from orchestrator.storage.search_journal import JOURNAL
 from orchestrator.worker.job import Rung
 from orchestrator.worker.pause import Pause
 from search_spaces.space import EarlyStopping
-from tests.orchestrator.search.test_search import finish, plan_of, small_space, worth
+from tests.support.searches import finish, plan_of, small_space, worth
 from ups_model.training.progress import append_row
 
 ASHA = EarlyStopping()

@@ -25,7 +25,7 @@ from orchestrator.search.resolve_space import SearchInputs, check_dimensions, ch
 from orchestrator.search.trial_report import closing, front_of, table, write_trials
 from orchestrator.tracking.arms import arms_of
 from search_spaces.space import Choice, Constraint, Objective, Range, Space
-from tests.orchestrator.search.test_search import Search, small_space, worth
+from tests.support.searches import Search, small_space, worth
 from ups_model.config.presets import preset
 
 ERROR = "validation/pe/mpjpe_mm"

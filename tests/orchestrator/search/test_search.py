@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import shlex
 import sys
-from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
-from filelock import FileLock
-from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 from PIL import Image
@@ -24,7 +20,6 @@ from orchestrator.planning.resolve import resolve
 from orchestrator.project import load_project
 from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import State
-from orchestrator.search import __main__ as search
 from orchestrator.search.best_study import STUDY_FILE, STUDY_SEEDS
 from orchestrator.search.figures import figures
 from orchestrator.search.journal import Journal, number_of
@@ -43,75 +38,23 @@ from search_spaces import find_space, space_names
 from search_spaces.columns import AR3D
 from search_spaces.space import Choice, Range, Space
 from search_spaces.study import Row, Study, Table
-from tests.support.drivers import STUDY, Bench, Driver, mlflow_runs, records, wait_until
+from tests.support.drivers import Driver, mlflow_runs, records, wait_until
 from tests.support.fake_driver import FakeDriver
 from tests.support.plans import DATA, TEXT, graph_of, new_ledger
-from tests.support.runs import FLAT, session_folder
+from tests.support.runs import FLAT
+from tests.support.searches import TRIALS, Search, finish, in_journal, search_bench, small_space, worth
 from ups_model.config.presets import preset
 from ups_model.training.progress import read_rows
 
-DIMENSIONS = {"learning_rate": Range(1e-4, 1e-2, log=True), "dropout": Range(0, 0.4), "encoder_layers": Range(1, 3)}
-TRIALS = 13
-"""More than are drawn at random before the sampler learns from results."""
 
-
-def small_space(**changes):
-    return Space(**({"name": "small", "question": "?", "dimensions": DIMENSIONS, "trials": TRIALS} | changes))
-
-
-def plan_of(space, seeds=None, **changes):
-    base = preset("tiny").with_fields(changes)
-    return SearchPlan(space, "tiny", base, seeds or space.seeds, DATA, TEXT)
-
-
-def worth(config):
-    """A hill at a rate of 0.002 without dropout, and the luck of the seed."""
-    distance = math.log10(config.optim.learning_rate / 0.002) ** 2 + config.model.dropout
-    return 50 - 20 * distance + config.model.encoder_layers - 0.5 * (config.seed % 2)
-
-
-def finish(ledger, unit, **metrics):
-    values = metrics or {"validation/score": worth(unit.config)}
-    ledger.write(unit, Record(unit.key, "finished", values, checkpoint="best/step-1"))
-
-
-class Search:
-    """A search whose units take no time; each instance is a driver that starts anew."""
-
-    def __init__(self, folder, space=None, trials=TRIALS, seeds=None, **changes):
-        space = space or small_space()
-        self.plan = plan_of(space, seeds, **changes)
-        self.ledger = Ledger.open(str(folder / "storage"))
-        self.file = folder / JOURNAL
-        dimensions = check_dimensions(space, self.plan.base, [])
-        start = self.plan.start if space.name == "small" else None
-        self.book = Journal(self.file, self.plan.name, space, dimensions, start)
-        self.graph = TrialQueue(self.plan, self.ledger, self.book, trials)
-        self.trained = []
-
-    def run(self, units=10**6):
-        """One unit at a time, until all is done or so many have been trained."""
-        while len(self.trained) < units and (unit := self.graph.next()):
-            finish(self.ledger, unit)
-            self.trained.append(unit.key)
-            self.graph.finished(unit.key)
-        return self
-
-    @property
-    def outcome(self):
-        return [(number_of(trial), trial.params, STATES[trial.state], trial.value) for trial in self.book.trials]
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return search_bench(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     return Search(tmp_path_factory.mktemp("undisturbed")).run()
-
-
-def in_journal(file):
-    """What Optuna itself reads, as state and parameters."""
-    storage = JournalStorage(JournalFileBackend(str(file)))
-    (study,) = storage.get_all_studies()
-    return [(trial.state.name, trial.params) for trial in storage.get_all_trials(study._study_id)]
 
 
 def test_the_same_seed_suggests_the_same_trials_and_another_seed_others(tmp_path, undisturbed):
@@ -320,44 +263,6 @@ def test_values_are_means_with_their_spread_and_best_comes_first():
     ]
     assert [number_of(trial) for trial in ranked(trials, "maximize")] == [2, 0, 1]
     assert [number_of(trial) for trial in ranked(trials, "minimize")] == [0, 2, 1]
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    """Toy clip sets, and a space on them."""
-    folder = session_folder(tmp_path_factory, "search")
-    with FileLock(folder / "lock"):
-        if (folder / "toy_space.py").exists():
-            return SearchBench.opened(folder)
-        made = SearchBench.make(folder, 80)
-        base = STUDY[STUDY.index("    base={") : STUDY.index("    seeds=1")].replace("STEPS", "80")
-        (folder / "toy_space.py").write_text(
-            "from search_spaces.space import Range, Space\n"
-            'SPACE = Space("toy_space", "Which?", {"learning_rate": Range(1e-3, 1e-1, log=True), '
-            f'"dropout": Range(0, 0.3)}}, trials=4, seeds=2,\n{base})\n'
-        )
-    return made
-
-
-class SearchBench(Bench):
-    """Drivers of a search instead of a study."""
-
-    def command(self, storage: Path, *more: str) -> list[str]:
-        command = super().command(storage, *more)
-        place = command.index("orchestrator.ablate")
-        return [*command[:place], "orchestrator.search", str(self.folder / "toy_space.py"), *command[place + 2 :]]
-
-    def inputs(self, *sets: str, seeds=None, trials=None):
-        data = [f"{name}={path}" for name, path in self.data.items()]
-        return read_search(str(self.folder / "toy_space.py"), "tiny", data, sets, seeds, trials)
-
-    def refusal(self, capsys, storage, *more, space=None):
-        """What the command says when it refuses."""
-        _, _, _, own, *rest = self.command(storage, *more)
-        assert search.main([str(space or own), *rest]) == 2
-        error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith("error: ")
-        return error
 
 
 def searches(storage):

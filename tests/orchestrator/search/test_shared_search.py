@@ -17,16 +17,15 @@ from orchestrator.search.trial_queue import TrialQueue
 from orchestrator.storage import search_journal
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.search_journal import JOURNAL, SearchPlace
-from tests.orchestrator.search.test_search import (  # noqa: F401  # `bench` is a fixture
-    bench,
-    finish,
-    in_journal,
-    plan_of,
-    records,
-    small_space,
-)
+from tests.support.drivers import records
+from tests.support.searches import finish, in_journal, plan_of, search_bench, small_space
 
 TRIALS = 17
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return search_bench(tmp_path_factory)
 
 
 class Peer:
@@ -166,7 +165,7 @@ def test_a_journal_that_another_process_does_not_let_go_of_stops_the_search(tmp_
 
 
 @pytest.mark.slow
-def test_two_commands_share_a_search(bench, tmp_path):  # noqa: F811
+def test_two_commands_share_a_search(bench, tmp_path):
     both = [bench.start(tmp_path, "--max-concurrent", "1", "--trials", "5") for _ in range(2)]
     for driver in both:
         assert driver.process.wait(900) == 0, driver.text

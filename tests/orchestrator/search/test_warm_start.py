@@ -15,8 +15,8 @@ from orchestrator.search.warm_start import known_trials
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import SourceCheck
 from search_spaces.space import Constraint, Objective, Range
-from tests.orchestrator.search.test_search import Search, small_space, worth
 from tests.support.plans import DATA, TEXT
+from tests.support.searches import Search, small_space, worth
 from ups_model.config.presets import preset
 
 SECONDS = "cost/train_seconds"
