@@ -35,8 +35,8 @@ RULES = {
     "asha, quarter, from 1/16": EarlyStopping(reduction=4, first=1 / 16),
     "asha, half, from 1/8": EarlyStopping(reduction=2, first=1 / 8),
     "hyperband, third, from 1/9": EarlyStopping("hyperband"),
-    "median, 9 parts": EarlyStopping("median"),
-    "median, 3 parts": EarlyStopping("median", points=3, first=1 / 3),
+    "median, 3 parts": EarlyStopping("median"),
+    "median, 9 parts": EarlyStopping("median", points=9),
 }
 
 Curve = dict[int, float]

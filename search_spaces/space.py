@@ -140,8 +140,8 @@ class EarlyStopping:
     reduction: int = 3
     first: float = 1 / 9
     """Share of a run before the first rung."""
-    points: int = 9
-    """Of the rule median: parts into which rungs cut a run."""
+    points: int = 3
+    """Of the rule median: parts into which rungs cut a run. More stop sooner, and lose the best trial more often."""
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(StoppingRule):
