@@ -1,7 +1,9 @@
 """What studies and search spaces have in common."""
 
+import math
 import unicodedata
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
@@ -34,3 +36,33 @@ def text_faults(texts: Iterable[tuple[str, object]]) -> list[str]:
                 f"U+{ord(character):04X} ({name.lower()}); remove it"
             )
     return faults
+
+
+_KINDS: dict[type, str] = {int: "a whole number", float: "a finite number", bool: "true or false"}
+
+
+def kind_faults(owner: object, **kinds: type) -> list[str]:
+    """What fields of a dataclass have that isn't of their kind; None, where it is the field's default, is of any.
+
+    Args:
+        kinds: by the field's name: int, float, bool, or a class; for a field of several, the class of each.
+    """
+    faults = []
+    defaults = {one.name: one.default for one in fields(owner)}  # type: ignore[arg-type]  # A dataclass
+    for name, kind in kinds.items():
+        value = getattr(owner, name)
+        if value is None and defaults[name] is None:
+            continue
+        several = defaults[name] == ()
+        if (several and not isinstance(value, tuple)) or not all(
+            _is_of(one, kind) for one in (value if several else (value,))
+        ):
+            what = _KINDS.get(kind, f"{kind.__name__}(...)")
+            faults.append(f"{name} must be {'a tuple of ' * several}{what}, got {value!r}")
+    return faults
+
+
+def _is_of(value: object, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from search_spaces.common import NOTHING, UPS, text_faults
+from search_spaces.common import NOTHING, UPS, kind_faults, text_faults
 
 Sampler = Literal["tpe", "gp", "nsga2", "random", "qmc", "grid"]
 StoppingRule = Literal["asha", "hyperband", "median"]
@@ -29,6 +29,10 @@ class Objective:
     bound: float | None = None
     """The worst value that is admitted; None admits all."""
 
+    def __post_init__(self) -> None:
+        if faults := kind_faults(self, bound=float):
+            raise ValueError("an objective's " + "; ".join(faults))
+
 
 @dataclass(frozen=True)
 class Constraint:
@@ -40,6 +44,8 @@ class Constraint:
     at_least: float | None = None
 
     def __post_init__(self) -> None:
+        if faults := kind_faults(self, at_most=float, at_least=float):
+            raise ValueError("a constraint's " + "; ".join(faults))
         if (self.at_most is None) == (self.at_least is None):
             raise ValueError(
                 f"a constraint needs at_most or at_least, got {self.at_most} and {self.at_least}; write two for both"
@@ -86,6 +92,8 @@ class Range:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "when", _when(self.when))
+        if faults := kind_faults(self, low=float, high=float, log=bool, step=float):
+            raise ValueError("a range's " + "; ".join(faults))
         if not self.low < self.high:
             raise ValueError(f"a range needs low < high, got {self.low} and {self.high}")
         if self.log and (self.low <= 0 or self.step is not None):
@@ -139,11 +147,13 @@ class EarlyStopping:
     hyperband: the same, and some trials begin at later rungs; median: the better half, at even rungs."""
     reduction: int = 3
     first: float = 1 / 9
-    """Share of a run before the first rung."""
+    """Share of a run before the first rung; of the rule median the least."""
     points: int = 3
     """Of the rule median: parts into which rungs cut a run. More stop sooner, and lose the best trial more often."""
 
     def __post_init__(self) -> None:
+        if faults := kind_faults(self, reduction=int, first=float, points=int):
+            raise ValueError("early stopping's " + "; ".join(faults))
         if self.rule not in get_args(StoppingRule):
             raise ValueError(
                 f"early stopping's rule must be one of {', '.join(get_args(StoppingRule))}, got {self.rule!r}"
@@ -152,9 +162,11 @@ class EarlyStopping:
             raise ValueError(
                 f"early stopping needs reduction and points of at least 2, got {self.reduction} and {self.points}"
             )
-        if not 0 < self.first <= (1 - 1 / self.points if self.rule == "median" else 1 / self.reduction):
+        most = 1 - 1 / self.points if self.rule == "median" else 1.0
+        if not 0 < self.first <= most or self.first == 1:
             raise ValueError(
-                f"early stopping's first rung must be a share of a run, at most the last rung's, got {self.first:g}"
+                f"early stopping's first rung must be a share of a run above 0 and at most that of the last rung, got "
+                f"{self.first:g}; try {1 / 9:.3f}"
             )
 
 
@@ -200,6 +212,10 @@ class Space:
     """None trains every trial to its end."""
 
     def __post_init__(self) -> None:
+        faults = kind_faults(self, trials=int, seeds=int, first_seed=int, sampler_seed=int)
+        faults += kind_faults(self, early_stopping=EarlyStopping, objectives=Objective, constraints=Constraint)
+        if faults:
+            raise ValueError(f"space {self.name!r}: " + "; ".join(faults))
         faults = text_faults([("question", self.question)])
         if not self.name.isidentifier():
             faults.append(f"name must be letters, digits and underscores, got {self.name!r}")

@@ -103,8 +103,9 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
     """Search, then write the trials."""
     # Optuna takes a second to import, which --help and refusals need not wait for.
     from orchestrator.search.journal import Journal
-    from orchestrator.search.trial_queue import TrialQueue, units_of_trials
+    from orchestrator.search.trial_queue import TrialQueue
     from orchestrator.search.trial_report import closing, front_of, write_trials
+    from orchestrator.search.trials import units_of_trials
     from orchestrator.search.warm_start import known_trials, warm_start_text
 
     plan, space = inputs.plan, inputs.plan.study
@@ -141,6 +142,7 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
             # More at once than there is room for would be suggested before the results that should guide them.
             session.cluster = facts, replace(resources, max_concurrent=facts.slots(resources))
             seconds = inputs.seconds_of_a_unit(facts.slots(resources))
+        graph.unit_seconds = seconds
         graph.joined = lambda unit, done: session.joined(unit, seconds, done)
         expected = dict.fromkeys(graph.units, seconds)
         content = search_content(inputs, command)

@@ -251,6 +251,16 @@ class Journal:
                 self._study.add_trial(self._trial(number, trial.params, TrialState.RUNNING, at_rungs=shown, aim=aim))
                 self.read()
 
+    def restart(self, number: int, aim: int) -> None:
+        """Keep a trial as running from its start: what it has shown was of other code."""
+        with self.transaction():
+            self.read()
+            trial = self.trials[number]
+            if not trial.state.is_finished():
+                self._study.tell(trial.number, state=TrialState.FAIL)
+            self._study.add_trial(self._trial(number, trial.params, TrialState.RUNNING, aim=aim))
+            self.read()
+
     def report(self, number: int, step: int, value: float) -> None:
         """Keep a running trial's value at a rung: the mean over its seeds."""
         with self.transaction():

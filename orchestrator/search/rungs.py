@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from search_spaces.space import EarlyStopping
+from ups_model.wording import count
 
 END = 0
 """In place of a rung's step: train to the end."""
@@ -42,18 +43,23 @@ class Rungs:
         """
         self.rule, self.steps = rule, steps
         if rule.rule == "median":
-            shares = [step / rule.points for step in range(1, rule.points)]
-            self.keep, shares = 0.5, [share for share in shares if share >= rule.first - 1e-9]
+            self.keep, shares = 0.5, [point / rule.points for point in range(1, rule.points)]
+            shares = [share for share in shares if share >= rule.first - 1e-9]
         else:
-            number = math.floor(math.log(1 / rule.first, rule.reduction) + 1e-9)
-            self.keep = 1 / rule.reduction
-            shares = [rule.reduction**-power for power in range(number, 0, -1)]
-        self.at = tuple(sorted({round(share * steps) for share in shares}))
+            number = math.ceil(math.log(1 / rule.first, rule.reduction) - 1e-9)
+            self.keep, shares = 1 / rule.reduction, [rule.first * rule.reduction**power for power in range(number)]
+        self.at = tuple(round(share * steps) for share in shares)
         """Steps, ascending."""
-        if not self.at or self.at[0] < 1 or self.at[-1] >= steps:
+        if not steps:
             raise ValueError(
-                f"early stopping needs runs of at least {math.ceil(1 / rule.first)} steps for a first rung at "
-                f"{rule.first:g} of a run, got {steps}; raise the steps or `first`"
+                "early stopping needs to know the steps of a run, which this project doesn't say; give its settings a "
+                "field `steps`"
+            )
+        if len(set(self.at)) < len(self.at) or self.at[0] < 1 or self.at[-1] >= steps:
+            named = ", ".join(f"{share:.3g}" for share in shares)
+            raise ValueError(
+                f"early stopping has rungs at {named} of a run, which must be different steps below its last, got runs "
+                f"of {count(steps, 'step')}; train longer, or give fewer rungs (`first`, `points`)"
             )
 
     @property

@@ -6,16 +6,15 @@ What has no value yet when the driver dies is taken up again with the same param
 import logging
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.planning.plan import Unit
 from orchestrator.scheduling.task_graph import SETTLED, State, TaskGraph
 from orchestrator.search.journal import Journal, aim_of, number_of
-from orchestrator.search.pareto import is_feasible, ranked
 from orchestrator.search.plan import SearchPlan, named
 from orchestrator.search.rungs import END, Rungs, Standing
+from orchestrator.search.trials import is_feasible, ranked, short, spread
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import SourceCheck
 
@@ -50,6 +49,8 @@ class TrialQueue(TaskGraph):
         """Told of each unit that a new trial brings, and whether it was trained before."""
         self.reason: dict[int, str] = {}
         """Why a trial has failed, in this process or as the records of its units say."""
+        self.unit_seconds = 0.0
+        """Expected time of a unit, before there is one."""
         self.fault = ""
         """Why the search stopped by itself."""
         self._exhausted = False
@@ -59,6 +60,8 @@ class TrialQueue(TaskGraph):
         """Values of units that have paused, by key and step."""
         self._taken = len(journal.trials)
         """Trials whose units are on the graph."""
+        self._seen: list[FrozenTrial] = []
+        """The journal's trials as they were last taken up."""
         super().__init__(plan.units, ledger, check=check)
         for number, trial in enumerate(journal.trials):
             if trial.state is TrialState.FAIL and self._units(trial):
@@ -96,11 +99,12 @@ class TrialQueue(TaskGraph):
     @property
     def complete(self) -> bool:
         """Nothing is left to suggest, to release or to wait for."""
+        self._catch_up()
         return (self.stopping or not (self._has_room or self._promotable() is not None)) and super().complete
 
     @property
     def _rungs(self) -> Rungs:
-        assert self.search.rungs is not None, "trials pause where there are rungs"
+        assert self.search.rungs is not None
         return self.search.rungs
 
     def _promotable(self) -> int | None:
@@ -127,11 +131,13 @@ class TrialQueue(TaskGraph):
         """Train a trial on to another rung."""
         trial = self.trials[number]
         if trial.state is TrialState.COMPLETE or aim_of(trial) == aim:
+            logger.info("trial %d %s", number, "is complete" if trial.state is TrialState.COMPLETE else "trains there")
             return
         is_over = trial.state.is_finished()
         if self._written(self.journal.again if is_over else self.journal.aim, number, aim):
-            where = "to its end" if aim == END else f"to step {aim}"
-            logger.info("trial %d trains on %s; %s", number, where, named(trial.params))
+            logger.info(
+                "trial %d trains on to %s; %s", number, f"step {aim}" if aim else "its end", named(trial.params)
+            )
             self._take(number)
 
     def settle(self) -> None:
@@ -153,9 +159,10 @@ class TrialQueue(TaskGraph):
         return not self._has_room and all(trial.state in over for trial in self.trials)
 
     def finished(self, key: str) -> None:
+        was_ours = self.state[key] is State.RUNNING
         super().finished(key)
-        if key in self.rung:
-            step, metric = self.rung.pop(key)
+        step, metric = self.rung.pop(key, (END, ""))
+        if was_ours and step != END:
             logger.warning(
                 "%s was not measured at step %d, so it could not be stopped there: its training has to log %s",
                 self.units[key].name, step, metric,
@@ -182,11 +189,16 @@ class TrialQueue(TaskGraph):
         """Take up what other processes that run this search have suggested and judged since the last look. Their units
         count as theirs until `look_elsewhere` finds that nobody holds them. OSError where the journal can't be read."""
         self.journal.read()
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Take up what the journal has since it was last read, whoever read it."""
+        self._seen, seen = self.journal.trials, self._seen
         while self._taken < len(self.trials):
             logger.info("trial %d, of another process: %s", self._taken, named(self.trials[self._taken].params))
             self._taken += 1
             self._take(self._taken - 1, theirs=True)
-        for number, trial in enumerate(self.trials if self.search.rungs else ()):
+        for number, trial in enumerate(self.trials if self.search.rungs and seen is not self._seen else ()):
             if not trial.state.is_finished():
                 self._follow(number)
 
@@ -228,13 +240,13 @@ class TrialQueue(TaskGraph):
         feasible = [trial for trial in ranked(complete, *(aim.direction for aim in aims)) if is_feasible(trial)]
         lines = [f"trials: {len(complete)} of {self.total} complete" + (", best first:" if feasible else "")]
         for trial in feasible[:HIGHLIGHTS]:
-            values = ", ".join(f"{aim.metric} {_short(value)}" for aim, value in zip(aims, trial.values, strict=True))
+            values = ", ".join(f"{aim.metric} {short(value)}" for aim, value in zip(aims, trial.values, strict=True))
             lines.append(f"  {number_of(trial)}: {values}  {named(trial.params)}")
         return lines
 
     def time_left(self, seconds: Mapping[str, float], slots: int) -> float:
         """As of a graph; trials that are still to be suggested take as long as the others."""
-        each = statistics.median(seconds.values()) if seconds else 0.0
+        each = statistics.median(seconds.values()) if seconds else self.unit_seconds
         units = self.search.seeds * max(0, self.wanted - len(self.trials)) if self._has_room else 0
         share = self.search.rungs.share if self.search.rungs else 1.0
         return super().time_left(seconds, slots) + units * each * share / max(slots, 1)
@@ -295,7 +307,9 @@ class TrialQueue(TaskGraph):
         is_complete, units = self.trials[number].state is TrialState.COMPLETE, self._units(self.trials[number])
         if is_complete and any(self.ledger.finished(unit) is None for unit in units):
             return  # Its value stands, though somebody has removed the records.
-        if self._must_end(number, units):
+        if self._must_begin_anew(number, units):
+            self._written(self.journal.restart, number, self._rungs.first(number))
+        elif self._must_end(number, units):
             self._written(self.journal.aim, number, END)
         standing = self._standing(self.trials[number])
         for unit in units:
@@ -316,6 +330,12 @@ class TrialQueue(TaskGraph):
         if is_complete and any(self.state[unit.key] is not State.FINISHED for unit in units):
             self._written(self.journal.again, number)
         self._judge(number)
+
+    def _must_begin_anew(self, number: int, units: list[Unit]) -> bool:
+        """Whether other code has shown what a trial has shown at rungs, and it is to be trained again."""
+        if self._check is None or self._check.policy != "retrain" or not self.trials[number].intermediate_values:
+            return False
+        return self._check.standing(units).is_mixed
 
     def _must_end(self, number: int, units: list[Unit]) -> bool:
         """Whether a trial can't pause: another search has finished one of its units, which has no value at the rung."""
@@ -343,14 +363,13 @@ class TrialQueue(TaskGraph):
         if any(state not in SETTLED or state is State.STOPPED for state in states):
             return
         good = (State.FINISHED, State.PAUSED)
-        bad = next(
-            (
-                unit for unit, state in zip(units, states, strict=True) if state not in good and not self._is_done(unit)
-            ),  # Another process may have had better luck.
-            None,
-        )
+        ill = [unit for unit, state in zip(units, states, strict=True) if state not in good]
+        bad = next((unit for unit in ill if not self._is_done(unit)), None)  # Another process may have had better luck.
         if bad is None and State.PAUSED in states:
-            self._come_to_rung(number, units)
+            if State.FINISHED in states:  # By another search: it has no value at the rung.
+                self.promote(number, END)
+            else:
+                self._come_to_rung(number, units)
             return
         space, measured = self.search.study, self._measured(trial)
         missing = next((name for name in space.metrics if any(name not in values for values in measured)), None)
@@ -372,32 +391,9 @@ class TrialQueue(TaskGraph):
 
     def _come_to_rung(self, number: int, units: list[Unit]) -> None:
         """Keep a trial's value at its rung, when all its units have one there."""
-        trial = self.trials[number]
-        aim = aim_of(trial)
+        aim = aim_of(trial := self.trials[number])
         values = [self._at_rung[unit.key, aim] for unit in units if (unit.key, aim) in self._at_rung]
         if aim in trial.intermediate_values or len(values) < len(units):
             return
         if self._written(self.journal.report, number, aim, statistics.fmean(values)):
-            objective = self.search.study.objective
-            logger.info("trial %d at step %d: %s %s; %s", number, aim, objective, spread(values), named(trial.params))
-
-
-def units_of_trials(plan: SearchPlan, trials: Iterable[FrozenTrial]) -> list[Unit]:
-    """Units of all trials whose parameters make a configuration, each once."""
-    units: dict[str, Unit] = {}
-    for trial in trials:
-        with suppress(ValueError):
-            units |= {unit.key: unit for unit in plan.units_of(trial.params)}
-    return list(units.values())
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation, and over how many."""
-    if len(values) == 1:
-        return f"{_short(values[0])} (n = 1)"
-    return f"{_short(statistics.fmean(values))} ± {statistics.stdev(values):.2g} (n = {len(values)})"
-
-
-def _short(value: float) -> str:
-    """Four digits; of numbers of parameters and operations all, up to millions."""
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+            logger.info("trial %d at step %d: %s; %s", number, aim, spread(values), named(trial.params))

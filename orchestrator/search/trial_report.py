@@ -18,10 +18,10 @@ from orchestrator.search.best_study import (
 )
 from orchestrator.search.figures import DRAWN, figures
 from orchestrator.search.journal import number_of
-from orchestrator.search.pareto import front, is_feasible, ranked
 from orchestrator.search.plan import named
 from orchestrator.search.resolve_space import SearchInputs
-from orchestrator.search.trial_queue import TrialQueue, spread
+from orchestrator.search.trial_queue import TrialQueue
+from orchestrator.search.trials import front, is_feasible, ranked, spread
 from orchestrator.search.warm_start import warm_start_text
 from search_spaces.space import TRAIN_SECONDS, Space
 from ups_model.atomic import write_atomic
@@ -191,8 +191,9 @@ def early_stopping(graph: TrialQueue) -> list[str]:
     trained = sum(steps if trial.value is not None else max(trial.intermediate_values, default=0) for trial in trials)
     at = ", ".join(map(str, plan.rungs.at))
     return [
-        f"Early stopping ({rule.rule}): trials paused at {at} of {steps} steps and trained on while they were among "
-        f"the best {plan.rungs.keep:.0%} there. Trained: {trained * plan.seeds:,} of the "
+        f"Early stopping ({rule.rule}): trials paused where they were first measured from steps {at} of {steps} on, "
+        f"and trained on while they were among the best {plan.rungs.keep:.0%} there. Trained, counted at rungs: "
+        f"{trained * plan.seeds:,} of the "
         f"{steps * plan.seeds * len(trials):,} steps of all trials. A trial that was stopped keeps its checkpoint: "
         "`--promote TRIAL` trains it to its end. Values at a rung are of unfinished training."
     ]
@@ -264,7 +265,8 @@ def closing(inputs: SearchInputs, graph: TrialQueue, folder: Path) -> list[str]:
     order = _ranked(inputs, graph)
     complete = [trial for trial in order if trial.values is not None]
     shown, rows = front_of(inputs, graph)[:MAX_BEST] or complete[:SHOWN], study_rows(inputs, graph)
-    lines = [f"{len(complete)} of {graph.total} trials complete"]
+    early = sum(trial.state is TrialState.PRUNED for trial in trials)
+    lines = [f"{len(complete)} of {graph.total} trials complete" + (f", {early} stopped early" if early else "")]
     lines += [constraint] if (constraint := _feasibility(inputs, complete)) and complete else []
     lines += [f"trial {number_of(trial)}: {_results(graph, trial)}  {named(trial.params)}" for trial in shown]
     for trial in trials:
@@ -305,14 +307,20 @@ def _rows(inputs: SearchInputs, graph: TrialQueue, order: Sequence[FrozenTrial])
     return lines
 
 
+def _at_rung(trial: FrozenTrial) -> str:
+    step, value = max(trial.intermediate_values.items())
+    return f"{value:.4g} at step {step}"
+
+
 def _broken(trial: FrozenTrial) -> str:
     return "" if trial.values is None or is_feasible(trial) else " (infeasible)"
 
 
 def _value(graph: TrialQueue, trial: FrozenTrial, metric: str) -> str:
     if trial.state is TrialState.PRUNED:
-        step, value = max(trial.intermediate_values.items())
-        return f"{value:.4g} at step {step}, stopped" if metric == graph.search.study.aims[0].metric else ""
+        return _at_rung(trial) + ", stopped" if metric == graph.search.study.aims[0].metric else ""
+    if trial.state is TrialState.RUNNING and trial.intermediate_values:
+        return f"open, {_at_rung(trial)}"
     if trial.state is not TrialState.COMPLETE:
         reason = graph.reason.get(number_of(trial), "").replace("|", "/").splitlines()
         return "open" if trial.state is TrialState.RUNNING else "failed" + (f": {reason[0]}" if reason else "")

@@ -7,9 +7,9 @@ from optuna.trial import create_trial
 
 from orchestrator.record import Record, finished_of
 from orchestrator.search.journal import NUMBER, Known
-from orchestrator.search.pareto import ranked
 from orchestrator.search.plan import SearchPlan, active, field_of
 from orchestrator.search.resolve_space import holds
+from orchestrator.search.trials import ranked
 from orchestrator.storage.ledger import Ledger, Place
 from orchestrator.storage.source_check import SourceCheck
 from search_spaces.space import Choice, Range

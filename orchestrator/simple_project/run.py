@@ -64,8 +64,9 @@ class Run:
         return self._was_told
 
     def is_due(self, step: int, steps: int) -> bool:
-        """Whether to save after a step: ten times a run, and every 500 steps at least."""
-        return step % checkpoint_interval(steps) == 0
+        """Whether to save after a step: ten times a run, every 500 steps at least, and where the run is to end early,
+        so that it goes on from there."""
+        return step % checkpoint_interval(steps) == 0 or (step < steps and self.should_stop())
 
     @contextmanager
     def save(self, step: int) -> Iterator[Path]:

@@ -82,9 +82,11 @@ def test_a_run_that_is_stopped_again_and_again_leaves_what_an_undisturbed_one_do
 def test_stopping_really_interrupts(poses, tmp_path):
     plan, paths = plan_of(LIFTING, poses, steps=40)
     unit = next(iter(plan.units.values()))
-    train(unit, paths, tmp_path, stop_at(17))
-    steps = sorted(path.name for path in Ledger(tmp_path).folder(unit).glob("checkpoints/step-*"))
-    assert steps == ["step-00000012", "step-00000016"]
+    # It is asked before a step and when a checkpoint may be due: the 17th time before step 10, the 18th behind it.
+    for asked, expected in ((17, ["step-00000004", "step-00000008"]), (18, ["step-00000008", "step-00000010"])):
+        train(unit, paths, tmp_path / str(asked), stop_at(asked))
+        steps = sorted(path.name for path in Ledger(tmp_path / str(asked)).folder(unit).glob("checkpoints/step-*"))
+        assert steps == expected
 
 
 def test_the_lifter_equals_its_formula(poses):

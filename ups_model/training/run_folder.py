@@ -46,6 +46,8 @@ def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Itera
     temporary.mkdir()
     try:
         yield temporary
+        if (temporary / STATE).exists():
+            raise ValueError(f"a checkpoint's own file is {STATE}; give yours another name")
         hashes = {}
         for file in sorted(temporary.iterdir()):
             if not file.is_file():

@@ -19,8 +19,9 @@ from orchestrator.planning.tuning import PlannedTuning
 from orchestrator.project import DataFacts
 from orchestrator.search.journal import Journal
 from orchestrator.search.resolve_space import search_content
-from orchestrator.search.trial_queue import TrialQueue, spread, units_of_trials
+from orchestrator.search.trial_queue import TrialQueue
 from orchestrator.search.trial_report import table
+from orchestrator.search.trials import spread, units_of_trials
 from orchestrator.search.tuning.graph import TuningGraph
 from orchestrator.search.tuning.searches import ArmSearch, budget_text, outcome
 from orchestrator.storage.ledger import REPORTS, Ledger

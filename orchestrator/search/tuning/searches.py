@@ -144,8 +144,7 @@ def outcome(
 
 
 def _tuned(search: ArmSearch, tuning: Tuning, trials: Sequence["FrozenTrial"], ledger: Ledger) -> TunedArm:
-    from orchestrator.search.pareto import ranked
-    from orchestrator.search.trial_queue import units_of_trials
+    from orchestrator.search.trials import ranked, units_of_trials
 
     plan, space = search.inputs.plan, search.inputs.plan.study
     best = ranked(trials, space.direction)[0] if trials else None

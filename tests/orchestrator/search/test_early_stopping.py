@@ -14,16 +14,17 @@ from PIL import Image
 from orchestrator.scheduling.task_graph import State
 from orchestrator.search.figures import figures
 from orchestrator.search.journal import Journal, aim_of, number_of
-from orchestrator.search.pareto import ranked
 from orchestrator.search.resolve_space import check_dimensions, read_search
 from orchestrator.search.rungs import END, Rungs, Standing
 from orchestrator.search.trial_queue import TrialQueue
 from orchestrator.search.trial_report import early_stopping
+from orchestrator.search.trials import ranked
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.search_journal import JOURNAL
+from orchestrator.storage.source_check import SourceCheck
 from orchestrator.worker.job import Rung
 from orchestrator.worker.pause import Pause
-from search_spaces.space import EarlyStopping
+from search_spaces.space import Constraint, EarlyStopping
 from tests.support.searches import finish, plan_of, small_space, worth
 from ups_model.training.progress import append_row
 
@@ -176,6 +177,45 @@ def test_promote_trains_a_stopped_trial_to_its_end_and_more_trials_compare_with_
     assert {aim_of(trial) for trial in more.book.trials if trial.state is TrialState.COMPLETE} == {END}
 
 
+def test_a_trial_goes_on_to_its_end_when_another_search_finishes_one_of_its_units_meanwhile(tmp_path):
+    search = Curves(tmp_path, trials=1, seeds=2)
+    one, two = search.graph.next(), search.graph.next()
+    search.graph.paused(one.key, 1.0)
+    finish(search.ledger, two)
+    search.graph.busy(two.key)
+    assert search.graph.look_elsewhere() == [two.key]
+    assert aim_of(search.book.trials[0]) == END and search.graph.next().key == one.key
+    finish(search.ledger, one)
+    search.graph.finished(one.key)
+    assert search.book.trials[0].state is TrialState.COMPLETE and search.graph.whole
+
+
+def test_a_trial_that_another_process_trains_on_is_not_over_for_this_one(tmp_path):
+    mine = Curves(tmp_path, trials=1)
+    unit = mine.graph.next()
+    mine.graph.paused(unit.key, 1.0)
+    theirs = Curves(tmp_path, trials=1)
+    assert theirs.graph.next().key == unit.key and unit.key in theirs.graph.rung, "promoted, of one trial"
+    mine.book.read()
+    assert not mine.graph.complete and mine.graph.state[unit.key] is State.ELSEWHERE
+
+
+def test_values_at_rungs_of_other_code_are_dropped_when_it_is_trained_again(tmp_path):
+    first = Curves(tmp_path, trials=3)
+    for _ in range(3):
+        unit = first.graph.next()
+        folder = first.ledger.folder(unit)
+        (folder / "checkpoints" / "step-00000053").mkdir(parents=True)
+        (folder / "source.json").write_text('{"training": ["0123456789abcdef"], "evaluation": ""}')
+        first.graph.paused(unit.key, worth(unit.config))
+    kept = Curves(tmp_path, trials=3)
+    assert all(trial.intermediate_values for trial in kept.book.trials)
+    check = SourceCheck(kept.ledger, "retrain")
+    again = TrialQueue(kept.plan, kept.ledger, kept.book, 3, check)
+    assert not any(trial.intermediate_values for trial in again.trials)
+    assert [again.rung[again.next().key][0] for _ in range(3)] == [53] * 3, "to the first rung again"
+
+
 def test_a_unit_that_another_search_has_finished_needs_no_rung(tmp_path):
     search = Curves(tmp_path, trials=2, seeds=2)
     first = search.graph.next()
@@ -199,8 +239,11 @@ def test_another_rule_is_another_search_and_none_keeps_its_name():
     [
         ({"rule": "best"}, "must be one of asha, hyperband, median, got 'best'"),
         ({"reduction": 1}, "reduction and points of at least 2, got 1"),
-        ({"first": 0.5}, "at most the last rung's, got 0.5"),
-        ({"first": 0}, "got 0"),
+        ({"reduction": "3"}, "reduction must be a whole number, got '3'"),
+        ({"points": 2.5}, "points must be a whole number, got 2.5"),
+        ({"first": 1}, "above 0 and at most that of the last rung, got 1"),
+        ({"first": 0}, "got 0; try 0.111"),
+        ({"rule": "median", "first": 0.7}, "got 0.7"),
     ],
 )
 def test_early_stopping_says_what_is_wrong_with_it(changes, message):
@@ -209,8 +252,26 @@ def test_early_stopping_says_what_is_wrong_with_it(changes, message):
 
 
 def test_runs_too_short_for_a_rung_are_refused():
-    with pytest.raises(ValueError, match=r"at least 27 steps for a first rung at 0.037037 of a run, got 8; raise"):
+    with pytest.raises(ValueError, match=r"rungs at 0.037, 0.111, 0.333 of a run, .* got runs of 8 steps; train"):
         Rungs(EarlyStopping(first=1 / 27), 8)
+    with pytest.raises(ValueError, match="give its settings a field `steps`"):
+        Rungs(ASHA, 0)
+    assert Rungs(replace(ASHA, first=0.2), 100).at == (20, 60), "the first rung is where `first` says"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"early_stopping": "asha"}, r"early_stopping must be EarlyStopping\(...\), got 'asha'"),
+        ({"seeds": 1.5}, "seeds must be a whole number, got 1.5"),
+        ({"trials": True}, "trials must be a whole number, got True"),
+        ({"constraints": Constraint("validation/score", at_least=3)}, r"must be a tuple of Constraint\(...\), got Con"),
+        ({"objectives": ("validation/score", "cost/flops")}, r"objectives must be a tuple of Objective\(...\)"),
+    ],
+)
+def test_a_space_says_which_field_has_another_kind_of_value(fields, message):
+    with pytest.raises(ValueError, match=message):
+        small_space(**fields)
 
 
 def test_a_run_pauses_at_the_first_measure_from_its_rung_on(tmp_path):

@@ -19,10 +19,10 @@ from orchestrator.record import Record
 from orchestrator.search.best_study import STUDY_FILE
 from orchestrator.search.figures import PARETO
 from orchestrator.search.journal import Generations, number_of
-from orchestrator.search.pareto import front, ranked
 from orchestrator.search.plan import SearchPlan
 from orchestrator.search.resolve_space import SearchInputs, check_dimensions, check_objective, search_content
 from orchestrator.search.trial_report import closing, front_of, table, write_trials
+from orchestrator.search.trials import front, ranked
 from orchestrator.tracking.arms import arms_of
 from search_spaces.space import Choice, Constraint, Objective, Range, Space
 from tests.support.searches import Search, small_space, worth

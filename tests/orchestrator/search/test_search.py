@@ -23,11 +23,11 @@ from orchestrator.scheduling.task_graph import State
 from orchestrator.search.best_study import STUDY_FILE, STUDY_SEEDS
 from orchestrator.search.figures import figures
 from orchestrator.search.journal import Journal, number_of
-from orchestrator.search.pareto import ranked
 from orchestrator.search.plan import SearchPlan
 from orchestrator.search.resolve_space import check_dimensions, read_search
-from orchestrator.search.trial_queue import TrialQueue, spread
+from orchestrator.search.trial_queue import TrialQueue
 from orchestrator.search.trial_report import STATES, caution, closing, markdown, table, write_trials
+from orchestrator.search.trials import ranked, spread
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.search_journal import JOURNAL
 from orchestrator.storage.source_check import SourceCheck

@@ -1,10 +1,15 @@
-"""Which trials are best: those that keep the constraints, and of several objectives the Pareto front."""
+"""Trials of a search: their units, and which are best: those that keep the constraints, and of several objectives the
+Pareto front."""
 
+import statistics
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from optuna.trial import FrozenTrial
 
+from orchestrator.planning.plan import Unit
 from orchestrator.search.journal import number_of
+from orchestrator.search.plan import SearchPlan
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
@@ -43,3 +48,24 @@ def _losses(trial: FrozenTrial, directions: Sequence[str]) -> list[float]:
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+
+
+def units_of_trials(plan: SearchPlan, trials: Iterable[FrozenTrial]) -> list[Unit]:
+    """Units of all trials whose parameters make a configuration, each once."""
+    units: dict[str, Unit] = {}
+    for trial in trials:
+        with suppress(ValueError):
+            units |= {unit.key: unit for unit in plan.units_of(trial.params)}
+    return list(units.values())
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation, and over how many."""
+    if len(values) == 1:
+        return f"{short(values[0])} (n = 1)"
+    return f"{short(statistics.fmean(values))} ± {statistics.stdev(values):.2g} (n = {len(values)})"
+
+
+def short(value: float) -> str:
+    """Four digits; of numbers of parameters and operations all, up to millions."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
