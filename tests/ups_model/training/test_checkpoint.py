@@ -23,7 +23,7 @@ from ups_model.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from ups_model.training.run_folder import prune_checkpoints
+from ups_model.training.run_folder import prune_checkpoints, write_checkpoint
 
 
 def tensors(value, size=64):
@@ -264,3 +264,10 @@ def test_no_module_of_the_package_unpickles_anything():
     for file in set(root.rglob("*.py")) - {restricted}:
         text = file.read_text("utf-8")
         assert not [word for word in forbidden if re.search(word, text)], file
+
+
+def test_a_file_of_the_name_of_the_state_is_refused(tmp_path):
+    refusal = pytest.raises(ValueError, match=r"own file is state.json; give yours another name")
+    with refusal, write_checkpoint(tmp_path, 3, {}) as folder:
+        (folder / "state.json").write_text("{}")
+    assert not list(tmp_path.glob("step-*"))
