@@ -108,7 +108,9 @@ class Display:
         running = len(self._started)
         counts[State.WAITING] += counts[State.RUNNING] - running  # Released, and waiting for room.
         parts = [f"{counts[State.FINISHED]} done", f"{running} running"]
-        parts += [f"{counts[state]} {state}" for state in (State.WAITING, State.ELSEWHERE) if counts[state]]
+        parts += [
+            f"{counts[state]} {state}" for state in (State.WAITING, State.ELSEWHERE, State.PAUSED) if counts[state]
+        ]
         failed = counts[State.FAILED] + counts[State.BLOCKED]
         return [*parts, f"{failed} failed"] if failed else parts
 

@@ -75,6 +75,10 @@ class SearchPlan:
         """The searched fields as the base configuration has them, of those that count."""
         return active({name: field_of(self.base, name) for name in self.dimensions}, self.dimensions)
 
+    def named(self, params: Params) -> str:
+        """A trial, for a line: of a study's arm its name first."""
+        return ", ".join(filter(None, (self.arm, named(params))))
+
     def units_of(self, params: Params) -> list[Unit]:
         """The units of a trial, one a seed.
 

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestrator.planning.plan import Unit
 from orchestrator.scheduling.task_graph import SETTLED, State, TaskGraph
 from orchestrator.search.journal import Journal, aim_of, number_of
-from orchestrator.search.plan import SearchPlan, named
+from orchestrator.search.plan import SearchPlan
 from orchestrator.search.rungs import END, Rungs, Standing
 from orchestrator.search.trials import is_feasible, ranked, short, spread
 from orchestrator.storage.ledger import Ledger
@@ -44,7 +44,7 @@ class TrialQueue(TaskGraph):
             check: compares records with the present code; None takes them as they are.
             promoted: numbers of trials that train on to their end, wherever they stopped.
         """
-        self.search, self.journal, self.wanted = plan, journal, trials
+        self.search, self.journal, self.wanted, self._label = plan, journal, trials, plan.named
         self.joined: Callable[[Unit, bool], None] = lambda unit, done: None
         """Told of each unit that a new trial brings, and whether it was trained before."""
         self.reason: dict[int, str] = {}
@@ -135,9 +135,8 @@ class TrialQueue(TaskGraph):
             return
         is_over = trial.state.is_finished()
         if self._written(self.journal.again if is_over else self.journal.aim, number, aim):
-            logger.info(
-                "trial %d trains on to %s; %s", number, f"step {aim}" if aim else "its end", named(trial.params)
-            )
+            goal = f"step {aim}" if aim else "its end"
+            logger.info("trial %d trains on to %s; %s", number, goal, self._label(trial.params))
             self._take(number)
 
     def settle(self) -> None:
@@ -195,7 +194,7 @@ class TrialQueue(TaskGraph):
         """Take up what the journal has since it was last read, whoever read it."""
         self._seen, seen = self.journal.trials, self._seen
         while self._taken < len(self.trials):
-            logger.info("trial %d, of another process: %s", self._taken, named(self.trials[self._taken].params))
+            logger.info("trial %d, of another process: %s", self._taken, self._label(self.trials[self._taken].params))
             self._taken += 1
             self._take(self._taken - 1, theirs=True)
         for number, trial in enumerate(self.trials if self.search.rungs and seen is not self._seen else ()):
@@ -241,7 +240,7 @@ class TrialQueue(TaskGraph):
         lines = [f"trials: {len(complete)} of {self.total} complete" + (", best first:" if feasible else "")]
         for trial in feasible[:HIGHLIGHTS]:
             values = ", ".join(f"{aim.metric} {short(value)}" for aim, value in zip(aims, trial.values, strict=True))
-            lines.append(f"  {number_of(trial)}: {values}  {named(trial.params)}")
+            lines.append(f"  {number_of(trial)}: {values}  {self._label(trial.params)}")
         return lines
 
     def time_left(self, seconds: Mapping[str, float], slots: int) -> float:
@@ -285,7 +284,7 @@ class TrialQueue(TaskGraph):
                 logger.info("the space has no more configurations than these %d", len(self.trials))
             else:
                 aim = END if self.search.rungs is None else self.search.rungs.first(len(self.trials))
-                logger.info("trial %d: %s", self.journal.begin(params, aim), named(params))
+                logger.info("trial %d: %s", self.journal.begin(params, aim), self._label(params))
 
     def _written(self, write: Callable[..., object], *values: object) -> bool:
         """Write to the journal. Where that fails nothing new is begun: what runs comes to its end and is in the ledger,
@@ -384,7 +383,7 @@ class TrialQueue(TaskGraph):
             if self._written(self.journal.complete, number, [means[aim.metric] for aim in space.aims], excess):
                 results = ", ".join(f"{name} {spread(values)}" for name, values in by_seed.items())
                 broken = "".join(f"; not {name}" for name, over in excess.items() if over > 0)
-                logger.info("trial %d: %s; %s%s", number, results, named(trial.params), broken)
+                logger.info("trial %d: %s; %s%s", number, results, self._label(trial.params), broken)
             return
         if self._written(self.journal.fail, number):
             logger.error("trial %d FAILED: %s", number, self.reason[number])
@@ -396,4 +395,4 @@ class TrialQueue(TaskGraph):
         if aim in trial.intermediate_values or len(values) < len(units):
             return
         if self._written(self.journal.report, number, aim, statistics.fmean(values)):
-            logger.info("trial %d at step %d: %s; %s", number, aim, spread(values), named(trial.params))
+            logger.info("trial %d at step %d: %s; %s", number, aim, spread(values), self._label(trial.params))
