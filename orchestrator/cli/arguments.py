@@ -149,6 +149,14 @@ def processes_of(options: argparse.Namespace) -> int:
     return int(gpus) if gpus not in (None, AUTO) and gpus > 1 else 1
 
 
+def check_not_measured(options: argparse.Namespace, who: str) -> None:
+    """ValueError for `--gpus-per-unit auto` where units are not there before they run; `who` makes them."""
+    if options.gpus_per_unit == AUTO:
+        raise ValueError(
+            f"--gpus-per-unit auto measures units before they run, and {who} them as it goes; give a number"
+        )
+
+
 def check_cut(units: Iterable[Unit], options: argparse.Namespace) -> None:
     """ValueError for a unit whose batches can't be cut as the options ask."""
     processes = processes_of(options)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -123,6 +124,16 @@ class Session:
             self.at_exit.callback(ray_cluster.disconnect)
         facts, resources = self.cluster
         return facts.slots(resources)
+
+    def run_no_more_than_fit(self) -> int:
+        """Units at once that there is room for, and no more from here on: more would be suggested before the results
+        that should guide them. 0 where the session hasn't joined Ray."""
+        if self.cluster is None:
+            return 0
+        facts, resources = self.cluster
+        slots = facts.slots(resources)
+        self.cluster = facts, replace(resources, max_concurrent=slots)
+        return slots
 
     def execute(
         self,

@@ -136,12 +136,12 @@ def pairs_of(table: TableOfCells) -> list[tuple[RowOfCells, RowOfCells]]:
 def rankings(table: TableOfCells) -> list[Ranking]:
     """Of each column."""
     pairs = pairs_of(table)
-    found = []
+    ranked = []
     for index, column in enumerate(table.columns):
         untuned = {row.label: row.cells[index] for row, _ in pairs}
         tuned = {row.label: other.cells[index] for row, other in pairs}
         if any(cell.mean is None for cell in (*untuned.values(), *tuned.values())):
-            found.append(Ranking(column.title, (), (), ()))
+            ranked.append(Ranking(column.title, (), (), ()))
             continue
         trained_out = all(map(_is_healthy, (*untuned.values(), *tuned.values())))
         swapped = []
@@ -149,8 +149,8 @@ def rankings(table: TableOfCells) -> list[Ranking]:
             before, after = (paired(cells[one].values, cells[two].values) for cells in (untuned, tuned))
             if _sign(untuned[one], untuned[two]) != _sign(tuned[one], tuned[two]):
                 swapped.append((one, two, before, after))
-        found.append(Ranking(column.title, _order(untuned), _order(tuned), tuple(swapped), trained_out))
-    return found
+        ranked.append(Ranking(column.title, _order(untuned), _order(tuned), tuple(swapped), trained_out))
+    return ranked
 
 
 def _order(cells: dict[str, Cell]) -> tuple[tuple[str, ...], ...]:
@@ -223,10 +223,10 @@ def _ranking_text(ranking: Ranking, unit: str) -> str:
 
 
 def _summary(every: Sequence[Ranking], seeds: int) -> str:
-    known = [ranking for ranking in every if ranking.untuned]
-    changed = sum(ranking.changed for ranking in known)
-    text = f"The ranking of rows changes in {changed} of {count(len(known), 'column')} with values"
-    if short := sum(not ranking.trained_out for ranking in known):
+    ranked = [ranking for ranking in every if ranking.untuned]
+    changed = sum(ranking.changed for ranking in ranked)
+    text = f"The ranking of rows changes in {changed} of {count(len(ranked), 'column')} with values"
+    if short := sum(not ranking.trained_out for ranking in ranked):
         text += f", and {short} of them rest{'s' * (short == 1)} on runs that did not all train out"
     return (
         f"{text}. Rankings are of means over {count(seeds, 'seed')} and carry no test: where a "

@@ -164,13 +164,11 @@ class Dispatcher:
         self._begun.discard(key)
         if notice and node:
             self.nodes.avoid(node, notice)
-        if status == "finished":
-            graph.finished(key)
-            self.nodes.worked(node)
-            self._useless = 0
-            self._full_since = None
-        elif status == "paused":
-            graph.paused(key, float(result["value"]))
+        if status in ("finished", "paused"):
+            if status == "finished":
+                graph.finished(key)
+            else:
+                graph.paused(key, float(result["value"]))
             self.nodes.worked(node)
             self._useless = 0
             self._full_since = None

@@ -9,12 +9,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from orchestrator import process
-from orchestrator.cli.arguments import AUTO, add_shared_arguments, check_cut, check_numbers
+from orchestrator.cli.arguments import add_shared_arguments, check_cut, check_not_measured, check_numbers
 from orchestrator.cli.session import Session, run_command
 from orchestrator.search.resolve_space import SearchInputs, aims_text, read_search, search_content
 from orchestrator.storage.ledger import REPORTS
@@ -80,10 +79,7 @@ def act(options: argparse.Namespace, command: str) -> int:
     if options.space is None:
         raise ValueError(f"name a search space: {', '.join(space_names())}, or give a file's path")
     check_numbers(options)
-    if options.gpus_per_unit == AUTO:
-        raise ValueError(
-            "--gpus-per-unit auto measures units before they run, and a search makes them as it goes; give a number"
-        )
+    check_not_measured(options, "a search makes")
     with process.unwinding():  # Clip sets may have to be made.
         inputs = read_search(
             options.space,
@@ -106,7 +102,7 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
     from orchestrator.search.trial_queue import TrialQueue
     from orchestrator.search.trial_report import closing, front_of, write_trials
     from orchestrator.search.trials import units_of_trials
-    from orchestrator.search.warm_start import known_trials, warm_start_text
+    from orchestrator.search.warm_start import prior_trials, warm_start_text
 
     plan, space = inputs.plan, inputs.plan.study
     with Session(options, inputs.paths) as session:
@@ -123,8 +119,8 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
             check = SourceCheck(ledger, options.other_code)
             check.check(units_of_trials(plan, journal.trials))
             check_promoted(options.promote, len(journal.trials), plan.name)
-            if plan.warm and journal.known is None:
-                journal.learn(known_trials(plan, inputs.dimensions, ledger, check))
+            if plan.warm and journal.prior is None:
+                journal.learn(prior_trials(plan, inputs.dimensions, ledger, check))
             graph = TrialQueue(plan, ledger, journal, inputs.trials, check, options.promote)
             if not graph.complete:
                 session.connect()
@@ -133,15 +129,11 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
             plan.name, len(journal.trials), count(inputs.trials, "trial"), count(plan.seeds, "seed"), aims_text(space),
         )  # fmt: skip
         if plan.warm:
-            logger.info("%s", warm_start_text(journal.known or ()))
+            logger.info("%s", warm_start_text(journal.prior or ()))
         if session.ledger.root is not None:  # A store's journal is a copy on this machine.
             logger.info("watch its trials: %s (pip install optuna-dashboard)", dashboard_command(place.folder))
-        seconds = 0.0
-        if session.cluster is not None:
-            facts, resources = session.cluster
-            # More at once than there is room for would be suggested before the results that should guide them.
-            session.cluster = facts, replace(resources, max_concurrent=facts.slots(resources))
-            seconds = inputs.seconds_of_a_unit(facts.slots(resources))
+        slots = session.run_no_more_than_fit()
+        seconds = inputs.seconds_of_a_unit(slots) if slots else 0.0
         graph.unit_seconds = seconds
         graph.joined = lambda unit, done: session.joined(unit, seconds, done)
         expected = dict.fromkeys(graph.units, seconds)

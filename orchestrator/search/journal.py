@@ -48,12 +48,12 @@ MAX_ATTEMPTS = 10
 MIN_TRIALS_FOR_IMPORTANCES = 20
 NUMBER, AIM = "trial", "aim"
 """Attributes of Optuna's trials: the trial's number, and the step of the rung that it trains to."""
-KNOWN = "known"
+PRIOR = "prior"
 """Attribute of the study."""
 
 
 @dataclass(frozen=True)
-class Known:
+class PriorTrial:
     """A configuration that was trained before the search; it informs the sampler and is no trial of the search."""
 
     params: Params
@@ -117,18 +117,18 @@ class Journal:
         with self.transaction():
             cut_torn_line(self._file)  # Of a process that died.
             newest = {number_of(trial): trial for trial in self._study.get_trials(deepcopy=False)}
-            entries = self._study.user_attrs.get(KNOWN)
+            entries = self._study.user_attrs.get(PRIOR)
         self.trials = [_without_rung(newest[number]) for number in sorted(newest)]
         """By number, as they were last tried."""
-        self.known = None if entries is None else [Known(**entry) for entry in entries]
+        self.prior = None if entries is None else [PriorTrial(**entry) for entry in entries]
         """What suggestions learn from beside the trials, best first; None until `learn`."""
 
-    def learn(self, known: Sequence[Known]) -> None:
+    def learn(self, prior: Sequence[PriorTrial]) -> None:
         """Keep what there was at the start of the search, once: later calls suggest from the same."""
         with self.transaction():
             self.read()
-            if self.known is None:
-                self._study.set_user_attr(KNOWN, [asdict(one) for one in known])
+            if self.prior is None:
+                self._study.set_user_attr(PRIOR, [asdict(one) for one in prior])
                 self.read()
 
     def suggest(self) -> Params | None:
@@ -136,7 +136,7 @@ class Journal:
         if not self.trials and self._start is not None:
             return self._start
         if len(self.trials) <= (self._start is not None):
-            best = next((one.params for one in self.known or () if one.own), None)
+            best = next((one.params for one in self.prior or () if one.own), None)
             if best is not None and best not in [trial.params for trial in self.trials]:
                 return best
         with warnings.catch_warnings():
@@ -153,7 +153,7 @@ class Journal:
             seed = int(digest([self._space.sampler_seed, len(taken), attempt])[:8], 16)
             is_fixed = self._space.sampler == "qmc"
             params = (
-                self._sobol(len(taken) + attempt) if is_fixed else self._draw(self._sampler(seed), self.known or ())
+                self._sobol(len(taken) + attempt) if is_fixed else self._draw(self._sampler(seed), self.prior or ())
             )
             if params not in taken:
                 return params
@@ -189,10 +189,10 @@ class Journal:
             study.ask(self._where)
         return active(self._of(study.ask(self._where).params), self._dimensions)
 
-    def _draw(self, sampler: BaseSampler, known: Sequence[Known]) -> Params:
+    def _draw(self, sampler: BaseSampler, prior: Sequence[PriorTrial]) -> Params:
         study = optuna.create_study(directions=self._directions, sampler=sampler)
         complete = [trial.params for trial in self.trials if trial.state is TrialState.COMPLETE]
-        for one in known:
+        for one in prior:
             if one.params not in complete:
                 study.add_trial(self._trial(-1, one.params, TrialState.COMPLETE, one.values, one.constraints))
         for number, trial in enumerate(self.trials):

@@ -308,8 +308,6 @@ class TrialQueue(TaskGraph):
             return  # Its value stands, though somebody has removed the records.
         if self._must_begin_anew(number, units):
             self._written(self.journal.restart, number, self._rungs.first(number))
-        elif self._must_end(number, units):
-            self._written(self.journal.aim, number, END)
         standing = self._standing(self.trials[number])
         for unit in units:
             self._set_rung(unit.key, standing.aim)
@@ -336,12 +334,6 @@ class TrialQueue(TaskGraph):
             return False
         return self._check.standing(units).is_mixed
 
-    def _must_end(self, number: int, units: list[Unit]) -> bool:
-        """Whether a trial can't pause: another search has finished one of its units, which has no value at the rung."""
-        trial = self.trials[number]
-        records = [self.ledger.finished(unit) for unit in units] if aim_of(trial) != END else []
-        return not trial.state.is_finished() and any(records) and not all(records)
-
     def _set_rung(self, key: str, aim: int) -> None:
         if aim == END:
             self.rung.pop(key, None)
@@ -359,16 +351,17 @@ class TrialQueue(TaskGraph):
             return
         units = self._units(trial)
         states = [self.state[unit.key] for unit in units]
+        idle = {State.FINISHED, State.PAUSED, State.WAITING}
+        if aim_of(trial) != END and {State.FINISHED} < set(states) <= idle:
+            self.promote(number, END)  # Another search has finished a unit, which has no value at the rung.
+            return
         if any(state not in SETTLED or state is State.STOPPED for state in states):
             return
         good = (State.FINISHED, State.PAUSED)
         ill = [unit for unit, state in zip(units, states, strict=True) if state not in good]
         bad = next((unit for unit in ill if not self._is_done(unit)), None)  # Another process may have had better luck.
         if bad is None and State.PAUSED in states:
-            if State.FINISHED in states:  # By another search: it has no value at the rung.
-                self.promote(number, END)
-            else:
-                self._come_to_rung(number, units)
+            self._come_to_rung(number, units)
             return
         space, measured = self.search.study, self._measured(trial)
         missing = next((name for name in space.metrics if any(name not in values for values in measured)), None)

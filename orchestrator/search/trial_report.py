@@ -126,8 +126,12 @@ def table(inputs: SearchInputs, graph: TrialQueue) -> str:
 
 def _mean(inputs: SearchInputs, trial: FrozenTrial, metric: str, values: Sequence[float]) -> float | str:
     """Of an objective as the journal has it, of a constraint from the records."""
-    by_metric: dict[str, float] = dict(zip((aim.metric for aim in inputs.plan.study.aims), trial.values, strict=True))
-    return by_metric.get(metric, statistics.fmean(values) if values else "")
+    return _objectives(inputs.plan.study, trial).get(metric, statistics.fmean(values) if values else "")
+
+
+def _objectives(space: Space, trial: FrozenTrial) -> dict[str, float]:
+    """Values of a complete trial's objectives, as the journal has them."""
+    return dict(zip((aim.metric for aim in space.aims), trial.values, strict=True))
 
 
 def markdown(
@@ -158,8 +162,8 @@ def markdown(
         lines += [f"**Synthetic data ({', '.join(synthetic)}): these numbers say nothing about real motion.**", ""]
     lines += [f"    {command}", "", f"{budget}The search measured no test split.", ""]
     lines += [*early_stopping(graph), ""] if plan.rungs else []
-    if graph.journal.known is not None:
-        lines += [f"{warm_start_text(graph.journal.known)}; they are no trials of this search.", ""]
+    if graph.journal.prior is not None:
+        lines += [f"{warm_start_text(graph.journal.prior)}; they are no trials of this search.", ""]
     if on_front := front_of(inputs, graph):
         lines += [f"## Pareto front: {len(on_front)} of {count(states['complete'], 'trial')}", ""]
         lines += ["None of the other trials is at least as good in all objectives and better in one.", ""]
@@ -326,7 +330,7 @@ def _value(graph: TrialQueue, trial: FrozenTrial, metric: str) -> str:
         return "open" if trial.state is TrialState.RUNNING else "failed" + (f": {reason[0]}" if reason else "")
     values = graph.values(trial, metric)
     if len(values) < graph.search.seeds:
-        by_metric = dict(zip((aim.metric for aim in graph.search.study.aims), trial.values, strict=True))
+        by_metric = _objectives(graph.search.study, trial)
         return (f"{by_metric[metric]:.4g} " if metric in by_metric else "") + "(its records are gone)"
     return spread(values)
 

@@ -6,7 +6,7 @@ from statistics import fmean
 from optuna.trial import create_trial
 
 from orchestrator.record import Record, finished_of
-from orchestrator.search.journal import NUMBER, Known
+from orchestrator.search.journal import NUMBER, PriorTrial
 from orchestrator.search.plan import SearchPlan, active, field_of
 from orchestrator.search.resolve_space import holds
 from orchestrator.search.trials import ranked
@@ -18,9 +18,9 @@ from ups_model.config.schema import digest
 from ups_model.wording import count
 
 
-def known_trials(
+def prior_trials(
     plan: SearchPlan, dimensions: Mapping[str, Range | Choice], ledger: Ledger, check: SourceCheck
-) -> list[Known]:
+) -> list[PriorTrial]:
     """Configurations of the space that have finished units on storage with all that decides in their records: the means
     over their seeds, best first. A unit counts where it is one that the search would train with that seed.
 
@@ -36,8 +36,8 @@ def known_trials(
     seeds: dict[str, dict[int, dict[str, float]]] = {}
     params_of: dict[str, dict[str, object]] = {}
     for key in sorted(records):
-        if (found := _trial_of(plan, dimensions, records[key], check)) is not None:
-            params, seed, values = found
+        if (trial := _trial_of(plan, dimensions, records[key], check)) is not None:
+            params, seed, values = trial
             params_of[digest(params)] = params
             seeds.setdefault(digest(params), {})[seed] = values
     space, every = plan.study, []
@@ -45,7 +45,7 @@ def known_trials(
         means = {metric: fmean(values[metric] for values in seeds[name].values()) for metric in space.metrics}
         excess = {str(limit): limit.excess(means[limit.metric]) for limit in space.limits}
         own = set(plan.own_seeds) <= seeds[name].keys()
-        every.append(Known(params_of[name], [means[aim.metric] for aim in space.aims], excess, own))
+        every.append(PriorTrial(params_of[name], [means[aim.metric] for aim in space.aims], excess, own))
     trials = [
         create_trial(values=one.values, constraints=dict(one.constraints), user_attrs={NUMBER: place})
         for place, one in enumerate(every)
@@ -72,10 +72,10 @@ def _trial_of(
     return (params, settings.seed, values) if is_whole and check.is_current(unit, record) else None
 
 
-def warm_start_text(known: Sequence[Known]) -> str:
+def warm_start_text(prior: Sequence[PriorTrial]) -> str:
     """What a search has learned from before its first trial."""
-    own = sum(one.own for one in known)
+    own = sum(one.own for one in prior)
     return (
-        f"Suggestions learn from {count(len(known), 'configuration')} of earlier searches and studies, {own} of them "
+        f"Suggestions learn from {count(len(prior), 'configuration')} of earlier searches and studies, {own} of them "
         "with all seeds of this search"
     )

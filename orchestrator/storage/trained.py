@@ -48,10 +48,7 @@ def find_twin(ledger: Ledger, unit: Unit, policy: Policy = "refuse") -> Twin | N
     """
     if not unit.training_key:
         return None
-    try:
-        entry = as_object(ledger.storage.read(_name(unit)))
-    except FileNotFoundError:
-        return None
+    entry = _entry(ledger, _name(unit))
     folder, key = str(entry.get("folder", "")), str(entry.get("key", ""))
     if not key or key == unit.key or "/" in folder:
         return None
@@ -88,7 +85,7 @@ def find_trunk(ledger: Ledger, unit: Unit) -> str:
     Raises:
         OSError: the storage doesn't answer.
     """
-    entry = _trunk_entry(ledger, unit)
+    entry = _entry(ledger, _trunk_name(unit)) if unit.trunk[0] else {}
     folder, key, step = str(entry.get("folder", "")), str(entry.get("key", "")), entry.get("step", 0)
     if not key or key == unit.key or "/" in folder or not 0 < step <= unit.trunk[1]:
         return ""
@@ -105,18 +102,17 @@ def enter_trunk(ledger: Ledger, unit: Unit) -> None:
     if not key:
         return
     try:
-        if _trunk_entry(ledger, unit).get("step", 0) <= step:
+        if _entry(ledger, _trunk_name(unit)).get("step", 0) <= step:
             content = json.dumps({"folder": unit.folder, "key": unit.key, "step": step}) + "\n"
-            ledger.storage.write(f"{TRUNKS}/{key}.json", content.encode("utf-8"))
+            ledger.storage.write(_trunk_name(unit), content.encode("utf-8"))
     except OSError as error:
         logger.warning("%s is not in the index of trunks (%s)", unit.name, error)
 
 
-def _trunk_entry(ledger: Ledger, unit: Unit) -> dict[str, Any]:
-    if not unit.trunk[0]:
-        return {}
+def _entry(ledger: Ledger, name: str) -> dict[str, Any]:
+    """Of an index; empty where there is none."""
     try:
-        return as_object(ledger.storage.read(f"{TRUNKS}/{unit.trunk[0]}.json"))
+        return as_object(ledger.storage.read(name))
     except FileNotFoundError:
         return {}
 
@@ -126,6 +122,10 @@ def with_twin(ledger: Ledger, units: Iterable[Unit], policy: Policy) -> list[str
     every = list(units)
     twins = ledger.storage.each(lambda unit: find_twin(ledger, unit, policy), every)
     return [unit.key for unit, twin in zip(every, twins, strict=True) if twin is not None]
+
+
+def _trunk_name(unit: Unit) -> str:
+    return f"{TRUNKS}/{unit.trunk[0]}.json"
 
 
 def _name(unit: Unit) -> str:

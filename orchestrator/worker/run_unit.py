@@ -290,9 +290,11 @@ class _Attempt:
             yield None
             return
         with self.ledger.storage.local(place) as trunk:
-            if not readable(trunk):
+            if readable(trunk):
+                yield trunk
+            else:
                 logger.warning("%s can't be read; training from the start", self.ledger.storage.where(place))
-            yield trunk if readable(trunk) else None
+                yield None
 
     def _leave(
         self, result: Result, about: Mapping[str, Any], training: str, evaluation: str = "", looked: bool = False

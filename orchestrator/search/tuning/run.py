@@ -9,7 +9,7 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.cli.arguments import AUTO
+from orchestrator.cli.arguments import check_not_measured
 from orchestrator.cli.session import Session
 from orchestrator.planning.inputs import Inputs, wanted_metrics
 from orchestrator.planning.origin import check_origin, origin_of
@@ -63,10 +63,7 @@ def tune(
     Raises:
         ValueError: another process runs one of the searches, or as a session.
     """
-    if options.gpus_per_unit == AUTO:
-        raise ValueError(
-            "--gpus-per-unit auto measures units before they run, and tuning makes them as it goes; give a number"
-        )
+    check_not_measured(options, "tuning makes")
     plan = inputs.plan
     with Session(options, inputs.paths) as session:
         places = [SearchPlace(session.ledger.storage, one.name, REPORTS) for one in searches]
@@ -145,13 +142,8 @@ def _run(
     """Train what the trials need, and tell MLflow."""
     plan, seeds = inputs.plan, searches[0].inputs.plan.seeds
     tracked = TrackedTuning(f"{plan.name}-tuning", plan.study, plan.preset, plan.data, seeds, graph.queues)
-    of_arm = dict.fromkeys((one.name for one in searches), 0.0)
-    if session.cluster is not None:
-        facts, resources = session.cluster
-        slots = facts.slots(resources)
-        # More at once than there is room for would be suggested before the results that should guide them.
-        session.cluster = facts, replace(resources, max_concurrent=slots)
-        of_arm = {one.name: one.inputs.seconds_of_a_unit(slots) for one in searches}
+    slots = session.run_no_more_than_fit()
+    of_arm = {one.name: one.inputs.seconds_of_a_unit(slots) if slots else 0.0 for one in searches}
     graph.joined = lambda queue, unit, done: session.joined(unit, of_arm[queue.search.name], done)
     expected = {key: of_arm[queue.search.name] for queue in graph.queues for key in queue.units}
     content = search_content(searches[0].inputs, command) | {

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.record import Record
-from orchestrator.search.journal import Journal, Known
+from orchestrator.search.journal import Journal, PriorTrial
 from orchestrator.search.plan import SearchPlan
 from orchestrator.search.resolve_space import check_dimensions, read_search
 from orchestrator.search.trial_queue import TrialQueue
-from orchestrator.search.warm_start import known_trials
+from orchestrator.search.warm_start import prior_trials
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.source_check import SourceCheck
 from search_spaces.space import Constraint, Objective, Range
@@ -31,9 +31,9 @@ class Warm(Search):
         self.plan = SearchPlan(space, "tiny", preset("tiny"), space.seeds, DATA, TEXT, warm=True)
         dimensions = check_dimensions(space, self.plan.base, [])
         self.book = Journal(folder / "warm.log", self.plan.name, space, dimensions, self.plan.start)
-        if self.book.known is None:
+        if self.book.prior is None:
             check = SourceCheck(self.ledger, "accept")
-            self.book.learn(known_trials(self.plan, dimensions, self.ledger, check))
+            self.book.learn(prior_trials(self.plan, dimensions, self.ledger, check))
         self.graph = TrialQueue(self.plan, self.ledger, self.book, trials)
 
     def run(self, units=10**6):
@@ -74,9 +74,9 @@ def folder_of(tmp_path, name):
 def test_finished_units_of_other_seeds_inform_the_sampler_and_are_no_trials(tmp_path, storage):
     space = small_space()
     warm = Warm(folder_of(tmp_path, "warm"), storage, space).run()
-    assert len(warm.book.known) == 12 and not any(one.own for one in warm.book.known)
-    assert [one.values[0] for one in warm.book.known] == sorted(
-        (one.values[0] for one in warm.book.known), reverse=True
+    assert len(warm.book.prior) == 12 and not any(one.own for one in warm.book.prior)
+    assert [one.values[0] for one in warm.book.prior] == sorted(
+        (one.values[0] for one in warm.book.prior), reverse=True
     )
     assert len(warm.book.trials) == len(warm.trained) == 14, "each trial is trained with its own seed"
     cold = Search(folder_of(tmp_path, "cold"), space, 14).run()
@@ -92,9 +92,9 @@ def test_a_warm_start_twice_and_after_a_kill_suggests_the_same_though_the_storag
     earlier(tmp_path, seed=50, sampler_seed=9)
     other = Warm(tmp_path / "other", storage, small_space()).run()
     assert one.run().outcome == other.outcome
-    assert len(other.book.known) == 12
+    assert len(other.book.prior) == 12
     later = Warm(folder_of(tmp_path, "later"), storage, small_space())
-    assert len(later.book.known) > 12
+    assert len(later.book.prior) > 12
 
 
 def test_a_configuration_with_all_own_seeds_costs_nothing_and_the_best_of_them_is_a_trial(tmp_path):
@@ -102,7 +102,7 @@ def test_a_configuration_with_all_own_seeds_costs_nothing_and_the_best_of_them_i
     best = max(before.book.trials, key=lambda trial: trial.value)
     assert best.params != before.plan.start
     warm = Warm(folder_of(tmp_path, "warm"), tmp_path / "storage", small_space(), 2).run()
-    assert all(one.own for one in warm.book.known)
+    assert all(one.own for one in warm.book.prior)
     assert [trial.params for trial in warm.book.trials] == [warm.plan.start, best.params]
     assert warm.trained == [] and warm.book.trials[1].value == best.value
 
@@ -111,27 +111,27 @@ def test_only_units_of_the_same_base_data_and_objective_count(tmp_path, storage)
     def known(space=None, **changes):
         plan = SearchPlan(space or small_space(), "tiny", preset("tiny").with_fields(changes), 1, DATA, TEXT)
         ledger = Ledger.open(str(storage))
-        return known_trials(plan, plan.dimensions, ledger, SourceCheck(ledger, "accept"))
+        return prior_trials(plan, plan.dimensions, ledger, SourceCheck(ledger, "accept"))
 
     assert len(known()) == 12
     assert known(**{"optim.steps": 9}) == [], "another base"
     other = {name: replace(facts, fingerprint="0" * 16) for name, facts in DATA.items()}
     plan = SearchPlan(small_space(), "tiny", preset("tiny"), 1, other, TEXT)
     ledger = Ledger.open(str(storage))
-    assert known_trials(plan, plan.dimensions, ledger, SourceCheck(ledger, "accept")) == [], "other data"
+    assert prior_trials(plan, plan.dimensions, ledger, SourceCheck(ledger, "accept")) == [], "other data"
     assert known(small_space(objective="validation/ar3d/top1")) == [], "a metric that no record has"
     assert len(known(small_space(objectives=(Objective("validation/score"), Objective(SECONDS, "minimize"))))) == 12
     narrow = known(small_space(dimensions={"learning_rate": Range(1e-4, 1e-2, log=True)}))
     assert [list(one.params) for one in narrow] == [["optim.learning_rate"]], "the base's dropout and layers"
     mine = SearchPlan(small_space(), "tiny", preset("tiny"), 1, DATA, TEXT)
-    assert known_trials(mine, mine.dimensions, ledger, SourceCheck(ledger)) == [], "records that name no code"
+    assert prior_trials(mine, mine.dimensions, ledger, SourceCheck(ledger)) == [], "records that name no code"
 
 
 def test_what_is_known_keeps_its_constraints(tmp_path, storage):
     limit = Constraint(SECONDS, at_most=0.5)
     plan = SearchPlan(small_space(constraints=(limit,)), "tiny", preset("tiny"), 1, DATA, TEXT)
     ledger = Ledger.open(str(storage))
-    known = known_trials(plan, plan.dimensions, ledger, SourceCheck(ledger, "accept"))
+    known = prior_trials(plan, plan.dimensions, ledger, SourceCheck(ledger, "accept"))
     assert {tuple(one.constraints.items()) for one in known} == {((f"{SECONDS} at most 0.5", 0.5),)}
 
 
@@ -145,12 +145,12 @@ def test_what_was_learned_is_kept_in_the_journal_once(tmp_path):
     space = small_space()
     dimensions = check_dimensions(space, preset("tiny"), [])
     book = Journal(tmp_path / "journal.log", "small", space, dimensions, None)
-    assert book.known is None
+    assert book.prior is None
     params = {"optim.learning_rate": 1e-3, "model.dropout": 0.1, "model.encoder_layers": 2}
-    book.learn([Known(params, [3.0], {}, False)])
+    book.learn([PriorTrial(params, [3.0], {}, False)])
     book.learn([])
     again = Journal(tmp_path / "journal.log", "small", space, dimensions, None)
-    assert again.known == [Known(params, [3.0], {}, False)]
+    assert again.prior == [PriorTrial(params, [3.0], {}, False)]
 
 
 def test_a_sampler_that_does_not_learn_takes_no_warm_start(tmp_path):
