@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from search_spaces.common import NOTHING, UPS, kind_faults, text_faults
 
-Sampler = Literal["tpe", "gp", "nsga2", "random", "qmc", "grid"]
+Sampler = Literal["tpe", "gp", "cmaes", "nsga2", "random", "qmc", "grid"]
 StoppingRule = Literal["asha", "hyperband", "median"]
 Direction = Literal["maximize", "minimize"]
 Value = bool | int | float | str
@@ -201,9 +201,9 @@ class Space:
     first_seed: int = 100
     """Apart from those of studies, which begin at 0: what was lucky in the search must not count again in a study."""
     sampler: Sampler = "tpe"
-    """Who suggests trials, of Optuna's: "tpe", "gp" (Gaussian process) and "nsga2" (a genetic algorithm, for many
-    trials) learn from the trials so far, "random" and "qmc" (Sobol's points) don't, "grid" takes all combinations in
-    their order."""
+    """Who suggests trials, of Optuna's: "tpe", "gp" (Gaussian process), "cmaes" (CMA-ES, for ranges and one objective)
+    and "nsga2" (a genetic algorithm, for many trials) learn from the trials so far, "random" and "qmc" (Sobol's points)
+    don't, "grid" takes all combinations in their order."""
     sampler_seed: int = 0
     """Of the suggestions."""
     project: str = UPS
@@ -244,6 +244,8 @@ class Space:
         ]
         if not self.objectives:
             return faults
+        if self.sampler == "cmaes":
+            faults.append("sampler cmaes has one objective, got several; use tpe, gp or nsga2")
         if self.early_stopping is not None:
             faults.append(
                 "early_stopping needs one objective by which trials are compared at rungs, got several; give objective "

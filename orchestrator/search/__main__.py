@@ -17,7 +17,7 @@ from orchestrator.cli.arguments import add_shared_arguments, check_cut, check_no
 from orchestrator.cli.session import Session, run_command
 from orchestrator.search.resolve_space import SearchInputs, aims_text, read_search, search_content
 from orchestrator.storage.ledger import REPORTS
-from orchestrator.storage.search_journal import JOURNAL, SearchPlace
+from orchestrator.storage.search_journal import JOURNAL, search_place
 from orchestrator.storage.source_check import SourceCheck
 from search_spaces import find_space, space_names
 from search_spaces.space import StoppingRule
@@ -34,7 +34,7 @@ EXAMPLES = """examples:
   python -m orchestrator.search my_space.py --warm-start --watch --price-per-hour 3.06
 
 Trials are judged on validation subjects; the test split is not touched. Run again to resume, with more --trials to
-go on; at the same time, to share one search in a folder. Units that other code has trained are refused:
+go on; at the same time, to share one search. Units that other code has trained are refused:
 --accept-other-code keeps them, --retrain trains them again.
 exit status: 0 done, 1 some trials failed or were stopped (the rest is reported), 2 usage or configuration, before
 anything starts"""
@@ -106,16 +106,14 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
 
     plan, space = inputs.plan, inputs.plan.study
     with Session(options, inputs.paths) as session:
-        place = SearchPlace(session.ledger.storage, plan.name, REPORTS)
+        place = search_place(session.ledger.storage, plan.name, REPORTS)
         session.at_exit.callback(place.release)
         folders = list(dict.fromkeys([place.folder, options.out or place.folder]))
         with session.opened(*folders) as ledger:
             if not place.begun():
                 check_promoted(options.promote, 0, plan.name)
                 session.connect()  # Before there is anything to leave behind.
-            journal = Journal(
-                place.hold(), plan.name, space, inputs.dimensions, inputs.start, place.keep, place.transaction
-            )
+            journal = Journal(place.hold(), plan.name, space, inputs.dimensions, inputs.start, place)
             check = SourceCheck(ledger, options.other_code)
             check.check(units_of_trials(plan, journal.trials))
             check_promoted(options.promote, len(journal.trials), plan.name)

@@ -1,68 +1,35 @@
-"""The journal of a search: its trials in a file of Optuna's, and what Optuna suggests next.
+"""The journal of a search: its trials in a file of Optuna's, to which lines are added, each whole or cut off.
 
 <storage>/searches/<name>/journal.log     the trials, as Optuna keeps them
 <storage>/searches/<name>/                search.md, trials.csv
 """
 
 import copy
-import itertools
 import logging
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.samplers import (
-    BaseSampler,
-    BruteForceSampler,
-    GPSampler,
-    NSGAIISampler,
-    QMCSampler,
-    RandomSampler,
-    TPESampler,
-)
 from optuna.storages import JournalStorage
-from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.search.dimensions import count_points, distribution_of, rounded, suggest, values_of
-from orchestrator.search.journal_file import cut_torn_line, file_backend
-from orchestrator.search.plan import Params, active
+from orchestrator.search.plan import Params
 from orchestrator.search.rungs import END
+from orchestrator.search.suggestions import PriorTrial, Suggestions
+from orchestrator.storage.search_journal import JournalPlace
 from search_spaces.space import Choice, Range, Space
-from ups_model.config.schema import digest
 
 logger = logging.getLogger(__name__)
 
-STARTUP = 10
-"""Trials drawn at random before Optuna's TPE learns from them."""
-GENERATION = 10
-"""Trials of each generation of the genetic algorithm; those of the first are random."""
-MAX_ATTEMPTS = 10
-"""Suggestions that were there before, until one of the rest is drawn."""
 MIN_TRIALS_FOR_IMPORTANCES = 20
 NUMBER, AIM = "trial", "aim"
 """Attributes of Optuna's trials: the trial's number, and the step of the rung that it trains to."""
 PRIOR = "prior"
 """Attribute of the study."""
-
-
-@dataclass(frozen=True)
-class PriorTrial:
-    """A configuration that was trained before the search; it informs the sampler and is no trial of the search."""
-
-    params: Params
-    values: Sequence[float]
-    """Of each objective."""
-    constraints: Mapping[str, float]
-    """As of `Journal.complete`."""
-    own: bool
-    """Trained with all seeds of the search, too, so that it costs nothing as a trial."""
 
 
 class Journal:
@@ -81,30 +48,28 @@ class Journal:
         space: Space,
         dimensions: Mapping[str, Range | Choice],
         start: Params | None,
-        keep: Callable[[], None] = lambda: None,
-        transaction: Callable[[], AbstractContextManager[object]] = nullcontext,
+        place: JournalPlace | None = None,
     ) -> None:
         """
         Args:
             name: of the search.
             dimensions: by dotted field name; ranges of whole numbers have whole ends.
             start: parameters of the first trial; None draws them as well.
-            keep: called after lines have been added.
-            transaction: keeps other processes out while it lasts; may be entered again within itself.
+            place: where others have the file too; None where nobody has.
 
         Raises:
             ValueError: the file holds something else.
         """
-        self.transaction, self._file = transaction, file
+        self._file, self._place, self._start = file, place or JournalPlace(), start
+        self.transaction = self._place.transaction
+        """Keeps other processes out while it lasts; may be entered again within itself."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._space, self._start, self._dimensions = space, start, dimensions
-        self._where = {path: distribution_of(where) for path, where in dimensions.items()}
-        self._directions = [aim.direction for aim in space.aims]
+        self._suggestions = Suggestions(space, dimensions)
         try:
-            with transaction():
-                self._storage = JournalStorage(file_backend(file, keep))
+            with self.transaction():
+                self._storage = JournalStorage(_file_backend(file, self._place))
                 self._study = optuna.create_study(
-                    storage=self._storage, study_name=name, directions=self._directions, load_if_exists=True
+                    storage=self._storage, study_name=name, directions=self._suggestions.directions, load_if_exists=True
                 )
                 self.read()
         except (ValueError, KeyError) as error:
@@ -114,7 +79,7 @@ class Journal:
 
     def read(self) -> None:
         """Read what other processes have added."""
-        with self.transaction():
+        with self._place.reading():
             cut_torn_line(self._file)  # Of a process that died.
             newest = {number_of(trial): trial for trial in self._study.get_trials(deepcopy=False)}
             entries = self._study.user_attrs.get(PRIOR)
@@ -139,93 +104,16 @@ class Journal:
             best = next((one.params for one in self.prior or () if one.own), None)
             if best is not None and best not in [trial.params for trial in self.trials]:
                 return best
-        with warnings.catch_warnings():
-            # Some samplers call themselves experimental; ours are fixed by the journal, and tests hold them to it.
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return self._suggest([trial.params for trial in self.trials])
+        return self._suggestions.next(self.trials, self.prior or ())
 
-    def _suggest(self, taken: list[Params]) -> Params | None:
-        if self._space.sampler == "grid":
-            points = itertools.product(*map(values_of, self._where.values()))
-            every = (active(dict(zip(self._where, point, strict=True)), self._dimensions) for point in points)
-            return next((params for params in every if params not in taken), None)
-        for attempt in range(MAX_ATTEMPTS):
-            seed = int(digest([self._space.sampler_seed, len(taken), attempt])[:8], 16)
-            is_fixed = self._space.sampler == "qmc"
-            params = (
-                self._sobol(len(taken) + attempt) if is_fixed else self._draw(self._sampler(seed), self.prior or ())
+    def _add(self, number: int, params: Params, aim: int, at_rungs: Mapping[int, float] | None = None) -> None:
+        attributes = {NUMBER: number} | ({AIM: aim} if aim != END else {})
+        self._study.add_trial(
+            self._suggestions.trial(
+                params, TrialState.RUNNING, user_attrs=attributes, intermediate_values=dict(at_rungs or {})
             )
-            if params not in taken:
-                return params
-        number = count_points(self._where, self._dimensions)
-        if number is None:
-            return params
-        return self._draw(BruteForceSampler(seed=seed), ()) if len(taken) < number else None
-
-    def _sampler(self, seed: int) -> BaseSampler:
-        if self._space.sampler == "random":
-            return RandomSampler(seed=seed)
-        if self._space.sampler == "gp":
-            return GPSampler(seed=seed, n_startup_trials=STARTUP)
-        if self._space.sampler == "nsga2":
-            return Generations(seed)
-        conditional = any(where.when for where in self._dimensions.values())
-        return TPESampler(
-            seed=seed,
-            multivariate=True,
-            group=conditional,  # It would else learn together only what all trials have.
-            constant_liar=True,
-            n_startup_trials=STARTUP,
         )
-
-    def _sobol(self, number: int) -> Params:
-        """Point `number` of Sobol's sequence, which Optuna's sampler counts by how often a study has asked it."""
-        sampler = QMCSampler(seed=self._space.sampler_seed, scramble=True, warn_asynchronous_seeding=False)
-        study = optuna.create_study(directions=self._directions, sampler=sampler)
-        # The first trial is drawn at random: from it the sampler learns the dimensions.
-        first = self._of(optuna.create_study(sampler=RandomSampler(seed=0)).ask(self._where).params)
-        study.add_trial(self._trial(0, first, TrialState.RUNNING))
-        for _ in range(number):
-            study.ask(self._where)
-        return active(self._of(study.ask(self._where).params), self._dimensions)
-
-    def _draw(self, sampler: BaseSampler, prior: Sequence[PriorTrial]) -> Params:
-        study = optuna.create_study(directions=self._directions, sampler=sampler)
-        complete = [trial.params for trial in self.trials if trial.state is TrialState.COMPLETE]
-        for one in prior:
-            if one.params not in complete:
-                study.add_trial(self._trial(-1, one.params, TrialState.COMPLETE, one.values, one.constraints))
-        for number, trial in enumerate(self.trials):
-            state, shown = _state_for_sampler(trial), trial.intermediate_values
-            study.add_trial(self._trial(number, trial.params, state, trial.values, trial.constraints, shown))
-        asked, drawn = study.ask(), dict[str, Any]()
-        for path, where in self._where.items():
-            if path in active({**drawn, path: None}, self._dimensions):
-                drawn[path] = rounded(suggest(asked, path, where), where)
-        return drawn
-
-    def _of(self, drawn: Params) -> Params:
-        return {path: rounded(drawn[path], where) for path, where in self._where.items()}
-
-    def _trial(
-        self,
-        number: int,
-        params: Params,
-        state: TrialState,
-        values: Sequence[float] | None = None,
-        constraints: Mapping[str, float] | None = None,
-        at_rungs: Mapping[int, float] | None = None,
-        aim: int = END,
-    ) -> FrozenTrial:
-        return create_trial(
-            state=state,
-            values=values,
-            params=dict(params),
-            distributions={path: self._where[path] for path in params},
-            user_attrs={NUMBER: number} | ({AIM: aim} if aim != END else {}),
-            constraints=dict(constraints) if constraints else None,
-            intermediate_values=dict(at_rungs or {}),
-        )
+        self.read()
 
     def begin(self, params: Params, aim: int = END) -> int:
         """Keep a new trial as running; returns its number.
@@ -236,8 +124,7 @@ class Journal:
         with self.transaction():
             self.read()
             number = len(self.trials)
-            self._study.add_trial(self._trial(number, params, TrialState.RUNNING, aim=aim))
-            self.read()
+            self._add(number, params, aim)
         return number
 
     def again(self, number: int, aim: int | None = None) -> None:
@@ -247,9 +134,7 @@ class Journal:
             trial = self.trials[number]
             if trial.state.is_finished():
                 aim = aim_of(trial) if aim is None else aim
-                shown = trial.intermediate_values
-                self._study.add_trial(self._trial(number, trial.params, TrialState.RUNNING, at_rungs=shown, aim=aim))
-                self.read()
+                self._add(number, trial.params, aim, trial.intermediate_values)
 
     def restart(self, number: int, aim: int) -> None:
         """Keep a trial as running from its start: what it has shown was of other code."""
@@ -258,8 +143,7 @@ class Journal:
             trial = self.trials[number]
             if not trial.state.is_finished():
                 self._study.tell(trial.number, state=TrialState.FAIL)
-            self._study.add_trial(self._trial(number, trial.params, TrialState.RUNNING, aim=aim))
-            self.read()
+            self._add(number, trial.params, aim)
 
     def report(self, number: int, step: int, value: float) -> None:
         """Keep a running trial's value at a rung: the mean over its seeds."""
@@ -318,23 +202,14 @@ class Journal:
     def importances(self) -> dict[str, float]:
         """Share of each searched field in what sets the best trials apart, by Optuna's PED-ANOVA; empty for too few
         trials, and with several objectives."""
-        if len(self._directions) > 1:
+        if len(self._suggestions.directions) > 1:
             return {}  # Which share would be of which objective?
         values = [trial.value for trial in self.trials if trial.state is TrialState.COMPLETE]
         if len(values) < MIN_TRIALS_FOR_IMPORTANCES or len(set(values)) == 1:
             return {}
-        with self.transaction():
+        with self._place.reading():
             shares: dict[str, float] = get_param_importances(self._study, evaluator=PedAnovaImportanceEvaluator())
         return shares
-
-
-def _state_for_sampler(trial: FrozenTrial) -> TrialState:
-    """What has been shown at rungs counts. One that failed counts as one without a value yet: both are taken for bad,
-    and their neighbours avoided."""
-    if trial.state is TrialState.COMPLETE:
-        return TrialState.COMPLETE
-    has_shown = trial.intermediate_values and trial.state is not TrialState.FAIL
-    return TrialState.PRUNED if has_shown else TrialState.RUNNING
 
 
 def _without_rung(trial: FrozenTrial) -> FrozenTrial:
@@ -357,19 +232,41 @@ def number_of(trial: FrozenTrial) -> int:
     return number
 
 
-class Generations(NSGAIISampler):
-    """NSGA-II whose generations follow from the complete trials in their order, so that it suggests the same from the
-    same trials; Optuna's keeps each trial's generation where the trials are kept."""
+class _NoLock:
+    """Transactions are ours: a lock file of Optuna's would outlive a killed process by half a minute."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed=seed, population_size=GENERATION)
+    def acquire(self) -> bool:
+        return True
 
-    def get_trial_generation(self, study: Study, trial: FrozenTrial) -> int:
-        return len(_complete(study)) // GENERATION
-
-    def get_population(self, study: Study, generation: int) -> list[FrozenTrial]:
-        return _complete(study)[generation * GENERATION :][:GENERATION]
+    def release(self) -> None:
+        pass
 
 
-def _complete(study: Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+def _file_backend(file: Path, place: JournalPlace) -> JournalFileBackend:
+    class Backend(JournalFileBackend):
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            cut_torn_line(file)  # A full disk may have taken half a line just now.
+            super().append_logs(logs)
+            place.keep()
+
+    cut_torn_line(file)
+    return Backend(str(file), lock_obj=_NoLock())  # type: ignore[arg-type]  # Optuna's base of locks is not public
+
+
+def cut_torn_line(file: Path) -> None:
+    """Drop a line that a crash or a full disk cut short; what is added behind it would make the file unreadable."""
+    if not file.exists():
+        return
+    with file.open("r+b") as stream:
+        size = stream.seek(0, 2)
+        kept = size
+        while kept:
+            stream.seek(max(0, kept - 65536))
+            chunk = stream.read(kept - stream.tell())
+            if (end := chunk.rfind(b"\n")) >= 0:
+                kept -= len(chunk) - end - 1
+                break
+            kept -= len(chunk)
+        if kept < size:
+            logger.warning("%s: its last line is incomplete and is dropped", file)
+            stream.truncate(kept)

@@ -17,7 +17,7 @@ from ups_model.wording import count
 
 MAX_COMBINATIONS = 256
 """Combinations of ends that are built to see whether they are configurations; of more, each dimension alone."""
-LEARNING = ("tpe", "gp", "nsga2")
+LEARNING = ("tpe", "gp", "cmaes", "nsga2")
 """Samplers that learn from results."""
 CONDITIONAL = ("tpe", "random", "qmc", "grid")
 """Samplers that take conditions well; the others learn only from what all trials have, and draw the rest at random."""
@@ -142,6 +142,8 @@ def check_dimensions(space: Space, base: Settings, changed: Sequence[str]) -> di
             _check_condition(space, path, dimensions, base)
             if space.sampler == "grid" and not _is_countable(dimensions[path]):
                 raise ValueError("sampler grid needs a step, got a range without one; give it, or a Choice")
+            if space.sampler == "cmaes" and isinstance(where, Choice):
+                raise ValueError("sampler cmaes learns ranges alone, got a Choice; give a Range, or use tpe")
             for value in where.ends:
                 _check_comparable(path, project, base, base.with_fields({path: value}))
     combinations = itertools.product(*(where.ends for where in dimensions.values()))

@@ -6,9 +6,10 @@ from statistics import fmean
 from optuna.trial import create_trial
 
 from orchestrator.record import Record, finished_of
-from orchestrator.search.journal import NUMBER, PriorTrial
+from orchestrator.search.journal import NUMBER
 from orchestrator.search.plan import SearchPlan, active, field_of
 from orchestrator.search.resolve_space import holds
+from orchestrator.search.suggestions import PriorTrial
 from orchestrator.search.trials import ranked
 from orchestrator.storage.ledger import Ledger, Place
 from orchestrator.storage.source_check import SourceCheck

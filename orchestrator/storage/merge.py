@@ -27,7 +27,7 @@ from orchestrator.storage.archive import MAX_UNITS_IN_MEMORY, NamedFile, UnitFil
 from orchestrator.storage.backends.base import Storage, as_object
 from orchestrator.storage.ledger import FAILURE, IMPORTED, RECORD, REPORTS, Ledger
 from orchestrator.storage.portable import portable
-from orchestrator.storage.search_journal import SearchPlace
+from orchestrator.storage.search_journal import search_place
 
 Became = Literal["added", "brought up to date", "there already", "in conflict", "held"]
 
@@ -221,7 +221,7 @@ def _units_of(plan: bytes) -> Mapping[str, object]:
 def _import_journal(storage: Storage, journal: NamedFile, result: Imported) -> None:
     """Keep the imported journal if it continues the present one (a journal only grows); else the present one."""
     name = journal.name.split("/")[1]
-    place = SearchPlace(storage, name, REPORTS)
+    place = search_place(storage, name, REPORTS)
     if _journal(storage, journal).startswith(journal.content):
         return
     try:

@@ -25,7 +25,7 @@ from orchestrator.search.trials import spread, units_of_trials
 from orchestrator.search.tuning.graph import TuningGraph
 from orchestrator.search.tuning.searches import ArmSearch, budget_text, outcome
 from orchestrator.storage.ledger import REPORTS, Ledger
-from orchestrator.storage.search_journal import JOURNAL, SearchPlace
+from orchestrator.storage.search_journal import JOURNAL, SearchPlace, search_place
 from orchestrator.storage.source_check import SourceCheck
 from orchestrator.storage.studies import TRIALS
 from search_spaces.study import Study, Table, Tuning
@@ -66,7 +66,7 @@ def tune(
     check_not_measured(options, "tuning makes")
     plan = inputs.plan
     with Session(options, inputs.paths) as session:
-        places = [SearchPlace(session.ledger.storage, one.name, REPORTS) for one in searches]
+        places = [search_place(session.ledger.storage, one.name, REPORTS) for one in searches]
         for place in places:
             session.at_exit.callback(place.release)
         folders = [place.folder for place in places] + ([options.out] if options.out else [])
@@ -127,8 +127,7 @@ def _graph(
 
 def _journal(file: Path, search: ArmSearch, place: SearchPlace | None = None) -> Journal:
     inputs = search.inputs
-    arguments = (file, search.name, inputs.plan.study, inputs.dimensions, inputs.start)
-    return Journal(*arguments, place.keep, place.transaction) if place is not None else Journal(*arguments)
+    return Journal(file, search.name, inputs.plan.study, inputs.dimensions, inputs.start, place)
 
 
 def _run(

@@ -18,9 +18,10 @@ from orchestrator.project import Objectives
 from orchestrator.record import Record
 from orchestrator.search.best_study import STUDY_FILE
 from orchestrator.search.figures import PARETO
-from orchestrator.search.journal import Generations, number_of
+from orchestrator.search.journal import number_of
 from orchestrator.search.plan import SearchPlan
 from orchestrator.search.resolve_space import SearchInputs, check_dimensions, check_objective, search_content
+from orchestrator.search.suggestions import Generations
 from orchestrator.search.trial_report import closing, front_of, table, write_trials
 from orchestrator.search.trials import front, ranked
 from orchestrator.tracking.arms import arms_of
@@ -225,6 +226,7 @@ def test_the_names_of_trials_on_the_front_are_those_of_their_runs_in_mlflow(tmp_
         ({"objectives": (TWO[0], Objective(SECONDS))}, "direction of cost/train_seconds must be 'minimize'"),
         ({"objectives": (TWO[0], Objective("test/score"))}, "would spoil it"),
         ({"objective": "cost/flops", "direction": "minimize"}, "must be a validation metric"),
+        ({"objectives": TWO, "sampler": "cmaes"}, "sampler cmaes has one objective, got several; use tpe"),
         ({"constraints": (Constraint("test/score", at_least=1),)}, "must be on a validation metric or one of cost/"),
     ],
 )
@@ -347,6 +349,12 @@ def test_conditions_that_cannot_hold_are_refused(dimensions, words):
 def test_samplers_that_learn_only_what_all_trials_have_take_no_conditions(sampler):
     with pytest.raises(ValueError, match=f"sampler {sampler} does not learn fields that only some trials have"):
         check_dimensions(conditional(sampler=sampler), preset("tiny"), [])
+
+
+def test_cma_es_takes_ranges_alone():
+    dimensions = {"dropout": Range(0, 0.3), "encoder_layers": Choice((1, 2))}
+    with pytest.raises(ValueError, match="sampler cmaes learns ranges alone, got a Choice; give a Range, or use tpe"):
+        check_dimensions(Space("s", "?", dimensions, sampler="cmaes"), preset("tiny"), [])
 
 
 def test_objectives_constraints_and_conditions_make_another_search():

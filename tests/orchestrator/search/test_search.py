@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shlex
+import statistics
 import sys
 
 import numpy as np
@@ -433,7 +435,7 @@ def test_bad_input_is_one_clear_line_before_anything_starts(bench, tmp_path, cap
     assert "unequal budgets" in refused('"dropout": Range(0, 0.3)', '"pe.batch_size": Range(2, 8)')
     assert "seeds instead" in refused('"dropout": Range(0, 0.3)', '"seed": Range(0, 8)')
     assert "whole number" in refused('"dropout": Range(0, 0.3)', '"encoder_layers": Range(1, 2.5)')
-    assert "sampler must be one of tpe, gp, nsga2, random, qmc, grid, got 'cma'" in refused(
+    assert "sampler must be one of tpe, gp, cmaes, nsga2, random, qmc, grid, got 'cma'" in refused(
         "seeds=2", 'seeds=2, sampler="cma"'
     )
     assert "grid needs a step, got a range without one" in refused("seeds=2", 'seeds=2, sampler="grid"')
@@ -445,7 +447,7 @@ def test_bad_input_is_one_clear_line_before_anything_starts(bench, tmp_path, cap
     assert not storage.exists()
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "random", "qmc"])
 def test_each_sampler_suggests_the_same_trials_again_and_none_twice(sampler, tmp_path):
     trials = []
     for name in ("one", "other"):
@@ -454,6 +456,15 @@ def test_each_sampler_suggests_the_same_trials_again_and_none_twice(sampler, tmp
         trials.append([trial.params for trial in search.book.trials])
     assert trials[0] == trials[1] and len(trials[0]) == TRIALS
     assert len({tuple(params.values()) for params in trials[0]}) == TRIALS
+
+
+def test_generations_of_cma_es_draw_together(tmp_path):
+    dimensions = {"learning_rate": Range(1e-4, 1e-2, log=True), "dropout": Range(0, 0.4)}
+    search = Search(tmp_path, small_space(sampler="cmaes", dimensions=dimensions), trials=60).run()
+    rates = [math.log10(trial.params["optim.learning_rate"]) for trial in search.book.trials]
+    assert statistics.pstdev(rates[-12:]) < statistics.pstdev(rates[:12]) / 2
+    values = [trial.value for trial in search.book.trials]
+    assert statistics.fmean(values[-12:]) > max(values[:6])
 
 
 def test_samplers_that_learn_come_nearer_to_the_best_than_those_that_do_not(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from contextlib import ExitStack
 
 import pytest
@@ -16,7 +17,7 @@ from orchestrator.search.resolve_space import check_dimensions
 from orchestrator.search.trial_queue import TrialQueue
 from orchestrator.storage import search_journal
 from orchestrator.storage.ledger import Ledger
-from orchestrator.storage.search_journal import JOURNAL, SearchPlace
+from orchestrator.storage.search_journal import JOURNAL, search_place
 from tests.support.drivers import records
 from tests.support.searches import finish, in_journal, plan_of, search_bench, small_space
 
@@ -31,16 +32,14 @@ def bench(tmp_path_factory):
 class Peer:
     """A driver with room for some units; its workers hold their units as real ones do."""
 
-    def __init__(self, folder, trained, slots=2, trials=TRIALS, seeds=1):
+    def __init__(self, folder, trained, slots=2, trials=TRIALS, seeds=1, store=None):
         space = small_space()
         self.plan, self.slots, self.trained = plan_of(space, seeds), slots, trained
-        self.ledger = Ledger.open(str(folder))
-        place = SearchPlace(self.ledger.storage, self.plan.name, folder)
+        self.ledger = Ledger.open(store or str(folder))
+        place = search_place(self.ledger.storage, self.plan.name, folder)
         place.folder.mkdir(parents=True, exist_ok=True)
         dimensions = check_dimensions(space, self.plan.base, [])
-        self.book = Journal(
-            place.hold(), self.plan.name, space, dimensions, self.plan.start, place.keep, place.transaction
-        )
+        self.book = Journal(place.hold(), self.plan.name, space, dimensions, self.plan.start, place)
         self.graph = TrialQueue(self.plan, self.ledger, self.book, trials)
         self.running = {}
 
@@ -79,6 +78,7 @@ class Peer:
             self.graph.look_elsewhere()
 
     def die(self):
+        """Its units are let go of, as the leases of a dead process are."""
         for held in self.running.values():
             held.close()
 
@@ -175,3 +175,62 @@ def test_two_commands_share_a_search(bench, tmp_path):
         text for file in (tmp_path / "units").glob("*/log.txt") for text in re.findall("training ", file.read_text())
     ]
     assert len(begun) == 10, "each unit was trained once"
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """An object store, and the address of a storage there."""
+    pytest.importorskip("moto", reason="needs moto[s3,server] for an object store")
+    pytest.importorskip("boto3", reason="needs boto3 for an object store")
+    from tests.support.storage_server import store_server
+
+    monkeypatch.setenv("UPS_SCRATCH", str(tmp_path / "scratch"))
+    with store_server() as server:
+        yield server, f"s3://{server.new_bucket()}/x"
+
+
+@pytest.mark.cluster
+def test_peers_share_a_search_on_an_object_store(tmp_path, store):
+    trained, luck, trials = [], random.Random(1), 9
+    peers = [Peer(tmp_path, trained, trials=trials, store=store[1]) for _ in range(3)]
+    by_peer = Counter()
+    while not all(peer.graph.complete for peer in peers):
+        place, before = luck.randrange(3), len(trained)
+        peers[place].step(luck)
+        by_peer[place] += len(trained) - before
+    assert len(trained) == len(set(trained)) == trials and min(by_peer[place] for place in range(3)) > 0
+    for peer in peers:
+        peer.book.read()
+    outcomes = [[(trial.params, trial.value) for trial in peer.book.trials] for peer in peers]
+    assert outcomes[0] == outcomes[1] == outcomes[2] and all(value is not None for _, value in outcomes[0])
+    (tmp_path / JOURNAL).write_bytes(peers[0].ledger.storage.read(f"searches/{peers[0].plan.name}/{JOURNAL}"))
+    assert [state for state, _ in in_journal(tmp_path / JOURNAL)] == ["COMPLETE"] * trials
+
+
+@pytest.mark.cluster
+def test_a_line_that_does_not_reach_the_store_stops_the_search_and_the_next_one_goes_on(tmp_path, store):
+    server, address = store
+    trained, luck = [], random.Random(0)
+    one = Peer(tmp_path, trained, trials=3, store=address)
+    one.start()
+    with server.refusing(rf"PUT .*{JOURNAL}"):
+        one.end(*one.running)
+    assert one.graph.stopping and "can't be written" in one.graph.fault
+    with pytest.raises(OSError, match="lacks what this process has written; run the command again"):
+        one.book.read()
+    other = Peer(tmp_path, trained, trials=3, store=address)
+    while not other.graph.complete:
+        other.step(luck)
+    assert other.graph.whole and len(other.book.trials) == 3 and len(trained) == len(set(trained)) == 3
+
+
+@pytest.mark.cluster
+def test_a_lease_on_the_journal_that_nobody_lets_go_of_stops_the_search(tmp_path, store, monkeypatch):
+    monkeypatch.setattr(search_journal, "TRANSACTION_TIMEOUT_SECONDS", 0.1)
+    peer = Peer(tmp_path, [], store=store[1])
+    with peer.ledger.storage.claim(f"searches/{peer.plan.name}") as claim:
+        assert claim
+        peer.start()
+        with pytest.raises(ValueError, match="another process runs the search"):
+            search_place(peer.ledger.storage, peer.plan.name, tmp_path).hold(alone=True)
+    assert peer.graph.stopping and "has held the journal of" in peer.graph.fault

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 
 import pytest
 
 from orchestrator.record import Record
-from orchestrator.search.journal import Journal, PriorTrial
+from orchestrator.search.journal import Journal
 from orchestrator.search.plan import SearchPlan
 from orchestrator.search.resolve_space import check_dimensions, read_search
+from orchestrator.search.suggestions import PriorTrial
 from orchestrator.search.trial_queue import TrialQueue
 from orchestrator.search.warm_start import prior_trials
 from orchestrator.storage.ledger import Ledger
@@ -153,11 +155,21 @@ def test_what_was_learned_is_kept_in_the_journal_once(tmp_path):
     assert again.prior == [PriorTrial(params, [3.0], {}, False)]
 
 
+def test_cma_es_begins_around_the_best_of_earlier_units(tmp_path, storage):
+    dimensions = {"learning_rate": Range(1e-4, 1e-2, log=True), "dropout": Range(0, 0.4)}
+    earlier(tmp_path / "more", dimensions=dimensions, trials=30)
+    drawn = {}
+    for name, where in (("warm", tmp_path / "more" / "storage"), ("cold", tmp_path / "nothing")):
+        space = small_space(sampler="cmaes", dimensions=dimensions, first_seed=7)
+        drawn[name] = [trial.value for trial in Warm(folder_of(tmp_path, name), where, space).run().book.trials]
+    assert statistics.fmean(drawn["warm"][1:7]) > statistics.fmean(drawn["cold"][1:7])
+
+
 def test_a_sampler_that_does_not_learn_takes_no_warm_start(tmp_path):
     file = tmp_path / "space.py"
     file.write_text(
         "from search_spaces.space import Range, Space\n"
         'SPACE = Space("s", "?", {"dropout": Range(0, 0.3)}, sampler="random", base={"validation_subjects": 1})\n'
     )
-    with pytest.raises(ValueError, match=r"--warm-start needs a sampler that learns, tpe, gp, nsga2.*'random'"):
+    with pytest.raises(ValueError, match=r"--warm-start needs a sampler that learns, tpe, gp, cmaes, nsga2.*'random'"):
         read_search(str(file), "tiny", [], [], None, None, warm=True)

@@ -19,7 +19,7 @@ from orchestrator.storage import archive, search_journal
 from orchestrator.storage.__main__ import main
 from orchestrator.storage.ledger import FAILURE, IMPORTED, PROGRESS, RECORD, Ledger
 from orchestrator.storage.portable import portable
-from orchestrator.storage.search_journal import SearchPlace
+from orchestrator.storage.search_journal import search_place
 from orchestrator.storage.usage import usage
 from orchestrator.worker.run_unit import run_unit
 from tests.orchestrator.worker import test_run_unit
@@ -379,7 +379,7 @@ def test_a_journal_only_grows(source, tmp_path, capsys, monkeypatch):
     status, text = command(capsys, "import", long, "--storage", other.address)
     assert status == 0 and "the trials here are kept" in text and other.storage.read(journal) == b'{"op_code": 9}\n'
     other.storage.delete(journal)
-    place = SearchPlace(other.storage, "rate-tiny-01234567", tmp_path)
+    place = search_place(other.storage, "rate-tiny-01234567", tmp_path)
     monkeypatch.setattr(search_journal, "TRANSACTION_TIMEOUT_SECONDS", 0.1)
     with place.transaction():
         status, text = command(capsys, "import", long, "--storage", other.address)
