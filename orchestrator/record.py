@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+from search_spaces.study import UPS
 from ups_model.evaluation.health import check_health
 
 NUMBERS = ("started", "ended", "train_seconds", "chosen_step", "energy_joules", "parameters", "gpus")
@@ -38,6 +39,11 @@ class Record:
     """By task, as `health.TaskHealth.to_plain` has it; empty where nothing was held out to judge by."""
     outcomes: str = ""
     """SHA-256 of the unit's `outcomes.npz`; empty where the test split was not measured."""
+
+    @property
+    def project(self) -> str:
+        """Address of what trained the unit."""
+        return str(self.about.get("project", UPS))
 
     @property
     def tested(self) -> bool:

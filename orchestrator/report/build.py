@@ -293,16 +293,17 @@ class _Builder:
         return math.fsum(numbers) / len(numbers) if numbers and len(numbers) == len(errors) else None
 
     def _origins(self, table: PlannedTable, entry: str) -> tuple[Origin, ...]:
-        units: dict[str, set[str]] = {}
-        rows: dict[str, dict[str, None]] = {}
+        units: dict[tuple[str, str], set[str]] = {}
+        rows: dict[tuple[str, str], dict[str, None]] = {}
         for row in table.rows:
             for key in self._with_parents(table, row):
                 if self._state(key) == "finished":
                     record = self.records[key]
                     value = CODE[entry](record) if entry in CODE else str(record.about.get(entry) or UNKNOWN)
-                    units.setdefault(value, set()).add(key)
-                    rows.setdefault(value, {})[row.label] = None
-        return tuple(Origin(value, len(units[value]), tuple(rows[value])) for value in sorted(units))
+                    project = record.project if entry == "training code" else ""
+                    units.setdefault((value, project), set()).add(key)
+                    rows.setdefault((value, project), {})[row.label] = None
+        return tuple(Origin(one[0], len(units[one]), tuple(rows[one]), one[1]) for one in sorted(units))
 
     def _routes(self) -> Iterable[Route]:
         for key in self._ordered:

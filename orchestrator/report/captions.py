@@ -170,8 +170,9 @@ def table_warnings(table: TableOfCells) -> list[str]:
     """What makes rows of one table hard to compare."""
     warnings = []
     for name in (*PROVENANCE, *CODE):
-        origins = table.origins[name]
-        if len(origins) > 1:
+        per_project = Counter(origin.project for origin in table.origins[name])
+        origins = [origin for origin in table.origins[name] if per_project[origin.project] > 1]
+        if origins:
             where = "; ".join(
                 f"{_shown(name, origin.value)} ({count(origin.units, 'unit')}, in {_rows_text(origin.rows)})"
                 for origin in origins

@@ -146,6 +146,8 @@ def _differing_runs(plan: PlanFile, records: Mapping[str, Record], keys: Sequenc
     for seed in sorted(keys[0].keys() & keys[1].keys()):
         ours, theirs = (_conditions(plan, records, one[seed]) for one in keys)
         if ours and theirs:
+            if ours["project"] != theirs["project"]:  # Then the code is what the claim is about.
+                ours, theirs = ({**one, "project": (), "training code": (), "commit": ()} for one in (ours, theirs))
             differing |= {name: None for name in ours if ours[name] != theirs.get(name)}
             # Where there is no digest of the code, the commit says which it was.
             named = [name for name in ours if not (name.endswith("code") and "commit" in ours)]
@@ -161,6 +163,7 @@ def _conditions(plan: PlanFile, records: Mapping[str, Record], key: str) -> dict
         return {}
     training = [CODE["training code"](record) for record in chain]
     conditions = {
+        "project": (chain[0].project,),
         "training code": tuple(training),
         "evaluation code": (CODE["evaluation code"](chain[0]),),
         "device": tuple(str(record.about.get("device", UNKNOWN)) for record in chain),

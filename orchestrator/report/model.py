@@ -127,6 +127,8 @@ class Origin:
     value: str
     units: int
     rows: tuple[str, ...]
+    project: str = ""
+    """Whose training code it is: rows of other projects have another."""
 
 
 @dataclass(frozen=True, kw_only=True)

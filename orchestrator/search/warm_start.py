@@ -14,7 +14,6 @@ from orchestrator.search.trials import ranked
 from orchestrator.storage.ledger import Ledger, Place
 from orchestrator.storage.source_check import SourceCheck
 from search_spaces.space import Choice, Range
-from search_spaces.study import UPS
 from ups_model.config.schema import digest
 from ups_model.wording import count
 
@@ -58,7 +57,7 @@ def _trial_of(
     plan: SearchPlan, dimensions: Mapping[str, Range | Choice], record: Record, check: SourceCheck
 ) -> tuple[dict[str, object], int, dict[str, float]] | None:
     """Parameters, seed and values of a record; None where it is no trial of the space."""
-    if str(record.about.get("project", UPS)) != plan.study.project:
+    if record.project != plan.study.project:
         return None
     try:
         settings = plan.project.read(record.about.get("config", {}))

@@ -22,7 +22,6 @@ from orchestrator.record import Record, finished_of
 from orchestrator.storage.backends.base import as_object
 from orchestrator.storage.backends.workspace import RESULT, SOURCE
 from orchestrator.storage.ledger import Ledger
-from search_spaces.study import UPS
 from ups_model.source import present_form
 from ups_model.wording import count
 
@@ -63,7 +62,7 @@ def is_measured_now(record: Record) -> bool:
 
 def _present(record: Record) -> Identity:
     """The present code of the project that a record is of."""
-    return load_project(str(record.about.get("project", UPS))).identity()
+    return load_project(record.project).identity()
 
 
 def needs_measuring(record: Record, wanted: Iterable[str] = ()) -> bool:

@@ -232,6 +232,26 @@ def test_pairs_that_ran_under_other_conditions_withhold_the_verdict(changed, rea
     assert result.withheld[0].startswith(reason)
 
 
+def test_rows_of_two_projects_are_compared_though_their_code_differs():
+    plan = planned(BETTER)
+    records = records_of(plan, SHARP)
+    for key, record in records.items():
+        if plan.units[key].arm == "thin":
+            other = {"project": "baselines.project:DD_NET", "source": {"training": "1" * 16, "evaluation": "e" * 16}}
+            records[key] = replace(record, about={**record.about, **other})
+        else:
+            ours = {"source": {"training": "2" * 16, "evaluation": "e" * 16}}
+            records[key] = replace(record, about={**record.about, **ours})
+    (result,) = judged(plan, records)
+    assert result.verdict == "supported"
+    warning = "The runs of this table differ in training code"
+    assert warning not in files(build(plan_file_of(plan), records))["report.md"]
+    key = next(iter(records))
+    spoilt = {**records[key].about, "source": {"training": "3" * 16, "evaluation": "e" * 16}}
+    records[key] = replace(records[key], about=spoilt)
+    assert warning in files(build(plan_file_of(plan), records))["report.md"]
+
+
 def test_a_collapsed_run_withholds_the_verdict_and_still_counts_in_its_family():
     other = replace(BETTER, text="Again", column="pe/mpjpe_mm")
     plan = planned(BETTER, other)
