@@ -96,6 +96,12 @@ class Journal:
                 self._study.set_user_attr(PRIOR, [asdict(one) for one in prior])
                 self.read()
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the trials are all configurations that the space has."""
+        most = self._suggestions.most
+        return most is not None and len(self.trials) >= most
+
     def suggest(self) -> Params | None:
         """Parameters of the next trial, None where the space has no more; changes nothing."""
         if not self.trials and self._start is not None:

@@ -64,6 +64,8 @@ class Suggestions:
         self._where = {path: distribution_of(where) for path, where in dimensions.items()}
         self.directions = [aim.direction for aim in space.aims]
         """Of each objective."""
+        self.most = count_points(self._where, dimensions)
+        """Configurations that there are; None for a continuum."""
 
     def next(self, trials: Sequence[FrozenTrial], prior: Sequence[PriorTrial]) -> Params | None:
         """Parameters that no trial has, unless the space is a continuum; None where it has no more.
@@ -78,10 +80,12 @@ class Suggestions:
 
     def _next(self, trials: Sequence[FrozenTrial], prior: Sequence[PriorTrial]) -> Params | None:
         taken, name = [trial.params for trial in trials], self._space.sampler
+        if self.most is not None and len(taken) >= self.most:
+            return None
         if name == "grid":
             points = itertools.product(*map(values_of, self._where.values()))
             every = (active(dict(zip(self._where, point, strict=True)), self._dimensions) for point in points)
-            return next((params for params in every if params not in taken), None)
+            return next(params for params in every if params not in taken)
         for attempt in range(MAX_ATTEMPTS):
             seed = int(digest([self._space.sampler_seed, len(taken), attempt])[:8], 16)
             if name == "qmc":
@@ -92,10 +96,7 @@ class Suggestions:
                 params = self._draw(self._sampler(seed), trials, prior)
             if params not in taken:
                 return params
-        number = count_points(self._where, self._dimensions)
-        if number is None:
-            return params
-        return self._draw(BruteForceSampler(seed=seed), trials, ()) if len(taken) < number else None
+        return params if self.most is None else self._draw(BruteForceSampler(seed=seed), trials, ())
 
     def _sampler(self, seed: int) -> BaseSampler:
         if self._space.sampler == "random":

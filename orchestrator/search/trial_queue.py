@@ -53,7 +53,6 @@ class TrialQueue(TaskGraph):
         """Expected time of a unit, before there is one."""
         self.fault = ""
         """Why the search stopped by itself."""
-        self._exhausted = False
         self._trials_of: dict[str, list[int]] = {}
         """Numbers of trials by key of their units."""
         self._at_rung: dict[tuple[str, int], float] = {}
@@ -94,7 +93,7 @@ class TrialQueue(TaskGraph):
 
     @property
     def _has_room(self) -> bool:
-        return len(self.trials) < self.wanted and not self._exhausted
+        return len(self.trials) < self.wanted and not self.journal.exhausted
 
     @property
     def complete(self) -> bool:
@@ -149,7 +148,7 @@ class TrialQueue(TaskGraph):
     @property
     def total(self) -> int:
         """Trials that there are to be, or can be."""
-        return len(self.trials) if self._exhausted else max(self.wanted, len(self.trials))
+        return len(self.trials) if self.journal.exhausted else max(self.wanted, len(self.trials))
 
     @property
     def whole(self) -> bool:
@@ -279,12 +278,11 @@ class TrialQueue(TaskGraph):
             if not self._has_room:
                 return
             params = self.journal.suggest()
-            if params is None:
-                self._exhausted = True
+            assert params is not None, "a space with room has another configuration"
+            aim = END if self.search.rungs is None else self.search.rungs.first(len(self.trials))
+            logger.info("trial %d: %s", self.journal.begin(params, aim), self._label(params))
+            if self.journal.exhausted:
                 logger.info("the space has no more configurations than these %d", len(self.trials))
-            else:
-                aim = END if self.search.rungs is None else self.search.rungs.first(len(self.trials))
-                logger.info("trial %d: %s", self.journal.begin(params, aim), self._label(params))
 
     def _written(self, write: Callable[..., object], *values: object) -> bool:
         """Write to the journal. Where that fails nothing new is begun: what runs comes to its end and is in the ledger,

@@ -182,7 +182,7 @@ def look(
             file.write_bytes(ledger.storage.read(place))
             journal = _journal(file, one)
             mine = trials[one.name] = journal.trials[: tuning.trials]
-            is_whole = len(mine) == tuning.trials or journal.suggest() is None
+            is_whole = len(mine) == tuning.trials or journal.exhausted
             ended = ended and is_whole and all(trial.state.is_finished() for trial in mine)
     return trials, ended
 
