@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-import ups_model.training.loop
+import ups_model.training.run
 from ups_model.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TaskData
 from ups_model.data.batching.batches import Feed, Source
 from ups_model.data.format.cameras import Camera, project
@@ -180,13 +180,13 @@ def train_as_rank(
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     losses: list[torch.Tensor] = []
-    plain = ups_model.training.loop.sequence_loss
+    plain = ups_model.training.run.sequence_loss
 
     def recorded(*args: Any) -> torch.Tensor:
         losses.append(plain(*args))
         return losses[-1]
 
-    ups_model.training.loop.sequence_loss = recorded
+    ups_model.training.run.sequence_loss = recorded
     try:
         outcome = {"result": vars(train(config, paths, run_options))}
     except ValueError as error:

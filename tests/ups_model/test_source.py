@@ -18,7 +18,7 @@ data/format/cameras data/format/clip_data data/format/clip_set data/format/info 
 data/readers/fill_missing model/chunks model/decoder model/encoder model/fused model/host model/inputs
 model/layers model/text_features model/tokenizer model/ups model/vocabulary skeletons tasks
 training/build training/distributed training/finite training/loop training/losses training/result
-training/run_state training/schedule"""
+training/run training/run_state training/schedule"""
 EVALUATION = (
     "evaluation/measure evaluation/metric_names evaluation/metrics evaluation/outcomes model/decoding model/stepwise"
 )
@@ -48,7 +48,7 @@ def test_the_digest_does_not_depend_on_where_the_package_lies(copy):
 TRAINS = {
     "an activation": ("model/layers.py", "gelu(", "relu("),
     "a weight of the loss": ("training/losses.py", "optim.bin_sigma, optim", "2 * optim.bin_sigma, optim"),
-    "the loop": ("training/loop.py", "optimizer.zero_grad(set_to_none=True)", "optimizer.zero_grad(set_to_none=False)"),
+    "the loop": ("training/run.py", "optimizer.zero_grad(set_to_none=True)", "optimizer.zero_grad(set_to_none=False)"),
     "augmentation": ("data/batching/augment.py", "(high - low) *", "(high + low) *"),
     "splits": ("data/format/splits.py", "validation_subjects / 10", "validation_subjects / 5"),
 }
@@ -119,7 +119,7 @@ def test_what_changes_no_result_changes_no_digest(case, copy):
 def test_where_the_loop_imports_a_name_from_counts(copy):
     before = source_digest("training")
     copy.edit(
-        "training/loop.py",
+        "training/run.py",
         "from ups_model.training.losses import sequence_loss",
         "from ups_model.training.schedule import sequence_loss",
     )
@@ -141,7 +141,7 @@ def test_a_module_may_move_and_its_definitions_be_divided(copy):
         ).replace(schedule[start : schedule.index("\n\n\n", start)], "")
     )
     (copy.root / "training" / "schedule.py").unlink()
-    copy.edit("training/loop.py", "from ups_model.training.schedule import", "from ups_model.elsewhere.schedule import")
+    copy.edit("training/run.py", "from ups_model.training.schedule import", "from ups_model.elsewhere.schedule import")
     assert source_identity() == before
 
 
@@ -150,7 +150,7 @@ def test_a_definition_of_the_same_name_elsewhere_is_another(copy):
     copy.edit("tasks.py", "\n\n\n", "\n\n\ndef sequence_loss():\n    return 0\n\n\n")
     both = source_digest("training")
     copy.edit(
-        "training/loop.py",
+        "training/run.py",
         "from ups_model.training.losses import sequence_loss, target_tokens",
         "from ups_model.training.losses import target_tokens\nfrom ups_model.tasks import sequence_loss",
     )

@@ -11,7 +11,7 @@ pytest.importorskip("boto3", reason="needs boto3 for an object store")
 
 import boto3
 
-import ups_model.training.loop
+import ups_model.training.run
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.storage.__main__ import main
 from orchestrator.storage.ledger import RECORD, Ledger
@@ -79,7 +79,7 @@ def refuse_to_train(monkeypatch):
     def step(*args):
         raise AssertionError("nothing is left to train")
 
-    monkeypatch.setattr(ups_model.training.loop, "sequence_loss", step)
+    monkeypatch.setattr(ups_model.training.run, "sequence_loss", step)
 
 
 def spoil(ledger, name):

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-import ups_model.training.loop
+import ups_model.training.run
 from orchestrator.planning.inputs import read_inputs
 from orchestrator.storage.ledger import FAILURE, RECORD, Ledger
 from orchestrator.worker.job import Job, Rung
@@ -79,7 +79,7 @@ def refuse_to_train(monkeypatch):
     def step(*args):
         raise AssertionError("nothing is left to train")
 
-    monkeypatch.setattr(ups_model.training.loop, "sequence_loss", step)
+    monkeypatch.setattr(ups_model.training.run, "sequence_loss", step)
 
 
 def test_a_job_comes_back_from_its_text(bench, tmp_path):
@@ -286,7 +286,7 @@ def test_a_unit_killed_between_its_result_and_its_record_makes_the_record_withou
     record = ledger.finished(unit)
     (ledger.folder(unit) / RECORD).unlink()
     refuse_to_train(monkeypatch)
-    monkeypatch.setattr(ups_model.training.loop, "measure", ups_model.training.loop.sequence_loss)
+    monkeypatch.setattr(ups_model.training.run, "measure", ups_model.training.run.sequence_loss)
     assert run(bench, plan, unit, tmp_path).status == "finished"
     again = ledger.finished(unit)
     assert (again.metrics, again.routes, again.checkpoint) == (record.metrics, record.routes, record.checkpoint)

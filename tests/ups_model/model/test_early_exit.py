@@ -101,7 +101,7 @@ def test_other_exits_of_a_trained_model_are_measured_without_training(sets, tmp_
         job = Job(unit, None, str(tmp_path / "storage"), paths, str(tmp_path / "cache"), device="cpu")
         assert run_unit(job, lambda: False).status == "finished"
         metrics[layer] = ledger.finished(unit)
-        monkeypatch.setattr("ups_model.training.loop.sequence_loss", None)  # From now on nothing can be trained.
+        monkeypatch.setattr("ups_model.training.run.sequence_loss", None)  # From now on nothing can be trained.
     assert metrics[1].about["trained_by"] == metrics[2].key
     assert metrics[1].metrics["test/pe/mpjpe_mm"] != metrics[2].metrics["test/pe/mpjpe_mm"]
 

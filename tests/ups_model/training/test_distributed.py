@@ -7,7 +7,7 @@ import socket
 import pytest
 import torch
 
-import ups_model.training.loop
+import ups_model.training.run
 from tests.support.runs import options, toy_config, train_as_rank, weights
 from ups_model.training.loop import train
 
@@ -55,13 +55,13 @@ def with_gradient(name, value):
 def test_two_processes_train_as_one_does_on_the_same_global_batch(changes, toy_sets, cache, tmp_path, monkeypatch):
     config = toy_config(**EXACT, **changes)
     losses = []
-    plain = ups_model.training.loop.sequence_loss
+    plain = ups_model.training.run.sequence_loss
 
     def recorded(*args):
         losses.append(plain(*args))
         return losses[-1]
 
-    monkeypatch.setattr(ups_model.training.loop, "sequence_loss", recorded)
+    monkeypatch.setattr(ups_model.training.run, "sequence_loss", recorded)
     alone = train(config, toy_sets, options(tmp_path / "one", cache))
     shared = start(config, toy_sets, tmp_path / "two", cache)
     mean = torch.tensor([rank["losses"] for rank in shared], dtype=torch.float64).mean(dim=0)

@@ -13,7 +13,7 @@ import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
 import ups_model.training.fit
-import ups_model.training.loop
+import ups_model.training.run
 from tests.support.runs import newest, options, stop_at, toy_config, weights
 from ups_model.training.build import build
 from ups_model.training.finite import NonFiniteLoss

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import ups_model.evaluation.measure
-import ups_model.training.loop
+import ups_model.training.run
 from tests.support.runs import (
     FLAT,
     FRONT,
@@ -165,7 +165,7 @@ def test_a_finished_run_asked_for_again_trains_no_step_and_reports_the_same(path
     config = toy_config(steps=4)
     first = train(config, paths, options(tmp_path, cache))
     monkeypatch.setattr(
-        ups_model.training.loop, "sequence_loss", lambda *_: pytest.fail("a finished run must not train")
+        ups_model.training.run, "sequence_loss", lambda *_: pytest.fail("a finished run must not train")
     )
     second = train(config, paths, options(tmp_path, cache))
     assert (second.status, second.step, second.key) == ("finished", 4, first.key)
@@ -194,16 +194,16 @@ def test_the_result_file_holds_what_is_returned(finished):
 def test_the_step_that_validates_best_is_chosen_and_test_is_measured_once_on_it(paths, cache, tmp_path, monkeypatch):
     scores = iter([1.0, 5.0, 3.0, 0.0])
     measured = []
-    measure = ups_model.training.loop.measure
+    measure = ups_model.training.run.measure
 
     def recorded(model, feeds, part, config, outcomes=None, max_clips=0):
         if not max_clips:  # The points of the health curve are no candidates.
             measured.append((part, model.project_text.weight.detach().clone()))
         return measure(model, feeds, part, config, outcomes, max_clips)
 
-    for module in (ups_model.training.loop, ups_model.evaluation.measure):  # Measuring the test split is in the second.
+    for module in (ups_model.training.run, ups_model.evaluation.measure):  # Measuring the test split is in the second.
         monkeypatch.setattr(module, "measure", recorded)
-    monkeypatch.setattr(ups_model.training.loop, "score", lambda *_: next(scores))
+    monkeypatch.setattr(ups_model.training.run, "score", lambda *_: next(scores))
     config = toy_config(evaluate_every=4, ema=0.9)
     result = train(config, paths, options(tmp_path, cache, checkpoint_every=4, keep=9))
     assert [part for part, _ in measured] == ["validation", "validation", "validation", "test"]
@@ -221,8 +221,8 @@ def test_the_step_that_validates_best_is_chosen_and_test_is_measured_once_on_it(
 @pytest.mark.slow
 def test_without_validation_subjects_the_last_step_is_taken(paths, cache, tmp_path, monkeypatch):
     measured = []
-    measure = ups_model.training.loop.measure
-    for module in (ups_model.training.loop, ups_model.evaluation.measure):
+    measure = ups_model.training.run.measure
+    for module in (ups_model.training.run, ups_model.evaluation.measure):
         monkeypatch.setattr(module, "measure", lambda *args: measured.append(args[2]) or measure(*args))
     config = toy_config(validation_subjects=0, evaluate_every=4)
     result = train(config, paths, options(tmp_path, cache))

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.runs import options, toy_config
-from ups_model.training.loop import Run
+from ups_model.training.run import Run
 
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "masked_select", "unique")
 
