@@ -128,6 +128,7 @@ class TrainerProject(ABC):
             on_checkpoint=request.on_checkpoint,
             log=request.sample,
             checkpoint_every=checkpoint_interval(settings.optim.steps),
+            measure_at=request.measure_at,
         )
 
     def measure(

@@ -7,7 +7,7 @@ same bits as one that was not killed (CPU).
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -65,6 +65,7 @@ def train(
     on_checkpoint: Callable[[], None] | None = None,
     log: Callable[[int, Metrics], None] | None = None,
     checkpoint_every: int = 500,
+    measure_at: Collection[int] = (),
 ) -> Result:
     """Train, resume or just report a run.
 
@@ -78,6 +79,7 @@ def train(
         on_checkpoint: called after a checkpoint is written and older ones are deleted; what it raises ends the run.
         log: called with (step, metrics) at every progress line and validation.
         checkpoint_every: steps between checkpoints; a kill loses at most so many.
+        measure_at: steps after which the validation subjects are measured for the progress alone.
 
     Raises:
         ValueError: a configuration, data set or checkpoint that cannot be used; nothing was started.
@@ -100,6 +102,8 @@ def train(
                 run.measure_curve()
             if run.is_validation_step():
                 run.validate()
+            elif state.step in measure_at:
+                run.measure()
             stopped = state.step < steps and should_stop is not None and should_stop()
             if state.step % checkpoint_every == 0 or state.step == steps or stopped:
                 run.save(on_checkpoint)
@@ -216,14 +220,17 @@ class Run:
         """Measure the validation subjects; the weights of the best score are kept."""
         self.check_finite()
         state = self.state
-        metrics = self._measure("validation")
-        row = {f"validation/{name}": number for name, number in metrics.items()}
-        row["validation/score"] = self.learner.score(metrics)
+        row = self._validation_row()
         if state.best is None or row["validation/score"] > state.best["score"]:
             state.best = {"step": state.step, "score": row["validation/score"], "metrics": row}
             self._save_weights(row)
         logger.info("step %d  %s", state.step, short_line(row))
         self._record(row)
+
+    def measure(self) -> None:
+        """Measure the validation subjects for the progress alone."""
+        self.check_finite()
+        self._record(self._validation_row())
 
     def save(self, on_checkpoint: Callable[[], None] | None) -> None:
         """Write a checkpoint and delete those that are no longer needed."""
@@ -296,6 +303,11 @@ class Run:
             metrics = self.learner.measure(part, outcomes, max_clips)
             self.model.train()
             return metrics
+
+    def _validation_row(self) -> Metrics:
+        metrics = self._measure("validation")
+        row = {f"validation/{name}": number for name, number in metrics.items()}
+        return row | {"validation/score": self.learner.score(metrics)}
 
     def _record(self, row: Metrics) -> None:
         append_row(self.folder / "progress.jsonl", {"step": self.state.step, **row})

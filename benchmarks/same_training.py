@@ -1,8 +1,8 @@
-"""Whether another commit's ups_model trains and measures bit for bit as the present one, and the digests of both.
+"""Whether another commit's UPS and baselines train and measure bit for bit as the present ones, and their digests.
 
     python benchmarks/same_training.py COMMIT
 
-Trains preset tiny on synthetic clips (joint, then pose estimation fine-tuned) with both sources, and compares the
+Trains preset tiny on synthetic clips (UPS: joint, then pose estimation fine-tuned) with both sources, and compares the
 SHA-256 of all tensors and the metrics. Where they agree, the commit's digest may be added to `ups_model.source.FORMER`.
 """
 
@@ -17,14 +17,23 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = {"joint": ["--set", "evaluate_every=12"], "finetune": ["--task", "pe", "--set", "freeze_routes=true"]}
-COMMON = ["--preset", "tiny", "--set", "steps=32", "--checkpoint-every", "10"]
-DIGESTS = "import json; from ups_model.source import source_identity; print(json.dumps(source_identity()))"
+COMMON = ["--preset", "tiny", "--set", "steps=32"]
+UPS = ["ups_model.train", *COMMON, "--checkpoint-every", "10"]
+RUNS = {
+    "joint": [*UPS, "--set", "evaluate_every=12"],
+    "finetune": [*UPS, "--task", "pe", "--set", "freeze_routes=true"],
+    **{
+        system: ["baselines", system, *COMMON, "--set", "validation_subjects=1"]
+        for system in ("residual_mlp", "videopose3d", "dd_net", "st_gcn", "multitask")
+    },
+}
+DIGESTS = "from baselines.project import DD_NET; print(vars(DD_NET.identity()))"
 
 
 def extract(commit: str, folder: Path) -> Path:
-    """The `ups_model` of a commit, in a folder that is made."""
-    archive = subprocess.run(["git", "archive", commit, "ups_model"], cwd=ROOT, check=True, capture_output=True).stdout
+    """The packages of a commit, in a folder that is made."""
+    packages = ["ups_model", "baselines", "search_spaces", "orchestrator"]
+    archive = subprocess.run(["git", "archive", commit, *packages], cwd=ROOT, check=True, capture_output=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
     return folder
@@ -38,12 +47,12 @@ def python(source: Path, *arguments: str) -> str:
 
 
 def trained(source: Path, out: Path) -> dict[str, str]:
-    """SHA-256 of each tensor file, and the results, of both runs."""
+    """SHA-256 of each tensor file, and the results, of all runs."""
     results = {}
     for name, options in RUNS.items():
         parent = sorted((out / "joint" / "best").glob("step-*"))[-1:] if name == "finetune" else []
         more = [text for path in parent for text in ("--parent", str(path))]
-        python(source, "-m", "ups_model.train", *COMMON, *options, *more, "--out", str(out / name))
+        python(source, "-m", *options, *more, "--out", str(out / name))
         for file in sorted((out / name).rglob("*.safetensors")):
             results[str(file.relative_to(out))] = hashlib.sha256(file.read_bytes()).hexdigest()
         result = json.loads((out / name / "result.json").read_text("utf-8"))

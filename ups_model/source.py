@@ -47,13 +47,14 @@ FORMER = {
     "41888bfede90455d": "f7bc985fa4ae53b4",
     "5ac8a073540ce453": "f7bc985fa4ae53b4",
     "0b30be711a1455cd": "924ad9e9e4987021",
+    "35cf1fa2449679e7": "f907356df5cc7613",
     "615cdbe8586cc8d5": "8a70397a206f639d",
     "789985c65d310e69": "8a70397a206f639d",
     "13140b7ccec6557d": "6ac0c360a60ab3ff",
     "17eda557a5e1e763": "6ac0c360a60ab3ff",
 }
-"""Digests of code that trains and measures bit for bit as other code, and the digest that stands for both;
-benchmarks/same_training.py shows it for a commit."""
+"""Digests of code that trains and measures bit for bit as other code, that of `baselines` too, and the digest that
+stands for both; benchmarks/same_training.py shows it for a commit."""
 _PARSING = threading.Lock()
 """Python 3.11 can't parse in two threads at a time: "AST constructor recursion depth mismatch"."""
 TYPES = ("__future__", "collections.abc", "typing")

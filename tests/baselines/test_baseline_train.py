@@ -8,8 +8,10 @@ import torch
 
 from baselines.build import load_baseline, network_size
 from baselines.config import LIFTERS, SYSTEMS
+from baselines.project import BaselineProject
 from baselines.schedule import learning_rate, norm_momentum
 from baselines.train import make_optimizer, train
+from orchestrator.project import Request
 from tests.support.runs import FRONT, POSE, SOLID, assert_same_tensors, motion, newest, set_info, stop_at, weights
 from ups_model.config import EvalConfig
 from ups_model.data.format.clip_set import ClipSet
@@ -39,6 +41,18 @@ def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(system, toy_baseli
         one, other = (load_checkpoint(newest(tmp_path / run))[0][name] for run in ("whole", "stopped"))
         assert_same_tensors(one, other)
     assert_same_tensors(weights(whole.checkpoint), weights(again.checkpoint))
+
+
+@pytest.mark.parametrize("system", ["residual_mlp", "dd_net"])
+def test_what_is_measured_in_passing_changes_and_chooses_nothing(system, toy_baseline, run_toy, toy_sets, tmp_path):
+    config = toy_baseline(system)
+    plain = run_toy(config, tmp_path / "plain")
+    request = Request(config, plain.key, toy_sets, tmp_path / "passing", device="cpu", measure_at=(5, 8))
+    passing = BaselineProject(system).train(request)
+    measured = [row["step"] for row in read_rows(tmp_path / "passing" / "progress.jsonl") if "validation/score" in row]
+    assert measured == [4, 5, 8, 12] and passing.metrics == plain.metrics
+    assert passing.about["chosen_step"] == plain.about["chosen_step"]
+    assert_same_tensors(weights(plain.checkpoint), weights(passing.checkpoint))
 
 
 @pytest.mark.parametrize(
