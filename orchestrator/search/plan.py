@@ -96,7 +96,7 @@ class SearchPlan:
         """The unit of a trial with a seed. ValueError as of `units_of`."""
         _, stage = run_of(self.project, self.base.with_fields(params), self.study.judged_on)
         different = [f"{name.rsplit('.', 1)[-1]}={value}" for name, value in params.items()]
-        facts = {name: fact.fingerprint for name, fact in self.data.items()}
+        facts = {name: self.data[name].fingerprint for name in self.project.sets(stage.settings)}
         seeded = stage.settings.with_fields({"seed": seed})
         key = self.project.key(seeded, facts, self.inputs, "")
         same_weights = self.project.training_key(seeded, facts, self.inputs, "")

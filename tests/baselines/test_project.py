@@ -7,9 +7,11 @@ import pytest
 from baselines.project import DD_NET, RESIDUAL_MLP, ST_GCN, VIDEOPOSE3D
 from orchestrator.planning.inputs import read_inputs
 from orchestrator.project import Project, load_project
+from orchestrator.search.plan import SearchPlan
 from orchestrator.storage.ledger import Ledger
 from orchestrator.worker.job import Job
 from orchestrator.worker.run_unit import run_unit
+from search_spaces.space import Range, Space
 from search_spaces.study import UPS
 from tests.support.runs import FLAT, POSE, SOLID, stop_at, write_toy_sets
 from ups_model.source import FORMER, present_form
@@ -101,6 +103,20 @@ def test_sizes_are_those_of_the_network_that_is_trained(planned, tmp_path):
     assert sizes.parameters == record.about["parameters"] == trained
     assert record.about["project"] == "baselines.project:DD_NET"
     assert f"test/{unit.task}/top1" in record.metrics and record.outcomes
+
+
+def test_a_trial_of_a_search_is_trained_under_the_key_that_it_was_planned_with(planned, tmp_path):
+    unit = next(unit for unit in planned.plan.units.values() if unit.stage == "dd_net" and unit.task == "ar3d")
+    base = unit.config.with_fields({"validation_subjects": 1, "data.ar2d.sources": (FLAT,)})
+    space = Space(
+        "rate", "?", {"learning_rate": Range(1e-4, 1e-2)}, objective="validation/ar3d/top1", project=unit.project
+    )
+    trial = SearchPlan(space, "tiny", base, 1, planned.plan.data, "").unit_of({"learning_rate": 2e-3}, 100)
+    assert len(planned.paths) == 3, "the trial needs one of them"
+    paths = {name: str(path) for name, path in planned.paths.items()}
+    job = Job(trial, None, str(tmp_path), paths, str(tmp_path / "cache"), device="cpu", test=False)
+    assert run_unit(job, lambda: False).status == "finished"
+    assert "validation/ar3d/top1" in Ledger(tmp_path).finished(trial).metrics
 
 
 def test_the_test_split_is_measured_later_without_training(planned, tmp_path):
