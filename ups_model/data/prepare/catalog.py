@@ -20,6 +20,7 @@ from ups_model.data.readers.kinetics import reader as kinetics
 from ups_model.data.readers.motion import reader as motion
 from ups_model.data.readers.ntu import reader as ntu
 from ups_model.data.readers.ntu.names import PUBLISHED_COUNTS
+from ups_model.data.readers.open_originals import OPEN_SETS, OpenSet
 from ups_model.data.readers.synthetic import reader as synthetic
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Source:
     seeded: bool = False
 
 
-def _open_source(name: str, spec: open_sets.OpenSet) -> Source:
+def _open_source(name: str, spec: OpenSet) -> Source:
     def look(source: Path | None, options: Options) -> Preparation:
         folder = _required(name, source)
         return Preparation(open_sets.recipe(name, folder), lambda path: open_sets.prepare(name, folder, path))
@@ -155,13 +156,13 @@ SOURCES: Mapping[str, Source] = {
         "a folder of .json, .npz, .csv or .pkl files of a pose estimator, a folder a class",
         lambda source, options: keypoints.reading(source, options.fps),
     ),
-    **{name: _open_source(name, spec) for name, spec in open_sets.OPEN_SETS.items()},
+    **{name: _open_source(name, spec) for name, spec in OPEN_SETS.items()},
     **{name: _synthetic_source(name, spec) for name, spec in synthetic.SYNTHETIC_SETS.items()},
 }
 """Everything that can be prepared, by the name of the clip set."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "open": tuple(open_sets.OPEN_SETS),
+    "open": tuple(OPEN_SETS),
     "synthetic": tuple(synthetic.SYNTHETIC_SETS),
     "ntu": ("ntu60", "ntu120"),
 }

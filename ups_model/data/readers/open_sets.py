@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,13 @@ from ups_model.data.format.clip_set import Camera, ClipSet, ClipSetInfo
 from ups_model.data.format.splits import GROUP
 from ups_model.data.format.writer import Clip, Track, write_clip_set
 from ups_model.data.readers.io.files import damage_named
-from ups_model.data.readers.open_originals import content_digest, load_originals, original_files
+from ups_model.data.readers.open_originals import (
+    OPEN_SETS,
+    OpenSet,
+    content_digest,
+    load_originals,
+    original_files,
+)
 from ups_model.skeletons import get_skeleton
 
 READER_VERSION = 3
@@ -31,53 +36,6 @@ NEAR = 0.35
 """Distance below which two clips are taken for parts of one video. With it a nearest-neighbour classifier is right on
 61 % of held-out training clips of J-HMDB (mean of five folds) and on 60 % of its test clips; with clips held out one
 by one, on 72 %."""
-
-
-@dataclass(frozen=True)
-class OpenSet:
-    """Where an open set is and what of it is kept."""
-
-    file: str
-    skeleton: str
-    dims: int
-    description: str
-    columns: tuple[str, ...]
-    """Integer columns kept beside the common ones."""
-    originals: str
-    """Names of the files that its authors publish."""
-    has_subjects: bool = True
-    has_cameras: bool = False
-
-
-OPEN_SETS: Mapping[str, OpenSet] = {
-    "uiprmd": OpenSet(
-        "uiprmd_vicon17.npz",
-        "h36m17",
-        3,
-        "UI-PRMD: Vicon motion capture of ten rehabilitation exercises, in Human3.6M joint order",
-        ("correct", "repetition"),
-        "mMM_sSS_eEE_positions.txt",
-        has_cameras=True,
-    ),
-    "utd_mhad": OpenSet(
-        "utd_mhad20.npz",
-        "kinect20",
-        3,
-        "UTD-MHAD: Kinect v1 skeletons of 27 actions",
-        ("repetition",),
-        "aA_sS_tT_skeleton.mat",
-    ),
-    "jhmdb": OpenSet(
-        "jhmdb2d15.npz",
-        "jhmdb15",
-        2,
-        "J-HMDB: annotated 2D puppets in video, normalised image coordinates, 14 actions",
-        ("split_test_1", "split_test_2", "split_test_3"),
-        "joint_positions/CLASS/VIDEO/joint_positions.mat",
-        has_subjects=False,
-    ),
-}
-"""The open sets by the name of the clip set made of them."""
 
 
 def recipe(name: str, source: Path) -> dict[str, str | int]:
