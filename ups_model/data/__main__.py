@@ -1,7 +1,5 @@
 """The command `python -m ups_model.data`: prepare, verify and list clip sets."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Shape suffixes: N frames, J joints, C coordinates.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +67,7 @@ class _Panel:
         self.reach = max(float((every.max(axis=0) - every.min(axis=0)).max()) / 2, 1e-6) * 1.05
         self.dims = every.shape[-1]
 
-    def open(self, drawing: Figure, rows: int, columns: int, place: int) -> _View:
+    def open(self, drawing: Figure, rows: int, columns: int, place: int) -> "_View":
         """Axes at a place of a grid, with a line for each bone of each person."""
         axes = drawing.add_subplot(rows, columns, place, projection="3d" if self.dims == 3 else None)
         low, high = self.centre - self.reach, self.centre + self.reach

@@ -3,8 +3,6 @@
 Shape suffixes: N frames of a track, K cameras, J joints, C coordinates.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -166,7 +164,7 @@ def _write_files(folder: Path, info: ClipSetInfo, clips: Iterable[Clip], dtype: 
 
 
 def _write_track(
-    folder: Path, streams: dict[str, _Stream], clip_id: str, track: Track, dtype: np.dtype, first: bool
+    folder: Path, streams: dict[str, "_Stream"], clip_id: str, track: Track, dtype: np.dtype, first: bool
 ) -> None:
     frames = len(track.positions)
     dtypes = {"positions": dtype, "confidence": np.dtype(np.float16), "keypoints": np.dtype(np.float32)}

@@ -1,7 +1,5 @@
 """The sources: clip set names, and how each is prepared."""
 
-from __future__ import annotations
-
 import difflib
 import logging
 import os

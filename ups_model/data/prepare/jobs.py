@@ -3,8 +3,6 @@
 Shape suffixes: N frames of a track, J joints, C coordinates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial

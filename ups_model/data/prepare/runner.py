@@ -13,8 +13,6 @@ next call.
 Shape suffixes: F frames of a part, T tracks of a part.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import errno
@@ -256,7 +254,7 @@ class _Parts:
             file.flush()
             os.fsync(file.fileno())  # Before the job counts as done: a power cut must not leave an empty part.
 
-    def clips(self, files: Sequence[int], bar: tqdm[NoReturn]) -> Iterator[Clip]:
+    def clips(self, files: Sequence[int], bar: "tqdm[NoReturn]") -> Iterator[Clip]:
         """The clips of all jobs, which have so many files each, in order."""
         for index, number in ((index, number) for index, count in enumerate(files) for number in range(count)):
             with np.load(self.file(index, number), allow_pickle=False) as part:
@@ -306,7 +304,7 @@ def _bytes(track: Track) -> int:
     return sum(array.nbytes for name in FRAME_ARRAYS if (array := getattr(track, name)) is not None)
 
 
-def _run_all(parts: _Parts, jobs: Sequence[Job], missing: Sequence[int], workers: int, bar: tqdm[NoReturn]) -> None:
+def _run_all(parts: _Parts, jobs: Sequence[Job], missing: Sequence[int], workers: int, bar: "tqdm[NoReturn]") -> None:
     # Not forked: this process may have threads (BLAS, a progress bar), whose locks a copy would inherit.
     context = multiprocessing.get_context("spawn")
     count = min(workers, len(missing))
@@ -373,6 +371,6 @@ def _first(left_out: Sequence[LeftOut]) -> str:
     return f"; {len(left_out)} recordings were left out, the first: {item.name}: {item.reason} {item.detail}".rstrip()
 
 
-def _bar(progress: bool, what: str, total: int, done: int = 0) -> tqdm[NoReturn]:
+def _bar(progress: bool, what: str, total: int, done: int = 0) -> "tqdm[NoReturn]":
     shown = progress and sys.stderr.isatty()
     return tqdm(total=total, initial=done, desc=what, unit=" recordings", leave=False, disable=not shown)

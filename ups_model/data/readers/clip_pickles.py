@@ -9,8 +9,6 @@ taken. What is in test, or else in val, is for testing. Read by `safe_pickle`, w
 Source: pyskl's tools/data/README.md. Shape suffixes: M persons, N frames, V joints.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
 from pathlib import Path

@@ -8,8 +8,6 @@
 Shape suffixes: N frames, M markers, J joints, C coordinates.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re

@@ -5,8 +5,6 @@ Every file holds all sequences end to end: sequence i is `positions[start[i] : s
 the layout. Shape suffixes: F frames of the file, K cameras.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path

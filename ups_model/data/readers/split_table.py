@@ -8,8 +8,6 @@ splits.csv, subjects.csv   a line of column names, then a row a clip. Columns: c
 What a table tells of a clip counts more than the folders it is in. Two rows must not tell different things of a clip.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -10,8 +10,6 @@ nothing tells a split, the sha256 of the id alone, or of the subject where subje
 for testing (`for_testing`): what a model was trained on stays in the training clips when files are added.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -11,8 +11,6 @@ do case, spaces and underscores; sides are Left.., L .., .._l. What is left of a
   three quarters of the way, the middle of pelvis and thorax.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise

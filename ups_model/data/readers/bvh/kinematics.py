@@ -7,8 +7,6 @@ in place of the offset along their axis, as exporters write them.
 Shape suffixes: N frames, C channels, V nodes, W chosen nodes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

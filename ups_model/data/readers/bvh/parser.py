@@ -17,8 +17,6 @@ Keywords in any case, any white space, joints with any number and order of chann
 Shape suffixes: N frames, C channels.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from decimal import Decimal

@@ -7,8 +7,6 @@ is over the origin and the lowest joint of the clip on the floor. Four cameras s
 Shape suffixes: N frames, J joints of h36m17.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

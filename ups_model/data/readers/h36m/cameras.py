@@ -6,8 +6,6 @@ middle of the image, 4.4 at 300 and 13 at 450. So projections serve for checks a
 have them.
 """
 
-from __future__ import annotations
-
 from importlib.resources import files
 
 import numpy as np

@@ -6,8 +6,6 @@ fine-tuned on Human3.6M), "h36m_gt" with the projections of the poses themselves
 Shape suffixes: N frames, K cameras, J 17 joints.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Files of the user's own: walked through, listed, parsed whole or refused; and a disk that fails meanwhile."""
 
-from __future__ import annotations
-
 import codecs
 import errno
 import hashlib

@@ -10,8 +10,6 @@ stack and ends the process, allocates whatever a length or a memo index says, ta
 extensions unasked, and its BUILD sets attributes of any object. Its twin in Python has a method for each opcode.
 """
 
-from __future__ import annotations
-
 import pickle
 import pickletools
 import struct

@@ -3,8 +3,6 @@
 A part of `safe_pickle`. Messages show no value of unknown type: the text of nested ones has no bound.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import OrderedDict

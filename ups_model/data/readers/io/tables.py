@@ -1,7 +1,5 @@
 """Tables of the user's own: rows of text, from CSV in UTF-8."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What files say of their joints: COCO's 17 in their order, or the file is refused, for Human3.6M has 17 joints too."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

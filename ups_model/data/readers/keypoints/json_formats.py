@@ -15,8 +15,6 @@ from the outermost object or its "meta_info", where there is one. So is what MMP
 "keypoint_id2name" or else "keypoint_name2id" or else "dataset_name": Human3.6M has 17 joints too.
 """
 
-from __future__ import annotations
-
 import re
 import string
 from pathlib import Path

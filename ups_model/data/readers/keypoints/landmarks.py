@@ -10,8 +10,6 @@ CSV:    columns of x, y and, optionally, visibility of each landmark, which its 
 x, y are parts of the image. Shape suffixes: L 33 landmarks.
 """
 
-from __future__ import annotations
-
 import csv
 import re
 from pathlib import Path

@@ -6,8 +6,6 @@ Sources: https://github.com/Fang-Haoshu/Halpe-FullBody, https://github.com/jin-s
 doc/02_output.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 

@@ -13,8 +13,6 @@ Without scores every joint was seen, but for persons whose 17 points are all at 
 Shape suffixes: M persons, N frames, D detections of a file, J 17 joints.
 """
 
-from __future__ import annotations
-
 import math
 import zipfile
 from dataclasses import replace

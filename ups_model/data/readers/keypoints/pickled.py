@@ -1,7 +1,5 @@
 """2D keypoints of a pickle of pyskl or mmaction2 (`clip_pickles`): 17 joints are COCO's, 18 and 25 OpenPose's."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -10,8 +10,6 @@ known (`image`), and else stay parts of width and height.
 Shape suffixes: N frames, J joints.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

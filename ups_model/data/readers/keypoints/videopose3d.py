@@ -7,8 +7,6 @@ Both are pickled, and read by `safe_pickle`. Frames without a detection are inte
 Shape suffixes: N frames, J 17 joints.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path

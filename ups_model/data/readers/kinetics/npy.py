@@ -6,8 +6,6 @@
 Shape suffixes: R rows (videos), N frames, P persons (slots), J 18 joints.
 """
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Sequence
 from pathlib import Path

@@ -10,8 +10,6 @@ clip does not tell the shape of its image. Two layouts are read:
 Source: S. Yan, Y. Xiong, D. Lin, "Spatial Temporal Graph Convolutional Networks", AAAI 2018.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Coordinates are image coordinates over width and height, less 0.5, so that the i
 Shape suffixes: N frames, P persons (slots), J 18 joints.
 """
 
-from __future__ import annotations
-
 import re
 from importlib.resources import files
 

@@ -9,8 +9,6 @@ A joint that isn't finite is not seen, nor is a person at 0 in all joints.
 Shape suffixes: P persons, N frames, J joints.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

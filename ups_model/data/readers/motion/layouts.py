@@ -6,8 +6,6 @@ underscores don't count. Of the layouts whose joints are all there, the one of m
 dropped. joints.json beside the files tells which of their joints are those of h36m17.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,7 +54,7 @@ class About:
     up_axis: str | None = None
     unit: str | None = None
 
-    def else_as(self, other: About) -> About:
+    def else_as(self, other: "About") -> "About":
         """This, and what is not said of `other`."""
         mine = {key: value for key, value in vars(self).items() if value is not None}
         if {"skeleton", "joint_names"} & mine.keys():

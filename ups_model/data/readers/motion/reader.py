@@ -9,8 +9,6 @@ A joint that is not seen stays where it was last; the frames before all joints w
 Shape suffixes: P persons, N frames, J joints.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ blocks of rows by several processes; compressed ones can only be read front to b
 Shape suffixes: R rows, N frames, P persons (2), J joints (25), L labels.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import struct

@@ -1,7 +1,5 @@
 """Which files of NTU RGB+D a folder holds, and which of them a clip set is read from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

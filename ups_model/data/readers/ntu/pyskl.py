@@ -6,8 +6,6 @@
 One pickle of several gigabytes, read whole, without running anything in it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

@@ -8,8 +8,6 @@ file dropped them) and `frames_dropped`. The subject is the performer, the label
 Sources: Shahroudy et al., CVPR 2016; Liu et al., TPAMI 2019.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Body frame: x to the person's left, y backward, z up, metres. Shape suffixes: F frames, P points of the body (31).
 """
 
-from __future__ import annotations
-
 from importlib import resources
 
 import numpy as np

@@ -8,8 +8,6 @@ seen.
 Angles are in degrees. `d.` is the person's dominant side and `o.` the other one. Shape suffixes: N frames, A angles.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -97,7 +95,7 @@ class Style:
     right_handed: bool
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Style:
+    def draw(cls, rng: np.random.Generator) -> "Style":
         """A person's style."""
         # One gain for the person and one for each angle: people differ in vigour as well as in how they do a thing.
         # Legs and trunk carry the body and vary less than arms.

@@ -12,8 +12,6 @@ works and how its parts compare on easy motion; they say nothing about any real 
 Shape suffixes: F frames of the set, N frames of a clip, K cameras, P points of the body, J joints.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
