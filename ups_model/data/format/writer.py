@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,7 +24,6 @@ from ups_model.data.format.rules import CLIP_TABLE, FRAME_ARRAYS, TRACK_TABLE, s
 log = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 20
-NO_FILES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +66,7 @@ def write_clip_set(
     info: ClipSetInfo,
     clips: Iterable[Clip],
     dtype: str = "float32",
-    files: Mapping[str, str] = NO_FILES,
+    files: Mapping[str, str] | None = None,
 ) -> ClipSet:
     """Writes a clip set to the folder `path` and opens it.
 
@@ -93,7 +91,7 @@ def write_clip_set(
     temporary.mkdir()
     try:
         fingerprint = _write_files(temporary, info, clips, np.dtype(dtype))
-        for name, text in files.items():
+        for name, text in (files or {}).items():
             (temporary / name).write_text(text, "utf-8")
         _move_into_place(temporary, path, fingerprint)
     finally:

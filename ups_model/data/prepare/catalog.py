@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ups_model.data.format.clip_set import ClipSet
@@ -71,16 +72,14 @@ class Source:
 def _open_source(name: str, spec: OpenSet) -> Source:
     def look(source: Path | None, options: Options) -> Preparation:
         folder = _required(name, source)
-        return Preparation(open_sets.recipe(name, folder), lambda path: open_sets.prepare(name, folder, path))
+        return Preparation(open_sets.recipe(name, folder), partial(open_sets.prepare, name, folder))
 
     return Source(spec.description, f"{spec.file}, or the original files", look)
 
 
 def _synthetic_source(name: str, spec: synthetic.SyntheticSet) -> Source:
     def look(source: Path | None, options: Options) -> Preparation:
-        def make(path: Path) -> ClipSet:
-            return synthetic.prepare(name, path, options.seed, progress=options.progress)
-
+        make = partial(synthetic.prepare, name, seed=options.seed, progress=options.progress)
         return Preparation(synthetic.recipe(name, options.seed), make)
 
     return Source(spec.description, "", look, seeded=True)
@@ -97,10 +96,7 @@ def _read_source(
 
     def look(source: Path | None, options: Options) -> Preparation:
         reading = read(_required(name, source), options)
-
-        def make(path: Path) -> ClipSet:
-            return prepare_reading(path, reading, options.workers, options.progress)
-
+        make = partial(prepare_reading, reading=reading, workers=options.workers, progress=options.progress)
         return Preparation(reading.info.recipe, make, reading.notes)
 
     return Source(description, needs, look, published or {})

@@ -20,6 +20,9 @@ _COLUMNS = ("clip", "split", "subject", "label")
 _PARTS = {False: "train", True: "test"}
 _SPLITS = {"train": False, "training": False, "test": True, "testing": True, "val": True, "validation": True}
 
+_Told = dict[tuple[str, str], tuple[str, str]]
+"""("split of clip", name) -> what a row has told, and file and line, to find rows that contradict each other."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -61,35 +64,24 @@ def read_tables(source: Path) -> Tables:
     """
     clips: dict[str, Row] = {}
     subjects: dict[str, bool] = {}
-    told = _Told()
+    told: _Told = {}
     for file in (source / name for name in TABLES):
         if file.is_file():
             _read(file, clips, subjects, told)
     for clip, row in clips.items():
         if row.test is not None and row.subject in subjects:
-            told.check_subject(clip, row, subjects[row.subject])
+            _tell(told, "split of clip", clip, _PARTS[subjects[row.subject]], told["split of subject", row.subject][1])
     return Tables(clips, subjects)
 
 
-class _Told:
-    """What rows have told, and where, to find those that contradict each other."""
-
-    def __init__(self) -> None:
-        self.told: dict[tuple[str, str], tuple[str, str]] = {}
-        """("split of clip", name) -> what is told, and file and line."""
-
-    def add(self, what: str, name: str, value: str, where: str) -> None:
-        before, there = self.told.setdefault((what, name), (value, where))
-        if before != value:
-            raise ValueError(
-                f"{where}: the {what} {name!r:.60} must be told alike, got {value!r:.60} and in {there} "
-                f"{before!r:.60}; mend one of them"
-            )
-
-    def check_subject(self, clip: str, row: Row, test: bool) -> None:
-        assert row.test is not None and row.subject is not None, "the caller has looked"
-        if row.test != test:
-            self.add("split of clip", clip, _PARTS[test], self.told["split of subject", row.subject][1])
+def _tell(told: _Told, what: str, name: str, value: str, where: str) -> None:
+    """ValueError where another row has told another value."""
+    before, there = told.setdefault((what, name), (value, where))
+    if before != value:
+        raise ValueError(
+            f"{where}: the {what} {name!r:.60} must be told alike, got {value!r:.60} and in {there} "
+            f"{before!r:.60}; mend one of them"
+        )
 
 
 def _read(file: Path, clips: dict[str, Row], subjects: dict[str, bool], told: _Told) -> None:
@@ -123,12 +115,12 @@ def _read(file: Path, clips: dict[str, Row], subjects: dict[str, bool], told: _T
             if not split:
                 raise ValueError(f"{file}:{line}: split must be train or test, got nothing; mend the row")
             subjects[key] = _SPLITS[split]
-            told.add("split of subject", key, _PARTS[_SPLITS[split]], f"{file}:{line}")
+            _tell(told, "split of subject", key, _PARTS[_SPLITS[split]], f"{file}:{line}")
             continue
         for what in ("split", "subject", "label"):
             if value := row.get(what):
                 value = _PARTS[_SPLITS[split]] if what == "split" else value
-                told.add(f"{what} of clip", key, value, f"{file}:{line}")
+                _tell(told, f"{what} of clip", key, value, f"{file}:{line}")
         before = clips.get(key, Row())
         clips[key] = Row(
             _SPLITS[split] if split else before.test,

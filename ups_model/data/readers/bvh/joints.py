@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
@@ -29,24 +28,20 @@ JOINT_NAMES = get_skeleton(SKELETON).joint_names
 JOINTS_FILE = "joints.json"
 """In the source folder: {joint of h36m17: joint of the files}; joints that are not in it are told from their names."""
 
-SIDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "hip": ("upleg", "thigh", "upperleg", "femur", "hip"),
-        "knee": ("knee", "leg", "calf", "lowerleg", "lowleg", "shin", "tibia"),
-        "ankle": ("ankle", "foot"),
-        "shoulder": ("upperarm", "uparm", "arm", "shldr", "humerus", "shoulder"),
-        "elbow": ("elbow", "forearm", "lowerarm", "lowarm", "radius"),
-        "wrist": ("wrist", "hand"),
-    }
-)
+SIDED: Mapping[str, tuple[str, ...]] = {
+    "hip": ("upleg", "thigh", "upperleg", "femur", "hip"),
+    "knee": ("knee", "leg", "calf", "lowerleg", "lowleg", "shin", "tibia"),
+    "ankle": ("ankle", "foot"),
+    "shoulder": ("upperarm", "uparm", "arm", "shldr", "humerus", "shoulder"),
+    "elbow": ("elbow", "forearm", "lowerarm", "lowarm", "radius"),
+    "wrist": ("wrist", "hand"),
+}
 """Joints of the limbs, and what they are called, the surest name first."""
-MIDDLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "pelvis": ("pelvis", "hips", "hip"),
-        "thorax": ("neck", "neck01", "neck1", "lowerneck", "necklower", "necktwist01"),
-        "nose": ("head",),
-    }
-)
+MIDDLE: Mapping[str, tuple[str, ...]] = {
+    "pelvis": ("pelvis", "hips", "hip"),
+    "thorax": ("neck", "neck01", "neck1", "lowerneck", "necklower", "necktwist01"),
+    "nose": ("head",),
+}
 TOPS = ("headtopend", "headtop", "headend", "headnub", "headsite", "topofhead")
 
 _PREFIX = re.compile(r"^(?:mixamorig\d*[ _.-]*|(?:character|bip|cc_base|valvebiped|actor)\d*[ _.-]+)", re.IGNORECASE)
@@ -78,7 +73,7 @@ def joints_beside(folders: Iterable[Path]) -> dict[str, str]:
 
 
 def match_joints(
-    file: Path, nodes: Sequence[Node], lengths_V: np.ndarray, own_names: Mapping[str, str] = MappingProxyType({})
+    file: Path, nodes: Sequence[Node], lengths_V: np.ndarray, own_names: Mapping[str, str]
 ) -> tuple[tuple[int, ...], ...]:
     """For each joint of h36m17 the nodes whose middle it is.
 

@@ -12,10 +12,8 @@ extensions unasked, and its BUILD sets attributes of any object. Its twin in Pyt
 
 import pickle
 import pickletools
-import struct
 import sys
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -37,23 +35,15 @@ from ups_model.data.readers.io.safe_pickle_values import (
 _RULE = "a pickle may hold arrays and plain values alone"
 _WAY_OUT = "have the program that wrote it save arrays, lists, dicts, numbers and text alone"
 
-_DAMAGED = (
+_DAMAGED_MEMBER: tuple[type[Exception], ...] = (
+    *DAMAGED,
     pickle.UnpicklingError,
-    ValueError,  # UnicodeDecodeError too
-    TypeError,
     IndexError,
-    KeyError,
     AttributeError,
-    OverflowError,
     MemoryError,
     BufferError,
-    EOFError,
-    RecursionError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
 )
-_DAMAGED_MEMBER: tuple[type[Exception], ...] = (*_DAMAGED, *DAMAGED)
+_DAMAGED: tuple[type[Exception], ...] = tuple(kind for kind in _DAMAGED_MEMBER if kind is not OSError)
 _BLOCK = 1 << 20
 _MAX_MADE_RATIO, _MADE_FREE_BYTES = 8, 1 << 24
 """Calls make at most `_MAX_MADE_RATIO` bytes of values for each byte read, beside the first ones; arrays need two."""

@@ -9,7 +9,6 @@ dropped. joints.json beside the files tells which of their joints are those of h
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,26 +20,22 @@ from ups_model.skeletons import SKELETONS, Skeleton, get_skeleton
 MOTION_FILE = "motion.json"
 """Beside the files: what those of them have in common that don't say so, any of the fields of `About` that are text or
 numbers."""
-UNITS: Mapping[str, float] = MappingProxyType(
-    {"m": 1.0, "metre": 1.0, "meter": 1.0, "cm": 0.01, "mm": 0.001, "inch": 0.0254}
-)
+UNITS: Mapping[str, float] = {"m": 1.0, "metre": 1.0, "meter": 1.0, "cm": 0.01, "mm": 0.001, "inch": 0.0254}
 """Metres in a unit."""
 UP_AXES = ("x", "y", "z", "-x", "-y", "-z")
 FPS_BOUNDS = (1.0, 1000.0)
 
-_ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "pelvis": ("pelvis", "hips", "root", "midhip", "hipcenter", "spinebase"),
-        "spine_base": ("spinebase", "basespine", "pelvis", "hips", "root", "hipcenter"),
-        "hip_center": ("hipcenter", "pelvis", "hips", "root", "spinebase"),
-        "spine": ("spine", "spinemid", "torso"),
-        "spine_mid": ("spinemid", "midspine", "spine"),
-        "spine_shoulder": ("spineshoulder", "shouldercenter"),
-        "shoulder_center": ("shouldercenter", "spineshoulder", "neck"),
-        "thorax": ("thorax", "neck", "chest"),
-        "nose": ("nose", "neckbase", "jaw"),
-    }
-)
+_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "pelvis": ("pelvis", "hips", "root", "midhip", "hipcenter", "spinebase"),
+    "spine_base": ("spinebase", "basespine", "pelvis", "hips", "root", "hipcenter"),
+    "hip_center": ("hipcenter", "pelvis", "hips", "root", "spinebase"),
+    "spine": ("spine", "spinemid", "torso"),
+    "spine_mid": ("spinemid", "midspine", "spine"),
+    "spine_shoulder": ("spineshoulder", "shouldercenter"),
+    "shoulder_center": ("shouldercenter", "spineshoulder", "neck"),
+    "thorax": ("thorax", "neck", "chest"),
+    "nose": ("nose", "neckbase", "jaw"),
+}
 """Names of middle joints, the surest first, beside their own."""
 
 
