@@ -17,7 +17,7 @@ import numpy as np
 
 from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
-from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, check_only_clip
+from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, choose_clip
 from ups_model.data.readers.bvh.cameras import corner_cameras, leaves_view
 from ups_model.data.readers.bvh.joints import JOINT_NAMES, JOINTS_FILE, SKELETON, joints_beside, match_joints
 from ups_model.data.readers.bvh.kinematics import bone_lengths, path_length, world_positions
@@ -118,9 +118,9 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
     joints, or its person is of no plausible height.
     """
     file = Path(file)
-    check_only_clip(file, clip)
+    name = choose_clip(file, clip_names(file), clip)
     motion = _read(file, None, joints_beside(file.absolute().parents[:3]))
-    return Recording(file.stem, SKELETON, 3, motion.fps, "metre", "z", (Track(_stored(motion.pose_NJ3)),))
+    return Recording(name, SKELETON, 3, motion.fps, "metre", "z", (Track(_stored(motion.pose_NJ3)),))
 
 
 def _clip(file: OwnFile, fps: float, read: Callable[[Path], _Motion]) -> Clip | LeftOut:

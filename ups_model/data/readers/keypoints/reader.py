@@ -1,8 +1,8 @@
 """Reader of the user's own 2D keypoints: a folder of files of COCO's 17 joints becomes the set "keypoints".
 
 Which files are of which class and for testing: `readers.user_folder`. Formats: `json_formats` (MMPose, COCO,
-MediaPipe), `per_frame` (OpenPose, Ultralytics), `landmarks` (MediaPipe, .csv too), `npz` (.npz) and `videopose3d`
-(data_2d_custom_*.npz), `pickled` (pyskl, mmaction2); persons: `tracks`. In the set, coordinates in pixels are
+MediaPipe), `per_frame` (OpenPose, Ultralytics), `landmarks` (MediaPipe, .csv too), `arrays` (.npz; pyskl,
+mmaction2) and `videopose3d` (data_2d_custom_*.npz); persons: `tracks`. In the set, coordinates in pixels are
 divided by the width of the image, x and y alike, so that bodies keep their form; where the size is not known, by the
 larger extent of all that is seen in the clip. Coordinates in parts of the image are put into pixels where the size is
 known (`image`), and else stay parts of width and height.
@@ -20,17 +20,16 @@ import numpy as np
 
 from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
-from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, check_only_clip, choose_clip
+from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, choose_clip
 from ups_model.data.readers import clip_pickles
 from ups_model.data.readers.clip_places import Item, OwnFile
 from ups_model.data.readers.keypoints import videopose3d
+from ups_model.data.readers.keypoints.arrays import read_annotation, read_arrays
 from ups_model.data.readers.keypoints.builder import DEFAULT_FPS
 from ups_model.data.readers.keypoints.image import in_image
 from ups_model.data.readers.keypoints.json_formats import read_json
 from ups_model.data.readers.keypoints.landmarks import read_landmark_table
-from ups_model.data.readers.keypoints.npz import read_arrays
 from ups_model.data.readers.keypoints.per_frame import clip_of_frame, read_frames
-from ups_model.data.readers.keypoints.pickled import read_annotation
 from ups_model.data.readers.keypoints.tracks import Detections, make_tracks
 from ups_model.data.readers.user_folder import first_readable, frames_at_rate, look, make_jobs
 
@@ -84,24 +83,16 @@ def reading(source: Path, fps: float | None = None) -> Reading:
 
 def clip_names(file: Path) -> tuple[str, ...]:
     """The file's name without suffix, the videos of a file of VideoPose3D, or those of a folder of OpenPose's."""
-    file = Path(file)
-    if file.is_dir():
-        return tuple(_frame_files(file))
-    if file.suffix.lower() == ".pkl":
-        return clip_pickles.names(file)
-    return videopose3d.video_names(file) if videopose3d.is_custom(file) else (file.stem,)
+    return _names(Path(file)) or (Path(file).stem,)
 
 
 def read_recording(file: Path, clip: str | None = None, size: tuple[float, float] | None = None) -> Recording:
     """The clip of a file, in pixels, or normalised where it is in parts of an image whose size is not known; see
     `Reader`. `size` is that of the image in pixels, where the file does not tell it."""
-    file, name = Path(file), Path(file).stem
-    several = file.is_dir() or videopose3d.is_custom(file) or file.suffix.lower() == ".pkl"
-    if several:
-        name = choose_clip(file, clip_names(file), clip)
-    else:
-        check_only_clip(file, clip)
-    detections = read_frames(_frame_files(file)[name]) if file.is_dir() else _read(file, name if several else "")
+    file = Path(file)
+    several = _names(file)
+    name = choose_clip(file, several or (file.stem,), clip)
+    detections = read_frames(_frame_files(file)[name]) if file.is_dir() else _read(file, name)
     detections = in_image(f"{file}[{name}]" if several else file, detections, size)
     tracks = make_tracks(detections)
     if not tracks:
@@ -126,13 +117,23 @@ def _frame_files(folder: Path) -> dict[str, list[Path]]:
     return videos
 
 
+def _names(file: Path) -> tuple[str, ...]:
+    """The clips of a file or folder that holds several; none of any other."""
+    if file.is_dir():
+        return tuple(_frame_files(file))
+    if file.suffix.lower() == ".pkl":
+        return clip_pickles.names(file)
+    return videopose3d.video_names(file) if videopose3d.is_custom(file) else ()
+
+
 def _items(file: Path) -> list[Item] | None:
     if file.suffix.lower() == ".pkl":
         return clip_pickles.items(file, 2)
-    return [Item(name) for name in videopose3d.video_names(file)] if videopose3d.is_custom(file) else None
+    return [Item(name) for name in _names(file)] or None
 
 
-def _read(file: Path, item: str = "") -> Detections:
+def _read(file: Path, item: str) -> Detections:
+    """`item` is the clip's name in a file that holds several."""
     if videopose3d.is_custom(file):
         return videopose3d.read_video(file, item)
     if file.suffix.lower() == ".pkl":

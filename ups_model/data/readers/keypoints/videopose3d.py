@@ -16,6 +16,7 @@ import numpy as np
 
 from ups_model.data.readers.io.files import first_outside
 from ups_model.data.readers.io.safe_pickle import read_object_array, shown
+from ups_model.data.readers.keypoints.arrays import detections_of
 from ups_model.data.readers.keypoints.builder import MAX_FRAME, MAX_PIXELS, WAY_OUT, fps_of, size_of
 from ups_model.data.readers.keypoints.tracks import JOINTS, Detections
 
@@ -58,17 +59,8 @@ def read_video(file: Path, video: str) -> Detections:
     own = own if isinstance(own, Mapping) else {}
     plain = {"width": own.get("w"), "height": own.get("h"), "fps": own.get("fps")}
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in plain.items()}
-    count = len(array)
-    return Detections(
-        np.arange(count),
-        array.astype(np.float64),
-        np.ones((count, JOINTS)),
-        [0] * count,
-        count,
-        "pixel",
-        fps_of(file, {key: value for key, value in plain.items() if value is not None}),
-        size_of(file, plain),
-    )
+    fps = fps_of(file, {key: value for key, value in plain.items() if value is not None})
+    return detections_of(where, array[None], np.ones((1, len(array), JOINTS)), fps, size_of(file, plain))
 
 
 def _videos(file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
-from ups_model.data.prepare.jobs import Job, LeftOut, Reading, Recording, block_jobs, check_only_clip, read_items
+from ups_model.data.prepare.jobs import Job, LeftOut, Reading, Recording, block_jobs, choose_clip, read_items
 from ups_model.data.readers.io.files import files_sha256, load_json, no_target, source_kept
 from ups_model.data.readers.io.safe_pickle import shown
 from ups_model.data.readers.kinetics.json_format import read_video
@@ -127,9 +127,9 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
         row = _row(file, names, clip)
         name, tracks = names[row], make_tracks(*read_row(file, open_rows(file), row))
     else:
-        check_only_clip(file, clip, "video")
+        name = choose_clip(file, (file.stem,), clip, "video")
         video = read_video(file)
-        name, tracks = file.stem, make_tracks(video.xy_NPJ2, video.score_NPJ)
+        tracks = make_tracks(video.xy_NPJ2, video.score_NPJ)
     if not tracks:
         raise ValueError(f"{file}: nobody is seen in {name}; take another video")
     return Recording(name, SKELETON, 2, FPS, "normalised", "-y", tracks)

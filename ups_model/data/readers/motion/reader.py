@@ -19,7 +19,7 @@ import numpy as np
 
 from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
-from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, check_only_clip, choose_clip
+from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, choose_clip
 from ups_model.data.readers import clip_pickles
 from ups_model.data.readers.bvh.cameras import corner_cameras, leaves_view
 from ups_model.data.readers.bvh.joints import JOINTS_FILE, joints_beside
@@ -135,11 +135,8 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
     A motion.json or joints.json counts that is in the file's folder or one of the two above it.
     """
     file = Path(file)
-    item, name = "", file.stem
-    if file.suffix.lower() == ".pkl":
-        item = name = choose_clip(file, clip_pickles.names(file), clip)
-    else:
-        check_only_clip(file, clip)
+    name = choose_clip(file, clip_names(file), clip)
+    item = name if file.suffix.lower() == ".pkl" else ""
     places = file.absolute().parents[:3]
     options = _Options(about_beside(places), joints_beside(places))
     one = _read(OwnFile(str(file), name, -1, False, item=item), options)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from ups_model.data.format.writer import Clip
-from ups_model.data.prepare.jobs import BLOCK, Job, LeftOut, Reading, Recording, block_jobs, check_only_clip, read_items
+from ups_model.data.prepare.jobs import BLOCK, Job, LeftOut, Reading, Recording, block_jobs, choose_clip, read_items
 from ups_model.data.readers.io.files import source_kept
 from ups_model.data.readers.ntu import ctrgcn
 from ups_model.data.readers.ntu.bodies import Persons, persons_of
@@ -81,8 +81,7 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
     elif file.suffix == ".pkl":
         name, persons = find_item(file, clip)
     else:
-        check_only_clip(file, clip, "recording")
-        name, persons = file.stem, persons_of(read_skeleton(file))
+        name, persons = choose_clip(file, (file.stem,), clip, "recording"), persons_of(read_skeleton(file))
     if not persons.tracks:
         raise ValueError(f"{file}: nobody is seen in {name}; choose another recording")
     return Recording(name, SKELETON, 3, FPS, "metre", UP_AXIS, persons.tracks)
