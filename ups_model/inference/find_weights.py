@@ -1,10 +1,9 @@
 """Finding trained weights: a checkpoint, the folder of a run, or a unit of a ledger by its key."""
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
+from ups_model.atomic import json_object
 from ups_model.training.run_folder import STATE
 
 DEFAULT_STORAGE = Path("runs/ablations")
@@ -50,12 +49,3 @@ def _chosen(run: Path) -> Path:
         if checkpoint and (folder := run / "best" / Path(checkpoint).name).is_dir():
             return folder
     raise ValueError(f"{run}: holds no chosen weights, the run has not finished; finish it, or give a folder of best/")
-
-
-def json_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where none can be read."""
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

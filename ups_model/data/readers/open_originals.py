@@ -26,8 +26,8 @@ from ups_model.wording import count
 
 logger = logging.getLogger(__name__)
 
-UTD_FILE = re.compile(r"a(\d+)_s(\d+)_t(\d+)_skeleton\.mat")
-PRMD_FILE = re.compile(r"m(\d\d)_s(\d\d)_e(\d\d)_positions(_inc)?\.txt")
+UTD_FILE = re.compile(r"a\d+_s\d+_t\d+_skeleton\.mat")
+PRMD_FILE = re.compile(r"m\d\d_s\d\d_e\d\d_positions(_inc)?\.txt")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def load_originals(name: str, files: list[Path]) -> Arrays:
 
 def _utd_clips(files: list[Path]) -> Iterator[_Clip]:
     for file in files:
-        action, subject, trial = map(int, _match(UTD_FILE, file).groups())
+        action, subject, trial = map(int, re.findall(r"\d+", file.name))
         if not 1 <= action <= (last := len(OPEN_SETS["utd_mhad"].classes)):
             raise ValueError(f"{file}: actions are 1 to {last}, got {action}")
         positions_JCN = _matrix(file, "d_skel", (20, 3))
@@ -174,7 +174,7 @@ def _matrix(file: Path, name: str, shape: tuple[int, int]) -> np.ndarray:
 def _prmd_clips(files: list[Path]) -> Iterator[_Clip]:
     left_out = []
     for file in files:
-        movement, subject, episode = map(int, _match(PRMD_FILE, file).groups()[:3])
+        movement, subject, episode = map(int, re.findall(r"\d+", file.name))
         if not 1 <= movement <= (last := len(OPEN_SETS["uiprmd"].classes)):
             raise ValueError(f"{file}: movements are 1 to {last}, got {movement}")
         markers_NM3 = filled(read_markers(file))
@@ -335,9 +335,3 @@ _READERS: Mapping[str, Callable[[list[Path]], Iterator[_Clip]]] = {
     "uiprmd": _prmd_clips,
     "jhmdb": _jhmdb_clips,
 }
-
-
-def _match(pattern: re.Pattern[str], file: Path) -> re.Match[str]:
-    match = pattern.fullmatch(file.name)
-    assert match is not None, "files are listed by their names"
-    return match

@@ -15,8 +15,8 @@ from scipy.sparse.csgraph import connected_components
 from ups_model.data.format.clip_set import Camera, ClipSet, ClipSetInfo
 from ups_model.data.format.splits import GROUP
 from ups_model.data.format.writer import Clip, Track, write_clip_set
-from ups_model.data.readers import open_originals
 from ups_model.data.readers.io.files import damage_named
+from ups_model.data.readers.open_originals import OPEN_SETS, OpenSet, content_digest, load_originals, original_files
 from ups_model.skeletons import get_skeleton
 
 READER_VERSION = 3
@@ -36,7 +36,7 @@ def recipe(name: str, source: Path) -> dict[str, str | int]:
     file = packed_file(name, source)
     if file is None:
         files = _originals(name, source)
-        digest = open_originals.content_digest(files)
+        digest = content_digest(files)
         return reader | {"source": f"{len(files)} original files", "source_sha256": digest}
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -45,15 +45,15 @@ def recipe(name: str, source: Path) -> dict[str, str | int]:
 
 def packed_file(name: str, source: Path) -> Path | None:
     """The .npz file of `name` in the folder `source`, which may also be the file itself; None where it isn't there."""
-    file = source if source.suffix == ".npz" else source / open_originals.OPEN_SETS[name].file
+    file = source if source.suffix == ".npz" else source / OPEN_SETS[name].file
     return file if file.is_file() else None
 
 
 def _originals(name: str, source: Path) -> list[Path]:
     """ValueError where there are none either."""
-    files = [] if source.suffix == ".npz" else open_originals.original_files(name, source)
+    files = [] if source.suffix == ".npz" else original_files(name, source)
     if not files:
-        spec = open_originals.OPEN_SETS[name]
+        spec = OPEN_SETS[name]
         file = source if source.suffix == ".npz" else source / spec.file
         raise ValueError(
             f"{file}: no such file, and no original files ({spec.originals}) below {source}; {name} is prepared from "
@@ -68,9 +68,9 @@ def prepare(name: str, source: Path, path: Path) -> ClipSet:
     Raises:
         ValueError: the files are missing, truncated, lack an array, or hold values that break the layout; names them.
     """
-    spec = open_originals.OPEN_SETS[name]
+    spec = OPEN_SETS[name]
     file = packed_file(name, source)
-    arrays = open_originals.load_originals(name, _originals(name, source)) if file is None else _load(file, spec)
+    arrays = load_originals(name, _originals(name, source)) if file is None else _load(file, spec)
     _check(file or source, spec, arrays)
 
     cameras: tuple[tuple[Camera, ...], ...] = ()
@@ -143,7 +143,7 @@ def _unit_pose(pose_NJC: np.ndarray) -> np.ndarray:
     return (centred / max(spread, 1e-9)).reshape(-1, pose_NJC.shape[-1])
 
 
-def _load(file: Path, spec: open_originals.OpenSet) -> dict[str, np.ndarray]:
+def _load(file: Path, spec: OpenSet) -> dict[str, np.ndarray]:
     keys = [*_KEYS.split(), *spec.columns, *["subject"] * spec.has_subjects, *_CAMERA_KEYS.split() * spec.has_cameras]
     with (
         damage_named(f"{file}: not a whole .npz file of this layout", "download it again"),
@@ -154,7 +154,7 @@ def _load(file: Path, spec: open_originals.OpenSet) -> dict[str, np.ndarray]:
         return {key: archive[key] for key in keys}
 
 
-def _check(file: Path, spec: open_originals.OpenSet, arrays: Mapping[str, np.ndarray]) -> None:
+def _check(file: Path, spec: OpenSet, arrays: Mapping[str, np.ndarray]) -> None:
     skeleton = get_skeleton(spec.skeleton)
     positions, start, length = arrays["positions"], arrays["start"], arrays["length"]
     faults = []

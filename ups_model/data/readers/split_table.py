@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ups_model.data.readers.io.tables import read_rows
+from ups_model.data.readers.io.files import read_rows
 
 TABLES = ("splits.csv", "subjects.csv")
 MAX_BYTES = 64 << 20

@@ -89,21 +89,15 @@ def match_joints(
     finder = _Finder(file, nodes)
     nodes_of: dict[str, tuple[int, ...]] = {joint: (finder.exact(joint, name),) for joint, name in own_names.items()}
     missing: list[str] = []
-
-    def look_up(joint: str, side: str, names: tuple[str, ...]) -> None:
+    limbs = [(f"{side}_{part}", side, names) for part, names in SIDED.items() for side in ("l", "r")]
+    for joint, side, names in [*((joint, "", names) for joint, names in MIDDLE.items()), *limbs]:
         if joint in nodes_of:
-            return
+            continue
         if (index := finder.by_name(side, names)) is None:
             sides = {"l": "Left", "r": "Right", "": ""}
             missing.append(f"{joint} ({', '.join(sides[side] + name.capitalize() for name in names)})")
         else:
             nodes_of[joint] = (index,)
-
-    for joint, names in MIDDLE.items():
-        look_up(joint, "", names)
-    for part, names in SIDED.items():
-        for side in ("l", "r"):
-            look_up(f"{side}_{part}", side, names)
     if missing:
         joints = [node.name for node in nodes if not node.is_end]
         more = f" and {len(joints) - _MAX_LISTED} more" if len(joints) > _MAX_LISTED else ""

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ups_model.data.readers.io.files import damage_named, persons_first
-from ups_model.data.readers.io.tables import read_rows
+from ups_model.data.readers.io.files import damage_named, persons_first, read_rows
 from ups_model.data.readers.motion.layouts import About, about_of
 
 MAX_BYTES = 1 << 30

@@ -20,7 +20,7 @@ from ups_model.data.readers.io.files import source_kept
 from ups_model.data.readers.ntu import ctrgcn
 from ups_model.data.readers.ntu.bodies import Persons, persons_of
 from ups_model.data.readers.ntu.clips import FPS, MISSING, SKELETON, UP_AXIS, named_clip, nameless_clip, set_info
-from ups_model.data.readers.ntu.files import Selection, choose, digest, list_files, sets_in
+from ups_model.data.readers.ntu.files import Selection, choose, digest, sets_in
 from ups_model.data.readers.ntu.names import PUBLISHED_TOTAL, NtuName, belongs, parse_name, read_missing, read_names
 from ups_model.data.readers.ntu.pyskl import check_pickle, find_item, item_names, read_pickle
 from ups_model.data.readers.ntu.skeleton_file import read_skeleton
@@ -32,12 +32,12 @@ READER_VERSION = 3
 def available(source: Path) -> tuple[str, ...]:
     """Which of "ntu60" and "ntu120" a folder (searched with the folders in it) or file has, by file names alone.
     ValueError where it has neither."""
-    return sets_in(list_files(source))
+    return sets_in(Path(source))
 
 
 def recipe(name: str, source: Path, missing: Sequence[Path] = ()) -> dict[str, str | int]:
     """What preparing the set depends on; lists files and reads none. Raises ValueError as `reading`."""
-    return _recipe(name, choose(name, list_files(source), missing))
+    return _recipe(name, choose(name, Path(source), missing))
 
 
 def reading(name: str, source: Path, missing: Sequence[Path] = ()) -> Reading:
@@ -51,7 +51,7 @@ def reading(name: str, source: Path, missing: Sequence[Path] = ()) -> Reading:
             their names list, or a pickle's splits are not the protocols'; names the file.
         OSError: a file cannot be read.
     """
-    selection = choose(name, list_files(source), missing)
+    selection = choose(name, Path(source), missing)
     info = set_info(name, _recipe(name, selection))
     left_out: set[str] = set()
     notes = list(selection.notes)

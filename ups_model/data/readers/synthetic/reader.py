@@ -56,9 +56,17 @@ SYNTHETIC_SETS: Mapping[str, SyntheticSet] = {
 }
 """The synthetic sets by name."""
 
-_SPECIAL_JOINTS = {"h36m17": {"pelvis": "spine_base", "spine": "spine_mid", "thorax": "spine_shoulder"}}
-_SPECIAL_JOINTS["openpose18"] = {"neck": "spine_shoulder"}
+_SPECIAL_JOINTS = {
+    "h36m17": {"pelvis": "spine_base", "spine": "spine_mid", "thorax": "spine_shoulder"},
+    "openpose18": {"neck": "spine_shoulder"},
+}
+"""Joints of a layout whose point of the body has another name."""
 _IMAGE_WH = (640, 480)
+_CAMERAS = tuple(
+    Camera.facing(place, (0, 0, 0.9), (1145, 1145), (512, 515), (1000, 1002))
+    for place in ((1.8, 5.0, 1.55), (1.7, -4.7, 1.6), (-1.8, 4.9, 1.45), (-1.85, -5.1, 1.5))
+)
+"""Four cameras about 5 m away at the corners of a room, with the image size of Human3.6M."""
 
 
 def recipe(name: str, seed: int) -> dict[str, str | int]:
@@ -92,7 +100,7 @@ def prepare(
         if value < least:
             raise ValueError(f"{name}: {what} must be >= {least}, got {value}")
 
-    cameras = (_human36m_cameras(),) if spec.skeleton == "h36m17" else ()
+    cameras = (_CAMERAS,) if spec.skeleton == "h36m17" else ()
     info = ClipSetInfo(
         name=name,
         skeleton=spec.skeleton,
@@ -107,7 +115,8 @@ def prepare(
         camera_groups=cameras,
         recipe=recipe(name, seed),
     )
-    joints = _joint_points(spec.skeleton)
+    special = _SPECIAL_JOINTS.get(spec.skeleton, {})
+    joints = [POINTS.index(special.get(joint, joint)) for joint in get_skeleton(spec.skeleton).joint_names]
     total = subjects * len(ACTIONS) * repetitions
     clips = (
         Clip(
@@ -154,12 +163,6 @@ def _motions(
         ends = np.cumsum(frames)
         for (label, repetition, *_, rng), end, length in zip(batch, ends, frames, strict=True):
             yield subject, label, repetition, points_FP3[end - length : end], rng
-
-
-def _joint_points(skeleton: str) -> list[int]:
-    """The body's point for each native joint."""
-    special = _SPECIAL_JOINTS.get(skeleton, {})
-    return [POINTS.index(special.get(joint, joint)) for joint in get_skeleton(skeleton).joint_names]
 
 
 def _sense(
@@ -230,9 +233,3 @@ def _slow_noise(rng: np.random.Generator, shape: tuple[int, ...], every: int) ->
     left = at.astype(int)
     part = (at - left).reshape(-1, *(1 for _ in shape[1:]))
     return knots[left] * (1 - part) + knots[left + 1] * part
-
-
-def _human36m_cameras() -> tuple[Camera, ...]:
-    """Four cameras about 5 m away at the corners of a room, with the image size of Human3.6M."""
-    places = ((1.8, 5.0, 1.55), (1.7, -4.7, 1.6), (-1.8, 4.9, 1.45), (-1.85, -5.1, 1.5))
-    return tuple(Camera.facing(place, (0, 0, 0.9), (1145, 1145), (512, 515), (1000, 1002)) for place in places)
