@@ -29,17 +29,14 @@ def find_weights(model: str, storage: Path = DEFAULT_STORAGE) -> Path:
         raise ValueError(
             f"{model}: no such folder; give a checkpoint, a run's folder, or at least 4 digits of a unit's key"
         )
-    units = [folder for folder in storage.expanduser().glob("units/*-*") if _key(folder).startswith(model)]
+    folders = storage.expanduser().glob("units/*-*")
+    units = [folder for folder in folders if folder.name.rsplit("-", 1)[-1].startswith(model)]
     if not units:
         raise ValueError(f"no unit whose key begins with {model} in {storage}; name the folder with --storage")
     if len(units) > 1:
         names = ", ".join(sorted(folder.name for folder in units)[:5])
         raise ValueError(f"several units have keys that begin with {model}: {names}; give more digits")
     return _chosen(units[0])
-
-
-def _key(folder: Path) -> str:
-    return folder.name.rsplit("-", 1)[-1]
 
 
 def _chosen(run: Path) -> Path:

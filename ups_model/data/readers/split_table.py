@@ -9,7 +9,7 @@ What a table tells of a clip counts more than the folders it is in. Two rows mus
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ups_model.data.readers.io.files import read_rows
@@ -42,12 +42,10 @@ class Tables:
     subjects: Mapping[str, bool] = field(default_factory=dict)
     """Subject -> whether it is for testing."""
 
-    def row(self, clip: str, subject: str | None = None) -> Row:
-        """What is told of a clip, whose subject may be known from elsewhere."""
+    def row(self, clip: str) -> Row:
+        """What is told of a clip, or of its subject."""
         row = self.clips.get(clip, Row())
-        subject = row.subject if row.subject is not None else subject
-        test = row.test if row.test is not None else self.subjects.get(subject or "")
-        return Row(test, subject, row.label)
+        return row if row.test is not None else replace(row, test=self.subjects.get(row.subject or ""))
 
     @property
     def tells_splits(self) -> bool:

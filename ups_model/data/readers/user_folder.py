@@ -87,7 +87,7 @@ def look(
             beside them is a link to nothing.
         OSError: a folder cannot be read.
     """
-    source, beside = Path(source), (*beside, *TABLES)
+    beside = (*beside, *TABLES)
     wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
     if not source.is_dir():
         raise ValueError(f"{source}: must be a folder with {wanted} in it, or in a folder for each class")
@@ -154,13 +154,7 @@ def _split_by_hash(files: Sequence[OwnFile], classes: Sequence[str]) -> tuple[st
         notes = [f"no splits: about one subject in {ONE_IN} is for testing, by the sha256 of its number: {which}"]
         files = [replace(file, split_test=str(file.subject) in chosen) for file in files]
         return "sha256 of the subject", list(files), notes
-    files, notes = _split_by_id(files, classes)
-    return "sha256 of the id", files, notes
-
-
-def _split_by_id(files: Sequence[OwnFile], classes: Sequence[str]) -> tuple[list[OwnFile], list[str]]:
-    """The files with a split by `for_testing`, and what to tell of it."""
-    chosen, mended = for_testing([(file.name, file.label) for file in files if file.left_out is None])
+    chosen, mended = for_testing([(file.name, file.label) for file in there])
     notes = [
         f"no folder test/, so about one clip in {ONE_IN} is for testing: where the sha256 of its id is divisible "
         f"by {ONE_IN}, whatever other files there are"
@@ -171,7 +165,8 @@ def _split_by_id(files: Sequence[OwnFile], classes: Sequence[str]) -> tuple[list
             f"that leaves {which} without test or without training clips, so the clip of lowest sha256 there is "
             "for testing, or that of highest for training; more files may change which one"
         )
-    return [replace(file, split_test=file.left_out is None and file.name in chosen) for file in files], notes
+    files = [replace(file, split_test=file.left_out is None and file.name in chosen) for file in files]
+    return "sha256 of the id", files, notes
 
 
 def for_testing(clips: Sequence[tuple[str, int]]) -> tuple[set[str], list[int]]:

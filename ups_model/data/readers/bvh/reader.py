@@ -65,7 +65,6 @@ def reading(source: Path, metres_per_unit: float | None = None, fps: float | Non
         ValueError: no folder, no file that can be read, or a damaged joints.json; names it.
         OSError: a folder cannot be read.
     """
-    source = Path(source)
     if metres_per_unit is not None and not 0 < metres_per_unit <= MAX_METRES:
         raise ValueError(f"--metres-per-unit must be above 0 and at most {MAX_METRES:g}, got {metres_per_unit}")
     own = look(source, (".bvh",), (JOINTS_FILE,))
@@ -108,7 +107,7 @@ def reading(source: Path, metres_per_unit: float | None = None, fps: float | Non
 
 def clip_names(file: Path) -> tuple[str, ...]:
     """The file's name without suffix."""
-    return (Path(file).stem,)
+    return (file.stem,)
 
 
 def read_recording(file: Path, clip: str | None = None) -> Recording:
@@ -117,7 +116,6 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
     A joints.json counts that is in the file's folder or one of the two above it. ValueError too where the file lacks
     joints, or its person is of no plausible height.
     """
-    file = Path(file)
     name = choose_clip(file, clip_names(file), clip)
     motion = _read(file, None, joints_beside(file.absolute().parents[:3]))
     return Recording(name, SKELETON, 3, motion.fps, "metre", "z", (Track(_stored(motion.pose_NJ3)),))

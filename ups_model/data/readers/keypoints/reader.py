@@ -55,7 +55,7 @@ def reading(source: Path, fps: float | None = None) -> Reading:
         ValueError: no folder, or no file that can be read; names it.
         OSError: a folder cannot be read.
     """
-    own = look(Path(source), SUFFIXES, (), clip_of_frame, _items)
+    own = look(source, SUFFIXES, (), clip_of_frame, _items)
     file, first = first_readable(own, _read_own)
     if fps is None:
         rate = f"{first.fps:g} frames per second, as in {file.name}; other files are put at that rate"
@@ -83,13 +83,12 @@ def reading(source: Path, fps: float | None = None) -> Reading:
 
 def clip_names(file: Path) -> tuple[str, ...]:
     """The file's name without suffix, the videos of a file of VideoPose3D, or those of a folder of OpenPose's."""
-    return _names(Path(file)) or (Path(file).stem,)
+    return _names(file) or (file.stem,)
 
 
 def read_recording(file: Path, clip: str | None = None, size: tuple[float, float] | None = None) -> Recording:
     """The clip of a file, in pixels, or normalised where it is in parts of an image whose size is not known; see
     `Reader`. `size` is that of the image in pixels, where the file does not tell it."""
-    file = Path(file)
     several = _names(file)
     name = choose_clip(file, several or (file.stem,), clip)
     detections = read_frames(_frame_files(file)[name]) if file.is_dir() else _read(file, name)

@@ -55,8 +55,8 @@ class _Video:
 def recipe(source: Path) -> dict[str, str | int]:
     """What preparing the set from `source` depends on: names, sizes and times of the files, not their content.
     ValueError where files of neither layout are there, or a link to nothing is among them."""
-    layout, parts = _layout(Path(source))
-    listing = files_sha256(sorted(_listing(Path(source), layout, parts)))
+    layout, parts = _layout(source)
+    listing = files_sha256(sorted(_listing(source, layout, parts)))
     return {"reader": NAME, "reader_version": READER_VERSION, "layout": layout, "files_sha256": listing}
 
 
@@ -70,7 +70,6 @@ def reading(source: Path) -> Reading:
     Raises:
         ValueError: no files of either layout, or a label file or array that is no such thing; names it.
     """
-    source = Path(source)
     layout, parts = _layout(source)
     notes = [f"read from {'JSON files' if layout == 'json' else 'arrays (.npy)'}: {', '.join(parts)}"]
     if layout == "json" and any((source / f"{part}_data.npy").exists() for part in PARTS):
@@ -111,7 +110,6 @@ def reading(source: Path) -> Reading:
 
 def clip_names(file: Path) -> tuple[str, ...]:
     """The video of a JSON file; names of the rows of a data file, or numbers where no label file lies beside it."""
-    file = Path(file)
     if file.suffix != ".npy":
         return (file.stem,)
     rows = len(open_rows(file))
@@ -121,7 +119,6 @@ def clip_names(file: Path) -> tuple[str, ...]:
 
 def read_recording(file: Path, clip: str | None = None) -> Recording:
     """One video of a JSON file, or of a data file by its name or the number of its row, from 0; see `Reader`."""
-    file = Path(file)
     if file.suffix == ".npy":
         names = clip_names(file)
         row = _row(file, names, clip)

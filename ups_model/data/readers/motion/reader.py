@@ -87,7 +87,6 @@ def reading(source: Path, metres_per_unit: float | None = None, fps: float | Non
         ValueError: no folder, no file that can be read, or a damaged motion.json or joints.json; names it.
         OSError: a folder cannot be read.
     """
-    source = Path(source)
     own = look(source, SUFFIXES, (MOTION_FILE, JOINTS_FILE), items_of=_items)
     options = _Options(about_beside([source]), joints_beside([source]), metres_per_unit, fps)
     file, first = first_readable(own, partial(_read, options=options))
@@ -125,7 +124,6 @@ def reading(source: Path, metres_per_unit: float | None = None, fps: float | Non
 
 def clip_names(file: Path) -> tuple[str, ...]:
     """The file's name without suffix, or the clips of a pickle."""
-    file = Path(file)
     return clip_pickles.names(file) if file.suffix.lower() == ".pkl" else (file.stem,)
 
 
@@ -134,7 +132,6 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
 
     A motion.json or joints.json counts that is in the file's folder or one of the two above it.
     """
-    file = Path(file)
     name = choose_clip(file, clip_names(file), clip)
     item = name if file.suffix.lower() == ".pkl" else ""
     places = file.absolute().parents[:3]

@@ -101,11 +101,6 @@ class ArrayFile:
     protocol: str
     members: dict[str, Member]
 
-    @property
-    def mapped(self) -> bool:
-        """Whether all can be read from any row on."""
-        return all(member.offset is not None for member in self.members.values())
-
 
 def open_arrays(file: Path) -> ArrayFile:
     """Finds the four arrays of a file and checks their shapes; reads no rows.

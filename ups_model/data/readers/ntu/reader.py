@@ -32,12 +32,12 @@ READER_VERSION = 3
 def available(source: Path) -> tuple[str, ...]:
     """Which of "ntu60" and "ntu120" a folder (searched with the folders in it) or file has, by file names alone.
     ValueError where it has neither."""
-    return sets_in(Path(source))
+    return sets_in(source)
 
 
 def recipe(name: str, source: Path, missing: Sequence[Path] = ()) -> dict[str, str | int]:
     """What preparing the set depends on; lists files and reads none. Raises ValueError as `reading`."""
-    return _recipe(name, choose(name, Path(source), missing))
+    return _recipe(name, choose(name, source, missing))
 
 
 def reading(name: str, source: Path, missing: Sequence[Path] = ()) -> Reading:
@@ -51,7 +51,7 @@ def reading(name: str, source: Path, missing: Sequence[Path] = ()) -> Reading:
             their names list, or a pickle's splits are not the protocols'; names the file.
         OSError: a file cannot be read.
     """
-    selection = choose(name, Path(source), missing)
+    selection = choose(name, source, missing)
     info = set_info(name, _recipe(name, selection))
     left_out: set[str] = set()
     notes = list(selection.notes)
@@ -66,7 +66,6 @@ def reading(name: str, source: Path, missing: Sequence[Path] = ()) -> Reading:
 
 def clip_names(file: Path) -> tuple[str, ...]:
     """ "train:0".. of arrays, frame_dir of a pickle, or the file's name without suffix; see `Reader`."""
-    file = Path(file)
     if file.suffix == ".npz":
         members = ctrgcn.open_arrays(file).members
         return tuple(f"{part}:{row}" for part in ctrgcn.PARTS for row in range(members[f"x_{part}"].rows))
@@ -75,7 +74,6 @@ def clip_names(file: Path) -> tuple[str, ...]:
 
 def read_recording(file: Path, clip: str | None = None) -> Recording:
     """One recording of a .skeleton file, of arrays (.npz) or of a pickle (.pkl); see `Reader`."""
-    file = Path(file)
     if file.suffix == ".npz":
         name, persons = _row_persons(file, clip)
     elif file.suffix == ".pkl":
@@ -157,7 +155,7 @@ def _array_jobs(name: str, selection: Selection, missing: frozenset[str]) -> tup
         )
         if missing:
             notes.append("without names, lists of missing skeletons are not used: the arrays were made without them")
-    if not arrays.mapped:
+    if any(member.offset is None for member in arrays.members.values()):
         notes.append(f"{arrays.file.name} is compressed, so one process reads it front to back")
         return [Job(arrays.file.name, sum(rows.values()), partial(_read_compressed, arrays, names, missing))], notes
     repeated = {} if names is not None else ctrgcn.repeats(arrays)
