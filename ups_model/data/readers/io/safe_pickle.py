@@ -78,7 +78,10 @@ def load(stream: IO[bytes], name: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Numbers and text of a pickle for messages; of others the type, as the text of a nested value has no bound."""
+    """Numbers and text of a pickle for messages, dtype and shape of arrays; of others the type, as the text of a nested
+    value has no bound."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
     return f"{value!r:.60}" if isinstance(value, (str, int, float, np.number, type(None))) else type(value).__name__
 
 

@@ -97,12 +97,11 @@ def read_annotation(file: Path, name: str) -> Detections:
     scores: Any = item.get("keypoint_score")
     shape = item.get("img_shape")
     if not _numeric(pose) or pose.ndim != 4 or pose.shape[2] not in _LAYOUTS or pose.shape[3] != 2:
-        got = list(pose.shape) if isinstance(pose, np.ndarray) else shown(pose)
         rule = f"[persons, frames, joints, 2] of {COCO_RULE}, or of {layouts.OPENPOSE_RULE}"
-        raise ValueError(f"{where}: keypoint must be numbers {rule}, got {got}; {WAY_OUT}")
+        raise ValueError(f"{where}: keypoint must be numbers {rule}, got {shown(pose)}; {WAY_OUT}")
     if scores is not None and (not _numeric(scores) or scores.shape != pose.shape[:3]):
-        got = list(scores.shape) if isinstance(scores, np.ndarray) else shown(scores)
-        raise ValueError(f"{where}: keypoint_score must be numbers {list(pose.shape[:3])}, got {got}; {WAY_OUT}")
+        rule = f"keypoint_score must be numbers {list(pose.shape[:3])}"
+        raise ValueError(f"{where}: {rule}, got {shown(scores)}; {WAY_OUT}")
     size = None
     if isinstance(shape, list | tuple) and len(shape) >= 2:
         height, width = (value.item() if isinstance(value, np.generic) else value for value in shape[:2])

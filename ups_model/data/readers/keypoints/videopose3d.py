@@ -51,8 +51,7 @@ def read_video(file: Path, video: str) -> Detections:
     array = views[0]
     numeric = isinstance(array, np.ndarray) and array.dtype.kind in "fiu"
     if not numeric or array.ndim != 3 or array.shape[1:] != (JOINTS, 2) or not 1 <= len(array) <= MAX_FRAME:
-        got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else shown(array)
-        raise ValueError(f"{where}: must be numbers [frames, {JOINTS}, 2], got {got}; {WAY_OUT}")
+        raise ValueError(f"{where}: must be numbers [frames, {JOINTS}, 2], got {shown(array)}; {WAY_OUT}")
     if (place := first_outside(array, -MAX_PIXELS, MAX_PIXELS)) is not None:
         raise ValueError(f"{where}: must be within {MAX_PIXELS:g}, got {array[place]} in frame {place[0]}; {WAY_OUT}")
     own = about.get(video)

@@ -34,10 +34,8 @@ def open_rows(file: Path) -> np.ndarray:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     shape: tuple[int, ...] = array.shape if isinstance(array, np.ndarray) else ()
     if len(shape) != 5 or (shape[1], shape[3], shape[4]) != (3, JOINTS, PERSONS) or array.dtype.kind != "f":
-        raise ValueError(
-            f"{file}: must be of floats [rows, 3, frames, {JOINTS}, {PERSONS}], got "
-            f"{getattr(array, 'dtype', type(array).__name__)} {list(shape)}; is it Kinetics skeletons?"
-        )
+        rule = f"must be of floats [rows, 3, frames, {JOINTS}, {PERSONS}]"
+        raise ValueError(f"{file}: {rule}, got {safe_pickle.shown(array)}; is it Kinetics skeletons?")
     if not 1 <= shape[2] <= MAX_FRAMES:
         raise ValueError(f"{file}: must have 1..{MAX_FRAMES} frames a row, got {shape[2]}; is it Kinetics skeletons?")
     return array

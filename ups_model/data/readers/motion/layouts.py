@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ups_model.data.readers.bvh.joints import SIDED, name_key
+from ups_model.data.readers.bvh.joints import NAMES, name_key
 from ups_model.data.readers.io.files import NUMBERS, load_json
 from ups_model.skeletons import SKELETONS, Skeleton, get_skeleton
 
@@ -24,19 +24,6 @@ UNITS: Mapping[str, float] = {"m": 1.0, "metre": 1.0, "meter": 1.0, "cm": 0.01, 
 """Metres in a unit."""
 UP_AXES = ("x", "y", "z", "-x", "-y", "-z")
 FPS_BOUNDS = (1.0, 1000.0)
-
-_ALIASES: Mapping[str, tuple[str, ...]] = {
-    "pelvis": ("pelvis", "hips", "root", "midhip", "hipcenter", "spinebase"),
-    "spine_base": ("spinebase", "basespine", "pelvis", "hips", "root", "hipcenter"),
-    "hip_center": ("hipcenter", "pelvis", "hips", "root", "spinebase"),
-    "spine": ("spine", "spinemid", "torso"),
-    "spine_mid": ("spinemid", "midspine", "spine"),
-    "spine_shoulder": ("spineshoulder", "shouldercenter"),
-    "shoulder_center": ("shouldercenter", "spineshoulder", "neck"),
-    "thorax": ("thorax", "neck", "chest"),
-    "nose": ("nose", "neckbase", "jaw"),
-}
-"""Names of middle joints, the surest first, beside their own."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +132,8 @@ def _find(skeleton: Skeleton, names: Sequence[str], own_names: Mapping[str, str]
             continue
         side, base = key = name_key(joint)
         # Another name doesn't count where it is a joint of the layout's own: a foot is no ankle of ntu25.
-        others = [(side, other) for other in (SIDED.get(base, ()) if side else _ALIASES.get(joint, ()))]
-        keys = [key, *(other for other in others if other not in own_keys)]
+        others = NAMES["sided"].get(base, ()) if side else NAMES["layouts"].get(joint, ())
+        keys = [key, *((side, other) for other in others if (side, other) not in own_keys)]
         same = next((places[one] for one in keys if one in places), [])
         result.append(same[0] if len(same) == 1 else None)
     return result

@@ -69,11 +69,7 @@ class Member:
         if self.offset is not None:
             for first in range(start, stop, block):
                 # Mapped anew, so that pages of blocks that are done with do not stay resident.
-                mapped = (
-                    np.memmap(self.file, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
-                    if math.prod(self.shape)
-                    else np.zeros(self.shape, dtype=self.dtype)
-                )
+                mapped = np.memmap(self.file, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
                 yield first, np.asarray(mapped[first : min(first + block, stop)])
             return
         row_bytes = math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
