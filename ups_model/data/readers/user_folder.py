@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from ups_model.data.format.clip_set import FORMAT, MANIFEST
+from ups_model.data.format.clip_set import FORMAT, MANIFEST, Camera, ClipSetInfo
 from ups_model.data.format.writer import Clip
 from ups_model.data.prepare.jobs import Job, LeftOut, block_jobs, read_items
 from ups_model.data.readers.clip_places import Item, OwnFile, find_places, no_target, own_files, part_of
@@ -53,17 +53,41 @@ class OwnFiles:
     """sha256 of the listing: name, size and time of change of each file, no content."""
     notes: tuple[str, ...]
 
-    def recipe(self, reader: str, version: int, fps: float, resampling: str) -> dict[str, str | int]:
-        """What a set of these files depends on."""
-        return {
-            "reader": reader,
-            "reader_version": version,
-            "files": len(self.files),
-            "files_sha256": self.digest,
-            "split": self.split,
-            "fps": repr(fps),
-            "resampling": resampling,
-        }
+    def info(
+        self,
+        name: str,
+        version: int,
+        skeleton: str,
+        dims: int,
+        fps: float,
+        description: str,
+        camera_groups: tuple[tuple[Camera, ...], ...] = (),
+        **recipe: str,
+    ) -> ClipSetInfo:
+        """The set of these files, in metres with z up or in parts of the image; `recipe` is what else it depends on."""
+        return ClipSetInfo(
+            name=name,
+            skeleton=skeleton,
+            dims=dims,
+            fps=fps,
+            units="metre" if dims == 3 else "normalised",
+            up_axis="z" if dims == 3 else "-y",
+            licence="that of the files",
+            classes=self.classes,
+            synthetic=False,
+            description=description,
+            camera_groups=camera_groups,
+            recipe={
+                "reader": name,
+                "reader_version": version,
+                "files": len(self.files),
+                "files_sha256": self.digest,
+                "split": self.split,
+                "fps": repr(fps),
+                "resampling": "linear" if dims == 3 else "nearest frame",
+                **recipe,
+            },
+        )
 
 
 def look(

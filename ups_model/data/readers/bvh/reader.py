@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
 from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, choose_clip
 from ups_model.data.readers.bvh.cameras import corner_cameras, leaves_view
@@ -87,20 +86,9 @@ def reading(source: Path, metres_per_unit: float | None = None, fps: float | Non
     rate = f"as in {first.name}; files of another rate are resampled to it" if fps is None else "as --fps says of all"
     notes.append(f"{motion.fps:g} frames per second, {rate}")
     unit = "told from the height" if metres_per_unit is None else repr(float(metres_per_unit))
-    info = ClipSetInfo(
-        name=NAME,
-        skeleton=SKELETON,
-        dims=3,
-        fps=motion.fps,
-        units="metre",
-        up_axis="z",
-        licence="that of the files",
-        classes=own.classes,
-        synthetic=False,
-        description="BVH: motion capture files of one's own, in Human3.6M joints, four virtual cameras",
-        camera_groups=(corner_cameras(),),
-        recipe=own.recipe(NAME, READER_VERSION, motion.fps, "linear") | {"metres_per_unit": unit},
-    )
+    description = "BVH: motion capture files of one's own, in Human3.6M joints, four virtual cameras"
+    cameras = (corner_cameras(),)
+    info = own.info(NAME, READER_VERSION, SKELETON, 3, motion.fps, description, cameras, metres_per_unit=unit)
     read = partial(_clip, fps=motion.fps, read=read_motion)
     return Reading(info, make_jobs(own, read), tuple(notes))
 

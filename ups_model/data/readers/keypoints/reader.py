@@ -18,7 +18,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
 from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, choose_clip
 from ups_model.data.readers import clip_pickles
@@ -65,19 +64,8 @@ def reading(source: Path, fps: float | None = None) -> Reading:
     if first.size is None:
         what = "the form of bodies is not known" if first.units == "normalised" else "clips are scaled to their extent"
         notes.append(f"{file.name} does not tell the size of the image (width, height): {what}")
-    info = ClipSetInfo(
-        name=NAME,
-        skeleton=SKELETON,
-        dims=2,
-        fps=first.fps,
-        units="normalised",
-        up_axis=UP_AXIS,
-        licence="that of the files",
-        classes=own.classes,
-        synthetic=False,
-        description="Keypoints: 2D detections of COCO's joints in one's own videos, normalised image coordinates",
-        recipe=own.recipe(NAME, READER_VERSION, first.fps, "nearest frame"),
-    )
+    description = "Keypoints: 2D detections of COCO's joints in one's own videos, normalised image coordinates"
+    info = own.info(NAME, READER_VERSION, SKELETON, 2, first.fps, description)
     return Reading(info, make_jobs(own, partial(_clip, fps=first.fps, same_rate=fps is not None)), tuple(notes))
 
 

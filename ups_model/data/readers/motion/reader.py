@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
 from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, choose_clip
 from ups_model.data.readers import clip_pickles
@@ -104,21 +103,11 @@ def reading(source: Path, metres_per_unit: float | None = None, fps: float | Non
             f"{file.name} has up_axis {first.up_axis}, but heads are above ankles along {first.seen_up_axis} in the "
             f"median frame; correct up_axis in the file or {MOTION_FILE} unless people lie or stand on their heads"
         )
-    info = ClipSetInfo(
-        name=NAME,
-        skeleton=first.skeleton.name,
-        dims=3,
-        fps=rate,
-        units="metre",
-        up_axis="z",
-        licence="that of the files",
-        classes=own.classes,
-        synthetic=False,
-        description="Motion: 3D poses of one's own",
-        camera_groups=(corner_cameras(),) if first.skeleton.name == CAMERA_LAYOUT else (),
-        recipe=own.recipe(NAME, READER_VERSION, rate, "linear") | {"metres_per_unit": repr(metres_per_unit)},
-    )
-    read = partial(_clip, options=options, skeleton=first.skeleton.name, fps=rate)
+    layout, unit = first.skeleton.name, repr(metres_per_unit)
+    cameras = (corner_cameras(),) if layout == CAMERA_LAYOUT else ()
+    description = "Motion: 3D poses of one's own"
+    info = own.info(NAME, READER_VERSION, layout, 3, rate, description, cameras, metres_per_unit=unit)
+    read = partial(_clip, options=options, skeleton=layout, fps=rate)
     return Reading(info, make_jobs(own, read), tuple(notes))
 
 
