@@ -34,7 +34,6 @@ DAMAGED: tuple[type[Exception], ...] = (
     KeyError,
     TypeError,
     OverflowError,
-    NotImplementedError,
     RuntimeError,
     struct.error,
     zipfile.BadZipFile,

@@ -45,13 +45,11 @@ def read_labels(file: Path, rows: int) -> tuple[list[str], list[Any]]:
     """Ids of the videos of `rows` rows, and their labels as stored, of which NumPy's integers become int.
 
     Raises:
-        ValueError: no such file, damaged, asking for more than data, or of another number of rows.
+        ValueError: damaged, asking for more than data, or of another number of rows.
+        OSError: it cannot be read.
     """
-    try:
-        with file.open("rb") as stream:
-            content = safe_pickle.load(stream, str(file))
-    except FileNotFoundError as error:
-        raise ValueError(f"{file}: no such file; it names the rows of the data file beside it") from error
+    with file.open("rb") as stream:
+        content = safe_pickle.load(stream, str(file))
     if not isinstance(content, (tuple, list)) or len(content) != 2:
         raise ValueError(f"{file}: must hold a pair (names, labels), got {type(content).__name__}; is it this format?")
     names, labels = (_sequence(file, what, part, rows) for what, part in zip(("names", "labels"), content, strict=True))

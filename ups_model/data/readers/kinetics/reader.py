@@ -71,6 +71,7 @@ def reading(source: Path) -> Reading:
         ValueError: no files of either layout, or a label file or array that is no such thing; names it.
     """
     layout, parts = _layout(source)
+    set_recipe = recipe(source)
     notes = [f"read from {'JSON files' if layout == 'json' else 'arrays (.npy)'}: {', '.join(parts)}"]
     if layout == "json" and any((source / f"{part}_data.npy").exists() for part in PARTS):
         notes.append("there are arrays (.npy) too; they are not read")
@@ -103,7 +104,7 @@ def reading(source: Path) -> Reading:
         synthetic=False,
         description="Kinetics-400 skeletons: OpenPose detections in web videos, normalised image coordinates",
         filled=True,
-        recipe=recipe(source),
+        recipe=set_recipe,
     )
     return Reading(info, tuple(jobs), tuple(notes))
 
@@ -175,8 +176,10 @@ def _listing(source: Path, layout: str, parts: Sequence[str]) -> Iterator[tuple[
 
 def _video_files(source: Path, part: str) -> list[os.DirEntry[str]]:
     """What may be videos' files in the folder of a part, in no order."""
-    files = []
-    with os.scandir(source / f"kinetics_{part}") as entries:
+    files, folder = [], source / f"kinetics_{part}"
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: must be a folder of a JSON file for each video")
+    with os.scandir(folder) as entries:
         for entry in entries:
             # "._ID.json" is what macOS leaves beside a file when it unpacks an archive.
             if not entry.name.endswith(".json") or entry.name.startswith("._"):
@@ -191,16 +194,10 @@ def _video_files(source: Path, part: str) -> list[os.DirEntry[str]]:
 def _json_videos(source: Path, part: str) -> list[_Video | LeftOut]:
     """Every video of the folder or the label file, in the order of ids."""
     file = source / f"kinetics_{part}_label.json"
-    try:
-        labels = load_json(file, _MAX_LABEL_BYTES)
-    except FileNotFoundError as error:
-        raise ValueError(f"{file}: no such file; it belongs to the folder kinetics_{part}") from error
+    labels = load_json(file, _MAX_LABEL_BYTES)
     if not isinstance(labels, dict) or not labels:
         raise ValueError(f"{file}: must hold an object with an entry for each video; is it a label file?")
-    try:
-        names = {entry.name.removesuffix(".json") for entry in _video_files(source, part)}
-    except NotADirectoryError as error:
-        raise ValueError(f"{source / f'kinetics_{part}'}: must be a folder of a JSON file for each video") from error
+    names = {entry.name.removesuffix(".json") for entry in _video_files(source, part)}
     return [_labelled(name, labels.get(name), name in names) for name in sorted(names | labels.keys())]
 
 

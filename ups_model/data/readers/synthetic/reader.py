@@ -12,9 +12,11 @@ works and how its parts compare on easy motion; they say nothing about any real 
 Shape suffixes: F frames of the set, N frames of a clip, K cameras, P points of the body, J joints.
 """
 
+import tomllib
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -41,26 +43,16 @@ class SyntheticSet:
     up_axis: str
     repetitions: int
     description: str
+    points: Mapping[str, str] = field(default_factory=dict)
+    """Joint -> point of the body, where they have different names."""
 
 
+_FILE = resources.files("ups_model.data.readers.synthetic") / "sets.toml"
 SYNTHETIC_SETS: Mapping[str, SyntheticSet] = {
-    "synthetic_ntu25": SyntheticSet(
-        "ntu25", 3, 30.0, "y", 4, "synthetic: invented motion of twelve actions with Kinect-like noise, NTU joints"
-    ),
-    "synthetic_openpose18": SyntheticSet(
-        "openpose18", 2, 30.0, "-y", 4, "synthetic: invented motion of twelve actions seen by an imitated 2D detector"
-    ),
-    "synthetic_h36m17": SyntheticSet(
-        "h36m17", 3, 50.0, "z", 2, "synthetic: invented motion of twelve actions in four cameras, Human3.6M joints"
-    ),
+    name: SyntheticSet(**facts) for name, facts in tomllib.loads(_FILE.read_text("utf-8")).items()
 }
 """The synthetic sets by name."""
 
-_SPECIAL_JOINTS = {
-    "h36m17": {"pelvis": "spine_base", "spine": "spine_mid", "thorax": "spine_shoulder"},
-    "openpose18": {"neck": "spine_shoulder"},
-}
-"""Joints of a layout whose point of the body has another name."""
 _IMAGE_WH = (640, 480)
 _CAMERAS = tuple(
     Camera.facing(place, (0, 0, 0.9), (1145, 1145), (512, 515), (1000, 1002))
@@ -115,8 +107,7 @@ def prepare(
         camera_groups=cameras,
         recipe=recipe(name, seed),
     )
-    special = _SPECIAL_JOINTS.get(spec.skeleton, {})
-    joints = [POINTS.index(special.get(joint, joint)) for joint in get_skeleton(spec.skeleton).joint_names]
+    joints = [POINTS.index(spec.points.get(joint, joint)) for joint in get_skeleton(spec.skeleton).joint_names]
     total = subjects * len(ACTIONS) * repetitions
     clips = (
         Clip(
