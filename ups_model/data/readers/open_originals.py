@@ -11,16 +11,14 @@ Shape suffixes: N frames, M markers, J joints, C coordinates.
 import hashlib
 import logging
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from ups_model.data.format.cameras import Camera
-from ups_model.data.readers.io.files import damage_named
+from ups_model.data.readers.io.files import damage_named, packaged_table
 from ups_model.skeletons import get_skeleton
 from ups_model.wording import count
 
@@ -52,8 +50,7 @@ class OpenSet:
     has_cameras: bool = False
 
 
-_FACTS = tomllib.loads((resources.files("ups_model.data.readers") / "open_sets.toml").read_text("utf-8"))
-OPEN_SETS: Mapping[str, OpenSet] = {name: OpenSet(**facts) for name, facts in _FACTS.items()}
+OPEN_SETS: Mapping[str, OpenSet] = {name: OpenSet(**facts) for name, facts in packaged_table("open_sets.toml").items()}
 """The open sets by the name of the clip set made of them."""
 JHMDB_CLASSES = OPEN_SETS["jhmdb"].classes
 

@@ -13,9 +13,7 @@ joint_names.toml.
 """
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +21,7 @@ import numpy as np
 
 from ups_model.data.readers.bvh.kinematics import ancestors, path_between, path_length
 from ups_model.data.readers.bvh.parser import Node
-from ups_model.data.readers.io.files import load_json
+from ups_model.data.readers.io.files import load_json, packaged_table
 from ups_model.skeletons import get_skeleton
 
 SKELETON = "h36m17"
@@ -31,8 +29,7 @@ JOINT_NAMES = get_skeleton(SKELETON).joint_names
 JOINTS_FILE = "joints.json"
 """In the source folder: {joint of h36m17: joint of the files}; joints that are not in it are told from their names."""
 
-_FILE = resources.files("ups_model.data.readers") / "joint_names.toml"
-NAMES: Mapping[str, Mapping[str, Sequence[str]]] = tomllib.loads(_FILE.read_text("utf-8"))
+NAMES: Mapping[str, Mapping[str, Sequence[str]]] = packaged_table("joint_names.toml")
 """Tables of what joints are called, the surest name first."""
 
 _PREFIX = re.compile(r"^(?:mixamorig\d*[ _.-]*|(?:character|bip|cc_base|valvebiped|actor)\d*[ _.-]+)", re.IGNORECASE)

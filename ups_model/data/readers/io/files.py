@@ -6,8 +6,10 @@ import errno
 import hashlib
 import json
 import os
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,6 +84,17 @@ def read_rows(file: Path) -> list[list[str]]:
             if separator in rows[0][0]:
                 raise ValueError(f"{file}:1: columns must be separated by commas, got {name}; save it again so")
     return rows
+
+
+def packaged_lines(name: str) -> tuple[str, ...]:
+    """The lines, but for comments, of a text file that comes with the readers; `name` is its path from their folder."""
+    lines = (resources.files("ups_model.data.readers") / name).read_text("utf-8").splitlines()
+    return tuple(line for line in lines if not line.startswith("#"))
+
+
+def packaged_table(name: str) -> dict[str, Any]:
+    """The same of a TOML file, parsed."""
+    return tomllib.loads((resources.files("ups_model.data.readers") / name).read_text("utf-8"))
 
 
 def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -7,14 +7,13 @@ Sources: Shahroudy et al., CVPR 2016 (NTU RGB+D); Liu et al., TPAMI 2019 (NTU RG
 import re
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
-from importlib.resources import files
 from pathlib import Path
+
+from ups_model.data.readers.io.files import packaged_lines
 
 _NAME = re.compile(r"S([0-9]{3})C([0-9]{3})P([0-9]{3})R([0-9]{3})A([0-9]{3})")
 
-NTU120_CLASSES: tuple[str, ...] = tuple(
-    (files("ups_model.data.readers.ntu") / "class_names.txt").read_text("utf-8").splitlines()
-)
+NTU120_CLASSES: tuple[str, ...] = packaged_lines("ntu/class_names.txt")
 """The actions of NTU RGB+D in label order: label a - 1 is action Aaaa of a recording's name.
 
 Source: the list of action classes that its publisher, the ROSE Lab of NTU Singapore, keeps with the data set.

@@ -3,10 +3,9 @@
 Body frame: x to the person's left, y backward, z up, metres. Shape suffixes: F frames, P points of the body (31).
 """
 
-from importlib import resources
-
 import numpy as np
 
+from ups_model.data.readers.io.files import packaged_lines
 from ups_model.data.readers.rotation import about_axis
 from ups_model.data.readers.synthetic.motion import LIMB, TRUNK
 from ups_model.skeletons import SLOT_NAMES
@@ -15,9 +14,7 @@ from ups_model.skeletons import SLOT_NAMES
 def _read_body() -> dict[str, tuple[str, tuple[float, float, float]]]:
     """Point -> its parent and its offset from it; parents come before their children."""
     body: dict[str, tuple[str, tuple[float, float, float]]] = {}
-    for line in (resources.files("ups_model.data.readers.synthetic") / "body.txt").read_text("utf-8").splitlines():
-        if line.startswith("#"):
-            continue
+    for line in packaged_lines("synthetic/body.txt"):
         name, parent, *offset = line.split()
         x, y, z = map(float, offset)
         body[name] = (parent.strip("-"), (x, y, z))

@@ -8,13 +8,13 @@ seen.
 Angles are in degrees. `d.` is the person's dominant side and `o.` the other one. Shape suffixes: N frames, A angles.
 """
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import numpy as np
+
+from ups_model.data.readers.io.files import packaged_table
 
 TRUNK = ("lean", "turn", "sway", "bend", "twist", "side", "nod", "look")
 """lean, turn, sway: the whole body pitches forward, turns, tilts. bend, twist, side: the spine. nod, look: the head."""
@@ -77,8 +77,7 @@ def _read_actions(facts: dict[str, Any]) -> Iterator[Action]:
         yield Action(action["name"], action["seconds"], tuple(keys), tuple(cycles))
 
 
-_ACTIONS_FILE = resources.files("ups_model.data.readers.synthetic") / "actions.toml"
-ACTIONS: tuple[Action, ...] = tuple(_read_actions(tomllib.loads(_ACTIONS_FILE.read_text("utf-8"))))
+ACTIONS: tuple[Action, ...] = tuple(_read_actions(packaged_table("synthetic/actions.toml")))
 """The classes, in label order."""
 
 

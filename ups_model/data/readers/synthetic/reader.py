@@ -12,11 +12,9 @@ works and how its parts compare on easy motion; they say nothing about any real 
 Shape suffixes: F frames of the set, N frames of a clip, K cameras, P points of the body, J joints.
 """
 
-import tomllib
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from tqdm import tqdm
 from ups_model.data.format.cameras import Camera, project
 from ups_model.data.format.clip_set import ClipSet, ClipSetInfo
 from ups_model.data.format.writer import Clip, Track, write_clip_set
+from ups_model.data.readers.io.files import packaged_table
 from ups_model.data.readers.synthetic.body import POINTS, draw_body, pose
 from ups_model.data.readers.synthetic.motion import ACTIONS, Style, angles
 from ups_model.skeletons import get_skeleton
@@ -47,9 +46,8 @@ class SyntheticSet:
     """Joint -> point of the body, where they have different names."""
 
 
-_FILE = resources.files("ups_model.data.readers.synthetic") / "sets.toml"
 SYNTHETIC_SETS: Mapping[str, SyntheticSet] = {
-    name: SyntheticSet(**facts) for name, facts in tomllib.loads(_FILE.read_text("utf-8")).items()
+    name: SyntheticSet(**facts) for name, facts in packaged_table("synthetic/sets.toml").items()
 }
 """The synthetic sets by name."""
 
