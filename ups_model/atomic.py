@@ -1,9 +1,11 @@
-"""Atomic, durable writes of files."""
+"""Atomic, durable writes of files, and reading what others may be writing."""
 
+import json
 import os
 import uuid
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def write_atomic(file: Path, content: str | bytes) -> None:
@@ -29,3 +31,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where none can be read."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -10,15 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ups_model.cli import (
-    add_data_arguments,
-    assignments,
-    check_output,
-    command_parser,
-    data_paths,
-    metric_table,
-    start_logging,
-)
+from ups_model import cli
 from ups_model.config import Config
 from ups_model.config.identity import configured_sets, configured_sources
 from ups_model.data.prepare.catalog import default_cache
@@ -98,7 +90,7 @@ def clips_file(out: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = command_parser(
+    parser = cli.command_parser(
         "ups_model.evaluate", "Measure a trained UPS model on the test or validation split.", EXAMPLES
     )
     parser.add_argument(
@@ -106,23 +98,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--part", choices=("test", "validation"), default="test", help="(test)")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change how it is measured")
-    add_data_arguments(parser)
+    cli.add_data_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="also write the metrics as JSON, and results by clip as FILE_clips.npz"
     )
     options = parser.parse_args(arguments)
-    start_logging()
+    cli.start_logging()
     try:
         if options.out is not None:
-            check_output(options.out)
-            check_output(clips_file(options.out))
+            cli.check_output(options.out)
+            cli.check_output(clips_file(options.out))
         checkpoint = options.checkpoint
         if checkpoint.is_dir():
             checkpoint = find_weights(str(checkpoint))
         _, config, _ = load_model(checkpoint, pick_device("cpu"))
-        paths = data_paths(options.data, configured_sets(config))
-        changes = assignments(options.set, "--set", "FIELD=VALUE")
+        paths = cli.data_paths(options.data, configured_sets(config))
+        changes = cli.assignments(options.set, "--set", "FIELD=VALUE")
         outcomes: Outcomes = {}
         metrics, config, data = evaluate(checkpoint, paths, options.part, options.device, changes, outcomes=outcomes)
         if options.out is not None:
@@ -138,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(metric_table({f"{options.part}/{name}": value for name, value in metrics.items()}))
+    print(cli.metric_table({f"{options.part}/{name}": value for name, value in metrics.items()}))
     return 0
 
 

@@ -5,18 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ups_model.cli import (
-    StopOnSignal,
-    add_data_arguments,
-    add_device_arguments,
-    add_fit_arguments,
-    check_processes,
-    command_parser,
-    data_paths,
-    read_config,
-    report,
-    start_logging,
-)
+from ups_model import cli
 from ups_model.config import TASK_NAMES
 from ups_model.config.identity import configured_sets
 from ups_model.config.presets import PRESETS
@@ -40,7 +29,7 @@ exit status: 0 done, 1 stopped or not finite, 2 usage or configuration, before a
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = command_parser("ups_model.train", "Train one UPS model. The same command again resumes it.", EXAMPLES)
+    parser = cli.command_parser("ups_model.train", "Train one UPS model. The same command again resumes it.", EXAMPLES)
     parser.add_argument(
         "--preset",
         choices=PRESETS,
@@ -51,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parent", type=Path, metavar="CHECKPOINT", help="fine-tune from these weights, routes kept")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field (repeatable)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
-    add_data_arguments(parser)
+    cli.add_data_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="(runs/PRESET)")
-    add_device_arguments(parser)
-    add_fit_arguments(parser)
+    cli.add_device_arguments(parser)
+    cli.add_fit_arguments(parser)
     parser.add_argument(
         "--processes",
         type=int,
@@ -64,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS", help="(500)")
     args = parser.parse_args(arguments)
-    start_logging()
+    cli.start_logging()
     try:
-        config = read_config(args)
-        paths = data_paths(args.data, configured_sets(config))
+        config = cli.read_config(args)
+        paths = cli.data_paths(args.data, configured_sets(config))
         out = args.out or Path("runs") / (args.preset or args.config.stem)
         if args.checkpoint_every < 1:
             raise ValueError(f"--checkpoint-every must be at least 1, got {args.checkpoint_every}")
@@ -79,13 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             micro_batch=args.micro_batch,
             activation_checkpointing=args.activation_checkpointing,
         )
-        check_processes("--processes", args.processes, args.device)
+        cli.check_processes("--processes", args.processes, args.device)
         if args.processes > 1 and os.environ.get("WORLD_SIZE", "1") != "1":
             raise ValueError(
                 f"torchrun has started the processes already, got --processes {args.processes}; leave it out"
             )
         check_shares(config, args.processes, args.micro_batch)
-        stop = StopOnSignal()
+        stop = cli.StopOnSignal()
         if args.processes == 1:
             result = train(config, paths, options, args.parent, should_stop=stop)
         else:
@@ -94,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, (NonFiniteLoss, ProcessDied)) else 2
     if first_process():
-        print(report(result))
+        print(cli.report(result))
     return 0 if result.status == "finished" else 1
 
 

@@ -149,7 +149,7 @@ def code_digest() -> str:
     """Hash of the source of `ups_model`, all of what a unit's result depends on."""
     root = Path(ups_model.__file__).parent
     digest = hashlib.sha256()
-    for file in sorted({*root.rglob("*.py"), *root.rglob("*.txt")}):
+    for file in sorted(file for kind in ("py", "txt", "toml") for file in root.rglob(f"*.{kind}")):
         content = file.read_bytes()
         digest.update(f"{file.relative_to(root).as_posix()} {len(content)} ".encode())
         digest.update(content)

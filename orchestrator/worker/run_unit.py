@@ -35,7 +35,7 @@ from orchestrator.worker.pause import Pause
 from orchestrator.worker.system_metrics import EnergyMeter, sampler
 from orchestrator.worker.unit_folder import discard_unreadable_weights, keep_newest_checkpoint, readable, set_aside
 from search_spaces.study import UPS
-from ups_model.inference.find_weights import json_object
+from ups_model.atomic import json_object
 from ups_model.training.progress import read_rows
 from ups_model.training.run_folder import verify_checkpoint
 

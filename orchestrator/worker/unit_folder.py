@@ -10,7 +10,7 @@ from orchestrator.storage import Claim, Workspace
 from orchestrator.storage.backends.workspace import GROUPS, RESULT, SOURCE
 from orchestrator.storage.ledger import PROGRESS, Ledger
 from orchestrator.storage.source_check import THEN, training_code
-from ups_model.inference.find_weights import json_object
+from ups_model.atomic import json_object
 from ups_model.training.run_folder import STATE, prune_checkpoints, verify_checkpoint
 
 logger = logging.getLogger(__name__)

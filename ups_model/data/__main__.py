@@ -1,7 +1,5 @@
 """The command `python -m ups_model.data`: prepare, verify and list clip sets."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Sequence
@@ -9,17 +7,7 @@ from pathlib import Path
 
 from ups_model.cli import command_parser
 from ups_model.data.format.clip_set import MANIFEST, ClipSet
-from ups_model.data.prepare.catalog import (
-    GROUPS,
-    OWN_SETS,
-    SOURCES,
-    Options,
-    check_options,
-    default_cache,
-    expand,
-    make,
-    target,
-)
+from ups_model.data.prepare import catalog
 from ups_model.data.prepare.runner import available_workers, check_place, is_prepared
 from ups_model.data.prepare.tables import classes, overview, protocols, same_clips
 from ups_model.pipes import end_with
@@ -42,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser("ups_model.data", "Prepares, verifies and lists clip sets.", EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True)
     sub = commands.add_parser("prepare", help="make clip sets from their sources")
-    sub.add_argument("names", nargs="+", metavar="NAME", help=", ".join([*GROUPS, *SOURCES]))
+    sub.add_argument("names", nargs="+", metavar="NAME", help=", ".join([*catalog.GROUPS, *catalog.SOURCES]))
     sub.add_argument("--source", type=Path, metavar="DIR", help="where your files are; synthetic sets need none")
     sub.add_argument("--out", type=Path, metavar="DIR", help="where to put the sets (UPS_CACHE or ~/.cache/ups/clips)")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="of synthetic sets (0)")
@@ -70,26 +58,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     if options.command == "prepare":
-        chosen = Options(
+        chosen = catalog.Options(
             options.seed, options.workers, tuple(options.missing), options.metres_per_unit, options.fps, progress=True
         )
         return _prepare(options.names, options.source, options.out, chosen)
     if options.command == "verify":
         return _verify(options.paths)
-    return _list(options.folder or default_cache())
+    return _list(options.folder or catalog.default_cache())
 
 
-def _prepare(names: list[str], source: Path | None, out: Path | None, options: Options) -> int:
+def _prepare(names: list[str], source: Path | None, out: Path | None, options: catalog.Options) -> int:
     try:
-        check_options(options)
+        catalog.check_options(options)
         source = None if source is None else source.expanduser()
-        names = expand(names, source)
-        if options.fps is not None and (others := [name for name in names if name not in OWN_SETS]):
+        names = catalog.expand(names, source)
+        if options.fps is not None and (others := [name for name in names if name not in catalog.OWN_SETS]):
             raise ValueError(f"--fps says nothing to {others[0]}, whose frame rate is known; leave it out")
         if source is not None and source.suffix == ".npz" and len(names) > 1:
             raise ValueError(f"--source must be a folder for several sets, got the file {source}")
-        preparations = {name: SOURCES[name].look(source, options) for name in names}
-        places = {name: target(name, out, options.seed) for name in preparations}
+        preparations = {name: catalog.SOURCES[name].look(source, options) for name in names}
+        places = {name: catalog.target(name, out, options.seed) for name in preparations}
         there = {name for name, one in preparations.items() if is_prepared(places[name], one.recipe)}
         for name in (name for name in names if name not in there):
             check_place(places[name])
@@ -105,9 +93,9 @@ def _prepare(names: list[str], source: Path | None, out: Path | None, options: O
         try:
             if not was_there and (path / MANIFEST).is_file():
                 print(f"{name}: replaces the set at {path}; --out names a folder for another one")
-            made.append(make(preparation, path))
+            made.append(catalog.make(preparation, path))
             print(f"{name}: {'already prepared' if was_there else 'prepared'} at {path}")
-            if name in OWN_SETS and (same := same_clips(made[-1])):
+            if name in catalog.OWN_SETS and (same := same_clips(made[-1])):
                 print(f"{name}: {same}")
         except (ValueError, OSError) as error:
             return _fail(error, 1)
@@ -115,7 +103,7 @@ def _prepare(names: list[str], source: Path | None, out: Path | None, options: O
             return _fail(f"{name}: stopped; the same command goes on from here", 130)
     for name, clips in zip(preparations, made, strict=True):
         if not clips.info.synthetic:
-            tables = (classes(clips), protocols(clips, SOURCES[name].published))
+            tables = (classes(clips), protocols(clips, catalog.SOURCES[name].published))
             print("".join(f"\n{name}\n{table}\n" for table in tables if table), end="")
     print()
     print(overview(made))
@@ -138,10 +126,10 @@ def _verify(paths: list[Path]) -> int:
 
 def _list(folder: Path) -> int:
     print("known sources")
-    for name, source in SOURCES.items():
+    for name, source in catalog.SOURCES.items():
         needs = f" (needs {source.needs})" if source.needs else ""
         print(f"  {name:22}{source.description}{needs}")
-    for name, members in GROUPS.items():
+    for name, members in catalog.GROUPS.items():
         print(f"  {name:22}= {', '.join(members)}")
     paths = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
     paths = [path for path in paths if not path.name.startswith(".")]

@@ -1,10 +1,9 @@
 """Finding trained weights: a checkpoint, the folder of a run, or a unit of a ledger by its key."""
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
+from ups_model.atomic import json_object
 from ups_model.training.run_folder import STATE
 
 DEFAULT_STORAGE = Path("runs/ablations")
@@ -30,17 +29,14 @@ def find_weights(model: str, storage: Path = DEFAULT_STORAGE) -> Path:
         raise ValueError(
             f"{model}: no such folder; give a checkpoint, a run's folder, or at least 4 digits of a unit's key"
         )
-    units = [folder for folder in storage.expanduser().glob("units/*-*") if _key(folder).startswith(model)]
+    folders = storage.expanduser().glob("units/*-*")
+    units = [folder for folder in folders if folder.name.rsplit("-", 1)[-1].startswith(model)]
     if not units:
         raise ValueError(f"no unit whose key begins with {model} in {storage}; name the folder with --storage")
     if len(units) > 1:
         names = ", ".join(sorted(folder.name for folder in units)[:5])
         raise ValueError(f"several units have keys that begin with {model}: {names}; give more digits")
     return _chosen(units[0])
-
-
-def _key(folder: Path) -> str:
-    return folder.name.rsplit("-", 1)[-1]
 
 
 def _chosen(run: Path) -> Path:
@@ -50,12 +46,3 @@ def _chosen(run: Path) -> Path:
         if checkpoint and (folder := run / "best" / Path(checkpoint).name).is_dir():
             return folder
     raise ValueError(f"{run}: holds no chosen weights, the run has not finished; finish it, or give a folder of best/")
-
-
-def json_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where none can be read."""
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

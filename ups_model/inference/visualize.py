@@ -3,8 +3,6 @@
 Shape suffixes: N frames, J joints, C coordinates.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +67,7 @@ class _Panel:
         self.reach = max(float((every.max(axis=0) - every.min(axis=0)).max()) / 2, 1e-6) * 1.05
         self.dims = every.shape[-1]
 
-    def open(self, drawing: Figure, rows: int, columns: int, place: int) -> _View:
+    def open(self, drawing: Figure, rows: int, columns: int, place: int) -> "_View":
         """Axes at a place of a grid, with a line for each bone of each person."""
         axes = drawing.add_subplot(rows, columns, place, projection="3d" if self.dims == 3 else None)
         low, high = self.centre - self.reach, self.centre + self.reach
@@ -142,7 +140,7 @@ def _scene(prediction: Prediction, recording: Recording) -> _Scene:
     if isinstance(prediction, ClassPrediction):
         first = recording.first_frame
         bodies = [
-            _Body(first + track.offset, _upright(_filled(track), recording.up_axis), seen_frames(track))
+            _Body(first + track.offset, _upright(track, recording.up_axis), seen_frames(track))
             for track in recording.tracks
         ]
         panel = _Panel(f"{recording.dims}D {recording.units}", bodies, skeleton, down=recording.up_axis == "-y")
@@ -155,15 +153,11 @@ def _scene(prediction: Prediction, recording: Recording) -> _Scene:
     return _Scene(recording.name, [source, answer], range(first, first + len(seen_N)), prediction.fps, [])
 
 
-def _filled(track: Track) -> np.ndarray:
-    if track.confidence is None:
-        return track.positions
-    return fill_undetected(track.positions, track.confidence)
-
-
-def _upright(pose_NJC: np.ndarray, up_axis: str) -> np.ndarray:
-    """Coordinates in which the second one is height."""
-    pose_NJC = np.asarray(pose_NJC, dtype=np.float32)
+def _upright(track: Track, up_axis: str) -> np.ndarray:
+    """Coordinates of which the second one is height, without gaps."""
+    pose_NJC = np.asarray(track.positions, dtype=np.float32)
+    if track.confidence is not None:
+        pose_NJC = fill_undetected(pose_NJC, track.confidence)
     return pose_NJC[..., [0, 2, 1]] if up_axis == "z" else pose_NJC
 
 

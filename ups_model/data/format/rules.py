@@ -3,22 +3,17 @@
 Shape suffixes: F frames of the set, K cameras, J joints, C coordinates.
 """
 
-from __future__ import annotations
-
 import hashlib
 import struct
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ups_model.data.format.info import ClipSetInfo
 from ups_model.skeletons import get_skeleton
-
-if TYPE_CHECKING:
-    from ups_model.data.format.info import ClipSetInfo
 
 FRAME_ARRAYS = ("positions", "confidence", "keypoints")
 TRACK_TABLE = {"track_start": np.int64, "track_length": np.int32, "track_clip": np.int32, "track_offset": np.int32}
@@ -39,7 +34,6 @@ DAMAGED: tuple[type[Exception], ...] = (
     KeyError,
     TypeError,
     OverflowError,
-    NotImplementedError,
     RuntimeError,
     struct.error,
     zipfile.BadZipFile,

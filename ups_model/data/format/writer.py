@@ -3,8 +3,6 @@
 Shape suffixes: N frames of a track, K cameras, J joints, C coordinates.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -15,7 +13,6 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,7 +24,6 @@ from ups_model.data.format.rules import CLIP_TABLE, FRAME_ARRAYS, TRACK_TABLE, s
 log = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 20
-NO_FILES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +66,7 @@ def write_clip_set(
     info: ClipSetInfo,
     clips: Iterable[Clip],
     dtype: str = "float32",
-    files: Mapping[str, str] = NO_FILES,
+    files: Mapping[str, str] | None = None,
 ) -> ClipSet:
     """Writes a clip set to the folder `path` and opens it.
 
@@ -95,7 +91,7 @@ def write_clip_set(
     temporary.mkdir()
     try:
         fingerprint = _write_files(temporary, info, clips, np.dtype(dtype))
-        for name, text in files.items():
+        for name, text in (files or {}).items():
             (temporary / name).write_text(text, "utf-8")
         _move_into_place(temporary, path, fingerprint)
     finally:
@@ -166,7 +162,7 @@ def _write_files(folder: Path, info: ClipSetInfo, clips: Iterable[Clip], dtype: 
 
 
 def _write_track(
-    folder: Path, streams: dict[str, _Stream], clip_id: str, track: Track, dtype: np.dtype, first: bool
+    folder: Path, streams: dict[str, "_Stream"], clip_id: str, track: Track, dtype: np.dtype, first: bool
 ) -> None:
     frames = len(track.positions)
     dtypes = {"positions": dtype, "confidence": np.dtype(np.float16), "keypoints": np.dtype(np.float32)}

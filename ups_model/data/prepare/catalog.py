@@ -1,12 +1,11 @@
 """The sources: clip set names, and how each is prepared."""
 
-from __future__ import annotations
-
 import difflib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ups_model.data.format.clip_set import ClipSet
@@ -20,6 +19,7 @@ from ups_model.data.readers.kinetics import reader as kinetics
 from ups_model.data.readers.motion import reader as motion
 from ups_model.data.readers.ntu import reader as ntu
 from ups_model.data.readers.ntu.names import PUBLISHED_COUNTS
+from ups_model.data.readers.open_originals import OPEN_SETS, OpenSet
 from ups_model.data.readers.synthetic import reader as synthetic
 
 log = logging.getLogger(__name__)
@@ -69,19 +69,17 @@ class Source:
     seeded: bool = False
 
 
-def _open_source(name: str, spec: open_sets.OpenSet) -> Source:
+def _open_source(name: str, spec: OpenSet) -> Source:
     def look(source: Path | None, options: Options) -> Preparation:
         folder = _required(name, source)
-        return Preparation(open_sets.recipe(name, folder), lambda path: open_sets.prepare(name, folder, path))
+        return Preparation(open_sets.recipe(name, folder), partial(open_sets.prepare, name, folder))
 
     return Source(spec.description, f"{spec.file}, or the original files", look)
 
 
 def _synthetic_source(name: str, spec: synthetic.SyntheticSet) -> Source:
     def look(source: Path | None, options: Options) -> Preparation:
-        def make(path: Path) -> ClipSet:
-            return synthetic.prepare(name, path, options.seed, progress=options.progress)
-
+        make = partial(synthetic.prepare, name, seed=options.seed, progress=options.progress)
         return Preparation(synthetic.recipe(name, options.seed), make)
 
     return Source(spec.description, "", look, seeded=True)
@@ -98,10 +96,7 @@ def _read_source(
 
     def look(source: Path | None, options: Options) -> Preparation:
         reading = read(_required(name, source), options)
-
-        def make(path: Path) -> ClipSet:
-            return prepare_reading(path, reading, options.workers, options.progress)
-
+        make = partial(prepare_reading, reading=reading, workers=options.workers, progress=options.progress)
         return Preparation(reading.info.recipe, make, reading.notes)
 
     return Source(description, needs, look, published or {})
@@ -155,13 +150,13 @@ SOURCES: Mapping[str, Source] = {
         "a folder of .json, .npz, .csv or .pkl files of a pose estimator, a folder a class",
         lambda source, options: keypoints.reading(source, options.fps),
     ),
-    **{name: _open_source(name, spec) for name, spec in open_sets.OPEN_SETS.items()},
+    **{name: _open_source(name, spec) for name, spec in OPEN_SETS.items()},
     **{name: _synthetic_source(name, spec) for name, spec in synthetic.SYNTHETIC_SETS.items()},
 }
 """Everything that can be prepared, by the name of the clip set."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "open": tuple(open_sets.OPEN_SETS),
+    "open": tuple(OPEN_SETS),
     "synthetic": tuple(synthetic.SYNTHETIC_SETS),
     "ntu": ("ntu60", "ntu120"),
 }

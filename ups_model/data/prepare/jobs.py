@@ -3,8 +3,6 @@
 Shape suffixes: N frames of a track, J joints, C coordinates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -152,18 +150,12 @@ def block_jobs(
     return [Job(f"{what} {start}", len(block), partial(read, block)) for start, block in blocks]
 
 
-def check_only_clip(file: Path, clip: str | None, what: str = "clip") -> None:
-    """ValueError where `clip` is not that of a file with one, which is called as the file."""
-    if clip not in (None, file.stem):
-        raise ValueError(f"{file}: holds one {what}, {file.stem}, got {clip!r:.60}")
-
-
-def choose_clip(file: Path, names: Sequence[str], clip: str | None) -> str:
+def choose_clip(file: Path, names: Sequence[str], clip: str | None, what: str = "clip") -> str:
     """The clip that is named, or the only one. ValueError where there is none."""
     if clip is None and len(names) == 1:
         return names[0]
     if clip is None or clip not in names:
-        raise ValueError(
-            f"{file}: holds {len(names)} clips; name one with --clip, such as {names[0]}, got {clip!r:.60}"
-        )
+        several = f"{len(names)} {what}s; name one with --clip, such as {names[0]}"
+        holds = several if len(names) > 1 else f"one {what}, {names[0]}"
+        raise ValueError(f"{file}: holds {holds}, got {clip!r:.60}")
     return clip

@@ -13,8 +13,6 @@ next call.
 Shape suffixes: F frames of a part, T tracks of a part.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import errno
@@ -39,7 +37,7 @@ import filelock
 import numpy as np
 from tqdm import tqdm
 
-from ups_model.atomic import write_atomic
+from ups_model.atomic import json_object, write_atomic
 from ups_model.data.format.clip_set import MANIFEST, ClipSet, read_manifest
 from ups_model.data.format.rules import FRAME_ARRAYS
 from ups_model.data.format.writer import Clip, Track, write_clip_set
@@ -188,8 +186,8 @@ def _has_parts(path: Path, recipe: Mapping[str, str | int]) -> bool:
     folder = _parts_folder(path)
     if not folder.exists():
         return False
-    description = _Parts(folder).description()
-    return description is None or description.get("recipe") == dict(recipe)
+    description = json_object(folder / _RECIPE_FILE)
+    return not description or description.get("recipe") == dict(recipe)
 
 
 @dataclass(frozen=True)
@@ -198,19 +196,11 @@ class _Parts:
 
     folder: Path
 
-    def description(self) -> dict[str, Any] | None:
-        """What the parts are of; None where the folder does not say."""
-        try:
-            content = json.loads((self.folder / _RECIPE_FILE).read_text("utf-8"))
-        except (OSError, ValueError):
-            return None
-        return content if isinstance(content, dict) else None
-
     def open(self, reading: Reading) -> None:
         """Makes the folder, and empties it if its parts are of something else."""
         jobs = [[job.name, job.items] for job in reading.jobs]
         wanted = {"format": PART_FORMAT, "recipe": dict(reading.info.recipe), "jobs": jobs}
-        if self.description() == json.loads(json.dumps(wanted)):
+        if json_object(self.folder / _RECIPE_FILE) == json.loads(json.dumps(wanted)):
             return
         if self.folder.exists():
             log.info("%s: starting anew, the source has changed", self.folder)
@@ -256,7 +246,7 @@ class _Parts:
             file.flush()
             os.fsync(file.fileno())  # Before the job counts as done: a power cut must not leave an empty part.
 
-    def clips(self, files: Sequence[int], bar: tqdm[NoReturn]) -> Iterator[Clip]:
+    def clips(self, files: Sequence[int], bar: "tqdm[NoReturn]") -> Iterator[Clip]:
         """The clips of all jobs, which have so many files each, in order."""
         for index, number in ((index, number) for index, count in enumerate(files) for number in range(count)):
             with np.load(self.file(index, number), allow_pickle=False) as part:
@@ -276,7 +266,7 @@ def _track(arrays: Mapping[str, np.ndarray], start: int, end: int, offset: int) 
 # Jobs
 
 
-def _run(parts: _Parts, index: int, job: Job, report: Callable[[int], Any] | None = None) -> None:
+def _run(parts: _Parts, index: int, job: Job, report: Callable[[int], Any] = lambda read: None) -> None:
     """Reads one job into parts."""
     left_out: list[LeftOut] = []
     held: list[Clip] = []
@@ -291,10 +281,9 @@ def _run(parts: _Parts, index: int, job: Job, report: Callable[[int], Any] | Non
             parts.write(index, files, held)
             files, clips, held, size = files + 1, clips + len(held), [], 0
         items += 1
-        if report is not None and items <= job.items:
+        if items <= job.items:
             report(1)
-    if report is not None:
-        report(max(job.items - items, 0))
+    report(max(job.items - items, 0))
     if held:
         parts.write(index, files, held)
         files, clips = files + 1, clips + len(held)
@@ -306,7 +295,7 @@ def _bytes(track: Track) -> int:
     return sum(array.nbytes for name in FRAME_ARRAYS if (array := getattr(track, name)) is not None)
 
 
-def _run_all(parts: _Parts, jobs: Sequence[Job], missing: Sequence[int], workers: int, bar: tqdm[NoReturn]) -> None:
+def _run_all(parts: _Parts, jobs: Sequence[Job], missing: Sequence[int], workers: int, bar: "tqdm[NoReturn]") -> None:
     # Not forked: this process may have threads (BLAS, a progress bar), whose locks a copy would inherit.
     context = multiprocessing.get_context("spawn")
     count = min(workers, len(missing))
@@ -358,12 +347,9 @@ def _end_with_parent() -> None:
 def _table(left_out: Sequence[LeftOut]) -> str:
     rows = [("name", "reason", "detail"), *((item.name, item.reason, item.detail) for item in left_out)]
     # A name or message of damaged content may hold anything; a row is a line.
-    return "".join("\t".join(" ".join(_writable(cell).split()) for cell in row) + "\n" for row in rows)
-
-
-def _writable(text: str) -> str:
-    """A file's name that isn't UTF-8 has half characters in it, which can't be written to any file."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    table = "".join("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
+    # A file's name that isn't UTF-8 has half characters in it, which can't be written to any file.
+    return table.encode("utf-8", "backslashreplace").decode()
 
 
 def _first(left_out: Sequence[LeftOut]) -> str:
@@ -373,6 +359,6 @@ def _first(left_out: Sequence[LeftOut]) -> str:
     return f"; {len(left_out)} recordings were left out, the first: {item.name}: {item.reason} {item.detail}".rstrip()
 
 
-def _bar(progress: bool, what: str, total: int, done: int = 0) -> tqdm[NoReturn]:
+def _bar(progress: bool, what: str, total: int, done: int = 0) -> "tqdm[NoReturn]":
     shown = progress and sys.stderr.isatty()
     return tqdm(total=total, initial=done, desc=what, unit=" recordings", leave=False, disable=not shown)

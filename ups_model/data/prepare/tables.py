@@ -1,7 +1,5 @@
 """Clip sets as plain text tables: what is in them, by split and class, and what was left out and why."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 

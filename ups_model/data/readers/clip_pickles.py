@@ -9,8 +9,6 @@ taken. What is in test, or else in val, is for testing. Read by `safe_pickle`, w
 Source: pyskl's tools/data/README.md. Shape suffixes: M persons, N frames, V joints.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
@@ -37,8 +35,8 @@ def dims(file: Path) -> int:
     clips, _ = _load(file)
     pose = next(iter(clips.values())).get("keypoint")
     if not isinstance(pose, np.ndarray) or pose.ndim < 3 or pose.shape[-1] not in (2, 3):
-        got = list(pose.shape) if isinstance(pose, np.ndarray) else type(pose).__name__
-        raise ValueError(f"{file}: keypoint must be an array [persons, frames, joints, 2 or 3], got {got}; {_WAY_OUT}")
+        rule = "keypoint must be an array [persons, frames, joints, 2 or 3]"
+        raise ValueError(f"{file}: {rule}, got {shown(pose)}; {_WAY_OUT}")
     return pose.shape[-1]
 
 

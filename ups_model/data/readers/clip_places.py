@@ -1,7 +1,5 @@
 """Where the clips of a user's folder are, and what places, files and tables tell of each: class, split, subject."""
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """One clip of a file of any format that is read here: its name and first content tell which reader it is for."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from dataclasses import replace

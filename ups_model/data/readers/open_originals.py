@@ -8,90 +8,59 @@
 Shape suffixes: N frames, M markers, J joints, C coordinates.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ups_model.data.readers.io.files import damage_named
+from ups_model.data.format.cameras import Camera
+from ups_model.data.readers.io.files import damage_named, packaged_table
 from ups_model.skeletons import get_skeleton
 from ups_model.wording import count
 
 logger = logging.getLogger(__name__)
 
-UTD_FILE = re.compile(r"a(\d+)_s(\d+)_t(\d+)_skeleton\.mat")
-PRMD_FILE = re.compile(r"m(\d\d)_s(\d\d)_e(\d\d)_positions(_inc)?\.txt")
-UTD_CLASSES = (
-    *("swipe left", "swipe right", "wave", "clap", "throw", "cross arms on chest", "basketball shoot", "draw x"),
-    *("draw circle clockwise", "draw circle counter-clockwise", "draw triangle", "bowling", "boxing", "baseball swing"),
-    *(
-        "tennis swing",
-        "arm curl",
-        "tennis serve",
-        "push",
-        "knock on door",
-        "catch",
-        "pick up and throw",
-        "jog in place",
-    ),
-    *("walk in place", "sit to stand", "stand to sit", "forward lunge", "squat"),
-)
-PRMD_CLASSES = (
-    *("deep squat", "hurdle step", "inline lunge", "side lunge", "sit to stand", "standing active straight leg raise"),
-    *("standing shoulder abduction", "standing shoulder extension", "standing shoulder internal-external rotation"),
-    "standing shoulder scaption",
-)
-JHMDB_CLASSES = (
-    *(
-        "catch",
-        "clap",
-        "golf",
-        "jump",
-        "pick",
-        "pour",
-        "pullup",
-        "push",
-        "run",
-        "sit",
-        "stand",
-        "throw",
-        "walk",
-        "wave",
-    ),
-)
-"""Those of the packed file; the original has 21."""
-MARKERS = (
-    *(
-        "LFHD",
-        "RFHD",
-        "LBHD",
-        "RBHD",
-        "C7",
-        "T10",
-        "CLAV",
-        "STRN",
-        "RBAK",
-        "LSHO",
-        "LUPA",
-        "LELB",
-        "LFRM",
-        "LWRA",
-        "LWRB",
-    ),
-    *("LFIN", "RSHO", "RUPA", "RELB", "RFRM", "RWRA", "RWRB", "RFIN", "LASI", "RASI", "LPSI", "RPSI", "LTHI", "LKNE"),
-    *("LTIB", "LANK", "LHEE", "LTOE", "RTHI", "RKNE", "RTIB", "RANK", "RHEE", "RTOE"),
-)
+UTD_FILE = re.compile(r"a\d+_s\d+_t\d+_skeleton\.mat")
+PRMD_FILE = re.compile(r"m\d\d_s\d\d_e\d\d_positions(_inc)?\.txt")
+
+
+@dataclass(frozen=True)
+class OpenSet:
+    """What an open set is, where it is and what of it is kept: a table of open_sets.toml."""
+
+    file: str
+    """The packed .npz file."""
+    originals: str
+    """Names of the files that its authors publish."""
+    skeleton: str
+    dims: int
+    fps: float
+    units: str
+    up_axis: str
+    columns: Sequence[str]
+    """Integer columns kept beside the common ones."""
+    description: str
+    licence: str
+    classes: Sequence[str]
+    has_subjects: bool = True
+    has_cameras: bool = False
+
+
+OPEN_SETS: Mapping[str, OpenSet] = {name: OpenSet(**facts) for name, facts in packaged_table("open_sets.toml").items()}
+"""The open sets by the name of the clip set made of them."""
+JHMDB_CLASSES = OPEN_SETS["jhmdb"].classes
+
+_MARKERS = """
+LFHD RFHD LBHD RBHD C7 T10 CLAV STRN RBAK LSHO LUPA LELB LFRM LWRA LWRB LFIN RSHO RUPA RELB RFRM RWRA RWRB RFIN LASI
+RASI LPSI RPSI LTHI LKNE LTIB LANK LHEE LTOE RTHI RKNE RTIB RANK RHEE RTOE
+"""
+MARKERS = tuple(_MARKERS.split())
 """UI-PRMD's columns: x, y and z in mm of each."""
-JOINTS = (
-    *("pelvis", "r_hip", "r_knee", "r_ankle", "l_hip", "l_knee", "l_ankle", "spine", "thorax", "head_base", "head"),
-    *("l_shoulder", "l_elbow", "l_wrist", "r_shoulder", "r_elbow", "r_wrist"),
-)
+JOINTS = tuple({"nose": "head_base"}.get(joint, joint) for joint in get_skeleton("h36m17").joint_names)
 """In the order of the skeleton h36m17, whose neck is the base of the head."""
 MAX_GAP = 25
 """Frames without a marker that are interpolated; a recording with a longer gap is left out."""
@@ -145,7 +114,8 @@ def load_originals(name: str, files: list[Path]) -> Arrays:
     clips = list(_READERS[name](files))
     if not clips:
         raise ValueError(f"{files[0].parent}: no recording of {name} can be used")
-    skeleton = get_skeleton({"uiprmd": "h36m17", "utd_mhad": "kinect20", "jhmdb": "jhmdb15"}[name])
+    spec = OPEN_SETS[name]
+    skeleton = get_skeleton(spec.skeleton)
     lengths = np.array([len(clip.positions_NJC) for clip in clips], np.int32)
     arrays = {
         "positions": np.concatenate([clip.positions_NJC for clip in clips]),
@@ -154,7 +124,8 @@ def load_originals(name: str, files: list[Path]) -> Arrays:
         "joint_names": np.array(skeleton.joint_names),
         "parents": np.array(skeleton.parents),
         **{key: np.array([clip.columns[key] for clip in clips], np.int16) for key in clips[0].columns},
-        **{key: np.array(value) for key, value in _FACTS[name].items()},
+        "names": np.array(spec.classes),
+        **{key: np.array(getattr(spec, key)) for key in ("fps", "units", "up_axis", "licence")},
     }
     if name == "jhmdb":
         arrays["split_test"] = arrays["split_test_1"]
@@ -163,39 +134,14 @@ def load_originals(name: str, files: list[Path]) -> Arrays:
     return arrays | (camera_arrays() if name == "uiprmd" else {})
 
 
-_FACTS: Mapping[str, Mapping[str, object]] = {
-    "utd_mhad": {
-        "names": UTD_CLASSES,
-        "fps": 30.0,
-        "units": "metre",
-        "up_axis": "y",
-        "licence": 'no licence file; authors: "freely available", "public domain dataset"; UTD-MHAD, Chen et al. 2015',
-    },
-    "uiprmd": {
-        "names": PRMD_CLASSES,
-        "fps": 50.0,
-        "units": "metre",
-        "up_axis": "z",
-        "licence": "ODC PDDL 1.0 (public domain); UI-PRMD, Vakanski et al. 2018",
-    },
-    "jhmdb": {
-        "names": JHMDB_CLASSES,
-        "fps": 30.0,
-        "units": "normalised (JHMDB pos_world)",
-        "up_axis": "-y",
-        "licence": "derived from HMDB51 (CC BY 4.0); J-HMDB annotations, Jhuang et al. 2013",
-    },
-}
-
-
 # UTD-MHAD
 
 
 def _utd_clips(files: list[Path]) -> Iterator[_Clip]:
     for file in files:
-        action, subject, trial = map(int, _match(UTD_FILE, file).groups())
-        if not 1 <= action <= len(UTD_CLASSES):
-            raise ValueError(f"{file}: actions are 1 to {len(UTD_CLASSES)}, got {action}")
+        action, subject, trial = map(int, re.findall(r"\d+", file.name))
+        if not 1 <= action <= (last := len(OPEN_SETS["utd_mhad"].classes)):
+            raise ValueError(f"{file}: actions are 1 to {last}, got {action}")
         positions_JCN = _matrix(file, "d_skel", (20, 3))
         columns = {"label": action - 1, "subject": subject, "repetition": trial}
         yield _Clip(file.name, positions_JCN.transpose(2, 0, 1).astype(np.float32), columns)
@@ -225,9 +171,9 @@ def _matrix(file: Path, name: str, shape: tuple[int, int]) -> np.ndarray:
 def _prmd_clips(files: list[Path]) -> Iterator[_Clip]:
     left_out = []
     for file in files:
-        movement, subject, episode = map(int, _match(PRMD_FILE, file).groups()[:3])
-        if not 1 <= movement <= len(PRMD_CLASSES):
-            raise ValueError(f"{file}: movements are 1 to {len(PRMD_CLASSES)}, got {movement}")
+        movement, subject, episode = map(int, re.findall(r"\d+", file.name))
+        if not 1 <= movement <= (last := len(OPEN_SETS["uiprmd"].classes)):
+            raise ValueError(f"{file}: movements are 1 to {last}, got {movement}")
         markers_NM3 = filled(read_markers(file))
         if markers_NM3 is None:
             left_out.append(file.name)
@@ -329,21 +275,16 @@ def _perpendicular(vector_N3: np.ndarray, segment_N3: np.ndarray) -> np.ndarray:
 
 def camera_arrays() -> Arrays:
     """Four virtual cameras about the origin, as the packed file has them."""
-    centers, rotations = [], []
+    cameras = []
     for distance, degrees, height in CAMERAS:
-        center = np.array([*(distance * np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])), height])
-        ahead = np.subtract(TARGET, center) / np.linalg.norm(np.subtract(TARGET, center))
-        right = np.cross(ahead, [0.0, 0.0, 1.0])
-        right /= np.linalg.norm(right)
-        centers.append(center)
-        rotations.append(np.stack([right, np.cross(ahead, right), ahead]))
-    return {
-        "cam_R": np.array(rotations, np.float32),
-        "cam_center": np.array(centers, np.float32),
-        "cam_f": np.full((len(CAMERAS), 2), FOCAL, np.float32),
-        "cam_c": np.tile(np.array(CENTRE, np.float32), (len(CAMERAS), 1)),
-        "cam_wh": np.array(SIZE, np.int32),
+        angle = np.radians(degrees)
+        center = (distance * np.cos(angle), distance * np.sin(angle), height)
+        cameras.append(Camera.facing(center, TARGET, (FOCAL, FOCAL), CENTRE, SIZE))
+    arrays = {
+        f"cam_{field}": np.array([getattr(camera, field) for camera in cameras], np.float32)
+        for field in ("R", "center", "f", "c")
     }
+    return arrays | {"cam_wh": np.array(SIZE, np.int32)}
 
 
 # J-HMDB
@@ -391,9 +332,3 @@ _READERS: Mapping[str, Callable[[list[Path]], Iterator[_Clip]]] = {
     "uiprmd": _prmd_clips,
     "jhmdb": _jhmdb_clips,
 }
-
-
-def _match(pattern: re.Pattern[str], file: Path) -> re.Match[str]:
-    match = pattern.fullmatch(file.name)
-    assert match is not None, "files are listed by their names"
-    return match

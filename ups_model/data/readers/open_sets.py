@@ -5,11 +5,8 @@ Every file holds all sequences end to end: sequence i is `positions[start[i] : s
 the layout. Shape suffixes: F frames of the file, K cameras.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +16,7 @@ from ups_model.data.format.clip_set import Camera, ClipSet, ClipSetInfo
 from ups_model.data.format.splits import GROUP
 from ups_model.data.format.writer import Clip, Track, write_clip_set
 from ups_model.data.readers.io.files import damage_named
-from ups_model.data.readers.open_originals import content_digest, load_originals, original_files
+from ups_model.data.readers.open_originals import OPEN_SETS, OpenSet, content_digest, load_originals, original_files
 from ups_model.skeletons import get_skeleton
 
 READER_VERSION = 3
@@ -33,60 +30,14 @@ NEAR = 0.35
 by one, on 72 %."""
 
 
-@dataclass(frozen=True)
-class OpenSet:
-    """Where an open set is and what of it is kept."""
-
-    file: str
-    skeleton: str
-    dims: int
-    description: str
-    columns: tuple[str, ...]
-    """Integer columns kept beside the common ones."""
-    originals: str
-    """Names of the files that its authors publish."""
-    has_subjects: bool = True
-    has_cameras: bool = False
-
-
-OPEN_SETS: Mapping[str, OpenSet] = {
-    "uiprmd": OpenSet(
-        "uiprmd_vicon17.npz",
-        "h36m17",
-        3,
-        "UI-PRMD: Vicon motion capture of ten rehabilitation exercises, in Human3.6M joint order",
-        ("correct", "repetition"),
-        "mMM_sSS_eEE_positions.txt",
-        has_cameras=True,
-    ),
-    "utd_mhad": OpenSet(
-        "utd_mhad20.npz",
-        "kinect20",
-        3,
-        "UTD-MHAD: Kinect v1 skeletons of 27 actions",
-        ("repetition",),
-        "aA_sS_tT_skeleton.mat",
-    ),
-    "jhmdb": OpenSet(
-        "jhmdb2d15.npz",
-        "jhmdb15",
-        2,
-        "J-HMDB: annotated 2D puppets in video, normalised image coordinates, 14 actions",
-        ("split_test_1", "split_test_2", "split_test_3"),
-        "joint_positions/CLASS/VIDEO/joint_positions.mat",
-        has_subjects=False,
-    ),
-}
-"""The open sets by the name of the clip set made of them."""
-
-
 def recipe(name: str, source: Path) -> dict[str, str | int]:
     """What preparing `name` from the folder (or file) `source` depends on. Raises ValueError naming a missing file."""
     reader: dict[str, str | int] = {"reader": "open_sets", "reader_version": READER_VERSION}
     file = packed_file(name, source)
     if file is None:
         files = _originals(name, source)
-        return reader | {"source": f"{len(files)} original files", "source_sha256": content_digest(files)}
+        digest = content_digest(files)
+        return reader | {"source": f"{len(files)} original files", "source_sha256": digest}
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return reader | {"source": file.name, "source_sha256": digest}

@@ -8,19 +8,20 @@ splits.csv, subjects.csv   a line of column names, then a row a clip. Columns: c
 What a table tells of a clip counts more than the folders it is in. Two rows must not tell different things of a clip.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ups_model.data.readers.io.tables import read_rows
+from ups_model.data.readers.io.files import read_rows
 
 TABLES = ("splits.csv", "subjects.csv")
 MAX_BYTES = 64 << 20
 _COLUMNS = ("clip", "split", "subject", "label")
 _PARTS = {False: "train", True: "test"}
 _SPLITS = {"train": False, "training": False, "test": True, "testing": True, "val": True, "validation": True}
+
+_Told = dict[tuple[str, str], tuple[str, str]]
+"""("split of clip", name) -> what a row has told, and file and line, to find rows that contradict each other."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,10 @@ class Tables:
     subjects: Mapping[str, bool] = field(default_factory=dict)
     """Subject -> whether it is for testing."""
 
-    def row(self, clip: str, subject: str | None = None) -> Row:
-        """What is told of a clip, whose subject may be known from elsewhere."""
+    def row(self, clip: str) -> Row:
+        """What is told of a clip, or of its subject."""
         row = self.clips.get(clip, Row())
-        subject = row.subject if row.subject is not None else subject
-        test = row.test if row.test is not None else self.subjects.get(subject or "")
-        return Row(test, subject, row.label)
+        return row if row.test is not None else replace(row, test=self.subjects.get(row.subject or ""))
 
     @property
     def tells_splits(self) -> bool:
@@ -63,35 +62,24 @@ def read_tables(source: Path) -> Tables:
     """
     clips: dict[str, Row] = {}
     subjects: dict[str, bool] = {}
-    told = _Told()
+    told: _Told = {}
     for file in (source / name for name in TABLES):
         if file.is_file():
             _read(file, clips, subjects, told)
     for clip, row in clips.items():
         if row.test is not None and row.subject in subjects:
-            told.check_subject(clip, row, subjects[row.subject])
+            _tell(told, "split of clip", clip, _PARTS[subjects[row.subject]], told["split of subject", row.subject][1])
     return Tables(clips, subjects)
 
 
-class _Told:
-    """What rows have told, and where, to find those that contradict each other."""
-
-    def __init__(self) -> None:
-        self.told: dict[tuple[str, str], tuple[str, str]] = {}
-        """("split of clip", name) -> what is told, and file and line."""
-
-    def add(self, what: str, name: str, value: str, where: str) -> None:
-        before, there = self.told.setdefault((what, name), (value, where))
-        if before != value:
-            raise ValueError(
-                f"{where}: the {what} {name!r:.60} must be told alike, got {value!r:.60} and in {there} "
-                f"{before!r:.60}; mend one of them"
-            )
-
-    def check_subject(self, clip: str, row: Row, test: bool) -> None:
-        assert row.test is not None and row.subject is not None, "the caller has looked"
-        if row.test != test:
-            self.add("split of clip", clip, _PARTS[test], self.told["split of subject", row.subject][1])
+def _tell(told: _Told, what: str, name: str, value: str, where: str) -> None:
+    """ValueError where another row has told another value."""
+    before, there = told.setdefault((what, name), (value, where))
+    if before != value:
+        raise ValueError(
+            f"{where}: the {what} {name!r:.60} must be told alike, got {value!r:.60} and in {there} "
+            f"{before!r:.60}; mend one of them"
+        )
 
 
 def _read(file: Path, clips: dict[str, Row], subjects: dict[str, bool], told: _Told) -> None:
@@ -125,12 +113,12 @@ def _read(file: Path, clips: dict[str, Row], subjects: dict[str, bool], told: _T
             if not split:
                 raise ValueError(f"{file}:{line}: split must be train or test, got nothing; mend the row")
             subjects[key] = _SPLITS[split]
-            told.add("split of subject", key, _PARTS[_SPLITS[split]], f"{file}:{line}")
+            _tell(told, "split of subject", key, _PARTS[_SPLITS[split]], f"{file}:{line}")
             continue
         for what in ("split", "subject", "label"):
             if value := row.get(what):
                 value = _PARTS[_SPLITS[split]] if what == "split" else value
-                told.add(f"{what} of clip", key, value, f"{file}:{line}")
+                _tell(told, f"{what} of clip", key, value, f"{file}:{line}")
         before = clips.get(key, Row())
         clips[key] = Row(
             _SPLITS[split] if split else before.test,

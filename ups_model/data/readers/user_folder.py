@@ -10,8 +10,6 @@ nothing tells a split, the sha256 of the id alone, or of the subject where subje
 for testing (`for_testing`): what a model was trained on stays in the training clips when files are added.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -23,7 +21,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from ups_model.data.format.clip_set import FORMAT, MANIFEST
+from ups_model.data.format.clip_set import FORMAT, MANIFEST, Camera, ClipSetInfo
 from ups_model.data.format.writer import Clip
 from ups_model.data.prepare.jobs import Job, LeftOut, block_jobs, read_items
 from ups_model.data.readers.clip_places import Item, OwnFile, find_places, no_target, own_files, part_of
@@ -55,17 +53,41 @@ class OwnFiles:
     """sha256 of the listing: name, size and time of change of each file, no content."""
     notes: tuple[str, ...]
 
-    def recipe(self, reader: str, version: int, fps: float, resampling: str) -> dict[str, str | int]:
-        """What a set of these files depends on."""
-        return {
-            "reader": reader,
-            "reader_version": version,
-            "files": len(self.files),
-            "files_sha256": self.digest,
-            "split": self.split,
-            "fps": repr(fps),
-            "resampling": resampling,
-        }
+    def info(
+        self,
+        name: str,
+        version: int,
+        skeleton: str,
+        dims: int,
+        fps: float,
+        description: str,
+        camera_groups: tuple[tuple[Camera, ...], ...] = (),
+        **recipe: str,
+    ) -> ClipSetInfo:
+        """The set of these files, in metres with z up or in parts of the image; `recipe` is what else it depends on."""
+        return ClipSetInfo(
+            name=name,
+            skeleton=skeleton,
+            dims=dims,
+            fps=fps,
+            units="metre" if dims == 3 else "normalised",
+            up_axis="z" if dims == 3 else "-y",
+            licence="that of the files",
+            classes=self.classes,
+            synthetic=False,
+            description=description,
+            camera_groups=camera_groups,
+            recipe={
+                "reader": name,
+                "reader_version": version,
+                "files": len(self.files),
+                "files_sha256": self.digest,
+                "split": self.split,
+                "fps": repr(fps),
+                "resampling": "linear" if dims == 3 else "nearest frame",
+                **recipe,
+            },
+        )
 
 
 def look(
@@ -89,7 +111,7 @@ def look(
             beside them is a link to nothing.
         OSError: a folder cannot be read.
     """
-    source, beside = Path(source), (*beside, *TABLES)
+    beside = (*beside, *TABLES)
     wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
     if not source.is_dir():
         raise ValueError(f"{source}: must be a folder with {wanted} in it, or in a folder for each class")
@@ -156,13 +178,7 @@ def _split_by_hash(files: Sequence[OwnFile], classes: Sequence[str]) -> tuple[st
         notes = [f"no splits: about one subject in {ONE_IN} is for testing, by the sha256 of its number: {which}"]
         files = [replace(file, split_test=str(file.subject) in chosen) for file in files]
         return "sha256 of the subject", list(files), notes
-    files, notes = _split_by_id(files, classes)
-    return "sha256 of the id", files, notes
-
-
-def _split_by_id(files: Sequence[OwnFile], classes: Sequence[str]) -> tuple[list[OwnFile], list[str]]:
-    """The files with a split by `for_testing`, and what to tell of it."""
-    chosen, mended = for_testing([(file.name, file.label) for file in files if file.left_out is None])
+    chosen, mended = for_testing([(file.name, file.label) for file in there])
     notes = [
         f"no folder test/, so about one clip in {ONE_IN} is for testing: where the sha256 of its id is divisible "
         f"by {ONE_IN}, whatever other files there are"
@@ -173,7 +189,8 @@ def _split_by_id(files: Sequence[OwnFile], classes: Sequence[str]) -> tuple[list
             f"that leaves {which} without test or without training clips, so the clip of lowest sha256 there is "
             "for testing, or that of highest for training; more files may change which one"
         )
-    return [replace(file, split_test=file.left_out is None and file.name in chosen) for file in files], notes
+    files = [replace(file, split_test=file.left_out is None and file.name in chosen) for file in files]
+    return "sha256 of the id", files, notes
 
 
 def for_testing(clips: Sequence[tuple[str, int]]) -> tuple[set[str], list[int]]:

@@ -3,8 +3,6 @@
 Shape suffixes: N frames, J joints.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from ups_model.data.format.cameras import Camera, to_camera

@@ -1,7 +1,8 @@
 """Which joints of a BVH file are Human3.6M's, told from their names.
 
 Names differ by the program that wrote them. Namespaces and prefixes (mixamorig:, Character1_, Bip01 ) do not count, nor
-do case, spaces and underscores; sides are Left.., L .., .._l. What is left of a name is looked up below, in order.
+do case, spaces and underscores; sides are Left.., L .., .._l. What is left of a name is looked up in the order of
+joint_names.toml.
 
 - The joint between clavicle and elbow is LeftArm, or LeftShoulder where there is no LeftArm: in the first family of
   names LeftShoulder is the clavicle, in the other the clavicle is LeftCollar.
@@ -11,19 +12,16 @@ do case, spaces and underscores; sides are Left.., L .., .._l. What is left of a
   three quarters of the way, the middle of pelvis and thorax.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
 from ups_model.data.readers.bvh.kinematics import ancestors, path_between, path_length
 from ups_model.data.readers.bvh.parser import Node
-from ups_model.data.readers.io.files import load_json
+from ups_model.data.readers.io.files import load_json, packaged_table
 from ups_model.skeletons import get_skeleton
 
 SKELETON = "h36m17"
@@ -31,25 +29,8 @@ JOINT_NAMES = get_skeleton(SKELETON).joint_names
 JOINTS_FILE = "joints.json"
 """In the source folder: {joint of h36m17: joint of the files}; joints that are not in it are told from their names."""
 
-SIDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "hip": ("upleg", "thigh", "upperleg", "femur", "hip"),
-        "knee": ("knee", "leg", "calf", "lowerleg", "lowleg", "shin", "tibia"),
-        "ankle": ("ankle", "foot"),
-        "shoulder": ("upperarm", "uparm", "arm", "shldr", "humerus", "shoulder"),
-        "elbow": ("elbow", "forearm", "lowerarm", "lowarm", "radius"),
-        "wrist": ("wrist", "hand"),
-    }
-)
-"""Joints of the limbs, and what they are called, the surest name first."""
-MIDDLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "pelvis": ("pelvis", "hips", "hip"),
-        "thorax": ("neck", "neck01", "neck1", "lowerneck", "necklower", "necktwist01"),
-        "nose": ("head",),
-    }
-)
-TOPS = ("headtopend", "headtop", "headend", "headnub", "headsite", "topofhead")
+NAMES: Mapping[str, Mapping[str, Sequence[str]]] = packaged_table("joint_names.toml")
+"""Tables of what joints are called, the surest name first."""
 
 _PREFIX = re.compile(r"^(?:mixamorig\d*[ _.-]*|(?:character|bip|cc_base|valvebiped|actor)\d*[ _.-]+)", re.IGNORECASE)
 _SIDES = (
@@ -80,7 +61,7 @@ def joints_beside(folders: Iterable[Path]) -> dict[str, str]:
 
 
 def match_joints(
-    file: Path, nodes: Sequence[Node], lengths_V: np.ndarray, own_names: Mapping[str, str] = MappingProxyType({})
+    file: Path, nodes: Sequence[Node], lengths_V: np.ndarray, own_names: Mapping[str, str]
 ) -> tuple[tuple[int, ...], ...]:
     """For each joint of h36m17 the nodes whose middle it is.
 
@@ -96,21 +77,15 @@ def match_joints(
     finder = _Finder(file, nodes)
     nodes_of: dict[str, tuple[int, ...]] = {joint: (finder.exact(joint, name),) for joint, name in own_names.items()}
     missing: list[str] = []
-
-    def look_up(joint: str, side: str, names: tuple[str, ...]) -> None:
+    limbs = [(f"{side}_{part}", side, names) for part, names in NAMES["sided"].items() for side in ("l", "r")]
+    for joint, side, names in [*((joint, "", names) for joint, names in NAMES["middle"].items()), *limbs]:
         if joint in nodes_of:
-            return
+            continue
         if (index := finder.by_name(side, names)) is None:
             sides = {"l": "Left", "r": "Right", "": ""}
             missing.append(f"{joint} ({', '.join(sides[side] + name.capitalize() for name in names)})")
         else:
             nodes_of[joint] = (index,)
-
-    for joint, names in MIDDLE.items():
-        look_up(joint, "", names)
-    for part, names in SIDED.items():
-        for side in ("l", "r"):
-            look_up(f"{side}_{part}", side, names)
     if missing:
         joints = [node.name for node in nodes if not node.is_end]
         more = f" and {len(joints) - _MAX_LISTED} more" if len(joints) > _MAX_LISTED else ""
@@ -198,7 +173,7 @@ def _top(
     """The top of the head; None where there is none, or it lies in the head's joint as some exporters write it."""
     (head,) = nodes_of["nose"]
     ends = [index for index, node in enumerate(nodes) if node.is_end and node.parent == head]
-    named = finder.by_name("", TOPS)
+    named = finder.by_name("", NAMES["top"]["head"])
     shin = path_length(nodes, lengths_V, nodes_of["l_knee"][0], nodes_of["l_ankle"][0])
     for index in ([] if named is None else [named]) + ends:
         if path_length(nodes, lengths_V, head, index) > shin / 10:

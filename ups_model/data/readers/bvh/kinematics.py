@@ -7,8 +7,6 @@ in place of the offset along their axis, as exporters write them.
 Shape suffixes: N frames, C channels, V nodes, W chosen nodes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,11 +23,7 @@ def world_positions(nodes: Sequence[Node], values_NC: np.ndarray, indices: Seque
         values_NC: units and degrees.
         indices: of the W nodes.
     """
-    needed: set[int] = set()
-    for index in indices:
-        while index >= 0 and index not in needed:
-            needed.add(index)
-            index = nodes[index].parent
+    needed = {above for index in indices for above in ancestors(nodes, index)}
     turns = {nodes[index].parent for index in needed}  # Other nodes' rotations are not needed.
     place_N3: dict[int, np.ndarray] = {}
     rotation_N33: dict[int, np.ndarray] = {}

@@ -17,9 +17,8 @@ Keywords in any case, any white space, joints with any number and order of chann
 Shape suffixes: N frames, C channels.
 """
 
-from __future__ import annotations
-
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -45,47 +44,30 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.A
 _WAY_OUT = "export the file again"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Node:
     """A joint or an end site."""
 
     name: str
     parent: int
     """Index of the node above; -1 for the root. Parents come before their children."""
-    offset: tuple[float, float, float]
-    """From the parent, in its axes, in the file's units."""
-    channels: tuple[tuple[str, int], ...]
-    """("position" or "rotation", axis 0..2) in the order of the file."""
-    first_channel: int
+    line: int
     is_end: bool
+    offset: Sequence[float] = ()
+    """From the parent, in its axes, in the file's units."""
+    channels: Sequence[tuple[str, int]] = ()
+    """("position" or "rotation", axis 0..2) in the order of the file."""
+    first_channel: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class BvhFile:
     """What a file holds."""
 
-    nodes: tuple[Node, ...]
+    nodes: list[Node]
     fps: float
     values_NC: np.ndarray
     """float64, units and degrees."""
-
-
-@dataclass
-class _Open:
-    """A node that is being read."""
-
-    name: str
-    parent: int
-    line: int
-    is_end: bool
-    offset: tuple[float, float, float] | None = None
-    channels: list[tuple[str, int]] | None = None
-    first_channel: int = 0
-
-    def closed(self) -> Node:
-        assert self.offset is not None, "checked at its closing brace"
-        channels = tuple(self.channels or ())
-        return Node(self.name, self.parent, self.offset, channels, self.first_channel, self.is_end)
 
 
 @dataclass
@@ -100,7 +82,7 @@ class _Words:
 
     def take(self, what: str) -> str:
         if self.at == len(self.words):
-            raise ValueError(f"{self.file}:{self.line}: the hierarchy must go on with {what}, it ends; {_WAY_OUT}")
+            raise _fault(self.file, self.line, f"the hierarchy must go on with {what}, it ends")
         self.last, self.line = self.words[self.at]
         self.at += 1
         return self.last
@@ -112,7 +94,11 @@ class _Words:
         return float(word)
 
     def fault(self, rule: str, got: str | None = None) -> ValueError:
-        return ValueError(f"{self.file}:{self.line}: {rule}, got {self.last if got is None else got!r:.60}; {_WAY_OUT}")
+        return _fault(self.file, self.line, f"{rule}, got {self.last if got is None else got!r:.60}")
+
+
+def _fault(file: Path, line: int, what: str) -> ValueError:
+    return ValueError(f"{file}:{line}: {what}; {_WAY_OUT}")
 
 
 def read_bvh(file: Path) -> BvhFile:
@@ -131,28 +117,24 @@ def read_bvh(file: Path) -> BvhFile:
         raise ValueError(f"{file}:1: a BVH file must begin with HIERARCHY, got {raw[:20]!r}; is it one?")
     motion = _MOTION.search(raw)
     if motion is None:
-        raise ValueError(
-            f"{file}:{_line(raw, len(raw))}: a line MOTION must follow the hierarchy, the file ends; {_WAY_OUT}"
-        )
+        raise _fault(file, _line(raw, len(raw)), "a line MOTION must follow the hierarchy, the file ends")
     # Braces that close the hierarchy may stand before the word.
     nodes = _hierarchy(file, raw[: motion.end(1)])
     channels = sum(len(node.channels) for node in nodes)
     table = _TABLE.match(raw, motion.end())
     if table is None:
-        line = _line(raw, motion.end()) + 1
-        raise ValueError(f'{file}:{line}: "Frames: COUNT" and "Frame Time: SECONDS" must follow MOTION; {_WAY_OUT}')
+        rule = '"Frames: COUNT" and "Frame Time: SECONDS" must follow MOTION'
+        raise _fault(file, _line(raw, motion.end()) + 1, rule)
     frames, fps = _frames(file, raw, table), _fps(file, raw, table)
     return BvhFile(nodes, fps, _values(file, raw, table.end(), frames * channels).reshape(frames, channels))
 
 
-def _hierarchy(file: Path, raw: bytes) -> tuple[Node, ...]:
+def _hierarchy(file: Path, raw: bytes) -> list[Node]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        bad = f"0x{raw[error.start]:02x}"
-        raise ValueError(
-            f"{file}:{_line(raw, error.start)}: names must be UTF-8, got the byte {bad}; {_WAY_OUT}"
-        ) from error
+        rule = f"names must be UTF-8, got the byte 0x{raw[error.start]:02x}"
+        raise _fault(file, _line(raw, error.start), rule) from error
     words = [
         (word, number)
         for number, line in enumerate(text.split("\n"), start=1)
@@ -161,8 +143,9 @@ def _hierarchy(file: Path, raw: bytes) -> tuple[Node, ...]:
     source = _Words(file, words)
     if source.take("HIERARCHY").upper() != "HIERARCHY":
         raise source.fault("a BVH file must begin with HIERARCHY")
-    nodes: list[_Open] = []
+    nodes: list[Node] = []
     stack: list[int] = []
+    with_channels: set[int] = set()
     channels = 0
     while stack or source.at < len(words) or not nodes:
         word = source.take("ROOT" if not nodes else "}").upper()
@@ -182,27 +165,27 @@ def _hierarchy(file: Path, raw: bytes) -> tuple[Node, ...]:
             raise source.fault("nothing but MOTION must follow the hierarchy")
         node = nodes[stack[-1]]
         if word == "OFFSET":
-            if node.offset is not None:
+            if node.offset:
                 raise source.fault(f"{node.name} must have one OFFSET")
-            x, y, z = (source.number(f"an offset of {node.name}") for _ in range(3))
-            node.offset = (x, y, z)
+            node.offset = [source.number(f"an offset of {node.name}") for _ in range(3)]
         elif word == "CHANNELS":
-            if node.channels is not None or node.is_end:
+            if stack[-1] in with_channels or node.is_end:
                 raise source.fault(f"{node.name} must have {'no' if node.is_end else 'one'} CHANNELS")
+            with_channels.add(stack[-1])
             node.channels, node.first_channel = _channels(source, node.name), channels
             channels += len(node.channels)
         elif word == "}":
-            if node.offset is None:
+            if not node.offset:
                 raise source.fault(f"{node.name} (line {node.line}) must have an OFFSET")
             stack.pop()
         else:
             raise source.fault("a joint must hold OFFSET, CHANNELS, JOINT, End Site or }")
     if not channels:
         raise ValueError(f"{file}: at least one joint must have CHANNELS, none has; {_WAY_OUT}")
-    return tuple(node.closed() for node in nodes)
+    return nodes
 
 
-def _opened(source: _Words, word: str, nodes: list[_Open], stack: list[int]) -> _Open:
+def _opened(source: _Words, word: str, nodes: list[Node], stack: list[int]) -> Node:
     """The node that begins with this word: its name may have spaces in it, and a brace follows."""
     line = source.line
     parts: list[str] = []
@@ -212,10 +195,10 @@ def _opened(source: _Words, word: str, nodes: list[_Open], stack: list[int]) -> 
         parts.append(part)
     parent = stack[-1] if stack else -1
     if word == "END":
-        return _Open(nodes[parent].name + END_SITE, parent, line, True)
+        return Node(nodes[parent].name + END_SITE, parent, line, True)
     if not parts:
         raise source.fault(f"a name must follow {word}")
-    return _Open(" ".join(parts), parent, line, False)
+    return Node(" ".join(parts), parent, line, False)
 
 
 def _channels(source: _Words, name: str) -> list[tuple[str, int]]:
@@ -237,9 +220,8 @@ def _channels(source: _Words, name: str) -> list[tuple[str, int]]:
 def _frames(file: Path, raw: bytes, table: re.Match[bytes]) -> int:
     text = table[1]
     if not text.isdigit() or not 1 <= int(text[:9]) <= MAX_FRAMES or len(text) > 9:
-        shown = text.decode("ascii", "replace")
-        line = _line(raw, table.start(1))
-        raise ValueError(f"{file}:{line}: Frames must be in 1..{MAX_FRAMES}, got {shown:.30}; {_WAY_OUT}")
+        rule = f"Frames must be in 1..{MAX_FRAMES}, got {text.decode('ascii', 'replace'):.30}"
+        raise _fault(file, _line(raw, table.start(1)), rule)
     return int(text)
 
 
@@ -248,9 +230,8 @@ def _fps(file: Path, raw: bytes, table: re.Match[bytes]) -> float:
     text = table[2].decode("ascii", "replace")
     low, high = FPS_BOUNDS
     if not _NUMBER.fullmatch(text) or len(text) > 40 or not 1 / high <= float(text) <= 1 / low:
-        line = _line(raw, table.start(2))
-        rule = f"Frame Time must be seconds in {1 / high:g}..{1 / low:g}"
-        raise ValueError(f"{file}:{line}: {rule}, got {text:.30}; {_WAY_OUT}")
+        rule = f"Frame Time must be seconds in {1 / high:g}..{1 / low:g}, got {text:.30}"
+        raise _fault(file, _line(raw, table.start(2)), rule)
     seconds = float(text)
     whole = round(1 / seconds)
     exponent = Decimal(text).as_tuple().exponent
@@ -289,10 +270,8 @@ def _values(file: Path, raw: bytes, start: int, count: int) -> np.ndarray:
             bad = int(np.argmin(good))
             raise _value_fault(file, raw, start, filled + bad, words[bad])
         if filled + len(words) > count:
-            line = value_line(raw, start, count)
-            raise ValueError(
-                f"{file}:{line}: there must be {count} values, frames times channels, and there are more; {_WAY_OUT}"
-            )
+            rule = f"there must be {count} values, frames times channels, and there are more"
+            raise _fault(file, value_line(raw, start, count), rule)
         values[filled : filled + len(words)] = numbers
         filled += len(words)
         place = stop
@@ -302,9 +281,8 @@ def _values(file: Path, raw: bytes, start: int, count: int) -> np.ndarray:
 
 
 def _value_fault(file: Path, raw: bytes, start: int, index: int, word: bytes) -> ValueError:
-    shown = word.decode("ascii", "replace")
-    line = value_line(raw, start, index)
-    return ValueError(f"{file}:{line}: values must be numbers within {MAX_VALUE:g}, got {shown:.30}; {_WAY_OUT}")
+    rule = f"values must be numbers within {MAX_VALUE:g}, got {word.decode('ascii', 'replace'):.30}"
+    return _fault(file, value_line(raw, start, index), rule)
 
 
 def value_line(raw: bytes, start: int, index: int) -> int:

@@ -7,8 +7,6 @@ is over the origin and the lowest joint of the clip on the floor. Four cameras s
 Shape suffixes: N frames, J joints of h36m17.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
-from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, check_only_clip
+from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, choose_clip
 from ups_model.data.readers.bvh.cameras import corner_cameras, leaves_view
 from ups_model.data.readers.bvh.joints import JOINT_NAMES, JOINTS_FILE, SKELETON, joints_beside, match_joints
 from ups_model.data.readers.bvh.kinematics import bone_lengths, path_length, world_positions
@@ -67,7 +64,6 @@ def reading(source: Path, metres_per_unit: float | None = None, fps: float | Non
         ValueError: no folder, no file that can be read, or a damaged joints.json; names it.
         OSError: a folder cannot be read.
     """
-    source = Path(source)
     if metres_per_unit is not None and not 0 < metres_per_unit <= MAX_METRES:
         raise ValueError(f"--metres-per-unit must be above 0 and at most {MAX_METRES:g}, got {metres_per_unit}")
     own = look(source, (".bvh",), (JOINTS_FILE,))
@@ -90,27 +86,16 @@ def reading(source: Path, metres_per_unit: float | None = None, fps: float | Non
     rate = f"as in {first.name}; files of another rate are resampled to it" if fps is None else "as --fps says of all"
     notes.append(f"{motion.fps:g} frames per second, {rate}")
     unit = "told from the height" if metres_per_unit is None else repr(float(metres_per_unit))
-    info = ClipSetInfo(
-        name=NAME,
-        skeleton=SKELETON,
-        dims=3,
-        fps=motion.fps,
-        units="metre",
-        up_axis="z",
-        licence="that of the files",
-        classes=own.classes,
-        synthetic=False,
-        description="BVH: motion capture files of one's own, in Human3.6M joints, four virtual cameras",
-        camera_groups=(corner_cameras(),),
-        recipe=own.recipe(NAME, READER_VERSION, motion.fps, "linear") | {"metres_per_unit": unit},
-    )
+    description = "BVH: motion capture files of one's own, in Human3.6M joints, four virtual cameras"
+    cameras = (corner_cameras(),)
+    info = own.info(NAME, READER_VERSION, SKELETON, 3, motion.fps, description, cameras, metres_per_unit=unit)
     read = partial(_clip, fps=motion.fps, read=read_motion)
     return Reading(info, make_jobs(own, read), tuple(notes))
 
 
 def clip_names(file: Path) -> tuple[str, ...]:
     """The file's name without suffix."""
-    return (Path(file).stem,)
+    return (file.stem,)
 
 
 def read_recording(file: Path, clip: str | None = None) -> Recording:
@@ -119,10 +104,9 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
     A joints.json counts that is in the file's folder or one of the two above it. ValueError too where the file lacks
     joints, or its person is of no plausible height.
     """
-    file = Path(file)
-    check_only_clip(file, clip)
+    name = choose_clip(file, clip_names(file), clip)
     motion = _read(file, None, joints_beside(file.absolute().parents[:3]))
-    return Recording(file.stem, SKELETON, 3, motion.fps, "metre", "z", (Track(_stored(motion.pose_NJ3)),))
+    return Recording(name, SKELETON, 3, motion.fps, "metre", "z", (Track(_stored(motion.pose_NJ3)),))
 
 
 def _clip(file: OwnFile, fps: float, read: Callable[[Path], _Motion]) -> Clip | LeftOut:

@@ -6,23 +6,20 @@ middle of the image, 4.4 at 300 and 13 at 450. So projections serve for checks a
 have them.
 """
 
-from __future__ import annotations
-
-from importlib.resources import files
-
 import numpy as np
 
 from ups_model.data.format.cameras import Camera
+from ups_model.data.readers.io.files import packaged_lines
 
 _INTRINSICS: dict[str, tuple[float, ...]] = {}
 """Camera -> f x, f y, c x, c y, width, height; pixels."""
 _EXTRINSICS: dict[str, list[tuple[float, ...]]] = {}
 """Subject -> for each camera a quaternion, w first, camera to world, and the position in millimetres."""
-for _line in (files("ups_model.data.readers.h36m") / "cameras.txt").read_text("utf-8").splitlines():
+for _line in packaged_lines("h36m/cameras.txt"):
     _first, *_rest = _line.split()
     if _first.startswith("S"):
         _EXTRINSICS.setdefault(_first, []).append(tuple(map(float, _rest[1:])))
-    elif _first != "#":
+    else:
         _INTRINSICS[_first] = tuple(map(float, _rest))
 
 CAMERA_IDS: tuple[str, ...] = tuple(_INTRINSICS)

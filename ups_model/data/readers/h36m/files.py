@@ -9,8 +9,6 @@ temporal convolutions and semi-supervised training", CVPR 2019, and the files it
 Shape suffixes: N frames, J 17 joints, K cameras.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Mapping

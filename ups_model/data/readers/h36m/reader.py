@@ -6,8 +6,6 @@ fine-tuned on Human3.6M), "h36m_gt" with the projections of the poses themselves
 Shape suffixes: N frames, K cameras, J 17 joints.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -64,7 +62,7 @@ _DESCRIPTIONS = {
 def recipe(name: str, source: Path) -> dict[str, str | int]:
     """What preparing `name` from the folder `source` depends on: names, sizes and times of the files. ValueError for
     an unknown set or a missing file."""
-    stats = [(file.name, file.stat()) for file in _files(name, Path(source))]
+    stats = [(file.name, file.stat()) for file in _files(name, source)]
     listing = sorted((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
     return {"reader": "h36m", "reader_version": READER_VERSION, "set": name, "files_sha256": files_sha256(listing)}
 
@@ -79,7 +77,6 @@ def reading(name: str, source: Path) -> Reading:
         ValueError: a file is missing, damaged or of another format, has an unknown action or subject, or its keypoints
             lie more than 100 pixels (the median over a subject's recordings) from the projected poses of a camera.
     """
-    source = Path(source)
     set_recipe = recipe(name, source)
     poses_file, keypoints_file = _files(name, source)
     notes, offsets, first, items = [], {}, None, 0
@@ -99,8 +96,7 @@ def reading(name: str, source: Path) -> Reading:
         if isinstance(item, LeftOut):
             first = first or item
         else:
-            offsets[item.subject, item.action] = _offsets(item)
-            _check_order(keypoints_file, item, offsets[item.subject, item.action])
+            offsets[item.subject, item.action] = _offsets(keypoints_file, item)
     if not offsets:
         detail = f"; the first: {first.name}: {first.reason} {first.detail}" if first else ""
         raise ValueError(
@@ -130,7 +126,7 @@ def reading(name: str, source: Path) -> Reading:
 def clip_names(file: Path) -> tuple[str, ...]:
     """The clips of a 2D file, "S9/Walking 1/54138969": every recording in every camera. Recordings that have another
     number of cameras are none, as it isn't known which theirs are."""
-    keypoints = read_keypoints(Path(file))
+    keypoints = read_keypoints(file)
     return tuple(
         f"{subject}/{action}/{camera}"
         for subject in sorted(keypoints, key=_subject_order)
@@ -147,7 +143,6 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
     the camera's space, where data_3d_h36m.npz lies beside the file and has them. Keypoints are then cut to the length
     of the poses; ValueError where they end before.
     """
-    file = Path(file)
     keypoints = read_keypoints(file)
     subject, action, camera = _parse(file, keypoints, clip)
     name, where = f"{subject}/{action}", f"[{subject}/{action}]"
@@ -252,12 +247,6 @@ def _read(poses_file: Path, keypoints_file: Path) -> Iterator[Clip | LeftOut]:
         )
 
 
-def _offsets(item: _Matched) -> list[float]:
-    """For each camera the median distance of its keypoints from the projected poses, pixels."""
-    cameras = cameras_of(item.subject)
-    return [_distance_px(item.pose_NJ3, item.keypoints_NKJ2[:, place], camera) for place, camera in enumerate(cameras)]
-
-
 def _distance_px(pose_NJ3: np.ndarray, keypoints_NJ2: np.ndarray, camera: Camera) -> float:
     """Median over evenly spaced frames and joints. A point that is not in front of the camera is infinitely far."""
     step = -(-len(pose_NJ3) // _SAMPLED_FRAMES)
@@ -269,16 +258,19 @@ def _distance_px(pose_NJ3: np.ndarray, keypoints_NJ2: np.ndarray, camera: Camera
     return float(np.median(np.nan_to_num(distance_NJ, nan=np.inf)))
 
 
-def _check_order(file: Path, item: _Matched, offsets: list[float]) -> None:
-    """ValueError where keypoints are another camera's."""
-    cameras = cameras_of(item.subject)
+def _offsets(file: Path, item: _Matched) -> list[float]:
+    """For each camera the median distance of its keypoints from the projected poses, pixels. ValueError where keypoints
+    are another camera's."""
+    cameras, views_KNJ2 = cameras_of(item.subject), np.moveaxis(item.keypoints_NKJ2, 1, 0)
+    offsets = [_distance_px(item.pose_NJ3, view, camera) for view, camera in zip(views_KNJ2, cameras, strict=True)]
     for place in (place for place, offset in enumerate(offsets) if offset > LIMIT_PX):
         for other, camera in enumerate(cameras):
-            if _distance_px(item.pose_NJ3, item.keypoints_NKJ2[:, place], camera) < _FIT_PX:
+            if _distance_px(item.pose_NJ3, views_KNJ2[place], camera) < _FIT_PX:
                 raise ValueError(
                     f"{file}[{item.subject}/{item.action}][{place}]: must be keypoints of camera {CAMERA_IDS[place]}, "
                     f"got those of {CAMERA_IDS[other]} by the 3D poses; the order is {', '.join(CAMERA_IDS)}"
                 )
+    return offsets
 
 
 def _check_offsets(file: Path, offsets: Mapping[tuple[str, str], list[float]]) -> list[str]:

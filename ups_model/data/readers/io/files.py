@@ -1,14 +1,15 @@
 """Files of the user's own: walked through, listed, parsed whole or refused; and a disk that fails meanwhile."""
 
-from __future__ import annotations
-
 import codecs
+import csv
 import errno
 import hashlib
 import json
 import os
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,7 @@ NUMBERS = frozenset({int, float})
 """Exact types of numbers in JSON: NumPy would take true and "1.5" for numbers too."""
 _DAMAGED: tuple[type[Exception], ...] = (*DAMAGED, MemoryError)
 _WAY_OUT = "get the file again"
+_OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
 
 
 def load_json(file: Path, max_bytes: int) -> Any:
@@ -64,6 +66,35 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"numbers must be finite, got {constant}")
+
+
+def read_rows(file: Path) -> list[list[str]]:
+    """The rows of a table, the line of column names first.
+
+    Raises:
+        ValueError: not UTF-8, not CSV, or separated by something else than commas; names the file.
+        OSError: the file cannot be read.
+    """
+    try:
+        rows = list(csv.reader(file.read_text("utf-8-sig").splitlines(), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file}: must be a table in UTF-8 with commas ({error}); save it again so") from error
+    if rows and len(rows[0]) == 1:
+        for separator, name in _OTHER_SEPARATORS.items():
+            if separator in rows[0][0]:
+                raise ValueError(f"{file}:1: columns must be separated by commas, got {name}; save it again so")
+    return rows
+
+
+def packaged_lines(name: str) -> tuple[str, ...]:
+    """The lines, but for comments, of a text file that comes with the readers; `name` is its path from their folder."""
+    lines = (resources.files("ups_model.data.readers") / name).read_text("utf-8").splitlines()
+    return tuple(line for line in lines if not line.startswith("#"))
+
+
+def packaged_table(name: str) -> dict[str, Any]:
+    """The same of a TOML file, parsed."""
+    return tomllib.loads((resources.files("ups_model.data.readers") / name).read_text("utf-8"))
 
 
 def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -10,14 +10,10 @@ stack and ends the process, allocates whatever a length or a memo index says, ta
 extensions unasked, and its BUILD sets attributes of any object. Its twin in Python has a method for each opcode.
 """
 
-from __future__ import annotations
-
 import pickle
 import pickletools
-import struct
 import sys
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -25,37 +21,21 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ups_model.data.format.rules import DAMAGED
+from ups_model.data.readers.io import safe_pickle_values
 from ups_model.data.readers.io.files import read_npy_header
-from ups_model.data.readers.io.safe_pickle_values import (
-    GLOBALS,
-    Dtype,
-    Global,
-    Unbuilt,
-    build_array,
-    call,
-    checked_keys,
-)
 
 _RULE = "a pickle may hold arrays and plain values alone"
 _WAY_OUT = "have the program that wrote it save arrays, lists, dicts, numbers and text alone"
 
-_DAMAGED = (
+_DAMAGED_MEMBER: tuple[type[Exception], ...] = (
+    *DAMAGED,
     pickle.UnpicklingError,
-    ValueError,  # UnicodeDecodeError too
-    TypeError,
     IndexError,
-    KeyError,
     AttributeError,
-    OverflowError,
     MemoryError,
     BufferError,
-    EOFError,
-    RecursionError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
 )
-_DAMAGED_MEMBER: tuple[type[Exception], ...] = (*_DAMAGED, *DAMAGED)
+_DAMAGED: tuple[type[Exception], ...] = tuple(kind for kind in _DAMAGED_MEMBER if kind is not OSError)
 _BLOCK = 1 << 20
 _MAX_MADE_RATIO, _MADE_FREE_BYTES = 8, 1 << 24
 """Calls make at most `_MAX_MADE_RATIO` bytes of values for each byte read, beside the first ones; arrays need two."""
@@ -98,7 +78,10 @@ def load(stream: IO[bytes], name: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Numbers and text of a pickle for messages; of others the type, as the text of a nested value has no bound."""
+    """Numbers and text of a pickle for messages, dtype and shape of arrays; of others the type, as the text of a nested
+    value has no bound."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
     return f"{value!r:.60}" if isinstance(value, (str, int, float, np.number, type(None))) else type(value).__name__
 
 
@@ -164,7 +147,7 @@ class _Memo(dict[int, Any]):
 
     def __getitem__(self, index: int) -> Any:
         value = super().__getitem__(index)
-        if isinstance(value, Unbuilt):
+        if isinstance(value, safe_pickle_values.Unbuilt):
             if value.array is None:
                 raise ValueError("an array contains itself")
             return value.array
@@ -196,26 +179,26 @@ class _Unpickler(pickle._Unpickler):  # private in name, but the only one whose 
             raise ValueError("it ends in the middle of something")
         return value
 
-    def find_class(self, module: str, name: str) -> Global:
-        if (module, name) not in GLOBALS:
+    def find_class(self, module: str, name: str) -> safe_pickle_values.Global:
+        if (module, name) not in safe_pickle_values.GLOBALS:
             raise _Refused(f"asks for {f'{module}.{name}'[:100]}")
-        return Global(GLOBALS[module, name])
+        return safe_pickle_values.Global(safe_pickle_values.GLOBALS[module, name])
 
     def load_reduce(self) -> None:
         arguments, called = self.stack.pop(), self.stack.pop()
-        if not isinstance(called, Global):
+        if not isinstance(called, safe_pickle_values.Global):
             raise _Refused(f"calls a {type(called).__name__}")
-        value = call(called.what, arguments)
-        self.unbuilt += isinstance(value, Unbuilt)
+        value = safe_pickle_values.call(called.what, arguments)
+        self.unbuilt += isinstance(value, safe_pickle_values.Unbuilt)
         self._push(value)
 
     def load_build(self) -> None:
         state, value = self.stack.pop(), self.stack.pop()
-        if isinstance(value, Dtype):
+        if isinstance(value, safe_pickle_values.Dtype):
             value.set_state(state)
-        elif isinstance(value, Unbuilt) and value.array is None:
+        elif isinstance(value, safe_pickle_values.Unbuilt) and value.array is None:
             _version, shape, dtype, fortran, raw = state
-            value.array = build_array(shape, dtype, bool(fortran), raw)
+            value.array = safe_pickle_values.build_array(shape, dtype, bool(fortran), raw)
             self.unbuilt -= 1
             value = value.array
         else:
@@ -250,17 +233,17 @@ class _Unpickler(pickle._Unpickler):  # private in name, but the only one whose 
     def _update(self, values: list[Any]) -> None:
         if not isinstance(self.stack[-1], dict):
             raise ValueError("only dicts have keys")
-        self.stack[-1].update(zip(checked_keys(values[::2]), values[1::2], strict=True))
+        self.stack[-1].update(zip(safe_pickle_values.checked_keys(values[::2]), values[1::2], strict=True))
 
     def load_frozenset(self) -> None:
         values = self.pop_mark()  # which changes `append`
-        self.append(frozenset(checked_keys(values)))
+        self.append(frozenset(safe_pickle_values.checked_keys(values)))
 
     def load_additems(self) -> None:
         values = self.pop_mark()
         if not isinstance(self.stack[-1], set):
             raise ValueError("only sets are added to")
-        self.stack[-1].update(checked_keys(values))
+        self.stack[-1].update(safe_pickle_values.checked_keys(values))
 
 
 def _step(code: int) -> Callable[[_Unpickler], None]:

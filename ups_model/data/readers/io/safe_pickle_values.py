@@ -3,11 +3,10 @@
 A part of `safe_pickle`. Messages show no value of unknown type: the text of nested ones has no bound.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -40,13 +39,11 @@ _MAX_COPIED_BYTES = 1000
 """Bytes up to this size are copied. Python shares the shortest, which must not change."""
 
 
+@dataclass(frozen=True, slots=True)
 class Global:
     """A name that a pickle asks for; stands for itself and does nothing."""
 
-    __slots__ = ("what",)
-
-    def __init__(self, what: str) -> None:
-        self.what = what
+    what: str
 
 
 class Dtype:
@@ -74,13 +71,11 @@ class Dtype:
             self.dtype = self.dtype.newbyteorder(order)  # type: ignore[arg-type]  # one of two, see above
 
 
+@dataclass(slots=True, eq=False)
 class Unbuilt:
     """An array announced, of which the shape and the data come later."""
 
-    __slots__ = ("array",)
-
-    def __init__(self) -> None:
-        self.array: np.ndarray | None = None
+    array: np.ndarray | None = None
 
 
 def build_array(shape: Any, dtype: Any, fortran: bool, raw: Any) -> np.ndarray:

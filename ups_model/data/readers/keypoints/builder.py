@@ -3,8 +3,6 @@
 Shape suffixes: D detections of a file, J 17 joints.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Shape suffixes: F frames in which anybody is seen, D detections of a file, J 17 joints, S seen joints.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -15,25 +15,16 @@ from the outermost object or its "meta_info", where there is one. So is what MMP
 "keypoint_id2name" or else "keypoint_name2id" or else "dataset_name": Human3.6M has 17 joints too.
 """
 
-from __future__ import annotations
-
 import re
 import string
 from pathlib import Path
 from typing import Any
 
 from ups_model.data.readers.io.files import load_json, parse_json
+from ups_model.data.readers.keypoints import per_frame
 from ups_model.data.readers.keypoints.builder import MAX_PIXELS, MAX_SCORE, Builder, fps_of, size_of
-from ups_model.data.readers.keypoints.joint_names import CATEGORY_KEY, check_joints
 from ups_model.data.readers.keypoints.landmarks import LANDMARK_KEYS, read_landmarks
-from ups_model.data.readers.keypoints.layouts import COCO_FIRST, COCO_RULE
-from ups_model.data.readers.keypoints.per_frame import (
-    add_people,
-    add_ultralytics,
-    frame_of_name,
-    is_box,
-    is_other_object,
-)
+from ups_model.data.readers.keypoints.layouts import CATEGORY_KEY, COCO_FIRST, COCO_RULE, check_joints
 from ups_model.data.readers.keypoints.tracks import Detections, Units
 
 MAX_BYTES = 128 << 20
@@ -90,11 +81,11 @@ def _read(builder: Builder, form: str, content: list[Any], images: Any) -> Units
     elif form == "instances":
         _read_instances(builder, content)
     elif form == "OpenPose":
-        frame = builder.add_frame("the file's name", frame_of_name(builder.file))
-        add_people(builder, frame, "people", content)
+        frame = builder.add_frame("the file's name", per_frame.frame_of_name(builder.file))
+        per_frame.add_people(builder, frame, "people", content)
     else:  # Persons of an image, or of each frame.
         frames = (
-            [(frame_of_name(builder.file), content, "")]
+            [(per_frame.frame_of_name(builder.file), content, "")]
             if form == "image"
             else [(number, persons, f"[{number}]") for number, persons in enumerate(content)]
         )
@@ -133,13 +124,13 @@ def _form(file: Path, content: list[Any]) -> str:
             return "COCO"
         if any(key in first for key in LANDMARK_KEYS):
             return "MediaPipe"
-        if "keypoints" in first or (is_box(first) and _have_keypoints(file, content)):
+        if "keypoints" in first or (per_frame.is_box(first) and _have_keypoints(file, content)):
             return "image"
         what = f"keys {', '.join(first)}"
     elif first is None or isinstance(first, list):
         people = [person for entry in content if isinstance(entry, list) for person in entry]
         person = people[0] if people else None
-        if is_box(person):
+        if per_frame.is_box(person):
             _have_keypoints(file, people)
             return "frames"
         return "frames" if isinstance(person, dict) and "keypoints" in person else "MediaPipe"
@@ -177,11 +168,11 @@ def _add_person(builder: Builder, frame: int, where: str, person: Any) -> None:
     """A person of MMPose, whose scores stand beside the points or in them, or of Ultralytics."""
     person = builder.object_of(where, person)
     points, scores = person.get("keypoints"), person.get("keypoint_scores")
-    if is_other_object(person):
+    if per_frame.is_other_object(person):
         builder.others[person["name"]] += 1
         return
     if isinstance(points, dict):
-        add_ultralytics(builder, frame, where, person)
+        per_frame.add_ultralytics(builder, frame, where, person)
         return
     kept = builder.joints_of(f"{where}.keypoints", points, COCO_FIRST, COCO_RULE)
     width = 3 if scores is None and isinstance(points[0], list) and len(points[0]) == 3 else 2

@@ -10,14 +10,12 @@ CSV:    columns of x, y and, optionally, visibility of each landmark, which its 
 x, y are parts of the image. Shape suffixes: L 33 landmarks.
 """
 
-from __future__ import annotations
-
 import csv
 import re
 from pathlib import Path
 from typing import Any
 
-from ups_model.data.readers.io.tables import read_rows
+from ups_model.data.readers.io.files import read_rows
 from ups_model.data.readers.keypoints.builder import MAX_FRAME, MAX_SCORE, Builder
 
 LANDMARKS = 33
@@ -43,12 +41,6 @@ _COLUMN = re.compile(
 )
 
 
-def _visibility(landmark: dict[str, Any]) -> Any:
-    """1 where it is absent or null, as interfaces write it that do not estimate it."""
-    value = landmark.get("visibility")
-    return 1.0 if value is None else value
-
-
 def read_landmarks(builder: Builder, entries: list[Any]) -> None:
     for number, entry in enumerate(entries):
         key = f"[{number}]"
@@ -69,7 +61,9 @@ def read_landmarks(builder: Builder, entries: list[Any]) -> None:
                 place = f"{where}[{index_L}]"
                 point = builder.object_of(place, landmark, "object with x and y")
                 xy.append(builder.numbers(f"{place}.xy", [point.get("x"), point.get("y")], 2, MAX_PARTS))
-                scores += builder.numbers(f"{place}.visibility", [_visibility(point)], 1, MAX_SCORE)
+                visibility = point.get("visibility")  # Absent or null where an interface does not estimate it.
+                visibility = 1.0 if visibility is None else visibility
+                scores += builder.numbers(f"{place}.visibility", [visibility], 1, MAX_SCORE)
             in_coco = [value for landmark in COCO_LANDMARKS for value in xy[landmark]]
             builder.add(frame, in_coco, [scores[landmark] for landmark in COCO_LANDMARKS], None)
 

@@ -8,8 +8,6 @@ Ultralytics  [[{"name": "person", "box": {...}, "track_id": 1, "keypoints": {"x"
              named otherwise than person is none. Coordinates may be normalised
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath, PurePosixPath

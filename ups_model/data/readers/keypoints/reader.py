@@ -1,16 +1,14 @@
 """Reader of the user's own 2D keypoints: a folder of files of COCO's 17 joints becomes the set "keypoints".
 
 Which files are of which class and for testing: `readers.user_folder`. Formats: `json_formats` (MMPose, COCO,
-MediaPipe), `per_frame` (OpenPose, Ultralytics), `landmarks` (MediaPipe, .csv too), `npz` (.npz) and `videopose3d`
-(data_2d_custom_*.npz), `pickled` (pyskl, mmaction2); persons: `tracks`. In the set, coordinates in pixels are
+MediaPipe), `per_frame` (OpenPose, Ultralytics), `landmarks` (MediaPipe, .csv too), `arrays` (.npz; pyskl,
+mmaction2) and `videopose3d` (data_2d_custom_*.npz); persons: `tracks`. In the set, coordinates in pixels are
 divided by the width of the image, x and y alike, so that bodies keep their form; where the size is not known, by the
 larger extent of all that is seen in the clip. Coordinates in parts of the image are put into pixels where the size is
 known (`image`), and else stay parts of width and height.
 
 Shape suffixes: N frames, J joints.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -20,19 +18,17 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
-from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, check_only_clip, choose_clip
+from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, choose_clip
 from ups_model.data.readers import clip_pickles
 from ups_model.data.readers.clip_places import Item, OwnFile
 from ups_model.data.readers.keypoints import videopose3d
+from ups_model.data.readers.keypoints.arrays import read_annotation, read_arrays
 from ups_model.data.readers.keypoints.builder import DEFAULT_FPS
 from ups_model.data.readers.keypoints.image import in_image
 from ups_model.data.readers.keypoints.json_formats import read_json
 from ups_model.data.readers.keypoints.landmarks import read_landmark_table
-from ups_model.data.readers.keypoints.npz import read_arrays
 from ups_model.data.readers.keypoints.per_frame import clip_of_frame, read_frames
-from ups_model.data.readers.keypoints.pickled import read_annotation
 from ups_model.data.readers.keypoints.tracks import Detections, make_tracks
 from ups_model.data.readers.user_folder import first_readable, frames_at_rate, look, make_jobs
 
@@ -58,7 +54,7 @@ def reading(source: Path, fps: float | None = None) -> Reading:
         ValueError: no folder, or no file that can be read; names it.
         OSError: a folder cannot be read.
     """
-    own = look(Path(source), SUFFIXES, (), clip_of_frame, _items)
+    own = look(source, SUFFIXES, (), clip_of_frame, _items)
     file, first = first_readable(own, _read_own)
     if fps is None:
         rate = f"{first.fps:g} frames per second, as in {file.name}; other files are put at that rate"
@@ -68,42 +64,22 @@ def reading(source: Path, fps: float | None = None) -> Reading:
     if first.size is None:
         what = "the form of bodies is not known" if first.units == "normalised" else "clips are scaled to their extent"
         notes.append(f"{file.name} does not tell the size of the image (width, height): {what}")
-    info = ClipSetInfo(
-        name=NAME,
-        skeleton=SKELETON,
-        dims=2,
-        fps=first.fps,
-        units="normalised",
-        up_axis=UP_AXIS,
-        licence="that of the files",
-        classes=own.classes,
-        synthetic=False,
-        description="Keypoints: 2D detections of COCO's joints in one's own videos, normalised image coordinates",
-        recipe=own.recipe(NAME, READER_VERSION, first.fps, "nearest frame"),
-    )
+    description = "Keypoints: 2D detections of COCO's joints in one's own videos, normalised image coordinates"
+    info = own.info(NAME, READER_VERSION, SKELETON, 2, first.fps, description)
     return Reading(info, make_jobs(own, partial(_clip, fps=first.fps, same_rate=fps is not None)), tuple(notes))
 
 
 def clip_names(file: Path) -> tuple[str, ...]:
     """The file's name without suffix, the videos of a file of VideoPose3D, or those of a folder of OpenPose's."""
-    file = Path(file)
-    if file.is_dir():
-        return tuple(_frame_files(file))
-    if file.suffix.lower() == ".pkl":
-        return clip_pickles.names(file)
-    return videopose3d.video_names(file) if videopose3d.is_custom(file) else (file.stem,)
+    return _names(file) or (file.stem,)
 
 
 def read_recording(file: Path, clip: str | None = None, size: tuple[float, float] | None = None) -> Recording:
     """The clip of a file, in pixels, or normalised where it is in parts of an image whose size is not known; see
     `Reader`. `size` is that of the image in pixels, where the file does not tell it."""
-    file, name = Path(file), Path(file).stem
-    several = file.is_dir() or videopose3d.is_custom(file) or file.suffix.lower() == ".pkl"
-    if several:
-        name = choose_clip(file, clip_names(file), clip)
-    else:
-        check_only_clip(file, clip)
-    detections = read_frames(_frame_files(file)[name]) if file.is_dir() else _read(file, name if several else "")
+    several = _names(file)
+    name = choose_clip(file, several or (file.stem,), clip)
+    detections = read_frames(_frame_files(file)[name]) if file.is_dir() else _read(file, name)
     detections = in_image(f"{file}[{name}]" if several else file, detections, size)
     tracks = make_tracks(detections)
     if not tracks:
@@ -128,13 +104,23 @@ def _frame_files(folder: Path) -> dict[str, list[Path]]:
     return videos
 
 
+def _names(file: Path) -> tuple[str, ...]:
+    """The clips of a file or folder that holds several; none of any other."""
+    if file.is_dir():
+        return tuple(_frame_files(file))
+    if file.suffix.lower() == ".pkl":
+        return clip_pickles.names(file)
+    return videopose3d.video_names(file) if videopose3d.is_custom(file) else ()
+
+
 def _items(file: Path) -> list[Item] | None:
     if file.suffix.lower() == ".pkl":
         return clip_pickles.items(file, 2)
-    return [Item(name) for name in videopose3d.video_names(file)] if videopose3d.is_custom(file) else None
+    return [Item(name) for name in _names(file)] or None
 
 
-def _read(file: Path, item: str = "") -> Detections:
+def _read(file: Path, item: str) -> Detections:
+    """`item` is the clip's name in a file that holds several."""
     if videopose3d.is_custom(file):
         return videopose3d.read_video(file, item)
     if file.suffix.lower() == ".pkl":

@@ -8,8 +8,6 @@ person who is not seen for more than 30 frames is another one afterwards. The tw
 Shape suffixes: N frames, D detections of a file, T earlier persons, E detections of a frame, J 17 joints.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

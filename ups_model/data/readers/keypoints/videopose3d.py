@@ -7,8 +7,6 @@ Both are pickled, and read by `safe_pickle`. Frames without a detection are inte
 Shape suffixes: N frames, J 17 joints.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 
 from ups_model.data.readers.io.files import first_outside
 from ups_model.data.readers.io.safe_pickle import read_object_array, shown
+from ups_model.data.readers.keypoints.arrays import detections_of
 from ups_model.data.readers.keypoints.builder import MAX_FRAME, MAX_PIXELS, WAY_OUT, fps_of, size_of
 from ups_model.data.readers.keypoints.tracks import JOINTS, Detections
 
@@ -52,25 +51,15 @@ def read_video(file: Path, video: str) -> Detections:
     array = views[0]
     numeric = isinstance(array, np.ndarray) and array.dtype.kind in "fiu"
     if not numeric or array.ndim != 3 or array.shape[1:] != (JOINTS, 2) or not 1 <= len(array) <= MAX_FRAME:
-        got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else shown(array)
-        raise ValueError(f"{where}: must be numbers [frames, {JOINTS}, 2], got {got}; {WAY_OUT}")
+        raise ValueError(f"{where}: must be numbers [frames, {JOINTS}, 2], got {shown(array)}; {WAY_OUT}")
     if (place := first_outside(array, -MAX_PIXELS, MAX_PIXELS)) is not None:
         raise ValueError(f"{where}: must be within {MAX_PIXELS:g}, got {array[place]} in frame {place[0]}; {WAY_OUT}")
     own = about.get(video)
     own = own if isinstance(own, Mapping) else {}
     plain = {"width": own.get("w"), "height": own.get("h"), "fps": own.get("fps")}
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in plain.items()}
-    count = len(array)
-    return Detections(
-        np.arange(count),
-        array.astype(np.float64),
-        np.ones((count, JOINTS)),
-        [0] * count,
-        count,
-        "pixel",
-        fps_of(file, {key: value for key, value in plain.items() if value is not None}),
-        size_of(file, plain),
-    )
+    fps = fps_of(file, {key: value for key, value in plain.items() if value is not None})
+    return detections_of(where, array[None], np.ones((1, len(array), JOINTS)), fps, size_of(file, plain))
 
 
 def _videos(file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:

@@ -7,8 +7,6 @@
 J 18 joints, K numbers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@
 Shape suffixes: R rows (videos), N frames, P persons (slots), J 18 joints.
 """
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,10 +34,8 @@ def open_rows(file: Path) -> np.ndarray:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     shape: tuple[int, ...] = array.shape if isinstance(array, np.ndarray) else ()
     if len(shape) != 5 or (shape[1], shape[3], shape[4]) != (3, JOINTS, PERSONS) or array.dtype.kind != "f":
-        raise ValueError(
-            f"{file}: must be of floats [rows, 3, frames, {JOINTS}, {PERSONS}], got "
-            f"{getattr(array, 'dtype', type(array).__name__)} {list(shape)}; is it Kinetics skeletons?"
-        )
+        rule = f"must be of floats [rows, 3, frames, {JOINTS}, {PERSONS}]"
+        raise ValueError(f"{file}: {rule}, got {safe_pickle.shown(array)}; is it Kinetics skeletons?")
     if not 1 <= shape[2] <= MAX_FRAMES:
         raise ValueError(f"{file}: must have 1..{MAX_FRAMES} frames a row, got {shape[2]}; is it Kinetics skeletons?")
     return array
@@ -49,13 +45,11 @@ def read_labels(file: Path, rows: int) -> tuple[list[str], list[Any]]:
     """Ids of the videos of `rows` rows, and their labels as stored, of which NumPy's integers become int.
 
     Raises:
-        ValueError: no such file, damaged, asking for more than data, or of another number of rows.
+        ValueError: damaged, asking for more than data, or of another number of rows.
+        OSError: it cannot be read.
     """
-    try:
-        with file.open("rb") as stream:
-            content = safe_pickle.load(stream, str(file))
-    except FileNotFoundError as error:
-        raise ValueError(f"{file}: no such file; it names the rows of the data file beside it") from error
+    with file.open("rb") as stream:
+        content = safe_pickle.load(stream, str(file))
     if not isinstance(content, (tuple, list)) or len(content) != 2:
         raise ValueError(f"{file}: must hold a pair (names, labels), got {type(content).__name__}; is it this format?")
     names, labels = (_sequence(file, what, part, rows) for what, part in zip(("names", "labels"), content, strict=True))

@@ -10,8 +10,6 @@ clip does not tell the shape of its image. Two layouts are read:
 Source: S. Yan, Y. Xiong, D. Lin, "Spatial Temporal Graph Convolutional Networks", AAAI 2018.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ import numpy as np
 
 from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
-from ups_model.data.prepare.jobs import Job, LeftOut, Reading, Recording, block_jobs, check_only_clip, read_items
+from ups_model.data.prepare.jobs import Job, LeftOut, Reading, Recording, block_jobs, choose_clip, read_items
 from ups_model.data.readers.io.files import files_sha256, load_json, no_target, source_kept
 from ups_model.data.readers.io.safe_pickle import shown
 from ups_model.data.readers.kinetics.json_format import read_video
@@ -57,8 +55,8 @@ class _Video:
 def recipe(source: Path) -> dict[str, str | int]:
     """What preparing the set from `source` depends on: names, sizes and times of the files, not their content.
     ValueError where files of neither layout are there, or a link to nothing is among them."""
-    layout, parts = _layout(Path(source))
-    listing = files_sha256(sorted(_listing(Path(source), layout, parts)))
+    layout, parts = _layout(source)
+    listing = files_sha256(sorted(_listing(source, layout, parts)))
     return {"reader": NAME, "reader_version": READER_VERSION, "layout": layout, "files_sha256": listing}
 
 
@@ -72,8 +70,8 @@ def reading(source: Path) -> Reading:
     Raises:
         ValueError: no files of either layout, or a label file or array that is no such thing; names it.
     """
-    source = Path(source)
     layout, parts = _layout(source)
+    set_recipe = recipe(source)
     notes = [f"read from {'JSON files' if layout == 'json' else 'arrays (.npy)'}: {', '.join(parts)}"]
     if layout == "json" and any((source / f"{part}_data.npy").exists() for part in PARTS):
         notes.append("there are arrays (.npy) too; they are not read")
@@ -106,14 +104,13 @@ def reading(source: Path) -> Reading:
         synthetic=False,
         description="Kinetics-400 skeletons: OpenPose detections in web videos, normalised image coordinates",
         filled=True,
-        recipe=recipe(source),
+        recipe=set_recipe,
     )
     return Reading(info, tuple(jobs), tuple(notes))
 
 
 def clip_names(file: Path) -> tuple[str, ...]:
     """The video of a JSON file; names of the rows of a data file, or numbers where no label file lies beside it."""
-    file = Path(file)
     if file.suffix != ".npy":
         return (file.stem,)
     rows = len(open_rows(file))
@@ -123,15 +120,14 @@ def clip_names(file: Path) -> tuple[str, ...]:
 
 def read_recording(file: Path, clip: str | None = None) -> Recording:
     """One video of a JSON file, or of a data file by its name or the number of its row, from 0; see `Reader`."""
-    file = Path(file)
     if file.suffix == ".npy":
         names = clip_names(file)
         row = _row(file, names, clip)
         name, tracks = names[row], make_tracks(*read_row(file, open_rows(file), row))
     else:
-        check_only_clip(file, clip, "video")
+        name = choose_clip(file, (file.stem,), clip, "video")
         video = read_video(file)
-        name, tracks = file.stem, make_tracks(video.xy_NPJ2, video.score_NPJ)
+        tracks = make_tracks(video.xy_NPJ2, video.score_NPJ)
     if not tracks:
         raise ValueError(f"{file}: nobody is seen in {name}; take another video")
     return Recording(name, SKELETON, 2, FPS, "normalised", "-y", tracks)
@@ -180,8 +176,10 @@ def _listing(source: Path, layout: str, parts: Sequence[str]) -> Iterator[tuple[
 
 def _video_files(source: Path, part: str) -> list[os.DirEntry[str]]:
     """What may be videos' files in the folder of a part, in no order."""
-    files = []
-    with os.scandir(source / f"kinetics_{part}") as entries:
+    files, folder = [], source / f"kinetics_{part}"
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: must be a folder of a JSON file for each video")
+    with os.scandir(folder) as entries:
         for entry in entries:
             # "._ID.json" is what macOS leaves beside a file when it unpacks an archive.
             if not entry.name.endswith(".json") or entry.name.startswith("._"):
@@ -196,16 +194,10 @@ def _video_files(source: Path, part: str) -> list[os.DirEntry[str]]:
 def _json_videos(source: Path, part: str) -> list[_Video | LeftOut]:
     """Every video of the folder or the label file, in the order of ids."""
     file = source / f"kinetics_{part}_label.json"
-    try:
-        labels = load_json(file, _MAX_LABEL_BYTES)
-    except FileNotFoundError as error:
-        raise ValueError(f"{file}: no such file; it belongs to the folder kinetics_{part}") from error
+    labels = load_json(file, _MAX_LABEL_BYTES)
     if not isinstance(labels, dict) or not labels:
         raise ValueError(f"{file}: must hold an object with an entry for each video; is it a label file?")
-    try:
-        names = {entry.name.removesuffix(".json") for entry in _video_files(source, part)}
-    except NotADirectoryError as error:
-        raise ValueError(f"{source / f'kinetics_{part}'}: must be a folder of a JSON file for each video") from error
+    names = {entry.name.removesuffix(".json") for entry in _video_files(source, part)}
     return [_labelled(name, labels.get(name), name in names) for name in sorted(names | labels.keys())]
 
 

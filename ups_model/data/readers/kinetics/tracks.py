@@ -4,19 +4,15 @@ Coordinates are image coordinates over width and height, less 0.5, so that the i
 Shape suffixes: N frames, P persons (slots), J 18 joints.
 """
 
-from __future__ import annotations
-
 import re
-from importlib.resources import files
 
 import numpy as np
 
 from ups_model.data.format.writer import Track
 from ups_model.data.readers.fill_missing import LEAST_SCORE, fill_undetected
+from ups_model.data.readers.io.files import packaged_lines
 
-KINETICS_CLASSES: tuple[str, ...] = tuple(
-    (files("ups_model.data.readers.kinetics") / "class_names.txt").read_text("utf-8").splitlines()
-)
+KINETICS_CLASSES: tuple[str, ...] = packaged_lines("kinetics/class_names.txt")
 """The 400 actions in label order, which is alphabetical but for letter case.
 
 Source: W. Kay et al., "The Kinetics Human Action Video Dataset", 2017, appendix A; the order is that of the label files

@@ -3,8 +3,6 @@
 Some damaged files make ezc3d end its process, or read without an end, so it runs in one of its own.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 from contextlib import suppress
 from importlib.util import find_spec

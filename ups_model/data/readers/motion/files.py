@@ -9,8 +9,6 @@ A joint that isn't finite is not seen, nor is a person at 0 in all joints.
 Shape suffixes: P persons, N frames, J joints.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ups_model.data.readers.io.files import damage_named, persons_first
-from ups_model.data.readers.io.tables import read_rows
+from ups_model.data.readers.io.files import damage_named, persons_first, read_rows
+from ups_model.data.readers.io.safe_pickle import shown
 from ups_model.data.readers.motion.layouts import About, about_of
 
 MAX_BYTES = 1 << 30
@@ -65,7 +63,7 @@ def read_motion(file: Path) -> Motion:
 def checked(where: str, pose: Any) -> np.ndarray:
     """Poses as float64 [P, N, J, 3]. ValueError for another shape or type begins with `where`."""
     is_array = isinstance(pose, np.ndarray) and pose.dtype.kind in "fiu"
-    got = f"{pose.dtype} {list(pose.shape)}" if isinstance(pose, np.ndarray) else type(pose).__name__
+    got = shown(pose)
     if is_array and pose.ndim == 3:
         pose = pose[None]
     if not is_array or pose.ndim != 4 or pose.shape[3] != 3:

@@ -6,44 +6,24 @@ underscores don't count. Of the layouts whose joints are all there, the one of m
 dropped. joints.json beside the files tells which of their joints are those of h36m17.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from ups_model.data.readers.bvh.joints import SIDED, name_key
+from ups_model.data.readers.bvh.joints import NAMES, name_key
 from ups_model.data.readers.io.files import NUMBERS, load_json
 from ups_model.skeletons import SKELETONS, Skeleton, get_skeleton
 
 MOTION_FILE = "motion.json"
 """Beside the files: what those of them have in common that don't say so, any of the fields of `About` that are text or
 numbers."""
-UNITS: Mapping[str, float] = MappingProxyType(
-    {"m": 1.0, "metre": 1.0, "meter": 1.0, "cm": 0.01, "mm": 0.001, "inch": 0.0254}
-)
+UNITS: Mapping[str, float] = {"m": 1.0, "metre": 1.0, "meter": 1.0, "cm": 0.01, "mm": 0.001, "inch": 0.0254}
 """Metres in a unit."""
 UP_AXES = ("x", "y", "z", "-x", "-y", "-z")
 FPS_BOUNDS = (1.0, 1000.0)
-
-_ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "pelvis": ("pelvis", "hips", "root", "midhip", "hipcenter", "spinebase"),
-        "spine_base": ("spinebase", "basespine", "pelvis", "hips", "root", "hipcenter"),
-        "hip_center": ("hipcenter", "pelvis", "hips", "root", "spinebase"),
-        "spine": ("spine", "spinemid", "torso"),
-        "spine_mid": ("spinemid", "midspine", "spine"),
-        "spine_shoulder": ("spineshoulder", "shouldercenter"),
-        "shoulder_center": ("shouldercenter", "spineshoulder", "neck"),
-        "thorax": ("thorax", "neck", "chest"),
-        "nose": ("nose", "neckbase", "jaw"),
-    }
-)
-"""Names of middle joints, the surest first, beside their own."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +36,7 @@ class About:
     up_axis: str | None = None
     unit: str | None = None
 
-    def else_as(self, other: About) -> About:
+    def else_as(self, other: "About") -> "About":
         """This, and what is not said of `other`."""
         mine = {key: value for key, value in vars(self).items() if value is not None}
         if {"skeleton", "joint_names"} & mine.keys():
@@ -152,8 +132,8 @@ def _find(skeleton: Skeleton, names: Sequence[str], own_names: Mapping[str, str]
             continue
         side, base = key = name_key(joint)
         # Another name doesn't count where it is a joint of the layout's own: a foot is no ankle of ntu25.
-        others = [(side, other) for other in (SIDED.get(base, ()) if side else _ALIASES.get(joint, ()))]
-        keys = [key, *(other for other in others if other not in own_keys)]
+        others = NAMES["sided"].get(base, ()) if side else NAMES["layouts"].get(joint, ())
+        keys = [key, *((side, other) for other in others if (side, other) not in own_keys)]
         same = next((places[one] for one in keys if one in places), [])
         result.append(same[0] if len(same) == 1 else None)
     return result

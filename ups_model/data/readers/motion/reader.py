@@ -9,8 +9,6 @@ A joint that is not seen stays where it was last; the frames before all joints w
 Shape suffixes: P persons, N frames, J joints.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ups_model.data.format.clip_set import ClipSetInfo
 from ups_model.data.format.writer import Clip, Track
-from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, check_only_clip, choose_clip
+from ups_model.data.prepare.jobs import LeftOut, Reading, Recording, choose_clip
 from ups_model.data.readers import clip_pickles
 from ups_model.data.readers.bvh.cameras import corner_cameras, leaves_view
 from ups_model.data.readers.bvh.joints import JOINTS_FILE, joints_beside
@@ -89,7 +86,6 @@ def reading(source: Path, metres_per_unit: float | None = None, fps: float | Non
         ValueError: no folder, no file that can be read, or a damaged motion.json or joints.json; names it.
         OSError: a folder cannot be read.
     """
-    source = Path(source)
     own = look(source, SUFFIXES, (MOTION_FILE, JOINTS_FILE), items_of=_items)
     options = _Options(about_beside([source]), joints_beside([source]), metres_per_unit, fps)
     file, first = first_readable(own, partial(_read, options=options))
@@ -107,27 +103,16 @@ def reading(source: Path, metres_per_unit: float | None = None, fps: float | Non
             f"{file.name} has up_axis {first.up_axis}, but heads are above ankles along {first.seen_up_axis} in the "
             f"median frame; correct up_axis in the file or {MOTION_FILE} unless people lie or stand on their heads"
         )
-    info = ClipSetInfo(
-        name=NAME,
-        skeleton=first.skeleton.name,
-        dims=3,
-        fps=rate,
-        units="metre",
-        up_axis="z",
-        licence="that of the files",
-        classes=own.classes,
-        synthetic=False,
-        description="Motion: 3D poses of one's own",
-        camera_groups=(corner_cameras(),) if first.skeleton.name == CAMERA_LAYOUT else (),
-        recipe=own.recipe(NAME, READER_VERSION, rate, "linear") | {"metres_per_unit": repr(metres_per_unit)},
-    )
-    read = partial(_clip, options=options, skeleton=first.skeleton.name, fps=rate)
+    layout, unit = first.skeleton.name, repr(metres_per_unit)
+    cameras = (corner_cameras(),) if layout == CAMERA_LAYOUT else ()
+    description = "Motion: 3D poses of one's own"
+    info = own.info(NAME, READER_VERSION, layout, 3, rate, description, cameras, metres_per_unit=unit)
+    read = partial(_clip, options=options, skeleton=layout, fps=rate)
     return Reading(info, make_jobs(own, read), tuple(notes))
 
 
 def clip_names(file: Path) -> tuple[str, ...]:
     """The file's name without suffix, or the clips of a pickle."""
-    file = Path(file)
     return clip_pickles.names(file) if file.suffix.lower() == ".pkl" else (file.stem,)
 
 
@@ -136,12 +121,8 @@ def read_recording(file: Path, clip: str | None = None) -> Recording:
 
     A motion.json or joints.json counts that is in the file's folder or one of the two above it.
     """
-    file = Path(file)
-    item, name = "", file.stem
-    if file.suffix.lower() == ".pkl":
-        item = name = choose_clip(file, clip_pickles.names(file), clip)
-    else:
-        check_only_clip(file, clip)
+    name = choose_clip(file, clip_names(file), clip)
+    item = name if file.suffix.lower() == ".pkl" else ""
     places = file.absolute().parents[:3]
     options = _Options(about_beside(places), joints_beside(places))
     one = _read(OwnFile(str(file), name, -1, False, item=item), options)

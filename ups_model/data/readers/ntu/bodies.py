@@ -24,8 +24,6 @@ is, its last pose is held: a pose from a later frame would let early prediction 
 Shape suffixes: N frames in which a body is seen, J joints.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What clip sets of NTU RGB+D hold, whatever files they come from."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from ups_model.data.format.info import ClipSetInfo

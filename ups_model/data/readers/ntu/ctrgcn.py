@@ -10,8 +10,6 @@ blocks of rows by several processes; compressed ones can only be read front to b
 Shape suffixes: R rows, N frames, P persons (2), J joints (25), L labels.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import struct
@@ -71,11 +69,7 @@ class Member:
         if self.offset is not None:
             for first in range(start, stop, block):
                 # Mapped anew, so that pages of blocks that are done with do not stay resident.
-                mapped = (
-                    np.memmap(self.file, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
-                    if math.prod(self.shape)
-                    else np.zeros(self.shape, dtype=self.dtype)
-                )
+                mapped = np.memmap(self.file, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
                 yield first, np.asarray(mapped[first : min(first + block, stop)])
             return
         row_bytes = math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
@@ -102,11 +96,6 @@ class ArrayFile:
     set_name: str
     protocol: str
     members: dict[str, Member]
-
-    @property
-    def mapped(self) -> bool:
-        """Whether all can be read from any row on."""
-        return all(member.offset is not None for member in self.members.values())
 
 
 def open_arrays(file: Path) -> ArrayFile:

@@ -1,7 +1,5 @@
 """Which files of NTU RGB+D a folder holds, and which of them a clip set is read from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +10,6 @@ from ups_model.data.readers.ntu.names import PROTOCOLS, belongs, parse_name
 
 _FORMS = f"*.skeleton, {', '.join(FILES)}, ntu60_3danno.pkl, ntu120_3danno.pkl"
 _LINKED = "file or folder"
-
-
-@dataclass(frozen=True)
-class SourceFiles:
-    """What a folder holds, by kind; each sorted."""
-
-    source: Path
-    skeletons: tuple[Path, ...]
-    arrays: tuple[Path, ...]
-    pickles: tuple[Path, ...]
-    names: tuple[Path, ...]
-    missing: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -39,14 +25,13 @@ class Selection:
     notes: tuple[str, ...]
 
 
-def list_files(source: Path) -> SourceFiles:
-    """Goes through a folder and the folders in it. `source` may also be one file.
+def list_files(source: Path) -> dict[str, list[Path]]:
+    """The files in a folder and the folders in it, by kind, each sorted. `source` may also be one file.
 
     Raises:
         ValueError: no such file or folder, a folder in it that cannot be listed, a link to no folder, or none of the
             forms that NTU RGB+D comes in.
     """
-    source = Path(source)
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder; give what holds {_FORMS}")
     files = _walk(source) if source.is_dir() else [source, *_companions(source)]
@@ -57,17 +42,18 @@ def list_files(source: Path) -> SourceFiles:
         "names": lambda file: file.name == NAMES_FILE,
         "missing": _is_missing_list,
     }
-    by_kind = {kind: tuple(sorted(filter(is_one, files))) for kind, is_one in kinds.items()}
+    by_kind = {kind: sorted(filter(is_one, files)) for kind, is_one in kinds.items()}
     if not (by_kind["skeletons"] or by_kind["arrays"] or by_kind["pickles"]):
         raise ValueError(f"{source}: holds no NTU RGB+D; there must be {_FORMS}")
-    return SourceFiles(source, **by_kind)
+    return by_kind
 
 
-def sets_in(files: SourceFiles) -> tuple[str, ...]:
-    """Which of the sets "ntu60" and "ntu120" can be made. NTU60's files alone make no NTU120."""
-    sets = {FILES[file.name][0] for file in files.arrays}
-    sets |= {name for file in files.pickles for name in PROTOCOLS if _is_pickle_of(file, name)}
-    for file in files.skeletons:
+def sets_in(source: Path) -> tuple[str, ...]:
+    """Which of the sets "ntu60" and "ntu120" can be made of `list_files`. NTU60's files alone make no NTU120."""
+    files = list_files(source)
+    sets = {FILES[file.name][0] for file in files["arrays"]}
+    sets |= {name for file in files["pickles"] for name in PROTOCOLS if _is_pickle_of(file, name)}
+    for file in files["skeletons"]:
         if len(sets) == len(PROTOCOLS):
             break
         try:
@@ -77,20 +63,23 @@ def sets_in(files: SourceFiles) -> tuple[str, ...]:
     return tuple(name for name in PROTOCOLS if name in sets)
 
 
-def choose(name: str, files: SourceFiles, missing: Sequence[Path]) -> Selection:
+def choose(name: str, source: Path, missing: Sequence[Path]) -> Selection:
     """What the set `name` is read from: raw files before arrays before a pickle. ValueError where nothing is there."""
+    files = list_files(source)
     if name not in PROTOCOLS:
         raise ValueError(f"NTU RGB+D makes the sets {', '.join(PROTOCOLS)}, got {name!r}")
     layouts = {
-        "raw": [file for file in files.skeletons if _may_belong(file, name)],
-        "arrays": [file for key, spec in FILES.items() if spec[0] == name for file in files.arrays if file.name == key],
+        "raw": [file for file in files["skeletons"] if _may_belong(file, name)],
+        "arrays": [
+            file for key, spec in FILES.items() if spec[0] == name for file in files["arrays"] if file.name == key
+        ],
         "pickle": sorted(
-            (file for file in files.pickles if _is_pickle_of(file, name)), key=lambda file: "3d" not in file.name
+            (file for file in files["pickles"] if _is_pickle_of(file, name)), key=lambda file: "3d" not in file.name
         ),
     }
     layout = next((layout for layout, paths in layouts.items() if paths), None)
     if layout is None:
-        raise ValueError(f"{files.source}: holds nothing of {name}; there must be {_FORMS}")
+        raise ValueError(f"{source}: holds nothing of {name}; there must be {_FORMS}")
     # One file of arrays or pickles is the whole set.
     read = layouts.pop(layout)
     read, rest = (read, []) if layout == "raw" else (read[:1], read[1:])
@@ -99,9 +88,9 @@ def choose(name: str, files: SourceFiles, missing: Sequence[Path]) -> Selection:
     if rest:
         what = "the raw .skeleton files" if layout == "raw" else read[0].name
         notes.append(f"{what} are read; {', '.join(file.name for file in rest)} could be too, and are not")
-    names = _names_list(read[0], files) if layout == "arrays" else None
-    lists = dict.fromkeys([*files.missing, *map(Path, missing)])
-    return Selection(layout, files.source, tuple(read), names, tuple(lists), tuple(notes))
+    names = _names_list(read[0], files["names"]) if layout == "arrays" else None
+    lists = dict.fromkeys([*files["missing"], *map(Path, missing)])
+    return Selection(layout, source, tuple(read), names, tuple(lists), tuple(notes))
 
 
 def digest(selection: Selection) -> str:
@@ -149,8 +138,8 @@ def _may_belong(file: Path, name: str) -> bool:
         return True  # is left out with the reason
 
 
-def _names_list(arrays: Path, files: SourceFiles) -> Path | None:
-    near = [file for file in files.names if file.is_relative_to(arrays.parent)] or list(files.names)
+def _names_list(arrays: Path, lists: list[Path]) -> Path | None:
+    near = [file for file in lists if file.is_relative_to(arrays.parent)] or lists
     if len(near) > 1:
         raise ValueError(f"{arrays}: one {NAMES_FILE} must tell its names, got {near[0]} and {near[1]}; keep one")
     return near[0] if near else None

@@ -4,50 +4,42 @@ the name alone.
 Sources: Shahroudy et al., CVPR 2016 (NTU RGB+D); Liu et al., TPAMI 2019 (NTU RGB+D 120).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
-from importlib.resources import files
 from pathlib import Path
-from types import MappingProxyType
+
+from ups_model.data.readers.io.files import packaged_lines
 
 _NAME = re.compile(r"S([0-9]{3})C([0-9]{3})P([0-9]{3})R([0-9]{3})A([0-9]{3})")
 
-NTU120_CLASSES: tuple[str, ...] = tuple(
-    (files("ups_model.data.readers.ntu") / "class_names.txt").read_text("utf-8").splitlines()
-)
+NTU120_CLASSES: tuple[str, ...] = packaged_lines("ntu/class_names.txt")
 """The actions of NTU RGB+D in label order: label a - 1 is action Aaaa of a recording's name.
 
 Source: the list of action classes that its publisher, the ROSE Lab of NTU Singapore, keeps with the data set.
 """
 NTU60_CLASSES: tuple[str, ...] = NTU120_CLASSES[:60]
-CLASSES: Mapping[str, tuple[str, ...]] = MappingProxyType({"ntu60": NTU60_CLASSES, "ntu120": NTU120_CLASSES})
+CLASSES: Mapping[str, tuple[str, ...]] = {"ntu60": NTU60_CLASSES, "ntu120": NTU120_CLASSES}
 
 _XSUB_60 = frozenset({1, 2, 4, 5, 8, 9, *range(13, 20), 25, 27, 28, 31, 34, 35, 38})
 _XSUB_120 = _XSUB_60 | {45, 46, 47, 49, 50, *range(52, 60), 70, 74, 78, *range(80, 87)}
 _XSUB_120 |= {89, *range(91, 96), 97, 98, 100, 103}
-TRAINING_SUBJECTS: Mapping[str, frozenset[int]] = MappingProxyType({"ntu60": _XSUB_60, "ntu120": _XSUB_120})
+TRAINING_SUBJECTS: Mapping[str, frozenset[int]] = {"ntu60": _XSUB_60, "ntu120": _XSUB_120}
 """The performers that the cross-subject protocol of a set trains on."""
 
 TRAINING_CAMERAS = frozenset({2, 3})
 """The cameras that NTU60's cross-view protocol trains on. NTU120's cross-setup protocol trains on even setups."""
 
-PROTOCOLS: Mapping[str, tuple[str, str]] = MappingProxyType({"ntu60": ("xsub", "xview"), "ntu120": ("xsub", "xset")})
+PROTOCOLS: Mapping[str, tuple[str, str]] = {"ntu60": ("xsub", "xview"), "ntu120": ("xsub", "xset")}
 """Set -> its protocols; the first is the default split."""
 
-PUBLISHED_COUNTS: Mapping[str, Mapping[str, tuple[int, int]]] = MappingProxyType(
-    {
-        "ntu60": {"xsub": (40_091, 16_487), "xview": (37_646, 18_932)},
-        "ntu120": {"xsub": (63_026, 50_919), "xset": (54_468, 59_477)},
-    }
-)
+PUBLISHED_COUNTS: Mapping[str, Mapping[str, tuple[int, int]]] = {
+    "ntu60": {"xsub": (40_091, 16_487), "xview": (37_646, 18_932)},
+    "ntu120": {"xsub": (63_026, 50_919), "xset": (54_468, 59_477)},
+}
 """Training and test sequences of each protocol, without those listed as missing skeletons."""
 
-PUBLISHED_TOTAL: Mapping[str, int] = MappingProxyType(
-    {name: sum(protocols["xsub"]) for name, protocols in PUBLISHED_COUNTS.items()}
-)
+PUBLISHED_TOTAL: Mapping[str, int] = {name: sum(counts["xsub"]) for name, counts in PUBLISHED_COUNTS.items()}
 """Sequences of each set: 56,578 and 113,945."""
 
 

@@ -6,8 +6,6 @@
 One pickle of several gigabytes, read whole, without running anything in it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import numpy as np
 from ups_model.data.format.writer import Clip
 from ups_model.data.prepare.jobs import LeftOut
 from ups_model.data.readers.io.files import source_kept
-from ups_model.data.readers.io.safe_pickle import load
+from ups_model.data.readers.io.safe_pickle import load, shown
 from ups_model.data.readers.ntu.bodies import Persons
 from ups_model.data.readers.ntu.clips import MISSING, named_clip
 from ups_model.data.readers.ntu.ctrgcn import persons_of_poses
@@ -123,8 +121,8 @@ def _load(file: Path) -> tuple[list[dict[Any, Any]], dict[Any, Any]]:
 def _persons(file: Path, index: int, item: Mapping[str, Any]) -> Persons:
     pose, frames = item.get("keypoint"), item.get("total_frames")
     if not isinstance(pose, np.ndarray) or pose.ndim != 4 or pose.shape[2:] != (JOINTS, 3) or pose.dtype.kind != "f":
-        got = f"{pose.dtype} {list(pose.shape)}" if isinstance(pose, np.ndarray) else type(pose).__name__
-        raise ValueError(f"{file}[{index}]: keypoint must be floats [persons, frames, {JOINTS}, 3], got {got}")
+        rule = f"keypoint must be floats [persons, frames, {JOINTS}, 3]"
+        raise ValueError(f"{file}[{index}]: {rule}, got {shown(pose)}")
     if not isinstance(frames, (int, np.integer)) or frames != pose.shape[1]:
         raise ValueError(f"{file}[{index}]: total_frames must be the {pose.shape[1]} frames of keypoint, is not")
     return persons_of_poses(pose, f"{file}[{index}]")

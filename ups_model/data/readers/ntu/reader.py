@@ -8,8 +8,6 @@ file dropped them) and `frames_dropped`. The subject is the performer, the label
 Sources: Shahroudy et al., CVPR 2016; Liu et al., TPAMI 2019.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +15,12 @@ from functools import partial
 from pathlib import Path
 
 from ups_model.data.format.writer import Clip
-from ups_model.data.prepare.jobs import BLOCK, Job, LeftOut, Reading, Recording, block_jobs, check_only_clip, read_items
+from ups_model.data.prepare.jobs import BLOCK, Job, LeftOut, Reading, Recording, block_jobs, choose_clip, read_items
 from ups_model.data.readers.io.files import source_kept
 from ups_model.data.readers.ntu import ctrgcn
 from ups_model.data.readers.ntu.bodies import Persons, persons_of
 from ups_model.data.readers.ntu.clips import FPS, MISSING, SKELETON, UP_AXIS, named_clip, nameless_clip, set_info
-from ups_model.data.readers.ntu.files import Selection, choose, digest, list_files, sets_in
+from ups_model.data.readers.ntu.files import Selection, choose, digest, sets_in
 from ups_model.data.readers.ntu.names import PUBLISHED_TOTAL, NtuName, belongs, parse_name, read_missing, read_names
 from ups_model.data.readers.ntu.pyskl import check_pickle, find_item, item_names, read_pickle
 from ups_model.data.readers.ntu.skeleton_file import read_skeleton
@@ -34,12 +32,12 @@ READER_VERSION = 3
 def available(source: Path) -> tuple[str, ...]:
     """Which of "ntu60" and "ntu120" a folder (searched with the folders in it) or file has, by file names alone.
     ValueError where it has neither."""
-    return sets_in(list_files(source))
+    return sets_in(source)
 
 
 def recipe(name: str, source: Path, missing: Sequence[Path] = ()) -> dict[str, str | int]:
     """What preparing the set depends on; lists files and reads none. Raises ValueError as `reading`."""
-    return _recipe(name, choose(name, list_files(source), missing))
+    return _recipe(name, choose(name, source, missing))
 
 
 def reading(name: str, source: Path, missing: Sequence[Path] = ()) -> Reading:
@@ -53,7 +51,7 @@ def reading(name: str, source: Path, missing: Sequence[Path] = ()) -> Reading:
             their names list, or a pickle's splits are not the protocols'; names the file.
         OSError: a file cannot be read.
     """
-    selection = choose(name, list_files(source), missing)
+    selection = choose(name, source, missing)
     info = set_info(name, _recipe(name, selection))
     left_out: set[str] = set()
     notes = list(selection.notes)
@@ -68,7 +66,6 @@ def reading(name: str, source: Path, missing: Sequence[Path] = ()) -> Reading:
 
 def clip_names(file: Path) -> tuple[str, ...]:
     """ "train:0".. of arrays, frame_dir of a pickle, or the file's name without suffix; see `Reader`."""
-    file = Path(file)
     if file.suffix == ".npz":
         members = ctrgcn.open_arrays(file).members
         return tuple(f"{part}:{row}" for part in ctrgcn.PARTS for row in range(members[f"x_{part}"].rows))
@@ -77,14 +74,12 @@ def clip_names(file: Path) -> tuple[str, ...]:
 
 def read_recording(file: Path, clip: str | None = None) -> Recording:
     """One recording of a .skeleton file, of arrays (.npz) or of a pickle (.pkl); see `Reader`."""
-    file = Path(file)
     if file.suffix == ".npz":
         name, persons = _row_persons(file, clip)
     elif file.suffix == ".pkl":
         name, persons = find_item(file, clip)
     else:
-        check_only_clip(file, clip, "recording")
-        name, persons = file.stem, persons_of(read_skeleton(file))
+        name, persons = choose_clip(file, (file.stem,), clip, "recording"), persons_of(read_skeleton(file))
     if not persons.tracks:
         raise ValueError(f"{file}: nobody is seen in {name}; choose another recording")
     return Recording(name, SKELETON, 3, FPS, "metre", UP_AXIS, persons.tracks)
@@ -160,7 +155,7 @@ def _array_jobs(name: str, selection: Selection, missing: frozenset[str]) -> tup
         )
         if missing:
             notes.append("without names, lists of missing skeletons are not used: the arrays were made without them")
-    if not arrays.mapped:
+    if any(member.offset is None for member in arrays.members.values()):
         notes.append(f"{arrays.file.name} is compressed, so one process reads it front to back")
         return [Job(arrays.file.name, sum(rows.values()), partial(_read_compressed, arrays, names, missing))], notes
     repeated = {} if names is not None else ctrgcn.repeats(arrays)

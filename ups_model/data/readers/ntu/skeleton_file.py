@@ -9,8 +9,6 @@
 Shape suffixes: N frames in which a body is seen, J joints (25), B blocks of joints, R joints' lines.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

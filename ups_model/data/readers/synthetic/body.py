@@ -3,49 +3,27 @@
 Body frame: x to the person's left, y backward, z up, metres. Shape suffixes: F frames, P points of the body (31).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
+from ups_model.data.readers.io.files import packaged_lines
 from ups_model.data.readers.rotation import about_axis
 from ups_model.data.readers.synthetic.motion import LIMB, TRUNK
 from ups_model.skeletons import SLOT_NAMES
 
-# name: (parent, offset from it in the rest pose of a body 1.7 m tall, arms hanging). The left side; right is mirrored.
-_CENTRE = {
-    "spine_base": ("", (0.0, 0.0, 0.0)),
-    "spine_mid": ("spine_base", (0.0, 0.0, 0.22)),
-    "spine_shoulder": ("spine_mid", (0.0, 0.0, 0.26)),
-    "neck": ("spine_shoulder", (0.0, 0.0, 0.08)),
-    "head": ("neck", (0.0, -0.02, 0.14)),
-    "nose": ("neck", (0.0, -0.12, 0.12)),
-    "head_top": ("neck", (0.0, 0.0, 0.25)),
-}
-_LEFT = {
-    "shoulder": ("spine_shoulder", (0.18, 0.0, -0.03)),
-    "elbow": ("l_shoulder", (0.0, 0.0, -0.29)),
-    "wrist": ("l_elbow", (0.0, 0.0, -0.25)),
-    "hand": ("l_wrist", (0.0, 0.0, -0.08)),
-    "hand_tip": ("l_hand", (0.0, 0.0, -0.08)),
-    "thumb": ("l_hand", (0.0, -0.05, -0.03)),
-    "hip": ("spine_base", (0.09, 0.0, -0.04)),
-    "knee": ("l_hip", (0.0, 0.0, -0.42)),
-    "ankle": ("l_knee", (0.0, 0.0, -0.41)),
-    "foot": ("l_ankle", (0.0, -0.13, -0.06)),
-    "eye": ("neck", (0.03, -0.10, 0.15)),
-    "ear": ("neck", (0.075, -0.01, 0.14)),
-}
 
-
-def _body() -> dict[str, tuple[str, tuple[float, float, float]]]:
-    body = dict(_CENTRE)
-    for name, (parent, (x, y, z)) in _LEFT.items():
-        body[f"l_{name}"] = (parent, (x, y, z))
-        body[f"r_{name}"] = (parent.replace("l_", "r_", 1) if parent.startswith("l_") else parent, (-x, y, z))
+def _read_body() -> dict[str, tuple[str, tuple[float, float, float]]]:
+    """Point -> its parent and its offset from it; parents come before their children."""
+    body: dict[str, tuple[str, tuple[float, float, float]]] = {}
+    for line in packaged_lines("synthetic/body.txt"):
+        name, parent, *offset = line.split()
+        x, y, z = map(float, offset)
+        body[name] = (parent.strip("-"), (x, y, z))
+        if name.startswith("l_"):
+            body[f"r_{name[2:]}"] = (f"r_{parent[2:]}" if parent.startswith("l_") else parent, (-x, y, z))
     return body
 
 
-_BODY = _body()
+_BODY = _read_body()
 POINTS = (*SLOT_NAMES, *(name for name in _BODY if name not in SLOT_NAMES))
 """Names of the body's points; the first 25 are the common slots."""
 
@@ -92,8 +70,7 @@ def pose(offsets_FP3: np.ndarray, angles_FA: np.ndarray, right_F: np.ndarray, ya
 
     points_FP3 = np.zeros_like(offsets_FP3)
     turned: dict[str, np.ndarray] = {}
-    for name in _BODY:  # Parents come before their children.
-        parent = _BODY[name][0]
+    for name, (parent, _) in _BODY.items():
         turned[name] = turned[parent] if parent else np.broadcast_to(np.eye(3), (len(angles_FA), 3, 3))
         if parent:
             step_F3 = np.einsum("fij,fj->fi", turned[parent], offsets_FP3[:, _INDEX[name]])

@@ -8,12 +8,13 @@ seen.
 Angles are in degrees. `d.` is the person's dominant side and `o.` the other one. Shape suffixes: N frames, A angles.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from ups_model.data.readers.io.files import packaged_table
 
 TRUNK = ("lean", "turn", "sway", "bend", "twist", "side", "nod", "look")
 """lean, turn, sway: the whole body pitches forward, turns, tilts. bend, twist, side: the spine. nod, look: the head."""
@@ -53,16 +54,7 @@ class Action:
     cycles: tuple[Cycle, ...] = ()
 
 
-_LIFT = {"d.flex": 30, "d.abd": 20, "d.elbow": 70}
-_LIFT_BOTH = _LIFT | {"o.flex": 30, "o.abd": 20, "o.elbow": 70}
-_HINGE = {"lean": 20, "d.hip": 32, "o.hip": 32, "d.knee": 20, "o.knee": 20, "d.flex": 20, "o.flex": 20}
-_KNEE_UP = {"d.hip": 40, "d.knee": 55, "d.flex": -10, "o.flex": 20}
-_COCKED = {"d.abd": 80, "d.rot": -90, "d.elbow": 90}
-_GUARD = {"d.flex": 40, "d.abd": 15, "d.elbow": 115, "o.flex": 40, "o.abd": 15, "o.elbow": 115}
-_HANDS_AHEAD = {"d.flex": 60, "d.abd": 10, "d.elbow": 55, "o.flex": 60, "o.abd": 10, "o.elbow": 55}
-
-
-def _steps(hip: float, knee: float, arm: float, count: float) -> tuple[Cycle, ...]:
+def _steps(hip: float, knee: float, arm: float, count: float) -> list[Cycle]:
     """Steps in place: a leg rises with the other side's arm."""
     legs = [
         Cycle(f"{side}.{angle}", size, count, 0.05, 0.95, phase, rectified=True)
@@ -70,87 +62,22 @@ def _steps(hip: float, knee: float, arm: float, count: float) -> tuple[Cycle, ..
         for angle, size in (("hip", hip), ("knee", knee))
     ]
     arms = [Cycle(f"{side}.flex", arm, count, 0.05, 0.95, phase) for side, phase in (("d", 0.5), ("o", 0.0))]
-    return tuple(legs + arms)
+    return legs + arms
 
 
-ACTIONS: tuple[Action, ...] = (
-    Action("wave", 2.4, ((0.15, _LIFT), (0.3, _COCKED), (0.85, _COCKED)), (Cycle("d.elbow", 30, 3, 0.3),)),
-    Action(
-        "throw",
-        2.0,
-        (
-            (0.15, _LIFT),
-            (0.35, _COCKED | {"twist": -20, "bend": -8}),
-            (0.55, {"d.flex": 80, "d.abd": 25, "d.elbow": 15, "twist": 30, "bend": 15}),
-            (0.7, {"d.flex": 40, "d.abd": 0, "d.rot": 20, "d.elbow": 25, "twist": 35, "bend": 20}),
-        ),
-    ),
-    Action(
-        "drink",
-        2.4,
-        (
-            (0.15, _LIFT),
-            (0.35, {"d.flex": 50, "d.abd": 25, "d.rot": 30, "d.elbow": 120}),
-            (0.55, {"d.flex": 60, "d.abd": 30, "d.rot": 30, "d.elbow": 130, "nod": -18}),
-            (0.7, {"d.flex": 50, "d.abd": 25, "d.rot": 30, "d.elbow": 120}),
-        ),
-    ),
-    Action("arm raise", 2.2, ((0.15, _LIFT), (0.4, {"d.flex": 165}), (0.65, {"d.flex": 165}))),
-    Action(
-        "punch",
-        1.8,
-        (
-            (0.15, _LIFT_BOTH),
-            (0.35, _GUARD),
-            (0.5, _GUARD | {"d.flex": 88, "d.elbow": 5, "twist": 30}),
-            (0.7, _GUARD),
-        ),
-    ),
-    Action(
-        "clap",
-        2.2,
-        ((0.15, _LIFT_BOTH), (0.3, _HANDS_AHEAD), (0.85, _HANDS_AHEAD)),
-        (Cycle("d.rot", 22, 4, 0.3), Cycle("o.rot", 22, 4, 0.3)),
-    ),
-    Action(
-        "squat",
-        2.4,
-        (
-            (0.2, _HINGE),
-            (0.5, {"lean": 30, "d.hip": 95, "o.hip": 95, "d.knee": 110, "o.knee": 110, "d.flex": 75, "o.flex": 75}),
-        ),
-    ),
-    Action(
-        "bow",
-        2.2,
-        (
-            (0.2, _HINGE),
-            (0.5, {"lean": 45, "bend": 35, "nod": 20, "d.hip": 45, "o.hip": 45, "d.flex": 40, "o.flex": 40}),
-        ),
-    ),
-    Action("kick", 1.8, ((0.25, _KNEE_UP), (0.5, {"d.hip": 85, "d.knee": 10, "lean": -12}), (0.7, _KNEE_UP))),
-    Action(
-        "lunge",
-        2.2,
-        (
-            (0.25, _KNEE_UP),
-            (0.5, {"d.hip": 75, "d.knee": 80, "o.hip": -25, "o.knee": 45, "lean": 5}),
-            (0.65, {"d.hip": 75, "d.knee": 80, "o.hip": -25, "o.knee": 45, "lean": 5}),
-        ),
-    ),
-    Action(
-        "walk in place",
-        2.4,
-        ((0.1, {"d.elbow": 20, "o.elbow": 20}), (0.9, {"d.elbow": 20, "o.elbow": 20})),
-        _steps(42, 55, 22, 3),
-    ),
-    Action(
-        "jog in place",
-        2.2,
-        ((0.1, {"d.elbow": 60, "o.elbow": 60}), (0.9, {"d.elbow": 60, "o.elbow": 60})),
-        _steps(48, 70, 26, 5),
-    ),
-)
+def _read_actions(facts: dict[str, Any]) -> Iterator[Action]:
+    for action in facts["actions"]:
+        keys = []
+        for time, *parts in action["keys"]:
+            pose: dict[str, float] = {}
+            for part in parts:
+                pose |= facts["poses"][part] if isinstance(part, str) else part
+            keys.append((time, pose))
+        cycles = _steps(**action["steps"]) if "steps" in action else [Cycle(**one) for one in action.get("cycles", ())]
+        yield Action(action["name"], action["seconds"], tuple(keys), tuple(cycles))
+
+
+ACTIONS: tuple[Action, ...] = tuple(_read_actions(packaged_table("synthetic/actions.toml")))
 """The classes, in label order."""
 
 
@@ -167,7 +94,7 @@ class Style:
     right_handed: bool
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Style:
+    def draw(cls, rng: np.random.Generator) -> "Style":
         """A person's style."""
         # One gain for the person and one for each angle: people differ in vigour as well as in how they do a thing.
         # Legs and trunk carry the body and vary less than arms.

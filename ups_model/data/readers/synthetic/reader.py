@@ -12,11 +12,9 @@ works and how its parts compare on easy motion; they say nothing about any real 
 Shape suffixes: F frames of the set, N frames of a clip, K cameras, P points of the body, J joints.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from tqdm import tqdm
 from ups_model.data.format.cameras import Camera, project
 from ups_model.data.format.clip_set import ClipSet, ClipSetInfo
 from ups_model.data.format.writer import Clip, Track, write_clip_set
+from ups_model.data.readers.io.files import packaged_table
 from ups_model.data.readers.synthetic.body import POINTS, draw_body, pose
 from ups_model.data.readers.synthetic.motion import ACTIONS, Style, angles
 from ups_model.skeletons import get_skeleton
@@ -43,24 +42,21 @@ class SyntheticSet:
     up_axis: str
     repetitions: int
     description: str
+    points: Mapping[str, str] = field(default_factory=dict)
+    """Joint -> point of the body, where they have different names."""
 
 
 SYNTHETIC_SETS: Mapping[str, SyntheticSet] = {
-    "synthetic_ntu25": SyntheticSet(
-        "ntu25", 3, 30.0, "y", 4, "synthetic: invented motion of twelve actions with Kinect-like noise, NTU joints"
-    ),
-    "synthetic_openpose18": SyntheticSet(
-        "openpose18", 2, 30.0, "-y", 4, "synthetic: invented motion of twelve actions seen by an imitated 2D detector"
-    ),
-    "synthetic_h36m17": SyntheticSet(
-        "h36m17", 3, 50.0, "z", 2, "synthetic: invented motion of twelve actions in four cameras, Human3.6M joints"
-    ),
+    name: SyntheticSet(**facts) for name, facts in packaged_table("synthetic/sets.toml").items()
 }
 """The synthetic sets by name."""
 
-_SPECIAL_JOINTS = {"h36m17": {"pelvis": "spine_base", "spine": "spine_mid", "thorax": "spine_shoulder"}}
-_SPECIAL_JOINTS["openpose18"] = {"neck": "spine_shoulder"}
 _IMAGE_WH = (640, 480)
+_CAMERAS = tuple(
+    Camera.facing(place, (0, 0, 0.9), (1145, 1145), (512, 515), (1000, 1002))
+    for place in ((1.8, 5.0, 1.55), (1.7, -4.7, 1.6), (-1.8, 4.9, 1.45), (-1.85, -5.1, 1.5))
+)
+"""Four cameras about 5 m away at the corners of a room, with the image size of Human3.6M."""
 
 
 def recipe(name: str, seed: int) -> dict[str, str | int]:
@@ -94,7 +90,7 @@ def prepare(
         if value < least:
             raise ValueError(f"{name}: {what} must be >= {least}, got {value}")
 
-    cameras = (_human36m_cameras(),) if spec.skeleton == "h36m17" else ()
+    cameras = (_CAMERAS,) if spec.skeleton == "h36m17" else ()
     info = ClipSetInfo(
         name=name,
         skeleton=spec.skeleton,
@@ -109,7 +105,7 @@ def prepare(
         camera_groups=cameras,
         recipe=recipe(name, seed),
     )
-    joints = _joint_points(spec.skeleton)
+    joints = [POINTS.index(spec.points.get(joint, joint)) for joint in get_skeleton(spec.skeleton).joint_names]
     total = subjects * len(ACTIONS) * repetitions
     clips = (
         Clip(
@@ -156,12 +152,6 @@ def _motions(
         ends = np.cumsum(frames)
         for (label, repetition, *_, rng), end, length in zip(batch, ends, frames, strict=True):
             yield subject, label, repetition, points_FP3[end - length : end], rng
-
-
-def _joint_points(skeleton: str) -> list[int]:
-    """The body's point for each native joint."""
-    special = _SPECIAL_JOINTS.get(skeleton, {})
-    return [POINTS.index(special.get(joint, joint)) for joint in get_skeleton(skeleton).joint_names]
 
 
 def _sense(
@@ -232,9 +222,3 @@ def _slow_noise(rng: np.random.Generator, shape: tuple[int, ...], every: int) ->
     left = at.astype(int)
     part = (at - left).reshape(-1, *(1 for _ in shape[1:]))
     return knots[left] * (1 - part) + knots[left + 1] * part
-
-
-def _human36m_cameras() -> tuple[Camera, ...]:
-    """Four cameras about 5 m away at the corners of a room, with the image size of Human3.6M."""
-    places = ((1.8, 5.0, 1.55), (1.7, -4.7, 1.6), (-1.8, 4.9, 1.45), (-1.85, -5.1, 1.5))
-    return tuple(Camera.facing(place, (0, 0, 0.9), (1145, 1145), (512, 515), (1000, 1002)) for place in places)

@@ -1,4 +1,5 @@
-"""Parser of 2D keypoints in .npz files of COCO joints.
+"""Parsers of 2D keypoints in arrays: pickles of pyskl or mmaction2 (`clip_pickles`), whose 17 joints are COCO's, 18 and
+25 OpenPose's, and .npz files of COCO joints:
 
     keypoints  [N, 17, 2 or 3] or [M, N, 17, 2 or 3]: pixels, the third is the score; M persons. Of 26, 133 or 136
                joints the first 17 are kept (`layouts`)
@@ -13,8 +14,6 @@ Without scores every joint was seen, but for persons whose 17 points are all at 
 Shape suffixes: M persons, N frames, D detections of a file, J 17 joints.
 """
 
-from __future__ import annotations
-
 import math
 import zipfile
 from dataclasses import replace
@@ -23,9 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from ups_model.data.readers import clip_pickles
 from ups_model.data.readers.io.files import damage_named, first_outside, persons_first, read_npy_header
-from ups_model.data.readers.keypoints.builder import MAX_FRAME, MAX_PERSONS, MAX_PIXELS, MAX_SCORE, fps_of, size_of
-from ups_model.data.readers.keypoints.joint_names import check_layout, check_names
+from ups_model.data.readers.io.safe_pickle import shown
+from ups_model.data.readers.keypoints import builder, layouts
+from ups_model.data.readers.keypoints.builder import WAY_OUT
 from ups_model.data.readers.keypoints.layouts import COCO_FIRST, COCO_RULE
 from ups_model.data.readers.keypoints.tracks import JOINTS, Detections
 
@@ -34,7 +35,7 @@ MAX_BYTES = 1 << 30
 _NUMBERS = ("keypoints", "scores", "fps", "width", "height")
 _TEXTS = ("skeleton", "joint_names")
 _ARRAYS = (*_NUMBERS, *_TEXTS)
-_WAY_OUT = "write the file again"
+_LAYOUTS = {**COCO_FIRST, **layouts.OPENPOSE}
 
 
 def read_arrays(file: Path) -> Detections:
@@ -50,7 +51,7 @@ def read_arrays(file: Path) -> Detections:
     about: dict[str, Any] = {
         key: _single(file, key, arrays[key], "number") for key in ("fps", "width", "height") if key in arrays
     }
-    fps, size = fps_of(file, about), size_of(file, about)
+    fps, size = builder.fps_of(file, about), builder.size_of(file, about)
     keypoints, scores = arrays["keypoints"], arrays.get("scores")
     shape = list(keypoints.shape)
     if keypoints.ndim not in (3, 4) or keypoints.shape[-2] not in COCO_FIRST or keypoints.shape[-1] not in (2, 3):
@@ -61,10 +62,10 @@ def read_arrays(file: Path) -> Detections:
         raise ValueError(f"{file}[keypoints]: {persons_first(shape)}")
     if keypoints.shape[-1] == 3:
         if scores is not None:
-            raise ValueError(f"{file}[scores]: scores must stand once, they are in keypoints {shape} too; {_WAY_OUT}")
+            raise ValueError(f"{file}[scores]: scores must stand once, they are in keypoints {shape} too; {WAY_OUT}")
         keypoints, scores = keypoints[..., :2], keypoints[..., 2]
     if scores is not None and scores.shape != keypoints.shape[:-1]:
-        raise ValueError(f"{file}[scores]: must be {shape[:-1]} as keypoints, got {list(scores.shape)}; {_WAY_OUT}")
+        raise ValueError(f"{file}[scores]: must be {shape[:-1]} as keypoints, got {list(scores.shape)}; {WAY_OUT}")
     if keypoints.ndim == 3:
         keypoints, scores = keypoints[None], None if scores is None else scores[None]
     kept = None if scores is None else scores[:, :, :JOINTS]
@@ -76,12 +77,39 @@ def read_arrays(file: Path) -> Detections:
 def _check_joints(file: Path, arrays: dict[str, np.ndarray], joints: int) -> None:
     """ValueError where the file says that its joints are others than COCO's."""
     if "skeleton" in arrays:
-        check_layout(file, "skeleton", _single(file, "skeleton", arrays["skeleton"], "name"))
+        layouts.check_layout(file, "skeleton", _single(file, "skeleton", arrays["skeleton"], "name"))
     if "joint_names" in arrays:
         names = np.atleast_1d(arrays["joint_names"])
         if names.shape != (joints,):
             raise ValueError(f"{file}[joint_names]: must have a name for each of {joints} joints, got {len(names)}")
-        check_names(file, "joint_names", [(str(index), str(name)) for index, name in enumerate(names)])
+        layouts.check_names(file, "joint_names", [(str(index), str(name)) for index, name in enumerate(names)])
+
+
+def read_annotation(file: Path, name: str) -> Detections:
+    """The detections of a clip of a pickle; img_shape is the size of the image.
+
+    Raises:
+        ValueError: another layout, or a value breaks a rule; names the file and the clip.
+        OSError: the file cannot be read.
+    """
+    item, where = clip_pickles.find(file, name), f"{file}[{name}]"
+    pose: Any = item.get("keypoint")
+    scores: Any = item.get("keypoint_score")
+    shape = item.get("img_shape")
+    if not _numeric(pose) or pose.ndim != 4 or pose.shape[2] not in _LAYOUTS or pose.shape[3] != 2:
+        rule = f"[persons, frames, joints, 2] of {COCO_RULE}, or of {layouts.OPENPOSE_RULE}"
+        raise ValueError(f"{where}: keypoint must be numbers {rule}, got {shown(pose)}; {WAY_OUT}")
+    if scores is not None and (not _numeric(scores) or scores.shape != pose.shape[:3]):
+        rule = f"keypoint_score must be numbers {list(pose.shape[:3])}"
+        raise ValueError(f"{where}: {rule}, got {shown(scores)}; {WAY_OUT}")
+    size = None
+    if isinstance(shape, list | tuple) and len(shape) >= 2:
+        height, width = (value.item() if isinstance(value, np.generic) else value for value in shape[:2])
+        size = builder.size_of(file, {"width": width, "height": height})
+    joints_J = list(_LAYOUTS[pose.shape[2]])
+    return detections_of(
+        where, pose[:, :, joints_J], None if scores is None else scores[:, :, joints_J], builder.DEFAULT_FPS, size
+    )
 
 
 def detections_of(
@@ -93,15 +121,15 @@ def detections_of(
 ) -> Detections:
     """The detections in arrays of COCO's joints. ValueError for values out of bounds begins with `where`."""
     people, frames = keypoints_MNJ2.shape[:2]
-    if not 1 <= people <= MAX_PERSONS or not 1 <= frames <= MAX_FRAME:
-        rule = f"must have 1..{MAX_PERSONS} persons and 1..{MAX_FRAME} frames"
+    if not 1 <= people <= builder.MAX_PERSONS or not 1 <= frames <= builder.MAX_FRAME:
+        rule = f"must have 1..{builder.MAX_PERSONS} persons and 1..{builder.MAX_FRAME} frames"
         raise ValueError(f"{where}: {rule}, got {list(keypoints_MNJ2.shape)}")
-    xy_MNJ2 = _bounded(where, keypoints_MNJ2, MAX_PIXELS)
+    xy_MNJ2 = _bounded(where, keypoints_MNJ2, builder.MAX_PIXELS)
     if scores_MNJ is None:
         there_MN11 = (xy_MNJ2 != 0).any(axis=(2, 3))[..., None]
         score_MNJ = np.broadcast_to(there_MN11, xy_MNJ2.shape[:3]).astype(np.float64)
     else:
-        score_MNJ = _bounded(where, scores_MNJ, MAX_SCORE)
+        score_MNJ = _bounded(where, scores_MNJ, builder.MAX_SCORE)
     return Detections(
         np.repeat(np.arange(frames), people),
         xy_MNJ2.swapaxes(0, 1).reshape(-1, JOINTS, 2),
@@ -116,7 +144,10 @@ def detections_of(
 
 def _load(file: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays that mean something, and the names of the others."""
-    with damage_named(f"{file}: not a whole .npz file of this layout", _WAY_OUT), zipfile.ZipFile(file) as archive:
+    with (
+        damage_named(f"{file}: not a whole .npz file of this layout", WAY_OUT),
+        zipfile.ZipFile(file) as archive,
+    ):
         members = archive.namelist()
         if len(set(members)) < len(members):
             raise ValueError("it has an array twice")
@@ -145,7 +176,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 def _bounded(where: str, values: np.ndarray, bound: float) -> np.ndarray:
     values = values.astype(np.float64)
     if (place := first_outside(values, -bound, bound)) is not None:
-        way_out = "give a joint that is not seen score 0" if np.isnan(values[place]) else _WAY_OUT
+        way_out = "give a joint that is not seen score 0" if np.isnan(values[place]) else WAY_OUT
         raise ValueError(
             f"{where}: must be numbers within {bound:g}, got {values[place]} for person {place[0]}, frame "
             f"{place[1]}, joint {place[2]}; {way_out}"
@@ -155,5 +186,9 @@ def _bounded(where: str, values: np.ndarray, bound: float) -> np.ndarray:
 
 def _single(file: Path, key: str, array: np.ndarray, what: str) -> Any:
     if array.size != 1:
-        raise ValueError(f"{file}[{key}]: must be one {what}, got {list(array.shape)}; {_WAY_OUT}")
+        raise ValueError(f"{file}[{key}]: must be one {what}, got {list(array.shape)}; {WAY_OUT}")
     return array.item()
+
+
+def _numeric(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
