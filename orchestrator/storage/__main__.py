@@ -128,7 +128,10 @@ def list_text(ledger: Ledger) -> str:
         text = ", ".join(f"{number} {state}" for state, number in states.items() if number)
         of = count(sum(states.values()), "unit" if work.kind == "study" else "trial")
         unknown = work.kind == "search" and work.trials is None
-        lines.append(f"{work.kind:<7}{work.name:<{width}}  " + ("not ended yet" if unknown else f"{of}: {text}"))
+        lines.append(
+            f"{work.kind:<7}{work.name:<{width}}  "
+            + ("no table of trials: it has not ended, or was imported" if unknown else f"{of}: {text}")
+        )
     return "\n".join(lines)
 
 

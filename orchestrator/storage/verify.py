@@ -62,11 +62,11 @@ def verify_unit(ledger: Ledger, folder: str) -> Verified:
 def _then(chosen: bool, finished: bool, usable: list[str], name: str) -> str:
     if chosen:
         how = f"from {usable[-1].rsplit('/', 1)[-1]}" if usable else "by training the unit again"
-        return f"the next ablate makes them again, {how}, if a unit that isn't done starts from them; else nothing"
+        return f"the next call makes them again, {how}, if a unit that isn't done starts from them; else nothing"
     if finished:
         return "nothing: the unit is finished and has its chosen weights"
     older = [step for step in usable if step < name] if "/checkpoints/" in name else usable
-    return f"the next ablate goes on from {older[-1].rsplit('/', 1)[-1]}" if older else "the next ablate begins anew"
+    return f"the next call goes on from {older[-1].rsplit('/', 1)[-1]}" if older else "the next call begins anew"
 
 
 def _of_record(ledger: Ledger, folder: str, damage: Damage, faults: dict[str, str], usable: list[str]) -> Damage:
@@ -77,18 +77,18 @@ def _of_record(ledger: Ledger, folder: str, damage: Damage, faults: dict[str, st
         result = {}
     weights = f"units/{folder}/best/{str(result.get('checkpoint', '')).rsplit('/', 1)[-1]}"
     if result.get("status") == "finished" and faults.get(weights, "absent") == "":
-        then = "the next ablate makes it again from result.json, without training"
+        then = "the next call makes it again from result.json, without training"
     elif usable:
-        then = f"the next ablate goes on from {usable[-1].rsplit('/', 1)[-1]}"
+        then = f"the next call goes on from {usable[-1].rsplit('/', 1)[-1]}"
     else:
-        then = "the next ablate trains the unit again"
+        then = "the next call trains the unit again"
     return Damage(damage.name, damage.what, then)
 
 
 def _records(ledger: Ledger, folder: str) -> tuple[Record | None, list[Damage]]:
     readings = dict(read_records(ledger.storage, key_of(folder), folder))
     damages = [
-        Damage(file, str(fault), "the next ablate writes it again")
+        Damage(file, str(fault), "the next call writes it again")
         for file, fault in readings.items()
         if isinstance(fault, ValueError)
     ]

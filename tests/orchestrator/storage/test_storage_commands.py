@@ -288,7 +288,7 @@ def test_list_says_how_far_each_study_and_search_is(address, capsys, plan):
         ["study", plan.name], ["search", "begun-tiny-12345678"], ["search", "rates-tiny-12345678"],
     ]  # fmt: skip
     assert " ".join(lines[0][2:]) == f"{len(plan.units)} units: 2 finished, {len(plan.units) - 2} open"
-    assert " ".join(lines[1][2:]) == "not ended yet"
+    assert " ".join(lines[1][2:]) == "no table of trials: it has not ended, or was imported"
     assert " ".join(lines[2][2:]) == "2 trials: 1 complete, 1 failed"
 
 
