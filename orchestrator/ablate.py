@@ -20,7 +20,7 @@ from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record, finished_of
 from orchestrator.scheduling.task_graph import State, TaskGraph
 from orchestrator.search.tuning.searches import ArmSearch, outcome, read_tuning
-from orchestrator.storage.ledger import Ledger, Place, storage_path
+from orchestrator.storage.ledger import Ledger, Place
 from orchestrator.storage.measured import measured_units
 from orchestrator.storage.source_check import SourceCheck, Standing, is_measured_now, measured_again, not_measured_again
 from orchestrator.storage.trained import with_twin
@@ -212,10 +212,10 @@ def finished_claim_units(ledger: Ledger, plan: PlanFile) -> set[str]:
 
 def existing_ledger(storage: str) -> Ledger | None:
     """The ledger if there is one; --plan makes none."""
-    root = storage_path(storage)
-    if root is None:
+    ledger = Ledger.at(storage)
+    if ledger.root is None:
         return Ledger.open(storage, create=False)
-    return Ledger(root) if (root / "units").is_dir() else None
+    return ledger if (ledger.root / "units").is_dir() else None
 
 
 def estimates(inputs: Inputs, ledger: Ledger | None, slots: int, gpus_per_unit: int = 0) -> Estimate:

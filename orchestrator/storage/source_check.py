@@ -187,10 +187,8 @@ class SourceCheck:
 
     def is_current(self, unit: Unit, record: Record) -> bool:
         """Whether a finished record stays as it is."""
-        if not self._is_kept(record):
-            return False
-        return not needs_measuring(record, self.wanted(unit)) or (
-            not self._weights(unit, record) and self.policy != "retrain"
+        return self._is_kept(record) and not (
+            needs_measuring(record, self.wanted(unit)) and (self._weights(unit, record) or self.policy == "retrain")
         )
 
     def is_to_measure(self, unit: Unit, record: Record) -> bool:
@@ -218,10 +216,7 @@ class SourceCheck:
         begun = self._ledger.storage.each(lambda unit: Begun.on_storage(self._ledger, unit).training, rest)
         outdated = [unit for unit in every if unit.key in finished and self._is_outdated(unit, finished[unit.key])]
         kept = self._ledger.storage.each(lambda unit: self._weights(unit, finished[unit.key]), outdated)
-        by_weights = {
-            there: tuple(unit.key for unit, has in zip(outdated, kept, strict=True) if has is there)
-            for there in (True, False)
-        }
+        to_measure = tuple(unit.key for unit, is_there in zip(outdated, kept, strict=True) if is_there)
         return Standing(
             {key: record for key, record in finished.items() if is_trained_otherwise(record)},
             {
@@ -229,8 +224,8 @@ class SourceCheck:
                 for unit, codes in zip(rest, begun, strict=True)
                 if codes not in ((), (unit.trainer.identity().training,))
             },
-            to_measure=by_weights[True],
-            without_weights=by_weights[False],
+            to_measure=to_measure,
+            without_weights=tuple(unit.key for unit in outdated if unit.key not in to_measure),
             present=tuple(dict.fromkeys(unit.trainer.identity().training for unit in every)),
         )
 
