@@ -4,7 +4,7 @@ from storage has sorted."""
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -34,6 +34,7 @@ from orchestrator.report.model import (
     TableOfCells,
 )
 from orchestrator.report.statistics import is_percentage, paired, proportion_se
+from orchestrator.tracking.schema import leaves
 from search_spaces.study import Reference
 from ups_model.config import set_of
 from ups_model.evaluation.health import TaskHealth
@@ -87,15 +88,6 @@ def _marked(table: TableOfCells, claims: Sequence[ClaimResult]) -> TableOfCells:
     return replace(table, rows=tuple(rows))
 
 
-def _flat(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and JSON values of a configuration's fields but the seed."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{name}.")
-        elif path or name != "seed":
-            yield f"{path}{name}", json.dumps(value)
-
-
 class _Builder:
     """What the parts of a report have in common: the units and their records."""
 
@@ -127,7 +119,8 @@ class _Builder:
             unit, record = self.units[key], self.records.get(key)
             if record is not None and record.status == "finished":
                 name = kind_name(unit.arm, unit.stage, unit.task)
-                kinds.setdefault(name, dict(_flat(record.about.get("config", {}))))
+                config = dict(leaves(record.about.get("config", {})))
+                kinds.setdefault(name, {field: json.dumps(config[field]) for field in config if field != "seed"})
         first, *others = [*kinds.values()] or [{}]
         shared = [item for item in first.items() if all(item in other.items() for other in others)]
         return RunSettings(

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 EXPERIMENT = "UPS ablations"
 LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 REFUSALS = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
+PERMANENT_CODES = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")
+"""Error codes of MLflow after which a retry of the same call fails again."""
 PROBE = "/api/2.0/mlflow/experiments/search?max_results=1"
 WRITER = "ups.mirror"
 """Tag of the experiment, written to learn whether the user may write."""

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from orchestrator.planning.plan import Unit
-from orchestrator.project import import_from
+from orchestrator.project import Request, import_from
 from orchestrator.storage.source_check import Policy
 from orchestrator.worker.environment import Environment
 
@@ -60,6 +61,19 @@ class Job:
     """Folders in which the unit's project may lie, beside where modules are always looked for."""
     rung: "Rung | None" = None
     """Where the unit pauses; None trains it to its end."""
+
+    def request(self, folder: Path, **more: Any) -> Request:
+        """What its unit's project is asked for.
+
+        Args:
+            folder: that the unit is trained in.
+            more: fields of `Request` that the job doesn't name.
+        """
+        same = ("test", "device", "precision", "threads", "processes", "micro_batch", "activation_checkpointing")
+        unit = self.unit
+        paths = {name: Path(self.paths[name]) for name in unit.trainer.sets(unit.config)}
+        own = {name: getattr(self, name) for name in same} | {"cache": Path(self.cache)}
+        return Request(unit.config, unit.key, paths, folder, **own | more)
 
     def to_json(self) -> str:
         """`from_json` is its inverse."""
