@@ -74,12 +74,10 @@ class UpsProject:
         return data_paths(given, names)
 
     def open(self, paths: Mapping[str, Path]) -> dict[str, ClipSet]:
-        opened = {}
-        for name, path in paths.items():
-            clips = ClipSet.open(path)
+        opened = {name: ClipSet.open(path) for name, path in paths.items()}
+        for name, clips in opened.items():
             if clips.name != name:
-                raise ValueError(f"{path}: expected clip set {name!r}, got {clips.name!r}; check --data")
-            opened[name] = clips
+                raise ValueError(f"{paths[name]}: expected clip set {name!r}, got {clips.name!r}; check --data")
         return opened
 
     def facts(self, data: Sets) -> dict[str, DataFacts]:
@@ -182,21 +180,12 @@ class UpsProject:
         from ups_model.training.loop import train
         from ups_model.training.processes import train_in_processes
 
-        settings, options, save = request.settings, _options(request), request.on_checkpoint
+        run = request.settings, request.paths, _options(request), request.parent
+        callbacks = request.sample, request.should_stop, request.on_checkpoint
         if request.processes == 1:
-            return train(settings, request.paths, options, request.parent, request.sample, request.should_stop, save)
+            return train(*run, *callbacks)
         threads = max(1, request.threads // request.processes)
-        return train_in_processes(
-            request.processes,
-            settings,
-            request.paths,
-            options,
-            request.parent,
-            request.sample,
-            request.should_stop,
-            save,
-            threads,
-        )
+        return train_in_processes(request.processes, *run, *callbacks, threads)
 
     def measure(self, request: Request, weights: Path, trained: Mapping[str, Any], health: Mapping[str, Any]) -> Result:
         from ups_model.evaluation.remeasure import measure_weights

@@ -139,9 +139,8 @@ def is_unhealthy(state: str | None) -> bool:
 
 def marker(panel: Axes, name: str, x: float, y: float, color: str, hollow: bool) -> None:
     """One run's value; hollow where the run collapsed or did not converge."""
-    (point,) = panel.plot(x, y, "o", color=color, markersize=4, markerfacecolor="white" if hollow else color)
-    point.set_gid(f"{'hollow' if hollow else 'run'}-{name}")
-    point.set_zorder(3)
+    inside, kind = ("white", "hollow") if hollow else (color, "run")
+    panel.plot(x, y, "o", color=color, markersize=4, markerfacecolor=inside, gid=f"{kind}-{name}", zorder=3)
 
 
 def hollow_entry(panel: Axes) -> tuple[str, Line2D]:
