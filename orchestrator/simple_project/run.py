@@ -158,14 +158,10 @@ class Run:
                     f"{', '.join(names)}, got {name!r}"
                 )
             if part == "test" and not self.test:
-                raise ValueError(
-                    f"{self._name}: {name} was measured though run.test is False; leave test data alone then"
-                )
-            value = as_number(f"{self._name}: {name}", given)
+                raise ValueError(f"{at} was measured though run.test is False; leave test data alone then")
+            value = as_number(at, given)
             if not math.isfinite(value):
-                raise ValueError(
-                    f"{self._name}: {name} must be a finite number, got {value}; did the training diverge?"
-                )
+                raise ValueError(f"{at} must be a finite number, got {value}; did the training diverge?")
             metrics[f"{part}/{self._task}/{metric}"] = value
         if self.test and (missing := [name for name in names if f"test/{self._task}/{name}" not in metrics]):
             raise ValueError(f"{self._name}: the training function must return test/{missing[0]}")
