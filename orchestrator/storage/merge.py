@@ -143,14 +143,14 @@ def _conflict(present: UnitFiles | None, imported: UnitFiles) -> str:
 
 def _due(present: UnitFiles | None, imported: UnitFiles) -> dict[str, bytes]:
     """Files to write, the record last: with it the unit is done."""
-    name = imported.record_file
+    name = RECORD if imported.record.status == "finished" else FAILURE
     record = imported.files[name]
     beside = {other: content for other, content in imported.files.items() if other != name}
     if present is not None and present.files.get(name) == record:
         return {other: content for other, content in beside.items() if other not in present.files}
     if present is not None and not _is_better(imported.record, present.record):
         return {}
-    if imported.record.status == "finished":
+    if name == RECORD:
         beside[IMPORTED] = json.dumps({"record": _digest(record)}).encode()
     return beside | {name: record}
 

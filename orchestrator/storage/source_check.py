@@ -153,8 +153,9 @@ class Standing:
         """What other code has trained, and which code that was. One line."""
         parts = []
         if self.trained_otherwise:
-            commits = _commits(self.trained_otherwise.values())
-            parts.append(f"{count(len(self.trained_otherwise), 'finished unit')} (commit {commits})")
+            commits = (str(record.about.get("commit") or UNKNOWN) for record in self.trained_otherwise.values())
+            units = count(len(self.trained_otherwise), "finished unit")
+            parts.append(f"{units} (commit {_listed(dict.fromkeys(commits))})")
         if self.begun_otherwise:
             parts.append(f"{count(len(self.begun_otherwise), 'unfinished unit')} with checkpoints")
         codes_of = [*map(training_code, self.trained_otherwise.values()), *self.begun_otherwise.values()]
@@ -266,10 +267,6 @@ def not_measured_again(units: int) -> str:
         f"{count(units, 'unit')} keep{'s' * (units == 1)} metrics that other code has measured, since the "
         "weights are gone; --retrain trains again"
     )
-
-
-def _commits(records: Iterable[Record]) -> str:
-    return _listed(dict.fromkeys(str(record.about.get("commit") or UNKNOWN) for record in records))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -21,10 +21,10 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from filelock import FileLock, Timeout
 
@@ -68,10 +68,12 @@ class RemoteWorkspace(Workspace):
     def _download(self) -> None:
         """Download the small files, all chosen weights, and the newest readable checkpoint."""
         manifest = self._store.read_object(f"{self._place}/{MANIFEST}")
-        self._steps = {group: steps_of(self._store, self._place, group, manifest) for group in GROUPS}
-        for name in (*FILES, RESULT):
-            if name in (CONFIG, OUTCOMES):  # Training and measuring write them anew.
-                continue
+        for group in GROUPS:  # By the manifest, and by a listing, which may be stale.
+            below = f"{self._place}/{group}"
+            names = {entry.name.removeprefix(f"{below}/").split("/")[0] for entry in self._store.entries(below)}
+            self._steps[group] = {step for step in names.union(manifest.get(group, ())) if STEP.fullmatch(step)}
+        # Training and measuring write the others anew.
+        for name in (name for name in (*FILES, RESULT) if name not in (CONFIG, OUTCOMES)):
             with suppress(FileNotFoundError):
                 content = self._store.read(f"{self._place}/{name}")
                 (self.folder / name).write_bytes(content)
@@ -83,19 +85,18 @@ class RemoteWorkspace(Workspace):
 
     def _take(self, group: str, step: str) -> bool:
         """Download a checkpoint; whether it is whole."""
-        folder = self.folder / group / step
+        folder, place = self.folder / group / step, f"{self._place}/{group}/{step}"
         try:
-            state = self._store.read(f"{self._place}/{group}/{step}/{STATE}")
+            state = self._store.read(f"{place}/{STATE}")
         except FileNotFoundError:
             return False
         folder.mkdir(parents=True)
         (folder / STATE).write_bytes(state)
         try:
-            names = [f"{self._place}/{group}/{step}/{name}" for name in _tensors(state)]
-            download_all(self._store, f"{self._place}/{group}/{step}", names, folder)
+            download_all(self._store, place, [f"{place}/{name}" for name in _tensors(state)], folder)
             verify_checkpoint(folder)
         except (ValueError, FileNotFoundError) as error:
-            logger.warning("%s/%s/%s on storage can't be used (%s)", self._place, group, step, error)
+            logger.warning("%s on storage can't be used (%s)", place, error)
             shutil.rmtree(folder)
             return False
         self._uploaded[f"{group}/{step}"] = _digest(state)
@@ -104,7 +105,10 @@ class RemoteWorkspace(Workspace):
     def save(self) -> None:
         for name in FILES:
             self._put(name)
-        here = {group: sorted(_whole_steps(self.folder / group)) for group in GROUPS}
+        here = {
+            group: sorted({file.parent.name for file in (self.folder / group).glob(f"step-*/{STATE}")})
+            for group in GROUPS
+        }
         for group in GROUPS:
             for step in here[group]:
                 self._put_checkpoint(group, step)
@@ -181,15 +185,6 @@ def delete_checkpoint(
         store.delete(name)
 
 
-def steps_of(store: Storage, place: str, group: str, manifest: Mapping[str, Any]) -> set[str]:
-    """Names of checkpoints that the store may have, whole or in part: by the manifest, and by a listing, which may be
-    stale."""
-    below = f"{place}/{group}/"
-    steps = {entry.name.removeprefix(below).split("/")[0] for entry in store.entries(f"{place}/{group}")}
-    steps |= set(manifest.get(group, ()))
-    return {step for step in steps if STEP.fullmatch(step)}
-
-
 def download_all(store: Storage, place: str, names: Iterable[str], folder: Path) -> None:
     """Copy contents below a place into a folder, several at a time."""
     store.each(lambda name: store.fetch(name, folder / name.removeprefix(f"{place}/")), names)
@@ -235,10 +230,6 @@ def _sweep(base: Path) -> None:
             shutil.rmtree(file.with_suffix(""), ignore_errors=True)
             file.unlink()
             lock.release()
-
-
-def _whole_steps(folder: Path) -> set[str]:
-    return {file.parent.name for file in folder.glob(f"step-*/{STATE}")}
 
 
 def _tensors(state: bytes) -> list[str]:
