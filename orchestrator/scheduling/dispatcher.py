@@ -230,7 +230,9 @@ class Dispatcher:
         elif broken.kind == "machine":
             logger.warning("%s goes on elsewhere: its machine is gone (%s)", self.graph.units[key].name, error)
             self._failed(key, Failure("lost", error))
-        elif self._may_come_back(broken):
+        elif (broken.kind == "full" and self._may_get_space(error)) or (
+            broken.kind == "unreachable" and self._storage_is_away()
+        ):
             self._failed(key, Failure("lost", error))
         else:
             self._failed(key, Failure("counted", error, node))
@@ -282,12 +284,6 @@ class Dispatcher:
                     "units wait for the storage, %.0f minutes at most: %s", STORAGE_TIMEOUT_SECONDS / 60, fault
                 )
         return now - self._away_since < STORAGE_TIMEOUT_SECONDS
-
-    def _may_come_back(self, broken: Broken) -> bool:
-        """Whether units wait for what a try lacked, the storage or space on a disk."""
-        if broken.kind == "full":
-            return self._may_get_space(broken.error)
-        return broken.kind == "unreachable" and self._storage_is_away()
 
     def _may_get_space(self, error: str) -> bool:
         """Whether units wait for space; from here on nothing is released for a while."""

@@ -113,12 +113,7 @@ class MlflowStore:
 
     def ensure_plan(self, name: str, tags: Mapping[str, str]) -> Run:
         """The run of a study."""
-        if name not in self.plans:
-            with self._lock.acquire(timeout=LOCK_SECONDS):
-                self._look(f"tags.`{schema.PLAN}` = '{name}'")
-                if name not in self.plans:
-                    self.plans[name] = self._create(tags, int(1000 * time.time()))
-                    self._agree(self.plans, [name], schema.PLAN)
+        self._ensure(self.plans, {name: (tags, int(1000 * time.time()))}, schema.PLAN)
         return self.plans[name]
 
     def ensure_units(self, wanted: Mapping[str, tuple[Mapping[str, str], int]]) -> None:
@@ -157,10 +152,8 @@ class MlflowStore:
             if name in made and there.setdefault(name, run) is not run:
                 try:
                     self.client.delete_run(run.id)
-                except Exception as error:
-                    if (
-                        getattr(error, "error_code", "") not in PERMANENT_CODES
-                    ):  # Else the other driver was first to delete it.
+                except Exception as error:  # The other driver may have been first to delete it.
+                    if getattr(error, "error_code", "") not in PERMANENT_CODES:
                         raise
         runs.update({name: run for name, run in there.items() if run.id != runs[name].id})
 

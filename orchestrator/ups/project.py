@@ -19,6 +19,7 @@ from orchestrator.project import (
     checkpoint_interval,
     near_names,
 )
+from orchestrator.ups import sizes
 from search_spaces.space import SCORE
 from search_spaces.study import FineTuning
 from ups_model.cli import data_paths
@@ -167,14 +168,10 @@ class UpsProject:
         return Identity(source_digest("training"), source_digest("evaluation"))
 
     def sizes(self, settings: Config, data: Sets) -> Sizes:
-        from orchestrator.ups.sizes import sizes_of
-
-        return sizes_of(settings, data)
+        return sizes.sizes_of(settings, data)
 
     def fitting(self, settings: Config, data: Sets, gpus: Gpus) -> Fitting:
-        from orchestrator.ups.sizes import fitting
-
-        return fitting(settings, data, gpus)
+        return sizes.fitting(settings, data, gpus)
 
     def train(self, request: Request) -> Result:
         from ups_model.training.loop import train

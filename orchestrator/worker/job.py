@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -112,7 +112,3 @@ class Outcome:
     """Of a failure: another node would fail as well; of "out_of_memory": another try would, too."""
     value: float | None = None
     """Of the rung's metric, of a unit that has paused."""
-
-    def to_plain(self) -> dict[str, Any]:
-        """JSON data."""
-        return asdict(self)

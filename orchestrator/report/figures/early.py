@@ -27,7 +27,11 @@ def early(table: TableOfCells, index: int) -> Drawing | None:
     Args:
         index: of the table, for the file's name where the table's own can't be one.
     """
-    curves = {name: curve for name, curve in _curves(table).items() if _has_values(table, curve)}
+    curves = {
+        name: curve
+        for name, curve in _curves(table).items()
+        if any(row.cells[column].values for row in table.rows for _, column in curve)
+    }
     if not curves:
         return None
     columns = [column for curve in curves.values() for _, column in curve]
@@ -78,10 +82,6 @@ def _curves(table: TableOfCells) -> dict[str, Curve]:
     # Numbered only where the sets alone don't tell the panels apart.
     plain = {name.rpartition(", ")[0]: curve for name, curve in named.items()}
     return plain if len(plain) == len(named) else named
-
-
-def _has_values(table: TableOfCells, curve: Curve) -> bool:
-    return any(row.cells[column].values for row in table.rows for _, column in curve)
 
 
 def _line(panel: Axes, row: RowOfCells, curve: Curve, line: int) -> None:
