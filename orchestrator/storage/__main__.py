@@ -84,11 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.action == "import":
             return add(options.storage, options.files)
         ledger = Ledger.open(options.storage, create=False)
-        if options.action == "du":
-            print(usage_text(usage(ledger)))
-            return 0
-        if options.action == "list":
-            print(list_text(ledger))
+        if options.action in ("du", "list"):
+            print(usage_text(usage(ledger)) if options.action == "du" else list_text(ledger))
             return 0
         if options.action == "delete":
             return delete(ledger, options.study, options.dry_run)
@@ -166,15 +163,12 @@ def usage_text(used: Usage) -> str:
 
 def collect(ledger: Ledger, older_than: float, dry_run: bool) -> int:
     """`gc`; returns the exit status."""
-    failed = 0
 
     def sweep(folder: str) -> Swept:
-        nonlocal failed
         try:
             return sweep_unit(ledger, folder, older_than, dry_run)
         except OSError as error:
-            failed += 1
-            return Swept(note=f"could not be cleaned ({error})")
+            return Swept(note=f"could not be cleaned ({error})", failed=True)
 
     units = ledger.storage.children("units")
     swept = each_unit(sweep, units)
@@ -186,7 +180,7 @@ def collect(ledger: Ledger, older_than: float, dry_run: bool) -> int:
         print(f"{'would delete' if dry_run else 'deleted'} {removal.name}  {bytes_text(removal.size)}  ({removal.why})")
     size = bytes_text(sum(removal.size for removal in removed))
     print(f"{len(removed)} checkpoints and leftovers, {size}, {'would be' if dry_run else 'were'} deleted")
-    return 1 if failed else 0
+    return int(any(one.failed for one in swept))
 
 
 def verify(ledger: Ledger) -> int:

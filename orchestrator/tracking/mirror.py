@@ -110,6 +110,7 @@ class LedgerMirror:
         """Address, below the store's, of the page that shows the arms side by side; empty until there is one."""
         return self._sync.arms.page
 
+    @quiet()
     def _run(self) -> None:
         wait = POLL_SECONDS
         while True:
@@ -237,14 +238,8 @@ class LedgerMirror:
 class Mirror(LedgerMirror):
     """Keeps MLflow up with the ledger during a study: `start`, `note` what happens, `close`."""
 
-    def __init__(
-        self, ledger: Ledger, plan: Tracked, content: Mapping[str, Any], uri: str, experiment: str = EXPERIMENT
-    ) -> None:
-        super().__init__(ledger, plan, content, lambda: MlflowStore(uri, experiment, ledger), shown(uri))
-
-    def _run(self) -> None:
-        with quiet():
-            super()._run()
+    def __init__(self, ledger: Ledger, plan: Tracked, content: Mapping[str, Any], uri: str) -> None:
+        super().__init__(ledger, plan, content, lambda: MlflowStore(uri, EXPERIMENT, ledger), shown(uri))
 
 
 def _is_permanent(error: Exception) -> bool:

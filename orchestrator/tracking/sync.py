@@ -170,7 +170,7 @@ class LedgerSync:
         rows, synced = self._new_rows(store, run, unit)
         ended = None
         if record is not None and not whole:
-            ended = int(1000 * (record.about.get("ended") or self._written(unit)))
+            ended = int(1000 * (record.about.get("ended") or time.time() - (self.ledger.written(unit) or 0.0)))
             rows.append(schema.record_points(record, ended))
         store.write(run, rows, schema.unit_params(unit), tags | synced)
         store.add_inputs(run, schema.data_inputs(self.plan, unit, record))
@@ -192,10 +192,6 @@ class LedgerSync:
             return {}
         store.put(run, OUTCOMES, outcomes)
         return {schema.OUTCOMES_DIGEST: record.outcomes}
-
-    def _written(self, unit: Unit) -> float:
-        """When a record came to be on storage."""
-        return time.time() - (self.ledger.written(unit) or 0.0)
 
     def _new_rows(self, store: MlflowStore, run: Run, unit: Unit) -> tuple[list[list[Point]], dict[str, str]]:
         """Progress that the run doesn't have yet, and the tag that then says how far it goes."""

@@ -158,7 +158,7 @@ class Storage(ABC):
         """A folder on this machine with all contents of a place, to read from while the block lasts."""
 
     @abstractmethod
-    def leftovers(self, place: str) -> "Iterator[Leftover]":
+    def leftovers(self, place: str) -> "Iterator[Removal]":
         """What killed writers left below a place: temporary files, unfinished uploads."""
 
     def where(self, name: str) -> str:
@@ -175,13 +175,14 @@ class Storage(ABC):
 
 
 @dataclass(frozen=True)
-class Leftover:
-    """Something that no reader uses."""
+class Removal:
+    """Something that may go, since no reader uses it."""
 
     name: str
     size: int
     age: float
     remove: Callable[[], None]
+    why: str = "left by a writer that was killed"
 
 
 def holder() -> dict[str, Any]:

@@ -9,13 +9,13 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from orchestrator.storage.backends.base import Claim, Entry, Leftover, Storage, Workspace, as_object, holder
+from orchestrator.storage.backends.base import Claim, Entry, Removal, Storage, Workspace, as_object, holder
 from ups_model.atomic import write_atomic
 
 CLAIM, OWNER = ".claim", "owner.json"
@@ -131,25 +131,23 @@ class FolderStorage(Storage):
         except OSError:
             return {}
 
-    @contextmanager
-    def workspace(self, place: str, claim: Claim) -> Iterator[Workspace]:
-        yield Workspace(self.root / place)
+    def workspace(self, place: str, claim: Claim) -> AbstractContextManager[Workspace]:
+        return nullcontext(Workspace(self.root / place))
 
-    @contextmanager
-    def local(self, place: str) -> Iterator[Path]:
-        yield self.root / place
+    def local(self, place: str) -> AbstractContextManager[Path]:
+        return nullcontext(self.root / place)
 
-    def leftovers(self, place: str) -> Iterator[Leftover]:
+    def leftovers(self, place: str) -> Iterator[Removal]:
         for folder, below, files in os.walk(self.root / place):
             left = [name for name in (*below, *files) if TEMPORARY.fullmatch(name)]
             below[:] = [name for name in below if name not in left]
             yield from (self._leftover(Path(folder) / name) for name in left)
 
-    def _leftover(self, path: Path) -> Leftover:
+    def _leftover(self, path: Path) -> Removal:
         name, own = path.relative_to(self.root).as_posix(), self._entry(path)
         contents = list(self.entries(name)) if path.is_dir() else [own] * (own is not None)
         age = min((entry.age for entry in (*contents, own) if entry), default=0.0)  # Of an empty folder, its own.
-        return Leftover(name, sum(entry.size for entry in contents if entry), age, lambda: _remove(path))
+        return Removal(name, sum(entry.size for entry in contents if entry), age, lambda: _remove(path))
 
 
 def _lock(folder: Path) -> FileLock | None:

@@ -30,7 +30,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 from urllib3.exceptions import HTTPError  # botocore lets one through where an answer breaks off in the middle.
 
 from orchestrator.storage.backends.address import S3Address
-from orchestrator.storage.backends.base import Claim, Entry, Leftover, Storage, Workspace
+from orchestrator.storage.backends.base import Claim, Entry, Removal, Storage, Workspace
 from orchestrator.storage.backends.lease import LeaseTimes, is_leased, lease, owner_of
 from orchestrator.storage.backends.workspace import RemoteWorkspace, delete_checkpoint, download_all, scratch
 
@@ -194,7 +194,7 @@ class S3Storage(Storage):
             download_all(self, place, [entry.name for entry in self.entries(place)], folder / place)
             yield folder / place
 
-    def leftovers(self, place: str) -> Iterator[Leftover]:
+    def leftovers(self, place: str) -> Iterator[Removal]:
         """Uploads in parts that never ended are stored, and paid for, without being listed."""
         pages = self._client.get_paginator("list_multipart_uploads")
         with self._translated(place):
@@ -205,10 +205,10 @@ class S3Storage(Storage):
                     size = sum(part["Size"] for some in parts for part in some.get("Parts", ()))
                     name = upload["Key"].removeprefix(self._prefix)
                     age = _age(page, upload["Initiated"])
-                    yield Leftover(name, size, age, partial(self._abort, where))
+                    yield Removal(name, size, age, partial(self._abort, where))
         for entry in self.entries(place):
             if entry.name.rsplit("/", 1)[-1].startswith(".probe-"):
-                yield Leftover(entry.name, entry.size, entry.age, partial(self.delete, entry.name))
+                yield Removal(entry.name, entry.size, entry.age, partial(self.delete, entry.name))
 
     def _abort(self, where: dict[str, str]) -> None:
         with self._translated(where["Key"]), suppress(FileNotFoundError):
