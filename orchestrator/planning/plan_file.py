@@ -208,7 +208,7 @@ class PlanFile:
         tables = [{**table, "columns": list(map(column, table["columns"]))} for table in plain["tables"]]
         # Earlier versions had their number alone.
         looks = [range(look) if isinstance(look, int) else look for look in plain.get("looks", ())]
-        made = from_json_data(cls, {"format": None, **plain, "tables": tables, "looks": looks})
+        made: Self = from_json_data(cls, {"format": None, **plain, "tables": tables, "looks": looks})
         # Earlier versions trained UPS alone.
         if "tasks" not in plain:
             made = replace(made, tasks=_tasks([UPS]))
@@ -245,8 +245,8 @@ class PlanFile:
 def from_json_data(hint: Any, value: Any) -> Any:
     """A value of dataclasses, tuples and mappings, from what `asdict` and JSON have made of it."""
     arguments, origin = get_args(hint), get_origin(hint)
-    if is_dataclass(hint):
-        hints = hints_of(hint)  # type: ignore[arg-type]  # it is a class
+    if isinstance(hint, type) and is_dataclass(hint):
+        hints = hints_of(hint)
         return hint(**{name: from_json_data(hints[name], one) for name, one in value.items()})
     if origin is UnionType and value is not None:
         return from_json_data(arguments[0], value)

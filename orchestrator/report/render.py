@@ -278,6 +278,12 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 
+SAME_IN_CELL = (
+    "arm", "n", "mean", "sd", "sampling_error", "published", "published_difference", "samples", "baseline_samples",
+)  # fmt: skip
+"""Columns that a `Cell` has under the same names."""
+
+
 def cells_csv(report: Report) -> str:
     """One line a cell, in full precision; empty means that there is no such number."""
     lines = []
@@ -344,18 +350,10 @@ def _csv_cell(row: RowOfCells, cell: Cell) -> dict[str, Any]:
     missing = wording.missing_text(cell)
     values = {
         "kind": "ours",
-        "arm": cell.arm,
+        **{name: getattr(cell, name) for name in SAME_IN_CELL},
         "training": row.training,
         "baseline": row.baseline,
         "status": "finished" if not missing else f"{cell.n} finished, {missing}" if cell.n else missing,
-        "n": cell.n,
-        "mean": cell.mean,
-        "sd": cell.sd,
-        "sampling_error": cell.sampling_error,
-        "published": cell.published,
-        "published_difference": cell.published_difference,
-        "samples": cell.samples,
-        "baseline_samples": cell.baseline_samples,
         "seeds": ";".join(f"{seed}={cell.values.get(seed, state)}" for seed, state in cell.states.items()),
         "parameters": ";".join(map(str, row.parameters)),
         "active_parameters": ";".join(map(str, row.cost.active_parameters)),
@@ -365,9 +363,7 @@ def _csv_cell(row: RowOfCells, cell: Cell) -> dict[str, Any]:
     if (pairs := cell.difference) is not None:
         values |= {
             "difference": pairs.mean,
-            "difference_sd": pairs.sd,
-            "difference_low": pairs.low,
-            "difference_high": pairs.high,
+            **{f"difference_{name}": getattr(pairs, name) for name in ("sd", "low", "high")},
             "difference_pairs": pairs.n,
             "difference_verdict": "withheld" if cell.withheld else pairs.verdict,
         }

@@ -195,7 +195,8 @@ class SimpleProject:
             return done
         settings: SimpleSettings = request.settings
         checkpoint, state = newest_checkpoint(request.folder / "checkpoints")
-        forget_after(request.folder / "progress.jsonl", int(state["step"]) if checkpoint else 0)
+        step = int(state["step"]) if checkpoint else 0
+        forget_after(request.folder / "progress.jsonl", step)
         made = {one.name for one in self.data_of(settings.values) if one.made}
         run = Run(
             data={name: path for name, path in request.paths.items() if name not in made},
@@ -204,7 +205,7 @@ class SimpleProject:
             threads=request.threads,
             test=request.test,
             checkpoint=checkpoint,
-            step=int(state["step"]) if checkpoint else 0,
+            step=step,
             _request=request,
             _seconds_before=float(state.get("train_seconds", 0.0)),
             _metrics=self.declared,

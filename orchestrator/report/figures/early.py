@@ -97,5 +97,5 @@ def _line(panel: Axes, row: RowOfCells, curve: Curve, line: int) -> None:
             panel.plot([share] * 2, ends, "-", color=color, linewidth=0.9, gid=f"spread-{place}-{share:g}")
     published = [(share, value) for share, column in curve if (value := row.cells[column].published) is not None]
     if published:
-        shares, values = zip(*published, strict=True)
-        panel.plot(shares, values, ":D", color=color, linewidth=0.8, markersize=4, alpha=0.8, gid=f"paper-{place}")
+        at, heights = zip(*published, strict=True)
+        panel.plot(at, heights, ":D", color=color, linewidth=0.8, markersize=4, alpha=0.8, gid=f"paper-{place}")
