@@ -312,14 +312,12 @@ class Dispatcher:
                 self._hooks.changed(key, self.graph.state[key])
 
     def _stopped(self, key: str, notice: str, node: str) -> None:
+        if notice and not self.graph.stopping and not self._others({node}):
+            self.request_stop(f"this machine is about to go ({notice}), and there is no other: the study stops")
         if self.graph.stopping:
             self.graph.stopped(key)
-            return
-        if notice and not self._others({node}):
-            self.request_stop(f"this machine is about to go ({notice}), and there is no other: the study stops")
-            self.graph.stopped(key)
-            return
-        self.graph.again(key)  # Its machine is about to go, or it lost the driver for a moment.
+        else:
+            self.graph.again(key)  # Its machine is about to go, or it lost the driver for a moment.
 
     def _refused(self, key: str, node: str, why: str) -> None:
         new = self._useless + (node not in self.nodes.avoided)
