@@ -98,7 +98,7 @@ class Begun:
         if not any(folder.glob("checkpoints/step-*")) and not (folder / RESULT).exists():
             return cls()
         try:
-            return cls._from((folder / SOURCE).read_bytes())
+            return cls._from(as_object((folder / SOURCE).read_bytes()))
         except FileNotFoundError:
             return cls((UNKNOWN,))
 
@@ -106,18 +106,14 @@ class Begun:
     def on_storage(cls, ledger: Ledger, unit: Unit) -> "Begun":
         """Of a unit on storage. OSError where it doesn't answer."""
         place = f"units/{unit.folder}"
-        try:
-            begun = cls._from(ledger.storage.read(f"{place}/{SOURCE}"))
-        except FileNotFoundError:
-            begun = cls((UNKNOWN,))
+        begun = cls._from(ledger.storage.read_object(f"{place}/{SOURCE}"))
         if begun.training == (unit.trainer.identity().training,):
             return begun  # Whether there is anything makes no difference.
         is_there = ledger.storage.children(f"{place}/checkpoints") or ledger.storage.look(f"{place}/{RESULT}")
         return begun if is_there else cls()
 
     @classmethod
-    def _from(cls, content: bytes) -> "Begun":
-        plain = as_object(content)
+    def _from(cls, plain: Mapping[str, Any]) -> "Begun":
         training = plain.get("training")
         if not isinstance(training, list) or not training:
             return cls((UNKNOWN,))
