@@ -24,7 +24,7 @@ from orchestrator.planning.plan_file import PlanFile
 from orchestrator.planning.resolve import resolve
 from orchestrator.project import DataFacts
 from orchestrator.storage.ledger import Ledger
-from orchestrator.tracking.mlflow_store import Mirror
+from orchestrator.tracking.mirror import Mirror
 from orchestrator.tracking.uri import default_uri
 from search_spaces import find_study
 from ups_model.config.presets import preset

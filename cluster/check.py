@@ -1,6 +1,5 @@
 """Report every fault of cluster files offline, before they cost money: python -m cluster.check FILE ..."""
 
-import argparse
 import contextlib
 import copy
 import difflib
@@ -16,8 +15,8 @@ from typing import Any
 
 import yaml
 
+from cluster.cli import command_parser
 from cluster.node_check import CONSTRAINTS, canonical, constraints
-from cluster.output import escape_unencodable
 from cluster.rule_tables import (
     RULES,
     UBUNTU,
@@ -88,13 +87,7 @@ def wheels(commands: Iterable[Command], sm: int | None, gpu: str = "the GPU") ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    escape_unencodable()
-    parser = argparse.ArgumentParser(
-        prog="python -m cluster.check",
-        description="Say what is wrong with cluster files before they cost money.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("cluster.check", "Say what is wrong with cluster files before they cost money.", EXAMPLES)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     bad = False
     for file in parser.parse_args(arguments).files:

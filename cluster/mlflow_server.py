@@ -4,7 +4,6 @@ Both servers are children of this command and end with it, however it ends. No s
 tells PostgreSQL who is calling, and MLflow's password and key are files that only their owner may read.
 """
 
-import argparse
 import base64
 import importlib.util
 import os
@@ -24,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock, Timeout
 
 from cluster.child import Children, wait_until
-from cluster.output import escape_unencodable
+from cluster.cli import command_parser
 from cluster.postgres import Postgres
 
 OWN_FILES = {"lock", "login", "usage", "password", "flask-key", "auth.ini", "run", "artifacts", "mlflow.db"}
@@ -46,12 +45,8 @@ exit status: 0 ended as asked, or runs already; 1 a server died or doesn't start
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    escape_unencodable()
-    parser = argparse.ArgumentParser(
-        prog="python -m cluster.mlflow_server",
-        description="Run an MLflow server with a database, until it is interrupted.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "cluster.mlflow_server", "Run an MLflow server with a database, until it is interrupted.", EXAMPLES
     )
     parser.add_argument("--host", default="127.0.0.1", help="a loopback address (127.0.0.1)")
     parser.add_argument("--port", type=int, default=5000, help="(5000)")

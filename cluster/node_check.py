@@ -4,7 +4,6 @@ Runs on every machine during its set-up: otherwise a wrong wheel fails in the fi
 24 $ an hour, with "no kernel image is available for execution on the device".
 """
 
-import argparse
 import importlib.metadata
 import re
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.output import escape_unencodable
+from cluster.cli import command_parser
 
 CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
 
@@ -49,13 +48,7 @@ class Facts:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    escape_unencodable()
-    parser = argparse.ArgumentParser(
-        prog="python -m cluster.node_check",
-        description="Say whether units can run on this machine.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("cluster.node_check", "Say whether units can run on this machine.", EXAMPLES)
     parser.add_argument("--gpus", type=int, metavar="N", help="how many there must be (as many as there are)")
     options = parser.parse_args(arguments)
     facts = look()

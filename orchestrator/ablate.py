@@ -15,12 +15,12 @@ from orchestrator.cli.session import Session, run_command
 from orchestrator.planning.estimate import Estimate, estimate, on_slots, unit_sizes
 from orchestrator.planning.inputs import Inputs, read_inputs, wanted_metrics
 from orchestrator.planning.origin import check_origin, origin_of, study_text
-from orchestrator.planning.plan import Plan, UnitSize
+from orchestrator.planning.plan import Plan
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record, finished_of
 from orchestrator.scheduling.task_graph import State, TaskGraph
 from orchestrator.search.tuning.searches import ArmSearch, outcome, read_tuning
-from orchestrator.storage.ledger import Ledger, Place, storage_path
+from orchestrator.storage.ledger import Ledger, Place
 from orchestrator.storage.measured import measured_units
 from orchestrator.storage.source_check import SourceCheck, Standing, is_measured_now, measured_again, not_measured_again
 from orchestrator.storage.trained import with_twin
@@ -144,7 +144,9 @@ def run(
                 graph = TaskGraph(plan.units, ledger, expected.seconds, plan.measured(), check)
             if not graph.complete:
                 expected = on_slots(expected, plan.units, graph.unfinished(), session.connect())
-            sizes = unit_sizes(plan.units, inputs.sets, sizes_in(before))
+            saved = before.units.items() if before else ()
+            counted = {key: unit.size for key, unit in saved if unit.size is not None}
+            sizes = unit_sizes(plan.units, inputs.sets, counted)
         if warning:
             logger.warning("%s", warning)
         plan_file = PlanFile.of(plan, command, inputs.changes, sizes)
@@ -173,12 +175,6 @@ def run(
     last = session.end(graph, finished, out if written else None, [f"report: {place}" for place in places])
     print("\n".join([*closing(graph, notes), *last]))
     return 0 if finished and written and (copy or ledger.root is not None) else 1, report
-
-
-def sizes_in(before: PlanFile | None) -> dict[str, UnitSize]:
-    """Of the units of a plan that was saved, as far as it has them."""
-    units = before.units.items() if before else ()
-    return {key: unit.size for key, unit in units if unit.size is not None}
 
 
 def looks_before(ledger: Ledger, plan: PlanFile, before: PlanFile | None) -> tuple[tuple[int, ...], ...]:
@@ -212,10 +208,10 @@ def finished_claim_units(ledger: Ledger, plan: PlanFile) -> set[str]:
 
 def existing_ledger(storage: str) -> Ledger | None:
     """The ledger if there is one; --plan makes none."""
-    root = storage_path(storage)
-    if root is None:
+    ledger = Ledger.at(storage)
+    if ledger.root is None:
         return Ledger.open(storage, create=False)
-    return Ledger(root) if (root / "units").is_dir() else None
+    return ledger if (ledger.root / "units").is_dir() else None
 
 
 def estimates(inputs: Inputs, ledger: Ledger | None, slots: int, gpus_per_unit: int = 0) -> Estimate:

@@ -9,13 +9,13 @@ import importlib
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from search_spaces.study import UPS, FineTuning
-from ups_model.config.schema import digest
 from ups_model.wording import count
 
 CHECKPOINTS_PER_RUN = 10
@@ -344,12 +344,6 @@ class Project(Protocol):
         """Train a few steps and evaluate a batch of each task, to see how much memory that takes."""
 
 
-def key_of(project: str, settings: Settings, data: Mapping[str, str], inputs: str, parent: str) -> str:
-    """A run's key, for projects without one of their own making."""
-    plain = {"project": project, "config": settings.canonical(), "data": dict(data), "parent": parent}
-    return digest(plain | ({"inputs": inputs} if inputs else {}))
-
-
 def checkpoint_interval(steps: int) -> int:
     """Steps between the checkpoints of a run of so many steps."""
     return max(1, min(MAX_STEPS_BETWEEN_CHECKPOINTS, steps // CHECKPOINTS_PER_RUN))
@@ -373,11 +367,12 @@ def load_project(address: str) -> Project:
     try:
         project = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
-        raise ValueError(
-            f"project {address}: cannot be imported ({error}); start the command where its package lies, or install it"
-        ) from error
+        way = "start the command where its package lies, or install it"
+        raise ValueError(f"project {address}: cannot be imported ({error}); {way}") from error
     except Exception as error:  # The user's module may fail in any way; the way out is in that module.
-        raise ValueError(f"project {address}: {module} fails when it is imported ({_where(error)})") from error
+        frame, text = traceback.extract_tb(error.__traceback__)[-1], " ".join(str(error).split())
+        where = f"{type(error).__name__}: {text}, {Path(frame.filename).name} line {frame.lineno}"
+        raise ValueError(f"project {address}: {module} fails when it is imported ({where})") from error
     if project is None:
         raise ValueError(f"project {address}: {module} has no {name}")
     if not isinstance(project, Project):
@@ -388,38 +383,17 @@ def load_project(address: str) -> Project:
     return project
 
 
-def _where(error: Exception) -> str:
-    """An exception in one line, with the place where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f", {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
-
-
 def import_folders(addresses: Iterable[str]) -> tuple[str, ...]:
     """Folders from which the packages of loaded projects were imported, for other processes."""
-    folders = []
-    for address in addresses:
-        module = sys.modules[address.partition(":")[0]]
-        # Of a module a.b.c the folder that a lies in.
-        depth = module.__name__.count(".") + hasattr(module, "__path__")
-        folders.append(str(Path(module.__file__ or "").resolve().parents[depth]))
-    return tuple(dict.fromkeys(folders))
+    modules = (sys.modules[address.partition(":")[0]] for address in addresses)
+    return tuple(dict.fromkeys(str(import_folder(module)) for module in modules))
+
+
+def import_folder(module: ModuleType) -> Path:
+    """Of a module a.b.c the folder that a lies in."""
+    return Path(module.__file__ or "").resolve().parents[module.__name__.count(".") + hasattr(module, "__path__")]
 
 
 def import_from(folders: Iterable[str]) -> None:
     """Let modules be imported from these folders too, after all others."""
     sys.path += [folder for folder in folders if folder not in sys.path]
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A `Result`, for projects without one of their own."""
-
-    status: Literal["finished", "stopped"]
-    key: str
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    checkpoint: str = ""
-    about: Mapping[str, Any] = field(default_factory=dict)
-    health: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    outcomes: str = ""
-    routes: Mapping[str, list[int]] = field(default_factory=dict)

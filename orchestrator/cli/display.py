@@ -66,10 +66,8 @@ class Display:
             error = self._graph.error.get(key, "")
             log = self._graph.ledger.where(unit, LOG)
             self._say("FAILED  %s: %s  (log: %s)", unit.name, error, log, level=logging.ERROR)
-        elif state is State.PAUSED:
-            self._say("paused  %s after %s; its checkpoint is kept", unit.name, duration(took))
-        elif state is State.STOPPED:
-            self._say("stopped %s after %s; its checkpoint is kept", unit.name, duration(took))
+        elif state in (State.PAUSED, State.STOPPED):
+            self._say("%-7s %s after %s; its checkpoint is kept", state, unit.name, duration(took))
         elif state is State.ELSEWHERE:
             self._say("held    %s by %s; waiting for it", unit.name, self._graph.ledger.owner(unit))
         elif state is State.WAITING:
@@ -183,6 +181,5 @@ class Display:
 def _shown(name: str, value: float) -> str:
     """A metric for people. A score is the share solved, in percent, and below 0 where poses are worse than a pose that
     never changes."""
-    return (
-        f"{name} below 0 (poses worse than the mean pose)" if name == "score" and value < 0 else f"{name} {value:.4g}"
-    )
+    is_worse = name == "score" and value < 0
+    return f"{name} below 0 (poses worse than the mean pose)" if is_worse else f"{name} {value:.4g}"

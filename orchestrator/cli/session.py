@@ -32,7 +32,7 @@ from ups_model.wording import count
 if TYPE_CHECKING:  # Ray and MLflow take seconds to import, which --help, --plan and refusals need not wait for.
     from orchestrator.cli.display import Display
     from orchestrator.execution.ray_cluster import ClusterFacts, Resources
-    from orchestrator.tracking.mlflow_store import Mirror
+    from orchestrator.tracking.mirror import Mirror
     from orchestrator.tracking.schema import Tracked
 
 logger = logging.getLogger(__name__)
@@ -154,9 +154,9 @@ class Session:
         """
         from orchestrator.execution import driver
         from orchestrator.scheduling.dispatcher import Hooks
-        from orchestrator.tracking import mlflow_store
+        from orchestrator.tracking import mirror
 
-        self.mirror: Mirror = mlflow_store.Mirror(self.ledger, plan, content, self.tracking_uri)
+        self.mirror: Mirror = mirror.Mirror(self.ledger, plan, content, self.tracking_uri)
         self.mirror.start()
         self.notifier = notifier = Notifier(self.options.notify, self.options.notify_every, plan.name)
         if self.cluster is not None:

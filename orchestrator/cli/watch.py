@@ -51,7 +51,6 @@ class Watch(Display):
         process.before_end.append(self._stop)  # The cursor is hidden meanwhile.
 
     def tick(self) -> None:
-        """See `Display`."""
         if self._live is None:
             super().tick()
         elif time.monotonic() - self._refreshed >= REFRESH_SECONDS:
@@ -59,7 +58,6 @@ class Watch(Display):
             self._guarded(self._show)
 
     def close(self) -> None:
-        """See `Display`."""
         self._guarded(self._show)
         self._stop()
         if self._stop in process.before_end:

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -71,24 +72,21 @@ def execute(
         return None
     for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    room = facts.slots(resources) * _units_per_share(resources, footprints)
     if resources.max_concurrent:
         most = resources.max_concurrent
     elif facts.local:
-        most = min(facts.slots(resources) * _units_per_share(resources, footprints), 2**15)
+        most = min(room, 2**15)
     else:
         # On a cluster that grows, Ray must see units that wait; each costs a placement group.
-        room = facts.slots(resources) * _units_per_share(resources, footprints)
-        most = min(len(graph.units), max(2 * room, 64) if facts.most else max(2 * room, MAX_PENDING_UNITS))
+        most = min(len(graph.units), max(2 * room, 64 if facts.most else MAX_PENDING_UNITS))
     # Where the driver is: on a node that may go, it would take all units with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     bell = StopBell.options(  # type: ignore[attr-defined]  # mypy doesn't apply class decorators
         num_cpus=0, max_concurrency=2**14, scheduling_strategy=here
     ).remote()
     folder = tempfile.mkdtemp(prefix="ups-ablate-")
-
-    def remove_folder() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-
+    remove_folder = partial(shutil.rmtree, folder, ignore_errors=True)
     process.before_end.append(remove_folder)
 
     def tell_workers() -> None:

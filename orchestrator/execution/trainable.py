@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
@@ -20,9 +21,9 @@ EXIT_GRACE_SECONDS = 2.0
 """After SIGTERM, when a worker's unit has ended, until its process does."""
 
 
-def train_job(text: str, should_stop: Callable[[], bool]) -> Mapping[str, str]:
+def train_job(text: str, should_stop: Callable[[], bool]) -> Mapping[str, Any]:
     """What a worker does by default: train the unit."""
-    return run_unit(Job.from_json(text), should_stop).to_plain()
+    return asdict(run_unit(Job.from_json(text), should_stop))
 
 
 class UnitTrainable(tune.Trainable):

@@ -10,14 +10,6 @@ from ups_model.training.progress import duration
 GB = 1e9
 
 
-def fitting_cells(fit: Fitting | None) -> str:
-    """Of the table of units."""
-    if fit is None:
-        return f"{'unknown':>15}{'':>14}{'':>10}"
-    part = f"{fit.at_once} of {fit.clips}{'*' * fit.activation_checkpointing}"
-    return f"{fit.whole / GB:>7.1f} GB {fit.task:<4}{part:>14}{fit.peak / GB:>7.1f} GB"
-
-
 def memory_notes(fits: list[Fitting], gpus: Gpus) -> list[str]:
     """What the memory columns mean, and whether units fit."""
     unit = f"{gpus.of_a_unit} a unit"
@@ -84,17 +76,17 @@ def plan_text(
     lines.append(
         f"{'unit':<{width}}{'seeds':>7}{'done':>6}{'parameters':>14}{'operations':>12}{memory}{'time each':>13}  after"
     )
-    fits = []
+    fits: list[Fitting] = []
     for named, keys in kinds.items():
         first = plan.units[keys[0]]
         name = kind_name(*named)
         seconds = sum(expected.seconds[key] for key in keys) / len(keys)
         parent = plan.units[first.parent].stage if first.parent else "-"
-        memory = ""
-        if gpus:
-            fit = first.trainer.fitting(first.config, sets, gpus)
-            fits += [fit] if fit else []
-            memory = fitting_cells(fit)
+        memory = f"{'unknown':>15}{'':>14}{'':>10}" if gpus else ""
+        if gpus and (fit := first.trainer.fitting(first.config, sets, gpus)) is not None:
+            fits.append(fit)
+            part = f"{fit.at_once} of {fit.clips}{'*' * fit.activation_checkpointing}"
+            memory = f"{fit.whole / GB:>7.1f} GB {fit.task:<4}{part:>14}{fit.peak / GB:>7.1f} GB"
         sizes, operations = first.trainer.sizes(first.config, sets), operations_of(first, sets)
         size = f"{'unknown':>14}" if sizes is None else f"{sizes.parameters / 1e6:>12.2f} M"
         size += f"{'unknown':>12}" if operations is None else f"{operations:>12.2e}"
@@ -102,17 +94,15 @@ def plan_text(
             f"{name:<{width}}{len(keys):>7}{sum(key in done for key in keys):>6}{size}{memory}"
             f"{duration(seconds):>13}  {parent}"
         )
-    source = (
-        f"measured on {expected.measured} units"
-        if expected.measured
-        else f"at the rate of {expected.measured_elsewhere} measured units of other studies in this storage, "
-        f"{expected.rate:.2g} operations a second"
-        if expected.measured_elsewhere
-        else f"a guess: nothing has been measured here, {expected.rate:.2g} operations a second are assumed, and "
-        f"{duration(GUESSED_SECONDS)} where operations are unknown"
-        if any(unit.trainer.sizes(unit.config, sets) is None for unit in plan.units.values())
-        else f"a guess: nothing has been measured here, {expected.rate:.2g} operations a second are assumed"
-    )
+    rate = f"{expected.rate:.2g} operations a second"
+    if expected.measured:
+        source = f"measured on {expected.measured} units"
+    elif expected.measured_elsewhere:
+        source = f"at the rate of {expected.measured_elsewhere} measured units of other studies in this storage, {rate}"
+    else:
+        source = f"a guess: nothing has been measured here, {rate} are assumed"
+        if any(unit.trainer.sizes(unit.config, sets) is None for unit in plan.units.values()):
+            source += f", and {duration(GUESSED_SECONDS)} where operations are unknown"
     lines += [
         "",
         f"operations: multiplications and additions of training, forward and backward. Times: {source}.",

@@ -62,7 +62,7 @@ def read_inputs(
     check_study(resolved, opened)
     facts: dict[str, DataFacts] = {}
     for address, project in reversed(resolved.projects.items()):
-        names = {name for owner, config in resolved.settings if owner == address for name in project.sets(config)}
+        names = resolved.sets(address)
         facts |= project.facts({name: one for name, one in opened.items() if name in names})
     plan = make_plan(resolved, study.seeds if seeds is None else seeds, {name: facts[name] for name in opened})
     if study.tuning is not None:

@@ -202,10 +202,6 @@ class Plan:
             keys_with_parents.update(dict.fromkeys(reversed(chain)))
         return list(keys_with_parents)
 
-    def children(self, key: str) -> list[str]:
-        """Units that start from this one."""
-        return [unit.key for unit in self.units.values() if unit.parent == key]
-
     def samples(self, key: str, task: str) -> int:
         """Training samples of a task that a unit's weights have seen, its parents' included."""
         return sum(self.units[step].samples.get(task, 0) for step in self.with_parents([key]))

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from types import UnionType
+from typing import Any, Self, get_args, get_origin
 
 from orchestrator.planning.plan import Line, Plan, UnitSize
 from orchestrator.planning.tuning import PlannedTuning
 from orchestrator.project import DataFacts, Project, load_project
 from search_spaces.study import UPS, Claim, FineTuning, Reference, Table, tuned_label
-from ups_model.config.schema import canonical
+from ups_model.config.schema import canonical, hints_of
 
 FORMAT = 1
 
@@ -199,53 +200,20 @@ class PlanFile:
 
     @classmethod
     def _from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        sources = {task: tuple(names) for task, names in plain["sources"].items()}
-
-        def column(one: Mapping[str, Any]) -> PlannedColumn:
+        def column(one: Mapping[str, Any]) -> dict[str, Any]:
             # Plans of earlier versions have no groups: all columns of a task were measured on one training.
-            of_task = {"changes": {}, "group": one["task"], "sources": sources[one["task"]]}
-            return PlannedColumn(**{**of_task, **one, "sources": tuple(one.get("sources") or of_task["sources"])})
+            sources = one.get("sources") or plain["sources"][one["task"]]
+            return {"changes": {}, "group": one["task"], **one, "sources": sources}
 
-        def row(one: Mapping[str, Any]) -> PlannedRow:
-            units = {group: tuple(keys) for group, keys in one["units"].items()}
-            return PlannedRow(**{**one, "published": tuple(one["published"]), "units": units})
-
-        def table(one: Mapping[str, Any]) -> PlannedTable:
-            references = tuple(Reference(line["label"], tuple(line["published"])) for line in one["references"])
-            rows, columns = tuple(map(row, one["rows"])), tuple(map(column, one["columns"]))
-            return PlannedTable(
-                **{**one, "columns": columns, "notes": tuple(one["notes"]), "references": references, "rows": rows}
-            )
-
-        def unit(one: Mapping[str, Any]) -> PlannedUnit:
-            return PlannedUnit(**{**one, "size": UnitSize(**one["size"]) if one.get("size") else None})
-
-        typed = {
-            "format": plain.get("format"),
-            "overridden": tuple(plain.get("overridden", ())),
-            "fine_tuning": FineTuning(**plain["fine_tuning"]),
-            "data": {
-                name: DataFacts(**{**facts, "classes": tuple(facts.get("classes", ()))})
-                for name, facts in plain["data"].items()
-            },
-            "sources": sources,
-            "tables": tuple(map(table, plain["tables"])),
-            # Plans of earlier versions have neither claims nor looks.
-            "claims": tuple(Claim(**claim) for claim in plain.get("claims", ())),
-            # Earlier versions had their number alone.
-            "looks": tuple(
-                tuple(range(look)) if isinstance(look, int) else tuple(look) for look in plain.get("looks", ())
-            ),
-            "planned_looks": tuple(plain.get("planned_looks", ())),
-            # Earlier versions trained UPS alone.
-            "tasks": tuple((task, title) for task, title in plain["tasks"]) if "tasks" in plain else _tasks([UPS]),
-            "published_on": tuple(map(tuple, plain["published_on"]))
-            if "published_on" in plain
-            else _published_on(load_project(UPS)),
-            "units": {key: unit(one) for key, one in plain["units"].items()},
-            "tuning": PlannedTuning.from_plain(plain["tuning"]) if plain.get("tuning") else None,
-        }
-        made = cls(**{**plain, **typed})
+        tables = [{**table, "columns": list(map(column, table["columns"]))} for table in plain["tables"]]
+        # Earlier versions had their number alone.
+        looks = [range(look) if isinstance(look, int) else look for look in plain.get("looks", ())]
+        made: Self = from_json_data(cls, {"format": None, **plain, "tables": tables, "looks": looks})
+        # Earlier versions trained UPS alone.
+        if "tasks" not in plain:
+            made = replace(made, tasks=_tasks([UPS]))
+        if "published_on" not in plain:
+            made = replace(made, published_on=_published_on(load_project(UPS)))
         made._check()
         return made
 
@@ -272,6 +240,22 @@ class PlanFile:
             columns = [one for table in tables for one in table.columns if claim.names(one.metric, one.title)]
             if not columns or not {claim.arm, claim.baseline} <= rows:
                 raise ValueError(f"not a plan (the claim {claim.text!r} is about what no table has)")
+
+
+def from_json_data(hint: Any, value: Any) -> Any:
+    """A value of dataclasses, tuples and mappings, from what `asdict` and JSON have made of it."""
+    arguments, origin = get_args(hint), get_origin(hint)
+    if isinstance(hint, type) and is_dataclass(hint):
+        hints = hints_of(hint)
+        return hint(**{name: from_json_data(hints[name], one) for name, one in value.items()})
+    if origin is UnionType and value is not None:
+        return from_json_data(arguments[0], value)
+    if origin is tuple:
+        items = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(from_json_data(item, one) for item, one in zip(items, value, strict=True))
+    if origin is Mapping:
+        return {name: from_json_data(arguments[1], one) for name, one in value.items()}
+    return value
 
 
 def without_tuned(plan: PlanFile) -> PlanFile:

@@ -1,7 +1,7 @@
 """From a study to the settings of each of its cells, and the checks of these settings. No plan yet."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,6 +77,11 @@ class ResolvedStudy:
         )
         return list(dict.fromkeys([*((self.study.project, config) for config in own), *others]))
 
+    def sets(self, address: str) -> dict[str, None]:
+        """Names of the data sets that a project reads."""
+        configs = [config for owner, config in self.settings if owner == address]
+        return {name: None for config in configs for name in load_project(address).sets(config)}
+
 
 def resolve(study: Study, preset_name: str, changes: Mapping[str, Any]) -> ResolvedStudy:
     """The settings of each cell.
@@ -106,7 +111,7 @@ def resolve(study: Study, preset_name: str, changes: Mapping[str, Any]) -> Resol
                     raise ValueError("seed is no setting of a row: every row has all seeds of the study (seeds=...)")
                 address = row.project or study.project
                 trainer = load_project(address)
-                own = base if address == study.project else _base_of(trainer, preset_name, changes)
+                own = base if address == study.project else _with_known(trainer.base(preset_name), changes)
                 configs = {column.group: with_layers(own, column.changes, row.changes) for column in table.columns}
                 training = row.training or trainer.trainings[0]
                 if training not in trainer.trainings:
@@ -134,18 +139,13 @@ def _check_column(column: Column, project: Project, base: Settings) -> None:
             )
 
 
-def _base_of(project: Project, preset_name: str, changes: Mapping[str, Any]) -> Settings:
-    """The preset of a row's own project, with the user's changes to fields that it has."""
-    base = project.base(preset_name)
-    return with_layers(base, {name: value for name, value in changes.items() if _has_field(base, name)})
-
-
-def _has_field(settings: Settings, name: str) -> bool:
-    try:
-        settings.field_path(name)
-    except ValueError:
-        return False
-    return True
+def _with_known(base: Settings, changes: Mapping[str, Any]) -> Settings:
+    """The base of a row's own project, with the user's changes to fields that it has."""
+    known = {}
+    for name, value in changes.items():
+        with suppress(ValueError):
+            known[base.field_path(name)] = value
+    return base.with_fields(known)
 
 
 def with_layers(base: S, *layers: Mapping[str, Any]) -> S:
@@ -173,14 +173,7 @@ def open_data(resolved: ResolvedStudy, given: list[str]) -> tuple[dict[str, Path
         ValueError: a set that isn't there or is another one, one of a name that nothing has, or two projects that
             understand one name differently.
     """
-    names_of = {
-        address: tuple(
-            dict.fromkeys(
-                name for owner, config in resolved.settings if owner == address for name in project.sets(config)
-            )
-        )
-        for address, project in resolved.projects.items()
-    }
+    names_of = {address: list(resolved.sets(address)) for address in resolved.projects}
     paths: dict[str, Path] = {}
     opened: dict[str, Data] = {}
     every = {name for names in names_of.values() for name in names}
@@ -214,7 +207,9 @@ def check_study(resolved: ResolvedStudy, opened: Mapping[str, Data]) -> None:
                     _check_same_sets(resolved.project, table.columns[group], project, config, group)
                     project.check(config, opened)
                 for column in table.table.columns:
-                    check_measured(project, column, row.configs[column.group], opened)
+                    config = row.configs[column.group]
+                    if column.task in project.sources(config):  # Else the planner refuses it, and says more.
+                        project.check_metric(config, column.metric, opened)
 
 
 def _check_same_sets(ours: Project, of_column: Settings, theirs: Project, config: Settings, group: str) -> None:
@@ -228,9 +223,3 @@ def _check_same_sets(ours: Project, of_column: Settings, theirs: Project, config
                 f"rows of one table must have the same clip sets, got {', '.join(got[task])} for {task} beside "
                 f"{', '.join(wanted[task])}; make a study of each"
             )
-
-
-def check_measured(project: Project, column: Column, config: Settings, opened: Mapping[str, Data]) -> None:
-    """ValueError for a metric that the settings don't measure; near names are listed."""
-    if column.task in project.sources(config):  # Else the planner refuses it, and says more.
-        project.check_metric(config, column.metric, opened)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 from orchestrator.planning.resolve import ResolvedRow, ResolvedStudy, ResolvedTable
 from search_spaces.study import tuned_label
@@ -63,16 +63,6 @@ class PlannedTuning:
     judged_on: str
     """Validation data, in words."""
     arms: tuple[TunedArm, ...]
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        """Of JSON data."""
-
-        def arm(one: Mapping[str, Any]) -> TunedArm:
-            values = {name: tuple(one[name]) for name in ("start_values", "best_values")}
-            return TunedArm(**{**one, **values, "rows": tuple((*row,) for row in one["rows"])})
-
-        return cls(**{**plain, "arms": tuple(map(arm, plain["arms"]))})
 
 
 def expanded(resolved: ResolvedStudy, arms: Iterable[TunedArm]) -> ResolvedStudy:

@@ -4,13 +4,14 @@ from storage has sorted."""
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from orchestrator.planning.plan import UnitSize, kind_name
 from orchestrator.planning.plan_file import FORMAT, PlanFile, PlannedColumn, PlannedRow, PlannedTable
+from orchestrator.record import finished_of
 from orchestrator.report.claims import OutcomesOf, judge
 from orchestrator.report.clip_results import confusions, example_poses
 from orchestrator.report.model import (
@@ -34,6 +35,7 @@ from orchestrator.report.model import (
     TableOfCells,
 )
 from orchestrator.report.statistics import is_percentage, paired, proportion_se
+from orchestrator.tracking.schema import leaves
 from search_spaces.study import Reference
 from ups_model.config import set_of
 from ups_model.evaluation.health import TaskHealth
@@ -87,21 +89,13 @@ def _marked(table: TableOfCells, claims: Sequence[ClaimResult]) -> TableOfCells:
     return replace(table, rows=tuple(rows))
 
 
-def _flat(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and JSON values of a configuration's fields but the seed."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{name}.")
-        elif path or name != "seed":
-            yield f"{path}{name}", json.dumps(value)
-
-
 class _Builder:
     """What the parts of a report have in common: the units and their records."""
 
     def __init__(self, plan: PlanFile, records: Records) -> None:
         self.plan, self.units = plan, plan.units
         self.records = {key: record for key, record in records.items() if record is not None and key in self.units}
+        self.finished = finished_of(self.records)
 
     def report(self, outcomes: OutcomesOf) -> Report:
         sources = self.plan.sources
@@ -123,11 +117,10 @@ class _Builder:
 
     def _settings(self) -> RunSettings:
         kinds: dict[str, dict[str, str]] = {}
-        for key in self._ordered:
-            unit, record = self.units[key], self.records.get(key)
-            if record is not None and record.status == "finished":
-                name = kind_name(unit.arm, unit.stage, unit.task)
-                kinds.setdefault(name, dict(_flat(record.about.get("config", {}))))
+        for key in filter(self.finished.__contains__, self._ordered):
+            unit, config = self.units[key], dict(leaves(self.finished[key].about.get("config", {})))
+            name = kind_name(unit.arm, unit.stage, unit.task)
+            kinds.setdefault(name, {field: json.dumps(config[field]) for field in config if field != "seed"})
         first, *others = [*kinds.values()] or [{}]
         shared = [item for item in first.items() if all(item in other.items() for other in others)]
         return RunSettings(
@@ -143,12 +136,12 @@ class _Builder:
 
     def _state(self, key: str) -> State:
         """Of a unit, whatever it measured."""
-        record, parent = self.records.get(key), self.units[key].parent
-        if record is not None and record.status == "finished":
+        parent = self.units[key].parent
+        if key in self.finished:
             return "finished"
         if parent and self._state(parent) in ("failed", "parent failed"):
             return "parent failed"
-        return "not run" if record is None else "failed"
+        return "failed" if key in self.records else "not run"
 
     @cached_property
     def _ordered(self) -> tuple[str, ...]:
@@ -219,7 +212,9 @@ class _Builder:
         for column in columns:
             for key in row.units[column.group]:
                 by_seed.setdefault(self.units[key].seed, {}).update(dict.fromkeys(self.plan.chain(key)))
-        whole = [keys for keys in by_seed.values() if all(self._is_timed(key) for key in keys)]
+        # Trained here, in a time that is known.
+        timed = {key for key, record in self.finished.items() if record.about.get("train_seconds", 0) > 0}
+        whole = [keys for keys in by_seed.values() if keys.keys() <= timed]
         # Seeds differ in nothing that counts.
         sizes_of_seed = [self.units[key].size for key in next(iter(by_seed.values()), {})]
         operations = [size.operations for size in sizes_of_seed if size is not None]
@@ -241,19 +236,13 @@ class _Builder:
         trained = record.about.get("parameters") if record and size.parameters else None
         return size.active_parameters + (int(trained) - size.parameters if trained else 0)
 
-    def _is_timed(self, key: str) -> bool:
-        """Whether a unit has been trained here, in a time that is known."""
-        return self._state(key) == "finished" and self.records[key].about.get("train_seconds", 0) > 0
-
     def _mean_cost(
         self, seeds: Sequence[Iterable[str]], cost: Callable[[Mapping[str, Any]], float | None]
     ) -> float | None:
         """Mean over seeds of the sum over their units; None where a unit has none."""
         costs = [[cost(self.records[key].about) for key in keys] for keys in seeds]
         numbers = [[one for one in of_seed if one is not None] for of_seed in costs]
-        if not seeds or any(len(some) < len(every) for some, every in zip(numbers, costs, strict=True)):
-            return None
-        return math.fsum(map(math.fsum, numbers)) / len(seeds)
+        return math.fsum(map(math.fsum, numbers)) / len(seeds) if seeds and numbers == costs else None
 
     def _by_seed(self, row: PlannedRow, column: PlannedColumn) -> dict[int, str]:
         """Keys of the units that a cell is measured on."""
@@ -266,7 +255,7 @@ class _Builder:
         for seed, key in self._by_seed(row, column).items():
             state = self._state(key)
             if state == "finished":
-                value = self.records[key].metrics.get(f"test/{column.metric}")
+                value = self.finished[key].metrics.get(f"test/{column.metric}")
                 if value is None:
                     state = "not measured"
                 elif not math.isfinite(value):
@@ -281,24 +270,23 @@ class _Builder:
         if column.metric.endswith("/floor_mm"):
             return {}
         return {
-            seed: TaskHealth.from_plain(self.records[key].health[column.task]).state
+            seed: TaskHealth.from_plain(self.finished[key].health[column.task]).state
             for seed, key in self._by_seed(row, column).items()
-            if self._state(key) == "finished" and column.task in self.records[key].health
+            if key in self.finished and column.task in self.finished[key].health
         }
 
     def _sampling_error(self, row: PlannedRow, column: PlannedColumn, values: Mapping[int, float]) -> float | None:
         keys = self._by_seed(row, column)
         errors = [_sampling_error(self.records[keys[seed]].metrics, column, value) for seed, value in values.items()]
         numbers = [error for error in errors if error is not None]
-        return math.fsum(numbers) / len(numbers) if numbers and len(numbers) == len(errors) else None
+        return math.fsum(numbers) / len(numbers) if numbers and numbers == errors else None
 
     def _origins(self, table: PlannedTable, entry: str) -> tuple[Origin, ...]:
         units: dict[tuple[str, str], set[str]] = {}
         rows: dict[tuple[str, str], dict[str, None]] = {}
         for row in table.rows:
             for key in self._with_parents(table, row):
-                if self._state(key) == "finished":
-                    record = self.records[key]
+                if (record := self.finished.get(key)) is not None:
                     value = CODE[entry](record) if entry in CODE else str(record.about.get(entry) or UNKNOWN)
                     project = record.project if entry == "training code" else ""
                     units.setdefault((value, project), set()).add(key)
@@ -315,23 +303,22 @@ class _Builder:
                 yield Route(unit.arm, unit.seed, blocks, max(taken, model.get("blocks_per_layer", 0)))
 
     def _curves(self) -> Iterable[Curve]:
-        for key in self._ordered:
-            if self._state(key) == "finished":
-                unit = self.units[key]
-                for task in self.plan.titles:
-                    if task in self.records[key].health:
-                        health = TaskHealth.from_plain(self.records[key].health[task])
-                        yield Curve(
-                            arm=unit.arm,
-                            stage=unit.stage,
-                            task=task,
-                            seed=unit.seed,
-                            first_step=self._last_step(unit.parent),
-                            metric=health.metric,
-                            trivial=health.trivial,
-                            points=health.curve,
-                            state=health.state,
-                        )
+        for key in filter(self.finished.__contains__, self._ordered):
+            unit, judged = self.units[key], self.finished[key].health
+            for task in self.plan.titles:
+                if task in judged:
+                    health = TaskHealth.from_plain(judged[task])
+                    yield Curve(
+                        arm=unit.arm,
+                        stage=unit.stage,
+                        task=task,
+                        seed=unit.seed,
+                        first_step=self._last_step(unit.parent),
+                        metric=health.metric,
+                        trivial=health.trivial,
+                        points=health.curve,
+                        state=health.state,
+                    )
 
     def _last_step(self, key: str) -> int:
         """Of a unit and its parents, as far as their curves say; 0 of none."""
@@ -349,17 +336,15 @@ class _Builder:
     def _progress(self) -> Progress:
         states = {key: self._state(key) for key in self._ordered}
         counts = Counter(states.values())
-        abouts = {key: self.records[key].about for key in states if key in self.records}
-        finished = [key for key, state in states.items() if state == "finished"]
         return Progress(
             units=len(states),
-            finished=len(finished),
+            finished=len(self.finished),
             failed=counts["failed"],
             parent_failed=counts["parent failed"],
             not_run=counts["not run"],
-            train_seconds=math.fsum(about["train_seconds"] for about in abouts.values() if "train_seconds" in about),
-            untimed=sum("train_seconds" not in abouts[key] for key in finished),
-            borrowed=sum(abouts[key].get("trained_by", key) not in self.units for key in finished),
+            train_seconds=math.fsum(record.about.get("train_seconds", 0) for record in self.records.values()),
+            untimed=sum("train_seconds" not in record.about for record in self.finished.values()),
+            borrowed=sum(one.about.get("trained_by", key) not in self.units for key, one in self.finished.items()),
             health=Counter(self._states_of_health()),
         )
 
@@ -371,10 +356,10 @@ class _Builder:
             for row in table.rows
             for column in table.columns
             for key in row.units[column.group]
-            if self._state(key) == "finished"
+            if key in self.finished
         }
         for key, task in measured:
-            health = self.records[key].health
+            health = self.finished[key].health
             yield TaskHealth.from_plain(health[task]).state if task in health else "not judged"
 
 

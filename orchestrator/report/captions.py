@@ -4,10 +4,10 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from orchestrator.report.claims import looks_of
-from orchestrator.report.model import CODE, PROVENANCE, UNKNOWN, Origin, Report, Source, TableOfCells
+from orchestrator.report.model import CODE, PROVENANCE, UNKNOWN, Report, Source, TableOfCells
 from orchestrator.report.statistics import CONFIDENCE
 from orchestrator.report.wording import DAGGER, DOUBLE_DAGGER, NONE, listed, sign_agrees
 from ups_model.config import set_of
@@ -40,12 +40,16 @@ def table_caption(report: Report, table: TableOfCells, alone: bool = True) -> li
         alone: the table will stand without the report's head, as in a paper.
     """
     how = f"{setup_text(report)}; {CHOSEN_BY.get(report.plan.chosen_by, report.plan.chosen_by)}."
+    origins = (
+        f"{name} {' / '.join(_shown(name, origin.value) for origin in table.origins[name]) or UNKNOWN}"
+        for name in PROVENANCE
+    )
     return [
         f"Data: {data_text(_table_sources(table))}.",
         *_stand_in(report, table),
         *_overridden(report, table),
         *([how] if alone else []),
-        f"Trained with {'; '.join(_origin_text(name, table.origins[name]) for name in PROVENANCE)}.",
+        f"Trained with {'; '.join(origins)}.",
         f"Δ is the difference to row “{table.baseline}”, paired by seed.",
     ]
 
@@ -106,11 +110,6 @@ def setup_text(report: Report) -> str:
     return f"Preset {plan.preset}" + (f" with {changed}" if changed else "") + f"; {seeds}"
 
 
-def base_text(report: Report) -> str:
-    """Fields of the configuration that the study itself sets in all rows."""
-    return listed(f"{name}={json.dumps(value)}" for name, value in sorted(report.plan.study_base.items()))
-
-
 def _stand_in(report: Report, table: TableOfCells) -> list[str]:
     if not _is_published(table):
         return []
@@ -123,14 +122,9 @@ def _stand_in(report: Report, table: TableOfCells) -> list[str]:
         if title and any(source.synthetic or not re.fullmatch(own, set_of(source.name)) for source in sources):
             others.setdefault(title, {})[table.titles[column.task]] = None
         sizes |= {text: None for source in sources if (text := _size_text(source))}
-    if not others:
-        return list(sizes)
     where = listed(f"{title} ({' and '.join(tasks)})" for title, tasks in others.items())
-    return [
-        f"The published values are on {where}, ours are not: values can't be compared, look at the differences "
-        "between rows.",
-        *sizes,
-    ]
+    stands_in = f"The published values are on {where}, ours are not: values can't be compared, look at the differences "
+    return [*([f"{stands_in}between rows."] if others else []), *sizes]
 
 
 def _overridden(report: Report, table: TableOfCells) -> list[str]:
@@ -156,10 +150,6 @@ def _size_text(source: Source) -> str:
     return f"{text}: values can't be compared." if far else f"{text}."
 
 
-def _origin_text(name: str, origins: Sequence[Origin]) -> str:
-    return f"{name} {' / '.join(_shown(name, origin.value) for origin in origins) or UNKNOWN}"
-
-
 def _shown(name: str, value: str) -> str:
     """Twelve digits of a commit, and whether its working tree was changed."""
     match = re.fullmatch(r"([0-9a-f]{12})[0-9a-f]*(-dirty)?", value) if name == "commit" else None
@@ -174,7 +164,8 @@ def table_warnings(table: TableOfCells) -> list[str]:
         origins = [origin for origin in table.origins[name] if per_project[origin.project] > 1]
         if origins:
             where = "; ".join(
-                f"{_shown(name, origin.value)} ({count(origin.units, 'unit')}, in {_rows_text(origin.rows)})"
+                f"{_shown(name, origin.value)} ({count(origin.units, 'unit')}, in row{'s' * (len(origin.rows) > 1)} "
+                f"{listed(f'“{label}”' for label in origin.rows)})"
                 for origin in origins
             )
             warnings.append(f"The runs of this table differ in {name}: {where}.")
@@ -186,20 +177,14 @@ def table_warnings(table: TableOfCells) -> list[str]:
     return warnings
 
 
-def _rows_text(labels: Sequence[str]) -> str:
-    return f"{'row' if len(labels) == 1 else 'rows'} {listed(f'“{label}”' for label in labels)}"
-
-
 def budget_notes(table: TableOfCells) -> list[str]:
     """One for each row and task whose number of training samples is not the baseline row's."""
-    notes = {}
-    for row in table.rows:
-        for cell in row.cells:
-            if cell.unequal_budget:
-                notes[row.label, cell.column.task] = (
-                    f"{DOUBLE_DAGGER} Unequal budget: row “{row.label}” saw {cell.samples:,} training samples of "
-                    f"{table.titles[cell.column.task]}, the baseline row “{table.baseline}” {cell.baseline_samples:,}."
-                )
+    unequal = [(row.label, cell) for row in table.rows for cell in row.cells if cell.unequal_budget]
+    notes = {
+        (label, cell.column.task): f"{DOUBLE_DAGGER} Unequal budget: row “{label}” saw {cell.samples:,} training "
+        f"samples of {table.titles[cell.column.task]}, the baseline row “{table.baseline}” {cell.baseline_samples:,}."
+        for label, cell in unequal
+    }
     return list(notes.values())
 
 
@@ -280,7 +265,9 @@ def claim_notes(report: Report) -> list[str]:
         )
     if len(looks.seeds) > 1 or report.plan.planned_looks:
         seen = "; ".join(
-            f"{len(seeds)} seeds" if _is_first(seeds) else f"seeds {listed(map(str, seeds))}" for seeds in looks.seeds
+            # A number of seeds stands for the first ones.
+            f"{len(seeds)} seeds" if [*seeds] == [*range(len(seeds))] else f"seeds {listed(map(str, seeds))}"
+            for seeds in map(sorted, looks.seeds)
         )
         how = "as planned" if looks.planned else "which was not planned"
         notes.append(
@@ -288,11 +275,6 @@ def claim_notes(report: Report) -> list[str]:
             f"these looks, each times {listed(dict.fromkeys(f'{factor:g}' for factor in looks.factors))}."
         )
     return notes
-
-
-def _is_first(seeds: Sequence[int]) -> bool:
-    """Whether they are those that a number of seeds stands for."""
-    return sorted(seeds) == list(range(len(seeds)))
 
 
 def health_lines(report: Report) -> list[str]:
@@ -343,11 +325,12 @@ def setup(report: Report) -> list[tuple[str, str]]:
     """The study's setting, as label and text."""
     used = all_sources(report)
     described = {set_of(source.name): source for _, sources in used for source in sources}
+    base = [f"{name}={json.dumps(value)}" for name, value in sorted(report.plan.study_base.items())]
     return [
         ("Data", data_text(used)),
         *((f"Clip set {name}", source.description) for name, source in described.items() if source.description),
         ("Setting", setup_text(report)),
-        *([("Set by the study", base)] if (base := base_text(report)) else []),
+        *([("Set by the study", listed(base))] if base else []),
         ("Checkpoint", CHOSEN_BY.get(report.plan.chosen_by, report.plan.chosen_by)),
         *_fine_tuning(report),
     ]
@@ -355,25 +338,19 @@ def setup(report: Report) -> list[tuple[str, str]]:
 
 def _fine_tuning(report: Report) -> list[tuple[str, str]]:
     """How fine-tuning goes, where any row has it."""
-    stages = report.plan.fine_tuning
     if not any(row.training == "fine-tuned" for table in report.tables for row in table.rows):
         return []
-    return [
-        (
-            "Joint, fine-tuned",
-            f"{100 * stages.share:.0f} % of a task's iterations are fine-tuning, "
-            f"its peak learning rate is {stages.rate:g} of the other",
-        ),
-    ]
+    stages = report.plan.fine_tuning
+    text = f"{100 * stages.share:.0f} % of a task's iterations are fine-tuning, its peak learning rate is "
+    return [("Joint, fine-tuned", f"{text}{stages.rate:g} of the other")]
 
 
 def sample_texts(report: Report) -> list[tuple[str, str]]:
     """Each row, and how many training samples of each task its measured weights have seen."""
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[str, dict[str, None]] = {}
     for planned in report.plan.tables:
         for row in planned.rows:
             for column in planned.columns:
                 if samples := row.samples.get(column.group):
-                    told = f"{samples:,} of {report.plan.titles[column.task]}"
-                    rows.setdefault(row.label, {})[told] = told
+                    rows.setdefault(row.label, {})[f"{samples:,} of {report.plan.titles[column.task]}"] = None
     return [(label, ", ".join(texts)) for label, texts in rows.items()]

@@ -18,7 +18,7 @@ from orchestrator.report.claim_tests import (
     holm,
     seeds_needed,
 )
-from orchestrator.report.model import CODE, UNKNOWN, Cell, ClaimResult, NewSubjects, RowOfCells, TableOfCells, unhealthy
+from orchestrator.report.model import CODE, UNKNOWN, Cell, ClaimResult, NewSubjects, TableOfCells, unhealthy
 from orchestrator.report.statistics import is_possible, mean_and_sd, t_interval
 from search_spaces.study import Claim
 
@@ -91,9 +91,9 @@ def _test(
     plan: PlanFile, tables: Sequence[TableOfCells], records: Mapping[str, Record], outcomes: OutcomesOf, claim: Claim
 ) -> ClaimResult:
     table = next(table for table in tables if table.name == claim.table)
-    index = next(index for index, column in enumerate(table.columns) if claim.names(column.metric, column.title))
-    column = table.columns[index]
-    arm, baseline = (_row(table, label).cells[index] for label in (claim.arm, claim.baseline))
+    index, column = next(pair for pair in enumerate(table.columns) if claim.names(pair[1].metric, pair[1].title))
+    cells = {row.label: row.cells[index] for row in table.rows}
+    arm, baseline = cells[claim.arm], cells[claim.baseline]
     sign = 1.0 if column.higher_is_better else -1.0
     # In the order in which they were added, which is that of the looks.
     seeds = [seed for seed in plan.seed_numbers if seed in arm.values and seed in baseline.values]
@@ -118,10 +118,6 @@ def _test(
     )
 
 
-def _row(table: TableOfCells, label: str) -> RowOfCells:
-    return next(row for row in table.rows if row.label == label)
-
-
 def _incomparable(claim: Claim, column: PlannedColumn, arm: Cell, baseline: Cell) -> list[str]:
     """What is missing or unhealthy in the cells themselves, in words."""
     reasons = []
@@ -141,19 +137,19 @@ def _incomparable(claim: Claim, column: PlannedColumn, arm: Cell, baseline: Cell
 
 def _differing_runs(plan: PlanFile, records: Mapping[str, Record], keys: Sequence[Mapping[int, str]]) -> list[str]:
     """In what the two runs of a pair differ besides the setting: code, device, precision."""
-    differing: dict[str, None] = {}
-    unknown: dict[str, None] = {}
+    differing: list[str] = []
+    unknown: list[str] = []
     for seed in sorted(keys[0].keys() & keys[1].keys()):
         ours, theirs = (_conditions(plan, records, one[seed]) for one in keys)
         if ours and theirs:
             if ours["project"] != theirs["project"]:  # Then the code is what the claim is about.
                 ours, theirs = ({**one, "project": (), "training code": (), "commit": ()} for one in (ours, theirs))
-            differing |= {name: None for name in ours if ours[name] != theirs.get(name)}
+            differing += [name for name in ours if ours[name] != theirs.get(name)]
             # Where there is no digest of the code, the commit says which it was.
             named = [name for name in ours if not (name.endswith("code") and "commit" in ours)]
-            unknown |= {name: None for name in named if UNKNOWN in (*ours[name], *theirs.get(name, ()))}
-    reasons = [f"paired runs differ in {', '.join(differing)}"] if differing else []
-    return [*reasons, *([f"of paired runs is not known: {', '.join(unknown)}"] if unknown else [])]
+            unknown += [name for name in named if UNKNOWN in (*ours[name], *theirs.get(name, ()))]
+    reasons = (("paired runs differ in", differing), ("of paired runs is not known:", unknown))
+    return [f"{what} {', '.join(dict.fromkeys(names))}" for what, names in reasons if names]
 
 
 def _conditions(plan: PlanFile, records: Mapping[str, Record], key: str) -> dict[str, tuple[str, ...]]:
@@ -163,16 +159,14 @@ def _conditions(plan: PlanFile, records: Mapping[str, Record], key: str) -> dict
         return {}
     training = [CODE["training code"](record) for record in chain]
     conditions = {
-        "project": (chain[0].project,),
-        "training code": tuple(training),
-        "evaluation code": (CODE["evaluation code"](chain[0]),),
-        "device": tuple(str(record.about.get("device", UNKNOWN)) for record in chain),
-        "precision": tuple(str(record.about.get("precision", UNKNOWN)) for record in chain),
-        # Builds for other hardware (2.13.0+cu126) are the same version.
-        "torch": tuple(str(record.about.get("torch", UNKNOWN)).partition("+")[0] for record in chain),
+        "project": [chain[0].project],
+        "training code": training,
+        "evaluation code": [CODE["evaluation code"](chain[0])],
     }
-    if UNKNOWN in training:
-        conditions["commit"] = tuple(str(record.about.get("commit", UNKNOWN)) for record in chain)
+    for name in ("device", "precision", "torch", *["commit"] * (UNKNOWN in training)):
+        conditions[name] = [str(record.about.get(name, UNKNOWN)) for record in chain]
+    # Builds for other hardware (2.13.0+cu126) are the same version.
+    conditions["torch"] = [version.partition("+")[0] for version in conditions["torch"]]
     # Rows may differ in their stages; what counts is the set of values.
     return {name: tuple(sorted(set(values))) for name, values in conditions.items()}
 
@@ -196,12 +190,10 @@ def _new_subjects(column: PlannedColumn, by_seed: Sequence[Mapping[int, Outcomes
         return "fewer than 2 seeds"
     if any(one is None for runs in by_seed for one in runs.values()):
         return "results by clip are not at hand"
-    means: list[list[dict[int, float]]] = []
-    for runs in by_seed:
-        of_runs = [subject_means(column, runs[seed]) for seed in sorted(runs)]
-        means.append([one for one in of_runs if one is not None])
-        if len(means[-1]) < len(of_runs):
-            return "this metric has no results by clip"
+    every = [[subject_means(column, runs[seed]) for seed in sorted(runs)] for runs in by_seed]
+    if any(one is None for runs in every for one in runs):
+        return "this metric has no results by clip"
+    means = [[one or {} for one in runs] for runs in every]
     subjects = sorted(set.intersection(*(set(one) for runs in means for one in runs)))
     if any(set(one) != set(subjects) for runs in means for one in runs) or -1 in subjects:
         return "the clips' subjects are unknown"

@@ -83,23 +83,13 @@ class Frames:
         included), metric, value, trivial (the trivial answer's value), state (the run's health)."""
         from pandas import DataFrame
 
-        return DataFrame(
-            [
-                {
-                    "arm": curve.arm,
-                    "stage": curve.stage,
-                    "task": curve.task,
-                    "seed": curve.seed,
-                    "step": curve.first_step + step,
-                    "metric": curve.metric,
-                    "value": value,
-                    "trivial": curve.trivial,
-                    "state": curve.state,
-                }
-                for curve in self.report.curves
-                for step, value in curve.points
-            ]
+        columns = ("arm", "stage", "task", "seed", "step", "metric", "value", "trivial", "state")
+        lines = (
+            vars(curve) | {"step": curve.first_step + step, "value": value}
+            for curve in self.report.curves
+            for step, value in curve.points
         )
+        return DataFrame([{name: line[name] for name in columns} for line in lines])
 
     @cached_property
     def outcomes(self) -> "DataFrame":

@@ -4,7 +4,7 @@ import csv
 import html
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from typing import Any
@@ -278,21 +278,33 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 
+SAME_IN_CELL = (
+    "arm", "n", "mean", "sd", "sampling_error", "published", "published_difference", "samples", "baseline_samples",
+)  # fmt: skip
+"""Columns that a `Cell` has under the same names."""
+
+
 def cells_csv(report: Report) -> str:
     """One line a cell, in full precision; empty means that there is no such number."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, CSV_COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
+    lines = []
     for table in report.tables:
         for row in table.rows:
             for cell, sources in zip(row.cells, table.sources, strict=True):
                 line = {"table": table.name, "row": row.label, "source": sources[0].name if sources else ""}
-                writer.writerow(line | _csv_column(cell.column) | _csv_cell(row, cell))
+                lines.append(line | _csv_column(cell.column) | _csv_cell(row, cell))
         for reference in table.references:
             for column, value in zip(table.columns, reference.published, strict=True):
                 status = "published alone" if value is not None else "not published"
                 line = {"table": table.name, "row": reference.label, "kind": "reference"}
-                writer.writerow(line | _csv_column(column) | {"status": status, "published": value})
+                lines.append(line | _csv_column(column) | {"status": status, "published": value})
+    return _csv(CSV_COLUMNS, lines)
+
+
+def _csv(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return stream.getvalue()
 
 
@@ -307,58 +319,41 @@ def claims_csv(report: Report) -> str:
     """Claims in full precision, one a line, of a report that has any; effects by seed as "0=1.25;1=0.75"."""
     lines = []
     for result in report.claims:
-        new = result.new_subjects
-        interval = (None,) * 3 if isinstance(new, str) else (new.mean, new.low, new.high)
-        lines.append(
-            {
-                **asdict(result.claim),
-                "unit": result.column.unit,
-                "verdict": result.verdict,
-                "withheld": "; ".join(result.withheld),
-                "effect": result.mean,
-                "low": result.low,
-                "high": result.high,
-                "p": result.decision.p,
-                "adjusted_p": result.adjusted_p,
-                "seeds_needed": result.seeds_needed,
-                "published": result.published,
-                "new_subjects": new if isinstance(new, str) else new.subjects,
-                **dict(zip(("new_subjects_effect", "new_subjects_low", "new_subjects_high"), interval, strict=True)),
-                "effects": ";".join(f"{seed}={effect}" for seed, effect in result.effects.items()),
-            }
-        )
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, CLAIM_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue()
+        line = {
+            **asdict(result.claim),
+            "unit": result.column.unit,
+            "verdict": result.verdict,
+            "withheld": "; ".join(result.withheld),
+            "effect": result.mean,
+            "low": result.low,
+            "high": result.high,
+            "p": result.decision.p,
+            "adjusted_p": result.adjusted_p,
+            "seeds_needed": result.seeds_needed,
+            "published": result.published,
+            "effects": ";".join(f"{seed}={effect}" for seed, effect in result.effects.items()),
+        }
+        if isinstance(new := result.new_subjects, str):
+            lines.append(line | {"new_subjects": new})
+            continue
+        of_new = {"effect": new.mean, "low": new.low, "high": new.high}
+        lines.append(line | {"new_subjects": new.subjects} | {f"new_subjects_{of}": of_new[of] for of in of_new})
+    return _csv(CLAIM_COLUMNS, lines)
 
 
 def _csv_column(column: PlannedColumn) -> dict[str, Any]:
-    return {
-        "column": column.metric,
-        "title": column.title,
-        "unit": column.unit,
-        "higher_is_better": column.higher_is_better,
-    }
+    same = ("title", "unit", "higher_is_better")
+    return {"column": column.metric, **{name: getattr(column, name) for name in same}}
 
 
 def _csv_cell(row: RowOfCells, cell: Cell) -> dict[str, Any]:
     missing = wording.missing_text(cell)
     values = {
         "kind": "ours",
-        "arm": cell.arm,
+        **{name: getattr(cell, name) for name in SAME_IN_CELL},
         "training": row.training,
         "baseline": row.baseline,
         "status": "finished" if not missing else f"{cell.n} finished, {missing}" if cell.n else missing,
-        "n": cell.n,
-        "mean": cell.mean,
-        "sd": cell.sd,
-        "sampling_error": cell.sampling_error,
-        "published": cell.published,
-        "published_difference": cell.published_difference,
-        "samples": cell.samples,
-        "baseline_samples": cell.baseline_samples,
         "seeds": ";".join(f"{seed}={cell.values.get(seed, state)}" for seed, state in cell.states.items()),
         "parameters": ";".join(map(str, row.parameters)),
         "active_parameters": ";".join(map(str, row.cost.active_parameters)),
@@ -368,9 +363,7 @@ def _csv_cell(row: RowOfCells, cell: Cell) -> dict[str, Any]:
     if (pairs := cell.difference) is not None:
         values |= {
             "difference": pairs.mean,
-            "difference_sd": pairs.sd,
-            "difference_low": pairs.low,
-            "difference_high": pairs.high,
+            **{f"difference_{name}": getattr(pairs, name) for name in ("sd", "low", "high")},
             "difference_pairs": pairs.n,
             "difference_verdict": "withheld" if cell.withheld else pairs.verdict,
         }

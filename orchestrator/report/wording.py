@@ -5,7 +5,7 @@ Marks: + is never left out of a difference; minus is U+2212; † sampling error;
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from orchestrator.planning.plan_file import PlannedColumn
 from orchestrator.report.claim_tests import ALPHA, MAX_SEEDS, without_spread
@@ -143,18 +143,17 @@ def cost_lines(table: TableOfCells, price_per_hour: float | None) -> tuple[tuple
         texts = [listed(dict.fromkeys(three_digits(value / 1e6) for value in flops)) or NONE for flops in by_row]
         columns[f"{table.titles[task]}, MFLOPs a prediction"] = texts
 
-    def numbers(unit: float, digits: str, values: Iterable[float | None]) -> list[str]:
-        return [NONE if value is None else f"{value / unit:,{digits}}" for value in values]
+    def numbers(name: str, text: Callable[[float], str]) -> list[str]:
+        values = [getattr(row.cost, name) for row in table.rows]
+        return [NONE if value is None else text(value) for value in values]
 
-    costs = [row.cost for row in table.rows]
-    operations = [cost.operations for cost in costs]
-    columns["Training, TFLOPs a seed"] = [NONE if one is None else three_digits(one / 1e12) for one in operations]
-    columns["Training, minutes a seed"] = numbers(60, ".1f", [cost.seconds for cost in costs])
-    columns["Energy of the GPUs, Wh a seed"] = numbers(3600, ".1f", [cost.joules for cost in costs])
+    columns["Training, TFLOPs a seed"] = numbers("operations", lambda one: three_digits(one / 1e12))
+    columns["Training, minutes a seed"] = numbers("seconds", lambda one: f"{one / 60:,.1f}")
+    columns["Energy of the GPUs, Wh a seed"] = numbers("joules", lambda one: f"{one / 3600:,.1f}")
     if price_per_hour is not None:
-        columns[f"Price a seed, at {price_per_hour:g} an hour"] = numbers(
-            3600 / price_per_hour, ".2f", [cost.slot_seconds for cost in costs]
-        )
+        of_price = 3600 / price_per_hour
+        title = f"Price a seed, at {price_per_hour:g} an hour"
+        columns[title] = numbers("slot_seconds", lambda one: f"{one / of_price:,.2f}")
     kept = {title: texts for title, texts in columns.items() if set(texts) != {NONE}}
     if not kept:
         return ()

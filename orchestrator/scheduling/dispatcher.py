@@ -230,7 +230,9 @@ class Dispatcher:
         elif broken.kind == "machine":
             logger.warning("%s goes on elsewhere: its machine is gone (%s)", self.graph.units[key].name, error)
             self._failed(key, Failure("lost", error))
-        elif self._may_come_back(broken):
+        elif (broken.kind == "full" and self._may_get_space(error)) or (
+            broken.kind == "unreachable" and self._storage_is_away()
+        ):
             self._failed(key, Failure("lost", error))
         else:
             self._failed(key, Failure("counted", error, node))
@@ -283,12 +285,6 @@ class Dispatcher:
                 )
         return now - self._away_since < STORAGE_TIMEOUT_SECONDS
 
-    def _may_come_back(self, broken: Broken) -> bool:
-        """Whether units wait for what a try lacked, the storage or space on a disk."""
-        if broken.kind == "full":
-            return self._may_get_space(broken.error)
-        return broken.kind == "unreachable" and self._storage_is_away()
-
     def _may_get_space(self, error: str) -> bool:
         """Whether units wait for space; from here on nothing is released for a while."""
         now = self._clock()
@@ -316,14 +312,12 @@ class Dispatcher:
                 self._hooks.changed(key, self.graph.state[key])
 
     def _stopped(self, key: str, notice: str, node: str) -> None:
+        if notice and not self.graph.stopping and not self._others({node}):
+            self.request_stop(f"this machine is about to go ({notice}), and there is no other: the study stops")
         if self.graph.stopping:
             self.graph.stopped(key)
-            return
-        if notice and not self._others({node}):
-            self.request_stop(f"this machine is about to go ({notice}), and there is no other: the study stops")
-            self.graph.stopped(key)
-            return
-        self.graph.again(key)  # Its machine is about to go, or it lost the driver for a moment.
+        else:
+            self.graph.again(key)  # Its machine is about to go, or it lost the driver for a moment.
 
     def _refused(self, key: str, node: str, why: str) -> None:
         new = self._useless + (node not in self.nodes.avoided)

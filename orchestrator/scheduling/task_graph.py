@@ -98,7 +98,11 @@ class TaskGraph:
         self._set(unit.key, State.FINISHED if done else State.WAITING)
         if done:
             self.done_before.add(unit.key)
-        elif self._is_only_measured(unit):
+        elif (
+            self._check is not None
+            and (record := self.ledger.finished(unit)) is not None
+            and self._check.is_to_measure(unit, record)
+        ):
             self._measured_only.add(unit.key)
 
     def _is_done(self, unit: Unit) -> bool:
@@ -106,12 +110,6 @@ class TaskGraph:
         if record is None or (unit.key in self.tested and not record.tested):
             return False
         return self._check is None or self._check.is_current(unit, record)
-
-    def _is_only_measured(self, unit: Unit) -> bool:
-        if self._check is None:
-            return False
-        record = self.ledger.finished(unit)
-        return record is not None and self._check.is_to_measure(unit, record)
 
     def _set(self, key: str, state: State) -> None:
         if key in self.state:

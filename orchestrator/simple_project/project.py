@@ -3,7 +3,6 @@
 import functools
 import importlib.metadata
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -12,12 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import numpy as np
-
 from orchestrator.project import (
-    ITEM,
     DataFacts,
-    FinishedRun,
     Fitting,
     Gpus,
     Identity,
@@ -27,25 +22,21 @@ from orchestrator.project import (
     Request,
     Sizes,
     Stage,
-    key_of,
     near_names,
 )
-from orchestrator.simple_project.run import Run, as_number, keep_weights, newest_checkpoint
+from orchestrator.simple_project.run import FinishedRun, Run, keep_weights, newest_checkpoint
 from orchestrator.simple_project.settings import DataSet, Metric, SimpleSettings
 from orchestrator.simple_project.source import content_digest, source_files
 from search_spaces.study import FineTuning
 from ups_model.atomic import write_atomic
 from ups_model.cli import assignments
 from ups_model.config.schema import build, digest
-from ups_model.evaluation.health import CURVE_POINTS, TaskHealth
 from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.source import files_digest
-from ups_model.training.progress import forget_after, read_rows
+from ups_model.training.progress import forget_after
 
 TRAINING = "trained"
 """The one way in which a row is trained."""
-MEAN_TOLERANCE = 1e-4
-"""Between a metric and the mean of its items, in part of it or in its unit."""
 
 Train = Callable[[Any, Run], Mapping[str, float] | None]
 
@@ -169,7 +160,9 @@ class SimpleProject:
 
     def key(self, settings: SimpleSettings, data: Mapping[str, str], inputs: str, parent: str) -> str:
         # Two functions under one name are two trainers.
-        return key_of(f"{self.name} {_address(self.function)}", settings, data, inputs, parent)
+        project = f"{self.name} {_address(self.function)}"
+        plain = {"project": project, "config": settings.canonical(), "data": dict(data), "parent": parent}
+        return digest(plain | ({"inputs": inputs} if inputs else {}))
 
     def training_key(self, settings: SimpleSettings, data: Mapping[str, str], inputs: str, parent: str) -> str:
         return ""
@@ -202,7 +195,8 @@ class SimpleProject:
             return done
         settings: SimpleSettings = request.settings
         checkpoint, state = newest_checkpoint(request.folder / "checkpoints")
-        forget_after(request.folder / "progress.jsonl", int(state["step"]) if checkpoint else 0)
+        step = int(state["step"]) if checkpoint else 0
+        forget_after(request.folder / "progress.jsonl", step)
         made = {one.name for one in self.data_of(settings.values) if one.made}
         run = Run(
             data={name: path for name, path in request.paths.items() if name not in made},
@@ -211,11 +205,12 @@ class SimpleProject:
             threads=request.threads,
             test=request.test,
             checkpoint=checkpoint,
-            step=int(state["step"]) if checkpoint else 0,
+            step=step,
             _request=request,
             _seconds_before=float(state.get("train_seconds", 0.0)),
             _metrics=self.declared,
             _task=self.task,
+            _name=self.name,
         )
         try:
             returned = self.function(settings.values, run)
@@ -228,7 +223,7 @@ class SimpleProject:
                 f"{self.name}: the training function returned None, as if it had been stopped; return a dictionary of "
                 "metrics"
             )
-        metrics = self._checked(returned, request.test)
+        metrics = run._checked(returned)
         about = {
             "config": settings.canonical(),
             "data": {name: path.fingerprint for name, path in self.open(request.paths).items()},
@@ -246,74 +241,11 @@ class SimpleProject:
             metrics,
             str(keep_weights(request)),
             about,
-            self._health(request.folder, run._trivial),
-            self._save_items(request, run, metrics),
+            run._health(),
+            run._save_items(metrics, self.sets(settings)),
         )
         write_atomic(request.folder / "result.json", json.dumps(asdict(result), indent=1, allow_nan=False))
         return result
-
-    def _checked(self, returned: Mapping[str, float], test: bool) -> dict[str, float]:
-        """The metrics under their whole names."""
-        names = [metric.name for metric in self.declared]
-        metrics = {}
-        if not isinstance(returned, Mapping):
-            raise ValueError(f"{self.name}: the training function must return a dictionary, got {returned!r:.80}")
-        for name, given in returned.items():
-            part, _, metric = str(name).partition("/")
-            if part not in ("validation", "test") or metric not in names:
-                raise ValueError(
-                    f"{self.name}: metrics must be named validation/NAME or test/NAME with a NAME of "
-                    f"{', '.join(names)}, got {name!r}"
-                )
-            if part == "test" and not test:
-                raise ValueError(
-                    f"{self.name}: {name} was measured though run.test is False; leave test data alone then"
-                )
-            value = as_number(f"{self.name}: {name}", given)
-            if not math.isfinite(value):
-                raise ValueError(f"{self.name}: {name} must be a finite number, got {value}; did the training diverge?")
-            metrics[f"{part}/{self.task}/{metric}"] = value
-        if test and (missing := [name for name in names if f"test/{self.task}/{name}" not in metrics]):
-            raise ValueError(f"{self.name}: the training function must return test/{missing[0]}")
-        return metrics
-
-    def _save_items(self, request: Request, run: Run, metrics: Mapping[str, float]) -> str:
-        """Write `outcomes.npz` where the function has kept results one by one; its SHA-256, or nothing."""
-        if not run._items:
-            return ""
-        from ups_model.evaluation.outcomes import save_outcomes  # It imports torch.
-
-        if not (sets := self.sets(request.settings)):
-            raise ValueError(f"{self.name}: keep_items needs to know what was measured: declare data=[DataSet(...)]")
-        place = f"{self.task}/{sets[0]}"  # In reports, results one by one are those of a column's first data set.
-        _, subject_N = next(iter(run._items.values()))
-        arrays = {f"{place}/subject": subject_N}
-        for metric, (value_N, whose_N) in run._items.items():
-            mean, reported = float(value_N.mean()), metrics[f"test/{self.task}/{metric}"]
-            if not math.isclose(mean, reported, rel_tol=MEAN_TOLERANCE, abs_tol=MEAN_TOLERANCE):
-                raise ValueError(
-                    f"{self.name}: test/{metric} must be the mean of its items, {mean:.6g}, got {reported:.6g}"
-                )
-            if not np.array_equal(whose_N, subject_N):
-                raise ValueError(f"{self.name}: all metrics must be kept of the same items, in one order")
-            arrays[f"{place}/{ITEM}{metric}"] = value_N
-        return save_outcomes(request.folder / OUTCOMES, arrays)
-
-    def _health(self, folder: Path, trivial: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-        """From the validation metrics that were logged, at about each fifth of the run."""
-        rows = read_rows(folder / "progress.jsonl")
-        last = max((int(row["step"]) for row in rows), default=0)
-        for metric in self.declared:
-            name = f"validation/{self.task}/{metric.name}"
-            values = {int(row["step"]): float(row[name]) for row in rows if name in row}
-            worst = trivial.get(metric.name, metric.trivial)
-            if worst is not None and metric.best is not None and values:
-                ends = (last * point / CURVE_POINTS for point in range(1, CURVE_POINTS + 1))
-                steps = dict.fromkeys(max(below) for end in ends if (below := [step for step in values if step <= end]))
-                curve = tuple((step, round(values[step], 4)) for step in steps)
-                judged = TaskHealth(f"{self.task}/{metric.name}", worst, curve, metric.best)
-                return {self.task: judged.to_plain()}
-        return {}
 
 
 @dataclass(frozen=True)

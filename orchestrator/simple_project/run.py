@@ -3,22 +3,25 @@
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-from orchestrator.project import Request, checkpoint_interval
+import numpy as np
+from numpy.typing import ArrayLike
+
+from orchestrator.project import ITEM, Request, checkpoint_interval
 from orchestrator.simple_project.settings import Metric
-from ups_model.training.progress import append_row
+from ups_model.evaluation.health import CURVE_POINTS, TaskHealth
+from ups_model.evaluation.metric_names import OUTCOMES
+from ups_model.training.progress import append_row, read_rows
 from ups_model.training.run_folder import PREFIX, prune_checkpoints, verify_checkpoint, write_checkpoint
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import ArrayLike
-
 KEPT_CHECKPOINTS = 2
+MEAN_TOLERANCE = 1e-4
+"""Between a metric and the mean of its items, in part of it or in its unit."""
 
 
 def as_number(what: str, value: Any) -> float:
@@ -54,9 +57,10 @@ class Run:
     _started: float = field(default_factory=time.monotonic)
     _seconds_before: float = 0.0
     _was_told: bool = False
-    _items: "dict[str, tuple[np.ndarray, np.ndarray]]" = field(default_factory=dict)
+    _items: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     _metrics: tuple[Metric, ...] = ()
     _task: str = ""
+    _name: str = ""
 
     def should_stop(self) -> bool:
         """Whether to end now: save a checkpoint and return None. Cheap enough for every step."""
@@ -101,7 +105,7 @@ class Run:
         """What a caption should say: `describe(parameters=1_200_000, device="cuda", precision="bf16")`."""
         self._facts |= {name: fact if isinstance(fact, str) else as_number(name, fact) for name, fact in facts.items()}
 
-    def keep_items(self, metric: str, values: "ArrayLike", subjects: "ArrayLike") -> None:
+    def keep_items(self, metric: str, values: ArrayLike, subjects: ArrayLike) -> None:
         """Results of the test data one by one, of which the metric is the mean: the report then says what a claim's
         effect would be for new subjects, where there are at least five, and `outcomes` has them in a notebook.
 
@@ -113,8 +117,6 @@ class Run:
         Raises:
             ValueError: another metric, arrays of other shapes, or values that aren't finite.
         """
-        import numpy as np
-
         value_N, subject_N = np.asarray(values, dtype=np.float64), np.asarray(subjects)
         names = [one.name for one in self._metrics]
         if metric not in names:
@@ -141,6 +143,81 @@ class Run:
             f"validation/{self._task}/{name}" if name in names else f"train/{name}": value
             for name, value in values.items()
         }
+
+    def _checked(self, returned: Mapping[str, float]) -> dict[str, float]:
+        """The metrics under their whole names."""
+        names = [metric.name for metric in self._metrics]
+        metrics = {}
+        if not isinstance(returned, Mapping):
+            raise ValueError(f"{self._name}: the training function must return a dictionary, got {returned!r:.80}")
+        for name, given in returned.items():
+            at, (part, _, metric) = f"{self._name}: {name}", str(name).partition("/")
+            if part not in ("validation", "test") or metric not in names:
+                raise ValueError(
+                    f"{self._name}: metrics must be named validation/NAME or test/NAME with a NAME of "
+                    f"{', '.join(names)}, got {name!r}"
+                )
+            if part == "test" and not self.test:
+                raise ValueError(f"{at} was measured though run.test is False; leave test data alone then")
+            value = as_number(at, given)
+            if not math.isfinite(value):
+                raise ValueError(f"{at} must be a finite number, got {value}; did the training diverge?")
+            metrics[f"{part}/{self._task}/{metric}"] = value
+        if self.test and (missing := [name for name in names if f"test/{self._task}/{name}" not in metrics]):
+            raise ValueError(f"{self._name}: the training function must return test/{missing[0]}")
+        return metrics
+
+    def _save_items(self, metrics: Mapping[str, float], sets: Sequence[str]) -> str:
+        """Write `outcomes.npz` where the function has kept results one by one; its SHA-256, or nothing."""
+        if not self._items:
+            return ""
+        from ups_model.evaluation.outcomes import save_outcomes  # It imports torch.
+
+        if not sets:
+            raise ValueError(f"{self._name}: keep_items needs to know what was measured: declare data=[DataSet(...)]")
+        place = f"{self._task}/{sets[0]}"  # In reports, results one by one are those of a column's first data set.
+        _, subject_N = next(iter(self._items.values()))
+        arrays = {f"{place}/subject": subject_N}
+        for metric, (value_N, whose_N) in self._items.items():
+            mean, reported = float(value_N.mean()), metrics[f"test/{self._task}/{metric}"]
+            if not math.isclose(mean, reported, rel_tol=MEAN_TOLERANCE, abs_tol=MEAN_TOLERANCE):
+                raise ValueError(
+                    f"{self._name}: test/{metric} must be the mean of its items, {mean:.6g}, got {reported:.6g}"
+                )
+            if not np.array_equal(whose_N, subject_N):
+                raise ValueError(f"{self._name}: all metrics must be kept of the same items, in one order")
+            arrays[f"{place}/{ITEM}{metric}"] = value_N
+        return save_outcomes(self._request.folder / OUTCOMES, arrays)
+
+    def _health(self) -> dict[str, dict[str, Any]]:
+        """From the validation metrics that were logged, at about each fifth of the run."""
+        rows = read_rows(self._request.folder / "progress.jsonl")
+        last = max((int(row["step"]) for row in rows), default=0)
+        for metric in self._metrics:
+            name = f"validation/{self._task}/{metric.name}"
+            values = {int(row["step"]): float(row[name]) for row in rows if name in row}
+            worst = self._trivial.get(metric.name, metric.trivial)
+            if worst is not None and metric.best is not None and values:
+                ends = (last * point / CURVE_POINTS for point in range(1, CURVE_POINTS + 1))
+                steps = dict.fromkeys(max(below) for end in ends if (below := [step for step in values if step <= end]))
+                curve = tuple((step, round(values[step], 4)) for step in steps)
+                judged = TaskHealth(f"{self._task}/{metric.name}", worst, curve, metric.best)
+                return {self._task: judged.to_plain()}
+        return {}
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A `Result`, for projects without one of their own."""
+
+    status: Literal["finished", "stopped"]
+    key: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    checkpoint: str = ""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    health: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    outcomes: str = ""
+    routes: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from orchestrator.project import import_folder
 from ups_model.data.readers.io.files import walk_folders
 
 
@@ -38,8 +39,7 @@ def source_files(start: ModuleType) -> list[Path]:
     """The file of a module, and those of its package that it imports anywhere, by way of others too. Of a module
     outside packages, those that lie beside it. Read from the sources, so that imports inside functions count."""
     top, is_package = start.__name__.partition(".")[0], "." in start.__name__ or hasattr(start, "__path__")
-    # Of a module a.b.c the folder that a lies in.
-    root = Path(start.__file__ or "").resolve().parents[start.__name__.count(".") + hasattr(start, "__path__")]
+    root = import_folder(start)
     files: dict[str, Path] = {}
     pending = [start.__name__]
     while pending:

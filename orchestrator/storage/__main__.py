@@ -4,7 +4,10 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+
+from tqdm.contrib.concurrent import thread_map
 
 from orchestrator.cli.arguments import DEFAULT_STORAGE
 from orchestrator.storage.archive import export_ledger
@@ -12,12 +15,15 @@ from orchestrator.storage.gc import Swept, sweep_rest, sweep_unit
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.merge import Imported, import_archives
 from orchestrator.storage.studies import remove, states_of, works
-from orchestrator.storage.usage import KINDS, Usage, bytes_text, map_with_progress, usage
+from orchestrator.storage.usage import KINDS, Usage, bytes_text, usage
 from orchestrator.storage.verify import verify_studies, verify_unit
 from ups_model.cli import command_parser
 from ups_model.wording import count
 
 MAX_UNITS_LISTED = 10
+each_unit = partial(thread_map, max_workers=4, desc="units", disable=None, leave=False)
+"""Results in order, a few at a time, under a progress bar where standard error is a terminal. Each may have a
+checkpoint in memory whole."""
 
 EXAMPLES = """examples:
   python -m orchestrator.storage list                                        studies and searches, and how far they are
@@ -78,11 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.action == "import":
             return add(options.storage, options.files)
         ledger = Ledger.open(options.storage, create=False)
-        if options.action == "du":
-            print(usage_text(usage(ledger)))
-            return 0
-        if options.action == "list":
-            print(list_text(ledger))
+        if options.action in ("du", "list"):
+            print(usage_text(usage(ledger)) if options.action == "du" else list_text(ledger))
             return 0
         if options.action == "delete":
             return delete(ledger, options.study, options.dry_run)
@@ -163,18 +166,15 @@ def usage_text(used: Usage) -> str:
 
 def collect(ledger: Ledger, older_than: float, dry_run: bool) -> int:
     """`gc`; returns the exit status."""
-    failed = 0
 
     def sweep(folder: str) -> Swept:
-        nonlocal failed
         try:
             return sweep_unit(ledger, folder, older_than, dry_run)
         except OSError as error:
-            failed += 1
-            return Swept(note=f"could not be cleaned ({error})")
+            return Swept(note=f"could not be cleaned ({error})", failed=True)
 
     units = ledger.storage.children("units")
-    swept = map_with_progress(sweep, units, "units")
+    swept = each_unit(sweep, units)
     for folder, one in zip(units, swept, strict=True):
         if one.note:
             print(f"{folder}: {one.note}")
@@ -183,13 +183,13 @@ def collect(ledger: Ledger, older_than: float, dry_run: bool) -> int:
         print(f"{'would delete' if dry_run else 'deleted'} {removal.name}  {bytes_text(removal.size)}  ({removal.why})")
     size = bytes_text(sum(removal.size for removal in removed))
     print(f"{len(removed)} checkpoints and leftovers, {size}, {'would be' if dry_run else 'were'} deleted")
-    return 1 if failed else 0
+    return int(any(one.failed for one in swept))
 
 
 def verify(ledger: Ledger) -> int:
     """`verify`; returns the exit status."""
     units = ledger.storage.children("units")
-    verified = map_with_progress(lambda folder: verify_unit(ledger, folder), units, "units")
+    verified = each_unit(lambda folder: verify_unit(ledger, folder), units)
     damages = [damage for one in verified for damage in one.damages] + verify_studies(ledger)
     for damage in damages:
         print(f"damaged: {ledger.storage.where(damage.name)}: {damage.what}\n    {damage.then}")

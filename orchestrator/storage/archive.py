@@ -63,11 +63,6 @@ class UnitFiles:
         """Its folder on storage."""
         return f"units/{self.folder}"
 
-    @property
-    def record_file(self) -> str:
-        """`record.json` or `failure.json`."""
-        return RECORD if self.record.status == "finished" else FAILURE
-
 
 @dataclass(frozen=True)
 class NamedFile:
@@ -177,24 +172,23 @@ def read_unit(storage: Storage, folder: str) -> UnitFiles | None:
         ValueError: it has a record that can't be read, and no other.
         OSError: the storage doesn't answer.
     """
-    fault = None
+    fault, place = None, f"units/{folder}"
     for name in (RECORD, FAILURE):
         try:
-            content = portable(storage.read(f"units/{folder}/{name}"))
+            content = portable(storage.read(f"{place}/{name}"))
             record = _record(folder, name, content)
         except FileNotFoundError:
             continue
         except ValueError as error:
-            fault = fault or ValueError(f"{storage.where(f'units/{folder}/{name}')}: {error}")
+            fault = fault or ValueError(f"{storage.where(f'{place}/{name}')}: {error}")
             continue
-        files = {name: content}
+        files, left_out = {name: content}, ""
         for extra in EXTRAS:
             with suppress(FileNotFoundError):
-                files[extra] = storage.read(f"units/{folder}/{extra}")
-        left_out = ""
+                files[extra] = storage.read(f"{place}/{extra}")
         if not _are_outcomes_of(record, files):
             del files[OUTCOMES]
-            left_out = f"{storage.where(f'units/{folder}/{OUTCOMES}')}: not the outcomes of its record"
+            left_out = f"{storage.where(f'{place}/{OUTCOMES}')}: not the outcomes of its record"
         return UnitFiles(folder, record, files, left_out)
     if fault is not None:
         raise fault

@@ -5,25 +5,15 @@ units that nobody holds: temporary files, and checkpoints and uploads that never
 records, chosen weights or logs, and nothing of a unit that a process holds.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from orchestrator.record import Record
-from orchestrator.storage.backends.base import Entry
+from orchestrator.storage.backends.base import Entry, Removal
 from orchestrator.storage.backends.workspace import GROUPS
 from orchestrator.storage.ledger import Ledger, Place
 from orchestrator.storage.usage import key_of
 from ups_model.training.run_folder import STATE, verify_checkpoint
-
-
-@dataclass(frozen=True)
-class Removal:
-    """Something that goes."""
-
-    name: str
-    size: int
-    why: str
-    remove: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -33,6 +23,8 @@ class Swept:
     removed: tuple[Removal, ...] = ()
     note: str = ""
     """Why something that could go stays; empty where nothing does."""
+    failed: bool = False
+    """Whether that is an error of the storage."""
 
 
 def sweep_unit(ledger: Ledger, folder: str, older_than: float, dry_run: bool) -> Swept:
@@ -72,11 +64,7 @@ def sweep_rest(ledger: Ledger, older_than: float, dry_run: bool) -> Swept:
 
 
 def _leftovers(ledger: Ledger, place: str, older_than: float) -> list[Removal]:
-    return [
-        Removal(left.name, left.size, "left by a writer that was killed", left.remove)
-        for left in ledger.storage.leftovers(place)
-        if left.age > older_than
-    ]
+    return [left for left in ledger.storage.leftovers(place) if left.age > older_than]
 
 
 def _removals(ledger: Ledger, folder: str, older_than: float) -> tuple[list[Removal], str]:
@@ -85,8 +73,8 @@ def _removals(ledger: Ledger, folder: str, older_than: float) -> tuple[list[Remo
     checkpoints = checkpoints_of(ledger, folder)
 
     def remove(name: str, why: str) -> None:
-        size = sum(entry.size for entry in checkpoints[name])
-        removals.append(Removal(name, size, why, lambda: ledger.storage.remove(name)))
+        size, age = sum(entry.size for entry in checkpoints[name]), min(entry.age for entry in checkpoints[name])
+        removals.append(Removal(name, size, age, partial(ledger.storage.remove, name), why))
 
     for name, entries in checkpoints.items():
         whole = any(entry.name == f"{name}/{STATE}" for entry in entries)

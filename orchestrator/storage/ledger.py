@@ -19,8 +19,7 @@ from typing import NamedTuple, Protocol, Self
 from orchestrator.planning.plan import Plan, Unit
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record
-from orchestrator.storage import Claim, Storage, Workspace, parse_address, storage_at
-from orchestrator.storage.backends.base import as_object
+from orchestrator.storage import Claim, Storage, Workspace, storage_at
 from orchestrator.storage.backends.local import CLAIM, OWNER, FolderStorage
 from orchestrator.storage.backends.workspace import download_all, scratch
 from orchestrator.storage.report_files import replace_files
@@ -28,7 +27,7 @@ from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.training.progress import read_rows
 from ups_model.training.run_folder import STATE
 
-__all__ = ["CLAIM", "FAILURE", "LOG", "OWNER", "RECORD", "Ledger", "Record", "storage_path"]
+__all__ = ["CLAIM", "FAILURE", "LOG", "OWNER", "RECORD", "Ledger", "Record"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +79,9 @@ class Ledger:
         Raises:
             ValueError: the storage can't be reached or written to, or (without `create`) there is none.
         """
-        opened = storage_at(storage)
-        opened.check(create)
-        return cls(opened)
+        ledger = cls.at(storage)
+        ledger.storage.check(create)
+        return ledger
 
     def fault(self) -> str:
         """Why units can't be kept there now, empty where they can."""
@@ -156,8 +155,7 @@ class Ledger:
         for file, record in read_records(self.storage, key, folder, names):
             if isinstance(record, Record):
                 return record
-            where = self.storage.where(file)
-            logger.warning("%s can't be read (%s): the unit counts as not done", where, record)
+            logger.warning("%s can't be read (%s): the unit counts as not done", self.storage.where(file), record)
         return None
 
     def write(self, unit: Unit, record: Record) -> None:
@@ -181,12 +179,10 @@ class Ledger:
         self._copies.close()
         folder = self._copies.enter_context(scratch(self.address)) / unit.folder / record.checkpoint
         place = f"{_place(unit)}/{record.checkpoint}"
-        names = [STATE]
-        with suppress(FileNotFoundError):
-            state = as_object(self.storage.read(f"{place}/{STATE}"))
-            names += [name for name in state.get("sha256", {}) if Path(name).name == name]
-            with suppress(FileNotFoundError):  # The folder then lacks it, as it would on a disk.
-                download_all(self.storage, place, [f"{place}/{name}" for name in names], folder)
+        state = self.storage.read_object(f"{place}/{STATE}")
+        names = [STATE, *(name for name in state.get("sha256", {}) if Path(name).name == name)]
+        with suppress(FileNotFoundError):  # The folder then lacks it, as it would on a disk.
+            download_all(self.storage, place, [f"{place}/{name}" for name in names], folder)
         return folder
 
     def has_weights(self, unit: Unit, record: Record) -> bool:
@@ -226,13 +222,11 @@ class Ledger:
         checkpoints."""
         if self.root is not None:
             return read_rows(self.folder(unit) / PROGRESS)
-        try:
-            content = self.storage.read(f"{_place(unit)}/{PROGRESS}")
-        except FileNotFoundError:
-            return []
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / PROGRESS).write_bytes(content)
-            return read_rows(Path(folder) / PROGRESS)
+        with tempfile.TemporaryDirectory() as folder, suppress(FileNotFoundError):
+            file = Path(folder) / PROGRESS
+            file.write_bytes(self.storage.read(f"{_place(unit)}/{PROGRESS}"))
+            return read_rows(file)
+        return []
 
     def progress_tag(self, unit: Unit) -> str:
         """Another one whenever a unit has reported more; empty where it has reported nothing."""
@@ -256,18 +250,17 @@ class Ledger:
         Returns:
             Their address, empty where the storage is a folder. OSError where it can't be written to.
         """
-        place = f"studies/{_name(plan)}/report"
         if self.root is not None:
             return ""
+        place = f"studies/{_name(plan)}/report"
         replace_files(self.storage, place, {file.relative_to(out).as_posix(): file.read_bytes() for file in files})
         return self.storage.where(place)
 
     def outcomes(self, unit: Stored) -> bytes | None:
         """The outcomes.npz of a unit, whichever record it belongs to; None where there is none."""
-        try:
+        with suppress(FileNotFoundError):
             return self.storage.read(f"units/{unit.folder}/{OUTCOMES}")
-        except FileNotFoundError:
-            return None
+        return None
 
     def save_plan(self, plan: PlanFile, sources: Mapping[str, bytes] | None = None) -> None:
         """Keep what the report needs of a plan, and beside it texts that it was made from; an empty one is removed."""
@@ -312,16 +305,6 @@ def read_records(
             yield file, error
         else:
             yield file, record
-
-
-def storage_path(storage: str) -> Path | None:
-    """The folder that a path or file:// address names, None for an object store. Looks at no disk.
-
-    Raises:
-        ValueError: any other address.
-    """
-    address = parse_address(storage)
-    return address if isinstance(address, Path) else None
 
 
 def _finished(record: Record | None) -> Record | None:

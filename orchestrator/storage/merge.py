@@ -13,7 +13,7 @@ finished      other metrics        stays; a conflict
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -136,22 +136,21 @@ def _conflict(present: UnitFiles | None, imported: UnitFiles) -> str:
     ours, theirs = present.record.metrics, imported.record.metrics
     if ours.items() <= theirs.items() or theirs.items() <= ours.items():
         return ""
-    different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    first = different[0]
+    first, *_ = different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     more = f" and {len(different) - 1} more differ" if len(different) > 1 else " differs"
     return f"two finished records: {first}{more}, it is {ours.get(first)} here and {theirs.get(first)}"
 
 
 def _due(present: UnitFiles | None, imported: UnitFiles) -> dict[str, bytes]:
     """Files to write, the record last: with it the unit is done."""
-    name = imported.record_file
+    name = RECORD if imported.record.status == "finished" else FAILURE
     record = imported.files[name]
     beside = {other: content for other, content in imported.files.items() if other != name}
     if present is not None and present.files.get(name) == record:
         return {other: content for other, content in beside.items() if other not in present.files}
     if present is not None and not _is_better(imported.record, present.record):
         return {}
-    if imported.record.status == "finished":
+    if name == RECORD:
         beside[IMPORTED] = json.dumps({"record": _digest(record)}).encode()
     return beside | {name: record}
 
@@ -175,11 +174,10 @@ def _digest(content: bytes) -> str:
 
 def came_without_weights(storage: Storage, folder: str) -> bool:
     """Whether a unit's record was imported, and not replaced by training here since."""
-    try:
-        marker = as_object(storage.read(f"units/{folder}/{IMPORTED}"))
-        return marker.get("record") == _digest(storage.read(f"units/{folder}/{RECORD}"))
-    except FileNotFoundError:
-        return False
+    imported = storage.read_object(f"units/{folder}/{IMPORTED}").get("record")
+    with suppress(FileNotFoundError):
+        return imported is not None and imported == _digest(storage.read(f"units/{folder}/{RECORD}"))
+    return False
 
 
 def _import_plan(storage: Storage, plan: NamedFile, result: Imported) -> None:
@@ -187,7 +185,7 @@ def _import_plan(storage: Storage, plan: NamedFile, result: Imported) -> None:
     present, study = _present_plan(storage, plan.name), plan.name.split("/")[1]
     if present == plan.content:
         return
-    ours, theirs = _units_of(present), _units_of(plan.content)
+    ours, theirs = (as_object(content).get("units", {}) for content in (present, plan.content))
     if not present or ours.keys() < theirs.keys():
         storage.write(plan.name, plan.content)
         result.files += 1
@@ -208,14 +206,8 @@ def _present_plan(storage: Storage, name: str) -> bytes:
     """A plan as it is exported; empty where there is none that can be read."""
     with suppress(FileNotFoundError, ValueError):
         content = portable(storage.read(name))
-        if "units" in as_object(content):
-            return content
+        return content if "units" in as_object(content) else b""
     return b""
-
-
-def _units_of(plan: bytes) -> Mapping[str, object]:
-    units: Mapping[str, object] = as_object(plan).get("units", {})
-    return units
 
 
 def _import_journal(storage: Storage, journal: NamedFile, result: Imported) -> None:

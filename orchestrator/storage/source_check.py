@@ -97,7 +97,7 @@ class Begun:
         if not any(folder.glob("checkpoints/step-*")) and not (folder / RESULT).exists():
             return cls()
         try:
-            return cls._from((folder / SOURCE).read_bytes())
+            return cls._from(as_object((folder / SOURCE).read_bytes()))
         except FileNotFoundError:
             return cls((UNKNOWN,))
 
@@ -105,18 +105,14 @@ class Begun:
     def on_storage(cls, ledger: Ledger, unit: Unit) -> "Begun":
         """Of a unit on storage. OSError where it doesn't answer."""
         place = f"units/{unit.folder}"
-        try:
-            begun = cls._from(ledger.storage.read(f"{place}/{SOURCE}"))
-        except FileNotFoundError:
-            begun = cls((UNKNOWN,))
+        begun = cls._from(ledger.storage.read_object(f"{place}/{SOURCE}"))
         if begun.training == (unit.trainer.identity().training,):
             return begun  # Whether there is anything makes no difference.
         is_there = ledger.storage.children(f"{place}/checkpoints") or ledger.storage.look(f"{place}/{RESULT}")
         return begun if is_there else cls()
 
     @classmethod
-    def _from(cls, content: bytes) -> "Begun":
-        plain = as_object(content)
+    def _from(cls, plain: Mapping[str, Any]) -> "Begun":
         training = plain.get("training")
         if not isinstance(training, list) or not training:
             return cls((UNKNOWN,))
@@ -152,8 +148,9 @@ class Standing:
         """What other code has trained, and which code that was. One line."""
         parts = []
         if self.trained_otherwise:
-            commits = _commits(self.trained_otherwise.values())
-            parts.append(f"{count(len(self.trained_otherwise), 'finished unit')} (commit {commits})")
+            commits = (str(record.about.get("commit") or UNKNOWN) for record in self.trained_otherwise.values())
+            units = count(len(self.trained_otherwise), "finished unit")
+            parts.append(f"{units} (commit {_listed(dict.fromkeys(commits))})")
         if self.begun_otherwise:
             parts.append(f"{count(len(self.begun_otherwise), 'unfinished unit')} with checkpoints")
         codes_of = [*map(training_code, self.trained_otherwise.values()), *self.begun_otherwise.values()]
@@ -186,10 +183,8 @@ class SourceCheck:
 
     def is_current(self, unit: Unit, record: Record) -> bool:
         """Whether a finished record stays as it is."""
-        if not self._is_kept(record):
-            return False
-        return not needs_measuring(record, self.wanted(unit)) or (
-            not self._weights(unit, record) and self.policy != "retrain"
+        return self._is_kept(record) and not (
+            needs_measuring(record, self.wanted(unit)) and (self._weights(unit, record) or self.policy == "retrain")
         )
 
     def is_to_measure(self, unit: Unit, record: Record) -> bool:
@@ -217,10 +212,7 @@ class SourceCheck:
         begun = self._ledger.storage.each(lambda unit: Begun.on_storage(self._ledger, unit).training, rest)
         outdated = [unit for unit in every if unit.key in finished and self._is_outdated(unit, finished[unit.key])]
         kept = self._ledger.storage.each(lambda unit: self._weights(unit, finished[unit.key]), outdated)
-        by_weights = {
-            there: tuple(unit.key for unit, has in zip(outdated, kept, strict=True) if has is there)
-            for there in (True, False)
-        }
+        to_measure = tuple(unit.key for unit, is_there in zip(outdated, kept, strict=True) if is_there)
         return Standing(
             {key: record for key, record in finished.items() if is_trained_otherwise(record)},
             {
@@ -228,8 +220,8 @@ class SourceCheck:
                 for unit, codes in zip(rest, begun, strict=True)
                 if codes not in ((), (unit.trainer.identity().training,))
             },
-            to_measure=by_weights[True],
-            without_weights=by_weights[False],
+            to_measure=to_measure,
+            without_weights=tuple(unit.key for unit in outdated if unit.key not in to_measure),
             present=tuple(dict.fromkeys(unit.trainer.identity().training for unit in every)),
         )
 
@@ -270,10 +262,6 @@ def not_measured_again(units: int) -> str:
         f"{count(units, 'unit')} keep{'s' * (units == 1)} metrics that other code has measured, since the "
         "weights are gone; --retrain trains again"
     )
-
-
-def _commits(records: Iterable[Record]) -> str:
-    return _listed(dict.fromkeys(str(record.about.get("commit") or UNKNOWN) for record in records))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.storage.ledger import CLAIM, OWNER, Ledger, Place
@@ -58,11 +59,9 @@ def _search(ledger: Ledger, name: str, folders: Mapping[str, str]) -> Work:
         text = ledger.storage.read(f"searches/{name}/{TRIALS}").decode("utf-8")
     except FileNotFoundError:
         return Work("search", name, frozenset())
-    units, states = set(), dict[str, int]()
-    for row in csv.DictReader(io.StringIO(text)):
-        units |= {folders[key] for key in row["units"].split() if key in folders}
-        states[row["state"]] = states.get(row["state"], 0) + 1
-    return Work("search", name, frozenset(units), states)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    units = {folders[key] for row in rows for key in row["units"].split() if key in folders}
+    return Work("search", name, frozenset(units), Counter(row["state"] for row in rows))
 
 
 def states_of(ledger: Ledger, work: Work) -> dict[str, int]:
@@ -129,13 +128,10 @@ def _remove_unit(ledger: Ledger, folder: str) -> bool:
         if not claim:
             return False
         # The record first: half a unit is none.
-        for name in _records_first(entry.name for entry in ledger.storage.entries(place)):
+        names = [entry.name for entry in ledger.storage.entries(place)]
+        for name in sorted(names, key=lambda name: (not name.endswith("record.json"), name)):
             if name.removeprefix(f"{place}/").split("/")[0] not in CLAIMS:
                 claim.check()
                 ledger.storage.delete(name)
     ledger.storage.remove(place)
     return True
-
-
-def _records_first(names: Iterator[str]) -> list[str]:
-    return sorted(names, key=lambda name: (not name.endswith("record.json"), name))

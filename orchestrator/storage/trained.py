@@ -11,14 +11,13 @@ follows it looks at the unit's record and weights.
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.planning.plan import Unit
 from orchestrator.record import Record
-from orchestrator.storage.backends.base import as_object
 from orchestrator.storage.ledger import Ledger, Place
 from orchestrator.storage.source_check import Policy, is_trained_otherwise
 from orchestrator.storage.usage import INDEX, TRUNKS
@@ -48,17 +47,21 @@ def find_twin(ledger: Ledger, unit: Unit, policy: Policy = "refuse") -> Twin | N
     """
     if not unit.training_key:
         return None
-    entry = _entry(ledger, _name(unit))
+    twin = _other(ledger, unit, ledger.storage.read_object(_name(unit)), policy)
+    if twin is None or not twin.record.checkpoint:
+        return None
+    return twin if ledger.storage.look(f"{twin.weights}/{STATE}") is not None else None
+
+
+def _other(ledger: Ledger, unit: Unit, entry: Mapping[str, Any], policy: Policy = "refuse") -> Twin | None:
+    """The finished unit that an entry of an index names; None where it is no other, or other code has trained it."""
     folder, key = str(entry.get("folder", "")), str(entry.get("key", ""))
     if not key or key == unit.key or "/" in folder:
         return None
-    record = ledger.read([Place(key, folder)])[key]
-    if record is None or record.status != "finished" or not record.checkpoint:
+    record = ledger.done(Place(key, folder))
+    if record is None or (is_trained_otherwise(record) and policy != "accept"):
         return None
-    if is_trained_otherwise(record) and policy != "accept":
-        return None
-    twin = Twin(folder, record)
-    return twin if ledger.storage.look(f"{twin.weights}/{STATE}") is not None else None
+    return Twin(folder, record)
 
 
 def enter(ledger: Ledger, unit: Unit, looked: bool = False) -> None:
@@ -73,8 +76,7 @@ def enter(ledger: Ledger, unit: Unit, looked: bool = False) -> None:
         return
     try:
         if looked or find_twin(ledger, unit) is None:
-            content = json.dumps({"folder": unit.folder, "key": unit.key}) + "\n"
-            ledger.storage.write(_name(unit), content.encode("utf-8"))
+            _write(ledger, _name(unit), unit)
     except OSError as error:
         logger.warning("%s is not in the index of trained weights (%s)", unit.name, error)
 
@@ -85,14 +87,12 @@ def find_trunk(ledger: Ledger, unit: Unit) -> str:
     Raises:
         OSError: the storage doesn't answer.
     """
-    entry = _entry(ledger, _trunk_name(unit)) if unit.trunk[0] else {}
-    folder, key, step = str(entry.get("folder", "")), str(entry.get("key", "")), entry.get("step", 0)
-    if not key or key == unit.key or "/" in folder or not 0 < step <= unit.trunk[1]:
+    entry = ledger.storage.read_object(_trunk_name(unit)) if unit.trunk[0] else {}
+    step = entry.get("step", 0)
+    other = _other(ledger, unit, entry) if 0 < step <= unit.trunk[1] else None
+    if other is None:
         return ""
-    record = ledger.read([Place(key, folder)])[key]
-    if record is None or record.status != "finished" or is_trained_otherwise(record):
-        return ""
-    place = checkpoint_folder(Path("units", folder, TRUNK), step).as_posix()
+    place = checkpoint_folder(Path("units", other.folder, TRUNK), step).as_posix()
     return place if ledger.storage.look(f"{place}/{STATE}") is not None else ""
 
 
@@ -102,19 +102,15 @@ def enter_trunk(ledger: Ledger, unit: Unit) -> None:
     if not key:
         return
     try:
-        if _entry(ledger, _trunk_name(unit)).get("step", 0) <= step:
-            content = json.dumps({"folder": unit.folder, "key": unit.key, "step": step}) + "\n"
-            ledger.storage.write(_trunk_name(unit), content.encode("utf-8"))
+        if ledger.storage.read_object(_trunk_name(unit)).get("step", 0) <= step:
+            _write(ledger, _trunk_name(unit), unit, step=step)
     except OSError as error:
         logger.warning("%s is not in the index of trunks (%s)", unit.name, error)
 
 
-def _entry(ledger: Ledger, name: str) -> dict[str, Any]:
-    """Of an index; empty where there is none."""
-    try:
-        return as_object(ledger.storage.read(name))
-    except FileNotFoundError:
-        return {}
+def _write(ledger: Ledger, name: str, unit: Unit, **more: int) -> None:
+    entry = {"folder": unit.folder, "key": unit.key, **more}
+    ledger.storage.write(name, (json.dumps(entry) + "\n").encode("utf-8"))
 
 
 def with_twin(ledger: Ledger, units: Iterable[Unit], policy: Policy) -> list[str]:

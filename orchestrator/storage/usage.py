@@ -2,22 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
 
-from tqdm import tqdm
-
-from orchestrator.storage.backends.base import as_object
 from orchestrator.storage.backends.local import CLAIM, TEMPORARY
 from orchestrator.storage.backends.workspace import MANIFEST, RESULT, SOURCE
 from orchestrator.storage.ledger import FAILURE, IMPORTED, LOG, OWNER, PROGRESS, RECORD, Ledger
 from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.training.run_folder import TRUNK
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 RESUME, WEIGHTS, RECORDS, LOGS, REPORTS, SEARCHES, CLAIMS, MLFLOW, LEFT, OTHER = KINDS = (
     "checkpoints to resume from", "chosen weights", "records", "logs", "plans and reports", "searches", "claims",
@@ -37,8 +28,6 @@ SET_ASIDE = re.compile(r"record-[^/]+\.json|outcomes-[^/]+\.npz")
 FOLDERS = {"checkpoints": RESUME, TRUNK: RESUME, "best": WEIGHTS, "claims": CLAIMS}
 """Kinds of what lies in folders of a unit's."""
 TOP_FOLDERS = {"studies": REPORTS, "searches": SEARCHES, INDEX: RECORDS, TRUNKS: RECORDS, "mlartifacts": MLFLOW}
-MAX_READS_AT_ONCE = 4
-"""Of checkpoints: each is in memory whole."""
 
 
 @dataclass
@@ -96,18 +85,10 @@ def usage(ledger: Ledger) -> Usage:
         elif top == "studies" and place in used.studies:
             studies = [place]
         elif top == INDEX:
-            studies = users.get(_unit_of(ledger, name), [NO_STUDY])
+            studies = users.get(str(ledger.storage.read_object(name).get("folder", "")), [NO_STUDY])
         for study in studies:
             used.studies.setdefault(study, Counter())[kind] += size
     return used
-
-
-def _unit_of(ledger: Ledger, name: str) -> str:
-    """The folder of the unit that an entry of the index names; empty where it can't be told."""
-    try:
-        return str(as_object(ledger.storage.read(name)).get("folder", ""))
-    except FileNotFoundError:
-        return ""
 
 
 def key_of(folder: str) -> str:
@@ -123,9 +104,3 @@ def bytes_text(size: int) -> str:
             break
         number /= 1000
     return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-
-
-def map_with_progress(call: Callable[[T], R], items: Sequence[T], title: str) -> list[R]:
-    """Results in order, a few at a time, under a progress bar where standard error is a terminal."""
-    with ThreadPoolExecutor(MAX_READS_AT_ONCE) as pool:
-        return list(tqdm(pool.map(call, items), total=len(items), desc=title, disable=None, leave=False))

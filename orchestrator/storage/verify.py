@@ -1,6 +1,6 @@
 """Reading everything, to find what is damaged before a study needs it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.record import Record
 from orchestrator.storage.backends.base import as_object
@@ -55,7 +55,7 @@ def verify_unit(ledger: Ledger, folder: str) -> Verified:
         if fault:
             damages.append(Damage(name, fault, _then(name == (chosen or place) and finished, finished, usable, name)))
     if damages and record is None and any(damage.name.endswith(f"/{RECORD}") for damage in damages):
-        damages[0] = _of_record(ledger, folder, damages[0], faults, usable)
+        damages[0] = replace(damages[0], then=_then_without_record(ledger, folder, faults, usable))
     return Verified(tuple(damages), len(faults), imported=imported)
 
 
@@ -69,20 +69,15 @@ def _then(chosen: bool, finished: bool, usable: list[str], name: str) -> str:
     return f"the next call goes on from {older[-1].rsplit('/', 1)[-1]}" if older else "the next call begins anew"
 
 
-def _of_record(ledger: Ledger, folder: str, damage: Damage, faults: dict[str, str], usable: list[str]) -> Damage:
+def _then_without_record(ledger: Ledger, folder: str, faults: dict[str, str], usable: list[str]) -> str:
     """What becomes of a unit without a readable record depends on what else it has."""
-    try:
-        result = as_object(ledger.storage.read(f"units/{folder}/{RESULT}"))
-    except FileNotFoundError:
-        result = {}
+    result = ledger.storage.read_object(f"units/{folder}/{RESULT}")
     weights = f"units/{folder}/best/{str(result.get('checkpoint', '')).rsplit('/', 1)[-1]}"
     if result.get("status") == "finished" and faults.get(weights, "absent") == "":
-        then = "the next call makes it again from result.json, without training"
-    elif usable:
-        then = f"the next call goes on from {usable[-1].rsplit('/', 1)[-1]}"
-    else:
-        then = "the next call trains the unit again"
-    return Damage(damage.name, damage.what, then)
+        return "the next call makes it again from result.json, without training"
+    if usable:
+        return f"the next call goes on from {usable[-1].rsplit('/', 1)[-1]}"
+    return "the next call trains the unit again"
 
 
 def _records(ledger: Ledger, folder: str) -> tuple[Record | None, list[Damage]]:

@@ -15,8 +15,8 @@ from orchestrator.tracking.arms import (
     arms_of,
     differing_options,
 )
+from orchestrator.tracking.mlflow_store import MlflowStore, Run, changed_values
 from orchestrator.tracking.schema import Tracked
-from orchestrator.tracking.store import Run, Store, changed_values
 
 
 class ArmSync:
@@ -40,7 +40,9 @@ class ArmSync:
             self._options = differing_options(self._arms.values())
         return self._arms
 
-    def ensure_runs(self, store: Store, parent: Run, begun: Mapping[str, int], more_tags: Mapping[str, str]) -> None:
+    def ensure_runs(
+        self, store: MlflowStore, parent: Run, begun: Mapping[str, int], more_tags: Mapping[str, str]
+    ) -> None:
         """Create the runs of arms that have none.
 
         Args:
@@ -64,12 +66,12 @@ class ArmSync:
                 wanted[arm.key] = ({name: value[: schema.TAG_LENGTH] for name, value in tags.items()}, min(starts))
         store.ensure_arms(wanted)
 
-    def forget(self, store: Store) -> None:
+    def forget(self, store: MlflowStore) -> None:
         """Look the arms' runs up again, or make them, at the next call."""
         for arm in self.arms().values():
             store.arms.pop(arm.key, None)
 
-    def place(self, store: Store, unit: Unit, run: Run | None = None) -> dict[str, str]:
+    def place(self, store: MlflowStore, unit: Unit, run: Run | None = None) -> dict[str, str]:
         """Tags that put a unit's run below that of its arm; none where it lies below another study's, which alone moves
         it then. A run of an earlier version lies below a study's own run and moves to an arm of that study.
 
@@ -81,7 +83,7 @@ class ArmSync:
             return {}
         return {schema.PARENT_RUN: arm.id, schema.ARM_OF_UNIT: arm.tags[schema.ARM_RUN]}
 
-    def _is_ours(self, store: Store, run: Run) -> bool:
+    def _is_ours(self, store: MlflowStore, run: Run) -> bool:
         if mark := run.tags.get(schema.ARM_OF_UNIT):
             return self._is_own(mark)
         parent = run.tags.get(schema.PARENT_RUN)
@@ -92,7 +94,7 @@ class ArmSync:
     def _is_own(self, key: str) -> bool:
         return key.rpartition("/")[0] == self.plan.name
 
-    def sync(self, store: Store, parent: Run, records: Mapping[str, Record], changed: bool, last: bool) -> None:
+    def sync(self, store: MlflowStore, parent: Run, records: Mapping[str, Record], changed: bool, last: bool) -> None:
         """Make the arms' runs say what their units' runs and records say.
 
         Args:

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 EXPERIMENT = "UPS ablations"
 LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 REFUSALS = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
+PERMANENT_CODES = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")
+"""Error codes of MLflow after which a retry of the same call fails again."""
 PROBE = "/api/2.0/mlflow/experiments/search?max_results=1"
 WRITER = "ups.mirror"
 """Tag of the experiment, written to learn whether the user may write."""
@@ -98,26 +100,19 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
-class _Quiet(logging.Filter):
-    """Drops what a library logs in this thread: the mirror reports it, once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.thread = threading.get_ident()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.thread != self.thread
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what urllib3 logs in this thread about connections that fail."""
-    no_records, connections = _Quiet(), logging.getLogger("urllib3.connectionpool")
-    connections.addFilter(no_records)
+    """Drop what urllib3 logs in this thread about connections that fail: the mirror reports it, once."""
+    connections, thread = logging.getLogger("urllib3.connectionpool"), threading.get_ident()
+
+    def is_of_another(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    connections.addFilter(is_of_another)
     try:
         yield
     finally:
-        connections.removeFilter(no_records)
+        connections.removeFilter(is_of_another)
 
 
 def connect(uri: str) -> Any:

@@ -9,10 +9,11 @@ from typing import Any, cast
 
 from orchestrator.planning.plan import Unit
 from orchestrator.storage.ledger import Ledger
-from orchestrator.tracking.client import one_line
+from orchestrator.tracking.client import EXPERIMENT, PERMANENT_CODES, one_line, quiet
+from orchestrator.tracking.mlflow_store import MlflowStore
 from orchestrator.tracking.schema import Tracked
-from orchestrator.tracking.store import Store
 from orchestrator.tracking.sync import STATES, STATUS_OF, LedgerSync, Outcome
+from orchestrator.tracking.uri import shown
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +21,6 @@ POLL_SECONDS, BATCH_SECONDS, MAX_RETRY_SECONDS = 2.0, 0.2, 60.0
 """Between looks at progress files; after a pass, so that reports gather; between attempts while the store is away."""
 MAX_UNITS_PER_LOCK = 25
 """Runs created under one lock, while other drivers wait."""
-PERMANENT_CODES = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")
-"""Error codes of MLflow after which a retry of the same call fails again."""
 
 
 class _OutOfTime(Exception):
@@ -32,7 +31,12 @@ class LedgerMirror:
     """Brings a store up to date with the ledger, in a thread that nothing waits for and that no error leaves."""
 
     def __init__(
-        self, ledger: Ledger, plan: Tracked, content: Mapping[str, Any], open_store: Callable[[], Store], where: str
+        self,
+        ledger: Ledger,
+        plan: Tracked,
+        content: Mapping[str, Any],
+        open_store: Callable[[], MlflowStore],
+        where: str,
     ) -> None:
         """
         Args:
@@ -43,7 +47,7 @@ class LedgerMirror:
         self.ledger, self.plan, self.where = ledger, plan, where
         self._sync = LedgerSync(ledger, plan, content)
         self._open_store = open_store
-        self._store: Store | None = None
+        self._store: MlflowStore | None = None
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._states: dict[str, Outcome] = {}
         """As the driver has reported them."""
@@ -106,6 +110,7 @@ class LedgerMirror:
         """Address, below the store's, of the page that shows the arms side by side; empty until there is one."""
         return self._sync.arms.page
 
+    @quiet()
     def _run(self) -> None:
         wait = POLL_SECONDS
         while True:
@@ -188,7 +193,7 @@ class LedgerMirror:
         with self._lock:
             return {key: self._states.get(key) for key in list(self._due)[:MAX_UNITS_PER_LOCK]}
 
-    def _put_back(self, store: Store, key: str, error: Exception) -> None:
+    def _put_back(self, store: MlflowStore, key: str, error: Exception) -> None:
         """Make a unit that couldn't be written due again, after all others; refused twice, at its next state."""
         permanent = _is_permanent(error)
         # Look the run up again: it may have been deleted or changed, or only the response to the call was lost.
@@ -222,12 +227,19 @@ class LedgerMirror:
         self._progress[unit.key] = tag
         return changed
 
-    def _finish(self, store: Store, outcome: Outcome, report: Path | None) -> None:
+    def _finish(self, store: MlflowStore, outcome: Outcome, report: Path | None) -> None:
         self._check_deadline()
         run = self._sync.plan_run(store, running=False)
         store.set_status(run, STATUS_OF[outcome])
         if report is not None and report.is_dir():
             store.put_folder(run, report, "report")
+
+
+class Mirror(LedgerMirror):
+    """Keeps MLflow up with the ledger during a study: `start`, `note` what happens, `close`."""
+
+    def __init__(self, ledger: Ledger, plan: Tracked, content: Mapping[str, Any], uri: str) -> None:
+        super().__init__(ledger, plan, content, lambda: MlflowStore(uri, EXPERIMENT, ledger), shown(uri))
 
 
 def _is_permanent(error: Exception) -> bool:

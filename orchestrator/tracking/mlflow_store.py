@@ -21,7 +21,7 @@ from filelock import FileLock
 from orchestrator.storage.backends.workspace import scratch_base
 from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking import schema
-from orchestrator.tracking.client import EXPERIMENT, connect, forget_artifact_addresses, quiet
+from orchestrator.tracking.client import PERMANENT_CODES, connect, forget_artifact_addresses
 from orchestrator.tracking.location import (
     ARTIFACTS,
     LOCK,
@@ -31,10 +31,8 @@ from orchestrator.tracking.location import (
     own_storage,
     settle,
 )
-from orchestrator.tracking.mirror import PERMANENT_CODES, LedgerMirror
-from orchestrator.tracking.schema import DataInput, Point, Tracked
-from orchestrator.tracking.store import Run
-from orchestrator.tracking.uri import database_file, shown
+from orchestrator.tracking.schema import DataInput, Point
+from orchestrator.tracking.uri import database_file
 
 POINTS_PER_BATCH, ENTRIES_PER_BATCH = 800, 100
 """MLflow takes 1000 entries a batch, of which 100 may be parameters and 100 tags."""
@@ -46,17 +44,22 @@ KIND_TAG, RUNS_KIND = "mlflow.experimentKind", "custom_model_development"
 """The tag by which MLflow's page opens an experiment on its runs; without it, on traces."""
 
 
-class Mirror(LedgerMirror):
-    """Keeps MLflow up with the ledger during a study: `start`, `note` what happens, `close`."""
+@dataclass
+class Run:
+    """A run of the store, as it was last read or written."""
 
-    def __init__(
-        self, ledger: Ledger, plan: Tracked, content: Mapping[str, Any], uri: str, experiment: str = EXPERIMENT
-    ) -> None:
-        super().__init__(ledger, plan, content, lambda: MlflowStore(uri, experiment, ledger), shown(uri))
-
-    def _run(self) -> None:
-        with quiet():
-            super()._run()
+    id: str
+    status: str
+    tags: dict[str, str]
+    params: set[str]
+    metrics: dict[str, float]
+    files: str = ""
+    """Address of its artifacts."""
+    started: int = 0
+    """When, in milliseconds."""
+    inputs: set[DataInput] = field(default_factory=set)
+    alone: bool = False
+    """Made by this process, so that its tags name all of its points."""
 
 
 class MlflowStore:
@@ -110,12 +113,7 @@ class MlflowStore:
 
     def ensure_plan(self, name: str, tags: Mapping[str, str]) -> Run:
         """The run of a study."""
-        if name not in self.plans:
-            with self._lock.acquire(timeout=LOCK_SECONDS):
-                self._look(f"tags.`{schema.PLAN}` = '{name}'")
-                if name not in self.plans:
-                    self.plans[name] = self._create(tags, int(1000 * time.time()))
-                    self._agree(self.plans, [name], schema.PLAN)
+        self._ensure(self.plans, {name: (tags, int(1000 * time.time()))}, schema.PLAN)
         return self.plans[name]
 
     def ensure_units(self, wanted: Mapping[str, tuple[Mapping[str, str], int]]) -> None:
@@ -154,10 +152,8 @@ class MlflowStore:
             if name in made and there.setdefault(name, run) is not run:
                 try:
                     self.client.delete_run(run.id)
-                except Exception as error:
-                    if (
-                        getattr(error, "error_code", "") not in PERMANENT_CODES
-                    ):  # Else the other driver was first to delete it.
+                except Exception as error:  # The other driver may have been first to delete it.
+                    if getattr(error, "error_code", "") not in PERMANENT_CODES:
                         raise
         runs.update({name: run for name, run in there.items() if run.id != runs[name].id})
 
@@ -266,6 +262,12 @@ class MlflowStore:
     def put_folder(self, run: Run, folder: Path, name: str) -> None:
         """All files of a folder."""
         self.client.log_artifacts(run.id, str(folder), name)
+
+
+def changed_values(run: Run, values: Mapping[str, float]) -> list[list[Point]]:
+    """Points of metrics that a run doesn't have, or that have changed, a row each."""
+    now = int(1000 * time.time())
+    return [[Point(name, value, 0, now)] for name, value in values.items() if run.metrics.get(name) != value]
 
 
 def all_runs(client: Any, experiment: str, condition: str = "") -> Iterator[Run]:

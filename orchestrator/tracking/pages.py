@@ -49,11 +49,6 @@ def unit_page(experiment_page: str, key: str) -> str:
     return f"{experiment_page.rstrip('/')}/runs?searchFilter={quote(condition)}"
 
 
-def artifact_page(experiment: str, run: str, path: str) -> str:
-    """A file of a run."""
-    return f"#/experiments/{experiment}/runs/{run}/artifacts/{quote(path)}"
-
-
 def arms_view(
     plan: Tracked,
     content: Mapping[str, Any],
@@ -111,7 +106,7 @@ def study_note(plan: Tracked, content: Mapping[str, Any], experiment: str, run: 
         f"[{arms}: means over seeds]({side_by_side})",
         f"[charts]({side_by_side}&compareRunsMode=CHART)",
         f"[units]({units_page(experiment, plan)})",
-        f"[report]({artifact_page(experiment, run, f'report/{report}')})",
+        f"[report](#/experiments/{experiment}/runs/{run}/artifacts/report/{report})",
     ]
     # MLflow's page shows the first lines alone.
     note = [f"**{content['question']}**", " · ".join(links), f"Expected: {content['expectation']}"]
@@ -121,14 +116,10 @@ def study_note(plan: Tracked, content: Mapping[str, Any], experiment: str, run: 
     if claims := content.get("claims"):
         note += ["Claims, fixed before the run:", *(f"- {claim['text']}" for claim in claims)]
     note += ["Tables:", *(f"- {table['title']}" for table in content["tables"])] if content["tables"] else []
-    return _joined(note)[:TAG_LENGTH]
+    return "\n\n".join(note)[:TAG_LENGTH]
 
 
 def arm_note(arm: TrackedArm) -> str:
     """An arm's description."""
-    what = ["Means over the seeds that have finished; `/sd` is their standard deviation, `/seeds` their number."]
-    return _joined([*what, *(f"- {row}" for row in arm.rows)])[:TAG_LENGTH]
-
-
-def _joined(paragraphs: Iterable[str]) -> str:
-    return "\n\n".join(paragraphs)
+    what = "Means over the seeds that have finished; `/sd` is their standard deviation, `/seeds` their number."
+    return "\n\n".join([what, *(f"- {row}" for row in arm.rows)])[:TAG_LENGTH]

@@ -16,8 +16,7 @@ from orchestrator.storage.ledger import RECORD
 from orchestrator.tracking import schema
 from orchestrator.tracking.client import REFUSALS, connect, one_line, quiet, refusal
 from orchestrator.tracking.location import LOCK, LOCK_SECONDS, local_file, moved_from, own_storage, settle
-from orchestrator.tracking.mlflow_store import index
-from orchestrator.tracking.store import Run
+from orchestrator.tracking.mlflow_store import Run, index
 from orchestrator.tracking.sync import PLAN_FILE
 from orchestrator.tracking.uri import database_file, parts_of, shown, without_login
 from ups_model.evaluation.metric_names import OUTCOMES

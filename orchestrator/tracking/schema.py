@@ -90,15 +90,16 @@ def unit_params(unit: Unit) -> dict[str, str]:
 
 def config_params(config: Settings) -> dict[str, str]:
     """A whole configuration by dotted names."""
-    leaves = dict(_leaves(config.canonical()))
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in leaves.items()}
-    return {name: texts[leaf][:PARAM_LENGTH] for leaf, name in clean_names(leaves).items()}
+    values = dict(leaves(config.canonical()))
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    return {name: texts[leaf][:PARAM_LENGTH] for leaf, name in clean_names(values).items()}
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted names and values of a canonical configuration's fields."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

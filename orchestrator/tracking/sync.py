@@ -11,8 +11,8 @@ from orchestrator.record import Record
 from orchestrator.storage.ledger import RECORD, Ledger
 from orchestrator.tracking import pages, schema
 from orchestrator.tracking.arm_sync import ArmSync
+from orchestrator.tracking.mlflow_store import MlflowStore, Run, changed_values
 from orchestrator.tracking.schema import Point, Tracked
-from orchestrator.tracking.store import Run, Store, changed_values
 from ups_model.evaluation.metric_names import OUTCOMES
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class LedgerSync:
         self._records: dict[str, Record] = {}
         self._records_changed = True
 
-    def plan_run(self, store: Store, running: bool) -> Run:
+    def plan_run(self, store: MlflowStore, running: bool) -> Run:
         """The study's run, with the plan; `running`: it says RUNNING from here on."""
         run = store.ensure_plan(self.plan.name, self._plan_tags | self._maker_tags)
         note = pages.study_note(self.plan, self._content, store.experiment, run.id)
@@ -57,7 +57,7 @@ class LedgerSync:
             store.set_status(run, "RUNNING")
         return run
 
-    def ensure_runs(self, store: Store, parent: Run, states: Mapping[str, Outcome | None]) -> None:
+    def ensure_runs(self, store: MlflowStore, parent: Run, states: Mapping[str, Outcome | None]) -> None:
         """Create the runs of units that have begun and have none, and of their arms; `states` is by key, None where
         this driver has not run the unit."""
         begun = {}
@@ -89,7 +89,7 @@ class LedgerSync:
         """Who has made a run, where it doesn't say so."""
         return {name: value for name, value in self._maker_tags.items() if name not in run.tags}
 
-    def sync(self, store: Store, unit: Unit, state: Outcome | None, last: bool) -> bool:
+    def sync(self, store: MlflowStore, unit: Unit, state: Outcome | None, last: bool) -> bool:
         """Make a unit's run say what the ledger says.
 
         Args:
@@ -120,7 +120,7 @@ class LedgerSync:
         # The record of a failure may be written after its state is reported, at the latest before the driver ends.
         return last or not (state == "failed" and record is None)
 
-    def _tags(self, store: Store, run: Run, unit: Unit) -> dict[str, str]:
+    def _tags(self, store: MlflowStore, run: Run, unit: Unit) -> dict[str, str]:
         """Tags of a unit's run that don't depend on its record."""
         return self._study_tag | self._maker_of(run) | self.arms.place(store, unit, run)
 
@@ -141,7 +141,9 @@ class LedgerSync:
             return True
         return False
 
-    def _sync_ended(self, store: Store, run: Run, unit: Unit, state: Outcome | None, record: Record | None) -> None:
+    def _sync_ended(
+        self, store: MlflowStore, run: Run, unit: Unit, state: Outcome | None, record: Record | None
+    ) -> None:
         text = record.to_json() if record else ""
         mirrored = run.tags.get(schema.MIRRORED) == schema.digest_of(text)
         whole = record is None or (mirrored and store.holds(run, RECORD, text))
@@ -168,7 +170,7 @@ class LedgerSync:
         rows, synced = self._new_rows(store, run, unit)
         ended = None
         if record is not None and not whole:
-            ended = int(1000 * (record.about.get("ended") or self._written(unit)))
+            ended = int(1000 * (record.about.get("ended") or time.time() - (self.ledger.written(unit) or 0.0)))
             rows.append(schema.record_points(record, ended))
         store.write(run, rows, schema.unit_params(unit), tags | synced)
         store.add_inputs(run, schema.data_inputs(self.plan, unit, record))
@@ -181,7 +183,7 @@ class LedgerSync:
             store.put(run, RECORD, text)
             store.write(run, tags=uploaded | {schema.MIRRORED: schema.digest_of(text)})
 
-    def _put_outcomes(self, store: Store, run: Run, unit: Unit, record: Record | None) -> dict[str, str]:
+    def _put_outcomes(self, store: MlflowStore, run: Run, unit: Unit, record: Record | None) -> dict[str, str]:
         """Upload the outcomes.npz of a record, if the run doesn't have it; the tag that then says so."""
         if record is None or record.outcomes in ("", run.tags.get(schema.OUTCOMES_DIGEST)):
             return {}
@@ -191,11 +193,7 @@ class LedgerSync:
         store.put(run, OUTCOMES, outcomes)
         return {schema.OUTCOMES_DIGEST: record.outcomes}
 
-    def _written(self, unit: Unit) -> float:
-        """When a record came to be on storage."""
-        return time.time() - (self.ledger.written(unit) or 0.0)
-
-    def _new_rows(self, store: Store, run: Run, unit: Unit) -> tuple[list[list[Point]], dict[str, str]]:
+    def _new_rows(self, store: MlflowStore, run: Run, unit: Unit) -> tuple[list[list[Point]], dict[str, str]]:
         """Progress that the run doesn't have yet, and the tag that then says how far it goes."""
         before = schema.parse_synced(run.tags.get(schema.SYNCED, ""))
         rows, after = schema.new_rows(self.ledger.progress(unit), before)
@@ -208,13 +206,13 @@ class LedgerSync:
             run.alone = True
         return rows, {schema.SYNCED: schema.format_synced(after)} if after else {}
 
-    def forget(self, store: Store) -> None:
+    def forget(self, store: MlflowStore) -> None:
         """Look the runs of the study and its arms up again, or make them, at the next call."""
         store.plans.pop(self.plan.name, None)
         self.arms.forget(store)
         self._records_changed = True
 
-    def sync_totals(self, store: Store, parent: Run, last: bool) -> None:
+    def sync_totals(self, store: MlflowStore, parent: Run, last: bool) -> None:
         """Bring the runs of the arms up to date, and in the study's run how many units are done."""
         self.arms.sync(store, parent, self._records, self._records_changed, last)
         if self._records_changed:

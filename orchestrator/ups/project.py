@@ -19,6 +19,7 @@ from orchestrator.project import (
     checkpoint_interval,
     near_names,
 )
+from orchestrator.ups import sizes
 from search_spaces.space import SCORE
 from search_spaces.study import FineTuning
 from ups_model.cli import data_paths
@@ -74,12 +75,10 @@ class UpsProject:
         return data_paths(given, names)
 
     def open(self, paths: Mapping[str, Path]) -> dict[str, ClipSet]:
-        opened = {}
-        for name, path in paths.items():
-            clips = ClipSet.open(path)
+        opened = {name: ClipSet.open(path) for name, path in paths.items()}
+        for name, clips in opened.items():
             if clips.name != name:
-                raise ValueError(f"{path}: expected clip set {name!r}, got {clips.name!r}; check --data")
-            opened[name] = clips
+                raise ValueError(f"{paths[name]}: expected clip set {name!r}, got {clips.name!r}; check --data")
         return opened
 
     def facts(self, data: Sets) -> dict[str, DataFacts]:
@@ -169,34 +168,21 @@ class UpsProject:
         return Identity(source_digest("training"), source_digest("evaluation"))
 
     def sizes(self, settings: Config, data: Sets) -> Sizes:
-        from orchestrator.ups.sizes import sizes_of
-
-        return sizes_of(settings, data)
+        return sizes.sizes_of(settings, data)
 
     def fitting(self, settings: Config, data: Sets, gpus: Gpus) -> Fitting:
-        from orchestrator.ups.sizes import fitting
-
-        return fitting(settings, data, gpus)
+        return sizes.fitting(settings, data, gpus)
 
     def train(self, request: Request) -> Result:
         from ups_model.training.loop import train
         from ups_model.training.processes import train_in_processes
 
-        settings, options, save = request.settings, _options(request), request.on_checkpoint
+        run = request.settings, request.paths, _options(request), request.parent
+        callbacks = request.sample, request.should_stop, request.on_checkpoint
         if request.processes == 1:
-            return train(settings, request.paths, options, request.parent, request.sample, request.should_stop, save)
+            return train(*run, *callbacks)
         threads = max(1, request.threads // request.processes)
-        return train_in_processes(
-            request.processes,
-            settings,
-            request.paths,
-            options,
-            request.parent,
-            request.sample,
-            request.should_stop,
-            save,
-            threads,
-        )
+        return train_in_processes(request.processes, *run, *callbacks, threads)
 
     def measure(self, request: Request, weights: Path, trained: Mapping[str, Any], health: Mapping[str, Any]) -> Result:
         from ups_model.evaluation.remeasure import measure_weights

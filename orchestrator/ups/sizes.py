@@ -97,13 +97,11 @@ def peaks_of(
     for task in config.optim.tasks:
         data: TaskData = getattr(config.data, task)
         name = set_of(data.sources[0])
-        how = _Step(
-            network.with_one_route(), task, data, _joints(sets[name]), name, loss, half, activation_checkpointing
-        )
-        peak = _peak(how)
+        route = network.with_one_route()
+        peak = _peak(route, task, data, _joints(sets[name]), name, loss, half, activation_checkpointing)
         moments = MOMENTS * BYTES * _parameters(network)
         # Weights and gradients of the blocks that the route of this task doesn't take are there too.
-        others = 2 * BYTES * (_parameters(network) - _parameters(how.network))
+        others = 2 * BYTES * (_parameters(network) - _parameters(route))
         peaks[task] = Peak(peak.fixed + moments + others, peak.each * persons(sets[name]))
     return peaks
 
@@ -237,48 +235,40 @@ def _forward_flops(network: _Network, task: TaskName, data: TaskData, joints: tu
     return each, counted[0] - each
 
 
-@dataclass(frozen=True)
-class _Step:
-    """All that fixes the memory of a training step."""
-
-    network: _Network
-    task: TaskName
-    data: TaskData
-    joints: tuple[int, ...]
-    source: str
-    loss: OptimConfig
-    half: bool
-    activation_checkpointing: bool
-
-
 @cache
-def _peak(step: _Step) -> "Peak":
-    from ups_model.training.fit import SMALL_PARTS, Peak
-
-    low, high = SMALL_PARTS
-    return Peak.through(low, _peak_of(step, low), high, _peak_of(step, high))
-
-
-def _peak_of(step: _Step, clips: int) -> float:
-    """Bytes at the peak of a pass over so many clips."""
+def _peak(
+    network: _Network,
+    task: TaskName,
+    data: TaskData,
+    joints: tuple[int, ...],
+    source: str,
+    loss: OptimConfig,
+    half: bool,
+    activation_checkpointing: bool,
+) -> "Peak":
+    """Of a training step, from its passes over two and four clips."""
     import torch
 
     from ups_model.data.batching.batch import Batch
-    from ups_model.training.fit import peak_bytes
+    from ups_model.training.fit import SMALL_PARTS, Peak, peak_bytes
     from ups_model.training.losses import sequence_loss
 
-    model, mode = _without_values(step.network)
-    model.train().set_activation_checkpointing(step.activation_checkpointing)
-    with mode:
-        inputs, target_BK = _inputs(step.network, step.task, step.data, step.joints, clips)
-        row_B, pose_BRJ3 = torch.zeros(clips, dtype=torch.long), None
-        if TASKS[step.task].kind == "pose":
-            pose_BRJ3 = torch.zeros(clips, len(target_BK) // clips, len(step.network.pose_slots), 3)
-        batch = Batch(inputs, step.source, row_B, row_B, pose_BRJ3)
+    def measured(clips: int) -> float:
+        model, mode = _without_values(network)
+        model.train().set_activation_checkpointing(activation_checkpointing)
+        with mode:
+            inputs, target_BK = _inputs(network, task, data, joints, clips)
+            row_B, pose_BRJ3 = torch.zeros(clips, dtype=torch.long), None
+            if TASKS[task].kind == "pose":
+                pose_BRJ3 = torch.zeros(clips, len(target_BK) // clips, len(network.pose_slots), 3)
+            batch = Batch(inputs, source, row_B, row_B, pose_BRJ3)
 
-        def loss() -> "Tensor":
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=step.half):
-                logits_BKV = model(batch.inputs, target_BK)
-            return sequence_loss(model, batch, logits_BKV, target_BK, step.loss)
+            def sequence() -> "Tensor":
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+                    logits_BKV = model(batch.inputs, target_BK)
+                return sequence_loss(model, batch, logits_BKV, target_BK, loss)
 
-        return peak_bytes(model, loss)
+            return peak_bytes(model, sequence)
+
+    low, high = SMALL_PARTS
+    return Peak.through(low, measured(low), high, measured(high))

@@ -179,34 +179,25 @@ def project_commit(project: str) -> str:
 
 def _commit_of(folder: Path, without: str) -> str:
     """`without` is said where the folder is no working tree."""
-    if not (folder / ".git").exists():
+    head, changed = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
+    if head is None or changed is None:
         return without
-    try:
-        head = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return without
-    return head[:12] + ("-dirty" if changed else "")
+    return head.decode("utf-8", "replace").strip()[:12] + ("-dirty" if changed.strip() else "")
 
 
 def working_tree_diff() -> bytes:
     """What the working tree that this package lies in differs in from its commit; empty where it doesn't, or where
     there is no such tree."""
-    folder = Path(ups_model.__file__).resolve().parents[1]
-    if not (folder / ".git").exists():
-        return b""
-    try:
-        diff = _git_bytes(folder, "diff", "HEAD")
-    except (OSError, subprocess.SubprocessError):
-        return b""
+    diff = _git(Path(ups_model.__file__).resolve().parents[1], "diff", "HEAD") or b""
     return diff if len(diff) <= MAX_DIFF_BYTES else diff[:MAX_DIFF_BYTES] + b"\n... (cut)\n"
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    return _git_bytes(folder, *arguments).decode("utf-8", "replace").strip()
-
-
-def _git_bytes(folder: Path, *arguments: str) -> bytes:
-    return subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, timeout=GIT_TIMEOUT_SECONDS, check=True
-    ).stdout
+def _git(folder: Path, *arguments: str) -> bytes | None:
+    """What git says; None where it fails, or the folder is no working tree."""
+    if not (folder / ".git").exists():
+        return None
+    command, limit = ["git", *arguments], GIT_TIMEOUT_SECONDS
+    try:
+        return subprocess.run(command, cwd=folder, capture_output=True, timeout=limit, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None

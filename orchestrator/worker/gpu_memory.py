@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from orchestrator.project import Request
 from orchestrator.worker.job import Job
 
 logger = logging.getLogger(__name__)
@@ -87,20 +86,7 @@ def measure(job: Job) -> Footprint:
     torch.cuda.reset_peak_memory_stats()
     try:
         with tempfile.TemporaryDirectory(prefix="ups-packing-") as folder:
-            job.unit.trainer.try_batches(
-                Request(
-                    settings=job.unit.config,
-                    key=job.unit.key,
-                    paths={name: Path(job.paths[name]) for name in job.unit.trainer.sets(job.unit.config)},
-                    folder=Path(folder),
-                    test=False,
-                    device=job.device,
-                    precision=job.precision,
-                    cache=Path(job.cache),
-                    micro_batch=job.micro_batch,
-                    activation_checkpointing=job.activation_checkpointing,
-                )
-            )
+            job.unit.trainer.try_batches(job.request(Path(folder), test=False))
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"{job.unit.name} does not fit on a whole GPU ({torch.cuda.get_device_name()}): give "

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from orchestrator.planning.plan import Unit
-from orchestrator.project import import_from
+from orchestrator.project import Request, import_from
 from orchestrator.storage.source_check import Policy
 from orchestrator.worker.environment import Environment
 
@@ -61,6 +62,19 @@ class Job:
     rung: "Rung | None" = None
     """Where the unit pauses; None trains it to its end."""
 
+    def request(self, folder: Path, **more: Any) -> Request:
+        """What its unit's project is asked for.
+
+        Args:
+            folder: that the unit is trained in.
+            more: fields of `Request` that the job doesn't name.
+        """
+        same = ("test", "device", "precision", "threads", "processes", "micro_batch", "activation_checkpointing")
+        unit = self.unit
+        paths = {name: Path(self.paths[name]) for name in unit.trainer.sets(unit.config)}
+        own = {name: getattr(self, name) for name in same} | {"cache": Path(self.cache)}
+        return Request(unit.config, unit.key, paths, folder, **own | more)
+
     def to_json(self) -> str:
         """`from_json` is its inverse."""
         nested = {
@@ -98,7 +112,3 @@ class Outcome:
     """Of a failure: another node would fail as well; of "out_of_memory": another try would, too."""
     value: float | None = None
     """Of the rung's metric, of a unit that has paused."""
-
-    def to_plain(self) -> dict[str, Any]:
-        """JSON data."""
-        return asdict(self)

@@ -29,7 +29,8 @@ class Pause:
         """The value, where an earlier try has come to the rung and its checkpoint is there."""
         if self._rung is None:
             return None
-        names = [path.name.removeprefix(PREFIX) for path in self._checkpoints() if readable(path)]
+        checkpoints = (self._folder / "checkpoints").glob(f"{PREFIX}*")
+        names = [path.name.removeprefix(PREFIX) for path in checkpoints if readable(path)]
         return self._measured(max((int(name) for name in names if name.isdigit()), default=-1))
 
     def sample(self, step: int, values: Any) -> None:
@@ -37,9 +38,6 @@ class Pause:
         self._sample(step, values)
         if self._rung is not None and self.value is None and step >= self._rung.step:
             self.value = self._measured(step)
-
-    def _checkpoints(self) -> list[Path]:
-        return list((self._folder / "checkpoints").glob(f"{PREFIX}*"))
 
     def _measured(self, until: int) -> float | None:
         """The metric as it was first measured from the rung on, up to a step."""

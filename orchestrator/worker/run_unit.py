@@ -173,24 +173,9 @@ class _Attempt:
 
     @property
     def _request(self) -> Request:
-        job = self.job
-        return Request(
-            settings=job.unit.config,
-            key=job.unit.key,
-            paths={name: Path(job.paths[name]) for name in job.unit.trainer.sets(job.unit.config)},
-            folder=self.work.folder,
-            test=job.test,
-            device=job.device,
-            precision=job.precision,
-            threads=job.threads,
-            processes=job.processes,
-            cache=Path(job.cache),
-            micro_batch=job.micro_batch,
-            activation_checkpointing=job.activation_checkpointing,
-            # What was measured to fit has run out of memory later: of whole GPUs, shares get a whole one instead.
-            memory_share=SHRINK ** sum(share >= 1 for share in job.too_small),
-            on_checkpoint=self.work.save,
-        )
+        # What was measured to fit has run out of memory later: of whole GPUs, shares get a whole one instead.
+        memory_share = SHRINK ** sum(share >= 1 for share in self.job.too_small)
+        return self.job.request(self.work.folder, memory_share=memory_share, on_checkpoint=self.work.save)
 
     def _measure(self, done: Record | None) -> Outcome | None:
         """Measure weights that are there already; None where the unit has to be trained."""

@@ -22,7 +22,7 @@ from orchestrator.record import Record
 from orchestrator.report.frames import load
 from orchestrator.search.resolve_space import read_search
 from orchestrator.storage.ledger import Ledger
-from orchestrator.tracking.mlflow_store import Mirror
+from orchestrator.tracking.mirror import Mirror
 from orchestrator.worker.job import Job
 from orchestrator.worker.run_unit import run_unit
 from tests.support.drivers import ROOT, Driver

@@ -21,7 +21,7 @@ from orchestrator.storage.ledger import Ledger
 from search_spaces import find_study, study_names
 from tests.support.drivers import ROOT, Bench
 from tests.support.fake_driver import FakeDriver, NoMirror
-from tests.support.plans import finish
+from tests.support.plans import children_of, finish
 from tests.support.runs import FLAT, POSE, SOLID, motion, session_folder, set_info
 from ups_model.data.format.writer import Clip, Track, write_clip_set
 
@@ -317,7 +317,7 @@ def test_a_plan_counts_what_the_ledger_has(bench, tmp_path, capsys):
     ledger = Ledger.open(str(tmp_path / "deep" / "storage"))
     joint = next(unit for unit in plan.units.values() if unit.stage == "joint")
     finish(ledger, joint)
-    for key in plan.children(joint.key):
+    for key in children_of(plan, joint.key):
         finish(ledger, plan.units[key])
     before = tree(tmp_path)
     assert ablate.main(toy(bench, tmp_path, "--plan")) == 0

@@ -45,7 +45,7 @@ class FakeDriver:
     def install(cls, monkeypatch: Any) -> FakeDriver:
         """One that takes the place of Ray and MLflow while the test runs."""
         from orchestrator.execution import driver, ray_cluster
-        from orchestrator.tracking import mlflow_store
+        from orchestrator.tracking import mirror
 
         fake = cls()
         monkeypatch.setattr(ray_cluster, "connect", lambda address: ray_cluster.ClusterFacts(2.0, 0.0, True))
@@ -53,7 +53,7 @@ class FakeDriver:
         monkeypatch.setattr(ray_cluster, "disconnect", lambda: None)
         monkeypatch.setattr(driver, "execute", fake.execute)
         monkeypatch.setattr(NoMirror, "outcomes", [])
-        monkeypatch.setattr(mlflow_store, "Mirror", NoMirror)
+        monkeypatch.setattr(mirror, "Mirror", NoMirror)
         return fake
 
     def execute(self, graph: Any, job_of: Any, resources: Any, facts: Any, hooks: Any, footprints: Any) -> None:

@@ -44,6 +44,11 @@ def plan_of(study: Study, seeds: int = 1, changes: Mapping[str, Any] | None = No
     return make_plan(resolved, seeds, {**DATA, **others}, TEXT)
 
 
+def children_of(plan: Plan, key: str) -> list[str]:
+    """Keys of the units that start from a unit."""
+    return [unit.key for unit in plan.units.values() if unit.parent == key]
+
+
 def finish(ledger: Ledger, unit: Unit, **metrics: float) -> Record:
     """Leave a finished record, with weights that are there but hold nothing."""
     values = {f"test/{name}": value for name, value in {"score": 0.0, **metrics}.items()}

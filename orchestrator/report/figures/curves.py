@@ -59,8 +59,7 @@ def _panel(panel: Axes, curves: list[Curve], arms: dict[str, str]) -> None:
         steps = [curve.first_step + step for step, _ in curve.points]
         values = [value for _, value in curve.points]
         color = arms[_arm(curve)]
-        (line,) = panel.plot(steps, values, "-", color=color, linewidth=0.9, alpha=0.75)
-        line.set_gid(f"curve-{name}")
+        panel.plot(steps, values, "-", color=color, linewidth=0.9, alpha=0.75, gid=f"curve-{name}")
         if is_unhealthy(curve.state):
             marker(panel, name, steps[-1], values[-1], color, hollow=True)
     for place, trivial in enumerate(sorted({curve.trivial for curve in curves})):

@@ -27,7 +27,11 @@ def early(table: TableOfCells, index: int) -> Drawing | None:
     Args:
         index: of the table, for the file's name where the table's own can't be one.
     """
-    curves = {name: curve for name, curve in _curves(table).items() if _has_values(table, curve)}
+    curves = {
+        name: curve
+        for name, curve in _curves(table).items()
+        if any(row.cells[column].values for row in table.rows for _, column in curve)
+    }
     if not curves:
         return None
     columns = [column for curve in curves.values() for _, column in curve]
@@ -80,26 +84,18 @@ def _curves(table: TableOfCells) -> dict[str, Curve]:
     return plain if len(plain) == len(named) else named
 
 
-def _has_values(table: TableOfCells, curve: Curve) -> bool:
-    return any(row.cells[column].values for row in table.rows for _, column in curve)
-
-
 def _line(panel: Axes, row: RowOfCells, curve: Curve, line: int) -> None:
     measured = [(share, list(row.cells[column].values.values())) for share, column in curve]
     measured = [(share, values) for share, values in measured if values]
+    color, place = line_color(line), f"{curve[0][1]}-{line}"
     if measured:
-        means = [fmean(values) for _, values in measured]
-        (joined,) = panel.plot(
-            [share for share, _ in measured], means, "-o", color=line_color(line), linewidth=1.4, markersize=3
-        )
-        joined.set_gid(f"arm-{curve[0][1]}-{line}")
+        shares, means = zip(*((share, fmean(values)) for share, values in measured), strict=True)
+        panel.plot(shares, means, "-o", color=color, linewidth=1.4, markersize=3, gid=f"arm-{place}")
     for share, values in measured:
         if len(values) > 1:
-            (spread,) = panel.plot([share] * 2, [min(values), max(values)], "-", color=line_color(line), linewidth=0.9)
-            spread.set_gid(f"spread-{curve[0][1]}-{line}-{share:g}")
+            ends = [min(values), max(values)]
+            panel.plot([share] * 2, ends, "-", color=color, linewidth=0.9, gid=f"spread-{place}-{share:g}")
     published = [(share, value) for share, column in curve if (value := row.cells[column].published) is not None]
     if published:
-        (diamonds,) = panel.plot(
-            *zip(*published, strict=True), ":D", color=line_color(line), linewidth=0.8, markersize=4, alpha=0.8
-        )
-        diamonds.set_gid(f"paper-{curve[0][1]}-{line}")
+        at, heights = zip(*published, strict=True)
+        panel.plot(at, heights, ":D", color=color, linewidth=0.8, markersize=4, alpha=0.8, gid=f"paper-{place}")

@@ -75,15 +75,14 @@ def _panel(panel: Axes, table: TableOfCells, index: int) -> None:
     for seed in sorted({seed for cell in cells for seed in cell.values}):
         measured = [line for line in order if seed in cells[line].values]
         heights = [cells[line].values[seed] for line in measured]
-        (joined,) = panel.plot([places[line] for line in measured], heights, "-", color=OURS, linewidth=0.8, alpha=0.6)
-        joined.set_gid(f"seed-{index}-{seed}")
+        across = [places[line] for line in measured]
+        panel.plot(across, heights, "-", color=OURS, linewidth=0.8, alpha=0.6, gid=f"seed-{index}-{seed}")
         for line, height in zip(measured, heights, strict=True):
             hollow = is_unhealthy(cells[line].health.get(seed))
             marker(panel, f"{index}-{line}-{seed}", places[line], height, OURS, hollow)
     for line, cell in enumerate(cells):
         if cell.published is not None:
-            (diamond,) = panel.plot(places[line], cell.published, "D", color=PAPER, markersize=4)
-            diamond.set_gid(f"paper-{index}-{line}")
+            panel.plot(places[line], cell.published, "D", color=PAPER, markersize=4, gid=f"paper-{index}-{line}")
     panel.set_xticks(places, [shorten(label) for label in labels])
     panel.xaxis.set_minor_locator(NullLocator())
     if max(map(len, labels)) > MAX_LEVEL_LABEL:

@@ -39,7 +39,9 @@ def forest(report: Report) -> Drawing | None:
     results = report.claims
     if not results:
         return None
-    units = {unit: [result for result in results if result.column.unit == unit] for unit in _units(results)}
+    units: dict[str, list[ClaimResult]] = {}
+    for result in results:
+        units.setdefault(result.column.unit, []).append(result)
     with styled():
         heights = [len(claims) * LINE_HEIGHT + 0.5 for claims in units.values()]
         figure = Figure(figsize=(7.6, sum(heights)))
@@ -62,10 +64,6 @@ def forest(report: Report) -> Drawing | None:
     )
 
 
-def _units(results: tuple[ClaimResult, ...]) -> list[str]:
-    return list(dict.fromkeys(result.column.unit for result in results))
-
-
 def _panel(panel: Axes, claims: list[ClaimResult], unit: str, first: int) -> None:
     panel.axvline(0, color=GREY, linewidth=0.8)
     for line, result in enumerate(claims):
@@ -79,8 +77,7 @@ def _panel(panel: Axes, claims: list[ClaimResult], unit: str, first: int) -> Non
 
 
 def _label(result: ClaimResult) -> str:
-    lines = textwrap.wrap(result.claim.text, MAX_LABEL_WIDTH, max_lines=MAX_LABEL_LINES, placeholder=" …")
-    return "\n".join(lines)
+    return textwrap.fill(result.claim.text, MAX_LABEL_WIDTH, max_lines=MAX_LABEL_LINES, placeholder=" …")
 
 
 def _claim(panel: Axes, result: ClaimResult, line: int, name: str) -> None:
@@ -88,17 +85,16 @@ def _claim(panel: Axes, result: ClaimResult, line: int, name: str) -> None:
     ours, subjects, paper = (GREY if withheld else color for color in (OURS, SUBJECTS, PAPER))
     _margin(panel, result, line, name)
     if result.published is not None:
-        (diamond,) = panel.plot(result.published, line + ABOVE, "D", color=paper, markersize=4)
-        diamond.set_gid(f"paper-{name}")
+        panel.plot(result.published, line + ABOVE, "D", color=paper, markersize=4, gid=f"paper-{name}")
     if result.low is not None and result.high is not None:
-        _interval(panel, result.low, result.high, line, ours, f"interval-{name}")
+        panel.plot([result.low, result.high], [line] * 2, "-", color=ours, linewidth=1.4, gid=f"interval-{name}")
     if result.mean is not None:
-        (point,) = panel.plot(result.mean, line, "o", color=ours, markersize=4.5)
-        point.set_gid(f"effect-{name}")
+        panel.plot(result.mean, line, "o", color=ours, markersize=4.5, gid=f"effect-{name}")
     new = result.new_subjects
     if isinstance(new, NewSubjects) and all(map(math.isfinite, (new.mean, new.low, new.high))):
-        _interval(panel, new.low, new.high, line + BELOW, subjects, f"subjects-{name}")
-        panel.plot(new.mean, line + BELOW, "s", color=subjects, markersize=3)
+        ends, below = [new.low, new.high], line + BELOW
+        panel.plot(ends, [below] * 2, "-", color=subjects, linewidth=1.4, gid=f"subjects-{name}")
+        panel.plot(new.mean, below, "s", color=subjects, markersize=3)
     panel.text(
         1.02,
         line,
@@ -110,11 +106,6 @@ def _claim(panel: Axes, result: ClaimResult, line: int, name: str) -> None:
     )
 
 
-def _interval(panel: Axes, low: float, high: float, place: float, color: str, name: str) -> None:
-    (bar,) = panel.plot([low, high], [place] * 2, "-", color=color, linewidth=1.4)
-    bar.set_gid(name)
-
-
 def _margin(panel: Axes, result: ClaimResult, line: int, name: str) -> None:
     """A band within which settings count as equal; a line that the effect should be above, or below."""
     margin = result.claim.margin
@@ -122,8 +113,8 @@ def _margin(panel: Axes, result: ClaimResult, line: int, name: str) -> None:
         band = Rectangle((-margin, line - HALF), 2 * margin, 2 * HALF, facecolor=MARGIN, edgecolor="none", zorder=0)
         panel.add_patch(band).set_gid(f"margin-{name}")
     elif margin:
-        (limit,) = panel.plot([margin] * 2, [line - HALF, line + HALF], "--", color="#444444", linewidth=1)
-        limit.set_gid(f"margin-{name}")
+        ends = [line - HALF, line + HALF]
+        panel.plot([margin] * 2, ends, "--", color="#444444", linewidth=1, gid=f"margin-{name}")
 
 
 def _entries(panel: Axes, results: tuple[ClaimResult, ...]) -> list[tuple[str, Line2D]]:

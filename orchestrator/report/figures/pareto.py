@@ -50,13 +50,10 @@ def front(points: Sequence[Point], higher_is_better: bool) -> list[Point]:
     best: list[Point] = []
     # Of equal costs the best comes first.
     for point in sorted(points, key=lambda point: (point.cost, -sign * point.value)):
-        if not best or sign * (point.value - best[-1].value) > 0 or _same(point, best[-1]):
+        last = best[-1] if best else None
+        if not last or sign * (point.value - last.value) > 0 or (point.cost, point.value) == (last.cost, last.value):
             best.append(point)
     return best
-
-
-def _same(one: Point, other: Point) -> bool:
-    return (one.cost, one.value) == (other.cost, other.value)
 
 
 def pareto(table: TableOfCells, index: int) -> Drawing | None:
@@ -133,19 +130,18 @@ def _panel(panel: Axes, table: TableOfCells, place: int, points: list[Point], ba
     column = table.columns[place]
     panel.set_xscale("log")
     best = front(points, column.higher_is_better)
-    (line,) = panel.plot([p.cost for p in best], [p.value for p in best], "-", color=GREY, linewidth=1, zorder=1)
-    line.set_gid(f"front-{place}")
+    ends = [point.cost for point in best], [point.value for point in best]
+    panel.plot(*ends, "-", color=GREY, linewidth=1, zorder=1, gid=f"front-{place}")
     for point in points:
         name, color = f"{place}-{point.row}", line_color(point.row)
         if point.sd:
             spread = [point.value - point.sd, point.value + point.sd]
-            panel.plot([point.cost] * 2, spread, "-", color=color, linewidth=1)[0].set_gid(f"sd-{name}")
-        inside = "white" if point.hollow else color
-        (mark,) = panel.plot(point.cost, point.value, "o", color=color, markersize=5, markerfacecolor=inside)
-        mark.set_gid(f"{'hollow' if point.hollow else 'row'}-{name}")
+            panel.plot([point.cost] * 2, spread, "-", color=color, linewidth=1, gid=f"sd-{name}")
+        inside, kind = ("white", "hollow") if point.hollow else (color, "row")
+        at = point.cost, point.value
+        panel.plot(*at, "o", color=color, markersize=5, markerfacecolor=inside, gid=f"{kind}-{name}")
         if point.row == baseline:
-            (ring,) = panel.plot(point.cost, point.value, "o", color=GREY, markersize=10, markerfacecolor="none")
-            ring.set_gid(f"baseline-{name}")
+            panel.plot(*at, "o", color=GREY, markersize=10, markerfacecolor="none", gid=f"baseline-{name}")
     costs = [point.cost for point in points]
     wide = max(costs) / min(costs) >= MIN_DECADE
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(3))

@@ -60,8 +60,7 @@ def _skeleton(panel: Axes, joints: np.ndarray, examples: ExamplePoses, color: st
     """Bones as one line with gaps."""
     gap = np.full((1, 2), np.nan)
     line = np.concatenate([part for bone in examples.bones for part in (joints[list(bone)], gap)])
-    (bones,) = panel.plot(line[:, 0], line[:, 1], "-", color=color, linewidth=1.3, solid_capstyle="round")
-    bones.set_gid(name)
+    panel.plot(*line.T, "-", color=color, linewidth=1.3, solid_capstyle="round", gid=name)
     panel.set_aspect("equal", adjustable="box")
     if not panel.yaxis_inverted():
         panel.invert_yaxis()
@@ -80,5 +79,5 @@ def _center(panel: Axes, views: np.ndarray, half: np.ndarray) -> None:
 
 def _scale_bar(panel: Axes) -> None:
     left, bottom = panel.get_xlim()[0], panel.get_ylim()[0]
-    panel.plot([left, left + BAR_MM], [bottom] * 2, "-", color="black", linewidth=1.5).pop().set_gid("scale-bar")
+    panel.plot([left, left + BAR_MM], [bottom] * 2, "-", color="black", linewidth=1.5, gid="scale-bar")
     panel.text(left, bottom, f"{BAR_MM} mm", va="top", fontsize=7)

@@ -46,8 +46,8 @@ def _panel(panel: Axes, of_arm: list[Route], colors: dict[str, str], index: int)
     blocks = max(route.blocks_per_layer for route in of_arm)
     layers = max(len(path) for route in of_arm for path in route.blocks.values())
     for layer in range(layers):
-        (squares,) = panel.plot([layer] * blocks, range(blocks), "s", color="#dddddd", markersize=17, zorder=0)
-        squares.set_gid(f"blocks-{index}-{layer}")
+        at, name = ([layer] * blocks, range(blocks)), f"blocks-{index}-{layer}"
+        panel.plot(*at, "s", color="#dddddd", markersize=17, zorder=0, gid=name)
     for place, (task, color) in enumerate(colors.items()):
         for route in of_arm:
             if task in route.blocks:
@@ -56,8 +56,8 @@ def _panel(panel: Axes, of_arm: list[Route], colors: dict[str, str], index: int)
                 # A path ends at the edges of its blocks: one of a single layer would have no length.
                 places = [-EDGE, *range(len(path)), len(path) - 1 + EDGE]
                 ends = [block + offset for block in (path[0], *path, path[-1])]
-                (line,) = panel.plot(places, ends, "-", color=color)
-                line.set(gid=f"path-{index}-{task}-{route.seed}", linewidth=1.1, alpha=0.6)
+                name = f"path-{index}-{task}-{route.seed}"
+                panel.plot(places, ends, "-", color=color, gid=name, linewidth=1.1, alpha=0.6)
     panel.grid(visible=False)
     panel.set_xticks(range(layers), [str(layer + 1) for layer in range(layers)])
     panel.set_yticks(range(blocks))

@@ -89,11 +89,11 @@ def image_of(figure: Figure) -> Image:
     return Image(text.getvalue(), pixels.getvalue())
 
 
-def grid(panels: int, width: float, height: float, left: float = 0.8) -> tuple[Figure, list[Axes]]:
+def grid(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure with this many panels of `width` x `height` inches, at most MAX_PANELS_ACROSS in a line."""
     down = math.ceil(panels / MAX_PANELS_ACROSS)
     across = math.ceil(panels / down)
-    figure = Figure(figsize=(max(width * across + left, 4.2), height * down + 0.5))
+    figure = Figure(figsize=(max(width * across + 0.8, 4.2), height * down + 0.5))
     axes = list(figure.subplots(down, across, squeeze=False).flat)
     for unused in axes[panels:]:
         unused.set_axis_off()
@@ -139,9 +139,8 @@ def is_unhealthy(state: str | None) -> bool:
 
 def marker(panel: Axes, name: str, x: float, y: float, color: str, hollow: bool) -> None:
     """One run's value; hollow where the run collapsed or did not converge."""
-    (point,) = panel.plot(x, y, "o", color=color, markersize=4, markerfacecolor="white" if hollow else color)
-    point.set_gid(f"{'hollow' if hollow else 'run'}-{name}")
-    point.set_zorder(3)
+    inside, kind = ("white", "hollow") if hollow else (color, "run")
+    panel.plot(x, y, "o", color=color, markersize=4, markerfacecolor=inside, gid=f"{kind}-{name}", zorder=3)
 
 
 def hollow_entry(panel: Axes) -> tuple[str, Line2D]:

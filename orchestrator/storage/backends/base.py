@@ -126,6 +126,17 @@ class Storage(ABC):
     def fetch(self, name: str, file: Path) -> None:
         """Copy a content into a file, whole or not at all; FileNotFoundError where there is none."""
 
+    def upload(self, file: Path, name: str, going_on: Callable[[], None] = lambda: None) -> None:
+        """Put a file there, as `write`; an exception of `going_on`, called meanwhile, ends it."""
+        self.write(name, file.read_bytes())
+
+    def read_object(self, name: str) -> dict[str, Any]:
+        """The JSON object that a content is; empty where there is none, or it isn't one."""
+        try:
+            return as_object(self.read(name))
+        except FileNotFoundError:
+            return {}
+
     @abstractmethod
     def claim(self, place: str) -> AbstractContextManager[Claim]:
         """Claim a place without waiting. The claim ends with its process, on an object store after a time-out."""
@@ -147,7 +158,7 @@ class Storage(ABC):
         """A folder on this machine with all contents of a place, to read from while the block lasts."""
 
     @abstractmethod
-    def leftovers(self, place: str) -> "Iterator[Leftover]":
+    def leftovers(self, place: str) -> "Iterator[Removal]":
         """What killed writers left below a place: temporary files, unfinished uploads."""
 
     def where(self, name: str) -> str:
@@ -164,13 +175,14 @@ class Storage(ABC):
 
 
 @dataclass(frozen=True)
-class Leftover:
-    """Something that no reader uses."""
+class Removal:
+    """Something that may go, since no reader uses it."""
 
     name: str
     size: int
     age: float
     remove: Callable[[], None]
+    why: str = "left by a writer that was killed"
 
 
 def holder() -> dict[str, Any]:

@@ -75,20 +75,18 @@ class Lease(Claim):
         self._thread.start()
 
     def lost(self) -> bool:
-        """See `Claim`."""
         if clock() - self._renewed > self._times.stale - self._times.margin:
             self._lost = True
         return self._lost
 
     def confirm(self) -> None:
-        """See `Claim`."""
         self.check()
         if self._store.look(_claim(self._place, self.number + 1)) is not None:
             self._lost = True
         self.check()
 
     def insist(self, write: Callable[[], None]) -> None:
-        """See `Claim`. One attempt must end within `margin`, or it could land after another process has taken over."""
+        """One attempt must end within `margin`, or it could land after another process has taken over."""
         for pause in (1.0, 2.0, 4.0, 8.0):
             self.check()
             try:

@@ -9,13 +9,13 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from orchestrator.storage.backends.base import Claim, Entry, Leftover, Storage, Workspace, as_object, holder
+from orchestrator.storage.backends.base import Claim, Entry, Removal, Storage, Workspace, as_object, holder
 from ups_model.atomic import write_atomic
 
 CLAIM, OWNER = ".claim", "owner.json"
@@ -25,7 +25,8 @@ TEMPORARY = re.compile(r"\.(.+-[0-9a-f]{32}|result\.json|progress\.jsonl)")
 
 
 class FolderStorage(Storage):
-    """A unit is trained in its folder, under a lock of the operating system, which ends with its process."""
+    """See `Storage`, whose methods these are. A unit is trained in its folder, under a lock of the operating system,
+    which ends with its process."""
 
     root: Path
 
@@ -34,7 +35,6 @@ class FolderStorage(Storage):
         self.address = str(root)
 
     def check(self, create: bool) -> None:
-        """See `Storage`."""
         if not create:
             if not (self.root / "units").is_dir():
                 raise ValueError(f"--storage {self.root}: no study has been run there; run orchestrator.ablate first")
@@ -56,28 +56,23 @@ class FolderStorage(Storage):
             ) from error
 
     def read(self, name: str) -> bytes:
-        """See `Storage`."""
         return (self.root / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
-        """See `Storage`."""
         file = self.root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, content)
 
     def delete(self, name: str) -> None:
-        """See `Storage`."""
         (self.root / name).unlink(missing_ok=True)
 
     def remove(self, place: str) -> None:
-        """See `Storage`."""
         away = (self.root / place).with_name(f".{Path(place).name}-{uuid.uuid4().hex}")
         with suppress(FileNotFoundError):
             os.replace(self.root / place, away)
             _remove(away)
 
     def look(self, name: str) -> Entry | None:
-        """See `Storage`."""
         return self._entry(self.root / name)
 
     def _entry(self, file: Path) -> Entry | None:
@@ -89,7 +84,6 @@ class FolderStorage(Storage):
         return Entry(name, stat.st_size, max(0.0, time.time() - stat.st_mtime), f"{stat.st_size}-{stat.st_mtime_ns}")
 
     def entries(self, place: str) -> Iterator[Entry]:
-        """See `Storage`."""
         for folder, below, files in os.walk(self.root / place):
             below.sort()
             for name in sorted(files):
@@ -97,7 +91,6 @@ class FolderStorage(Storage):
                     yield entry
 
     def children(self, place: str) -> list[str]:
-        """See `Storage`."""
         try:
             with os.scandir(self.root / place) as folders:
                 return sorted(one.name for one in folders if one.is_dir() and not one.name.startswith("."))
@@ -105,13 +98,12 @@ class FolderStorage(Storage):
             return []
 
     def fetch(self, name: str, file: Path) -> None:
-        """See `Storage`."""
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, self.read(name))
 
     @contextmanager
     def claim(self, place: str) -> Iterator[Claim]:
-        """See `Storage`. OSError where the mount has no locks."""
+        """OSError where the mount has no locks, too."""
         folder = self.root / place
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
@@ -125,7 +117,6 @@ class FolderStorage(Storage):
             lock.release()
 
     def claimed(self, place: str) -> bool:
-        """See `Storage`."""
         folder = self.root / place
         if not (folder / CLAIM).exists():
             return False
@@ -135,39 +126,28 @@ class FolderStorage(Storage):
         return lock is None
 
     def owner(self, place: str) -> dict[str, Any]:
-        """See `Storage`."""
         try:
             return as_object(self.read(f"{place}/{OWNER}"))
         except OSError:
             return {}
 
-    @contextmanager
-    def workspace(self, place: str, claim: Claim) -> Iterator[Workspace]:
-        """See `Storage`."""
-        yield Workspace(self.root / place)
+    def workspace(self, place: str, claim: Claim) -> AbstractContextManager[Workspace]:
+        return nullcontext(Workspace(self.root / place))
 
-    @contextmanager
-    def local(self, place: str) -> Iterator[Path]:
-        """See `Storage`."""
-        yield self.root / place
+    def local(self, place: str) -> AbstractContextManager[Path]:
+        return nullcontext(self.root / place)
 
-    def leftovers(self, place: str) -> Iterator[Leftover]:
-        """See `Storage`."""
+    def leftovers(self, place: str) -> Iterator[Removal]:
         for folder, below, files in os.walk(self.root / place):
-            for name in list(below):
-                if TEMPORARY.fullmatch(name):
-                    below.remove(name)
-                    yield self._leftover(Path(folder) / name)
-            for name in files:
-                if TEMPORARY.fullmatch(name):
-                    yield self._leftover(Path(folder) / name)
+            left = [name for name in (*below, *files) if TEMPORARY.fullmatch(name)]
+            below[:] = [name for name in below if name not in left]
+            yield from (self._leftover(Path(folder) / name) for name in left)
 
-    def _leftover(self, path: Path) -> Leftover:
-        name = path.relative_to(self.root).as_posix()
-        entries = [*self.entries(name)] if path.is_dir() else [entry for entry in [self._entry(path)] if entry]
-        own = self._entry(path)  # Of a folder, too: it may be empty.
-        age = min((entry.age for entry in (*entries, own) if entry is not None), default=0.0)
-        return Leftover(name, sum(entry.size for entry in entries), age, lambda: _remove(path))
+    def _leftover(self, path: Path) -> Removal:
+        name, own = path.relative_to(self.root).as_posix(), self._entry(path)
+        contents = list(self.entries(name)) if path.is_dir() else [own] * (own is not None)
+        age = min((entry.age for entry in (*contents, own) if entry), default=0.0)  # Of an empty folder, its own.
+        return Removal(name, sum(entry.size for entry in contents if entry), age, lambda: _remove(path))
 
 
 def _lock(folder: Path) -> FileLock | None:

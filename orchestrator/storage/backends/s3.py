@@ -14,9 +14,10 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from copy import copy
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,7 +30,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 from urllib3.exceptions import HTTPError  # botocore lets one through where an answer breaks off in the middle.
 
 from orchestrator.storage.backends.address import S3Address
-from orchestrator.storage.backends.base import Claim, Entry, Leftover, Storage, Workspace
+from orchestrator.storage.backends.base import Claim, Entry, Removal, Storage, Workspace
 from orchestrator.storage.backends.lease import LeaseTimes, is_leased, lease, owner_of
 from orchestrator.storage.backends.workspace import RemoteWorkspace, delete_checkpoint, download_all, scratch
 
@@ -43,7 +44,8 @@ TRANSFER = TransferConfig(multipart_threshold=64 * 2**20, multipart_chunksize=32
 
 
 class S3Storage(Storage):
-    """Contents are objects; units are trained in a scratch folder of the machine and claimed by leases."""
+    """See `Storage`, whose methods these are. Contents are objects; units are trained in a scratch folder of the
+    machine and claimed by leases."""
 
     parallel = PARALLEL
 
@@ -52,14 +54,12 @@ class S3Storage(Storage):
         self.bucket, self._prefix = address.bucket, f"{address.prefix}/" if address.prefix else ""
         self.times = times or LeaseTimes()
         self._client = _client(read_timeout=60, tries=TRIES)
-        self._quick: _Quick | None = None
 
     def key(self, name: str) -> str:
         """The object's key of a name."""
         return self._prefix + name
 
     def check(self, create: bool) -> None:
-        """See `Storage`."""
         try:
             if not create:
                 self._client.list_objects_v2(Bucket=self.bucket, Prefix=self.key("units/"), MaxKeys=1)
@@ -102,7 +102,6 @@ class S3Storage(Storage):
             raise ValueError(f"--storage {self.address}: still shows an object that was deleted; give another store")
 
     def read(self, name: str) -> bytes:
-        """See `Storage`."""
         return self.read_with_age(name)[0]
 
     def read_with_age(self, name: str) -> tuple[bytes, float]:
@@ -112,9 +111,9 @@ class S3Storage(Storage):
             return answer["Body"].read(), _age(answer, answer["LastModified"])
 
     def write(self, name: str, content: bytes) -> None:
-        """See `Storage`. With the short timeout: a write must not land after the lease has run out."""
+        """With the short timeout: a write must not land after the lease has run out."""
         with self._translated(name):
-            self._for_leases()._client.put_object(Bucket=self.bucket, Key=self.key(name), Body=content)
+            self._quick._client.put_object(Bucket=self.bucket, Key=self.key(name), Body=content)
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a content if there is none; False if there is. The content must be unique to this writer."""
@@ -132,25 +131,19 @@ class S3Storage(Storage):
         raise OSError(f"{self.where(name)}: other processes keep writing it")
 
     def delete(self, name: str) -> None:
-        """See `Storage`."""
         with self._translated(name):
             self._client.delete_object(Bucket=self.bucket, Key=self.key(name))
 
     def remove(self, place: str) -> None:
-        """See `Storage`."""
         delete_checkpoint(self, place)
 
     def look(self, name: str) -> Entry | None:
-        """See `Storage`."""
-        try:
-            with self._translated(name):
-                answer = self._client.head_object(Bucket=self.bucket, Key=self.key(name))
-        except FileNotFoundError:
-            return None
-        return Entry(name, answer["ContentLength"], _age(answer, answer["LastModified"]), answer["ETag"])
+        with suppress(FileNotFoundError), self._translated(name):
+            answer = self._client.head_object(Bucket=self.bucket, Key=self.key(name))
+            return Entry(name, answer["ContentLength"], _age(answer, answer["LastModified"]), answer["ETag"])
+        return None
 
     def entries(self, place: str) -> Iterator[Entry]:
-        """See `Storage`."""
         pages = self._client.get_paginator("list_objects_v2")
         with self._translated(place):
             for page in pages.paginate(Bucket=self.bucket, Prefix=self._below(place)):
@@ -159,7 +152,6 @@ class S3Storage(Storage):
                     yield Entry(name, item["Size"], _age(page, item["LastModified"]), item["ETag"])
 
     def children(self, place: str) -> list[str]:
-        """See `Storage`."""
         below, pages, names = self._below(place), self._client.get_paginator("list_objects_v2"), []
         with self._translated(place):
             for page in pages.paginate(Bucket=self.bucket, Prefix=below, Delimiter="/"):
@@ -170,47 +162,40 @@ class S3Storage(Storage):
         return self.key(f"{place}/") if place else self._prefix
 
     def fetch(self, name: str, file: Path) -> None:
-        """See `Storage`."""
         file.parent.mkdir(parents=True, exist_ok=True)
         with self._translated(name):
             # Under a temporary name until it is whole, as boto3 does it.
             self._client.download_file(self.bucket, self.key(name), str(file), Config=TRANSFER)
 
     def upload(self, file: Path, name: str, going_on: Callable[[], None] = lambda: None) -> None:
-        """Upload a file, whole or not at all; an exception of `going_on`, called while parts are sent, ends it."""
         with self._translated(name):
             self._client.upload_file(
                 str(file), self.bucket, self.key(name), Config=TRANSFER, Callback=lambda sent: going_on()
             )
 
     def claim(self, place: str) -> AbstractContextManager[Claim]:
-        """See `Storage`."""
-        return lease(self._for_leases(), place, self.times)
+        return lease(self._quick, place, self.times)
 
     def claimed(self, place: str) -> bool:
-        """See `Storage`."""
         return is_leased(self, place, self.times)
 
     def owner(self, place: str) -> dict[str, Any]:
-        """See `Storage`."""
         try:
             return owner_of(self, place)
         except OSError:
             return {}
 
     def workspace(self, place: str, claim: Claim) -> AbstractContextManager[Workspace]:
-        """See `Storage`."""
         return RemoteWorkspace.opened(self, place, claim)
 
     @contextmanager
     def local(self, place: str) -> Iterator[Path]:
-        """See `Storage`."""
         with scratch(self.address) as folder:
             download_all(self, place, [entry.name for entry in self.entries(place)], folder / place)
             yield folder / place
 
-    def leftovers(self, place: str) -> Iterator[Leftover]:
-        """See `Storage`. Uploads in parts that never ended are stored, and paid for, without being listed."""
+    def leftovers(self, place: str) -> Iterator[Removal]:
+        """Uploads in parts that never ended are stored, and paid for, without being listed."""
         pages = self._client.get_paginator("list_multipart_uploads")
         with self._translated(place):
             for page in pages.paginate(Bucket=self.bucket, Prefix=self._below(place)):
@@ -220,19 +205,22 @@ class S3Storage(Storage):
                     size = sum(part["Size"] for some in parts for part in some.get("Parts", ()))
                     name = upload["Key"].removeprefix(self._prefix)
                     age = _age(page, upload["Initiated"])
-                    yield Leftover(name, size, age, partial(self._abort, where))
+                    yield Removal(name, size, age, partial(self._abort, where))
         for entry in self.entries(place):
             if entry.name.rsplit("/", 1)[-1].startswith(".probe-"):
-                yield Leftover(entry.name, entry.size, entry.age, partial(self.delete, entry.name))
+                yield Removal(entry.name, entry.size, entry.age, partial(self.delete, entry.name))
 
     def _abort(self, where: dict[str, str]) -> None:
         with self._translated(where["Key"]), suppress(FileNotFoundError):
             self._client.abort_multipart_upload(**where)
 
-    def _for_leases(self) -> "_Quick":
-        if self._quick is None:
-            self._quick = _Quick(self)
-        return self._quick
+    @cached_property
+    def _quick(self) -> "S3Storage":
+        """The same with short timeouts, for lease requests."""
+        quick = copy(self)
+        quick._client = _client(read_timeout=max(3, round(self.times.beat / 2)), tries=2)
+        quick._quick = quick
+        return quick
 
     @contextmanager
     def _translated(self, name: str) -> Iterator[None]:
@@ -248,15 +236,6 @@ class S3Storage(Storage):
             raise OSError(f"{self.where(name)}: {_refusal(error, self.bucket)}") from error
         except (BotoCoreError, Boto3Error, HTTPError) as error:
             raise OSError(f"{self.where(name)}: {error}") from error
-
-
-class _Quick(S3Storage):
-    """Short-timeout client for lease requests."""
-
-    def __init__(self, of: S3Storage) -> None:
-        self.address, self.bucket, self._prefix, self.times = of.address, of.bucket, of._prefix, of.times
-        self._client = _client(read_timeout=max(3, round(of.times.beat / 2)), tries=2)
-        self._quick = self
 
 
 class _Refused(OSError):

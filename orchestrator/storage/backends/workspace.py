@@ -21,14 +21,14 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Self
 
 from filelock import FileLock, Timeout
 
-from orchestrator.storage.backends.base import Claim, Entry, Workspace, as_object
+from orchestrator.storage.backends.base import Claim, Storage, Workspace, as_object
 from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.training.run_folder import STATE, TRUNK, verify_checkpoint
 
@@ -42,29 +42,10 @@ GROUPS = ("best", "checkpoints", TRUNK)
 STEP = re.compile(r"step-\d{8,}")
 
 
-class Downloads(Protocol):
-    """What a download needs of a storage."""
-
-    def fetch(self, name: str, file: Path) -> None: ...
-    def each(self, call: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]: ...
-
-
-class Store(Downloads, Protocol):
-    """What a workspace needs of a store."""
-
-    address: str
-
-    def read(self, name: str) -> bytes: ...
-    def write(self, name: str, content: bytes) -> None: ...
-    def delete(self, name: str) -> None: ...
-    def entries(self, place: str) -> Iterator[Entry]: ...
-    def upload(self, file: Path, name: str, going_on: Callable[[], None] = ...) -> None: ...
-
-
 class RemoteWorkspace(Workspace):
     """A scratch folder, and what of it is uploaded."""
 
-    def __init__(self, store: Store, place: str, claim: Claim, folder: Path) -> None:
+    def __init__(self, store: Storage, place: str, claim: Claim, folder: Path) -> None:
         super().__init__(folder)
         self._store, self._place, self._claim = store, place, claim
         self._uploaded: dict[str, str] = {}
@@ -76,7 +57,7 @@ class RemoteWorkspace(Workspace):
 
     @classmethod
     @contextmanager
-    def opened(cls, store: Store, place: str, claim: Claim) -> Iterator[Self]:
+    def opened(cls, store: Storage, place: str, claim: Claim) -> Iterator[Self]:
         """A workspace with what is needed to continue; deleted at the end."""
         with scratch(store.address) as folder:
             made = cls(store, place, claim, folder / place.rsplit("/", 1)[-1])
@@ -86,11 +67,13 @@ class RemoteWorkspace(Workspace):
 
     def _download(self) -> None:
         """Download the small files, all chosen weights, and the newest readable checkpoint."""
-        manifest = _manifest(self._store, self._place)
-        self._steps = {group: steps_of(self._store, self._place, group, manifest) for group in GROUPS}
-        for name in (*FILES, RESULT):
-            if name in (CONFIG, OUTCOMES):  # Training and measuring write them anew.
-                continue
+        manifest = self._store.read_object(f"{self._place}/{MANIFEST}")
+        for group in GROUPS:  # By the manifest, and by a listing, which may be stale.
+            below = f"{self._place}/{group}"
+            names = {entry.name.removeprefix(f"{below}/").split("/")[0] for entry in self._store.entries(below)}
+            self._steps[group] = {step for step in names.union(manifest.get(group, ())) if STEP.fullmatch(step)}
+        # Training and measuring write the others anew.
+        for name in (name for name in (*FILES, RESULT) if name not in (CONFIG, OUTCOMES)):
             with suppress(FileNotFoundError):
                 content = self._store.read(f"{self._place}/{name}")
                 (self.folder / name).write_bytes(content)
@@ -102,29 +85,30 @@ class RemoteWorkspace(Workspace):
 
     def _take(self, group: str, step: str) -> bool:
         """Download a checkpoint; whether it is whole."""
-        folder = self.folder / group / step
+        folder, place = self.folder / group / step, f"{self._place}/{group}/{step}"
         try:
-            state = self._store.read(f"{self._place}/{group}/{step}/{STATE}")
+            state = self._store.read(f"{place}/{STATE}")
         except FileNotFoundError:
             return False
         folder.mkdir(parents=True)
         (folder / STATE).write_bytes(state)
         try:
-            names = [f"{self._place}/{group}/{step}/{name}" for name in _tensors(state)]
-            download_all(self._store, f"{self._place}/{group}/{step}", names, folder)
+            download_all(self._store, place, [f"{place}/{name}" for name in _tensors(state)], folder)
             verify_checkpoint(folder)
         except (ValueError, FileNotFoundError) as error:
-            logger.warning("%s/%s/%s on storage can't be used (%s)", self._place, group, step, error)
+            logger.warning("%s on storage can't be used (%s)", place, error)
             shutil.rmtree(folder)
             return False
         self._uploaded[f"{group}/{step}"] = _digest(state)
         return True
 
     def save(self) -> None:
-        """See `Workspace`."""
         for name in FILES:
             self._put(name)
-        here = {group: sorted(_whole_steps(self.folder / group)) for group in GROUPS}
+        here = {
+            group: sorted({file.parent.name for file in (self.folder / group).glob(f"step-*/{STATE}")})
+            for group in GROUPS
+        }
         for group in GROUPS:
             for step in here[group]:
                 self._put_checkpoint(group, step)
@@ -141,7 +125,6 @@ class RemoteWorkspace(Workspace):
                 self._delete_checkpoint(group, step)
 
     def save_log(self) -> None:
-        """See `Workspace`."""
         try:
             for name in FILES:
                 self._put(name)
@@ -182,7 +165,7 @@ class RemoteWorkspace(Workspace):
 
 
 def delete_checkpoint(
-    store: Store, place: str, going_on: Callable[[], None] = lambda: None, tensors: Iterable[str] | None = None
+    store: Storage, place: str, going_on: Callable[[], None] = lambda: None, tensors: Iterable[str] | None = None
 ) -> None:
     """Delete the state first, so that the rest is ignored; then what it names, listed or not.
 
@@ -202,24 +185,7 @@ def delete_checkpoint(
         store.delete(name)
 
 
-def steps_of(store: Store, place: str, group: str, manifest: Mapping[str, Any] | None = None) -> set[str]:
-    """Names of checkpoints that the store may have, whole or in part: by the manifest, and by a listing, which may be
-    stale."""
-    manifest = _manifest(store, place) if manifest is None else manifest
-    below = f"{place}/{group}/"
-    steps = {entry.name.removeprefix(below).split("/")[0] for entry in store.entries(f"{place}/{group}")}
-    steps |= set(manifest.get(group, ()))
-    return {step for step in steps if STEP.fullmatch(step)}
-
-
-def _manifest(store: Store, place: str) -> dict[str, Any]:
-    try:
-        return as_object(store.read(f"{place}/{MANIFEST}"))
-    except FileNotFoundError:
-        return {}
-
-
-def download_all(store: Downloads, place: str, names: Iterable[str], folder: Path) -> None:
+def download_all(store: Storage, place: str, names: Iterable[str], folder: Path) -> None:
     """Copy contents below a place into a folder, several at a time."""
     store.each(lambda name: store.fetch(name, folder / name.removeprefix(f"{place}/")), names)
 
@@ -264,10 +230,6 @@ def _sweep(base: Path) -> None:
             shutil.rmtree(file.with_suffix(""), ignore_errors=True)
             file.unlink()
             lock.release()
-
-
-def _whole_steps(folder: Path) -> set[str]:
-    return {file.parent.name for file in folder.glob(f"step-*/{STATE}")}
 
 
 def _tensors(state: bytes) -> list[str]:

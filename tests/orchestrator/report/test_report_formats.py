@@ -503,7 +503,7 @@ def test_the_command_has_the_arguments_of_the_contract():
 @pytest.mark.slow
 def test_mlflow_gives_the_same_bytes_as_storage(tmp_path, monkeypatch, capsys):
     pytest.importorskip("mlflow")
-    from orchestrator.tracking import mlflow_store
+    from orchestrator.tracking.mirror import Mirror
     from orchestrator.tracking.uri import default_uri
 
     plan = plan_of(seeds=2)
@@ -518,7 +518,7 @@ def test_mlflow_gives_the_same_bytes_as_storage(tmp_path, monkeypatch, capsys):
     ledger.write(failing, Record(failing.key, "failed", error="Traceback\nBoom: handlung ü"))
     assert ledger.record(missing) is None
     uri = default_uri(ledger)
-    mirror = mlflow_store.Mirror(ledger, plan, plan_file.to_plain(), uri)
+    mirror = Mirror(ledger, plan, plan_file.to_plain(), uri)
     mirror.start()
     assert mirror.close("failed", None, 120) == 0
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,7 @@ from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import SETTLED, State
 from search_spaces import find_study
 from search_spaces.study import Column, Row, Table
-from tests.support.plans import finish, graph_of, new_ledger, plan_of, small_study
+from tests.support.plans import children_of, finish, graph_of, new_ledger, plan_of, small_study
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_a_finished_parent_without_weights_runs_again_only_if_a_child_needs_it(l
     finish(ledger, parent)
     (ledger.folder(parent) / "best" / "step-1" / "state.json").unlink()
     assert graph_of(plan, ledger).state[parent.key] is State.WAITING
-    for key in plan.children(parent.key):
+    for key in children_of(plan, parent.key):
         finish(ledger, plan.units[key])
     assert graph_of(plan, ledger).state[parent.key] is State.FINISHED
 
@@ -199,7 +199,7 @@ def test_a_failed_parent_leaves_units_that_are_only_measured_alone(ledger):
     for unit in plan.units.values():
         finish(ledger, unit)
     graph = graph_of(plan, ledger, check=MeasuresAll())
-    parent = next(unit for unit in iter(graph.next, None) if not unit.parent and plan.children(unit.key))
+    parent = next(unit for unit in iter(graph.next, None) if not unit.parent and children_of(plan, unit.key))
     graph.failed(parent.key, "it broke")
     assert not any(state is State.BLOCKED for state in graph.state.values())
 
@@ -229,7 +229,7 @@ def test_makespan_by_hand():
     assert makespan(plan.units, seconds, keys, 2) == 13
     assert makespan(plan.units, seconds, keys, 100) == 11
     assert makespan(plan.units, seconds, [], 2) == 0
-    assert makespan(plan.units, seconds, plan.children(keys[0]), 2) == 2
+    assert makespan(plan.units, seconds, children_of(plan, keys[0]), 2) == 2
 
 
 def test_a_failure_that_left_no_record_gets_one_and_a_worker_s_own_is_kept(ledger):

@@ -245,7 +245,7 @@ def test_an_arm_runs_while_one_of_its_units_does(ledger, monkeypatch):
     def status():
         return tracking.arms_of(uri, plan)["joint"].info.status
 
-    started = mlflow_store.Mirror(ledger, plan, content, uri)
+    started = mirror.Mirror(ledger, plan, content, uri)
     started.start()
     started.note(one.key, "running")
     until(lambda: started._store and one.key in started._store.units)
@@ -307,7 +307,7 @@ def test_an_arm_that_is_deleted_while_a_study_runs_is_made_again_above_its_units
     plan, content = plan_of(FIRST, seeds=2)
     (one, two), uri = [unit for unit in plan.units.values() if unit.arm == "joint"], default_uri(ledger)
     finish(ledger, one)
-    started = mlflow_store.Mirror(ledger, plan, content, uri)
+    started = mirror.Mirror(ledger, plan, content, uri)
     started.start()
     until(lambda: one.key in started._settled)
     before = parent_of(uri, one)
@@ -395,7 +395,7 @@ def test_a_move_that_is_killed_is_completed_by_the_next_call(ledger, monkeypatch
     connect, uri = mlflow_store.connect, default_uri(ledger)
     with monkeypatch.context() as patched:
         patched.setattr(mlflow_store, "connect", lambda uri: Client(connect(uri), last, "after"))
-        started = mlflow_store.Mirror(ledger, plan, content, uri)
+        started = mirror.Mirror(ledger, plan, content, uri)
         started.start()
         started._thread.join(30)
         assert len(started._store.client.calls) == last
@@ -479,7 +479,7 @@ def test_the_printed_address_shows_the_arms_alone(ledger, database, tmp_path):
         finish(ledger, unit, 50.0 + unit.seed)
     try:
         server.start()
-        started = mlflow_store.Mirror(ledger, plan, content, server.uri)
+        started = mirror.Mirror(ledger, plan, content, server.uri)
         started.start()
         assert started.close("finished", None, 60) == 0
         address = page_address(server.uri, started.arms_page)

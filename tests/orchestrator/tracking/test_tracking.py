@@ -89,7 +89,7 @@ def finish(ledger, unit, value=50.0):
 
 
 def synchronise(ledger, plan, content, notes=(), outcome="finished", report=None, uri=None):
-    started = mlflow_store.Mirror(ledger, plan, content, uri or default_uri(ledger))
+    started = mirror.Mirror(ledger, plan, content, uri or default_uri(ledger))
     started.start()
     for key, state in notes:
         started.note(key, state)
@@ -314,7 +314,7 @@ def test_a_mirror_killed_at_any_call_leaves_no_duplicate_and_no_gap(ledger, monk
     monkeypatch.setattr(
         mlflow_store, "connect", lambda uri: clients.append(Client(connect(uri), last, when)) or clients[-1]
     )
-    started = mlflow_store.Mirror(ledger, plan, content, default_uri(ledger))
+    started = mirror.Mirror(ledger, plan, content, default_uri(ledger))
     started.note(other.key, "running")
     started.start()
     started._thread.join(30)
@@ -355,7 +355,7 @@ def test_a_call_whose_answer_is_lost_is_repeated_without_a_trace(ledger, monkeyp
         lambda uri: clients.append(Client(connect(uri), last, "after", TimeoutError)) or clients[-1],
     )
     uri = default_uri(ledger)
-    started = mlflow_store.Mirror(ledger, plan, content, uri)
+    started = mirror.Mirror(ledger, plan, content, uri)
     started.start()
     until(lambda: len(started._settled) == 2)
     assert started.close("finished", None, 60) == 0
@@ -376,7 +376,7 @@ def test_progress_arrives_while_a_unit_runs_and_a_line_of_validation_at_a_step_o
     unit, uri = first_unit(plan), default_uri(ledger)
     rows = rows_of()
     write_progress(ledger, unit, rows[:5])
-    started = mlflow_store.Mirror(ledger, plan, content, uri)
+    started = mirror.Mirror(ledger, plan, content, uri)
     started.start()
     started.note(unit.key, "running")
     until(
@@ -398,7 +398,7 @@ def test_runs_of_a_killed_driver_do_not_stay_running(ledger):
     plan, content = plan_of(seeds=3)
     (done, broken, cut), held = list(plan.units.values())[:3], list(plan.units.values())[3]
     uri = default_uri(ledger)
-    started = mlflow_store.Mirror(ledger, plan, content, uri)
+    started = mirror.Mirror(ledger, plan, content, uri)
     started.start()
     for unit in (done, broken, cut, held):
         write_progress(ledger, unit, rows_of())
@@ -430,7 +430,7 @@ def test_a_failed_unit_that_is_tried_again_shows_each_state_in_one_run(ledger):
     ((_, records),) = fetch(uri, None)
     assert records[unit.key].to_json() == ledger.record(unit).to_json()
 
-    started = mlflow_store.Mirror(ledger, plan, content, uri)
+    started = mirror.Mirror(ledger, plan, content, uri)
     started.start()
     started.note(unit.key, "running")
     until(lambda: run_of(uri, unit).info.status == "RUNNING")
@@ -450,7 +450,7 @@ def test_a_failed_unit_that_is_tried_again_shows_each_state_in_one_run(ledger):
 def test_a_failure_whose_record_comes_only_before_the_end_is_mirrored_with_it(ledger):
     plan, content = plan_of()
     unit, uri = first_unit(plan), default_uri(ledger)
-    started = mlflow_store.Mirror(ledger, plan, content, uri)
+    started = mirror.Mirror(ledger, plan, content, uri)
     started.start()
     started.note(unit.key, "failed")
     until(lambda: started._store and unit.key in started._store.units and run_of(uri, unit).info.status == "FAILED")
@@ -466,7 +466,7 @@ def test_a_unit_that_another_driver_turns_out_to_hold_keeps_running(ledger):
     with ledger.claim(unit):
         assert synchronise(ledger, plan, content, [(unit.key, "running"), (unit.key, "elsewhere")]) == 0
         assert runs_of(uri)[0] == []
-        started = mlflow_store.Mirror(ledger, plan, content, uri)
+        started = mirror.Mirror(ledger, plan, content, uri)
         started.start()
         started.note(unit.key, "running")
         until(
@@ -641,7 +641,7 @@ def test_parameters_that_somebody_else_has_set_and_a_deleted_run_stop_nothing(le
     made = client.create_run(run.info.experiment_id, tags={"ups.key": unit.key})
     client.log_param(made.info.run_id, "arm", "another")
 
-    started = mlflow_store.Mirror(ledger, plan, content, uri)
+    started = mirror.Mirror(ledger, plan, content, uri)
     started.start()
     until(lambda: len(started._settled) == 2)
     client.delete_run(run_of(uri, gone).info.run_id)
@@ -676,7 +676,7 @@ def test_two_processes_on_a_new_database_make_no_duplicates_and_both_live(tmp_pa
     program = (
         "import sys, time; from tests.orchestrator.tracking.test_tracking import *\n"
         f"ledger = Ledger.open({str(ledger.root)!r}); plan, content = plan_of()\n"
-        "started = mlflow_store.Mirror(ledger, plan, content, default_uri(ledger)); started.start()\n"
+        "started = mirror.Mirror(ledger, plan, content, default_uri(ledger)); started.start()\n"
         "sys.exit(started.close('finished', None, 120))"
     )
     inherited = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
@@ -757,7 +757,7 @@ def test_a_server_that_goes_away_is_caught_up_with_when_it_is_back_and_at_the_ne
     caplog.clear()
 
     server.start()
-    started = mlflow_store.Mirror(ledger, plan, content, server.uri)
+    started = mirror.Mirror(ledger, plan, content, server.uri)
     started.start()
     write_progress(ledger, one, rows_of((10,)))
     started.note(one.key, "running")
@@ -834,7 +834,7 @@ def test_one_unit_that_can_not_be_written_does_not_hold_up_the_others(ledger, ca
     monkeypatch.setattr(mlflow_store.MlflowStore, "put", refuse)
     monkeypatch.setattr(mirror, "POLL_SECONDS", 0.1)
     uri = default_uri(ledger)
-    started = mlflow_store.Mirror(ledger, plan, content, uri)
+    started = mirror.Mirror(ledger, plan, content, uri)
     started.start()
     until(lambda: len(started._settled) == len(good))
     assert started.close("finished", None, 60) == 1
@@ -920,7 +920,7 @@ def test_a_database_that_can_not_be_written_is_told_at_once_and_the_closing_word
     uri = default_uri(ledger)
     with pytest.raises(ValueError, match=r"^--tracking-uri [^\n]*file is not a database; give another file[^\n]*$"):
         check(uri)
-    started = mlflow_store.Mirror(ledger, plan, content, uri)
+    started = mirror.Mirror(ledger, plan, content, uri)
     began = time.monotonic()
     started.start()
     assert started.close("finished", None, 60) == 1 and time.monotonic() - began < 20
