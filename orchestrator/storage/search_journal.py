@@ -2,7 +2,7 @@
 the journal for as long as it reads, decides and writes."""
 
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -37,7 +37,7 @@ class JournalPlace:
         """A line has been added, in a transaction. OSError where it can't be kept, or others have taken over."""
 
 
-class SearchPlace(JournalPlace):
+class SearchPlace(JournalPlace, ABC):
     """`<storage>/searches/<name>/`."""
 
     def __init__(self, storage: Storage, name: str, folder: Path) -> None:

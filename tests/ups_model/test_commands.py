@@ -13,7 +13,7 @@ import torch
 
 import ups_model.evaluate
 import ups_model.train
-import ups_model.training.loop
+import ups_model.training.run
 from tests.support.drivers import command_of, descendants, wait_until
 from tests.support.runs import assert_same_run, newest, session_folder, weights
 from tests.support.writers_own import bvh_text, rest_frames, write_text
@@ -391,8 +391,8 @@ def test_the_same_command_again_reports_the_finished_run_and_trains_nothing(join
     def step(*args):
         raise AssertionError("a finished run must not train or measure")
 
-    monkeypatch.setattr(ups_model.training.loop, "sequence_loss", step)
-    monkeypatch.setattr(ups_model.training.loop, "measure", step)
+    monkeypatch.setattr(ups_model.training.run, "sequence_loss", step)
+    monkeypatch.setattr(ups_model.training.run, "measure", step)
     before = tree(joint)
     assert ups_model.train.main(tiny(joint, task=None)) == 0
     printed = capsys.readouterr().out
