@@ -48,7 +48,7 @@ def start_logging() -> None:
     """Log lines with the time, to standard error; of several processes only the first logs its progress."""
     level = logging.INFO
     if "RANK" in os.environ:  # Set by torchrun; without it there is one process, and torch need not be imported.
-        from ups_model.training.distributed import first_process
+        from ups_model.training.parallel.group import first_process
 
         level = logging.INFO if first_process() else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

@@ -9,11 +9,11 @@ from ups_model import cli
 from ups_model.config import TASK_NAMES
 from ups_model.config.identity import configured_sets
 from ups_model.config.presets import PRESETS
-from ups_model.training.distributed import check_shares, first_process
 from ups_model.training.finite import NonFiniteLoss
 from ups_model.training.loop import train
 from ups_model.training.options import RunOptions
-from ups_model.training.processes import ProcessDied, train_in_processes
+from ups_model.training.parallel.group import check_shares, first_process
+from ups_model.training.parallel.launch import ProcessDied, train_in_processes
 
 EXAMPLES = """examples:
   python -m ups_model.train --preset tiny

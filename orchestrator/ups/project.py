@@ -102,7 +102,7 @@ class UpsProject:
             split_sets(settings.replace(seed=fold), data)
 
     def check_cut(self, settings: Config, processes: int, micro_batch: int | Literal["auto"]) -> None:
-        from ups_model.training.distributed import check_shares  # It imports torch.
+        from ups_model.training.parallel.group import check_shares  # It imports torch.
 
         check_shares(settings, processes, micro_batch)
 
@@ -175,7 +175,7 @@ class UpsProject:
 
     def train(self, request: Request) -> Result:
         from ups_model.training.loop import train
-        from ups_model.training.processes import train_in_processes
+        from ups_model.training.parallel.launch import train_in_processes
 
         run = request.settings, request.paths, _options(request), request.parent
         callbacks = request.sample, request.should_stop, request.on_checkpoint

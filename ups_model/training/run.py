@@ -31,7 +31,11 @@ from ups_model.model.text_features import text_identity
 from ups_model.model.vocabulary import NonFiniteValues
 from ups_model.training.build import build, data_identity
 from ups_model.training.checkpoint import load_checkpoint, load_weights, named_best_steps
-from ups_model.training.distributed import (
+from ups_model.training.finite import FiniteCheck, NonFiniteLoss, ways_out
+from ups_model.training.fit import Fit, choose_fit
+from ups_model.training.losses import sequence_loss, target_tokens
+from ups_model.training.options import RunOptions
+from ups_model.training.parallel.group import (
     agreed_fit,
     check_shares,
     in_parallel,
@@ -39,10 +43,6 @@ from ups_model.training.distributed import (
     start_processes,
     wait_for_all,
 )
-from ups_model.training.finite import FiniteCheck, NonFiniteLoss, ways_out
-from ups_model.training.fit import Fit, choose_fit
-from ups_model.training.losses import sequence_loss, target_tokens
-from ups_model.training.options import RunOptions
 from ups_model.training.progress import append_row, duration, forget_after, short_line
 from ups_model.training.result import (
     Result,

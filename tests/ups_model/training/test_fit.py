@@ -20,7 +20,7 @@ from ups_model.training.finite import NonFiniteLoss
 from ups_model.training.fit import MARGIN, Peak, peak_bytes
 from ups_model.training.loop import train
 from ups_model.training.losses import sequence_loss, target_tokens
-from ups_model.training.processes import ProcessDied, train_in_processes
+from ups_model.training.parallel.launch import ProcessDied, train_in_processes
 
 STEPS = 30
 VARIANTS = {

@@ -1,5 +1,5 @@
 """Several processes that train one run together (DistributedDataParallel), in a group that torchrun or
-`training.processes` describes."""
+`training.parallel.launch` describes."""
 
 import os
 from collections.abc import Sequence

@@ -185,8 +185,8 @@ def _run(task: _Task, connection: Connection, stop: Event) -> None:
     # Imported here: spawning imports this module before anything is set.
     import torch
 
-    from ups_model.training.distributed import RENDEZVOUS
     from ups_model.training.loop import train
+    from ups_model.training.parallel.group import RENDEZVOUS
 
     os.environ[RENDEZVOUS] = task.rendezvous
     if sys.platform == "linux":
