@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,8 +12,8 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from orchestrator.tracking.location import check_database
-from orchestrator.tracking.uri import database_file, parts_of, shown, without_login
+from orchestrator.tracking.location import check_database, has_experiments
+from orchestrator.tracking.uri import database_file, parts_of, shown, sqlite_uri, without_login
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +22,7 @@ LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 REFUSALS = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
 PERMANENT_CODES = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")
 """Error codes of MLflow after which a retry of the same call fails again."""
+DRAFT = ".mlflow-"
 PROBE = "/api/2.0/mlflow/experiments/search?max_results=1"
 WRITER = "ups.mirror"
 """Tag of the experiment, written to learn whether the user may write."""
@@ -115,17 +118,46 @@ def quiet() -> Iterator[None]:
         connections.removeFilter(is_of_another)
 
 
-def connect(uri: str) -> Any:
-    """An MLflow client. Importing mlflow takes a second, the first call on a new database some more."""
-    # MLflow puts addresses into the texts of its errors.
-    uri, login = without_login(uri)
-    os.environ.update(zip(LOGIN, login, strict=False))  # The address may have the user alone.
+def make_database(uri: str) -> None:
+    """MLflow's tables in an SQLite database that has no experiment yet, whole or not at all: a process that is killed
+    while MLflow makes them leaves some, and MLflow then neither goes on nor begins anew. The caller has the store's
+    lock."""
+    file = database_file(uri).resolve()
+    if has_experiments(file):
+        return
+    _configure()
+    from mlflow.db import upgrade
+
+    assert upgrade.callback is not None, "a command of click's has the function that it was made of"
+    for folder in file.parent.glob(f"{DRAFT}*"):  # Of a process that was killed.
+        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=DRAFT, dir=file.parent) as name:
+        draft = Path(name) / file.name
+        with _no_folder_of_quoted_names(sqlite_uri(draft)):
+            upgrade.callback(sqlite_uri(draft))  # As `mlflow db upgrade`.
+        for suffix in ("-journal", "-wal", "-shm"):  # They would be taken for the new file's.
+            file.with_name(file.name + suffix).unlink(missing_ok=True)
+        draft.replace(file)
+
+
+def _configure() -> None:
+    """Import MLflow with our settings."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
+    import mlflow  # noqa: F401
 
     # If mlflow was imported before, it has not read the setting.
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+
+
+def connect(uri: str) -> Any:
+    """An MLflow client. Importing mlflow takes a second."""
+    # MLflow puts addresses into the texts of its errors.
+    uri, login = without_login(uri)
+    os.environ.update(zip(LOGIN, login, strict=False))  # The address may have the user alone.
+    _configure()
+    from mlflow import MlflowClient
+
     with _no_folder_of_quoted_names(uri):
         return MlflowClient(tracking_uri=uri)
 

@@ -85,6 +85,19 @@ def settle(storage: Path) -> None:
                     )
 
 
+def has_experiments(file: Path) -> bool:
+    """Whether a database is one of MLflow's that has been opened before: the first thing MLflow does is to make one.
+
+    Raises:
+        sqlite3.Error: the database can't be read.
+    """
+    if not file.is_file():
+        return False
+    with closing(_open(file, "rw")) as database:  # Undoes what a killed process has begun.
+        has_table = _has(database, "experiments")
+        return has_table and bool(database.execute("SELECT 1 FROM experiments LIMIT 1").fetchone())
+
+
 def check_database(file: Path) -> None:
     """ValueError where a database can't be written to. MLflow would try again for a minute before it says so."""
     try:

@@ -21,7 +21,7 @@ from filelock import FileLock
 from orchestrator.storage.backends.workspace import scratch_base
 from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking import schema
-from orchestrator.tracking.client import PERMANENT_CODES, connect, forget_artifact_addresses
+from orchestrator.tracking.client import PERMANENT_CODES, connect, forget_artifact_addresses, make_database
 from orchestrator.tracking.location import (
     ARTIFACTS,
     LOCK,
@@ -78,6 +78,7 @@ class MlflowStore:
         with self._lock.acquire(timeout=LOCK_SECONDS):
             if sqlite:
                 check_database(database_file(uri))
+                make_database(uri)
             if self._storage is not None:
                 settle(self._storage)
             self.client = connect(uri)

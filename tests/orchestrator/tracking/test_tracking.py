@@ -7,12 +7,14 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,11 +32,12 @@ from orchestrator.report.sources import outcomes_from, outcomes_from_tracking
 from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking import mirror, mlflow_store, pages
 from orchestrator.tracking import schema as mirrored
-from orchestrator.tracking.client import _SETTINGS, EXPERIMENT, check
+from orchestrator.tracking.client import _SETTINGS, DRAFT, EXPERIMENT, check, make_database
 from orchestrator.tracking.read import fetch, outcomes_reader
 from orchestrator.tracking.uri import database_file, default_uri, shown, ui_command
 from search_spaces.columns import AR3D, MPJPE
 from search_spaces.study import Claim, Column, Row, Study, Table
+from tests.support.drivers import wait_until
 from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.evaluation.outcomes import save_outcomes
 
@@ -665,6 +668,43 @@ def test_what_is_mirrored_already_costs_few_calls(ledger, monkeypatch):
     monkeypatch.setattr(mlflow_store, "connect", lambda uri: clients.append(Client(connect(uri))) or clients[-1])
     assert synchronise(ledger, plan, content) == 0
     assert Counter(clients[0].calls) == {"get_experiment_by_name": 1, "search_runs": 1}
+
+
+@pytest.mark.slow
+def test_a_database_whose_making_was_killed_is_made_anew(ledger):
+    """MLflow commits table by table: what is left has some of them, and MLflow refuses to make those again."""
+    file = ledger.root / "mlflow.db"
+    file.unlink()
+    with closing(sqlite3.connect(file)) as made, made:
+        made.executescript(
+            """CREATE TABLE alembic_version (version_num VARCHAR(32));
+            INSERT INTO alembic_version VALUES ('770bee3ae1dd');
+            CREATE TABLE experiments (experiment_id INTEGER PRIMARY KEY, name TEXT);
+            CREATE TABLE spans (trace_id TEXT);"""
+        )
+    (ledger.root / "mlflow.db-journal").write_bytes(b"of the former file")
+    plan, content = plan_of()
+    finish(ledger, next(iter(plan.units.values())))
+    synchronise(ledger, plan, content)
+    assert len(runs_of(default_uri(ledger))[0]) == 1
+    assert not (ledger.root / "mlflow.db-journal").exists()
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_makes_a_database_leaves_none(ledger, repo_root):
+    file, uri = ledger.root / "mlflow.db", default_uri(ledger)
+    file.unlink()
+    program = f"from orchestrator.tracking.client import make_database; make_database({uri!r})"
+    maker = subprocess.Popen([sys.executable, "-c", program], cwd=repo_root, stderr=subprocess.DEVNULL)
+    wait_until(lambda: any(one.stat().st_size > 50_000 for one in ledger.root.glob(f"{DRAFT}*/mlflow.db")), 120)
+    maker.kill()
+    maker.wait()
+    assert not file.exists()
+    make_database(uri)
+    assert file.exists() and not list(ledger.root.glob(f"{DRAFT}*"))
+    plan, content = plan_of()
+    synchronise(ledger, plan, content)
+    assert len(runs_of(uri)[1]) == 1
 
 
 @pytest.mark.slow
