@@ -37,8 +37,7 @@ class Journal:
     each reads what there is, decides and writes in one transaction.
 
     Each line is written whole, with a trial's number and all its parameters, or is cut off when the file is next
-    read. A trial that is tried again is another one to Optuna, of the same number. Suggestions are a function of the
-    trials so far and the space's sampler seed, so a search that was killed suggests what it would have suggested.
+    read. A trial that is tried again is another one to Optuna, of the same number.
     """
 
     def __init__(

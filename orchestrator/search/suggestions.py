@@ -151,11 +151,8 @@ class Suggestions:
                     self.trial(one.params, TrialState.COMPLETE, one.values, constraints=dict(one.constraints))
                 )
         for trial in trials:
-            state, shown = _state_for_sampler(trial), trial.intermediate_values
-            limits = trial.constraints
-            study.add_trial(
-                self.trial(trial.params, state, trial.values, constraints=limits, intermediate_values=shown)
-            )
+            facts = {"constraints": trial.constraints, "intermediate_values": trial.intermediate_values}
+            study.add_trial(self.trial(trial.params, _state_for_sampler(trial), trial.values, **facts))
         asked, drawn = study.ask(), dict[str, Any]()
         for path, where in self._where.items():
             if path in active({**drawn, path: None}, self._dimensions):
