@@ -287,7 +287,8 @@ def show_plan(inputs: Inputs, ledger: Ledger | None, options: argparse.Namespace
         standing = check.standing(plan.units.values())
         # What is refused is refused when the study is run: a plan counts it as done.
         counted = check if options.other_code == "retrain" else SourceCheck(ledger, "accept", check.wanted_by_key)
-        done = TaskGraph(plan.units, ledger, tested=plan.measured(), check=counted).done_before
+        graph = TaskGraph(plan.units, ledger, tested=plan.measured(), check=counted)
+        done, expected = graph.done_before, on_slots(expected, plan.units, graph.unfinished(), slots)
     text = plan_text(plan, inputs.sets, expected, done, gpus, options.price_per_hour)
     unfinished = [unit for unit in plan.units.values() if unit.key not in {*done, *standing.to_measure}]
     return "\n".join([text, *code_notes(standing, len(with_twin(ledger, unfinished, options.other_code)))])

@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Mapping
 
-from orchestrator.planning.estimate import GUESSED_SECONDS, Estimate, operations_of
+from orchestrator.planning.estimate import GUESSED_SECONDS, Estimate, borrowers, operations_of
 from orchestrator.planning.plan import Plan, kind_name
 from orchestrator.project import Data, Fitting, Gpus
 from ups_model.training.progress import duration
@@ -66,8 +66,10 @@ def plan_text(
         f"{plan.rows} rows -> {len(plan.arms)} arms -> {len(plan.units)} units with {plan.seeds} "
         f"seed{'s' * (plan.seeds > 1)}; {plan.unshared_units - len(plan.units)} trainings saved by sharing, "
         f"{finished} done already",
-        "",
     ]
+    if borrowing := borrowers(plan.units):
+        lines.append(f"{len(borrowing)} of them train nothing: they measure the weights of another in their own way")
+    lines.append("")
     kinds: dict[tuple[str, str, str], list[str]] = {}
     for key, unit in plan.units.items():
         kinds.setdefault((unit.arm, unit.stage, unit.task), []).append(key)

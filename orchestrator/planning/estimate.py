@@ -20,6 +20,8 @@ GUESSED_GPU_RATE = 10e12
 """The same of a GPU. No GPU has been measured: a tenth of what the matrix units of a V100 do at most."""
 GUESSED_START = 5.0
 """Seconds that a unit needs before its first step."""
+MEASURING = 0.05
+"""Share of its training's time that a unit takes which only measures the weights of another: a guess."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def estimate(
 
     A finished unit's time is its own; of another one with the same training it's that one's; else operations over the
     median rate of the units of its stage and task that were measured, or of all of its project; where operations can't
-    be counted, the median of their times.
+    be counted, the median of their times. A unit that measures another one's weights in its own way costs `MEASURING`
+    of that.
 
     Args:
         others: units of other studies, asked for where none of these was measured.
@@ -105,7 +108,8 @@ def estimate(
         measured = next((rates[kind] for kind in _kinds(unit) if kind in rates), None)
         return count / measured if measured else GUESSED_START + count / guessed
 
-    seconds = {key: own.get(key) or of(unit) for key, unit in units.items()}
+    borrowing = borrowers(units)
+    seconds = {key: own.get(key) or of(unit) * (MEASURING if key in borrowing else 1.0) for key, unit in units.items()}
     rate = statistics.median(rates.values()) if rates else guessed
     open_units = [key for key in units if key not in records]
     return Estimate(
@@ -118,6 +122,18 @@ def estimate(
         rate,
         len(elsewhere),
     )
+
+
+def borrowers(units: Mapping[str, Unit]) -> set[str]:
+    """Keys of units that have the weights of one before them and measure these in their own way."""
+    trained: set[str] = set()
+    keys = set()
+    for key, unit in units.items():
+        if unit.training_key in trained:
+            keys.add(key)
+        elif unit.training_key:
+            trained.add(unit.training_key)
+    return keys
 
 
 def _kinds(unit: Unit | Measured) -> tuple[tuple[str, ...], ...]:
@@ -157,8 +173,10 @@ def unit_sizes(
 
 
 def on_slots(expected: Estimate, units: Mapping[str, Unit], open_units: Sequence[str], slots: int) -> Estimate:
-    """The same with another number of slots; `open_units` are those that aren't finished."""
-    return replace(expected, makespan=makespan(units, expected.seconds, open_units, slots), slots=slots)
+    """The same of another number of slots and other units to run: those without a record, and those finished whose
+    weights have to be made again."""
+    left = sum(expected.seconds[key] for key in open_units)
+    return replace(expected, left=left, makespan=makespan(units, expected.seconds, open_units, slots), slots=slots)
 
 
 def makespan(units: Mapping[str, Unit], seconds: Mapping[str, float], keys: Sequence[str], slots: int) -> float:

@@ -8,7 +8,15 @@ from filelock import FileLock
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.rule_tables import RULES
-from orchestrator.planning.estimate import BACKWARD, Measured, estimate, operations_of
+from orchestrator.planning.estimate import (
+    BACKWARD,
+    MEASURING,
+    Measured,
+    borrowers,
+    estimate,
+    on_slots,
+    operations_of,
+)
 from orchestrator.planning.inputs import read_inputs
 from orchestrator.record import Record
 from orchestrator.ups.sizes import TEXT_WIDTHS, peaks_of, persons, sizes_of
@@ -188,6 +196,16 @@ def test_siblings_of_equal_operations_are_estimated_equal(inputs):
     assert expected.seconds["sibling"] == pytest.approx(22.0)
 
 
+def test_a_unit_that_measures_the_weights_of_another_costs_a_share_of_its_training(inputs):
+    unit = next(iter(inputs.plan.units.values()))
+    elsewhere = dataclasses.replace(unit, key="elsewhere", config=unit.config.with_fields({"evaluation.flip": True}))
+    units = {**inputs.plan.units, "elsewhere": elsewhere}
+    assert elsewhere.kind != unit.kind
+    assert borrowers(units) == {"elsewhere"}
+    expected = estimate(units, inputs.sets, {unit.key: record(unit, 50.0)}, 1)
+    assert expected.seconds["elsewhere"] == pytest.approx(MEASURING * 50.0)
+
+
 def test_a_unit_that_was_resumed_counts_with_all_of_its_training(inputs):
     unit = next(iter(inputs.plan.units.values()))
     expected = estimate(inputs.plan.units, inputs.sets, {unit.key: record(unit, 2.0, trained=90.0)}, 1)
@@ -198,6 +216,14 @@ def test_nothing_is_left_when_all_is_done_even_of_records_without_a_time(inputs)
     done = {key: Record(key, "finished", {"test/score": 1.0}) for key in inputs.plan.units}
     expected = estimate(inputs.plan.units, inputs.sets, done, 2)
     assert (expected.left, expected.makespan, expected.measured) == (0, 0, 0)
+
+
+def test_what_has_to_be_made_again_is_left_too(inputs):
+    done = {key: record(unit, 10.0) for key, unit in inputs.plan.units.items()}
+    finished = estimate(inputs.plan.units, inputs.sets, done, 1)
+    joint = next(key for key, unit in inputs.plan.units.items() if unit.stage == "joint")
+    again = on_slots(finished, inputs.plan.units, [joint], 1)
+    assert (finished.left, again.left, again.makespan) == (0, 10, 10)
 
 
 def test_slots_share_the_work(inputs):
