@@ -1,0 +1,25 @@
+"""Joint against separate training alone, on all four tasks. Shares its units with `paper_tables` and `full_model`."""
+
+from search_spaces import paper_tables
+from search_spaces.columns import AR2D, AR3D, EAP, MPJPE
+from search_spaces.study import Claim, Study
+
+STUDY = Study(
+    name="training",
+    question="Is one model for four tasks as good as one for each, trained on equal samples?",
+    expectation="Joint training with fine-tuning is better than separate training on every task.",
+    tables=(paper_tables.TRAINING,),
+    base=paper_tables.STUDY.base,
+    fine_tuning=paper_tables.FINE_TUNING,
+    claims=tuple(
+        Claim(
+            f"Joint training with fine-tuning is better than separate training: {column.title}",
+            paper_tables.TRAINING.name,
+            "joint, fine-tuned",
+            "separate",
+            column.metric,
+            "superior",
+        )
+        for column in (AR3D, MPJPE, *EAP, AR2D[0])
+    ),
+)
