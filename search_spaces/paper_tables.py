@@ -134,6 +134,24 @@ CLAIMS = (
     ),
 )
 """What the paper says of its Tables 7-9, of its first column: one family."""
+
+
+def joint_is_better(table: str, joint: str, separate: str, what: str, column: str) -> Claim:
+    """The paper's claim of its Tables 1-6, of one column of a table with these two rows.
+
+    Args:
+        what: the column in words.
+    """
+    return Claim(
+        f"Joint training with fine-tuning is better than separate training: {what}",
+        table,
+        joint,
+        separate,
+        column,
+        "superior",
+    )
+
+
 JOINT_CLAIM = Claim(
     "Joint training with fine-tuning recognises actions better than separate training",
     "training",

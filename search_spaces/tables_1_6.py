@@ -199,14 +199,7 @@ def _table(
 
 
 def _joint_is_better(number: int, what: str, column: str) -> Claim:
-    return Claim(
-        f"Joint training with fine-tuning is better than separate training: {what}",
-        f"table_{number}",
-        "UPS",
-        "UPS_separate",
-        column,
-        "superior",
-    )
+    return paper_tables.joint_is_better(f"table_{number}", "UPS", "UPS_separate", what, column)
 
 
 STUDY = Study(

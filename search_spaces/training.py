@@ -2,7 +2,7 @@
 
 from search_spaces import paper_tables
 from search_spaces.columns import AR2D, AR3D, EAP, MPJPE
-from search_spaces.study import Claim, Study
+from search_spaces.study import Study
 
 STUDY = Study(
     name="training",
@@ -12,13 +12,8 @@ STUDY = Study(
     base=paper_tables.STUDY.base,
     fine_tuning=paper_tables.FINE_TUNING,
     claims=tuple(
-        Claim(
-            f"Joint training with fine-tuning is better than separate training: {column.title}",
-            paper_tables.TRAINING.name,
-            "joint, fine-tuned",
-            "separate",
-            column.metric,
-            "superior",
+        paper_tables.joint_is_better(
+            paper_tables.TRAINING.name, "joint, fine-tuned", "separate", column.title, column.metric
         )
         for column in (AR3D, MPJPE, *EAP, AR2D[0])
     ),
