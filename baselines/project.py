@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from baselines.config import LIFTERS, BaselineConfig, RunConfig, System, base
+from baselines.config import LIFTERS, SYSTEMS, BaselineConfig, RunConfig, System, base
 from orchestrator.project import (
     DataFacts,
     Fitting,
@@ -25,7 +25,7 @@ from search_spaces.study import FineTuning
 from ups_model.config import TaskData, TaskName, digest, set_of
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.evaluation.metric_names import metric_names
-from ups_model.source import files_digest, source_digest
+from ups_model.source import files_digest, present_form, source_digest
 from ups_model.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 OF_TOKENS = ("free_top1", "ended", "clip_rate", "floor_mm", "in_grammar")
 """Measures of UPS's tokens, which no baseline has."""
 NOT_TRAINING = ("__main__.py", "project.py")
-"""Files that change neither weights nor metrics."""
+"""Files that change neither weights nor metrics. Nor do those of the other systems, which bear their names."""
 
 Sets = Mapping[str, ClipSet]
 
@@ -105,9 +105,12 @@ class TrainerProject(ABC):
         return "", 0
 
     def identity(self) -> Identity:
-        files = [file for folder in self._folders() for file in folder.glob("*.py") if file.name not in NOT_TRAINING]
+        others = {f"{system}.py" for system in SYSTEMS if system != self.name}
+        files = [file for folder in self._folders() for file in folder.glob("*.py")]
+        own = sorted(file for file in files if file.name not in others.union(NOT_TRAINING))
         # UPS's code of batches, splits and schedules is theirs too.
-        return Identity(f"{files_digest(sorted(files))}+{source_digest('training')}", source_digest("evaluation"))
+        training = present_form(f"{files_digest(own)}+{source_digest('training')}")
+        return Identity(training, source_digest("evaluation"))
 
     def fitting(self, settings: RunConfig, data: Sets, gpus: Gpus) -> Fitting | None:
         return None

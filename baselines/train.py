@@ -7,8 +7,7 @@ same bits as one that was not killed (CPU).
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -35,10 +34,9 @@ from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.evaluation.outcomes import Outcomes, save_outcomes
 from ups_model.model.layers import seed_for
 from ups_model.model.ups import UPS
-from ups_model.model.vocabulary import NonFiniteValues
 from ups_model.training.build import data_identity
 from ups_model.training.checkpoint import load_checkpoint, load_weights, named_best_steps, save_checkpoint
-from ups_model.training.finite import FiniteCheck, NonFiniteLoss, ways_out
+from ups_model.training.finite import FiniteCheck
 from ups_model.training.progress import append_row, duration, forget_after, short_line
 from ups_model.training.result import Result, finished_result, run_facts, write_result
 from ups_model.training.run_folder import STATE, keep_steps, prune_checkpoints
@@ -298,7 +296,7 @@ class Run:
         return save_checkpoint(self.folder / "best", self.state.step, {"model": self.model.state_dict()}, state)
 
     def _measure(self, part: str, outcomes: Outcomes | None = None, max_clips: int = 0) -> Metrics:
-        with self._diverged():
+        with self.check_finite.measuring(self.state.step):
             self.model.eval()
             metrics = self.learner.measure(part, outcomes, max_clips)
             self.model.train()
@@ -316,15 +314,6 @@ class Run:
 
     def _seconds(self) -> float:
         return self.state.seconds + time.monotonic() - self.started
-
-    @contextmanager
-    def _diverged(self) -> Iterator[None]:
-        """The output of a network that diverged is the run's fault, not that of its configuration or data."""
-        try:
-            yield
-        except NonFiniteValues as error:
-            step, advice = self.state.step, ways_out(self.config.as_ups)
-            raise NonFiniteLoss(f"the output is not finite at step {step} ({error}); {advice}") from error
 
 
 def _finished(folder: Path, key: str, test: bool) -> Result | None:

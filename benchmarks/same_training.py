@@ -27,7 +27,12 @@ RUNS = {
         for system in ("residual_mlp", "videopose3d", "dd_net", "st_gcn", "multitask")
     },
 }
-DIGESTS = "from baselines.project import DD_NET; print(vars(DD_NET.identity()))"
+DIGESTS = """
+from baselines.multitask.project import MULTITASK
+from baselines.project import DD_NET, RESIDUAL_MLP, ST_GCN, VIDEOPOSE3D
+for project in (RESIDUAL_MLP, VIDEOPOSE3D, DD_NET, ST_GCN, MULTITASK):
+    print(project.name, vars(project.identity()))
+"""
 
 
 def extract(commit: str, folder: Path) -> Path:

@@ -40,14 +40,19 @@ LEFT_OUT = frozenset(
 FORMER = {
     "4e3cea99b703030b": "d6b0d25ab76ff44a",
     "3167f9a12b1ceaeb": "d6b0d25ab76ff44a",
-    "071260b2daaeb357": "f7bc985fa4ae53b4",
-    "e07f9f57e64e62da": "f7bc985fa4ae53b4",
-    "0046ad8db8a498c3": "f7bc985fa4ae53b4",
-    "6d70f343ed059786": "f7bc985fa4ae53b4",
-    "41888bfede90455d": "f7bc985fa4ae53b4",
-    "5ac8a073540ce453": "f7bc985fa4ae53b4",
+    "071260b2daaeb357": "340ecd3da4acb927",
+    "e07f9f57e64e62da": "340ecd3da4acb927",
+    "0046ad8db8a498c3": "340ecd3da4acb927",
+    "6d70f343ed059786": "340ecd3da4acb927",
+    "41888bfede90455d": "340ecd3da4acb927",
+    "5ac8a073540ce453": "340ecd3da4acb927",
+    "f7bc985fa4ae53b4": "340ecd3da4acb927",
     "0b30be711a1455cd": "924ad9e9e4987021",
     "35cf1fa2449679e7": "f907356df5cc7613",
+    "076f3e32b01f2a4e": "f907356df5cc7613",
+    "a243afb488568a8a": "f907356df5cc7613",
+    "5383252d2ff6465b": "f907356df5cc7613",
+    "fe109abde88f7aff": "f907356df5cc7613",
     "615cdbe8586cc8d5": "8a70397a206f639d",
     "789985c65d310e69": "8a70397a206f639d",
     "13140b7ccec6557d": "6ac0c360a60ab3ff",
@@ -101,8 +106,8 @@ def forget() -> None:
 
 
 def present_form(digest: str) -> str:
-    """A digest that a record has, as `source_digest` would give it today; also of several joined by +, which trainers
-    have that are built on this code."""
+    """The digest that stands for a digest, as records have it or the present code; also of several joined by +, which
+    trainers have that are built on this code."""
     return "+".join(FORMER.get(one, one) for one in digest.split("+"))
 
 

@@ -157,6 +157,15 @@ def test_a_project_s_code_counts_ups_s_batches_and_schedule_too(monkeypatch):
     assert before.training != after.training and before.evaluation != after.evaluation
 
 
+def test_the_network_of_another_system_is_not_a_system_s_code(monkeypatch):
+    seen = []
+    monkeypatch.setattr("baselines.project.files_digest", lambda own: seen.append({file.name for file in own}) or "")
+    for project in (DD_NET, load_project("baselines.project:VIDEOPOSE3D")):
+        project.identity()
+    assert seen[0] - seen[1] == {"dd_net.py"} and seen[1] - seen[0] == {"videopose3d.py"}
+    assert {"train.py", "config.py"} <= seen[0]
+
+
 def test_ups_code_that_trains_the_same_is_the_same_code_to_a_baseline():
     own, ups = DD_NET.identity().training.split("+")
     former = next(old for old, new in FORMER.items() if new == ups)

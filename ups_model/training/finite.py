@@ -1,13 +1,15 @@
 """Whether losses and gradients are finite, asked a step late so that no step waits for its device."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from ups_model.config import Config
 from ups_model.model.host import read_later
+from ups_model.model.vocabulary import NonFiniteValues
 
 
 class NonFiniteLoss(RuntimeError):
@@ -38,6 +40,16 @@ class FiniteCheck:
             raise NonFiniteLoss(
                 f"loss or gradient of {task} is not finite at step {step} (loss {numbers[0]}); {ways_out(self.config)}"
             )
+
+    @contextmanager
+    def measuring(self, step: int) -> Iterator[None]:
+        """The output of a model that diverged is the run's fault, not that of its configuration or data."""
+        try:
+            yield
+        except NonFiniteValues as error:
+            raise NonFiniteLoss(
+                f"the output is not finite at step {step} ({error}); {ways_out(self.config)}"
+            ) from error
 
 
 def ways_out(config: Config) -> str:

@@ -3,8 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -28,10 +28,9 @@ from ups_model.evaluation.measure import measure, measure_test, score, trivial_v
 from ups_model.evaluation.metric_names import headline_metric
 from ups_model.model.layers import seed_for
 from ups_model.model.text_features import text_identity
-from ups_model.model.vocabulary import NonFiniteValues
 from ups_model.training.build import build, data_identity
 from ups_model.training.checkpoint import load_checkpoint, load_weights, named_best_steps
-from ups_model.training.finite import FiniteCheck, NonFiniteLoss, ways_out
+from ups_model.training.finite import FiniteCheck
 from ups_model.training.fit import Fit, choose_fit
 from ups_model.training.losses import sequence_loss, target_tokens
 from ups_model.training.options import RunOptions
@@ -314,7 +313,7 @@ class Run:
             checkpoint = str(self._choose_weights())
             metrics = dict(state.best["metrics"]) if state.best else {}
             if self.options.test:
-                with self._diverged():
+                with self.check_finite.measuring(state.step):
                     measured, outcomes = measure_test(state.evaluated, parts.feeds, config.evaluation, out)
                 metrics |= {f"test/{name}": value for name, value in measured.items()}
                 metrics["test/score"] = score(measured, config.optim.tasks, parts.mean_pose_mm)
@@ -347,7 +346,7 @@ class Run:
         return checkpoint
 
     def _measure_validation(self, max_clips: int = 0) -> Metrics:
-        with self._diverged():
+        with self.check_finite.measuring(self.state.step):
             model, evaluation = self.state.evaluated, self.config.evaluation
             return measure(model, self.parts.feeds, "validation", evaluation, max_clips=max_clips)
 
@@ -363,12 +362,3 @@ class Run:
 
     def _seconds(self) -> float:
         return self.state.seconds + time.monotonic() - self.started
-
-    @contextmanager
-    def _diverged(self) -> Iterator[None]:
-        """The output of a model that diverged is the run's fault, not that of its configuration or data."""
-        try:
-            yield
-        except NonFiniteValues as error:
-            step, advice = self.state.step, ways_out(self.config)
-            raise NonFiniteLoss(f"the output is not finite at step {step} ({error}); {advice}") from error
