@@ -18,7 +18,7 @@ ACTIONS = {
     "standing shoulder scaption": "Scaption",
 }
 """UI-PRMD's exercises, and headings of their columns."""
-STEPS = 600
+STEPS = 3_000
 """Of the generalist and of each specialist: as many frames seen."""
 
 ORACLE = (
@@ -83,7 +83,9 @@ STUDY = Study(
         "pe.frame_stride": 2,
         "pe.batch_size": 64,
         "pe.targets_per_window": 4,
-        "width": 512,
+        "width": 128,
+        "learning_rate": 2e-3,
+        "norm_momentum_end": 0.01,
         "validation_folds": 1,  # Not each training subject has done each exercise.
         "steps": STEPS,
         "decay_samples": 0,
