@@ -63,15 +63,16 @@ STUDY = Study(
             name,
             f"{title} of each exercise: specialists and generalists",
             "Training",
-            measure_columns(metric, "mm", ACTIONS),
+            measure_columns(metric, unit, ACTIONS),
             rows(len(ACTIONS), STEPS),
             baseline="one for all actions",
             notes=(*ORACLE, *CONTRADICTIONS),
         )
-        for name, title, metric in (
-            ("mpjpe", "MPJPE", "mpjpe_mm"),
-            ("p_mpjpe", "P-MPJPE", "p_mpjpe_mm"),
-            ("n_mpjpe", "N-MPJPE", "n_mpjpe_mm"),
+        for name, title, metric, unit in (
+            ("mpjpe", "MPJPE", "mpjpe_mm", "mm"),
+            ("p_mpjpe", "P-MPJPE", "p_mpjpe_mm", "mm"),
+            ("n_mpjpe", "N-MPJPE", "n_mpjpe_mm", "mm"),
+            ("mpjve", "MPJVE", "mpjve_mm_per_frame", "mm/frame"),
         )
     ),
     base={
@@ -79,7 +80,7 @@ STUDY = Study(
         "receptive_field": 27,
         "pe.frames": 34,
         "pe.evaluate_targets": 8,
-        "pe.evaluate_stride": 16,
+        "pe.evaluate_stride": 1,  # All frames: MPJVE is of consecutive ones.
         "pe.frame_stride": 2,
         "pe.batch_size": 64,
         "pe.targets_per_window": 4,
