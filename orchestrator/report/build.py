@@ -38,7 +38,7 @@ from orchestrator.report.statistics import is_percentage, paired, proportion_se
 from orchestrator.tracking.schema import leaves
 from search_spaces.study import Reference
 from ups_model.config import set_of
-from ups_model.evaluation.health import TaskHealth
+from ups_model.evaluation.health import TaskHealth, read_health, states_together
 
 _SHARES = ("top", "free_top", "ended")
 """How metrics begin that are the share of test clips with some property."""
@@ -142,6 +142,28 @@ class _Builder:
         if parent and self._state(parent) in ("failed", "parent failed"):
             return "parent failed"
         return "failed" if key in self.records else "not run"
+
+    @cached_property
+    def _health_of(self) -> dict[tuple[str, str], TaskHealth]:
+        """Health of each finished unit in each task that it was judged in."""
+        return {
+            (key, task): health
+            for key, record in self.finished.items()
+            for task, health in read_health(record.health, record.metrics).items()
+        }
+
+    @cached_property
+    def _states(self) -> dict[tuple[str, str], str]:
+        """State of health of the same; those of one arm are judged together."""
+        alike: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+        for key, task in self._health_of:
+            unit = self.units[key]
+            alike.setdefault((unit.arm, unit.stage, unit.task, task), []).append((key, task))
+        return {
+            place: state
+            for places in alike.values()
+            for place, state in zip(places, states_together([self._health_of[one] for one in places]), strict=True)
+        }
 
     @cached_property
     def _ordered(self) -> tuple[str, ...]:
@@ -270,9 +292,9 @@ class _Builder:
         if column.metric.endswith("/floor_mm"):
             return {}
         return {
-            seed: TaskHealth.from_plain(self.finished[key].health[column.task]).state
+            seed: self._states[key, column.task]
             for seed, key in self._by_seed(row, column).items()
-            if key in self.finished and column.task in self.finished[key].health
+            if (key, column.task) in self._states
         }
 
     def _sampling_error(self, row: PlannedRow, column: PlannedColumn, values: Mapping[int, float]) -> float | None:
@@ -304,10 +326,10 @@ class _Builder:
 
     def _curves(self) -> Iterable[Curve]:
         for key in filter(self.finished.__contains__, self._ordered):
-            unit, judged = self.units[key], self.finished[key].health
+            unit = self.units[key]
             for task in self.plan.titles:
-                if task in judged:
-                    health = TaskHealth.from_plain(judged[task])
+                if (key, task) in self._health_of:
+                    health = self._health_of[key, task]
                     yield Curve(
                         arm=unit.arm,
                         stage=unit.stage,
@@ -317,7 +339,7 @@ class _Builder:
                         metric=health.metric,
                         trivial=health.trivial,
                         points=health.curve,
-                        state=health.state,
+                        state=self._states[key, task],
                     )
 
     def _last_step(self, key: str) -> int:
@@ -359,8 +381,7 @@ class _Builder:
             if key in self.finished
         }
         for key, task in measured:
-            health = self.finished[key].health
-            yield TaskHealth.from_plain(health[task]).state if task in health else "not judged"
+            yield self._states.get((key, task), "not judged")
 
 
 def _published(line: PlannedRow | Reference, columns: tuple[PlannedColumn, ...]) -> tuple[float | None, ...]:

@@ -11,7 +11,7 @@ from orchestrator.report.model import CODE, PROVENANCE, UNKNOWN, Report, Source,
 from orchestrator.report.statistics import CONFIDENCE
 from orchestrator.report.wording import DAGGER, DOUBLE_DAGGER, NONE, listed, sign_agrees
 from ups_model.config import set_of
-from ups_model.evaluation.health import COLLAPSED_GAIN, CONVERGED_GAIN, LEARNT_GAIN, MAX_FALL
+from ups_model.evaluation.health import CHANCE_CLIPS, COLLAPSED_GAIN, CONVERGED_GAIN, LEARNT_GAIN, MAX_FALL
 from ups_model.training.progress import duration
 from ups_model.wording import count
 
@@ -205,7 +205,8 @@ def legend(report: Report) -> list[str]:
         "pose) on held-out training subjects, or lost half of what it had gained. not converged: it gained "
         f"{CONVERGED_GAIN:.0%} or more of the way to a perfect answer in the last fifth of its steps, lost "
         f"{MAX_FALL:.0%}, or gained less than {LEARNT_GAIN:.0%} in all. Differences to such runs have no "
-        "statement.",
+        f"statement. A change of up to {CHANCE_CLIPS} clips may be chance and does not count, in a run nor in the mean "
+        "curve of a row's runs, which has the clips of all of them.",
     ]
     if any(cell.n == 1 for cell in cells):
         lines.append(

@@ -15,7 +15,7 @@ from orchestrator.project import DataFacts, Settings
 from orchestrator.record import Record, is_number
 from search_spaces.study import Table
 from ups_model.config import set_of
-from ups_model.evaluation.health import TaskHealth
+from ups_model.evaluation.health import read_health
 
 KEY, PLAN, STUDY = "ups.key", "ups.plan", "ups.study"
 MIRRORED = "ups.mirrored"
@@ -245,7 +245,7 @@ def record_tags(record: Record) -> dict[str, str]:
     if about.get("user"):
         tags[USER] = str(about["user"])
     health = _prefixed("ups.health.", record.health)
-    tags |= {health[task]: TaskHealth.from_plain(one).state for task, one in record.health.items()}
+    tags |= {health[task]: one.state for task, one in read_health(record.health, record.metrics).items()}
     if record.error:
         tags[ERROR] = record.error[-TAG_LENGTH:]
     return {name: value[:TAG_LENGTH] for name, value in tags.items()}

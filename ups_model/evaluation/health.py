@@ -2,11 +2,16 @@
 
 Every measure is put on one scale, the gain: 0 for the trivial answer (the most frequent class, the mean training pose),
 1 for a perfect one. A run is measured at every fifth of its steps on the same clips.
+
+Few clips show no small change: of 50 clips, one is 2 points. Accuracies that differ by CHANCE_CLIPS clips or fewer are
+therefore not told apart, and runs that differ in their seed alone are judged by their mean curve too, on all their
+clips, which shows smaller changes (`states_together`).
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any, Literal, Self
 
 CURVE_POINTS = 5
@@ -19,8 +24,16 @@ CONVERGED_GAIN = 0.02
 """Converged: the last fifth of the steps gained less than this."""
 MAX_FALL = 0.05
 """Not converged: the last gain is at least this far below the best one."""
+CHANCE_CLIPS = 5
+"""Between two measurements on the same clips, so many clips that are now right (or now wrong) may be chance: if skill
+stays the same, five clips that change all change to one side in one case of 16, six in one of 32 (McNemar's exact
+test)."""
 COLLAPSED_GAIN = 0.05
 """Collapsed: the last gain is below this, or below half of the best gain before it."""
+FEWEST_CLIPS = 32
+"""A curve over part of the validation clips is over no fewer."""
+
+State = Literal["collapsed", "not learnt", "not converged", "converged", "learnt"]
 
 
 @dataclass(frozen=True)
@@ -35,16 +48,29 @@ class TaskHealth:
     """(step, value) at each fifth of the run, in the metric's unit."""
     perfect: float | None = None
     """The metric of a perfect answer; None: 0 for a metric that ends in _mm, 100 for all others."""
+    clips: int | None = None
+    """Of an accuracy: how many clips it is over, at each point. None: unknown, or not an accuracy."""
+
+    @property
+    def chance(self) -> float:
+        """Gain of CHANCE_CLIPS clips; 0 where the number of clips is unknown."""
+        if self.clips is None or self.trivial >= self.best:
+            return 0.0
+        return CHANCE_CLIPS / self.clips * self.best / (self.best - self.trivial)
+
+    @property
+    def best(self) -> float:
+        """Value of a perfect answer."""
+        if self.perfect is None:
+            return 0.0 if self.metric.endswith("_mm") else 100.0
+        return self.perfect
 
     @property
     def gains(self) -> tuple[float, ...]:
         """Share of the way from the trivial answer to a perfect one, at each point of the curve."""
-        perfect = self.perfect
-        if perfect is None:
-            perfect = 0.0 if self.metric.endswith("_mm") else 100.0
-        way = perfect - self.trivial
+        way = self.best - self.trivial
         # Where the trivial answer is perfect (one class alone) there is nothing to gain, only to lose.
-        return tuple((value - self.trivial) / way if way else float(value == perfect) for _, value in self.curve)
+        return tuple((value - self.trivial) / way if way else float(value == self.best) for _, value in self.curve)
 
     @property
     def learnt(self) -> bool:
@@ -54,11 +80,8 @@ class TaskHealth:
     @property
     def converged(self) -> bool | None:
         """Whether the last fifth of the steps gained less than CONVERGED_GAIN, and the last gain is less than MAX_FALL
-        below the best one. None where the run was too short for a curve of two points."""
-        if len(self.curve) < 2:
-            return None
-        rise, fall = self.gains[-1] - self.gains[-2], max(self.gains) - self.gains[-1]
-        return rise < CONVERGED_GAIN and fall < MAX_FALL
+        below the best one, or no more than chance. None where the run was too short for a curve of two points."""
+        return _converged(self.gains, self.chance)
 
     @property
     def collapsed(self) -> bool:
@@ -66,7 +89,7 @@ class TaskHealth:
         return self.gains[-1] < COLLAPSED_GAIN or self.gains[-1] < 0.5 * max(self.gains)
 
     @property
-    def state(self) -> Literal["collapsed", "not learnt", "not converged", "converged", "learnt"]:
+    def state(self) -> State:
         """One word for people; "learnt" where convergence can't be judged."""
         if self.collapsed:
             return "collapsed"
@@ -80,14 +103,72 @@ class TaskHealth:
         """JSON data, with the verdicts."""
         verdicts = {name: getattr(self, name) for name in ("learnt", "converged", "collapsed")}
         plain = {**asdict(self), "curve": [list(point) for point in self.curve], **verdicts}
-        return plain if self.perfect is not None else {name: one for name, one in plain.items() if name != "perfect"}
+        return {name: one for name, one in plain.items() if name not in ("perfect", "clips") or one is not None}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
         """The inverse of `to_plain`; `check_health` checks data from elsewhere."""
         curve = tuple((int(step), float(value)) for step, value in plain["curve"])
-        perfect = plain.get("perfect")
-        return cls(plain["metric"], float(plain["trivial"]), curve, None if perfect is None else float(perfect))
+        perfect, clips = plain.get("perfect"), plain.get("clips")
+        return cls(
+            plain["metric"],
+            float(plain["trivial"]),
+            curve,
+            None if perfect is None else float(perfect),
+            None if clips is None else int(clips),
+        )
+
+
+def read_health(health: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Any]) -> dict[str, TaskHealth]:
+    """Health of each task of a record, with the number of clips that its metrics have ("validation/ar3d/clips")."""
+    read = {task: TaskHealth.from_plain(plain) for task, plain in health.items()}
+    return {
+        task: replace(one, clips=_clips_of(one, int(metrics[name])))
+        if one.clips is None and one.best > 0 and (name := f"validation/{task}/clips") in metrics
+        else one
+        for task, one in read.items()
+    }
+
+
+def states_together(runs: Sequence[TaskHealth]) -> list[State]:
+    """State of each of several runs that differ in their seed alone.
+
+    A run has not converged if its own curve shows it, whatever chance may do, or if the mean curve does and the run's
+    own change is as large as it takes, chance or not.
+    """
+    states = [run.state for run in runs]
+    sound = [run for run, state in zip(runs, states, strict=True) if state in ("converged", "not converged")]
+    if len(sound) < 2 or len({(run.metric, len(run.curve)) for run in sound}) > 1:
+        return states
+    shares = [1 / run.chance if run.chance else math.inf for run in sound]
+    means = [fmean(gains) for gains in zip(*(run.gains for run in sound), strict=True)]
+    if _converged(means, 1 / sum(shares)):
+        return states
+    return [
+        "not converged" if state == "converged" and not _converged(run.gains, 0.0) else state
+        for run, state in zip(runs, states, strict=True)
+    ]
+
+
+def _converged(gains: Sequence[float], chance: float) -> bool | None:
+    if len(gains) < 2:
+        return None
+    rise, fall = gains[-1] - gains[-2], max(gains) - gains[-1]
+    # A whole number of clips is not to be taken for more by rounding.
+    chance += 1e-6
+    return rise < max(CONVERGED_GAIN, chance) and fall < max(MAX_FALL, chance)
+
+
+def _clips_of(health: TaskHealth, validated: int) -> int:
+    """Clips behind each point of a curve where so many were validated in all. Where these are more than a curve is
+    measured on: the fewest of which all accuracies of the curve are whole numbers."""
+    if validated <= CURVE_CLIPS:
+        return validated
+    for clips in range(FEWEST_CLIPS, CURVE_CLIPS):
+        counts = [value * clips / health.best for _, value in health.curve]
+        if all(abs(count - round(count)) < 1e-3 for count in counts):
+            return clips
+    return CURVE_CLIPS
 
 
 def check_health(plain: Any) -> None:

@@ -5,6 +5,7 @@
 import json
 import math
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -403,6 +404,24 @@ def test_a_cell_counts_its_collapsed_runs_and_nothing_is_said_of_its_difference(
         lines[-1]
         == "Runs that were still improving when they ended show which setting learns faster, not which ends better."
     )
+
+
+def test_the_runs_of_a_row_are_judged_together_where_the_number_of_clips_is_known():
+    plan = plan_of()
+    rising, still = (50, 80, 84), (50, 84, 84)  # Of 50 clips, two more in the last fifth.
+
+    def counted(curves):
+        records = with_health(plan, records_of(plan, {"full": FULL, "thin": WORSE}), "thin", curves)
+        for key in keys_of(plan, "thin"):
+            metrics = {**records[key].metrics, "validation/ar3d/clips": 50.0}
+            records[key] = replace(records[key], metrics=metrics)
+        report = build(plan_file_of(plan), records)
+        drawn = Counter(curve.state for curve in report.curves)
+        assert drawn["not converged"] == report.progress.health.get("not converged", 0)
+        return value_texts(cell_of(plan, records))[-1]
+
+    assert counted([rising] * 3) == "not converged 3 of 3"
+    assert "converged" not in counted([rising, rising, still])  # Four clips of 150.
 
 
 def test_a_collapsed_baseline_run_withholds_the_statement_of_every_row():

@@ -7,7 +7,15 @@ import pytest
 
 from tests.support.runs import POSE, options, toy_config
 from ups_model.data.format.clip_set import ClipSet, to_camera
-from ups_model.evaluation.health import TaskHealth, check_health, curve_steps, health_line, judge
+from ups_model.evaluation.health import (
+    TaskHealth,
+    check_health,
+    curve_steps,
+    health_line,
+    judge,
+    read_health,
+    states_together,
+)
 from ups_model.training.loop import train
 from ups_model.training.progress import read_rows
 
@@ -60,6 +68,79 @@ def test_curves_are_measured_at_every_fifth_of_a_run_and_once_a_step_in_a_short_
     assert curve_steps(480) == (96, 192, 288, 384, 480)
     assert curve_steps(3) == (1, 2, 3)
     assert curve_steps(1) == (1,)
+
+
+def of_clips(clips, *counts, trivial=12.0):
+    """An accuracy over so many clips, of which these counts are right."""
+    curve = tuple((k + 1, 100 * count / clips) for k, count in enumerate(counts))
+    return TaskHealth("ar2d/top1", trivial, curve, clips=clips)
+
+
+@pytest.mark.parametrize(
+    ("clips", "counts", "state"),
+    [
+        (50, (30, 38, 41, 41, 43), "converged"),  # Two clips are four points, and chance.
+        (50, (30, 38, 38, 38, 43), "converged"),  # Five more: all the changes to one side, one case of 16.
+        (50, (30, 38, 37, 37, 43), "not converged"),  # Six more: one of 32.
+        (50, (30, 43, 41, 41, 38), "converged"),
+        (50, (30, 44, 41, 41, 38), "not converged"),
+        (5000, (3000, 3800, 4000, 4000, 4087), "converged"),  # 1.76 points are 2 % of the way: many clips show it.
+        (5000, (3000, 3800, 4000, 4000, 4088), "not converged"),
+    ],
+)
+def test_a_change_of_five_clips_or_fewer_is_chance(clips, counts, state):
+    assert of_clips(clips, *counts).state == state
+
+
+def test_what_chance_may_do_in_each_run_it_does_not_do_in_all():
+    rising = of_clips(50, 30, 36, 38, 38, 42)
+    still = of_clips(50, 30, 40, 41, 42, 42)
+    assert states_together([rising]) == ["converged"]
+    # Twelve clips of 150 more: together they had not converged, whichever of them rose by 2 % of the way.
+    assert states_together([rising] * 3) == ["not converged"] * 3
+    # Eight: 5.3 points, more than five clips of 150.
+    assert states_together([rising, rising, still]) == ["not converged", "not converged", "converged"]
+    # Four: fewer than five.
+    assert states_together([rising, still, still]) == ["converged"] * 3
+    collapsed = of_clips(50, 30, 38, 38, 38, 8)
+    assert states_together([rising, still, still, collapsed])[-1] == "collapsed"
+    lifted = TaskHealth("pe/mpjpe_mm", 160, ((1, 80), (2, 60), (3, 56)))
+    assert states_together([lifted] * 2) == ["not converged"] * 2  # As each alone: 4 mm of 160.
+
+
+def test_together_runs_are_judged_right_far_more_often_than_one_by_one():
+    """Three seeds of 50 clips, a tenth of which change their answer between two measurements."""
+    random = np.random.default_rng(0)
+
+    def share(rise, judged):
+        """Of 400 arms, those with a run that counts as not converged."""
+        hits = 0
+        for _ in range(400):
+            counts = 42 - rise + random.binomial(5, 0.5, (3, 1)) - random.binomial(5, 0.5, (3, 1))
+            ends = counts[:, 0] + random.binomial(5, 0.5, 3) - random.binomial(5, 0.5, 3) + rise
+            runs = [of_clips(50, 25, 32, 36, before, after) for before, after in zip(counts[:, 0], ends, strict=True)]
+            hits += "not converged" in judged(runs)
+        return hits / 400
+
+    def plainly(runs):
+        return [TaskHealth.from_plain(run.to_plain() | {"clips": None}).state for run in runs]
+
+    assert share(0, plainly) > 0.5  # Nothing improves, and yet most arms would count as not converged.
+    assert share(0, states_together) < 0.2
+    assert share(4, states_together) > 0.9  # Four clips of 50 in each run: eight points.
+
+
+def test_the_clips_of_a_curve_come_from_the_record_s_metrics():
+    plain = {"ar2d": TaskHealth("ar2d/top1", 12.0, ((1, 80.0), (2, 84.0))).to_plain()}
+    assert read_health(plain, {})["ar2d"].clips is None
+    assert read_health(plain, {"validation/ar2d/clips": 50.0})["ar2d"].clips == 50
+    # On part of many clips: 45 of 64 and 38 of 64 are on no fewer than 32.
+    part = {"action": TaskHealth("action/top1", 12.0, ((1, 70.3125), (2, 59.375))).to_plain()}
+    assert read_health(part, {"validation/action/clips": 704.0})["action"].clips == 64
+    other = {"action": TaskHealth("action/top1", 12.0, ((1, 70.31), (2, 59.37))).to_plain()}
+    assert read_health(other, {"validation/action/clips": 704.0})["action"].clips == 256
+    pose = {"pe": TaskHealth("pe/mpjpe_mm", 160.0, ((1, 80.0), (2, 50.0))).to_plain()}
+    assert read_health(pose, {"validation/pe/clips": 50.0})["pe"].clips is None
 
 
 def test_plain_data_and_back_is_the_same_health():
