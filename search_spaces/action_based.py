@@ -85,8 +85,6 @@ STUDY = Study(
         "pe.batch_size": 64,
         "pe.targets_per_window": 4,
         "width": 128,
-        "learning_rate": 2e-3,
-        "norm_momentum_end": 0.01,
         "validation_folds": 1,  # Not each training subject has done each exercise.
         "steps": STEPS,
         "decay_samples": 0,
