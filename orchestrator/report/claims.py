@@ -21,9 +21,12 @@ from orchestrator.report.claim_tests import (
 from orchestrator.report.model import CODE, UNKNOWN, Cell, ClaimResult, NewSubjects, TableOfCells, unhealthy
 from orchestrator.report.statistics import is_possible, mean_and_sd, t_interval
 from search_spaces.study import Claim
+from ups_model.config import set_of
 
 Outcomes = Mapping[str, np.ndarray]
 """Arrays of a unit's outcomes.npz (`ups_model.evaluation.outcomes`)."""
+ERRORS = ("mpjpe_mm", "p_mpjpe_mm")
+"""Measures of poses that outcomes have sums of."""
 OutcomesOf = Callable[[str], Outcomes | None]
 """Outcomes of a unit by its key; None where there are none at hand."""
 
@@ -110,8 +113,9 @@ def _test(
     withheld = (*_incomparable(claim, column, arm, baseline), *_differing_runs(plan, records, keys))
     if decision.p < ALPHA and decide(values, claim.kind, claim.margin).direction != decision.direction:
         withheld += ("the effect of all seeds is on the other side than that of an earlier look",)
+    classes = plan.data[set_of(column.sources[0])].classes if column.sources else ()
     subjects = _new_subjects(
-        column, [{seed: outcomes(key) for seed, key in one.items() if seed in effects} for one in keys]
+        column, classes, [{seed: outcomes(key) for seed, key in one.items() if seed in effects} for one in keys]
     )
     return ClaimResult(
         claim, column, effects, low, high, subjects, published, decision, decision.p, withheld, seeds_needed=None
@@ -180,17 +184,20 @@ def _seeds_needed(plan: PlanFile, result: ClaimResult, family: int) -> int | Non
     return seeds_needed(mean, sd, result.claim.kind, result.claim.margin, level)
 
 
-def _new_subjects(column: PlannedColumn, by_seed: Sequence[Mapping[int, Outcomes | None]]) -> NewSubjects | str:
+def _new_subjects(
+    column: PlannedColumn, classes: Sequence[str], by_seed: Sequence[Mapping[int, Outcomes | None]]
+) -> NewSubjects | str:
     """The effect for new subjects and seeds; or why there is none.
 
     Args:
+        classes: names of the clips' classes.
         by_seed: outcomes of the arm's runs and of the baseline's, by seed.
     """
     if len(by_seed[0]) < 2:
         return "fewer than 2 seeds"
     if any(one is None for runs in by_seed for one in runs.values()):
         return "results by clip are not at hand"
-    every = [[subject_means(column, runs[seed]) for seed in sorted(runs)] for runs in by_seed]
+    every = [[subject_means(column, runs[seed], classes) for seed in sorted(runs)] for runs in by_seed]
     if any(one is None for runs in every for one in runs):
         return "this metric has no results by clip"
     means = [[one or {} for one in runs] for runs in every]
@@ -209,19 +216,25 @@ def _new_subjects(column: PlannedColumn, by_seed: Sequence[Mapping[int, Outcomes
     return NewSubjects(mean, low, high, len(subjects))
 
 
-def subject_means(column: PlannedColumn, outcomes: Outcomes | None) -> dict[int, float] | None:
+def subject_means(
+    column: PlannedColumn, outcomes: Outcomes | None, classes: Sequence[str] = ()
+) -> dict[int, float] | None:
     """A column's metric of each test subject, from the results by clip; None for a metric that has none.
 
     Accuracies in %, errors in mm: the sum over a subject's frames by their number.
+
+    Args:
+        classes: names of the clips' classes, of which an error may be ("pe/mpjpe_mm/deep squat").
     """
     if outcomes is None or not column.sources:
         return None
     measure = column.metric.partition("/")[2]
+    measure, _, action = measure.partition("/") if measure.startswith(ERRORS) else (measure, "", "")
     place = f"{column.task}/{column.sources[0]}/"
     if f"{place}{ITEM}{measure}" in outcomes:
         value = outcomes[f"{place}{ITEM}{measure}"]
         weight = np.ones(len(value))
-    elif measure in ("mpjpe_mm", "p_mpjpe_mm"):
+    elif measure in ERRORS:
         sums, counts = f"{place}{measure.replace('mpjpe', 'error_sum')}", f"{place}frames"
         if sums not in outcomes or counts not in outcomes:
             return None
@@ -234,4 +247,9 @@ def subject_means(column: PlannedColumn, outcomes: Outcomes | None) -> dict[int,
         value = 100.0 * (outcomes[rank] < int(top))
         weight = np.ones(len(value))
     subject = outcomes[f"{place}subject"]
+    if action:
+        if action not in classes or f"{place}label" not in outcomes:
+            return None
+        of_action = outcomes[f"{place}label"] == classes.index(action)
+        value, weight, subject = value[of_action], weight[of_action], subject[of_action]
     return {int(one): float(value[subject == one].sum() / weight[subject == one].sum()) for one in np.unique(subject)}

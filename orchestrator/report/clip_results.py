@@ -47,7 +47,7 @@ def check_outcomes(arrays: Outcomes) -> None:
         if metrics := item_metrics(named):
             _check_items(place, named, metrics)
             continue
-        rows = [*POSE_ROWS, *SUMS] if poses else [*CLASS_ROWS]
+        rows = [*POSE_ROWS, *SUMS, *(["label"] if "label" in named else [])] if poses else [*CLASS_ROWS]
         rows += [f"{name}{end}" for end in ends for name in ANSWERS]
         if missing := [name for name in rows if name not in named]:
             raise ValueError(f"{place}: {missing[0]} is missing")

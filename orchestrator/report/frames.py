@@ -144,7 +144,7 @@ def _items(named: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 
 
 def _poses(named: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    same = {name: named[name] for name in POSE_ROWS}
+    same = {name: named[name] for name in (*POSE_ROWS, "label") if name in named}
     means = {name: named[name.replace("_mm", "_sum_mm")] / named["frames"] for name in ("error_mm", "p_error_mm")}
     return [same | means]
 

@@ -229,9 +229,9 @@ def measure_poses(
                 metrics[f"{name}/{action}_se"] = standard_error_over(error_B[own_B], clip_B)
     if outcomes is not None:
         clip_B, camera_B = sequence_B2[:, 0] // cameras_apart, sequence_B2[:, 0] % cameras_apart
-        subject = source.clips.subject
+        subject, label = source.clips.subject, source.clips.label
         pair = errors["mpjpe_mm"], errors["p_mpjpe_mm"]
-        outcomes |= pose_outcomes(*pair, clip_B, camera_B, sequence_B2[:, 1], subject)
+        outcomes |= pose_outcomes(*pair, clip_B, camera_B, sequence_B2[:, 1], subject, label)
         place_B3 = torch.stack([clip_B, camera_B, sequence_B2[:, 1]], dim=1)
         bones = [(joint, parent) for joint, parent in enumerate(source.skeleton.parents) if parent >= 0]
         outcomes |= pose_examples(errors["mpjpe_mm"], place_B3, torch.cat(joints).cpu(), pred_BJ3, true_BJ3, bones)

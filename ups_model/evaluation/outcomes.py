@@ -5,7 +5,7 @@ Arrays are named `task/source/what`; rows are clips in the order of the fingerpr
     clip, subject, label      [n] row in the clip set, its subject (-1 unknown), its true class
     predicted, rank           [n] int16: best class; rank of the true one, 0 = right (early prediction: `rank@0.2`)
     margin                    [n] float16: score of the true class less the best other one
-    clip, camera, subject     [n] pose estimation: one row a clip and camera
+    clip, camera, subject     [n] pose estimation: one row a clip and camera; `label` where all have a class
     error_sum_mm, frames      [n] float64 sum of the frames' MPJPE, and number of frames
     p_error_sum_mm            [n] float64 the same of P-MPJPE
     frame, frame_error        [frames] row by row: frame in the clip, its MPJPE as uint16 of 0.01 mm (655.35 at most),
@@ -58,7 +58,13 @@ def class_outcomes(logits_BK: Tensor, label_B: Tensor, at: str = "") -> Outcomes
 
 
 def pose_outcomes(
-    error_B: Tensor, p_error_B: Tensor, clip_B: Tensor, camera_B: Tensor, frame_B: Tensor, subject: np.ndarray
+    error_B: Tensor,
+    p_error_B: Tensor,
+    clip_B: Tensor,
+    camera_B: Tensor,
+    frame_B: Tensor,
+    subject: np.ndarray,
+    label: np.ndarray,
 ) -> Outcomes:
     """Sums and counts of each (clip, camera), and the error of each frame.
 
@@ -69,6 +75,7 @@ def pose_outcomes(
         camera_B: its camera.
         frame_B: its frame in the clip.
         subject: [clips of the set].
+        label: [clips of the set] classes, -1 of none.
     """
     error, p_error, clip, camera, frame = (
         value.cpu().numpy() for value in (error_B, p_error_B, clip_B, camera_B, frame_B)
@@ -84,6 +91,8 @@ def pose_outcomes(
         "p_error_sum_mm": np.add.reduceat(p_error.astype(np.float64), first),
         "frames": np.diff([*first, len(error)]).astype(np.int32),
     }
+    if (label_M := np.asarray(label)[pairs[:, 0]]).min() >= 0:
+        arrays["label"] = label_M.astype(np.int16)
     if 6 * len(error) <= MAX_FRAME_BYTES:
         arrays["frame"] = frame.astype(np.int32)
         arrays["frame_error"] = np.minimum(np.rint(error / FRAME_UNIT_MM), 65535).astype(np.uint16)

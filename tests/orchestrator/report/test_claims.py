@@ -392,6 +392,24 @@ def test_means_of_subjects_are_those_of_their_clips():
     assert subject_means(replace(error, metric="pe/floor_mm"), outcomes) is None
 
 
+def test_means_of_one_action_are_those_of_its_clips():
+    error = planned_column(MPJPE)
+    squat = replace(error, metric="pe/mpjpe_mm/deep squat")
+    place = f"pe/{error.sources[0]}/"
+    outcomes = {
+        f"{place}error_sum_mm": np.array([100.0, 50.0, 30.0]),
+        f"{place}frames": np.array([2, 1, 1]),
+        f"{place}subject": np.array([7, 7, 8]),
+        f"{place}label": np.array([1, 0, 1]),
+    }
+    assert subject_means(squat, outcomes, ("lunge", "deep squat")) == {7: 50.0, 8: 30.0}
+    assert subject_means(error, outcomes, ("lunge", "deep squat")) == {7: 50.0, 8: 30.0}
+    assert subject_means(replace(error, metric="pe/mpjpe_mm/lunge"), outcomes, ("lunge", "deep squat")) == {7: 50.0}
+    assert subject_means(squat, outcomes, ("lunge",)) is None
+    del outcomes[f"{place}label"]
+    assert subject_means(squat, outcomes, ("lunge", "deep squat")) is None
+
+
 def planned_column(column):
     plan = plan_file_of(plan_of(columns=(column,), rows=paperless_rows()))
     return plan.tables[0].columns[0]

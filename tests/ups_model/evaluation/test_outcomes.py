@@ -33,7 +33,11 @@ def test_of_equal_scores_the_lower_class_counts_as_better_as_in_the_accuracy():
 def test_errors_of_frames_are_added_up_by_clip_and_camera():
     clip, camera, frame = (torch.tensor(values) for values in ([4, 4, 2, 4], [0, 1, 0, 0], [7, 3, 0, 5]))
     error = torch.tensor([10.0, 20.0, 30.004, 1000.0], dtype=torch.float64)
-    outcomes = pose_outcomes(error, error / 2, clip, camera, frame, subject=np.array([0, 0, 9, 0, 5]))
+    of_clips = {"subject": np.array([0, 0, 9, 0, 5]), "label": np.array([-1, -1, 3, -1, 2])}
+    outcomes = pose_outcomes(error, error / 2, clip, camera, frame, **of_clips)
+    assert outcomes["label"].tolist() == [3, 2, 2]
+    unnamed = pose_outcomes(error, error / 2, clip, camera, frame, of_clips["subject"], np.array([0, 0, -1, 0, 1]))
+    assert "label" not in unnamed
     assert outcomes["clip"].tolist() == [2, 4, 4] and outcomes["camera"].tolist() == [0, 0, 1]
     assert outcomes["subject"].tolist() == [9, 5, 5] and outcomes["frames"].tolist() == [1, 2, 1]
     assert outcomes["error_sum_mm"].tolist() == pytest.approx([30.004, 1010, 20])
