@@ -78,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(metric_table(shown))
     print(
         f"{result.status} at step {result.step}, {result.about['train_seconds']:.0f} s on {result.about['device']} "
-        f"({result.about['precision']}), {result.about['parameters'] / 1e6:.2f} M parameters, run {result.key}"
+        f"({result.about['precision']}), {result.about['parameters'] / 1e6:.2f} M parameters, run {result.key}, in "
+        f"{out}"
     )
     return 0 if result.status == "finished" else 1
 

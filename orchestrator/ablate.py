@@ -341,7 +341,10 @@ def closing(graph: TaskGraph, notes: Sequence[str]) -> list[str]:
     if graph.stopping:
         lines.append("stopped; the same command goes on from here")
     elif graph.error:
-        lines.append("the same command tries the failed units again")
+        lines.append(
+            "the same command tries the failed units again; after a change of the code that trains, with "
+            "--accept-other-code it goes on from their checkpoints, with --retrain it begins anew"
+        )
     return lines
 
 

@@ -351,7 +351,7 @@ def checkpoint_interval(steps: int) -> int:
 
 def near_names(name: str, names: Sequence[str]) -> str:
     """For a message: those of the names that a wrong one may have meant."""
-    return f"near: {', '.join(difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names)}"
+    return f"near: {', '.join(difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names) or 'none'}"
 
 
 @cache
@@ -367,14 +367,15 @@ def load_project(address: str) -> Project:
     try:
         project = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
-        way = "start the command where its package lies, or install it"
-        raise ValueError(f"project {address}: cannot be imported ({error}); {way}") from error
+        raise ValueError(f"project {address}: cannot be imported ({error}); cd to its folder, or install it") from error
     except Exception as error:  # The user's module may fail in any way; the way out is in that module.
         frame, text = traceback.extract_tb(error.__traceback__)[-1], " ".join(str(error).split())
         where = f"{type(error).__name__}: {text}, {Path(frame.filename).name} line {frame.lineno}"
         raise ValueError(f"project {address}: {module} fails when it is imported ({where})") from error
     if project is None:
-        raise ValueError(f"project {address}: {module} has no {name}")
+        there = sys.modules[module]
+        near = near_names(name, [one for one, value in vars(there).items() if isinstance(value, Project)])
+        raise ValueError(f"project {address}: {there.__file__} has no {name}; {near}")
     if not isinstance(project, Project):
         missing = sorted(name for name in vars(Project) if not name.startswith("_") and not hasattr(project, name))
         raise ValueError(

@@ -10,6 +10,7 @@ from orchestrator.report.claims import looks_of
 from orchestrator.report.model import CODE, PROVENANCE, UNKNOWN, Report, Source, TableOfCells
 from orchestrator.report.statistics import CONFIDENCE
 from orchestrator.report.wording import DAGGER, DOUBLE_DAGGER, NONE, listed, sign_agrees
+from orchestrator.storage.source_check import THEN
 from ups_model.config import set_of
 from ups_model.evaluation.health import CHANCE_CLIPS, COLLAPSED_GAIN, CONVERGED_GAIN, LEARNT_GAIN, MAX_FALL
 from ups_model.training.progress import duration
@@ -169,6 +170,14 @@ def table_warnings(table: TableOfCells) -> list[str]:
                 for origin in origins
             )
             warnings.append(f"The runs of this table differ in {name}: {where}.")
+    mixed = [origin for origin in table.origins["training code"] if THEN in origin.value]
+    if mixed:
+        units, rows = sum(origin.units for origin in mixed), {label: None for origin in mixed for label in origin.rows}
+        warnings.append(
+            f"Begun by other code than that which ended it: {count(units, 'unit')} ("
+            f"{listed(dict.fromkeys(origin.value for origin in mixed))}), in row{'s' * (len(rows) > 1)} "
+            f"{listed(f'“{label}”' for label in rows)}."
+        )
     dirty = [_shown("commit", origin.value) for origin in table.origins["commit"] if "-dirty" in origin.value]
     if dirty:
         warnings.append(f"Trained from a working tree with uncommitted changes: {listed(dirty)}.")

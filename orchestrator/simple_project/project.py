@@ -67,6 +67,8 @@ class SimpleProject:
         return {self.task: self.title}
 
     def base(self, preset: str) -> SimpleSettings:
+        if self.presets and preset not in self.presets:
+            raise ValueError(f"preset must be one that {self.name} has ({', '.join(self.presets)}), got {preset!r}")
         return SimpleSettings(self.settings_type()).with_fields({**self.presets.get(preset, {}), "seed": 0})
 
     def read(self, canonical: Mapping[str, Any]) -> SimpleSettings:
@@ -85,6 +87,8 @@ class SimpleProject:
                 f"--data {unused[0]}: {self.name} reads no data set of this name; it reads {', '.join(names) or 'none'}"
             )
         made = {one.name for one in self._known if one.made}
+        if useless := [name for name in places if name in made]:
+            raise ValueError(f"--data {useless[0]}: {self.name} makes this data set itself; leave it out")
         if missing := [name for name in names if name not in places and name not in made]:
             raise ValueError(f"{self.name} reads the data set {missing[0]!r}: give --data {missing[0]}=PATH")
         return {name: places.get(name, Path()) for name in names}
@@ -283,7 +287,8 @@ def simple_project(
         code: modules whose source decides what is trained, beside that of `train` and the modules of its package that
             it imports anywhere: records tell when they have changed.
         data: what is read, or a function of the settings that says so.
-        presets: changes to the settings for `--preset` tiny, small and paper.
+        presets: changes to the settings for `--preset` tiny, small and paper, or for some of these, and then no other
+            is taken; with none at all, each is the settings as they are.
         samples: training samples of a run, so that rows of unequal budgets are marked.
         sizes: parameters and operations, for plans and costs.
         fingerprint: of a data set's content, where reading all of it takes too long.
@@ -327,7 +332,7 @@ def simple_project(
         sizes_of=sizes,
         fingerprint=fingerprint or content_digest,
     )
-    made.base("tiny").canonical()  # ValueError for settings that can't be in a key.
+    made.base(next(iter(made.presets), "tiny")).canonical()  # ValueError for settings that can't be in a key.
     return made
 
 

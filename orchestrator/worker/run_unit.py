@@ -8,10 +8,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from orchestrator.project import Identity, Request, Result
 from orchestrator.record import Record
@@ -338,9 +338,24 @@ def _about(job: Job, started: float) -> dict[str, Any]:
     } | (gpus if job.gpus else {})
 
 
+class _Twice:
+    """A text stream whose output another one gets too, at once; all else is the first one's."""
+
+    def __init__(self, first: TextIO, second: TextIO) -> None:
+        self._first, self._second = first, second
+
+    def write(self, text: str) -> int:
+        self._second.write(text)
+        self._second.flush()
+        return self._first.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._first, name)
+
+
 @contextmanager
 def _log_to(file: Path) -> Iterator[None]:
-    """Everything that the unit logs goes to its own file."""
+    """Everything that the unit logs and prints goes to its own file; prints go where they went before too."""
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     root = logging.getLogger()
@@ -350,7 +365,8 @@ def _log_to(file: Path) -> Iterator[None]:
     logging.captureWarnings(True)
     try:
         logger.info("%s, process %d on %s", " ".join(sys.argv[:1]), os.getpid(), socket.gethostname())
-        yield
+        with redirect_stdout(cast(TextIO, _Twice(sys.stdout, cast(TextIO, handler.stream)))):
+            yield
     finally:
         root.removeHandler(handler)
         root.setLevel(level)

@@ -346,6 +346,16 @@ def test_mixed_commits_devices_and_a_dirty_tree_are_named_with_their_rows():
     ]
 
 
+def test_a_table_says_which_units_other_code_began():
+    plan = plan_of()
+    records = records_of(plan, {"thin": THIN, "full": FULL})
+    odd = keys_of(plan, "thin")[0]
+    begun = {"source": {"training": "aaaa then bbbb", "evaluation": "cccc"}}
+    records[odd] = replace(records[odd], about={**records[odd].about, **begun})
+    warnings = table_warnings(build(plan_file_of(plan), records).tables[0])
+    assert "Begun by other code than that which ended it: 1 unit (aaaa then bbbb), in row “thin”." in warnings
+
+
 def test_the_provenance_of_a_parent_counts():
     plan = plan_of((Row("thin", {"encoder_layers": 1}), ROWS[1]), seeds=1)
     (child,) = keys_of(plan, "thin")

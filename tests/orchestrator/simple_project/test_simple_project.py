@@ -215,7 +215,7 @@ def test_a_unit_comes_back_from_plain_data():
         ([Row("a", training="joint")], {}, "training must be one of trained, got 'joint'"),
         ([Row("a")], {"column": Column("pe/mpjpe_mm", "E", "mm", False)}, r"must begin with a task \(counter\)"),
         ([Row("a")], {"project": "nowhere.to_be:FOUND"}, "project nowhere.to_be:FOUND: cannot be imported"),
-        ([Row("a")], {"project": f"{__name__}:MISSING"}, "has no MISSING"),
+        ([Row("a")], {"project": f"{__name__}:PROJEKT"}, r"test_simple_project\.py has no PROJEKT; near: PROJECT"),
         ([Row("a")], {"project": f"{__name__}:Settings"}, "it lacks base, check"),
         ([Row("a")], {"project": "counter"}, "project must be package.module:NAME, got 'counter'"),
         ([Row("a")], {"column": Column("counter/score", "E", "%", True, {"layers": 2})}, "fields of the section data"),
@@ -233,6 +233,21 @@ def test_a_module_that_fails_when_it_is_imported_says_where(tmp_path, monkeypatc
         load_project("broken_model:PROJECT")
 
 
+def test_a_field_of_the_command_line_that_no_setting_is_says_where_it_comes_from_and_what_there_is():
+    with pytest.raises(
+        ValueError, match="--set: unknown field 'momentum'; Settings has layers, rate, name, data, steps"
+    ):
+        resolve(study(Row("a")), "tiny", {"momentum": "0.9"})
+
+
+def test_of_a_project_that_names_its_presets_no_other_is_taken():
+    named = project(presets={"small": {"steps": 20}})
+    assert named.base("small").values.steps == 20
+    with pytest.raises(ValueError, match=r"preset must be one that counter has \(small\), got 'paper'"):
+        named.base("paper")
+    assert project().base("paper").values.steps == 10
+
+
 def test_a_metric_that_a_project_does_not_measure_is_refused_with_near_names():
     with pytest.raises(ValueError, match="column 'counter/scores' is not measured by counter; near: counter/score"):
         PROJECT.check_metric(PROJECT.base("tiny"), "counter/scores", {})
@@ -244,6 +259,8 @@ def test_data_must_be_named_and_only_data_that_are_read(tmp_path):
         made.locate([], ["poses"])
     with pytest.raises(ValueError, match="reads no data set of this name; it reads poses"):
         made.locate(["pose=x"], ["poses"])
+    with pytest.raises(ValueError, match="--data noise: counter makes this data set itself; leave it out"):
+        project(data=[DataSet("noise", made=True)]).locate(["noise=x"], ["noise"])
     with pytest.raises(ValueError, match="there is no such file or folder"):
         made.open(made.locate([f"poses={tmp_path / 'none'}"], ["poses"]))
 

@@ -1,6 +1,7 @@
 """What one unit does in a worker: every way it can end, and that the process it runs in leaves no trace in it."""
 
 import dataclasses
+import logging
 import math
 import os
 import shutil
@@ -14,7 +15,7 @@ import ups_model.training.run
 from orchestrator.planning.inputs import read_inputs
 from orchestrator.storage.ledger import FAILURE, RECORD, Ledger
 from orchestrator.worker.job import Job, Rung
-from orchestrator.worker.run_unit import run_unit
+from orchestrator.worker.run_unit import _log_to, run_unit
 from search_spaces import find_study, study_names
 from search_spaces.columns import MPJPE
 from search_spaces.study import UPS, Row, Study, Table
@@ -115,6 +116,16 @@ def test_a_unit_that_another_process_holds_is_left_alone(bench, tmp_path, monkey
         outcome = run(bench, plan, unit, tmp_path)
         assert outcome.status == "busy" and f"process {os.getpid()}" in outcome.error
         assert sorted(ledger.folder(unit).iterdir()) == files
+
+
+def test_what_a_unit_prints_is_in_its_log_and_on_the_screen(tmp_path, capsys):
+    with _log_to(tmp_path / "log.txt"):
+        print("resumed at", 7)
+        logging.getLogger("trainer").info("step 8")
+    print("after")
+    text = (tmp_path / "log.txt").read_text()
+    assert "resumed at 7\n" in text and "step 8" in text and "after" not in text
+    assert capsys.readouterr().out == "resumed at 7\nafter\n"
 
 
 @pytest.mark.slow
