@@ -25,6 +25,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_TEXT = re.compile(rf"{os.strerror(errno.ENOSPC)}|{os.strerror(errno.EDQUOT)}|os error ({FULL[0]}|{FULL[1]})\b")
 """What libraries that raise no OSError, such as safetensors, and processes of a unit's own say of a full disk."""
 
+FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+"""Of a traceback."""
+
 
 class Tries(Protocol):
     """What is known of tries that are under way, by their names."""
@@ -142,11 +145,13 @@ def _kind_of(error: BaseException | None) -> Literal["raised", "unreachable", "f
 
 
 def _first_line(error: BaseException | None) -> str:
-    """What went wrong, for people: of an exception of a worker, its own last line."""
+    """What went wrong, for people: of an exception of a worker, its own last line and where it was raised."""
     if isinstance(error, RayActorError) or error is None:
         return "its process died; see its log"
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    frames = FRAME.findall(str(error))
+    where = f", {Path(frames[-1][0]).name} line {frames[-1][1]}" if frames else ""
+    return (lines[-1].strip() if lines else type(error).__name__) + where
 
 
 class AtRest(tune.Stopper):

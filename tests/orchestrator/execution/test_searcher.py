@@ -6,7 +6,7 @@ import os
 import pytest
 from ray.exceptions import RayTaskError
 
-from orchestrator.execution.searcher import _kind_of
+from orchestrator.execution.searcher import _first_line, _kind_of
 
 
 def task_error(cause):
@@ -27,3 +27,12 @@ def task_error(cause):
 )
 def test_a_full_disk_is_told_from_other_failures(cause, kind):
     assert _kind_of(task_error(cause)) == kind
+
+
+def test_a_worker_s_exception_is_told_with_the_place_where_it_was_raised():
+    text = (
+        'ray::train()\n  File "/a/worker.py", line 3, in train\n    step()\n  File "/b/model.py", line 52, in step\n'
+        "    weights['head']\nKeyError: 'head'\n"
+    )
+    assert _first_line(RayTaskError("train", text, KeyError("head"))) == "KeyError: 'head', model.py line 52"
+    assert _first_line(RayTaskError("train", "ray::train()\nKeyError: 'head'", KeyError("head"))) == "KeyError: 'head'"
