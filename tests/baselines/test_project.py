@@ -138,7 +138,7 @@ def test_the_test_split_is_measured_later_without_training(planned, tmp_path):
         ('Row("MLP", LIFT', 'Row("MLP", {**LIFT, "pe.sources": ("toy_flat",)}', "row 'MLP': .*toy_flat"),
         ('Row("DD-Net", CLASS', 'Row("DD-Net", {**CLASS, "receptive": 1}', "row 'DD-Net': unknown field 'receptive'"),
         ("(AR3D, AR2D[0])", "(AR3D, MPJPE)", "a column measures pe, which dd_net doesn't train"),
-        ("baselines.project:DD_NET", "baselines.project:DDNET", "baselines.project has no DDNET"),
+        ("baselines.project:DD_NET", "baselines.project:DDNET", "project.py has no DDNET; near: DD_NET"),
         ('Row("DD-Net", CLASS', 'Row("DD-Net", CLASS, "joint"', "training must be one of separate, got 'joint'"),
     ],
 )

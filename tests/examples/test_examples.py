@@ -243,7 +243,7 @@ def test_the_lifting_example_is_searched_and_its_best_trial_measured(poses, tmp_
         ('"dropout": Range(0.0, 0.5)', '"steps": Range(10, 20)', "steps changes how many samples"),
         ('"minimize"', '"maximize"', "direction of validation/lifting/mpjpe must be 'minimize', got 'maximize'"),
         ("lifting/mpjpe", "lifting/mpjp", "objective 'validation/lifting/mpjp' is not measured"),
-        ("project:PROJECT", "project:OTHER", "examples.lifting_mlp.project has no OTHER"),
+        ("project:PROJECT", "project:OTHER", "project.py has no OTHER; near: PROJECT"),
     ],
 )
 def test_a_space_of_an_example_that_makes_no_sense_is_refused(old, new, message, poses, tmp_path):
