@@ -83,7 +83,7 @@ def worth(settings, test):
 
 
 PROJECT = simple_project(
-    "hill", train, Settings, [Metric("accuracy", trivial=0.0)], presets={"small": {"steps": 20}}
+    "hill", train, Settings, [Metric("accuracy", trivial=0.0)], presets={"tiny": {}, "small": {"steps": 20}}
 )
 '''
 STUDY = """
