@@ -365,7 +365,7 @@ def load_project(address: str) -> Project:
     if not module or not name:
         raise ValueError(f"project must be package.module:NAME, got {address!r}; UPS is {UPS}")
     try:
-        project = getattr(importlib.import_module(module), name, None)
+        project = getattr(loaded := importlib.import_module(module), name, None)
     except ImportError as error:
         raise ValueError(f"project {address}: cannot be imported ({error}); cd to its folder, or install it") from error
     except Exception as error:  # The user's module may fail in any way; the way out is in that module.
@@ -373,9 +373,8 @@ def load_project(address: str) -> Project:
         where = f"{type(error).__name__}: {text}, {Path(frame.filename).name} line {frame.lineno}"
         raise ValueError(f"project {address}: {module} fails when it is imported ({where})") from error
     if project is None:
-        there = sys.modules[module]
-        near = near_names(name, [one for one, value in vars(there).items() if isinstance(value, Project)])
-        raise ValueError(f"project {address}: {there.__file__} has no {name}; {near}")
+        near = near_names(name, [one for one in vars(loaded) if one[:1].isupper() and one.isupper()])
+        raise ValueError(f"project {address}: {getattr(loaded, '__file__', module)} has no {name}; {near}")
     if not isinstance(project, Project):
         missing = sorted(name for name in vars(Project) if not name.startswith("_") and not hasattr(project, name))
         raise ValueError(

@@ -62,7 +62,8 @@ FORMER = {
     "17eda557a5e1e763": "6ac0c360a60ab3ff",
 }
 """Digests of code that trains and measures bit for bit as other code, that of `baselines` too, and the digest that
-stands for both; benchmarks/same_training.py shows it for a commit."""
+stands for both; benchmarks/same_training.py shows it for a commit. Outcomes of 924ad9e9e4987021 and before lack the
+labels of poses."""
 _PARSING = threading.Lock()
 """Python 3.11 can't parse in two threads at a time: "AST constructor recursion depth mismatch"."""
 TYPES = ("__future__", "collections.abc", "typing")

@@ -96,10 +96,11 @@ def resolve(study: Study, preset_name: str, changes: Mapping[str, Any]) -> Resol
             column.
     """
     project = load_project(study.project)
+    preset = project.base(preset_name)
     with errors_at("--set"):
         for name in changes:
-            project.base(preset_name).field_path(name)
-    base = with_layers(project.base(preset_name), study.base, changes).with_fields({"seed": 0})
+            preset.field_path(name)
+    base = with_layers(preset, study.base, changes).with_fields({"seed": 0})
     tables = []
     for table in study.tables:
         where = f"study {study.name!r}, table {table.name!r}"

@@ -155,13 +155,13 @@ class _Builder:
     @cached_property
     def _states(self) -> dict[tuple[str, str], str]:
         """State of health of the same; those of one arm are judged together."""
-        alike: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+        runs_of_arm: dict[tuple[str, ...], list[tuple[str, str]]] = {}
         for key, task in self._health_of:
             unit = self.units[key]
-            alike.setdefault((unit.arm, unit.stage, unit.task, task), []).append((key, task))
+            runs_of_arm.setdefault((unit.arm, unit.stage, unit.task, task), []).append((key, task))
         return {
             place: state
-            for places in alike.values()
+            for places in runs_of_arm.values()
             for place, state in zip(places, states_together([self._health_of[one] for one in places]), strict=True)
         }
 

@@ -174,7 +174,8 @@ def table_warnings(table: TableOfCells) -> list[str]:
     if mixed:
         units, rows = sum(origin.units for origin in mixed), {label: None for origin in mixed for label in origin.rows}
         warnings.append(
-            f"Begun by other code than that which ended it: {count(units, 'unit')} ("
+            "Trained by more than one version of the code, one after the other, parents included: "
+            f"{count(units, 'unit')} ("
             f"{listed(dict.fromkeys(origin.value for origin in mixed))}), in row{'s' * (len(rows) > 1)} "
             f"{listed(f'“{label}”' for label in rows)}."
         )
@@ -214,8 +215,8 @@ def legend(report: Report) -> list[str]:
         "pose) on held-out training subjects, or lost half of what it had gained. not converged: it gained "
         f"{CONVERGED_GAIN:.0%} or more of the way to a perfect answer in the last fifth of its steps, lost "
         f"{MAX_FALL:.0%}, or gained less than {LEARNT_GAIN:.0%} in all. Differences to such runs have no "
-        f"statement. A change of up to {CHANCE_CLIPS} clips may be chance and does not count, in a run nor in the mean "
-        "curve of a row's runs, which has the clips of all of them.",
+        f"statement. Of accuracies, a change of up to {CHANCE_CLIPS} clips may be chance and counts neither in a run "
+        "nor in the mean curve of a row's runs, which has the clips of all of them.",
     ]
     if any(cell.n == 1 for cell in cells):
         lines.append(

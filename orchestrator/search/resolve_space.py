@@ -94,7 +94,11 @@ def read_search(
     changes = assignments(sets, "--set", "FIELD=VALUE")
     with errors_at(f"space {space.name!r}"):
         project = load_project(space.project)
-    base = with_layers(project.base(preset_name), space.base, changes)
+    preset = project.base(preset_name)
+    with errors_at("--set"):
+        for field in changes:
+            preset.field_path(field)
+    base = with_layers(preset, space.base, changes)
     dimensions = check_dimensions(space, base, [base.field_path(name) for name in changes])
     paths = project.locate(data, project.sets(base))
     opened = project.open(paths)

@@ -1,5 +1,6 @@
 """Runs one unit in a worker process: claims it, trains or resumes it, writes its record. Imports no Ray."""
 
+import io
 import logging
 import os
 import platform
@@ -338,19 +339,26 @@ def _about(job: Job, started: float) -> dict[str, Any]:
     } | (gpus if job.gpus else {})
 
 
-class _Twice:
-    """A text stream whose output another one gets too, at once; all else is the first one's."""
+class _Tee(io.TextIOBase):
+    """A text stream whose output goes to another one too, while that is open."""
 
-    def __init__(self, first: TextIO, second: TextIO) -> None:
-        self._first, self._second = first, second
+    def __init__(self, stream: TextIO, also: TextIO) -> None:
+        self.stream, self.also = stream, also
 
     def write(self, text: str) -> int:
-        self._second.write(text)
-        self._second.flush()
-        return self._first.write(text)
+        if not self.also.closed:
+            self.also.write(text)
+            self.also.flush()
+        return self.stream.write(text)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._first, name)
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
 
 
 @contextmanager
@@ -365,7 +373,7 @@ def _log_to(file: Path) -> Iterator[None]:
     logging.captureWarnings(True)
     try:
         logger.info("%s, process %d on %s", " ".join(sys.argv[:1]), os.getpid(), socket.gethostname())
-        with redirect_stdout(cast(TextIO, _Twice(sys.stdout, cast(TextIO, handler.stream)))):
+        with redirect_stdout(_Tee(sys.stdout, cast(TextIO, handler.stream)) if sys.stdout else None):
             yield
     finally:
         root.removeHandler(handler)

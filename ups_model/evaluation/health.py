@@ -30,8 +30,8 @@ stays the same, five clips that change all change to one side in one case of 16,
 test)."""
 COLLAPSED_GAIN = 0.05
 """Collapsed: the last gain is below this, or below half of the best gain before it."""
-FEWEST_CLIPS = 32
-"""A curve over part of the validation clips is over no fewer."""
+WINDOWS = 64
+"""Clips of a curve of `baselines.multitask`, whose CURVE_CLIPS poses lie in windows of four."""
 
 State = Literal["collapsed", "not learnt", "not converged", "converged", "learnt"]
 
@@ -53,10 +53,10 @@ class TaskHealth:
 
     @property
     def chance(self) -> float:
-        """Gain of CHANCE_CLIPS clips; 0 where the number of clips is unknown."""
+        """Gain that CHANCE_CLIPS clips don't reach and one more does; 0 where the number of clips is unknown."""
         if self.clips is None or self.trivial >= self.best:
             return 0.0
-        return CHANCE_CLIPS / self.clips * self.best / (self.best - self.trivial)
+        return (CHANCE_CLIPS + 0.5) / self.clips * self.best / (self.best - self.trivial)
 
     @property
     def best(self) -> float:
@@ -120,14 +120,14 @@ class TaskHealth:
 
 
 def read_health(health: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Any]) -> dict[str, TaskHealth]:
-    """Health of each task of a record, with the number of clips that its metrics have ("validation/ar3d/clips")."""
+    """Health of each task of a record; of accuracies of UPS and the baselines with the number of clips, which their
+    metrics have ("validation/ar3d/clips")."""
     read = {task: TaskHealth.from_plain(plain) for task, plain in health.items()}
-    return {
-        task: replace(one, clips=_clips_of(one, int(metrics[name])))
-        if one.clips is None and one.best > 0 and (name := f"validation/{task}/clips") in metrics
-        else one
-        for task, one in read.items()
-    }
+    for task, one in read.items():
+        validated = metrics.get(f"validation/{task}/clips")
+        if validated is not None and one.clips is None and one.perfect is None and one.best > 0:
+            read[task] = replace(one, clips=_clips_of(one, int(validated)))
+    return read
 
 
 def states_together(runs: Sequence[TaskHealth]) -> list[State]:
@@ -140,9 +140,10 @@ def states_together(runs: Sequence[TaskHealth]) -> list[State]:
     sound = [run for run, state in zip(runs, states, strict=True) if state in ("converged", "not converged")]
     if len(sound) < 2 or len({(run.metric, len(run.curve)) for run in sound}) > 1:
         return states
-    shares = [1 / run.chance if run.chance else math.inf for run in sound]
-    means = [fmean(gains) for gains in zip(*(run.gains for run in sound), strict=True)]
-    if _converged(means, 1 / sum(shares)):
+    # Weights that make of the mean gain that of all clips together.
+    weights = [1 / run.chance for run in sound] if all(run.chance for run in sound) else None
+    means = [fmean(gains, weights) for gains in zip(*(run.gains for run in sound), strict=True)]
+    if _converged(means, 1 / sum(weights) if weights else 0.0):
         return states
     return [
         "not converged" if state == "converged" and not _converged(run.gains, 0.0) else state
@@ -154,21 +155,14 @@ def _converged(gains: Sequence[float], chance: float) -> bool | None:
     if len(gains) < 2:
         return None
     rise, fall = gains[-1] - gains[-2], max(gains) - gains[-1]
-    # A whole number of clips is not to be taken for more by rounding.
-    chance += 1e-6
     return rise < max(CONVERGED_GAIN, chance) and fall < max(MAX_FALL, chance)
 
 
 def _clips_of(health: TaskHealth, validated: int) -> int:
-    """Clips behind each point of a curve where so many were validated in all. Where these are more than a curve is
-    measured on: the fewest of which all accuracies of the curve are whole numbers."""
-    if validated <= CURVE_CLIPS:
-        return validated
-    for clips in range(FEWEST_CLIPS, CURVE_CLIPS):
-        counts = [value * clips / health.best for _, value in health.curve]
-        if all(abs(count - round(count)) < 1e-3 for count in counts):
-            return clips
-    return CURVE_CLIPS
+    """Clips behind each point of a curve where so many were validated in all."""
+    counts = [value * WINDOWS / 100.0 for _, value in health.curve]
+    in_windows = all(abs(count - round(count)) < 1e-3 for count in counts)
+    return min(validated, WINDOWS if in_windows and validated > CURVE_CLIPS else CURVE_CLIPS)
 
 
 def check_health(plain: Any) -> None:
@@ -180,6 +174,8 @@ def check_health(plain: Any) -> None:
         raise ValueError(f"not the health of a task ({error!r})") from error
     if not health.curve or not isinstance(health.metric, str) or not all(map(math.isfinite, numbers)):
         raise ValueError("the health of a task needs a metric's name and a curve of finite numbers")
+    if health.clips is not None and health.clips < 1:
+        raise ValueError(f"the health of a task needs at least 1 of clips, got {health.clips}")
 
 
 def curve_steps(steps: int) -> tuple[int, ...]:

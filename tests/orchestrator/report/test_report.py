@@ -353,7 +353,10 @@ def test_a_table_says_which_units_other_code_began():
     begun = {"source": {"training": "aaaa then bbbb", "evaluation": "cccc"}}
     records[odd] = replace(records[odd], about={**records[odd].about, **begun})
     warnings = table_warnings(build(plan_file_of(plan), records).tables[0])
-    assert "Begun by other code than that which ended it: 1 unit (aaaa then bbbb), in row “thin”." in warnings
+    assert (
+        "Trained by more than one version of the code, one after the other, parents included: 1 unit (aaaa then bbbb), "
+        "in row “thin”."
+    ) in warnings
 
 
 def test_the_provenance_of_a_parent_counts():

@@ -240,12 +240,22 @@ def test_a_field_of_the_command_line_that_no_setting_is_says_where_it_comes_from
         resolve(study(Row("a")), "tiny", {"momentum": "0.9"})
 
 
-def test_of_a_project_that_names_its_presets_no_other_is_taken():
+def test_a_module_of_the_same_name_elsewhere_is_told_by_its_file():
+    with pytest.raises(ValueError, match=r"project wave:PROJECT: .*wave\.py has no PROJECT"):
+        load_project("wave:PROJECT")
+    with pytest.raises(ValueError, match="project time:PROJECT: time has no PROJECT; near: CLOCK"):
+        load_project("time:PROJECT")
+
+
+def test_of_a_project_that_names_its_presets_no_other_is_taken(monkeypatch):
     named = project(presets={"small": {"steps": 20}})
     assert named.base("small").values.steps == 20
     with pytest.raises(ValueError, match=r"preset must be one that counter has \(small\), got 'paper'"):
         named.base("paper")
     assert project().base("paper").values.steps == 10
+    monkeypatch.setattr(sys.modules[__name__], "NAMED", named, raising=False)
+    with pytest.raises(ValueError, match=r"^preset must be one"):
+        resolve(study(Row("a"), project=f"{__name__}:NAMED"), "tiny", {"steps": "5"})
 
 
 def test_a_metric_that_a_project_does_not_measure_is_refused_with_near_names():
@@ -261,6 +271,11 @@ def test_data_must_be_named_and_only_data_that_are_read(tmp_path):
         made.locate(["pose=x"], ["poses"])
     with pytest.raises(ValueError, match="--data noise: counter makes this data set itself; leave it out"):
         project(data=[DataSet("noise", made=True)]).locate(["noise=x"], ["noise"])
+    by_preset = project(
+        data=lambda settings: [DataSet("noise", made=settings.layers == 1)],
+        presets={"tiny": {}, "small": {"layers": 2}},
+    )
+    assert by_preset.locate([f"noise={tmp_path}"], ["noise"]) == {"noise": tmp_path}
     with pytest.raises(ValueError, match="there is no such file or folder"):
         made.open(made.locate([f"poses={tmp_path / 'none'}"], ["poses"]))
 

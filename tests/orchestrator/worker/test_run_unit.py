@@ -120,12 +120,19 @@ def test_a_unit_that_another_process_holds_is_left_alone(bench, tmp_path, monkey
 
 def test_what_a_unit_prints_is_in_its_log_and_on_the_screen(tmp_path, capsys):
     with _log_to(tmp_path / "log.txt"):
+        kept = sys.stdout  # As a module may.
         print("resumed at", 7)
         logging.getLogger("trainer").info("step 8")
-    print("after")
+    print("after", file=kept)
     text = (tmp_path / "log.txt").read_text()
     assert "resumed at 7\n" in text and "step 8" in text and "after" not in text
     assert capsys.readouterr().out == "resumed at 7\nafter\n"
+
+
+def test_a_process_without_standard_output_trains_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with _log_to(tmp_path / "log.txt"):
+        print("nobody sees it")
 
 
 @pytest.mark.slow

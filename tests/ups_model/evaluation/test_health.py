@@ -52,7 +52,9 @@ def test_with_one_class_alone_there_is_nothing_to_gain_and_a_perfect_run_has_not
     assert top1(100, 50, trivial=100.0).state == "collapsed"
 
 
-@pytest.mark.parametrize("damage", [[], "x", {}, {"curve": []}, {"trivial": "much"}, {"metric": 5}, {"curve": [[1]]}])
+@pytest.mark.parametrize(
+    "damage", [[], "x", {}, {"curve": []}, {"trivial": "much"}, {"metric": 5}, {"curve": [[1]]}, {"clips": 0}]
+)
 def test_health_that_is_none_is_refused(damage):
     plain = damage if not isinstance(damage, dict) or not damage else {**top1(20, 60).to_plain(), **damage}
     with pytest.raises(ValueError, match="health of a task"):
@@ -71,9 +73,9 @@ def test_curves_are_measured_at_every_fifth_of_a_run_and_once_a_step_in_a_short_
 
 
 def of_clips(clips, *counts, trivial=12.0):
-    """An accuracy over so many clips, of which these counts are right."""
-    curve = tuple((k + 1, 100 * count / clips) for k, count in enumerate(counts))
-    return TaskHealth("ar2d/top1", trivial, curve, clips=clips)
+    """An accuracy over so many clips, of which these counts are right, rounded as records have it."""
+    curve = tuple((k + 1, round(100 * count / clips, 4)) for k, count in enumerate(counts))
+    return TaskHealth("ar2d/top1", round(trivial, 4), curve, clips=clips)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,8 @@ def of_clips(clips, *counts, trivial=12.0):
         (50, (30, 38, 38, 38, 43), "converged"),  # Five more: all the changes to one side, one case of 16.
         (50, (30, 38, 37, 37, 43), "not converged"),  # Six more: one of 32.
         (50, (30, 43, 41, 41, 38), "converged"),
+        (51, (10, 14, 16, 17, 22), "converged"),
+        (61, (10, 14, 16, 17, 23), "not converged"),
         (50, (30, 44, 41, 41, 38), "not converged"),
         (5000, (3000, 3800, 4000, 4000, 4087), "converged"),  # 1.76 points are 2 % of the way: many clips show it.
         (5000, (3000, 3800, 4000, 4000, 4088), "not converged"),
@@ -104,6 +108,9 @@ def test_what_chance_may_do_in_each_run_it_does_not_do_in_all():
     assert states_together([rising, still, still]) == ["converged"] * 3
     collapsed = of_clips(50, 30, 38, 38, 38, 8)
     assert states_together([rising, still, still, collapsed])[-1] == "collapsed"
+    # Of a large run and a small one every clip counts the same: 3 of 550 more.
+    assert states_together([of_clips(50, 30, 40, 40, 43), of_clips(500, 300, 400, 410, 410)]) == ["converged"] * 2
+    assert states_together([rising, of_clips(5000, 3000, 3900, 4000, 4000, 4100)]) == ["not converged"] * 2
     lifted = TaskHealth("pe/mpjpe_mm", 160, ((1, 80), (2, 60), (3, 56)))
     assert states_together([lifted] * 2) == ["not converged"] * 2  # As each alone: 4 mm of 160.
 
@@ -134,11 +141,15 @@ def test_the_clips_of_a_curve_come_from_the_record_s_metrics():
     plain = {"ar2d": TaskHealth("ar2d/top1", 12.0, ((1, 80.0), (2, 84.0))).to_plain()}
     assert read_health(plain, {})["ar2d"].clips is None
     assert read_health(plain, {"validation/ar2d/clips": 50.0})["ar2d"].clips == 50
-    # On part of many clips: 45 of 64 and 38 of 64 are on no fewer than 32.
+    # On part of many clips: windows of four poses, as in 45 of 64 and 38 of 64.
     part = {"action": TaskHealth("action/top1", 12.0, ((1, 70.3125), (2, 59.375))).to_plain()}
     assert read_health(part, {"validation/action/clips": 704.0})["action"].clips == 64
     other = {"action": TaskHealth("action/top1", 12.0, ((1, 70.31), (2, 59.37))).to_plain()}
     assert read_health(other, {"validation/action/clips": 704.0})["action"].clips == 256
+    few = {"ar3d": TaskHealth("ar3d/top1", 12.0, ((1, 50.0), (2, 100 * 203 / 256))).to_plain()}
+    assert read_health(few, {"validation/ar3d/clips": 704.0})["ar3d"].clips == 256
+    own = {"fit": TaskHealth("fit/r2", 0.0, ((1, 0.5), (2, 0.58)), perfect=1.0).to_plain()}
+    assert read_health(own, {"validation/fit/clips": 0.0})["fit"].clips is None
     pose = {"pe": TaskHealth("pe/mpjpe_mm", 160.0, ((1, 80.0), (2, 50.0))).to_plain()}
     assert read_health(pose, {"validation/pe/clips": 50.0})["pe"].clips is None
 
