@@ -36,7 +36,7 @@ from torch import Tensor
 
 from ups_model.atomic import write_atomic
 
-MAX_FRAME_BYTES = 4_000_000
+MAX_FRAME_BYTES = 1_000_000
 FRAME_UNIT_MM = 0.01
 
 Outcomes = dict[str, np.ndarray]
