@@ -229,14 +229,14 @@ class SimpleProject:
             )
         metrics = run._checked(returned)
         about = {
+            "device": _device(request.device),
+            "precision": "fp32",
+            **run._facts,
             "config": settings.canonical(),
             "data": {name: path.fingerprint for name, path in self.open(request.paths).items()},
             "chosen_by": "last step",
             "train_seconds": run.seconds,
-            "device": _device(request.device),
-            "precision": "fp32",
             "torch": _version("torch"),
-            **run._facts,
         }
         (request.folder / OUTCOMES).unlink(missing_ok=True)
         result = FinishedRun(

@@ -1,6 +1,5 @@
 """Runs one unit in a worker process: claims it, trains or resumes it, writes its record. Imports no Ray."""
 
-import io
 import logging
 import os
 import platform
@@ -8,7 +7,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -339,8 +338,8 @@ def _about(job: Job, started: float) -> dict[str, Any]:
     } | (gpus if job.gpus else {})
 
 
-class _Tee(io.TextIOBase):
-    """A text stream whose output goes to another one too, while that is open."""
+class _Tee:
+    """A text stream whose output goes to another one too, while that is open; in all else it is the stream."""
 
     def __init__(self, stream: TextIO, also: TextIO) -> None:
         self.stream, self.also = stream, also
@@ -351,20 +350,20 @@ class _Tee(io.TextIOBase):
             self.also.flush()
         return self.stream.write(text)
 
-    def flush(self) -> None:
-        self.stream.flush()
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
-    def fileno(self) -> int:
-        return self.stream.fileno()
-
-    def isatty(self) -> bool:
-        return self.stream.isatty()
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # Of a copy that is not filled yet.
+            raise AttributeError(name)
+        return getattr(self.stream, name)
 
 
 @contextmanager
 def _log_to(file: Path) -> Iterator[None]:
     """Everything that the unit logs and prints goes to its own file; prints go where they went before too."""
-    handler = logging.FileHandler(file, encoding="utf-8")
+    handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     root = logging.getLogger()
     level = root.level
@@ -373,7 +372,8 @@ def _log_to(file: Path) -> Iterator[None]:
     logging.captureWarnings(True)
     try:
         logger.info("%s, process %d on %s", " ".join(sys.argv[:1]), os.getpid(), socket.gethostname())
-        with redirect_stdout(_Tee(sys.stdout, cast(TextIO, handler.stream)) if sys.stdout else None):
+        tee = _Tee(sys.stdout, cast(TextIO, handler.stream)) if sys.stdout else None
+        with redirect_stdout(cast(TextIO | None, tee)):
             yield
     finally:
         root.removeHandler(handler)

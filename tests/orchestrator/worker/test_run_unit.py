@@ -1,5 +1,6 @@
 """What one unit does in a worker: every way it can end, and that the process it runs in leaves no trace in it."""
 
+import copy
 import dataclasses
 import logging
 import math
@@ -122,11 +123,13 @@ def test_what_a_unit_prints_is_in_its_log_and_on_the_screen(tmp_path, capsys):
     with _log_to(tmp_path / "log.txt"):
         kept = sys.stdout  # As a module may.
         print("resumed at", 7)
+        sys.stdout.writelines(["one\n", "two\n"])
+        assert sys.stdout.encoding and copy.copy(sys.stdout)
         logging.getLogger("trainer").info("step 8")
     print("after", file=kept)
     text = (tmp_path / "log.txt").read_text()
-    assert "resumed at 7\n" in text and "step 8" in text and "after" not in text
-    assert capsys.readouterr().out == "resumed at 7\nafter\n"
+    assert "resumed at 7\none\ntwo\n" in text and "step 8" in text and "after" not in text
+    assert capsys.readouterr().out == "resumed at 7\none\ntwo\nafter\n"
 
 
 def test_a_process_without_standard_output_trains_too(tmp_path, monkeypatch):
