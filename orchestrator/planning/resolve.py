@@ -96,11 +96,7 @@ def resolve(study: Study, preset_name: str, changes: Mapping[str, Any]) -> Resol
             column.
     """
     project = load_project(study.project)
-    preset = project.base(preset_name)
-    with errors_at("--set"):
-        for name in changes:
-            preset.field_path(name)
-    base = with_layers(preset, study.base, changes).with_fields({"seed": 0})
+    base = base_settings(project, preset_name, study.base, changes).with_fields({"seed": 0})
     tables = []
     for table in study.tables:
         where = f"study {study.name!r}, table {table.name!r}"
@@ -150,6 +146,16 @@ def _with_known(base: Settings, changes: Mapping[str, Any]) -> Settings:
         with suppress(ValueError):
             known[base.field_path(name)] = value
     return base.with_fields(known)
+
+
+def base_settings(project: Project, preset_name: str, own: Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:
+    """The preset with a study's or space's own fields, and over these the user's; an unknown one of the user's says
+    that it is of --set."""
+    preset = project.base(preset_name)
+    with errors_at("--set"):
+        for name in changes:
+            preset.field_path(name)
+    return with_layers(preset, own, changes)
 
 
 def with_layers(base: S, *layers: Mapping[str, Any]) -> S:

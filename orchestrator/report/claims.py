@@ -199,7 +199,8 @@ def _new_subjects(
         return "results by clip are not at hand"
     every = [[subject_means(column, runs[seed], classes) for seed in sorted(runs)] for runs in by_seed]
     if any(one is None for runs in every for one in runs):
-        return "this metric has no results by clip, or they are of earlier code, which named no actions"
+        of_action = column.metric.count("/") > 1  # "pe/mpjpe_mm/deep squat"
+        return "no results by clip that name actions" if of_action else "this metric has no results by clip"
     means = [[one or {} for one in runs] for runs in every]
     subjects = sorted(set.intersection(*(set(one) for runs in means for one in runs)))
     if any(set(one) != set(subjects) for runs in means for one in runs) or -1 in subjects:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.resolve import errors_at, with_layers
+from orchestrator.planning.resolve import base_settings, errors_at
 from orchestrator.project import Data, Objectives, Project, Settings, load_project
 from orchestrator.search.plan import Params, SearchPlan, active, dotted, field_of, run_of
 from search_spaces import find_space
@@ -94,11 +94,7 @@ def read_search(
     changes = assignments(sets, "--set", "FIELD=VALUE")
     with errors_at(f"space {space.name!r}"):
         project = load_project(space.project)
-    preset = project.base(preset_name)
-    with errors_at("--set"):
-        for field in changes:
-            preset.field_path(field)
-    base = with_layers(preset, space.base, changes)
+    base = base_settings(project, preset_name, space.base, changes)
     dimensions = check_dimensions(space, base, [base.field_path(name) for name in changes])
     paths = project.locate(data, project.sets(base))
     opened = project.open(paths)

@@ -87,7 +87,8 @@ class SimpleProject:
                 f"--data {unused[0]}: {self.name} reads no data set of this name; it reads {', '.join(names) or 'none'}"
             )
         made = {one.name for one in self._known if one.made}
-        if useless := [name for name in places if name in made - {one.name for one in self._known if not one.made}]:
+        always_made = made - {one.name for one in self._known if not one.made}
+        if useless := [name for name in places if name in always_made]:
             raise ValueError(f"--data {useless[0]}: {self.name} makes this data set itself; leave it out")
         if missing := [name for name in names if name not in places and name not in made]:
             raise ValueError(f"{self.name} reads the data set {missing[0]!r}: give --data {missing[0]}=PATH")
