@@ -1,14 +1,22 @@
 """How large UPS is: parameters, operations, and the memory of a training step."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from functools import cache, lru_cache, wraps
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.project import Fitting, Gpus, Sizes
+from ups_model.atomic import write_atomic
 from ups_model.config import Config, ModelConfig, OptimConfig, TaskData, TaskName, set_of
 from ups_model.config.identity import configured_tasks
 from ups_model.data.format.clip_set import ClipSet
+from ups_model.data.prepare.catalog import default_cache
+from ups_model.source import files_digest, source_digest
 from ups_model.tasks import MAX_PERSONS, TASKS
 
 if TYPE_CHECKING:  # Imported where needed: a plan without estimates needs no torch.
@@ -22,6 +30,27 @@ if TYPE_CHECKING:  # Imported where needed: a plan without estimates needs no to
 MOMENTS, BYTES = 2, 4
 """Of AdamW for each parameter, and bytes of a number in 32 bits."""
 TEXT_WIDTHS = {"roberta-base": 768, "minilm": 384}
+
+
+def _counted_once(count: Callable[..., Any]) -> Callable[..., Any]:
+    """What a function counts, kept in the cache folder as JSON: seconds for each setting of a model, and the same as
+    long as its arguments, this code, the model's and PyTorch are."""
+
+    @cache
+    @wraps(count)
+    def kept(*of: Any) -> Any:
+        code = (version("torch"), source_digest("training"), files_digest([Path(__file__)]))
+        key = hashlib.sha256(repr((count.__name__, of, code)).encode()).hexdigest()[:16]
+        file = default_cache() / "sizes" / f"{key}.json"
+        with suppress(OSError, ValueError):
+            return json.loads(file.read_text("utf-8"))
+        value = count(*of)
+        with suppress(OSError):  # A cache that can't be written to saves nothing.
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, json.dumps(value))
+        return value
+
+    return kept
 
 
 def sizes_of(config: Config, sets: Mapping[str, ClipSet]) -> Sizes:
@@ -85,8 +114,9 @@ def peaks_of(
         half: in 16-bit precision, as on a GPU, else in 32 bits.
         activation_checkpointing: as `RunOptions.activation_checkpointing`.
     """
-    from ups_model.training.fit import Peak
+    from ups_model.training.fit import SMALL_PARTS, Peak
 
+    low, high = SMALL_PARTS
     network = _network(config, sets)
     loss = OptimConfig(
         bin_sigma=config.optim.bin_sigma,
@@ -98,7 +128,9 @@ def peaks_of(
         data: TaskData = getattr(config.data, task)
         name = set_of(data.sources[0])
         route = network.with_one_route()
-        peak = _peak(route, task, data, _joints(sets[name]), name, loss, half, activation_checkpointing)
+        joints = _joints(sets[name])
+        at_low, at_high = _peak_bytes(route, task, data, joints, name, loss, half, activation_checkpointing)
+        peak = Peak.through(low, at_low, high, at_high)
         moments = MOMENTS * BYTES * _parameters(network)
         # Weights and gradients of the blocks that the route of this task doesn't take are there too.
         others = 2 * BYTES * (_parameters(network) - _parameters(route))
@@ -178,7 +210,7 @@ def _text_width(model: ModelConfig, prompts: tuple[str, ...]) -> int:
     return min(full, len(prompts) - 1) if model.vocabulary_whitening else full
 
 
-@cache
+@_counted_once
 def _parameters(network: _Network) -> int:
     return sum(value.numel() for value in network.build().parameters())
 
@@ -220,7 +252,7 @@ def _inputs(
     return Inputs(task, pose_BPNSC, mask_S, target_frame_BR=frame_BR, slots=slots, checked=True), target_BK
 
 
-@cache
+@_counted_once
 def _forward_flops(network: _Network, task: TaskName, data: TaskData, joints: tuple[int, ...]) -> tuple[float, float]:
     """Of each sample, and of a batch beside its samples."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -235,8 +267,8 @@ def _forward_flops(network: _Network, task: TaskName, data: TaskData, joints: tu
     return each, counted[0] - each
 
 
-@cache
-def _peak(
+@_counted_once
+def _peak_bytes(
     network: _Network,
     task: TaskName,
     data: TaskData,
@@ -245,12 +277,12 @@ def _peak(
     loss: OptimConfig,
     half: bool,
     activation_checkpointing: bool,
-) -> "Peak":
-    """Of a training step, from its passes over two and four clips."""
+) -> tuple[float, ...]:
+    """Of a training step on each of `SMALL_PARTS`."""
     import torch
 
     from ups_model.data.batching.batch import Batch
-    from ups_model.training.fit import SMALL_PARTS, Peak, peak_bytes
+    from ups_model.training.fit import SMALL_PARTS, peak_bytes
     from ups_model.training.losses import sequence_loss
 
     def measured(clips: int) -> float:
@@ -270,5 +302,4 @@ def _peak(
 
             return peak_bytes(model, sequence)
 
-    low, high = SMALL_PARTS
-    return Peak.through(low, measured(low), high, measured(high))
+    return tuple(measured(clips) for clips in SMALL_PARTS)

@@ -19,6 +19,7 @@ from orchestrator.planning.estimate import (
 )
 from orchestrator.planning.inputs import read_inputs
 from orchestrator.record import Record
+from orchestrator.ups import sizes
 from orchestrator.ups.sizes import TEXT_WIDTHS, peaks_of, persons, sizes_of
 from tests.support.drivers import Bench
 from tests.support.paper_sets import write_paper_sets
@@ -69,12 +70,12 @@ VARIANTS = {
 @pytest.mark.parametrize("case", VARIANTS)
 def test_sizes_are_those_of_the_model_that_is_trained(case, made, sets):
     config = toy_config(**VARIANTS[case])
-    parts, sizes = parts_of(config, made), sizes_of(config, sets)
+    parts, forecast = parts_of(config, made), sizes_of(config, sets)
     assert parts.model.text_VE.shape[1] < TEXT_WIDTHS["minilm"], "as wide as their rank"
     # Of the text features' rank a plan knows a bound, whatever has been computed here before.
     bound = min(TEXT_WIDTHS["minilm"], parts.model.vocabulary.size - 1)
     more = (bound - parts.model.text_VE.shape[1]) * config.model.decoder_width
-    assert sizes.parameters == sum(value.numel() for value in parts.model.parameters()) + more
+    assert forecast.parameters == sum(value.numel() for value in parts.model.parameters()) + more
     parts.model.train()
     for task, feed in parts.feeds.items():
         batch = feed.train(0)
@@ -84,7 +85,31 @@ def test_sizes_are_those_of_the_model_that_is_trained(case, made, sets):
         clips = batch.inputs.pose_BPNSC.shape[0]
         counted = counter.get_total_flops() / clips
         # Scoring blocks and embedding tasks, which the estimate leaves out, is next to nothing.
-        assert sizes.flops[task] == pytest.approx(counted, rel=0.01), task
+        assert forecast.flops[task] == pytest.approx(counted, rel=0.01), task
+
+
+def test_a_model_is_counted_once_for_a_cache(sets, tmp_path, monkeypatch):
+    def counted(**changes):
+        for function in (sizes._parameters, sizes._forward_flops):
+            function.cache_clear()  # As in another process.
+        return sizes_of(toy_config(**changes), sets)
+
+    monkeypatch.setenv("UPS_CACHE", str(tmp_path))
+    before = counted()
+    assert counted() == before
+    files = sorted((tmp_path / "sizes").iterdir())
+    assert len(files) == 6, "parameters with all routes and with one, operations of four tasks"
+    monkeypatch.setattr(sizes, "_without_values", None)
+    assert counted() == before, "nothing is counted again"
+    with pytest.raises(TypeError):
+        counted(token_width=16)
+    monkeypatch.undo()
+    monkeypatch.setenv("UPS_CACHE", str(tmp_path))
+    for file in files:
+        file.write_text("{")
+    assert counted() == before, "a damaged file is counted anew"
+    monkeypatch.setenv("UPS_CACHE", str(files[0]))
+    assert counted() == before, "a cache that can't be written to"
 
 
 def test_a_wider_mlp_costs_what_its_two_matrices_do(sets):
