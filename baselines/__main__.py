@@ -10,6 +10,7 @@ from ups_model.cli import (
     StopOnSignal,
     add_data_arguments,
     add_device_arguments,
+    alone_in,
     assignments,
     command_parser,
     data_paths,
@@ -61,16 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = config.with_fields(changes)
         config = config.with_fields(assignments(args.set, "--set", "FIELD=VALUE"))
         out = args.out or Path("runs") / args.system
-        result = train(
-            config,
-            data_paths(args.data, [set_of(source) for source in config.task_data.sources]),
-            folder=out,
-            learner=Multitask if both else SingleTask,
-            device=args.device,
-            precision=args.precision,
-            test=not args.no_test,
-            should_stop=StopOnSignal(),
-        )
+        with alone_in(out):
+            result = train(
+                config,
+                data_paths(args.data, [set_of(source) for source in config.task_data.sources]),
+                folder=out,
+                learner=Multitask if both else SingleTask,
+                device=args.device,
+                precision=args.precision,
+                test=not args.no_test,
+                should_stop=StopOnSignal(),
+            )
     except (ValueError, OSError, NonFiniteLoss) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, NonFiniteLoss) else 2

@@ -373,7 +373,7 @@ def load_project(address: str) -> Project:
         where = f"{type(error).__name__}: {text}, {Path(frame.filename).name} line {frame.lineno}"
         raise ValueError(f"project {address}: {module} fails when it is imported ({where})") from error
     if project is None:
-        near = near_names(name, [one for one in vars(loaded) if one[:1].isupper() and one.isupper()])
+        near = near_names(name, [one for one, value in vars(loaded).items() if isinstance(value, Project)])
         raise ValueError(f"project {address}: {getattr(loaded, '__file__', module)} has no {name}; {near}")
     if not isinstance(project, Project):
         missing = sorted(name for name in vars(Project) if not name.startswith("_") and not hasattr(project, name))

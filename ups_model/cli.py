@@ -1,13 +1,15 @@
 """What the commands of this package share: arguments, presets, the folders of clip sets, the closing report."""
 
 import argparse
+import hashlib
 import io
 import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
@@ -116,6 +118,29 @@ def _micro_batch(text: str) -> int | Literal["auto"]:
 
 _micro_batch.__name__ = "number of clips above 0, or auto:"
 """What argparse says was expected."""
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """While this process trains in a folder, no other one does.
+
+    Raises:
+        ValueError: another one trains there.
+    """
+    from filelock import FileLock, Timeout
+
+    # Not in the folder itself, which isn't made before all is known to be right.
+    locks = default_cache() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"--out {out}: another process trains there; wait for it, or give another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_output(file: Path) -> None:

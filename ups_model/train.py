@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from ups_model import cli
@@ -75,10 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         check_shares(config, args.processes, args.micro_batch)
         stop = cli.StopOnSignal()
-        if args.processes == 1:
-            result = train(config, paths, options, args.parent, should_stop=stop)
-        else:
-            result = train_in_processes(args.processes, config, paths, options, args.parent, should_stop=stop)
+        with cli.alone_in(out) if first_process() else nullcontext():
+            if args.processes == 1:
+                result = train(config, paths, options, args.parent, should_stop=stop)
+            else:
+                result = train_in_processes(args.processes, config, paths, options, args.parent, should_stop=stop)
     except (ValueError, OSError, NonFiniteLoss, ProcessDied) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, (NonFiniteLoss, ProcessDied)) else 2

@@ -1,6 +1,7 @@
 """The worker's side of Tune: a trainable that runs one unit, and the bell that tells all workers to stop."""
 
 import os
+import pickle
 import signal
 import threading
 import time
@@ -59,6 +60,11 @@ class UnitTrainable(tune.Trainable):
         except OSError:
             time.sleep(RETRY_PAUSE_SECONDS)  # A full disk or a lost mount may come back.
             raise
+        except Exception as error:  # Of a training function's libraries, of any kind.
+            if _arrives(error):
+                raise
+            text = f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()
+            raise RuntimeError(text).with_traceback(error.__traceback__) from None
         self._leave_if_told()
         return result | {"notice": self._notice.reason}
 
@@ -83,6 +89,17 @@ class UnitTrainable(tune.Trainable):
 
     def _should_stop(self) -> bool:
         return self._told or bool(self._notice.reason) or bool(ray.wait([self._rung], timeout=0)[0])
+
+
+def _arrives(error: Exception) -> bool:
+    """Whether Ray can take an exception to the driver: not one whose constructor doesn't take what it was made of, or
+    whose text has half a character."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        str(error).encode("utf-8")
+    except Exception:
+        return False
+    return True
 
 
 def trainable_with(bell: Any, work: Any) -> type[UnitTrainable]:

@@ -22,6 +22,8 @@ from ups_model.training.run_folder import PREFIX, prune_checkpoints, verify_chec
 KEPT_CHECKPOINTS = 2
 MEAN_TOLERANCE = 1e-4
 """Between a metric and the mean of its items, in part of it or in its unit."""
+MAX_STEPS = 10**8
+"""Names of checkpoints have eight digits."""
 
 
 def as_number(what: str, value: Any) -> float:
@@ -33,6 +35,22 @@ def as_number(what: str, value: Any) -> float:
     except (TypeError, ValueError, RuntimeError):  # An array of several numbers.
         pass
     raise ValueError(f"{what} must be a number, got {value!r:.80}")
+
+
+def finite(what: str, value: Any) -> float:
+    """A finite number. ValueError for anything else."""
+    number = as_number(what, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{what} must be a finite number, got {number}; did the training diverge?")
+    return number
+
+
+def whole_step(of: str, step: Any) -> int:
+    """The number of a step. ValueError for what is none."""
+    number = finite(f"{of}: step", step)
+    if number != int(number) or not 0 <= number < MAX_STEPS:
+        raise ValueError(f"{of}: step must be a whole number from 0 and below {MAX_STEPS:,}, got {step!r:.80}")
+    return int(number)
 
 
 @dataclass
@@ -76,7 +94,7 @@ class Run:
     def save(self, step: int) -> Iterator[Path]:
         """A folder to write files to, with all that is needed to go on after this step: weights, the optimizer's state,
         states of random generators. It counts once the block has ended."""
-        folder = self._request.folder / "checkpoints"
+        folder, step = self._request.folder / "checkpoints", whole_step("save", step)
         with write_checkpoint(folder, step, {"key": self._request.key, "train_seconds": self.seconds}) as place:
             yield place
         prune_checkpoints(folder, KEPT_CHECKPOINTS)
@@ -85,13 +103,10 @@ class Run:
     def log(self, step: int, **values: float) -> None:
         """A line of progress, for curves in MLflow: `log(100, loss=0.3)`. A declared metric here is one on validation
         data, by which the run's health is judged: `log(100, accuracy=81.2)`."""
-        numbers = {name: as_number(f"step {step}: {name}", value) for name, value in values.items()}
-        if wrong := [name for name, number in numbers.items() if not math.isfinite(number)]:
-            raise ValueError(
-                f"step {step}: {wrong[0]} must be finite, got {numbers[wrong[0]]}; did the training diverge?"
-            )
-        append_row(self._request.folder / "progress.jsonl", {"step": int(step), **self._named(numbers)})
-        self._request.sample(int(step), numbers)
+        step = whole_step("log", step)
+        numbers = {name: finite(f"step {step}: {name}", value) for name, value in values.items()}
+        append_row(self._request.folder / "progress.jsonl", {"step": step, **self._named(numbers)})
+        self._request.sample(step, numbers)
 
     def set_trivial(self, **values: float) -> None:
         """Values of the trivial answer that follow from the data, such as the error of the mean training pose, where
@@ -99,11 +114,13 @@ class Run:
         names = [metric.name for metric in self._metrics]
         if unknown := sorted(values.keys() - set(names)):
             raise ValueError(f"set_trivial takes declared metrics ({', '.join(names)}), got {unknown[0]!r}")
-        self._trivial |= {name: as_number(name, value) for name, value in values.items()}
+        self._trivial |= {name: finite(f"set_trivial: {name}", value) for name, value in values.items()}
 
     def describe(self, **facts: str | float) -> None:
         """What a caption should say: `describe(parameters=1_200_000, device="cuda", precision="bf16")`."""
-        self._facts |= {name: fact if isinstance(fact, str) else as_number(name, fact) for name, fact in facts.items()}
+        self._facts |= {
+            name: fact if isinstance(fact, str) else finite(f"describe: {name}", fact) for name, fact in facts.items()
+        }
 
     def keep_items(self, metric: str, values: ArrayLike, subjects: ArrayLike) -> None:
         """Results of the test data one by one, of which the metric is the mean: the report then says what a claim's
@@ -159,10 +176,7 @@ class Run:
                 )
             if part == "test" and not self.test:
                 raise ValueError(f"{at} was measured though run.test is False; leave test data alone then")
-            value = as_number(at, given)
-            if not math.isfinite(value):
-                raise ValueError(f"{at} must be a finite number, got {value}; did the training diverge?")
-            metrics[f"{part}/{self._task}/{metric}"] = value
+            metrics[f"{part}/{self._task}/{metric}"] = finite(at, given)
         if self.test and (missing := [name for name in names if f"test/{self._task}/{name}" not in metrics]):
             raise ValueError(f"{self._name}: the training function must return test/{missing[0]}")
         return metrics

@@ -128,10 +128,12 @@ class _Attempt:
             logger.exception("%s", unit.name)
             about = _about(job, self.started)
             self.claim.confirm()
-            failure = Record(unit.key, "failed", error=traceback.format_exc().strip(), about=about)
+            text = traceback.format_exc().strip().encode("utf-8", "backslashreplace").decode()
+            failure = Record(unit.key, "failed", error=text, about=about)
             self.claim.insist(lambda: self.ledger.write(unit, failure))
             # Of anything but numbers, another node may think otherwise: its language model, its device.
-            return Outcome("failed", str(error), sure=isinstance(error, NonFiniteLoss))
+            reason = str(error).encode("utf-8", "backslashreplace").decode()
+            return Outcome("failed", reason, sure=isinstance(error, NonFiniteLoss))
         except torch.OutOfMemoryError as error:
             logger.exception("%s", unit.name)
             torch.cuda.empty_cache()  # This process goes on to other units.

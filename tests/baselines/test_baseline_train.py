@@ -10,7 +10,7 @@ from baselines.build import load_baseline, network_size
 from baselines.config import LIFTERS, SYSTEMS
 from baselines.project import BaselineProject
 from baselines.schedule import learning_rate, norm_momentum
-from baselines.train import make_optimizer, train
+from baselines.train import train
 from orchestrator.project import Request
 from tests.support.runs import FRONT, POSE, SOLID, assert_same_tensors, motion, newest, set_info, stop_at, weights
 from ups_model.config import EvalConfig
@@ -20,6 +20,7 @@ from ups_model.evaluation.metric_names import metric_names
 from ups_model.training.checkpoint import load_checkpoint
 from ups_model.training.finite import NonFiniteLoss
 from ups_model.training.progress import read_rows
+from ups_model.training.run_state import make_optimizer
 
 NOT_OURS = ("free_top1", "ended", "clip_rate", "floor_mm", "in_grammar")
 """UPS's diagnostics of tokens, which these networks have none of."""
@@ -149,6 +150,17 @@ def test_a_folder_of_another_run_is_refused(toy_baseline, run_toy, tmp_path):
         load_baseline(newest(tmp_path), torch.device("cpu"))
 
 
+def test_a_finished_run_whose_weights_are_damaged_says_so(toy_baseline, run_toy, tmp_path):
+    config = toy_baseline("residual_mlp")
+    whole = run_toy(config, tmp_path)
+    file = tmp_path / "best" / f"step-{whole.about['chosen_step']:08d}" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.safetensors: corrupted checkpoint .*; delete .*step-"):
+        run_toy(config, tmp_path)
+
+
 def test_a_clip_set_without_a_folder_is_refused(toy_baseline, toy_sets, tmp_path):
     with pytest.raises(ValueError, match="no folder given for clip set toy_solid"):
         train(toy_baseline("dd_net"), {POSE: toy_sets[POSE]}, folder=tmp_path, device="cpu")
@@ -191,7 +203,7 @@ def test_rate_and_momentum_follow_the_schedules(toy_baseline):
 
 def test_vectors_have_no_weight_decay(toy_baseline):
     layer = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    optimizer = make_optimizer(layer, toy_baseline("dd_net", weight_decay=0.5))
+    optimizer = make_optimizer(layer, toy_baseline("dd_net", weight_decay=0.5).optim)
     decay = {parameter.ndim: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
     assert decay == {2: 0.5, 1: 0.0}
 

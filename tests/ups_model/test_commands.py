@@ -17,6 +17,7 @@ import ups_model.training.run
 from tests.support.drivers import command_of, descendants, wait_until
 from tests.support.runs import assert_same_run, newest, session_folder, weights
 from tests.support.writers_own import bvh_text, rest_frames, write_text
+from ups_model.cli import alone_in
 from ups_model.data.__main__ import main as data_command
 
 SMALL = {
@@ -232,6 +233,13 @@ def test_refused_data_parents_and_devices_create_nothing(case, damaged, tmp_path
     before = tree(tmp_path)
     assert ups_model.train.main(LATE[case][0](tmp_path / "run", damaged)) == 2
     assert tree(tmp_path) == before
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(capsys, tmp_path):
+    with alone_in(tmp_path / "run"):
+        said = refusal(ups_model.train.main, tiny(tmp_path / "run"), capsys)
+    assert said == f"--out {tmp_path / 'run'}: another process trains there; wait for it, or give another folder"
+    assert not list(tmp_path.iterdir())
 
 
 def test_processes_of_torchrun_start_no_more_of_them(capsys, tmp_path, monkeypatch):

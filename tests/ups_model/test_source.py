@@ -17,7 +17,7 @@ data/batching/configured data/batching/device_clips data/batching/pose_loader da
 data/format/cameras data/format/clip_data data/format/clip_set data/format/info data/format/splits
 data/readers/fill_missing model/chunks model/decoder model/encoder model/fused model/host model/inputs
 model/layers model/text_features model/tokenizer model/ups model/vocabulary skeletons tasks
-training/build training/finite training/loop training/losses training/parallel/group training/result
+training/base_run training/build training/finite training/loop training/losses training/parallel/group training/result
 training/run training/run_state training/schedule"""
 EVALUATION = (
     "evaluation/measure evaluation/metric_names evaluation/metrics evaluation/outcomes model/decoding model/stepwise"
@@ -48,7 +48,11 @@ def test_the_digest_does_not_depend_on_where_the_package_lies(copy):
 TRAINS = {
     "an activation": ("model/layers.py", "gelu(", "relu("),
     "a weight of the loss": ("training/losses.py", "optim.bin_sigma, optim", "2 * optim.bin_sigma, optim"),
-    "the loop": ("training/run.py", "optimizer.zero_grad(set_to_none=True)", "optimizer.zero_grad(set_to_none=False)"),
+    "the loop": (
+        "training/base_run.py",
+        "optimizer.zero_grad(set_to_none=True)",
+        "optimizer.zero_grad(set_to_none=False)",
+    ),
     "augmentation": ("data/batching/augment.py", "(high - low) *", "(high + low) *"),
     "splits": ("data/format/splits.py", "validation_subjects / 10", "validation_subjects / 5"),
 }

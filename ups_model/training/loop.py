@@ -1,8 +1,4 @@
-"""The training loop of one run: joint, one task alone, or fine-tuning. Every step depends on (seed, step) alone.
-
-A run that is killed at any moment goes on from its newest whole checkpoint when it is started again, and ends with the
-same bits as one that was not killed (CPU).
-"""
+"""Training of one UPS: joint, one task alone, or fine-tuning."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,24 +35,4 @@ def train(
         NonFiniteLoss: the loss was not finite.
     """
     with flush_denormal_numbers():
-        run = Run(config, paths, options, parent, on_metrics)
-        if (result := run.finished()) is not None:
-            return result
-        run.start_or_resume()
-        state, steps, stopped = run.state, config.optim.steps, False
-        while state.step < steps and not stopped:
-            run.train_step()
-            if state.step % options.log_every == 0 or state.step == steps:
-                run.log_progress()
-            if state.step in run.curve_at:
-                run.measure_curve()
-            if state.step == config.optim.trunk_steps:
-                run.save_trunk()
-            if run.is_validation_step():
-                run.validate()
-            elif state.step in options.measure_at:
-                run.measure()
-            stopped = run.agree(state.step < steps and should_stop is not None and should_stop())
-            if state.step % options.checkpoint_every == 0 or state.step == steps or stopped:
-                run.save(on_checkpoint)
-        return run.finish(stopped)
+        return Run(config, paths, options, parent, on_metrics).drive(should_stop, on_checkpoint)

@@ -44,5 +44,7 @@ class RunOptions:
     """Steps after which the validation subjects are measured for the progress alone; no weights are chosen by it."""
 
     def __post_init__(self) -> None:
+        if self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every must be at least 1, got {self.checkpoint_every}")
         if self.micro_batch != "auto" and self.micro_batch < 0:
             raise ValueError(f"micro_batch must be auto or at least 1 (0: whole batches), got {self.micro_batch}")

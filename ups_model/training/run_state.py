@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ups_model.config import Config
-from ups_model.model.ups import UPS
 from ups_model.training.checkpoint import (
     load_weights,
     newest_checkpoint,
@@ -24,7 +23,7 @@ Metrics = dict[str, float]
 class RunState:
     """All that changes from step to step: what a checkpoint holds."""
 
-    model: UPS
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
@@ -42,9 +41,9 @@ class RunState:
     """Devices and precisions in their order: half a run in fp16 is another thing than all of it in bf16."""
 
     @property
-    def evaluated(self) -> UPS:
+    def evaluated(self) -> nn.Module:
         """The model that is measured."""
-        return self.model if self.average is None else self.average.module  # type: ignore[return-value]
+        return self.model if self.average is None else self.average.module
 
     def restore(self, folder: Path, key: str) -> Path | None:
         """Continue from the newest whole checkpoint in `folder`, which is returned; None where there is none.
@@ -97,9 +96,13 @@ class RunState:
         save_checkpoint(folder, self.step, groups, state)
 
 
-def make_optimizer(model: UPS, config: Config) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone."""
+def make_optimizer(model: nn.Module, optim: Any, amsgrad: bool = False) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices alone; without decay it is Adam.
+
+    Args:
+        optim: has `weight_decay` and `beta2`.
+    """
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, config.optim.beta2), fused=True)
+    groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, optim.beta2), amsgrad=amsgrad, fused=True)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 
-from orchestrator.execution.trainable import EXIT_GRACE_SECONDS
+from orchestrator.execution.trainable import EXIT_GRACE_SECONDS, UnitTrainable
 from orchestrator.scheduling.dispatcher import SHUTDOWN_GRACE_SECONDS
 from orchestrator.scheduling.task_graph import State
 from orchestrator.worker.job import Job
+from orchestrator.worker.preemption import Notice
 from tests.orchestrator.scheduling.test_dispatcher import Stage
 from tests.support.plans import graph_of, new_ledger, plan_of, small_study
 
@@ -62,6 +65,37 @@ def test_a_worker_that_is_asked_to_end_while_it_has_no_unit_ends_at_the_next(rep
     )
     assert (ended.returncode, ended.stdout) == (0, "stopped\n"), ended.stderr
     assert EXIT_GRACE_SECONDS <= time.monotonic() - started < 55
+
+
+class NeedsTwo(Exception):
+    """Comes back from pickle as an error of its constructor."""
+
+    def __init__(self, what, where):
+        super().__init__(f"{what} at {where}")
+
+
+@pytest.mark.parametrize(
+    ("error", "arrives"),
+    [
+        (KeyError("joints"), KeyError("joints")),
+        (NeedsTwo("a bad frame", 7), RuntimeError("NeedsTwo: a bad frame at 7")),
+        (RuntimeError("file \udcff.npy"), RuntimeError("RuntimeError: file \\udcff.npy")),
+    ],
+)
+def test_what_a_training_function_raises_arrives_at_the_driver_whatever_it_is(error, arrives):
+    worker = UnitTrainable.__new__(UnitTrainable)
+    worker._told, worker._node, worker._notice = False, "here", Notice([])
+    worker._config, worker._rung, worker._bell = {"try": "1", "job": ""}, None, Mock()
+    worker._should_stop = lambda: False
+
+    def work(text, should_stop):
+        raise error
+
+    worker._work = work
+    with pytest.raises(type(arrives)) as raised:
+        worker.step()
+    again = pickle.loads(pickle.dumps(raised.value))
+    assert (type(again), again.args) == (type(arrives), arrives.args)
 
 
 @pytest.mark.slow

@@ -243,7 +243,7 @@ def test_a_field_of_the_command_line_that_no_setting_is_says_where_it_comes_from
 def test_a_module_of_the_same_name_elsewhere_is_told_by_its_file():
     with pytest.raises(ValueError, match=r"project wave:PROJECT: .*wave\.py has no PROJECT"):
         load_project("wave:PROJECT")
-    with pytest.raises(ValueError, match="project time:PROJECT: time has no PROJECT; near: CLOCK"):
+    with pytest.raises(ValueError, match="project time:PROJECT: time has no PROJECT; near: none"):
         load_project("time:PROJECT")
 
 
@@ -366,8 +366,14 @@ def test_numbers_of_other_libraries_are_numbers(tmp_path):
         (lambda settings, run: {"test/score": np.ones(2)}, "test/score must be a number"),
         (lambda settings, run: {1: 2.0}, "metrics must be named validation/NAME or test/NAME"),
         (lambda settings, run: 3.0, "must return a dictionary, got 3.0"),
-        (lambda settings, run: run.log(7, loss=float("nan")), "step 7: loss must be finite, got nan; did the training"),
+        (lambda settings, run: run.log(7, loss=float("nan")), "step 7: loss must be a finite number, got nan; did"),
         (lambda settings, run: run.log(7, note="hello"), "step 7: note must be a number, got 'hello'"),
+        (lambda settings, run: run.log(1.5, loss=1.0), "log: step must be a whole number from 0 .*, got 1.5"),
+        (lambda settings, run: run.log(float("inf"), loss=1.0), "log: step must be a finite number, got inf"),
+        (lambda settings, run: run.save(10**8).__enter__(), "save: step must be .* below 100,000,000, got 100000000"),
+        (lambda settings, run: run.save(-1).__enter__(), "save: step must be a whole number from 0"),
+        (lambda settings, run: run.describe(rate=float("nan")), "describe: rate must be a finite number, got nan"),
+        (lambda settings, run: run.set_trivial(score=float("nan")), "set_trivial: score must be a finite number"),
         (lambda settings, run: run.set_trivial(other=1.0), "set_trivial takes declared metrics .score., got 'other'"),
     ],
 )

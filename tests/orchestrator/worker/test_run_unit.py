@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 
+import orchestrator.worker.run_unit as run_unit_module
 import ups_model.training.run
 from orchestrator.planning.inputs import read_inputs
 from orchestrator.storage.ledger import FAILURE, RECORD, Ledger
@@ -228,6 +229,22 @@ def test_a_loss_that_is_not_finite_is_a_failed_record_with_its_traceback(bench, 
     assert "NonFiniteLoss" in record.error.splitlines()[-1]
     assert record.about["host"] and record.about["commit"]
     assert not (ledger.folder(unit) / RECORD).exists()
+
+
+@pytest.mark.slow
+def test_an_error_whose_text_has_half_a_character_is_a_failed_record_like_any_other(bench, tmp_path, monkeypatch):
+    plan = plan_of(bench)
+    unit, ledger = pick(plan, "joint"), Ledger(tmp_path)
+
+    def fails(*args):
+        raise ValueError("clip \udcff.npy")
+
+    monkeypatch.setattr(ups_model.training.run, "sequence_loss", fails)
+    # pytest-xdist can't send such a text.
+    monkeypatch.setattr(run_unit_module.logger, "exception", lambda *words: None)
+    outcome = run(bench, plan, unit, tmp_path)
+    assert (outcome.status, outcome.error) == ("failed", "clip \\udcff.npy")
+    assert ledger.record(unit).error.endswith("ValueError: clip \\udcff.npy")
 
 
 @pytest.mark.slow
