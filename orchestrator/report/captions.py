@@ -201,22 +201,28 @@ def budget_notes(table: TableOfCells) -> list[str]:
 def legend(report: Report) -> list[str]:
     """How to read the cells."""
     cells = [cell for table in report.tables for row in table.rows for cell in row.cells]
+    of_clips = (
+        f" Of accuracies, a change of up to {CHANCE_CLIPS} clips may be chance and counts neither in a run nor in the "
+        "mean curve of a row's runs, which has the clips of all of them."
+    )
+    of_paper = any(cell.published is not None for cell in cells)
     lines = [
         "ours: mean ± sample standard deviation over seeds, n of them; a cell says what became of missing seeds.",
         "Δ: difference to the baseline row, taken seed by seed over the seeds that both rows have: mean ± standard "
-        "deviation of the differences. In the paper's lines, the difference of its published values.",
+        "deviation of the differences." + " In the paper's lines, the difference of its published values." * of_paper,
         f"Below a table, in brackets: the {100 * CONFIDENCE:.0f} % t interval of the paired differences. It speaks of "
         "seeds on this test set and is not corrected for the number of comparisons: of those without effect, one in "
         "twenty excludes 0. Only declared claims get a verdict.",
         *(["*: a claim about this row and the baseline row is supported or contradicted."] if report.claims else []),
-        f"{NONE}: no value is published; after Δ, no seed has both rows. ↑ higher is better, ↓ lower is better.",
+        f"{NONE}: {'no value is published; ' * of_paper}after Δ, no seed has both rows. ↑ higher is better, ↓ lower is "
+        "better.",
         "Parameters: of the model that a row's runs train.",
-        f"collapsed: a run that ended within {COLLAPSED_GAIN:.0%} of the trivial answer (most frequent class, mean "
-        "pose) on held-out training subjects, or lost half of what it had gained. not converged: it gained "
-        f"{CONVERGED_GAIN:.0%} or more of the way to a perfect answer in the last fifth of its steps, lost "
-        f"{MAX_FALL:.0%}, or gained less than {LEARNT_GAIN:.0%} in all. Differences to such runs have no "
-        f"statement. Of accuracies, a change of up to {CHANCE_CLIPS} clips may be chance and counts neither in a run "
-        "nor in the mean curve of a row's runs, which has the clips of all of them.",
+        f"collapsed: a run that ended within {COLLAPSED_GAIN:.0%} of the trivial answer (of UPS the most frequent "
+        "class, or the mean pose) on held-out training subjects, or lost half of what it had gained. not converged: it "
+        f"gained {CONVERGED_GAIN:.0%} or more of the way to a perfect answer in the last fifth of its steps, lost "
+        f"{MAX_FALL:.0%}, or gained less than {LEARNT_GAIN:.0%} in all. Differences to such runs have no statement."
+        + of_clips
+        * any(cell.column.unit == "%" for cell in cells),
     ]
     if any(cell.n == 1 for cell in cells):
         lines.append(

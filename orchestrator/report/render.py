@@ -176,6 +176,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         setup=captions.setup(report),
         legend=captions.legend(report),
         claims=[wording.claim_texts(result) for result in report.claims],
+        of_paper=any(result.published is not None for result in report.claims),
         claim_notes=captions.claim_notes(report),
         cost_note=captions.COST_NOTE,
         samples=captions.sample_texts(report),
