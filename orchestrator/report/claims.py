@@ -73,8 +73,9 @@ class Looks:
 
 def looks_of(plan: PlanFile) -> Looks:
     """The looks at a plan's claims. The factors of looks that were not planned are of a series whose sum of 1 / factor
-    stays below 1 however many there will be."""
-    seeds = tuple(dict.fromkeys(tuple(sorted(look)) for look in (*plan.looks, plan.seed_numbers)))
+    stays below 1 however many there will be. A look at one seed gives no p, and so no error."""
+    every = dict.fromkeys(tuple(sorted(look)) for look in (*plan.looks, plan.seed_numbers))
+    seeds = tuple(look for look in every if len(look) > 1) or tuple(every)[-1:]
     if plan.planned_looks:
         number = float(len({*(tuple(range(one)) for one in plan.planned_looks), *seeds}))
         return Looks(seeds, (number,) * len(seeds), number, planned=True)

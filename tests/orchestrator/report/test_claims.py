@@ -313,6 +313,20 @@ def test_a_study_extended_after_looking_pays_for_its_looks():
     assert "to be looked at, with 3 seeds; 5 seeds, which was not planned" in text
 
 
+def test_a_look_at_one_seed_tests_nothing_and_costs_nothing():
+    plan = planned(BETTER)
+    records = records_of(plan, SHARP)
+    (fixed,), (begun,), (looked,) = (
+        judged(plan, records),
+        judged(plan, records, looks=((0,),)),
+        judged(plan, records, looks=((0,), (0, 1, 2))),
+    )
+    assert begun.decision == fixed.decision
+    assert looked.decision == judged(plan, records, looks=((0, 1, 2),))[0].decision
+    text = files(build(replace(plan_file_of(plan), looks=((0,),)), records))["report.md"]
+    assert "not planned" not in text and "right together in 95 of 100 studies" in text
+
+
 def test_the_order_of_a_list_of_seeds_changes_no_verdict():
     values = {"thin": (80.0,) * 5, "full": (81.0, 79.0, 81.01, 80.99, 78.0)}
     plan = planned(BETTER)
