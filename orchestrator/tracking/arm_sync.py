@@ -8,6 +8,7 @@ from orchestrator.record import Record
 from orchestrator.tracking import pages, schema
 from orchestrator.tracking.arms import (
     TrackedArm,
+    arm_health,
     arm_key,
     arm_params,
     arm_status,
@@ -107,6 +108,8 @@ class ArmSync:
             points = changed_values(run, arm_values(arm, records)) if changed else []
             front = self._content.get("front")
             marks = {} if front is None else {schema.FRONT: "yes" if arm.name in front else "no"}
+            if changed and (health := arm_health(arm, records)):
+                marks[schema.HEALTH] = health[: schema.TAG_LENGTH]
             store.write(run, points, arm_params(arm, self._options), {schema.PARENT_RUN: parent.id, **marks})
             states = [store.units[key].status if key in store.units else "" for key in arm.keys]
             ends = [records[key].about.get("ended", 0) for key in arm.keys & records.keys()]

@@ -4,12 +4,14 @@ Imports no MLflow.
 """
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.record import Record, finished_of
 from orchestrator.tracking.schema import PARAM_LENGTH, Tracked, arm_label, best_names, clean, config_params, digest_of
 from search_spaces.space import SCORE
+from ups_model.evaluation.health import read_health, states_together
 from ups_model.evaluation.metric_names import is_headline
 
 
@@ -105,6 +107,19 @@ def arm_values(arm: TrackedArm, records: Mapping[str, Record | None]) -> dict[st
             if len(by_seed) > 1:
                 values[clean(f"{names[name]}/sd")] = statistics.stdev(by_seed)
     return values
+
+
+def arm_health(arm: TrackedArm, records: Mapping[str, Record | None]) -> str:
+    """How many of its finished runs are of each state, as the report judges them: "pe 2 converged, 1 collapsed; ...".
+    Empty where none is judged."""
+    texts = []
+    for task, keys in arm.measured.items():
+        finished = finished_of({key: records.get(key) for key in keys}).values()
+        judged = [read_health(record.health, record.metrics) for record in finished]
+        states = Counter(states_together([health[task] for health in judged if task in health]))
+        if states:
+            texts.append(f"{task} {', '.join(f'{number} {state}' for state, number in sorted(states.items()))}")
+    return "; ".join(texts)
 
 
 def arm_status(states: Iterable[str], current: str, last: bool) -> str:

@@ -77,7 +77,8 @@ def arms_view(
         means = list(columns)
         first, ascending = means[0], not columns[means[0]].higher_is_better
     shown_metrics = [f"metrics.`{name}`" for mean in means for name in (mean, f"{mean}/sd")]
-    selected = [*shown_metrics, *(f"params.`{name}`" for name in ("training", *options))]
+    params = [f"params.`{name}`" for name in ("training", *options)]
+    selected = [*shown_metrics, f"tags.`{schema.HEALTH}`", *params]
     state: dict[str, Any] = {
         "searchFilter": f"tags.`{schema.ARM_RUN}` LIKE '{plan.name}/%'",
         "orderByKey": f"metrics.`{first}`",

@@ -27,6 +27,8 @@ SEARCH = "ups.search"
 """Marks the run of a search among those of studies."""
 FRONT = "ups.front"
 """Whether a trial of a search with several objectives is on its Pareto front; set at the end of a call."""
+HEALTH = "ups.health"
+"""Of an arm: how many of its runs are of each state, by task. Of a unit `ups.health.TASK`."""
 PLAN_DIGEST = "ups.plan_digest"
 ARM_RUN = "ups.arm_run"
 """Names the run of an arm (`arms.arm_key`)."""
@@ -244,7 +246,7 @@ def record_tags(record: Record) -> dict[str, str]:
         tags[GIT_COMMIT] = commit.group()
     if about.get("user"):
         tags[USER] = str(about["user"])
-    health = _prefixed("ups.health.", record.health)
+    health = _prefixed(f"{HEALTH}.", record.health)
     tags |= {health[task]: one.state for task, one in read_health(record.health, record.metrics).items()}
     if record.error:
         tags[ERROR] = record.error[-TAG_LENGTH:]

@@ -20,7 +20,7 @@ from orchestrator.report.sources import outcomes_from, outcomes_from_tracking
 from orchestrator.search.plan import SearchPlan
 from orchestrator.search.resolve_space import SearchInputs, search_content
 from orchestrator.tracking import mirror, mlflow_store, pages, schema
-from orchestrator.tracking.arms import arm_params, arm_status, arm_values, arms_of, differing_options
+from orchestrator.tracking.arms import arm_health, arm_params, arm_status, arm_values, arms_of, differing_options
 from orchestrator.tracking.client import EXPERIMENT
 from orchestrator.tracking.read import fetch
 from orchestrator.tracking.uri import default_uri, page_address
@@ -47,6 +47,7 @@ from tests.orchestrator.tracking.test_tracking import (
 )
 from tests.support import plans
 from ups_model.config.presets import preset
+from ups_model.evaluation.health import TaskHealth
 from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.evaluation.outcomes import save_outcomes
 
@@ -130,6 +131,20 @@ def test_an_arms_values_are_of_the_units_that_its_tables_measure():
     assert arm_values(arm, {}) == {}
 
 
+def test_an_arms_health_is_that_of_its_measured_runs_judged_together():
+    plan, _ = plan_of(seeds=3)
+    arm = arms_of(plan)["separate"]
+    ends = {("pe", 0): 60.0, ("pe", 1): 61.0, ("pe", 2): 230.0, ("ar3d", 0): 90.0, ("ar3d", 1): 90.0}
+    records = {}
+    for unit in plan.units.values():
+        if (end := ends.get((unit.task, unit.seed))) is not None:
+            metric, trivial = ("pe/mpjpe_mm", 240.0) if unit.task == "pe" else ("ar3d/top1", 10.0)
+            health = {unit.task: TaskHealth(metric, trivial, ((1, end), (2, end))).to_plain()}
+            records[unit.key] = Record(unit.key, "finished", {}, health=health)
+    assert arm_health(arm, records) == "ar3d 2 converged; pe 1 collapsed, 2 converged"
+    assert arm_health(arm, {}) == ""
+
+
 @pytest.mark.parametrize(
     ("states", "current", "last", "status"),
     [
@@ -151,7 +166,7 @@ def test_the_view_of_arms_is_a_tag_that_mlflow_takes():
     plan = plans.plan_of(find_study("paper_tables"))
     view = json.loads(pages.arms_view(plan, {}, differing_options(arms_of(plan).values()), []))
     assert view["searchFilter"] == f"tags.`ups.arm_run` LIKE '{plan.name}/%'"
-    assert "params.`model.encoder_layers`" in view["selectedColumns"]
+    assert {"params.`model.encoder_layers`", "tags.`ups.health`"} <= set(view["selectedColumns"])
     assert view["columnOrder"][-len(view["selectedColumns"]) :] == view["selectedColumns"]
     text = pages.arms_view(plan, {}, [f"an.option.with.a.long.name_{number}" for number in range(99)], [])
     assert len(text) <= schema.TAG_LENGTH and "`training`" in text
@@ -194,6 +209,8 @@ def test_a_units_run_has_its_data_health_commit_and_user(ledger):
     ledger.write(other, replace(finished(other), about={"user": "ada"}, metrics={"validation/ar3d/top1": 9.0}))
     synchronise(ledger, plan, content)
     run = run_of(uri, unit)
+    arm = client_of(uri).get_run(run.data.tags["mlflow.parentRunId"])
+    assert arm.data.tags["ups.health"] == "pe 1 converged"
     digest = "fingerprint of synthetic_h36m17"[:12]
     assert datasets_of(run) == [
         ("synthetic_h36m17", digest, "training"),
