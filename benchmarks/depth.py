@@ -20,8 +20,8 @@ from ups_model.config.presets import preset
 from ups_model.data.prepare.catalog import default_cache
 from ups_model.source import source_digest
 from ups_model.training.finite import NonFiniteLoss
-from ups_model.training.loop import train
 from ups_model.training.options import RunOptions
+from ups_model.training.run import train
 
 ARMS = {
     "1 layer": {"encoder_layers": 1},

@@ -9,6 +9,7 @@ drawn in another way, to compare the losses. Without --data the clip sets are th
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -38,7 +39,10 @@ def serve(options: dict[str, Any]) -> None:
     from ups_model.config.presets import small
     from ups_model.device import flush_denormal_numbers
     from ups_model.evaluation.measure import measure
-    from ups_model.training.loop import Run, RunOptions
+
+    # Earlier commits have them in a module of another name.
+    there = next(name for name in ("run", "loop") if importlib.util.find_spec(f"ups_model.training.{name}"))
+    training = importlib.import_module(f"ups_model.training.{there}")
 
     torch.set_num_threads(1)
     config = small()
@@ -48,9 +52,9 @@ def serve(options: dict[str, Any]) -> None:
         config = config.replace(data=config.data.replace(**changed))
     paths = data_paths(options["data"], configured_sets(config))
 
-    def run_of(changes: dict[str, Any]) -> Run:
-        run_options = RunOptions(Path(options["out"]), "cpu", options["precision"])
-        run = Run(config.with_fields(changes), paths, run_options, None, None)
+    def run_of(changes: dict[str, Any]) -> Any:
+        run_options = training.RunOptions(Path(options["out"]), "cpu", options["precision"])
+        run = training.Run(config.with_fields(changes), paths, run_options, None, None)
         run.start_or_resume()
         return run
 

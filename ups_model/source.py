@@ -20,7 +20,7 @@ Part = Literal["training", "evaluation"]
 PACKAGE = "ups_model"
 ROOT = Path(__file__).resolve().parent
 """Folder of the package whose source is digested."""
-ROOTS: dict[Part, str] = {"training": "training.loop", "evaluation": "evaluation.measure"}
+ROOTS: dict[Part, str] = {"training": "training.run", "evaluation": "evaluation.measure"}
 """The module at which the walk over imports begins."""
 MEASURING = frozenset({"evaluation.measure", "evaluation.metric_names"})
 """Modules of "evaluation" that the training loop imports too."""
@@ -40,14 +40,14 @@ LEFT_OUT = frozenset(
 FORMER = {
     "4e3cea99b703030b": "d6b0d25ab76ff44a",
     "3167f9a12b1ceaeb": "d6b0d25ab76ff44a",
-    "071260b2daaeb357": "37a2f5e676188162",
-    "e07f9f57e64e62da": "37a2f5e676188162",
-    "0046ad8db8a498c3": "37a2f5e676188162",
-    "6d70f343ed059786": "37a2f5e676188162",
-    "41888bfede90455d": "37a2f5e676188162",
-    "5ac8a073540ce453": "37a2f5e676188162",
-    "f7bc985fa4ae53b4": "37a2f5e676188162",
-    "340ecd3da4acb927": "37a2f5e676188162",
+    "071260b2daaeb357": "170492e3ea125734",
+    "e07f9f57e64e62da": "170492e3ea125734",
+    "0046ad8db8a498c3": "170492e3ea125734",
+    "6d70f343ed059786": "170492e3ea125734",
+    "41888bfede90455d": "170492e3ea125734",
+    "5ac8a073540ce453": "170492e3ea125734",
+    "f7bc985fa4ae53b4": "170492e3ea125734",
+    "340ecd3da4acb927": "170492e3ea125734",
     "0b30be711a1455cd": "5b3bbe4a5d04fd6f",
     "924ad9e9e4987021": "5b3bbe4a5d04fd6f",
     "847a8ce63f0b640a": "5b3bbe4a5d04fd6f",

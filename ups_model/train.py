@@ -11,10 +11,10 @@ from ups_model.config import TASK_NAMES
 from ups_model.config.identity import configured_sets
 from ups_model.config.presets import PRESETS
 from ups_model.training.finite import NonFiniteLoss
-from ups_model.training.loop import train
 from ups_model.training.options import RunOptions
 from ups_model.training.parallel.group import check_shares, first_process
 from ups_model.training.parallel.launch import ProcessDied, train_in_processes
+from ups_model.training.run import train
 
 EXAMPLES = """examples:
   python -m ups_model.train --preset tiny

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ups_model.config import Config
 from ups_model.device import autocast_dtype, pick_device, pick_precision
-from ups_model.training.loop import Run
+from ups_model.training.run import Run
 
 NOT_OFFERED = "not offered"
 

@@ -9,7 +9,7 @@ from gpu_parts.part import Part
 from gpu_parts.table import Row
 from ups_model.config import TASK_NAMES
 from ups_model.model.decoding import classify, decode_poses
-from ups_model.training.loop import Run
+from ups_model.training.run import Run
 
 
 def precision(part: Part) -> None:

@@ -15,7 +15,7 @@ from ups_model.device import autocast_dtype, memory_mb
 from ups_model.model.decoding import decode_poses
 from ups_model.model.encoder import Tem
 from ups_model.model.layers import Scene, initialise
-from ups_model.training.loop import Run
+from ups_model.training.run import Run
 
 GRAPHS = {"cuda_graphs": True, "graphs": True, "compile": True, "compile_mode": "reduce-overhead"}
 """Options of `RunOptions` that let a step run as CUDA graphs, and their values; the first that it has is measured."""

@@ -15,8 +15,8 @@ from ups_model.config.identity import configured_sets
 from ups_model.config.presets import preset
 from ups_model.model import text_features
 from ups_model.training import run as training_run
-from ups_model.training.loop import Run, RunOptions, train
 from ups_model.training.progress import short_line
+from ups_model.training.run import Run, RunOptions, train
 from ups_model.training.run_state import Metrics
 
 

@@ -174,8 +174,8 @@ class UpsProject:
         return sizes.fitting(settings, data, gpus)
 
     def train(self, request: Request) -> Result:
-        from ups_model.training.loop import train
         from ups_model.training.parallel.launch import train_in_processes
+        from ups_model.training.run import train
 
         run = request.settings, request.paths, _options(request), request.parent
         callbacks = request.sample, request.should_stop, request.on_checkpoint
@@ -199,7 +199,7 @@ class UpsProject:
         from ups_model.evaluation.measure import predict_poses
         from ups_model.model.decoding import classify
         from ups_model.training.build import build
-        from ups_model.training.loop import train
+        from ups_model.training.run import train
 
         config: Config = request.settings
         short = config.with_fields({"optim.steps": CYCLES * len(config.optim.cycle), "data.validation_subjects": 0})

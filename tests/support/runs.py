@@ -20,8 +20,8 @@ from ups_model.data.format.cameras import Camera, project
 from ups_model.data.format.clip_set import ClipSet, ClipSetInfo
 from ups_model.data.format.writer import Clip, Track, write_clip_set
 from ups_model.skeletons import get_skeleton
-from ups_model.training.loop import train
 from ups_model.training.options import RunOptions
+from ups_model.training.run import train
 
 # Five metres from the origin, level: one looks along +y, the other along -x.
 FRONT = Camera([[1, 0, 0], [0, 0, -1], [0, 1, 0]], center=[0, -5, 1], f=[1000, 900], c=[510, 390], wh=[1000, 800])

@@ -17,7 +17,7 @@ data/batching/configured data/batching/device_clips data/batching/pose_loader da
 data/format/cameras data/format/clip_data data/format/clip_set data/format/info data/format/splits
 data/readers/fill_missing model/chunks model/decoder model/encoder model/fused model/host model/inputs
 model/layers model/text_features model/tokenizer model/ups model/vocabulary skeletons tasks
-training/base_run training/build training/finite training/loop training/losses training/parallel/group training/result
+training/base_run training/build training/finite training/losses training/parallel/group training/result
 training/run training/run_state training/schedule"""
 EVALUATION = (
     "evaluation/measure evaluation/metric_names evaluation/metrics evaluation/outcomes model/decoding model/stepwise"

@@ -199,6 +199,6 @@ def judge(curve: Mapping[int, Mapping[str, float]], trivial: Mapping[str, float]
     return health
 
 
-def health_line(health: Mapping[str, Mapping[str, Any]]) -> str:
+def health_line(health: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Any]) -> str:
     """One line for a log, e.g. "ar3d converged, pe not converged"; empty where nothing was judged."""
-    return ", ".join(f"{task} {TaskHealth.from_plain(plain).state}" for task, plain in health.items())
+    return ", ".join(f"{task} {one.state}" for task, one in read_health(health, metrics).items())

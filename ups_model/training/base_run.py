@@ -105,7 +105,7 @@ class BaseRun(ABC):
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def drive(self, should_stop: Callable[[], bool] | None, on_checkpoint: Callable[[], None] | None) -> Result:
-        """Train, resume or just report. The arguments are those of `loop.train`."""
+        """Train, resume or just report. The arguments are those of `run.train`."""
         if (result := self.finished()) is not None:
             return result
         self.start_or_resume()
@@ -298,7 +298,7 @@ class BaseRun(ABC):
                 metrics["test/score"] = self.score(measured)
             if state.curve:
                 health = judge(state.curve, self.trivial())
-                logger.info("health, on validation subjects: %s", health_line(health))
+                logger.info("health, on validation subjects: %s", health_line(health, metrics))
         about = {
             **self.facts(),
             "chosen_step": chosen_step,

@@ -1,4 +1,4 @@
-"""A run of UPS: joint, one task alone, or fine-tuning."""
+"""Training of one UPS: joint, one task alone, or fine-tuning."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ups_model.config import Config, TaskName
 from ups_model.config.identity import run_key, trunk_key
 from ups_model.data.batching.batch import Batch
-from ups_model.device import autocast_dtype
+from ups_model.device import autocast_dtype, flush_denormal_numbers
 from ups_model.evaluation.measure import measure, measure_test, score, trivial_values
 from ups_model.evaluation.metric_names import headline_metric
 from ups_model.model.layers import seed_for
@@ -26,12 +26,39 @@ from ups_model.training.fit import Fit, choose_fit
 from ups_model.training.losses import sequence_loss, target_tokens
 from ups_model.training.options import RunOptions
 from ups_model.training.parallel.group import agreed_fit, check_shares, in_parallel, start_processes
-from ups_model.training.result import data_facts, save_weights, start_from_parent
+from ups_model.training.result import Result, data_facts, save_weights, start_from_parent
 from ups_model.training.run_folder import TRUNK
 from ups_model.training.run_state import Metrics
 from ups_model.training.schedule import exit_layer, gumbel_noise, input_mask, learning_rate, temperature
 
 logger = logging.getLogger(__name__)
+
+
+def train(
+    config: Config,
+    paths: Mapping[str, Path],
+    options: RunOptions,
+    parent: Path | None = None,
+    on_metrics: Callable[[int, Metrics], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    on_checkpoint: Callable[[], None] | None = None,
+) -> Result:
+    """Train, resume or just report a run.
+
+    Args:
+        config: everything that can change the result.
+        paths: folder of each clip set.
+        parent: checkpoint folder whose weights are the start (fine-tuning).
+        on_metrics: called with (step, metrics) at every progress line and validation.
+        should_stop: asked after each step; True saves a checkpoint and returns a result with status "stopped".
+        on_checkpoint: called after a checkpoint is written and older ones are deleted; what it raises ends the run.
+
+    Raises:
+        ValueError: a configuration, data set or checkpoint that cannot be used; nothing was started.
+        NonFiniteLoss: the loss was not finite.
+    """
+    with flush_denormal_numbers():
+        return Run(config, paths, options, parent, on_metrics).drive(should_stop, on_checkpoint)
 
 
 class Run(BaseRun):

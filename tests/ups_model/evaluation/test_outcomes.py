@@ -12,7 +12,7 @@ from ups_model.data.format.clip_set import ClipSet
 from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.evaluation.metrics import topk_accuracy
 from ups_model.evaluation.outcomes import class_outcomes, load_outcomes, pose_examples, pose_outcomes, save_outcomes
-from ups_model.training.loop import train
+from ups_model.training.run import train
 
 
 def test_rank_and_margin_of_the_true_class_by_hand():

@@ -22,7 +22,7 @@ from ups_model.data.prepare.jobs import Recording
 from ups_model.data.readers.detect import clip_names, read_recording
 from ups_model.inference.find_weights import find_weights
 from ups_model.training.build import load_model
-from ups_model.training.loop import train
+from ups_model.training.run import train
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,7 @@ from ups_model.device import pick_device
 from ups_model.inference import visualize
 from ups_model.inference.find_weights import find_weights
 from ups_model.training.build import load_model
-from ups_model.training.loop import train
+from ups_model.training.run import train
 
 NTU = "S001C001P001R001A001"
 

@@ -15,7 +15,7 @@ from tests.support.small_models import clips, small_config, small_model
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.model.encoder import Encoder
 from ups_model.training.build import load_model
-from ups_model.training.loop import train
+from ups_model.training.run import train
 from ups_model.training.schedule import exit_layer
 
 

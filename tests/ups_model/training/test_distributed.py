@@ -9,7 +9,7 @@ import torch
 
 import ups_model.training.run
 from tests.support.runs import options, toy_config, train_as_rank, weights
-from ups_model.training.loop import train
+from ups_model.training.run import train
 
 EXACT = {"dropout": 0.0, "decoder_dropout": 0.0, "steps": 8, "learning_rate": 1e-3}
 

@@ -18,9 +18,9 @@ from tests.support.runs import newest, options, stop_at, toy_config, weights
 from ups_model.training.build import build
 from ups_model.training.finite import NonFiniteLoss
 from ups_model.training.fit import MARGIN, Peak, peak_bytes
-from ups_model.training.loop import train
 from ups_model.training.losses import sequence_loss, target_tokens
 from ups_model.training.parallel.launch import ProcessDied, train_in_processes
+from ups_model.training.run import train
 
 STEPS = 30
 VARIANTS = {

@@ -5,7 +5,7 @@ import torch
 
 from tests.support.runs import assert_same_run, options, stop_at, toy_config
 from ups_model.training.checkpoint import optimizer_tensors, restore_optimizer
-from ups_model.training.loop import train
+from ups_model.training.run import train
 
 
 def losses_of(toy_sets, folder, cache, precision):

@@ -40,7 +40,7 @@ from ups_model.evaluation.measure import measure
 from ups_model.training.build import load_model
 from ups_model.training.checkpoint import newest_checkpoint
 from ups_model.training.finite import NonFiniteLoss
-from ups_model.training.loop import train
+from ups_model.training.run import train
 
 VARIANTS = {
     "joint": {},

@@ -66,7 +66,7 @@ def train_in_processes(
     on_checkpoint: Callable[[], None] | None = None,
     threads: int = 1,
 ) -> Result:
-    """`training.loop.train` in several processes: on a GPU each, else on the CPU. The result is that of one process, to
+    """`training.run.train` in several processes: on a GPU each, else on the CPU. The result is that of one process, to
     rounding; a run may be resumed with another number of them. Functions are called in the caller's process; the run
     waits for them.
 
@@ -185,8 +185,8 @@ def _run(task: _Task, connection: Connection, stop: Event) -> None:
     # Imported here: spawning imports this module before anything is set.
     import torch
 
-    from ups_model.training.loop import train
     from ups_model.training.parallel.group import RENDEZVOUS
+    from ups_model.training.run import train
 
     os.environ[RENDEZVOUS] = task.rendezvous
     if sys.platform == "linux":

@@ -16,7 +16,7 @@ from ups_model.data.batching.configured import open_sets
 from ups_model.data.format.writer import Clip, Track, write_clip_set
 from ups_model.evaluate import evaluate
 from ups_model.training.build import build_vocabulary, data_identity
-from ups_model.training.loop import train
+from ups_model.training.run import train
 
 
 def write(folder, name, clips, ids=lambda row: f"S{row:03d}", origin="ntu"):
