@@ -1,7 +1,7 @@
 """The worker's side of Tune: a trainable that runs one unit, and the bell that tells all workers to stop."""
 
+import copy
 import os
-import pickle
 import signal
 import threading
 import time
@@ -95,7 +95,7 @@ def _arrives(error: Exception) -> bool:
     """Whether Ray can take an exception to the driver: not one whose constructor doesn't take what it was made of, or
     whose text has half a character."""
     try:
-        pickle.loads(pickle.dumps(error))
+        copy.copy(error)  # Made of its arguments, as it is again on the driver.
         str(error).encode("utf-8")
     except Exception:
         return False

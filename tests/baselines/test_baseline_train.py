@@ -208,6 +208,7 @@ def test_vectors_have_no_weight_decay(toy_baseline):
     assert decay == {2: 0.5, 1: 0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", [name for name in SYSTEMS if name not in LIFTERS])
 def test_a_recogniser_learns_a_small_set_by_heart(system, toy_baseline, run_toy, tmp_path):
     plain = {"crop_min": 1.0, "rotation_deg": 0, "jitter": 0.0, "batch_size": 12}
@@ -218,6 +219,7 @@ def test_a_recogniser_learns_a_small_set_by_heart(system, toy_baseline, run_toy,
     assert loss < 0.1 and result.metrics["test/ar3d/top1"] == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", LIFTERS)
 def test_a_lifter_learns_eight_poses_by_heart(system, toy_baseline, tmp_path):
     world_NJ3 = motion(0, 1, 8, 17)

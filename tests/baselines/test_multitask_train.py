@@ -62,6 +62,7 @@ def learner(clips):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, STAGED, {"tasks": "action"}], ids=["both", "staged", "action"])
 def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(changes, run, tmp_path):
     config = toy(**changes)
@@ -169,6 +170,7 @@ def test_a_clip_s_class_is_that_of_the_highest_mean_probability():
     assert scores.metrics == {"top1": 100.0, "window_top1": pytest.approx(200 / 3), "clips": 2.0}
 
 
+@pytest.mark.slow
 def test_it_learns_two_clips_by_heart(tmp_path):
     tracks = [Track(motion(label, label, 8, 17)) for label in (0, 0, 1, 1)]
     clips = [
@@ -246,6 +248,7 @@ STUDY = dataclasses.replace(WHOLE, name="small", base=SMALL, seeds=1)
 """
 
 
+@pytest.mark.slow
 def test_the_whole_study_is_planned_and_its_runs_leave_what_its_tables_show(toy_sets, tmp_path):
     (tmp_path / "small.py").write_text(STUDY)
     planned = read_inputs(str(tmp_path / "small.py"), "tiny", [f"{POSE}={toy_sets[POSE]}"], [], None)

@@ -26,6 +26,7 @@ def run(toy_sets, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_exit_has_a_speed_and_its_own_accuracy(exits, run, tmp_path, capsys):
     assert exits.main([str(run), "--rounds", "3", "--seconds", "0.02", "--svg", str(tmp_path / "exits.svg")]) == 0
     lines = exits.measure([run], rounds=3, seconds=0.02)

@@ -538,6 +538,7 @@ def test_the_a100_file_differs_in_the_machines_alone(repo_root):
     assert first == second
 
 
+@pytest.mark.slow
 def test_the_account_of_aws_is_a_template_that_cfn_lint_accepts(repo_root):
     lint = shutil.which("cfn-lint", path=str(__import__("pathlib").Path(sys.executable).parent))
     if lint is None:

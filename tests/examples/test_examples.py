@@ -157,6 +157,7 @@ def test_health_of_a_lifter_is_judged_against_the_mean_pose(poses, tmp_path):
     assert [step for step, _ in health["curve"]] == [12, 24, 36, 48, 60]
 
 
+@pytest.mark.slow
 def test_the_mirror_has_an_example_s_runs_and_the_report_is_the_same_from_it(poses, tmp_path):
     plan, paths = plan_of(TEXT, poses, steps=10)
     storage = tmp_path / "storage"

@@ -355,6 +355,7 @@ def page(repo_root):
     return (repo_root / "docs" / "ablations.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_study_in_the_documentation_is_planned_as_its_text_says(
     page, tmp_path_factory, tmp_path, monkeypatch, capsys
 ):
@@ -430,6 +431,7 @@ def test_another_study_of_the_same_name_and_base_is_refused_before_anything_star
     assert driver.started == 1
 
 
+@pytest.mark.slow
 def test_a_study_that_grew_goes_on_in_any_file_and_its_own_file_may_lose_rows(
     bench, tmp_path, driver, monkeypatch, caplog
 ):
@@ -507,6 +509,7 @@ def test_hours_between_messages_need_a_command(bench, tmp_path, driver, capsys):
     assert "--notify-every must be 0 or more hours, got -1; try 6" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gain", "looks"), [(30.0, (2,)), (0.0, (2, 3))])
 def test_seeds_auto_stops_where_all_is_decided_and_goes_on_where_not(bench, tmp_path, driver, monkeypatch, gain, looks):
     monkeypatch.setattr(arguments, "AUTO_LOOKS", (2, 3))
@@ -520,6 +523,7 @@ def test_seeds_auto_stops_where_all_is_decided_and_goes_on_where_not(bench, tmp_
     assert driver.started == len(looks)
 
 
+@pytest.mark.slow
 def test_a_study_remembers_that_it_was_complete_with_fewer_seeds(bench, tmp_path, driver):
     study = claimed(bench, tmp_path)
     for seeds in ("1", "1", "2"):
@@ -527,6 +531,7 @@ def test_a_study_remembers_that_it_was_complete_with_fewer_seeds(bench, tmp_path
     assert saved_plan(tmp_path).looks == ((0,),)
 
 
+@pytest.mark.slow
 def test_seeds_auto_ends_at_the_number_that_is_given(bench, tmp_path, driver, monkeypatch):
     monkeypatch.setattr(arguments, "AUTO_LOOKS", (2, 3))
     driver.metrics = lambda unit: {"ar3d/top1": 40 + 0.1 * unit.seed**2 * (unit.arm == "base")}
@@ -535,6 +540,7 @@ def test_seeds_auto_ends_at_the_number_that_is_given(bench, tmp_path, driver, mo
     assert (plan.seeds, plan.planned_looks, plan.seed_numbers) == (2, (2,), (0, 1))
 
 
+@pytest.mark.slow
 def test_a_claim_is_looked_at_once_its_own_runs_are_complete(bench, tmp_path, driver):
     study = claimed(bench, tmp_path)
     # What the claim isn't about never finishes.
@@ -553,6 +559,7 @@ def test_runs_that_ended_before_their_claims_were_declared_are_counted(bench, tm
     }
 
 
+@pytest.mark.slow
 def test_a_study_that_gets_claims_goes_on_beside_its_older_plan_and_trains_nothing_again(
     bench, tmp_path, driver, capsys
 ):
@@ -575,6 +582,7 @@ def test_a_study_that_gets_claims_goes_on_beside_its_older_plan_and_trains_nothi
     assert report_command.main([newer.name, "--storage", str(storage)]) == 0
 
 
+@pytest.mark.slow
 def test_a_list_of_seeds_trains_those_alone_and_other_seeds_count_as_a_look(bench, tmp_path, driver):
     study = claimed(bench, tmp_path)
     for seeds, looks in (("7,3", ()), ("3,7", ()), ("0,1", ((3, 7),)), ("0,1", ((3, 7),))):
@@ -627,6 +635,7 @@ def test_a_study_may_name_its_seeds(bench, tmp_path, driver):
     assert saved_plan(tmp_path).seed_numbers == (0, 3, 7) and {job.unit.seed for job in driver.jobs} == {0, 3, 7}
 
 
+@pytest.mark.slow
 def test_more_seeds_train_the_new_ones_alone(bench, tmp_path, driver, capsys):
     assert ablate.main(toy(bench, tmp_path)) == 0
     released = []
@@ -659,6 +668,7 @@ def test_status_1_when_stopped_and_it_says_how_to_go_on(bench, tmp_path, driver,
     assert NoMirror.outcomes == ["stopped"]
 
 
+@pytest.mark.slow
 def test_stopping_when_nothing_was_left_is_no_failure(bench, tmp_path, driver, capsys, monkeypatch):
     from orchestrator.execution import driver as run
 

@@ -113,6 +113,7 @@ def done(bench):
     return bench[0]
 
 
+@pytest.mark.slow
 def test_prepare_counts_what_is_there_and_what_is_left_out_and_why(bench):
     folder, printed = bench
     counts = {name: len(ClipSet.open(folder / "clips" / name)) for name in SETS}

@@ -313,6 +313,7 @@ def test_help_has_examples_and_exit_statuses(command, capsys):
     assert f"python -m ups_model.{command} " in printed and "exit status: 0 done" in printed
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own_a_refusal_is_one_line_and_status_2(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "ups_model.train", *tiny(tmp_path / "run", "--set", "step=7")],
@@ -349,6 +350,7 @@ def test_bad_arguments_of_evaluation_are_one_line_and_status_2(arguments, messag
     assert tree(joint) == before
 
 
+@pytest.mark.slow
 def test_evaluate_takes_a_runs_folder_as_predict_does(joint, chosen, capsys):
     assert ups_model.evaluate.main([str(joint), "--device", "cpu"]) == 0
     of_run = capsys.readouterr().out

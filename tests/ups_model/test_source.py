@@ -37,6 +37,7 @@ def test_these_modules_and_no_others_are_digested(part, modules):
     assert source_files(part) == [f"{module}.py" for module in modules.split()]
 
 
+@pytest.mark.slow
 def test_the_digest_does_not_depend_on_where_the_package_lies(copy):
     moved = source_identity()
     assert all(len(digest) == 16 for digest in moved.values())
@@ -58,6 +59,7 @@ TRAINS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TRAINS)
 def test_a_change_of_what_trains_changes_the_training_digest_alone(case, copy):
     before = source_identity()
@@ -68,6 +70,7 @@ def test_a_change_of_what_trains_changes_the_training_digest_alone(case, copy):
     assert after["evaluation"] == before["evaluation"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["evaluation/measure.py", "evaluation/metrics.py", "model/decoding.py"])
 def test_a_change_of_what_measures_changes_the_evaluation_digest_alone(name, copy):
     before = source_identity()
@@ -86,6 +89,7 @@ def test_a_change_of_a_measure_that_the_loop_calls_changes_the_evaluation_digest
     assert after["training"] == before["training"]
 
 
+@pytest.mark.slow
 def test_a_new_module_that_training_imports_is_digested(copy):
     before = source_digest("training")
     (copy.root / "extra.py").write_text("FACTOR = 1\n")
@@ -112,6 +116,7 @@ SAME = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SAME)
 def test_what_changes_no_result_changes_no_digest(case, copy):
     before = source_identity()
@@ -149,6 +154,7 @@ def test_a_module_may_move_and_its_definitions_be_divided(copy):
     assert source_identity() == before
 
 
+@pytest.mark.slow
 def test_a_definition_of_the_same_name_elsewhere_is_another(copy):
     before = source_digest("training")
     copy.edit("tasks.py", "\n\n\n", "\n\n\ndef sequence_loss():\n    return 0\n\n\n")

@@ -88,6 +88,7 @@ def test_sizes_are_those_of_the_model_that_is_trained(case, made, sets):
         assert forecast.flops[task] == pytest.approx(counted, rel=0.01), task
 
 
+@pytest.mark.slow
 def test_a_model_is_counted_once_for_a_cache(sets, tmp_path, monkeypatch):
     def counted(**changes):
         for function in (sizes._parameters, sizes._forward_flops):
@@ -112,6 +113,7 @@ def test_a_model_is_counted_once_for_a_cache(sets, tmp_path, monkeypatch):
     assert counted() == before, "a cache that can't be written to"
 
 
+@pytest.mark.slow
 def test_a_wider_mlp_costs_what_its_two_matrices_do(sets):
     narrow, wide = (sizes_of(toy_config(decoder_mlp_ratio=ratio), sets) for ratio in (1, 2))
     # Decoder width 16, one layer: 16 x 16 more weights in each of two matrices, and 16 more biases. A multiplication
@@ -184,6 +186,7 @@ def test_operations_are_three_forward_passes_of_every_sample(inputs):
     assert 0.499 * expected.left <= expected.makespan <= expected.left
 
 
+@pytest.mark.slow
 def test_measured_times_replace_guesses_also_for_other_seeds(inputs):
     plan = inputs.plan
     unit = next(iter(plan.units.values()))

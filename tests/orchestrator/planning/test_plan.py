@@ -148,6 +148,7 @@ def test_adding_a_row_a_seed_or_a_table_keeps_all_units_and_the_plan_s_name():
     assert plan_of(small_study(), changes={"steps": 100}).name != plan.name
 
 
+@pytest.mark.slow
 def test_the_same_plan_is_made_in_another_process(repo_root):
     program = (
         "from tests.support.plans import *; from search_spaces import find_study; "

@@ -80,6 +80,7 @@ def test_tied_effects_are_judged_with_the_rounding_of_their_step():
     assert sd_with_rounding([2.0, 2.0, 2.0]) == 0
 
 
+@pytest.mark.slow
 def test_tied_effects_are_not_called_equivalent_too_often():
     # 5.7 % without the rounding's variance.
     assert simulation.false_equivalence(np.random.default_rng(5), simulation.discretised, 5, 20_000) < 0.05
@@ -151,12 +152,14 @@ def test_the_interval_covers_and_the_crossed_one_covers_new_subjects():
     assert alone < 0.85
 
 
+@pytest.mark.slow
 def test_looking_at_more_seeds_errs_no_more_and_never_undecides():
     error, reversals = simulation.sequential(np.random.default_rng(4), simulation.normal, 200)
     assert error <= ALPHA + 2.6 * math.sqrt(ALPHA * (1 - ALPHA) / 200)
     assert reversals == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", simulation.UNPLANNED, ids=lambda seeds: "-".join(map(str, seeds)))
 def test_a_study_that_was_extended_after_looking_errs_in_five_of_a_hundred_reports_at_most(seeds):
     reports, studies = simulation.looks_of_extended(seeds), 150 if len(seeds) < 4 else 50
@@ -232,6 +235,7 @@ def test_pairs_that_ran_under_other_conditions_withhold_the_verdict(changed, rea
     assert result.withheld[0].startswith(reason)
 
 
+@pytest.mark.slow
 def test_rows_of_two_projects_are_compared_though_their_code_differs():
     plan = planned(BETTER)
     records = records_of(plan, SHARP)
@@ -279,6 +283,7 @@ def test_equal_effects_in_every_seed_are_undecided_and_said_so():
     assert "the same effect in every seed" in files(report)["report.md"]
 
 
+@pytest.mark.slow
 def test_rounding_never_hides_on_which_side_of_a_bound_a_number_lies():
     assert digits_beside((0.004, 1.5), (0,), 2) == 3
     assert digits_beside((-0.00004,), (0,), 2) == 5
@@ -351,6 +356,7 @@ def test_the_order_of_a_list_of_seeds_changes_no_verdict():
     assert other[0].decision == straight.decision
 
 
+@pytest.mark.slow
 def test_factors_of_unplanned_looks_stay_within_the_level_however_many_there_are():
     file = plan_file_of(planned(BETTER))
     lists = tuple((10 * index, 10 * index + 1, 10 * index + 2) for index in range(1, 50))
@@ -504,6 +510,7 @@ def test_a_margin_is_in_points(margin, text):
     assert f"better by more than {text}" in files(build(plan_file_of(plan), records_of(plan, SHARP)))["report.md"]
 
 
+@pytest.mark.slow
 def test_a_star_stands_at_decided_claims_alone():
     claim = replace(BETTER, arm="thin", baseline="full")
     with_claim, without = planned(claim), plan_of(seeds=5)

@@ -71,6 +71,7 @@ def test_weights_that_another_unit_trained_have_no_time():
     assert cost_of(plan, records, "2").seconds == 130
 
 
+@pytest.mark.slow
 def test_gpus_multiply_the_price_and_energy_is_summed():
     plan, records = case(gpus=4, energy_joules=720.0)
     cost = cost_of(plan, records)
@@ -111,6 +112,7 @@ def test_sizes_come_back_from_the_plans_file():
     assert PlanFile.from_json(plan.to_json()) == plan
 
 
+@pytest.mark.slow
 def test_cells_csv_has_counted_costs_and_no_times_which_differ_from_run_to_run():
     lines = csv.DictReader(io.StringIO(files(build(*case()))["cells.csv"]))
     names = ("flops", "row_operations")

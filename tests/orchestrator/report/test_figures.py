@@ -58,6 +58,7 @@ def figures(made):
     return {name: text for name, text in files(made).items() if re.match(r"figures/.*\.svg", name)}
 
 
+@pytest.mark.slow
 def test_the_factor_figure_has_a_line_a_seed_and_panel_and_hollow_marks_where_a_run_collapsed():
     svg = figures(report())["figures/factor-depth.svg"]
     drawn = names_in(svg)
@@ -69,11 +70,13 @@ def test_the_factor_figure_has_a_line_a_seed_and_panel_and_hollow_marks_where_a_
     assert {column.title for column in ABLATION} <= set(shown) and {"1", "2", "3", "Layers", "paper"} <= set(shown)
 
 
+@pytest.mark.slow
 def test_a_factor_that_is_no_number_has_its_labels_below_the_panels():
     rows = tuple(replace(row, label=label) for row, label in zip(ROWS, ("none", "one $x$", "several <b>"), strict=True))
     assert {"none", "one $x$", "several <b>"} <= set(texts_in(figures(report(rows=rows))["figures/factor-depth.svg"]))
 
 
+@pytest.mark.slow
 def test_learning_curves_have_a_line_a_run_and_the_trivial_answer():
     svg = figures(report())["figures/learning-curves.svg"]
     drawn = names_in(svg)
@@ -81,6 +84,7 @@ def test_learning_curves_have_a_line_a_run_and_the_trivial_answer():
     assert {"3D action recognition", "trivial answer", "collapsed or not converged"} <= set(texts_in(svg))
 
 
+@pytest.mark.slow
 def test_the_routes_figure_has_a_path_a_task_and_seed_and_says_how_often_tasks_share_a_block():
     texts = files(report())
     assert names_in(texts["figures/routes.svg"])["path"] == 3 * 2 * SEEDS
@@ -89,6 +93,7 @@ def test_the_routes_figure_has_a_path_a_task_and_seed_and_says_how_often_tasks_s
     assert [cell.strip() for cell in line.split("|")[2:-1]] == ["50 %", "50 %", "75 %"]
 
 
+@pytest.mark.slow
 def test_early_prediction_has_a_line_an_arm_with_the_seeds_spread_and_published_values():
     svg = figures(report())["figures/early-depth.svg"]
     drawn = names_in(svg)
@@ -96,6 +101,7 @@ def test_early_prediction_has_a_line_an_arm_with_the_seeds_spread_and_published_
     assert {"observed (%)", "20", "40", "60"} <= set(texts_in(svg))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "missing"),
     [
@@ -117,10 +123,12 @@ def test_a_report_without_records_has_no_section_of_figures():
     assert "## Figures" not in texts["report.md"] and ">Figures<" not in texts["report.html"]
 
 
+@pytest.mark.slow
 def test_the_same_report_gives_the_same_bytes():
     assert files(report()) == files(report())
 
 
+@pytest.mark.slow
 def test_every_figure_has_a_picture_of_the_same_shape_beside_it():
     texts = files(report())
     names = {name.rpartition(".")[0] for name in texts if name.endswith(".svg")}
@@ -136,6 +144,7 @@ def test_every_figure_has_a_picture_of_the_same_shape_beside_it():
         assert [width * 72 / 150, height * 72 / 150] == pytest.approx(points, abs=1)
 
 
+@pytest.mark.slow
 def test_the_page_shows_every_figure_and_needs_no_other_file():
     texts = files(report())
     page = Page(texts["report.html"])
@@ -145,6 +154,7 @@ def test_the_page_shows_every_figure_and_needs_no_other_file():
     assert [name for name, times in Counter(page.ids).items() if times > 1] == []
 
 
+@pytest.mark.slow
 def test_every_figure_is_linked_in_markdown_with_a_caption_that_says_n_and_data():
     texts = files(report())
     section = texts["report.md"].split("## Figures")[1]
@@ -155,6 +165,7 @@ def test_every_figure_is_linked_in_markdown_with_a_caption_that_says_n_and_data(
     assert all("n = " in caption and "data: synthetic" in caption for caption in captions)
 
 
+@pytest.mark.slow
 def test_sorting_keeps_a_rows_own_line_and_the_papers_together():
     text = files(report())["report.html"]
     groups = re.findall(r"<tbody>(.*?)</tbody>", text, re.DOTALL)

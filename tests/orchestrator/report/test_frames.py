@@ -93,6 +93,7 @@ def test_curves_have_each_point_of_each_judged_run(storage):
     assert set(curves["state"]) == {"not converged"}
 
 
+@pytest.mark.slow
 def test_outcomes_csv_is_the_frame_and_comes_on_request(storage, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["--storage", str(storage), "--out", str(out)]) == 0

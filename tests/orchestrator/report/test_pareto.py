@@ -41,6 +41,7 @@ def figure_of(plan, records):
     return texts[name], texts["report.md"]
 
 
+@pytest.mark.slow
 def test_rows_are_drawn_against_the_operations_of_a_prediction_where_they_differ_in_them():
     svg, text = figure_of(*case())
     rows, columns = len(case()[0].tables[0].rows), len(case()[0].tables[0].columns)
@@ -53,6 +54,7 @@ def test_rows_are_drawn_against_the_operations_of_a_prediction_where_they_differ
     assert place_of(svg, "row-0-0") != place_of(svg, "row-0-1")
 
 
+@pytest.mark.slow
 def test_without_sizes_they_are_drawn_against_the_time_of_training():
     plan, records = case()
     plan = replace(plan, units={key: replace(unit, size=None) for key, unit in plan.units.items()})
@@ -69,6 +71,7 @@ def test_without_sizes_they_are_drawn_against_the_time_of_training():
     assert "minutes of training a seed" in texts_in(svg) and "as measured" in text
 
 
+@pytest.mark.slow
 def test_a_row_without_a_value_is_not_drawn_and_one_row_is_no_figure():
     plan, records = case()
     first = plan.tables[0].rows[0]

@@ -555,6 +555,7 @@ def test_routes_are_shown_for_joint_units_that_have_them():
     )
 
 
+@pytest.mark.slow
 def test_the_same_bytes_come_from_any_order_host_and_path():
     rows = (Row("separate", {}, "separate"), Row("full", {}, "joint"), Row("tuned"))
     plan = plan_of(rows, references=(Reference("elsewhere", (90.5, None)),))

@@ -175,12 +175,14 @@ def test_the_page_is_well_formed_and_shows_hostile_text_as_it_is():
     assert HOSTILE in page.texts
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_other_file():
     page = Page(files(build(*plain()))["report.html"])
     assert page.addresses == [] or all(address.startswith("#") for address in page.addresses)
     assert page.open == [] and "<svg" in files(build(*plain()))["report.html"]
 
 
+@pytest.mark.slow
 def test_names_inside_the_page_are_there_once_and_links_to_them_lead_somewhere():
     rows = tuple(Row(row.label, row.changes, "joint") for row in ROWS)
     plan_file = plan_file_of(plan_of(rows, ABLATION))
@@ -193,6 +195,7 @@ def test_names_inside_the_page_are_there_once_and_links_to_them_lead_somewhere()
     assert used and used <= set(page.ids)
 
 
+@pytest.mark.slow
 def test_the_page_links_to_each_run_where_mlflows_page_is_given():
     plan_file, records = plain()
     assert not [one for one in Page(files(build(plan_file, records))["report.html"]).addresses if "://" in one]
@@ -368,6 +371,7 @@ def test_figures_are_the_same_bytes_in_another_process_and_style(tmp_path):
     assert len(answers) == 1
 
 
+@pytest.mark.slow
 def test_no_two_tables_share_a_figures_file_and_none_leaves_the_folder():
     plan_file, records = plain()
     tables = tuple(replace(plan_file.tables[0], name=name) for name in ("a/b", "a b", "../up", "a-b"))
@@ -538,6 +542,7 @@ def names_in(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_an_earlier_reports_files_do_not_stay_beside_a_new_report(tmp_path, caplog):
     out = tmp_path / "out"
     write_report(build(*claimed()), out, outcomes=pandas.DataFrame({"clip": [1]}))
@@ -555,6 +560,7 @@ def test_an_earlier_reports_files_do_not_stay_beside_a_new_report(tmp_path, capl
     assert caplog.text == ""
 
 
+@pytest.mark.slow
 def test_a_new_report_removes_no_file_that_no_report_wrote_or_that_was_edited(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -580,6 +586,7 @@ def test_a_manifest_reaches_nothing_outside_of_its_folder(tmp_path):
     assert outside.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_report_that_was_cut_short_leaves_no_file_that_the_next_does_not_know(tmp_path, monkeypatch):
     out = tmp_path / "out"
     write_report(build(*plain()), out)
@@ -599,6 +606,7 @@ def test_a_report_that_was_cut_short_leaves_no_file_that_the_next_does_not_know(
     assert names_in(out) == {"report.sha256", *files(build(*plain()))}
 
 
+@pytest.mark.slow
 def test_the_manifest_is_one_that_sha256sum_checks(tmp_path):
     write_report(build(*claimed()), tmp_path)
     checked = subprocess.run(

@@ -52,6 +52,7 @@ def place_of(svg, name):
 # --- routes
 
 
+@pytest.mark.slow
 def test_a_route_through_one_layer_or_one_block_is_drawn_within_its_block():
     for layers, blocks in ((1, 2), (3, 1)):
         of_arm = {task: (blocks - 1,) * layers for task in ("pe", "ar2d", "eap", "ar3d")}
@@ -103,6 +104,7 @@ def test_the_papers_diamond_and_the_margin_stand_at_their_values():
             assert max(band) - min(band) == pytest.approx(8 * scale, abs=0.01)
 
 
+@pytest.mark.slow
 def test_intervals_for_new_subjects_are_drawn_where_there_are_any():
     made = claiming(BETTER, EQUAL)
     assert "subjects" not in names_in(files(made)["figures/claims.svg"])
@@ -111,6 +113,7 @@ def test_intervals_for_new_subjects_are_drawn_where_there_are_any():
     assert names_in(svg)["subjects"] == 1 and "95 % interval for new subjects" in texts_in(svg)
 
 
+@pytest.mark.slow
 def test_a_withheld_claim_is_grey_and_one_without_a_pair_has_its_verdict_alone():
     missing = claiming(BETTER, accuracies={"thin": (80.0, None, None), "full": (None, 83.0, 82.0)})
     (result,) = missing.claims

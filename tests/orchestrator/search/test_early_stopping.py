@@ -119,6 +119,7 @@ def test_a_search_trains_a_third_on_at_each_rung_and_finds_the_best(tmp_path):
     assert f"{27 * 53 + 9 * 107 + 3 * 320:,} of the {27 * 480:,}" in early_stopping(search.graph)[0]
 
 
+@pytest.mark.slow
 def test_a_search_with_rungs_has_a_figure_of_the_values_there(tmp_path):
     search = Curves(tmp_path, trials=9).run()
     drawn = figures(SimpleNamespace(plan=search.plan, dimensions=search.plan.dimensions), search.graph)
@@ -130,6 +131,7 @@ def test_a_search_with_rungs_has_a_figure_of_the_values_there(tmp_path):
     assert all(max(trial.intermediate_values) < STEPS for trial in more.book.trials), "the figure leaves trials alone"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", [ASHA, EarlyStopping("median"), EarlyStopping("hyperband")])
 @pytest.mark.parametrize("legs", [1, 2, 7, 20, 30])
 def test_a_search_that_dies_between_legs_ends_as_an_undisturbed_one(tmp_path, legs, early):

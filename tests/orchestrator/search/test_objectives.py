@@ -123,6 +123,7 @@ def test_a_generation_descends_from_the_best_of_the_complete_trials_before_it():
     assert {one.number for one in sampler.get_parent_population(study, 2)} <= set(range(20))
 
 
+@pytest.mark.slow
 def test_the_genetic_algorithm_finds_a_better_front_than_random_trials(tmp_path):
     def area(sampler):
         """Between the front and a score of 20, up to 45 seconds, in points x seconds."""
@@ -152,6 +153,7 @@ def test_a_trial_is_judged_by_its_means_over_seeds_and_a_missing_cost_fails_it(t
     assert lacking.graph.reason[0] == f"{SECONDS} is not in the record of each of its units"
 
 
+@pytest.mark.slow
 def test_an_infeasible_trial_is_never_the_best_and_the_report_counts_them(tmp_path):
     space = small_space(constraints=(Constraint(ERROR, at_most=65),))
     run = Trials(tmp_path, space, 13).run()
@@ -168,6 +170,7 @@ def test_an_infeasible_trial_is_never_the_best_and_the_report_counts_them(tmp_pa
     assert [float(row[ERROR]) > 65 for row in rows] == [row["feasible"] == "no" for row in rows]
 
 
+@pytest.mark.slow
 def test_where_no_trial_keeps_the_constraints_there_is_no_best(tmp_path):
     run = Trials(tmp_path, small_space(constraints=(Constraint(ERROR, at_most=1),)), 3).run()
     write_trials(run.inputs, run.graph, {}, "python -m orchestrator.search small", [tmp_path / "out"])
@@ -178,6 +181,7 @@ def test_where_no_trial_keeps_the_constraints_there_is_no_best(tmp_path):
     assert not any("orchestrator.ablate" in line for line in told)
 
 
+@pytest.mark.slow
 def test_constraints_lead_suggestions_to_where_they_are_kept(tmp_path):
     def kept(*constraints):
         (tmp_path / str(len(constraints))).mkdir()

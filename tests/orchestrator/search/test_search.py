@@ -369,6 +369,7 @@ def searched(bench, tmp_path, best):
     return inputs, graph, written
 
 
+@pytest.mark.slow
 def test_the_report_has_optunas_plots_and_none_of_an_earlier_one(bench, tmp_path):
     inputs, graph, written = searched(bench, tmp_path, best=2)
     names = [file.name for file in written if file.suffix == ".png"]
@@ -384,6 +385,7 @@ def test_the_report_has_optunas_plots_and_none_of_an_earlier_one(bench, tmp_path
     assert not list(tmp_path.glob("*.png")) and ".png" not in (tmp_path / "search.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_printed_command_runs_a_study_of_the_base_and_the_best_trial(bench, tmp_path, monkeypatch, capsys):
     inputs, graph, written = searched(bench, tmp_path, best=2)
     assert tmp_path / STUDY_FILE in written
@@ -400,6 +402,7 @@ def test_the_printed_command_runs_a_study_of_the_base_and_the_best_trial(bench, 
     assert len(driver.jobs) == 2 * STUDY_SEEDS and {job.unit.seed for job in driver.jobs} == set(range(STUDY_SEEDS))
 
 
+@pytest.mark.slow
 def test_where_the_base_is_best_nothing_is_compared(bench, tmp_path):
     (tmp_path / STUDY_FILE).write_text("of an earlier call")
     inputs, graph, written = searched(bench, tmp_path, best=0)
@@ -458,6 +461,7 @@ def test_each_sampler_suggests_the_same_trials_again_and_none_twice(sampler, tmp
     assert len({tuple(params.values()) for params in trials[0]}) == TRIALS
 
 
+@pytest.mark.slow
 def test_generations_of_cma_es_draw_together(tmp_path):
     dimensions = {"learning_rate": Range(1e-4, 1e-2, log=True), "dropout": Range(0, 0.4)}
     search = Search(tmp_path, small_space(sampler="cmaes", dimensions=dimensions), trials=60).run()
@@ -467,6 +471,7 @@ def test_generations_of_cma_es_draw_together(tmp_path):
     assert statistics.fmean(values[-12:]) > max(values[:6])
 
 
+@pytest.mark.slow
 def test_samplers_that_learn_come_nearer_to_the_best_than_those_that_do_not(tmp_path):
     best = {}
     for sampler in ("tpe", "gp", "random"):

@@ -281,6 +281,7 @@ def test_seeds_of_a_call_are_not_those_of_tuning(hill, capsys):
     assert "must not be those of tuning (100 to 101), got 101" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_tuned_study_searches_each_arm_and_then_trains_its_tables(hill, driver, capsys):
     run(hill, "--plan")
     before = capsys.readouterr().out
@@ -386,6 +387,7 @@ def report_of(hill, values, collapsed=""):
     return build(plan, records)
 
 
+@pytest.mark.slow
 def test_a_ranking_says_what_changes_with_its_uncertainty(hill, driver):
     # Both arms get values of their own, so that four rows have runs of their own.
     hill.write_text(

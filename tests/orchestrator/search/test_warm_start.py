@@ -155,6 +155,7 @@ def test_what_was_learned_is_kept_in_the_journal_once(tmp_path):
     assert again.prior == [PriorTrial(params, [3.0], {}, False)]
 
 
+@pytest.mark.slow
 def test_cma_es_begins_around_the_best_of_earlier_units(tmp_path, storage):
     dimensions = {"learning_rate": Range(1e-4, 1e-2, log=True), "dropout": Range(0, 0.4)}
     earlier(tmp_path / "more", dimensions=dimensions, trials=30)

@@ -548,6 +548,7 @@ def test_what_can_t_be_done_is_one_line_and_status_2(tmp_path, capsys, arguments
     assert status == 2 and message in text and text.startswith("error: ") and text.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_report_of_an_imported_ledger_is_the_same_byte_for_byte(source, tmp_path, capsys):
     failed = list(plan_of(small_study(), seeds=2).units.values())[-2]
     source.write(failed, Record(failed.key, "failed", error="ValueError: a report shows this"))
@@ -563,6 +564,7 @@ def test_the_report_of_an_imported_ledger_is_the_same_byte_for_byte(source, tmp_
     assert written[0] == written[1] and "cells.csv" in written[0]
 
 
+@pytest.mark.slow
 def test_imported_units_are_done_and_a_parent_without_weights_is_made_again_for_a_child(
     source, tmp_path, capsys, caplog
 ):

@@ -55,6 +55,7 @@ def edit_records(tmp_path, change):
         file.write_text(json.dumps(record))
 
 
+@pytest.mark.slow
 def test_an_edited_activation_is_refused_in_one_line_that_names_commit_and_ways_out(
     bench, tmp_path, driver, code, capsys
 ):
@@ -153,6 +154,7 @@ def test_accepted_units_without_results_by_clip_are_measured(bench, tmp_path, dr
     assert [job.unit.key for job in driver.jobs[released:]] == [unit.key]
 
 
+@pytest.mark.slow
 def test_accepted_units_stay_as_they_are_and_the_report_names_both_sources(bench, tmp_path, driver, code, capsys):
     driver.becomes = lambda unit: "failed" if unit.stage == "separate" else "finished"
     assert ablate.main(command(bench, tmp_path)) == 1
@@ -171,6 +173,7 @@ def test_accepted_units_stay_as_they_are_and_the_report_names_both_sources(bench
     assert {job.other_code for job in driver.jobs[-3:]} == {"accept"}
 
 
+@pytest.mark.slow
 def test_retrain_releases_all_units_of_other_code_and_then_nothing_is_refused(bench, tmp_path, driver, code, capsys):
     assert ablate.main(command(bench, tmp_path)) == 0
     code.edit_training()
@@ -191,6 +194,7 @@ def test_both_ways_out_at_once_are_a_usage_error(bench, tmp_path, capsys):
     assert "not allowed with" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_checkpoints_of_other_code_are_refused_too(bench, tmp_path, driver, code, capsys):
     unit = next(iter(plan_of(bench).units.values()))
     folder = Ledger.open(str(tmp_path / "storage")).folder(unit)
@@ -205,6 +209,7 @@ def test_checkpoints_of_other_code_are_refused_too(bench, tmp_path, driver, code
     assert ablate.main(command(bench, tmp_path, "--accept-other-code")) == 0
 
 
+@pytest.mark.slow
 def test_a_plan_counts_units_of_other_code_without_refusing(bench, tmp_path, driver, code, capsys):
     assert ablate.main(command(bench, tmp_path)) == 0
     code.edit_training()

@@ -254,6 +254,7 @@ def test_a_trial_of_a_search_is_an_arm(ledger):
     assert marks == {"dropout=0.1": "no", "dropout=0.2": "yes"}
 
 
+@pytest.mark.slow
 def test_an_arm_runs_while_one_of_its_units_does(ledger, monkeypatch):
     monkeypatch.setattr(mirror, "POLL_SECONDS", 0.1)
     plan, content = plan_of(FIRST, seeds=2)
@@ -365,6 +366,7 @@ def mirror_as_before(ledger, plan, content):
         client.set_terminated(run, end_time=2_000_000)
 
 
+@pytest.mark.slow
 def test_runs_of_an_earlier_version_move_below_arms_and_get_what_they_lack(ledger, monkeypatch):
     claim = Claim("Joint training helps", "kinds", "joint", "separate", "ar3d/top1", "superior")
     plan, content = plan_of(replace(study(), claims=(claim,)), seeds=2)
@@ -425,6 +427,7 @@ def test_a_move_that_is_killed_is_completed_by_the_next_call(ledger, monkeypatch
         assert arm.data.metrics["best/test/ar3d/top1"] == 50.0
 
 
+@pytest.mark.slow
 def test_a_shared_unit_of_an_earlier_version_is_moved_by_the_study_that_it_lies_below(ledger):
     (first, first_content), (second, second_content), unit = studies_with_a_unit_in_common()
     uri = default_uri(ledger)

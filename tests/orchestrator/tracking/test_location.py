@@ -131,6 +131,7 @@ def test_the_report_from_mlflow_is_that_of_the_ledger_and_the_original_is_untouc
         assert file.read_text() == ledger.record(unit).to_json()
 
 
+@pytest.mark.slow
 def test_artifacts_that_were_not_copied_along_are_made_again_from_the_records(original, tmp_path, capsys):
     place = tmp_path / "copy"
     shutil.copytree(original, place, ignore=shutil.ignore_patterns("mlartifacts"))
@@ -148,6 +149,7 @@ def test_artifacts_that_were_not_copied_along_are_made_again_from_the_records(or
     assert len(metrics) == 1, "the same values written again are the same points"
 
 
+@pytest.mark.slow
 def test_a_copy_that_wrote_into_its_original_gets_artifacts_of_its_own(original, tmp_path, monkeypatch):
     place = copied(original, tmp_path)
     with monkeypatch.context() as before_it_was_known:
@@ -173,6 +175,7 @@ def test_an_artifact_that_was_changed_or_deleted_is_written_again(original, tmp_
     assert (one.read_bytes(), other.read_bytes()) == expected
 
 
+@pytest.mark.slow
 def test_drivers_that_open_a_moved_storage_at_once_agree(original, tmp_path):
     place = moved(original, tmp_path)
     (plan, content), (second, second_content) = plan_of(), plan_of(study("second"), seeds=2)
@@ -194,6 +197,7 @@ def test_drivers_that_open_a_moved_storage_at_once_agree(original, tmp_path):
     assert from_ledger == from_mlflow
 
 
+@pytest.mark.slow
 def test_another_path_to_the_same_storage_is_no_move(original, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(original)

@@ -191,6 +191,7 @@ class Client:
         return call
 
 
+@pytest.mark.slow
 def test_three_mirrors_of_one_ledger_leave_one_run_a_unit(ledger):
     plan, content = plan_of(seeds=2)
     for unit in plan.units.values():
@@ -282,6 +283,7 @@ def test_artifacts_of_the_default_store_lie_in_the_storage(ledger, tmp_path):
     assert len(list((ledger.root / "mlartifacts").rglob("record.json"))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(
     ("last", "name", "when"),
@@ -421,6 +423,7 @@ def test_runs_of_a_killed_driver_do_not_stay_running(ledger):
     assert run_of(uri, held).info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_a_failed_unit_that_is_tried_again_shows_each_state_in_one_run(ledger):
     plan, content = plan_of()
     unit, uri = first_unit(plan), default_uri(ledger)
@@ -480,6 +483,7 @@ def test_a_unit_that_another_driver_turns_out_to_hold_keeps_running(ledger):
         assert run_of(uri, unit).info.status == "RUNNING"
 
 
+@pytest.mark.slow
 def test_fetch_gives_the_ledgers_records_byte_for_byte_from_mlflow_alone(ledger, tmp_path):
     plan, content = plan_of(seeds=2)
     *done, left = plan.units.values()
@@ -522,6 +526,7 @@ def test_the_experiment_opens_on_runs_an_older_one_too(ledger):
         assert client.get_experiment_by_name(EXPERIMENT).tags["mlflow.experimentKind"] == "custom_model_development"
 
 
+@pytest.mark.slow
 def test_claims_about_new_subjects_are_the_same_from_mlflow_alone(ledger):
     claim = Claim("Joint training helps", "kinds", "joint", "separate", "ar3d/top1", "superior")
     plan, content = plan_of(replace(study(), claims=(claim,)), seeds=2)
@@ -544,6 +549,7 @@ def test_claims_about_new_subjects_are_the_same_from_mlflow_alone(ledger):
     assert files(build(fetched, fetched_records, outcomes_from_tracking(uri, fetched_records))) == files(from_storage)
 
 
+@pytest.mark.slow
 def test_metrics_of_classes_whose_names_mlflow_would_make_alike_have_a_value_each(ledger):
     left, right = "pe/mpjpe_mm/wave (left)", "pe/mpjpe_mm/wave [left]"
     columns = tuple(Column(name, name, "mm", False) for name in (left, right))
@@ -574,6 +580,7 @@ def test_metrics_of_classes_whose_names_mlflow_would_make_alike_have_a_value_eac
     assert files(build(fetched, fetched_records)) == files(build(plan_file, records))
 
 
+@pytest.mark.slow
 def test_a_report_says_what_has_been_deleted_in_mlflow_and_how_it_comes_back(ledger):
     plan, content = plan_of()
     finish(ledger, first_unit(plan))

@@ -114,6 +114,7 @@ def measured(bench, tmp_path_factory):
     return storage
 
 
+@pytest.mark.slow
 def test_other_ratios_are_measured_on_the_weights_that_are_there_without_a_training_step(bench, measured):
     ledger = Ledger(measured)
     before, after = plan_of(bench), plan_of(bench, **RATIOS | FLIP)

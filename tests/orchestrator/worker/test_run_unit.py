@@ -219,6 +219,7 @@ def test_a_finished_unit_is_trained_longer_to_the_bits_of_one_that_was_that_long
     assert "taken_over_steps" not in Ledger(tmp_path / "extended").finished(pick(other, "joint")).about
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_a_failed_record_with_its_traceback(bench, tmp_path):
     plan = plan_of(bench, learning_rate=1e30)
     unit, ledger = pick(plan, "joint"), Ledger(tmp_path)

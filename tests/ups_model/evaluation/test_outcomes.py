@@ -94,6 +94,7 @@ def run(toy_sets, cache, tmp_path_factory):
     return result, load_outcomes(out / OUTCOMES), hashlib.sha256((out / OUTCOMES).read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_the_result_names_the_files_hash(run):
     assert run[0].outcomes == run[2]
 

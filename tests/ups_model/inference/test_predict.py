@@ -177,6 +177,7 @@ def test_the_command_writes_json_npz_and_pictures(run, paths, tmp_path, capsys):
         assert moving.n_frames == frames
 
 
+@pytest.mark.slow
 def test_the_command_writes_poses_with_their_layout(run, paths, tmp_path, capsys):
     clip, _ = test_clips(paths[POSE])[0]
     out = [part for ending in ("json", "npz", "png", "gif") for part in ("--out", tmp_path / f"p.{ending}")]

@@ -183,6 +183,7 @@ def frames_10_to_39(person_key: str) -> list[dict]:
     return writers_own.coco_results(persons, "{}.jpg", person_key=person_key, first=10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["coco", "mmpose", "empty entries"])
 def test_poses_keep_the_frame_numbers_of_the_file_and_say_which_are_seen(run, tmp_path, capsys, form):
     content = frames_10_to_39("idx")

@@ -79,6 +79,7 @@ def test_exits_that_no_model_has_are_refused(changes, message):
         toy_config(encoder_layers=3, **changes)
 
 
+@pytest.mark.slow
 def test_a_model_comes_back_with_its_exit_and_exits_differ(sets, tmp_path):
     config = toy_config(**{"encoder_layers": 2, "exits": "drawn", "steps": 8, "exit_layer": 1})
     result = train(config, sets, options(tmp_path / "run", tmp_path / "cache"))
@@ -86,6 +87,7 @@ def test_a_model_comes_back_with_its_exit_and_exits_differ(sets, tmp_path):
     assert again.evaluation.exit_layer == model.encoder.exit_layer == 1
 
 
+@pytest.mark.slow
 def test_other_exits_of_a_trained_model_are_measured_without_training(sets, tmp_path, monkeypatch):
     data = {name: ClipSet.open(path).fingerprint for name, path in sets.items()}
     paths = {name: str(path) for name, path in sets.items()}
@@ -106,6 +108,7 @@ def test_other_exits_of_a_trained_model_are_measured_without_training(sets, tmp_
     assert metrics[1].metrics["test/pe/mpjpe_mm"] != metrics[2].metrics["test/pe/mpjpe_mm"]
 
 
+@pytest.mark.slow
 def test_an_earlier_exit_costs_less_and_training_the_mean_of_all(sets):
     opened = {name: ClipSet.open(sets[name]) for name in (POSE, SOLID, FLAT)}
     by_exit = [

@@ -170,6 +170,7 @@ def counted(room, monkeypatch):
     monkeypatch.setattr(ups_model.training.fit, "room_bytes", lambda device: room)
 
 
+@pytest.mark.slow
 def test_auto_takes_parts_that_fit_and_computes_blocks_again_where_they_are_small(
     toy_sets, cache, tmp_path, monkeypatch
 ):
@@ -220,6 +221,7 @@ def test_the_peak_of_a_network_is_the_one_worked_out_by_hand():
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
+@pytest.mark.slow
 def test_peaks_of_a_real_step_are_those_that_torch_s_own_tracker_sees(toy_sets, cache):
     config = config_of("everything").with_fields({"token_width": 32, "decoder_width": 64, "update": "iteration"})
     parts = build(config, toy_sets, torch.device("cpu"), cache / "text")

@@ -153,6 +153,7 @@ def test_a_corrupted_newest_checkpoint_is_passed_over_and_the_run_still_ends_the
     assert_same_run(finished[0], tmp_path)
 
 
+@pytest.mark.slow
 def test_another_configuration_in_the_same_folder_is_refused_and_changes_nothing(finished, paths, cache):
     out, result = finished
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
@@ -161,6 +162,7 @@ def test_another_configuration_in_the_same_folder_is_refused_and_changes_nothing
     assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_a_finished_run_asked_for_again_trains_no_step_and_reports_the_same(paths, cache, tmp_path, monkeypatch):
     config = toy_config(steps=4)
     first = train(config, paths, options(tmp_path, cache))

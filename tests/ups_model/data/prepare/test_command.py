@@ -25,6 +25,7 @@ def cache(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_preparing_again_keeps_what_is_there_and_says_so(cache, capsys):
     inodes = [path.stat().st_ino for path in sorted(cache.rglob("*.npy"))]
     assert main(["prepare", "synthetic", "--out", str(cache)]) == 0
@@ -122,6 +123,7 @@ def test_output_into_a_pipe_that_is_closed_early_ends_quietly(cache, command):
         assert finished.stderr == "" and finished.returncode in (0, 141)
 
 
+@pytest.mark.slow
 def test_the_command_runs_without_torch_and_prints_no_progress_into_a_pipe(tmp_path):
     code = "import sys; sys.modules['torch'] = None\n"  # so that importing it fails
     code += "from ups_model.data.__main__ import main\nsys.exit(main(sys.argv[1:]))"

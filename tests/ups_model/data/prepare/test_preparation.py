@@ -73,6 +73,7 @@ def test_clips_come_in_the_order_of_jobs_with_all_that_they_had(tmp_path, log):
     assert (clips.confidence == 0.5).all()
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_and_the_size_of_parts_change_nothing(tmp_path, log, monkeypatch):
     alone = prepare_reading(tmp_path / "one" / "made", reading(log))
     together = prepare_reading(tmp_path / "three" / "made", reading(log), workers=3)

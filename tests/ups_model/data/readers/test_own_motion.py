@@ -324,6 +324,7 @@ def test_a_clip_that_another_rate_would_blow_up_is_left_out(tmp_path):
     assert "at most 1000000 frames, got 1001001 when put from 1 to 1000" in read_left_out(clips.path)[0].detail
 
 
+@pytest.mark.slow
 def test_more_files_than_a_job_holds_are_parted_and_come_out_in_order(tmp_path):
     text = bvh_text()
     for index in range(258):

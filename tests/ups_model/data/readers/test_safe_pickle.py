@@ -183,6 +183,7 @@ def test_an_array_that_claims_more_than_it_has_is_refused():
             load(io.BytesIO(raw.replace(b"K\x01K\x04\x85", shape)), "file.pkl")
 
 
+@pytest.mark.slow
 def test_deep_nesting_is_read_or_refused_without_exhausting_the_stack():
     deep = 200_000
     assert isinstance(load(io.BytesIO(b"]" * deep + b"a" * (deep - 1) + b"."), "file"), list)

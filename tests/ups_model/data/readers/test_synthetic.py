@@ -51,6 +51,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_gives_others(tmp_pat
         assert made[0].positions.shape != made[2].positions.shape or (made[0].positions != made[2].positions).any()
 
 
+@pytest.mark.slow
 def test_fingerprints_are_the_recorded_ones(sets):
     # Identities of finished runs rest on these: raise GENERATOR_VERSION when they change, and remake them with
     # python -m ups_model.data prepare synthetic --out FOLDER

@@ -91,6 +91,7 @@ def test_the_undamaged_files_are_two_clips(folder):
     assert [item.clip_id for item in check(folder)] == ["S1/Walking", "S1/Walking 1"]
 
 
+@pytest.mark.slow
 @MANY
 @given(st.data(), ODD)
 def test_any_value_in_place_of_another_gives_clips_or_reasons_or_an_error(folder, data, value):

@@ -101,6 +101,7 @@ def test_changed_bytes_are_refused_or_finite(folder, name, changes):
     outcome(folder, bytes(raw))
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.sampled_from(sorted(CONTENTS)), st.data(), ODD)
 def test_any_value_replaced_or_removed_is_refused_or_finite(folder, name, data, odd):

@@ -347,6 +347,7 @@ def test_the_recipe_names_the_files_not_their_place_and_follows_their_changes(tm
     assert kinetics.recipe(tmp_path / "two") != first
 
 
+@pytest.mark.slow
 def test_jobs_hold_256_videos_pickle_and_prepare_the_same_set_in_one_process_and_in_two(tmp_path):
     names = [f"v{number:04d}" for number in range(300)]
     write_json(tmp_path, "train", {name: video(WALK[:2]) for name in names}, {name: entry() for name in names})

@@ -510,6 +510,7 @@ def test_a_link_to_a_folder_above_ends(tmp_path):
     assert len(_clips(ntu.reading("ntu60", tmp_path))) == len(NAMES)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_set_that_one_makes(tmp_path):
     reading = ntu.reading("ntu60", _arrays(tmp_path))
     one = prepare_reading(tmp_path / "one" / "ntu60", reading, workers=1)

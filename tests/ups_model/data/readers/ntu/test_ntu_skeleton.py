@@ -103,6 +103,7 @@ def test_odd_numbers_among_plain_ones_are_read_in_their_place(file):
 LENGTHS = st.one_of(st.integers(1, 6), st.integers(20, 140))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(LENGTHS, st.permutations("abc"), st.integers(0, 3)), min_size=1, max_size=6))
 def test_long_runs_of_the_same_bodies_and_every_change_between_them_are_kept(tmp_path_factory, runs):
     pose = standing(1)[0]
