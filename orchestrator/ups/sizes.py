@@ -16,7 +16,7 @@ from ups_model.config import Config, ModelConfig, OptimConfig, TaskData, TaskNam
 from ups_model.config.identity import configured_tasks
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.data.prepare.catalog import default_cache
-from ups_model.source import files_digest, source_digest
+from ups_model.source import ROOT, files_digest, source_digest
 from ups_model.tasks import MAX_PERSONS, TASKS
 
 if TYPE_CHECKING:  # Imported where needed: a plan without estimates needs no torch.
@@ -39,7 +39,11 @@ def _counted_once(count: Callable[..., Any]) -> Callable[..., Any]:
     @cache
     @wraps(count)
     def kept(*of: Any) -> Any:
-        code = (version("torch"), source_digest("training"), files_digest([Path(__file__)]))
+        code = (
+            version("torch"),
+            source_digest("training"),
+            files_digest([Path(__file__), ROOT / "training" / "fit.py"]),
+        )
         key = hashlib.sha256(repr((count.__name__, of, code)).encode()).hexdigest()[:16]
         file = default_cache() / "sizes" / f"{key}.json"
         with suppress(OSError, ValueError):
