@@ -114,6 +114,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def encodable(text: str) -> str:
+    """A text that UTF-8 can hold: a half character, as names of files may have, is written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def finished_of(records: Mapping[str, Record | None]) -> dict[str, Record]:
     """The finished ones."""
     return {key: record for key, record in records.items() if record is not None and record.status == "finished"}

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from orchestrator.record import encodable
 from orchestrator.worker.job import Job
 from orchestrator.worker.preemption import Notice, configured
 from orchestrator.worker.run_unit import run_unit
@@ -63,7 +64,7 @@ class UnitTrainable(tune.Trainable):
         except Exception as error:  # Of a training function's libraries, of any kind.
             if _arrives(error):
                 raise
-            text = f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()
+            text = encodable(f"{type(error).__name__}: {error}")
             raise RuntimeError(text).with_traceback(error.__traceback__) from None
         self._leave_if_told()
         return result | {"notice": self._notice.reason}

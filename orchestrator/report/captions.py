@@ -201,7 +201,8 @@ def budget_notes(table: TableOfCells) -> list[str]:
 def legend(report: Report) -> list[str]:
     """How to read the cells."""
     cells = [cell for table in report.tables for row in table.rows for cell in row.cells]
-    of_clips = (
+    shares = any(cell.column.unit == "%" for cell in cells)
+    chance = (
         f" Of accuracies, a change of up to {CHANCE_CLIPS} clips may be chance and counts neither in a run nor in the "
         "mean curve of a row's runs, which has the clips of all of them."
     )
@@ -221,8 +222,8 @@ def legend(report: Report) -> list[str]:
         "class, or the mean pose) on held-out training subjects, or lost half of what it had gained. not converged: it "
         f"gained {CONVERGED_GAIN:.0%} or more of the way to a perfect answer in the last fifth of its steps, lost "
         f"{MAX_FALL:.0%}, or gained less than {LEARNT_GAIN:.0%} in all. Differences to such runs have no statement."
-        + of_clips
-        * any(cell.column.unit == "%" for cell in cells),
+        + chance
+        * shares,
     ]
     if any(cell.n == 1 for cell in cells):
         lines.append(

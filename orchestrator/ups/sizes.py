@@ -39,12 +39,7 @@ def _counted_once(count: Callable[..., Any]) -> Callable[..., Any]:
     @cache
     @wraps(count)
     def kept(*of: Any) -> Any:
-        code = (
-            version("torch"),
-            source_digest("training"),
-            files_digest([Path(__file__), ROOT / "training" / "fit.py"]),
-        )
-        key = hashlib.sha256(repr((count.__name__, of, code)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((count.__name__, of, _code())).encode()).hexdigest()[:16]
         file = default_cache() / "sizes" / f"{key}.json"
         with suppress(OSError, ValueError):
             return json.loads(file.read_text("utf-8"))
@@ -55,6 +50,13 @@ def _counted_once(count: Callable[..., Any]) -> Callable[..., Any]:
         return value
 
     return kept
+
+
+@cache
+def _code() -> tuple[str, str, str]:
+    """What counts depend on beside their arguments."""
+    counting = files_digest([Path(__file__), ROOT / "training" / "fit.py"])
+    return version("torch"), source_digest("training"), counting
 
 
 def sizes_of(config: Config, sets: Mapping[str, ClipSet]) -> Sizes:

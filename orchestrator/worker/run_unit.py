@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from orchestrator.project import Identity, Request, Result
-from orchestrator.record import Record
+from orchestrator.record import Record, encodable
 from orchestrator.storage import Claim, ClaimLost, Workspace
 from orchestrator.storage.backends.workspace import RESULT
 from orchestrator.storage.ledger import LOG, PROGRESS, Ledger
@@ -128,12 +128,10 @@ class _Attempt:
             logger.exception("%s", unit.name)
             about = _about(job, self.started)
             self.claim.confirm()
-            text = traceback.format_exc().strip().encode("utf-8", "backslashreplace").decode()
-            failure = Record(unit.key, "failed", error=text, about=about)
+            failure = Record(unit.key, "failed", error=encodable(traceback.format_exc().strip()), about=about)
             self.claim.insist(lambda: self.ledger.write(unit, failure))
             # Of anything but numbers, another node may think otherwise: its language model, its device.
-            reason = str(error).encode("utf-8", "backslashreplace").decode()
-            return Outcome("failed", reason, sure=isinstance(error, NonFiniteLoss))
+            return Outcome("failed", encodable(str(error)), sure=isinstance(error, NonFiniteLoss))
         except torch.OutOfMemoryError as error:
             logger.exception("%s", unit.name)
             torch.cuda.empty_cache()  # This process goes on to other units.
