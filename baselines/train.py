@@ -83,8 +83,7 @@ class Run(BaseRun):
         self.learner = learner(config, Source(clips, split, self.device, name))
         self.model = self.learner.model
         self.key = digest({"baseline": config.canonical(), "data": data_identity(self.sets)})
-        self.amsgrad = config.optim.amsgrad
-        self.state = self.new_state(self.model)
+        self.state = self.new_state(self.model, amsgrad=config.optim.amsgrad)
         self.headlines = self.learner.headlines
 
     @property

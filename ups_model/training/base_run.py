@@ -42,7 +42,6 @@ class BaseRun(ABC):
     state: RunState
     headlines: tuple[str, ...]
     """Metrics by which health is judged."""
-    amsgrad = False
 
     def __init__(
         self, config: Any, settings: Config, options: RunOptions, on_metrics: Callable[[int, Metrics], None] | None
@@ -175,10 +174,10 @@ class BaseRun(ABC):
     def after_step(self) -> None:  # noqa: B027  # most have nothing to do
         """What else is due after a step."""
 
-    def new_state(self, model: nn.Module, average: Any = None) -> RunState:
+    def new_state(self, model: nn.Module, average: Any = None, amsgrad: bool = False) -> RunState:
         """The state of a run that begins."""
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        return RunState(model, make_optimizer(model, self.config.optim, self.amsgrad), scaler, average)
+        return RunState(model, make_optimizer(model, self.config.optim, amsgrad), scaler, average)
 
     def update(self) -> Tensor:
         """Change the weights by the gradients, at the end of a step that has been counted; returns the gradients' norm
@@ -258,6 +257,8 @@ class BaseRun(ABC):
 
     def agree(self, stop: bool) -> bool:
         """Whether any process was told to stop: all of them end at the same step."""
+        if self.processes == 1:  # No number goes to the device and back.
+            return stop
         return mean_over_processes(torch.tensor(float(stop), device=self.device), self.processes) > 0
 
     def save(self, on_checkpoint: Callable[[], None] | None) -> None:
