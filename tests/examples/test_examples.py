@@ -66,6 +66,7 @@ def weights(storage, unit):
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "state.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", [LIFTING, TEXT], ids=["lifting", "text"])
 def test_a_run_that_is_stopped_again_and_again_leaves_what_an_undisturbed_one_does(study, poses, tmp_path):
     plan, paths = plan_of(study, poses, steps=40)
@@ -115,6 +116,7 @@ def test_test_subjects_are_never_trained_on(poses):
     assert len(parts["train"].input_NJ2) + len(parts["validation"].input_NJ2) == (~test).sum()
 
 
+@pytest.mark.slow
 def test_recorded_poses_project_onto_their_inputs(repo_root):
     file = Path(os.environ.get("UPS_OPEN_DATA", repo_root.parent / "shared" / "data")) / "uiprmd_vicon17.npz"
     if not file.exists():

@@ -221,6 +221,7 @@ def test_bad_arguments_of_training_are_one_line_and_status_2_and_create_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LATE)
 def test_bad_data_parents_and_devices_are_one_line_and_status_2(case, damaged, capsys, tmp_path):
     arguments, message = LATE[case]
@@ -432,6 +433,7 @@ def test_evaluation_gives_exactly_the_test_metrics_that_training_reported(joint,
     assert printed["pe/mpjpe_mm"] == f"{reported['pe/mpjpe_mm']:.2f}"
 
 
+@pytest.mark.slow
 def test_evaluation_measures_other_ratios_when_asked(joint, tmp_path):
     out = tmp_path / "run"
     assert ups_model.train.main(tiny(out, task="eap", steps=2)) == 0

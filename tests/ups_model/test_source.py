@@ -81,6 +81,7 @@ def test_a_change_of_what_measures_changes_the_evaluation_digest_alone(name, cop
     assert after["training"] == before["training"]
 
 
+@pytest.mark.slow
 def test_a_change_of_a_measure_that_the_loop_calls_changes_the_evaluation_digest_alone(copy):
     before = source_identity()
     copy.edit("evaluation/measure.py", "return sum(parts) / len(parts)", "return min(parts)")
@@ -125,6 +126,7 @@ def test_what_changes_no_result_changes_no_digest(case, copy):
     assert source_identity() == before
 
 
+@pytest.mark.slow
 def test_where_the_loop_imports_a_name_from_counts(copy):
     before = source_digest("training")
     copy.edit(
@@ -135,6 +137,7 @@ def test_where_the_loop_imports_a_name_from_counts(copy):
     assert source_digest("training") != before
 
 
+@pytest.mark.slow
 def test_a_module_may_move_and_its_definitions_be_divided(copy):
     before = source_identity()
     schedule = (copy.root / "training" / "schedule.py").read_text()

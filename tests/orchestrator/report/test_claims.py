@@ -197,6 +197,7 @@ def test_lower_errors_are_better():
     assert result.published == pytest.approx(1.2)
 
 
+@pytest.mark.slow
 def test_an_undecided_claim_names_the_seeds_that_would_decide_it():
     plan = planned(BETTER)
     noisy = {"thin": (80.0, 84.0, 79.0, 83.0, 81.0), "full": (82.0, 81.0, 83.0, 82.5, 84.0)}

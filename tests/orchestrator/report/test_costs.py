@@ -89,6 +89,7 @@ def test_one_run_without_energy_leaves_the_row_without():
     assert {row.cost.joules for row in build(plan, records).tables[0].rows} == {None, 4 * 720.0}
 
 
+@pytest.mark.slow
 def test_a_plan_of_an_earlier_version_shows_times_alone():
     plan, records = case()
     plain = plan.to_plain()

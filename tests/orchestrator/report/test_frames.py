@@ -68,6 +68,7 @@ def test_runs_have_each_seeds_value_and_state(storage):
     assert accuracies.loc[("thin", 0), "published"] == 88.0
 
 
+@pytest.mark.slow
 def test_cells_and_claims_are_those_of_the_csv_files(storage, tmp_path):
     study = load("invented", storage=str(storage))
     assert main(["invented", "--storage", str(storage), "--out", str(tmp_path / "out")]) == 0

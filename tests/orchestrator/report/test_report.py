@@ -64,6 +64,7 @@ def test_seed_correlation_is_that_of_hand_worked_pairs():
         assert seed_correlation(few) is None
 
 
+@pytest.mark.slow
 def test_a_column_names_its_seed_correlation():
     plan = plan_of()
     text = files(build(plan_file_of(plan), records_of(plan, {"thin": THIN, "full": FULL})))["report.md"]
@@ -449,6 +450,7 @@ def test_runs_without_held_out_subjects_are_called_not_judged():
     assert health_lines(report) == ["Health: not judged, for no run has held-out subjects to judge it by."]
 
 
+@pytest.mark.slow
 def test_a_report_opens_with_the_health_of_its_runs():
     plan = plan_of()
     report = build(plan_file_of(plan), records_of(plan, {"full": FULL}))

@@ -124,6 +124,7 @@ def rendered(markdown):
 # --- Markdown
 
 
+@pytest.mark.slow
 def test_markdown_shows_hostile_text_as_it_is():
     page = rendered(files(build(*hostile()))["report.md"])
     assert "b" not in page.open
@@ -158,6 +159,7 @@ def test_names_stay_readable_in_the_markdown_file():
     assert escape_markdown("synthetic_ntu25 and table_7") == "synthetic_ntu25 and table_7"
 
 
+@pytest.mark.slow
 def test_figures_are_linked_relative_to_the_markdown_file(tmp_path):
     written = write_report(build(*hostile()), tmp_path / "report")
     links = re.findall(r"\]\((tables/[^)]*)\)", written[0].read_text("utf-8"))
@@ -167,6 +169,7 @@ def test_figures_are_linked_relative_to_the_markdown_file(tmp_path):
 # --- HTML
 
 
+@pytest.mark.slow
 def test_the_page_is_well_formed_and_shows_hostile_text_as_it_is():
     text = files(build(*hostile()))["report.html"]
     page = Page(text)
@@ -258,6 +261,7 @@ def latex_is_missing():
     return "" if len(looked_up) == len(styles) else "LaTeX lacks booktabs, adjustbox or siunitx (texlive-science)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [hostile, plain, claimed, costed])
 def test_latex_compiles(case, tmp_path):
     if reason := latex_is_missing():
@@ -405,6 +409,7 @@ def filled(folder, plans=((MPJPE, AR3D),), records=True):
     return ledger
 
 
+@pytest.mark.slow
 def test_the_command_writes_beside_the_plan_what_the_records_say(tmp_path, capsys):
     ledger = filled(tmp_path / "storage")
     assert command.main(["--storage", str(tmp_path / "storage")]) == 0
@@ -428,6 +433,7 @@ def test_the_command_writes_beside_the_plan_what_the_records_say(tmp_path, capsy
     ]
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_study_or_a_plan_and_another_folder(tmp_path):
     ledger = filled(tmp_path / "storage")
     (name,) = ledger.studies()
@@ -575,6 +581,7 @@ def test_a_new_report_removes_no_file_that_no_report_wrote_or_that_was_edited(tm
     assert own < names_in(out) and (out / "claims.csv").read_text() == "edited"
 
 
+@pytest.mark.slow
 def test_a_manifest_reaches_nothing_outside_of_its_folder(tmp_path):
     out, outside = tmp_path / "out", tmp_path / "outside.txt"
     write_report(build(*plain()), out)

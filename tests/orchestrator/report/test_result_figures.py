@@ -76,6 +76,7 @@ def test_a_route_through_one_layer_or_one_block_is_drawn_within_its_block():
 # --- claims
 
 
+@pytest.mark.slow
 def test_the_forest_has_a_line_a_claim_a_panel_a_unit_and_the_verdicts():
     made = claiming(BETTER, EQUAL, SMALLER)
     svg = files(made)["figures/claims.svg"]
@@ -125,6 +126,7 @@ def test_a_withheld_claim_is_grey_and_one_without_a_pair_has_its_verdict_alone()
     assert "#767676" in grey and "#1f5fa8" not in grey
 
 
+@pytest.mark.slow
 def test_the_forest_stands_with_the_table_of_claims():
     texts = files(claiming(BETTER))
     top = texts["report.md"].split("## Runs")[0]
@@ -173,6 +175,7 @@ def counts_in(svg):
     return {tuple(map(int, name.split("-")[1:])): int("".join(nodes[name].itertext())) for name in names}
 
 
+@pytest.mark.slow
 def test_the_confusion_matrix_sums_the_baselines_runs_and_names_the_classes():
     plan, records, outcomes = classified(PREDICTED)
     made = build(plan, records, outcomes.get)
@@ -186,6 +189,7 @@ def test_the_confusion_matrix_sums_the_baselines_runs_and_names_the_classes():
     assert "n = 12 clips of 2 seeds, 50.0 % of them right; data: synthetic_ntu25." in texts["report.md"]
 
 
+@pytest.mark.slow
 def test_cells_are_shaded_by_the_share_of_their_true_class():
     plan, records, outcomes = classified({0: [0] * 9 + [1] + [2] * 2}, true=[0] * 10 + [1] * 2)
     svg = files(build(plan, records, outcomes.get))["figures/confusion-ar3d.svg"]
@@ -205,6 +209,7 @@ def test_counts_stand_out_from_every_shade():
         assert (max(background, text) + 0.05) / (min(background, text) + 0.05) >= 4.5, color  # WCAG 2, level AA.
 
 
+@pytest.mark.slow
 def test_without_names_and_with_runs_that_failed_or_left_no_results_it_has_numbers_of_the_others():
     plan, records, outcomes = classified({**PREDICTED, 2: TRUE}, classes=())
     first, second = [key for key, unit in plan.units.items() if key in plan.tables[0].rows[1].units["ar3d"]][:2]
@@ -229,6 +234,7 @@ def test_names_that_do_not_fit_the_numbers_are_left_out():
     assert len(matrix.counts) == 6 and matrix.classes == ()
 
 
+@pytest.mark.slow
 def test_early_prediction_is_shown_at_its_middle_ratio():
     plan, records, outcomes = classified(PREDICTED, task="eap", suffixes=("@0.2", "@0.4", "@0.6"))
     made = build(plan, records, outcomes.get)
@@ -237,6 +243,7 @@ def test_early_prediction_is_shown_at_its_middle_ratio():
     assert "40 % observed" in files(made)["report.md"]
 
 
+@pytest.mark.slow
 def test_many_classes_have_the_most_frequent_confusions_as_a_table():
     names = tuple(f"class {number}" for number in range(60))
     true = [0] * 4 + list(range(60)) + [7] * 5
@@ -287,6 +294,7 @@ def posed(**changes):
     return plan, records, {keys[0]: own}
 
 
+@pytest.mark.slow
 def test_poses_are_drawn_to_scale_with_their_errors():
     plan, records, outcomes = posed()
     texts = files(build(plan, records, outcomes.get))
@@ -316,6 +324,7 @@ def test_the_head_is_up():
         assert child < parent
 
 
+@pytest.mark.slow
 def test_joints_that_are_not_numbers_leave_gaps():
     plan, records, outcomes = posed(example_input=np.full((3, 3, 2), np.nan))
     drawn = names_in(files(build(plan, records, outcomes.get))["figures/poses.svg"])

@@ -104,6 +104,7 @@ def test_brackets_of_hyperband_have_the_sizes_of_its_paper():
     assert [rungs.first(number) for number in (0, 9, 14)] == [60, 180, END]
 
 
+@pytest.mark.slow
 def test_a_search_trains_a_third_on_at_each_rung_and_finds_the_best(tmp_path):
     search = Curves(tmp_path, trials=27, sampler="random").run()
     legs = [step for _, step in search.trained]
@@ -163,6 +164,7 @@ def test_a_trial_fails_when_one_of_its_seeds_does(tmp_path):
     assert {again.graph.next().key, again.graph.next().key} == {one.key, two.key}
 
 
+@pytest.mark.slow
 def test_promote_trains_a_stopped_trial_to_its_end_and_more_trials_compare_with_all(tmp_path):
     search = Curves(tmp_path, trials=9, sampler="random").run()
     worst = min(search.book.trials, key=lambda trial: trial.intermediate_values[53])

@@ -95,6 +95,7 @@ def test_trials_of_equal_values_are_on_the_front_together_and_one_without_values
     assert [number_of(trial) for trial in front(trials, ["maximize", "minimize"])] == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "qmc"])
 @pytest.mark.parametrize("killed_after", [3, 23])
 def test_a_killed_search_of_two_objectives_ends_as_an_undisturbed_one(tmp_path, sampler, killed_after):

@@ -481,6 +481,7 @@ def test_samplers_that_learn_come_nearer_to_the_best_than_those_that_do_not(tmp_
     assert best["gp"] > best["random"] and best["tpe"] > best["random"]
 
 
+@pytest.mark.slow
 def test_sobols_points_lie_more_evenly_than_random_ones(tmp_path):
     def largest_gap(sampler):
         (tmp_path / sampler).mkdir()

@@ -83,6 +83,7 @@ class Peer:
             held.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_peers_share_a_search_of_exactly_so_many_trials_and_train_no_unit_twice(tmp_path, seed):
     trained, luck = [], random.Random(seed)

@@ -363,6 +363,7 @@ def test_an_arm_without_any_value_is_an_error_that_names_it(hill, driver, capsys
     assert not list(hill.parent.glob("storage/studies/*"))
 
 
+@pytest.mark.slow
 def test_stopped_searches_choose_nothing(hill, driver, capsys):
     driver.becomes = lambda unit: "finished" if len(driver.jobs) < 4 else "stopped"
     run(hill, status=1)

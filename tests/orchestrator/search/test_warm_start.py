@@ -87,6 +87,7 @@ def test_finished_units_of_other_seeds_inform_the_sampler_and_are_no_trials(tmp_
     assert mean[0] > mean[1], "from the second trial on it has learned, where the other draws at random"
 
 
+@pytest.mark.slow
 def test_a_warm_start_twice_and_after_a_kill_suggests_the_same_though_the_storage_has_grown(tmp_path, storage):
     one = Warm(folder_of(tmp_path, "one"), storage, small_space())
     other = Warm(folder_of(tmp_path, "other"), storage, small_space())

@@ -70,6 +70,7 @@ def _write_for_ever(file):
             write_atomic(file, json.dumps(value))
 
 
+@pytest.mark.slow
 def test_a_file_is_whole_whenever_its_writer_is_killed(tmp_path):
     file = tmp_path / "file.json"
     for _ in range(8):
@@ -227,6 +228,7 @@ def test_locks_are_asked_for_as_nfs_gives_them(tmp_path, monkeypatch):
         assert held and not again
 
 
+@pytest.mark.slow
 def test_nothing_that_reads_storage_can_run_what_it_reads(repo_root):
     files = [*(repo_root / "orchestrator").rglob("*.py"), *(repo_root / "ups_model").glob("*.py")]
     assert len(files) > 50

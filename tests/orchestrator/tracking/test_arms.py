@@ -227,6 +227,7 @@ def test_a_units_run_has_its_data_health_commit_and_user(ledger):
     assert [context for *_, context in datasets_of(run_of(uri, other))] == ["training"], "it was not tested"
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_search_is_an_arm(ledger):
     space = Space("little", "?", {"dropout": Range(0, 0.4)}, trials=2)
     plan = SearchPlan(space, "tiny", preset("tiny"), 2, tracking.FACTS, "text")
@@ -292,6 +293,7 @@ def studies_with_a_unit_in_common():
     return first, second, first[0].units[shared]
 
 
+@pytest.mark.slow
 def test_a_unit_of_two_studies_stays_below_the_arm_of_the_first(ledger):
     (first, first_content), (second, second_content), unit = studies_with_a_unit_in_common()
     uri = default_uri(ledger)

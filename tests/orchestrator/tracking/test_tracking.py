@@ -399,6 +399,7 @@ def test_progress_arrives_while_a_unit_runs_and_a_line_of_validation_at_a_step_o
     assert run_of(uri, unit).info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_runs_of_a_killed_driver_do_not_stay_running(ledger):
     plan, content = plan_of(seeds=3)
     (done, broken, cut), held = list(plan.units.values())[:3], list(plan.units.values())[3]
@@ -638,6 +639,7 @@ def test_a_unit_of_two_studies_has_one_run_with_both_names(ledger):
     assert steps_of(uri, run) == list(STEPS)
 
 
+@pytest.mark.slow
 def test_parameters_that_somebody_else_has_set_and_a_deleted_run_stop_nothing(ledger):
     plan, content = plan_of(seeds=2)
     unit, gone, *_ = plan.units.values()

@@ -81,6 +81,7 @@ def test_answers_clip_by_clip_are_the_accuracy_that_was_measured(run, model, pat
     assert 100 * np.mean(right) == pytest.approx(run[1][metric])
 
 
+@pytest.mark.slow
 def test_poses_clip_by_clip_are_the_error_that_was_measured(run, model, paths):
     errors, frames = [], []
     for clip, _ in test_clips(paths[POSE]):

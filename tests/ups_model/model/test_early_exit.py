@@ -24,6 +24,7 @@ def sets(tmp_path_factory):
     return write_toy_sets(tmp_path_factory.mktemp("exits") / "clips")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", [True, False])
 @pytest.mark.parametrize("task", ["pe", "ar3d"])
 def test_an_exit_is_the_network_without_the_layers_behind_it_bit_for_bit(routing, task):

@@ -251,6 +251,7 @@ def test_the_pose_loss_and_its_gradient_equal_those_of_a_plain_implementation(
     torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["pe", "ar2d", "eap", "ar3d"])
 def test_a_few_steps_of_descent_lower_the_loss_of_every_task(task):
     model = small_model(small_config(dropout=0.0), pose_joints=JOINTS, stirred=False)

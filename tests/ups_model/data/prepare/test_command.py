@@ -36,6 +36,7 @@ def test_preparing_again_keeps_what_is_there_and_says_so(cache, capsys):
     assert row.split()[1:7] == ["240", "120", "120", "12", "10", "1"] and row.split()[8] == "4"
 
 
+@pytest.mark.slow
 def test_a_damaged_set_is_prepared_again(tmp_path):
     path = prepare("synthetic_h36m17", out=tmp_path)
     before = ClipSet.open(path).fingerprint
@@ -69,6 +70,7 @@ def test_list_of_an_empty_folder_says_so(tmp_path, capsys):
     assert "no prepared sets" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_verify_reports_every_folder_and_fails_on_a_damaged_one(tmp_path, cache, capsys):
     path = prepare("synthetic_h36m17", out=tmp_path)
     raw = bytearray((path / "keypoints.npy").read_bytes())

@@ -215,6 +215,7 @@ prepare_reading(Path(sys.argv[1]), reading(Path(sys.argv[2])))
 """
 
 
+@pytest.mark.slow
 def test_a_half_written_set_of_a_killed_process_goes_and_others_stay(tmp_path, log, repo_root):
     command = [sys.executable, "-c", KILLED_WHEN_WRITTEN, str(tmp_path / "made"), str(log)]
     assert subprocess.run(command, cwd=repo_root, check=False).returncode == -signal.SIGKILL

@@ -133,6 +133,7 @@ def test_any_number_is_taken_or_its_recording_left_out(folder, value, dtype, fra
     assert second.clip_id == "S1/Walking 1"
 
 
+@pytest.mark.slow
 @MANY
 @given(st.data(), st.booleans())
 def test_cut_files_and_changed_bytes_give_clips_or_reasons_or_an_error(folder, data, compressed):

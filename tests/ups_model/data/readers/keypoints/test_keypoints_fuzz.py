@@ -161,6 +161,7 @@ def test_tables_cut_short_or_with_changed_bytes_are_refused_or_finite(folder, ch
     outcome(folder, bytes(raw)[: int(cut * len(raw))], "fuzzed.csv")
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     cells=st.lists(

@@ -86,6 +86,7 @@ def test_any_value_in_place_of_another_gives_a_reading_or_an_error(folder, data,
     read_file(folder, json.dumps(content).encode())
 
 
+@pytest.mark.slow
 @MANY
 @given(st.data(), ODD)
 def test_any_label_file_gives_clips_or_reasons_or_an_error(folder, data, value):

@@ -364,6 +364,7 @@ def whole(tmp_path_factory):
     return folder, raws
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     name=st.sampled_from(sorted(WHOLE)),
