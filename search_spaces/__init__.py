@@ -1,4 +1,5 @@
-"""Studies and search spaces as plain data. Importing runs nothing."""
+"""Studies and search spaces as plain data: what they are made of here, in `ups/` and `others/` those that can be named.
+Importing runs nothing."""
 
 import difflib
 import importlib
@@ -9,21 +10,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from search_spaces import others, ups
 from search_spaces.space import Space
 from search_spaces.study import Study
 
 T = TypeVar("T")
 
-_NOT_STUDIES = ("common", "study", "columns", "space", "rows", "study_file")
-
 
 def study_names() -> list[str]:
-    """Names of the studies in this folder."""
-    return _names("STUDY")
+    """Names of the studies that come with this package."""
+    return list(_modules("STUDY"))
 
 
 def find_study(name: str) -> Study:
-    """A study of this folder by name, of a Python or YAML file by path, or `module:name` from an importable module.
+    """A study of this package by name, of a Python or YAML file by path, or `module:name` from an importable module.
 
     Raises:
         ValueError: there is no such study (near names are listed), or what is there isn't a study.
@@ -32,7 +32,7 @@ def find_study(name: str) -> Study:
         from search_spaces.study_file import read_study
 
         return read_study(beside(Path(name).expanduser()))
-    return _find(name, "STUDY", Study, study_names())
+    return _find(name, "STUDY", Study)
 
 
 def names_a_file(name: str) -> bool:
@@ -44,32 +44,37 @@ def source_file(name: str) -> Path:
     """The file that defines what `find_study` has found by this name."""
     if name.endswith((".py", ".yaml", ".yml")) or "/" in name:
         return Path(name).expanduser()
-    module = importlib.import_module(name.partition(":")[0] if ":" in name else f"search_spaces.{name}")
+    module = importlib.import_module(name.partition(":")[0]) if ":" in name else _modules()[name]
     return Path(str(module.__file__))
 
 
 def space_names() -> list[str]:
-    """Names of the search spaces in this folder."""
-    return _names("SPACE")
+    """Names of the search spaces that come with this package."""
+    return list(_modules("SPACE"))
 
 
 def find_space(name: str) -> Space:
-    """A search space of this folder by name, of a Python file by path, or `module:name` from an importable module.
+    """A search space of this package by name, of a Python file by path, or `module:name` from an importable module.
 
     Raises:
         ValueError: there is no such space (near names are listed), or what is there isn't one.
     """
-    return _find(name, "SPACE", Space, space_names())
+    return _find(name, "SPACE", Space)
 
 
-def _names(attribute: str) -> list[str]:
-    names = [name for _, name, _ in pkgutil.iter_modules(__path__) if name not in _NOT_STUDIES]
-    return [name for name in names if hasattr(importlib.import_module(f"search_spaces.{name}"), attribute)]
+def _modules(attribute: str = "") -> dict[str, ModuleType]:
+    """Modules of this package's studies and search spaces by name; those that have an attribute."""
+    found = {
+        name: importlib.import_module(f"{package.__name__}.{name}")
+        for package in (others, ups)
+        for _, name, _ in pkgutil.iter_modules(package.__path__)
+    }
+    return {name: found[name] for name in sorted(found) if not attribute or hasattr(found[name], attribute)}
 
 
-def _find(name: str, attribute: str, kind: type[T], names: list[str]) -> T:
-    if name in names:
-        module = importlib.import_module(f"search_spaces.{name}")
+def _find(name: str, attribute: str, kind: type[T]) -> T:
+    if name in (modules := _modules(attribute)):
+        module = modules[name]
     elif name.endswith(".py") or "/" in name:
         module = _load_file(Path(name).expanduser(), attribute)
     elif ":" in name:
@@ -79,7 +84,7 @@ def _find(name: str, attribute: str, kind: type[T], names: list[str]) -> T:
         except ImportError as error:
             raise ValueError(f"cannot import {module_name!r} for {name!r} ({error}); give a file's path") from error
     else:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
+        near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4) or modules
         what = kind.__name__.lower()
         raise ValueError(f"unknown {what} {name!r}; near: {', '.join(near)}; or give a file's path or module:name")
     value = getattr(module, attribute, None)

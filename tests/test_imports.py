@@ -5,6 +5,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from collections import Counter
 from importlib.util import find_spec
 
 import pytest
@@ -266,3 +267,14 @@ def test_every_name_that_a_benchmark_imports_is_there(repo_root):
                 holder = importlib.import_module(module)
                 is_module = hasattr(holder, "__path__") and find_spec(name) is not None
                 assert hasattr(holder, last) or is_module, f"{file.name}:{line}: there is no {name}"
+
+
+def test_no_file_of_the_product_is_long_and_no_folder_crowded(repo_root):
+    files = [
+        file
+        for package in ("ups_model", "search_spaces", "orchestrator", "cluster")
+        for file in (repo_root / package).rglob("*.py")
+    ]
+    assert not [str(file) for file in files if len(file.read_text("utf-8").splitlines()) > 400]
+    modules = Counter(file.parent for file in files if file.name != "__init__.py")
+    assert not {str(folder): number for folder, number in modules.items() if number > 14}

@@ -241,7 +241,7 @@ def test_of_a_preset_that_is_not_there_the_others_are_named():
 
 STUDY = f"""
 import dataclasses
-from search_spaces.multitask import STUDY as WHOLE
+from search_spaces.others.multitask import STUDY as WHOLE
 SMALL = {{"pe.sources": ("{POSE}",), "pe.frame_stride": 1, "pe.evaluate_stride": 4, "steps": 4,
           "validation_subjects": 0, "pe.rotation_deg": 0, "pe.scale": 0}}
 STUDY = dataclasses.replace(WHOLE, name="small", base=SMALL, seeds=1)

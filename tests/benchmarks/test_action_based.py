@@ -9,7 +9,7 @@ from orchestrator.planning.resolve import resolve
 from orchestrator.project import DataFacts
 from orchestrator.record import Record
 from search_spaces import find_study
-from search_spaces.action_based import ACTIONS
+from search_spaces.others.action_based import ACTIONS
 from ups_model.evaluation.health import TaskHealth
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from search_spaces.multitask import EXIT_TABLE, POSES, SUPERVISION, TASKS
+from search_spaces.others.multitask import EXIT_TABLE, POSES, SUPERVISION, TASKS
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from orchestrator.planning.plan import make_plan
 from orchestrator.planning.resolve import resolve
 from orchestrator.project import DataFacts, load_project
 from search_spaces import find_study, study_names
-from search_spaces.paper_tables import BINS, TABLE_7, TABLE_8, TABLE_9, TRAINING
 from search_spaces.space import Range, Space
 from search_spaces.study import Claim, Column, FineTuning, Reference, Row, Study, Table
-from search_spaces.tables_1_6 import STUDY as TABLES_1_6
+from search_spaces.ups.paper_tables import BINS, TABLE_7, TABLE_8, TABLE_9, TRAINING
+from search_spaces.ups.tables_1_6 import STUDY as TABLES_1_6
 
 COLUMN = Column("ar3d/top1", "Accuracy", "%", True)
 

@@ -24,9 +24,9 @@ from orchestrator.report.claim_tests import (
 from orchestrator.report.claims import looks_of, subject_means
 from orchestrator.report.statistics import sd_with_rounding
 from orchestrator.report.wording import digits_beside
-from search_spaces import paper_tables, tables_1_6, tables_7_9
 from search_spaces.columns import AR3D, EAP, MPJPE
 from search_spaces.study import Claim
+from search_spaces.ups import paper_tables, tables_1_6, tables_7_9
 from tests.support.report_cases import ABOUT, plan_file_of, plan_of, records_of
 from ups_model.evaluation.health import TaskHealth
 

@@ -16,9 +16,9 @@ from orchestrator.report import build, files
 from orchestrator.report.captions import budget_notes, health_lines, legend, summary, table_caption, table_warnings
 from orchestrator.report.statistics import mean_and_sd, paired, proportion_se, seed_correlation, t_interval
 from orchestrator.report.wording import difference_text, finding, number, published_texts, value_texts
-from search_spaces import paper_tables
 from search_spaces.columns import AR3D, EAP, FLOOR, MPJPE
 from search_spaces.study import Reference, Row
+from search_spaces.ups import paper_tables
 from tests.support.report_cases import ABOUT, ROWS, finished, keys_of, plan_file_of, plan_of, records_of
 from ups_model.evaluation.health import TaskHealth
 

@@ -1,8 +1,8 @@
 """Joint against separate training alone, on all four tasks. Shares its units with `paper_tables` and `full_model`."""
 
-from search_spaces import paper_tables
 from search_spaces.columns import AR2D, AR3D, EAP, MPJPE
 from search_spaces.study import Study
+from search_spaces.ups import paper_tables
 
 STUDY = Study(
     name="training",

@@ -1,7 +1,7 @@
 """The number of bins alone, which the paper doesn't give. Shares its units with `paper_tables`."""
 
-from search_spaces import paper_tables
 from search_spaces.study import Study
+from search_spaces.ups import paper_tables
 
 STUDY = Study(
     name="n_bins",

@@ -5,10 +5,10 @@ The range has the rates of presets tiny (0.002) and small (0.001) in it, with a 
 
 from dataclasses import replace
 
-from search_spaces.paper_tables import STUDY as PAPER_TABLES
-from search_spaces.paper_tables import TABLE_7
 from search_spaces.space import Range
 from search_spaces.study import Study, Tuning
+from search_spaces.ups.paper_tables import STUDY as PAPER_TABLES
+from search_spaces.ups.paper_tables import TABLE_7
 
 STUDY = Study(
     name="table_7_tuned",

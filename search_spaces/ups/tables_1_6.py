@@ -6,9 +6,9 @@ brackets are its references.
 
 from collections.abc import Mapping, Sequence
 
-from search_spaces import paper_tables
 from search_spaces.columns import AR2D, EAP, MPJPE, P_MPJPE
 from search_spaces.study import Claim, Column, Reference, Row, Study, Table
+from search_spaces.ups import paper_tables
 
 ACTIONS = {
     "Dir.": "Directions",

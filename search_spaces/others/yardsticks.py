@@ -1,8 +1,8 @@
 """UPS beside small networks made for one task, on the same clips: what its generality costs or brings."""
 
-from search_spaces import paper_tables
 from search_spaces.columns import AR2D, AR3D, EAP, MPJPE, P_MPJPE
 from search_spaces.study import Row, Study, Table
+from search_spaces.ups import paper_tables
 
 EQUAL = {"steps": 700}
 """As many clips as UPS sees of each task in preset `small`: 22,400."""

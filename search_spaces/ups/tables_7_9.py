@@ -1,7 +1,7 @@
 """The paper's ablation tables alone: encoder depth, blocks per layer, routing. Shares its units with `paper_tables`."""
 
-from search_spaces import paper_tables
 from search_spaces.study import Study
+from search_spaces.ups import paper_tables
 
 STUDY = Study(
     name="tables_7_9",

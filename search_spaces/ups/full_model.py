@@ -1,7 +1,7 @@
 """The paper's setting alone, joint and then fine-tuned, on all four tasks. Shares its units with `tables_7_9`."""
 
-from search_spaces import paper_tables
 from search_spaces.study import Study, Table
+from search_spaces.ups import paper_tables
 
 STUDY = Study(
     name="full_model",

@@ -1,6 +1,6 @@
 """`action_based` as printed: Human3.6M's fifteen actions, with the paper's values, for who has the data set."""
 
-from search_spaces.action_based import CONTRADICTIONS, ORACLE, measure_columns, rows
+from search_spaces.others.action_based import CONTRADICTIONS, ORACLE, measure_columns, rows
 from search_spaces.study import Reference, Study, Table
 
 ACTIONS = {

@@ -1,7 +1,7 @@
 """Table 9 alone; shares its units with tables_7_9."""
 
-from search_spaces import paper_tables
 from search_spaces.study import Study
+from search_spaces.ups import paper_tables
 
 STUDY = Study(
     name="table_9",

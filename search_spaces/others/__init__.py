@@ -1,0 +1,1 @@
+"""Studies of other networks than UPS, and of UPS beside them."""
