@@ -19,6 +19,7 @@ from ups_model.cli import (
 )
 from ups_model.config import TASK_NAMES, set_of
 from ups_model.evaluation.metric_names import is_headline
+from ups_model.pipes import end_with
 
 EXAMPLES = """examples:
   python -m baselines residual_mlp --preset tiny
@@ -87,4 +88,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

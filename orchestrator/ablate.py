@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from orchestrator.storage.trained import with_twin
 from orchestrator.worker.environment import working_tree_diff
 from search_spaces import find_study, study_names
 from ups_model.cli import command_parser
+from ups_model.pipes import end_with
 from ups_model.training.progress import duration
 from ups_model.wording import count
 
@@ -349,4 +349,4 @@ def closing(graph: TaskGraph, notes: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

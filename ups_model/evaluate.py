@@ -6,7 +6,6 @@ others of the same name and content.
 
 import json
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ups_model.device import pick_device
 from ups_model.evaluation.measure import measure
 from ups_model.evaluation.outcomes import Outcomes, save_outcomes
 from ups_model.inference.find_weights import find_weights
+from ups_model.pipes import end_with, refuse
 from ups_model.training.build import build, data_identity, load_model
 from ups_model.training.result import check_same_data
 
@@ -128,11 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
             options.out.write_text(json.dumps(content, indent=1, allow_nan=False), "utf-8")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     print(cli.metric_table({f"{options.part}/{name}": value for name, value in metrics.items()}))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -10,7 +10,6 @@ import argparse
 import json
 import logging
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from ups_model.inference.find_weights import DEFAULT_STORAGE, find_weights
 from ups_model.inference.predictions import ClassPrediction, PosePrediction, Prediction
 from ups_model.model.decoding import classify
 from ups_model.model.ups import UPS
-from ups_model.pipes import end_with
+from ups_model.pipes import end_with, refuse
 from ups_model.skeletons import SKELETONS, Skeleton
 from ups_model.tasks import TASKS
 from ups_model.training.build import load_model
@@ -219,11 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         about = {"task": task, "clip": recording.name, "file": options.file.name, "model": state["key"]}
         for file in options.out:
             write(file, prediction, recording, about)
-    except BrokenPipeError:
-        raise  # Handled by `end_with`.
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     print(prediction.text(options.top))
     for file in options.out:
         print(f"written to {file}")

@@ -10,6 +10,7 @@ from ups_model import cli
 from ups_model.config import TASK_NAMES
 from ups_model.config.identity import configured_sets
 from ups_model.config.presets import PRESETS
+from ups_model.pipes import end_with
 from ups_model.training.finite import NonFiniteLoss
 from ups_model.training.options import RunOptions
 from ups_model.training.parallel.group import check_shares, first_process
@@ -90,4 +91,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

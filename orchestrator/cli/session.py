@@ -27,6 +27,7 @@ from orchestrator.worker.gpu_memory import Footprint, described
 from orchestrator.worker.job import Job, Rung
 from ups_model.cli import start_logging
 from ups_model.data.prepare.catalog import default_cache
+from ups_model.pipes import refuse
 from ups_model.wording import count
 
 if TYPE_CHECKING:  # Ray and MLflow take seconds to import, which --help, --plan and refusals need not wait for.
@@ -58,8 +59,7 @@ def run_command(
     try:
         return act(options, command_line(module, sys.argv[1:] if arguments is None else arguments))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     except KeyboardInterrupt:  # Of a library's user, or where `process` lets it through; else a signal's handler ends.
         print("interrupted", file=sys.stderr)
         return 130

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from orchestrator.report.sources import open_study
 from orchestrator.storage.ledger import Ledger
 from search_spaces import find_study, names_a_file
 from ups_model.cli import command_parser
+from ups_model.pipes import end_with, refuse
 
 EXAMPLES = """examples:
   python -m orchestrator.report                                the one study in runs/ablations
@@ -88,8 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         written = write_report(report, out, options.mlflow_page, outcomes)
         copy = ledger.publish_report(study.plan.name, written, out) if ledger is not None else ""
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     print(
         "\n".join([study.plan.name, *summary(report), *health_lines(report), *map(str, written), *filter(None, [copy])])
     )
@@ -97,4 +96,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -6,7 +6,6 @@ The same command again resumes or extends.
 import argparse
 import logging
 import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from orchestrator.storage.source_check import SourceCheck
 from search_spaces import find_space, space_names
 from search_spaces.space import StoppingRule
 from ups_model.cli import command_parser
+from ups_model.pipes import end_with
 from ups_model.wording import count
 
 logger = logging.getLogger(__name__)
@@ -170,4 +170,4 @@ def dashboard_command(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -18,6 +18,7 @@ from orchestrator.storage.studies import remove, states_of, works
 from orchestrator.storage.usage import KINDS, Usage, bytes_text, usage
 from orchestrator.storage.verify import verify_studies, verify_unit
 from ups_model.cli import command_parser
+from ups_model.pipes import end_with, refuse
 from ups_model.wording import count
 
 MAX_UNITS_LISTED = 10
@@ -95,8 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return export(ledger, options.files[0], options.study)
         return verify(ledger)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -238,4 +238,4 @@ def imported_text(imported: Imported) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

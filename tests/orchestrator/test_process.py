@@ -1,5 +1,6 @@
-"""Whose handlers of signals a process has, and how it begins anew."""
+"""Whose handlers of signals a process has, how it begins anew, and how it ends when nobody reads it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 from orchestrator import process
 from tests.support.drivers import ROOT
+from ups_model.pipes import refuse
 
 IMPORTED = """
 import signal
@@ -55,3 +57,26 @@ def test_ctrl_c_unwinds_where_something_has_to_be_cleaned_up():
         assert signal.getsignal(signal.SIGINT) is process.end_at_once
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("buffering", ["", "1"])
+@pytest.mark.parametrize("command", ["ablate --list", "search --list", "storage --help", "storage list"])
+def test_output_that_nobody_reads_is_no_error(command, buffering, tmp_path):
+    (tmp_path / "units").mkdir()
+    (tmp_path / "studies").mkdir()
+    reader, writer = os.pipe()
+    os.close(reader)
+    more = ["--storage", str(tmp_path)] if command == "storage list" else []
+    ended = subprocess.run(
+        [sys.executable, "-m", *f"orchestrator.{command}".split(), *more],
+        cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": buffering}, stdout=writer, stderr=subprocess.PIPE, timeout=60,
+    )  # fmt: skip
+    os.close(writer)
+    assert ended.stderr == b""
+    assert ended.returncode == 141 or command == "storage --help"  # Argparse says nothing of it, unbuffered.
+
+
+def test_a_broken_pipe_that_is_not_standard_output_is_an_error(capfd):
+    assert refuse(BrokenPipeError(32, "Broken pipe")) == 2
+    assert capfd.readouterr().err == "error: [Errno 32] Broken pipe\n"
