@@ -18,6 +18,7 @@ from ups_model.data.readers.keypoints import reader as keypoints
 from ups_model.data.readers.kinetics import reader as kinetics
 from ups_model.data.readers.motion import reader as motion
 from ups_model.data.readers.ntu import reader as ntu
+from ups_model.data.readers.ntu.files import sets_in
 from ups_model.data.readers.ntu.names import PUBLISHED_COUNTS
 from ups_model.data.readers.open_originals import OPEN_SETS, OpenSet
 from ups_model.data.readers.synthetic import reader as synthetic
@@ -203,7 +204,7 @@ def expand(names: Sequence[str], source: Path | None = None) -> list[str]:
             raise ValueError(f"unknown data {name!r}; try {', '.join(near)}")
         members = GROUPS.get(name, (name,))
         if name == "ntu" and source is not None:
-            members = ntu.available(source)
+            members = sets_in(source)
         expanded.update(dict.fromkeys(members))
     return list(expanded)
 

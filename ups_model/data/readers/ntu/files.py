@@ -49,7 +49,8 @@ def list_files(source: Path) -> dict[str, list[Path]]:
 
 
 def sets_in(source: Path) -> tuple[str, ...]:
-    """Which of the sets "ntu60" and "ntu120" can be made of `list_files`. NTU60's files alone make no NTU120."""
+    """Which of "ntu60" and "ntu120" can be made of a folder or file, by file names alone; raises as `list_files`.
+    NTU60's files alone make no NTU120."""
     files = list_files(source)
     sets = {FILES[file.name][0] for file in files["arrays"]}
     sets |= {name for file in files["pickles"] for name in PROTOCOLS if _is_pickle_of(file, name)}

@@ -20,19 +20,13 @@ from ups_model.data.readers.io.files import source_kept
 from ups_model.data.readers.ntu import ctrgcn
 from ups_model.data.readers.ntu.bodies import Persons, persons_of
 from ups_model.data.readers.ntu.clips import FPS, MISSING, SKELETON, UP_AXIS, named_clip, nameless_clip, set_info
-from ups_model.data.readers.ntu.files import Selection, choose, digest, sets_in
+from ups_model.data.readers.ntu.files import Selection, choose, digest
 from ups_model.data.readers.ntu.names import PUBLISHED_TOTAL, NtuName, belongs, parse_name, read_missing, read_names
 from ups_model.data.readers.ntu.pyskl import check_pickle, find_item, item_names, read_pickle
 from ups_model.data.readers.ntu.skeleton_file import read_skeleton
 
 READER_VERSION = 3
 """Raised when the reader changes what it writes, so that prepared sets are made again."""
-
-
-def available(source: Path) -> tuple[str, ...]:
-    """Which of "ntu60" and "ntu120" a folder (searched with the folders in it) or file has, by file names alone.
-    ValueError where it has neither."""
-    return sets_in(source)
 
 
 def recipe(name: str, source: Path, missing: Sequence[Path] = ()) -> dict[str, str | int]:

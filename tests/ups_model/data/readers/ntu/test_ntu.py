@@ -21,6 +21,7 @@ from ups_model.data.format.writer import Clip, write_clip_set
 from ups_model.data.prepare.jobs import LeftOut
 from ups_model.data.prepare.runner import prepare_reading
 from ups_model.data.readers.ntu import reader as ntu
+from ups_model.data.readers.ntu.files import sets_in
 
 # Performers 1 and 2 train in cross-subject, 3 tests; camera 1 tests in cross-view.
 TRAIN = ("S001C001P001R001A001", "S001C002P002R001A002", "S002C003P001R002A060")
@@ -167,7 +168,7 @@ def test_ntu60_takes_its_setups_and_actions_and_ntu120_takes_all(tmp_path):
     for name in extra:
         POSES.setdefault(name, standing(14))
     _raw(tmp_path, NAMES + extra)
-    assert ntu.available(tmp_path) == ("ntu60", "ntu120")
+    assert sets_in(tmp_path) == ("ntu60", "ntu120")
     assert set(_clips(ntu.reading("ntu60", tmp_path))) == set(NAMES)
     clips = _clips(ntu.reading("ntu120", tmp_path))
     assert set(clips) == {*NAMES, *extra}
@@ -497,7 +498,7 @@ def test_a_clip_that_is_not_there_is_refused_with_what_is(tmp_path, file, clip, 
 @pytest.mark.parametrize("name", ["ntu60", "ntu120"])
 def test_a_place_without_the_set_is_refused_with_the_forms_it_comes_in(tmp_path, name):
     with pytest.raises(ValueError, match=r"holds no NTU RGB\+D; there must be \*.skeleton, NTU60_CS.npz"):
-        ntu.available(tmp_path)
+        sets_in(tmp_path)
     with pytest.raises(ValueError, match="no such file or folder"):
         ntu.reading(name, tmp_path / "nowhere")
     with pytest.raises(ValueError, match="got 'ntu'"):
