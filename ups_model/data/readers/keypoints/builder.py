@@ -51,9 +51,12 @@ class Builder:
         """`fault` of a value of the file, which is quoted with its type: '1' is no 1."""
         return self.fault(key, rule, repr(value))
 
-    def add_frame(self, key: str, frame: Any) -> int:
+    def add_frame(self, key: str, frame: Any, once: str = "") -> int:
+        """`once` is the rule for a frame that must not be there already; none where it may."""
         if type(frame) is not int or not 0 <= frame <= MAX_FRAME:
             raise self.value_fault(key, f"must be a frame's number in 0..{MAX_FRAME}", frame)
+        if once and frame in self.frames:
+            raise self.value_fault(key, once, frame)
         self.frames.add(frame)
         return frame
 

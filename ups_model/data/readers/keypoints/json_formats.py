@@ -156,10 +156,7 @@ def _read_instances(builder: Builder, entries: list[Any]) -> None:
         key = f"[{number}]"
         if not isinstance(entry, dict) or not isinstance(entry.get("instances"), list):
             raise builder.fault(key, "must be an object with a list under 'instances'", type(entry).__name__)
-        before = len(builder.frames)
-        frame = builder.add_frame(f"{key}.frame_id", entry.get("frame_id", number))
-        if len(builder.frames) == before:
-            raise builder.value_fault(f"{key}.frame_id", "must stand once", frame)
+        frame = builder.add_frame(f"{key}.frame_id", entry.get("frame_id", number), once="must stand once")
         for index, person in enumerate(entry["instances"]):
             _add_person(builder, frame, f"{key}.instances[{index}]", person)
 

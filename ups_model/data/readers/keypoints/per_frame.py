@@ -54,10 +54,7 @@ def read_frames(files: Sequence[Path]) -> Detections:
             raise ValueError(
                 f"{file}: must be an object with a list under 'people', as OpenPose writes; is it another's?"
             )
-        before = len(builder.frames)
-        frame = builder.add_frame("the file's name", frame_of_name(file))
-        if len(builder.frames) == before:
-            raise builder.value_fault("the file's name", "must have a number of its own", frame)
+        frame = builder.add_frame("the file's name", frame_of_name(file), once="must have a number of its own")
         add_people(builder, frame, "people", content["people"])
     builder.file = files[0]
     return builder.detections("pixel", DEFAULT_FPS, None)
