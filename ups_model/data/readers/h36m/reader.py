@@ -79,7 +79,8 @@ def reading(name: str, source: Path) -> Reading:
     """
     set_recipe = recipe(name, source)
     poses_file, keypoints_file = _files(name, source)
-    notes, offsets, first, items = [], {}, None, 0
+    notes, first, items = [], None, 0
+    offsets: dict[str, dict[str, list[float]]] = defaultdict(dict)
     poses, keypoints = read_poses(poses_file), read_keypoints(keypoints_file)
     if strange := sorted(poses.keys() - set(SUBJECTS)):
         raise ValueError(
@@ -96,7 +97,7 @@ def reading(name: str, source: Path) -> Reading:
         if isinstance(item, LeftOut):
             first = first or item
         else:
-            offsets[item.subject, item.action] = _offsets(keypoints_file, item)
+            offsets[item.subject][item.action] = _offsets(keypoints_file, item)
     if not offsets:
         detail = f"; the first: {first.name}: {first.reason} {first.detail}" if first else ""
         raise ValueError(
@@ -273,16 +274,13 @@ def _offsets(file: Path, item: _Matched) -> list[float]:
     return offsets
 
 
-def _check_offsets(file: Path, offsets: Mapping[tuple[str, str], list[float]]) -> list[str]:
+def _check_offsets(file: Path, offsets: Mapping[str, Mapping[str, list[float]]]) -> list[str]:
     """ValueError where a subject's keypoints do not belong to its poses; what to say of the others.
 
     One recording alone may be off, and is taken: the published poses of some of S9's lie beside the person.
     """
-    by_subject: dict[str, dict[str, list[float]]] = defaultdict(dict)
-    for (subject, action), distances in offsets.items():
-        by_subject[subject][action] = distances
     notes = []
-    for subject, actions in by_subject.items():
+    for subject, actions in offsets.items():
         for place, camera in enumerate(CAMERA_IDS):
             far = [action for action, distances in actions.items() if distances[place] > LIMIT_PX]
             distance = {action: f"{actions[action][place]:.0f} px from the projected 3D" for action in far}
@@ -293,7 +291,7 @@ def _check_offsets(file: Path, offsets: Mapping[tuple[str, str], list[float]]) -
                     "are the cameras in another order, or the files of different sets?"
                 )
             notes += [f"{subject}/{action}: keypoints of camera {camera} lie {distance[action]}" for action in far]
-    overall = np.median(list(offsets.values()))
+    overall = np.median([distances for actions in offsets.values() for distances in actions.values()])
     return [f"2D keypoints lie a median of {overall:.1f} px from the projected 3D", *notes]
 
 
