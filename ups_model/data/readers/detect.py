@@ -100,15 +100,10 @@ def _npz_reader(path: Path) -> Reader:
             members = {name.removesuffix(".npy") for name in archive.namelist()}
     except (zipfile.BadZipFile, OSError) as error:
         raise ValueError(f"{path}: not a whole .npz file ({error}); get the file again, or write it again") from error
-    readers: tuple[tuple[set[str], Reader], ...]
-    readers = (
-        ({"x_train", "x_test"}, ntu),
-        ({"positions_2d"}, h36m),
-        ({"keypoints"}, keypoints),
-        ({"positions"}, motion),
-    )
-    for arrays, reader in readers:
-        if arrays & members:
+    readers: dict[str, Reader]
+    readers = {"x_train": ntu, "x_test": ntu, "positions_2d": h36m, "keypoints": keypoints, "positions": motion}
+    for array, reader in readers.items():
+        if array in members:
             return reader
     raise ValueError(
         f"{path}: its arrays {', '.join(sorted(members)) or '(none)'} are of no known format: CTR-GCN's files have "
