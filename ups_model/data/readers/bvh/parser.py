@@ -25,13 +25,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ups_model.data.readers.io.files import FPS_BOUNDS
+
 MAX_BYTES = 512 << 20
 """Of a file; an hour at 120 frames per second has about 300 MB."""
 MAX_FRAMES = 1_000_000
 MAX_NODES = 2000
 MAX_VALUE = 1e6
 """Bound of offsets (in the file's units) and of values (units or degrees)."""
-FPS_BOUNDS = (1.0, 1000.0)
+
 END_SITE = " End Site"
 """An end site is called after its joint: "Head End Site"."""
 

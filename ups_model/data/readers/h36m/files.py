@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ups_model.data.readers.h36m.cameras import CAMERA_IDS, SUBJECTS
-from ups_model.data.readers.io.files import first_outside
+from ups_model.data.readers.io.files import first_outside, is_numeric
 from ups_model.data.readers.io.safe_pickle import read_object_array, shown
 
 _ACTION_NAMES = """
@@ -119,8 +119,7 @@ def _nested(where: str, content: Any) -> Actions:
 
 
 def _check_shape(where: str, array: Any, shapes: list[tuple[int, int]]) -> None:
-    numeric = isinstance(array, np.ndarray) and array.dtype.kind in "fiu"
-    if not numeric or array.ndim != 3 or array.shape[1:] not in shapes or not len(array):
+    if not is_numeric(array) or array.ndim != 3 or array.shape[1:] not in shapes or not len(array):
         joints, coordinates = shapes[0]
         raise ValueError(f"{where}: must be numbers of shape [frames, {joints}, {coordinates}], got {_what(array)}")
 

@@ -20,6 +20,7 @@ from ups_model.data.format.rules import DAMAGED
 
 NUMBERS = frozenset({int, float})
 """Exact types of numbers in JSON: NumPy would take true and "1.5" for numbers too."""
+FPS_BOUNDS = (1.0, 1000.0)
 _DAMAGED: tuple[type[Exception], ...] = (*DAMAGED, MemoryError)
 _WAY_OUT = "get the file again"
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
@@ -104,6 +105,19 @@ def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]
         raise ValueError(f".npy version must be 1.0 or 2.0, got {version[0]}.{version[1]}")
     read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     return read_header(stream)
+
+
+def checked_fps(where: object, fps: Any, way_out: str) -> float:
+    """Frames per second. ValueError, which begins with `where`, where it is no number in FPS_BOUNDS."""
+    low, high = FPS_BOUNDS
+    if type(fps) not in NUMBERS or not low <= fps <= high:
+        raise ValueError(f"{where}: fps must be in {low:g}..{high:g}, got {fps!r:.60}; {way_out}")
+    return float(fps)
+
+
+def is_numeric(value: Any) -> bool:
+    """Whether it is an array of plain numbers."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
 
 
 def first_outside(values: np.ndarray, low: float, high: float) -> tuple[int, ...] | None:

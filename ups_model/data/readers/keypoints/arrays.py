@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ups_model.data.readers import clip_pickles
-from ups_model.data.readers.io.files import damage_named, first_outside, persons_first, read_npy_header
+from ups_model.data.readers.io.files import damage_named, first_outside, is_numeric, persons_first, read_npy_header
 from ups_model.data.readers.io.safe_pickle import shown
 from ups_model.data.readers.keypoints import builder, layouts
 from ups_model.data.readers.keypoints.builder import WAY_OUT
@@ -96,10 +96,10 @@ def read_annotation(file: Path, name: str) -> Detections:
     pose: Any = item.get("keypoint")
     scores: Any = item.get("keypoint_score")
     shape = item.get("img_shape")
-    if not _numeric(pose) or pose.ndim != 4 or pose.shape[2] not in _LAYOUTS or pose.shape[3] != 2:
+    if not is_numeric(pose) or pose.ndim != 4 or pose.shape[2] not in _LAYOUTS or pose.shape[3] != 2:
         rule = f"[persons, frames, joints, 2] of {COCO_RULE}, or of {layouts.OPENPOSE_RULE}"
         raise ValueError(f"{where}: keypoint must be numbers {rule}, got {shown(pose)}; {WAY_OUT}")
-    if scores is not None and (not _numeric(scores) or scores.shape != pose.shape[:3]):
+    if scores is not None and (not is_numeric(scores) or scores.shape != pose.shape[:3]):
         rule = f"keypoint_score must be numbers {list(pose.shape[:3])}"
         raise ValueError(f"{where}: {rule}, got {shown(scores)}; {WAY_OUT}")
     size = None
@@ -188,7 +188,3 @@ def _single(file: Path, key: str, array: np.ndarray, what: str) -> Any:
     if array.size != 1:
         raise ValueError(f"{file}[{key}]: must be one {what}, got {list(array.shape)}; {WAY_OUT}")
     return array.item()
-
-
-def _numeric(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind in "fiu"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ups_model.data.readers.io.files import NUMBERS
+from ups_model.data.readers.io.files import NUMBERS, checked_fps
 from ups_model.data.readers.keypoints.tracks import JOINTS, Detections, Units
 from ups_model.wording import count
 
@@ -21,7 +21,7 @@ MAX_PERSONS = 200
 """Detections of a frame."""
 MAX_PIXELS = 1e6
 MAX_SCORE = 1000.0
-FPS_BOUNDS = (1.0, 1000.0)
+
 WAY_OUT = "write the file again"
 
 _MIN_SPARSE_FRAMES = 1000
@@ -155,8 +155,4 @@ def size_of(file: Path, about: dict[str, Any]) -> tuple[float, float] | None:
 
 def fps_of(file: Path, about: dict[str, Any]) -> float:
     """Frames per second, 30 where the file does not say. Raises ValueError where it is no number in bounds."""
-    fps = about.get("fps", DEFAULT_FPS)
-    low, high = FPS_BOUNDS
-    if type(fps) not in NUMBERS or not low <= fps <= high:
-        raise ValueError(f"{file}: fps must be in {low:g}..{high:g}, got {fps!r:.60}; {WAY_OUT}")
-    return float(fps)
+    return checked_fps(file, about.get("fps", DEFAULT_FPS), WAY_OUT)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ups_model.data.readers.io.files import first_outside
+from ups_model.data.readers.io.files import first_outside, is_numeric
 from ups_model.data.readers.io.safe_pickle import read_object_array, shown
 from ups_model.data.readers.keypoints.arrays import detections_of
 from ups_model.data.readers.keypoints.builder import MAX_FRAME, MAX_PIXELS, WAY_OUT, fps_of, size_of
@@ -49,8 +49,7 @@ def read_video(file: Path, video: str) -> Detections:
     if not isinstance(views, list | tuple | np.ndarray) or len(views) != 1:
         raise ValueError(f"{where}: must be {{'custom': [keypoints of one camera]}}, got {shown(cameras)}; {WAY_OUT}")
     array = views[0]
-    numeric = isinstance(array, np.ndarray) and array.dtype.kind in "fiu"
-    if not numeric or array.ndim != 3 or array.shape[1:] != (JOINTS, 2) or not 1 <= len(array) <= MAX_FRAME:
+    if not is_numeric(array) or array.ndim != 3 or array.shape[1:] != (JOINTS, 2) or not 1 <= len(array) <= MAX_FRAME:
         raise ValueError(f"{where}: must be numbers [frames, {JOINTS}, 2], got {shown(array)}; {WAY_OUT}")
     if (place := first_outside(array, -MAX_PIXELS, MAX_PIXELS)) is not None:
         raise ValueError(f"{where}: must be within {MAX_PIXELS:g}, got {array[place]} in frame {place[0]}; {WAY_OUT}")

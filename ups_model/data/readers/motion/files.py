@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ups_model.data.readers.io.files import damage_named, persons_first, read_rows
+from ups_model.data.readers.io.files import damage_named, is_numeric, persons_first, read_rows
 from ups_model.data.readers.io.safe_pickle import shown
 from ups_model.data.readers.motion.layouts import About, about_of
 
@@ -62,8 +62,7 @@ def read_motion(file: Path) -> Motion:
 
 def checked(where: str, pose: Any) -> np.ndarray:
     """Poses as float64 [P, N, J, 3]. ValueError for another shape or type begins with `where`."""
-    is_array = isinstance(pose, np.ndarray) and pose.dtype.kind in "fiu"
-    got = shown(pose)
+    is_array, got = is_numeric(pose), shown(pose)
     if is_array and pose.ndim == 3:
         pose = pose[None]
     if not is_array or pose.ndim != 4 or pose.shape[3] != 3:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ups_model.data.readers.bvh.joints import NAMES, name_key
-from ups_model.data.readers.io.files import NUMBERS, load_json
+from ups_model.data.readers.io.files import checked_fps, load_json
 from ups_model.skeletons import SKELETONS, Skeleton, get_skeleton
 
 MOTION_FILE = "motion.json"
@@ -23,7 +23,6 @@ numbers."""
 UNITS: Mapping[str, float] = {"m": 1.0, "metre": 1.0, "meter": 1.0, "cm": 0.01, "mm": 0.001, "inch": 0.0254}
 """Metres in a unit."""
 UP_AXES = ("x", "y", "z", "-x", "-y", "-z")
-FPS_BOUNDS = (1.0, 1000.0)
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,7 @@ def about_of(where: str, values: Mapping[str, Any]) -> About:
         if key in kept and (not isinstance(kept[key], str) or kept[key] not in choices):
             raise ValueError(f"{where}: {key} must be one of {', '.join(choices)}, got {kept[key]!r:.60}")
     if "fps" in kept:
-        low, high = FPS_BOUNDS
-        if type(kept["fps"]) not in NUMBERS or not low <= kept["fps"] <= high:
-            raise ValueError(f"{where}: fps must be in {low:g}..{high:g}, got {kept['fps']!r:.60}; give --fps")
-        kept["fps"] = float(kept["fps"])
+        kept["fps"] = checked_fps(where, kept["fps"], "give --fps")
     return About(**kept)
 
 
