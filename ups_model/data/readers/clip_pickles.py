@@ -41,13 +41,8 @@ def dims(file: Path) -> int:
 
 
 def items(file: Path, coordinates: int) -> list[Item]:
-    """The clips of a file with their classes and splits.
-
-    Raises:
-        ValueError: another format, other coordinates than wanted, a name that stands twice, or a clip that is for
-            training and for testing; names the file.
-        OSError: the file cannot be read.
-    """
+    """The clips of a file with their classes and splits. ValueError names the file: another format, other coordinates
+    than wanted, a name that stands twice, or a clip that is for training and for testing."""
     clips, splits = _load(file)
     if (there := dims(file)) != coordinates:
         way = "keypoints" if there == 2 else "motion"

@@ -43,7 +43,6 @@ def read_recording(path: Path, clip: str | None = None, size: tuple[float, float
 
     Raises:
         ValueError: another format, damaged content, no such clip, or another size than the file's; names the file.
-        OSError: the file can't be read.
     """
     path = path.expanduser()
     prepared = (path / MANIFEST).is_file()

@@ -63,16 +63,10 @@ def joints_beside(folders: Iterable[Path]) -> dict[str, str]:
 def match_joints(
     file: Path, nodes: Sequence[Node], lengths_V: np.ndarray, own_names: Mapping[str, str]
 ) -> tuple[tuple[int, ...], ...]:
-    """For each joint of h36m17 the nodes whose middle it is.
+    """For each joint of h36m17 the nodes whose middle it is. ValueError where a joint is not found, stands twice, or is
+    not above the next one of its limb; names `file`.
 
-    Args:
-        file: for messages.
-        nodes: of the file.
-        lengths_V: of the bones above them.
-        own_names: the user's own names; an end site is "JOINT End Site".
-
-    Raises:
-        ValueError: a joint is not found, stands twice, or is not above the next one of its limb.
+    `lengths_V` are of the bones above the nodes; in the user's `own_names` an end site is "JOINT End Site".
     """
     finder = _Finder(file, nodes)
     nodes_of: dict[str, tuple[int, ...]] = {joint: (finder.exact(joint, name),) for joint, name in own_names.items()}

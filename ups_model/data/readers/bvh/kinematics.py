@@ -16,13 +16,8 @@ from ups_model.data.readers.rotation import about_axis
 
 
 def world_positions(nodes: Sequence[Node], values_NC: np.ndarray, indices: Sequence[int]) -> np.ndarray:
-    """Places of nodes: [N, W, 3] float64, in the file's units and axes.
-
-    Args:
-        nodes: parents before their children.
-        values_NC: units and degrees.
-        indices: of the W nodes.
-    """
+    """Places of the nodes at `indices`: [N, W, 3] float64, in the file's units and axes. Values are units and
+    degrees; parents come before their children."""
     needed = {above for index in indices for above in ancestors(nodes, index)}
     turns = {nodes[index].parent for index in needed}  # Other nodes' rotations are not needed.
     place_N3: dict[int, np.ndarray] = {}

@@ -28,7 +28,7 @@ import numpy as np
 from ups_model.data.readers.io.files import FPS_BOUNDS
 
 MAX_BYTES = 512 << 20
-"""Of a file; an hour at 120 frames per second has about 300 MB."""
+"""An hour at 120 frames per second has about 300 MB."""
 MAX_FRAMES = 1_000_000
 MAX_NODES = 2000
 MAX_VALUE = 1e6
@@ -104,12 +104,7 @@ def _fault(file: Path, line: int, what: str) -> ValueError:
 
 
 def read_bvh(file: Path) -> BvhFile:
-    """Reads and checks one file.
-
-    Raises:
-        ValueError: names the file, the line, the rule and the value.
-        OSError: the file cannot be read.
-    """
+    """Reads and checks one file. ValueError names the file, the line, the rule and the value."""
     if (size := file.stat().st_size) > MAX_BYTES:
         raise ValueError(f"{file}: must have at most {MAX_BYTES} bytes, got {size}; cut it into several")
     raw = file.read_bytes()

@@ -1,8 +1,8 @@
 """Reader of the user's own motion capture: a folder of BVH files becomes the set "bvh".
 
-Which files are of which class and for testing: `readers.user_folder`. Clips have Human3.6M's joints
-(`joints`), are turned from y up to z up, scaled to metres, and moved so that the first frame's root
-is over the origin and the lowest joint of the clip on the floor. Four cameras stand around it (`cameras`).
+Which files are of which class and for testing: `readers.user_folder`. Clips have Human3.6M's joints (`joints`), are
+turned from y up to z up, scaled to metres, and moved so that the first frame's root is over the origin and the lowest
+joint of the clip on the floor. Four cameras stand around it (`cameras`).
 
 Shape suffixes: N frames, J joints of h36m17.
 """
@@ -50,19 +50,15 @@ class _Motion:
 
 
 def reading(source: Path, metres_per_unit: float | None = None, fps: float | None = None) -> Reading:
-    """The set "bvh" from the files in the folder `source`.
+    """The set "bvh" from the BVH files in the folder `source`, and its `joints.json` where joints have other names.
 
     The set has the frame rate of the first file that can be read; others are resampled to it, linearly in position.
-    Left out are clips that cannot be read, and those that leave the cameras' view ("walks out of view").
+    Left out are clips that cannot be read, and those that leave the cameras' view ("walks out of view"). ValueError
+    names the missing folder, the damaged joints.json, or the first file where none can be read.
 
     Args:
-        source: has BVH files as `user_folder` says, and `joints.json` where joints have names of their own.
         metres_per_unit: of all files; None takes for each file the one of UNITS that gives a person's height.
         fps: of all files, whatever they say; None takes what each file says.
-
-    Raises:
-        ValueError: no folder, no file that can be read, or a damaged joints.json; names it.
-        OSError: a folder cannot be read.
     """
     if metres_per_unit is not None and not 0 < metres_per_unit <= MAX_METRES:
         raise ValueError(f"--metres-per-unit must be above 0 and at most {MAX_METRES:g}, got {metres_per_unit}")
@@ -99,11 +95,8 @@ def clip_names(file: Path) -> tuple[str, ...]:
 
 
 def read_recording(file: Path, clip: str | None = None) -> Recording:
-    """The motion of a file, as `reading` has it but at its own frame rate; see `Reader`.
-
-    A joints.json counts that is in the file's folder or one of the two above it. ValueError too where the file lacks
-    joints, or its person is of no plausible height.
-    """
+    """The motion of a file, as `reading` has it but at its own frame rate; see `Reader`. A joints.json counts that is
+    in the file's folder or one of the two above it."""
     name = choose_clip(file, clip_names(file), clip)
     motion = _read(file, None, joints_beside(file.absolute().parents[:3]))
     return Recording(name, SKELETON, 3, motion.fps, "metre", "z", (Track(_stored(motion.pose_NJ3)),))

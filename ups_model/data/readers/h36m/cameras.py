@@ -33,11 +33,7 @@ SIZES: tuple[tuple[float, float], ...] = tuple((width, height) for *_, width, he
 
 
 def cameras_of(subject: str) -> tuple[Camera, ...]:
-    """The four cameras that recorded a subject, in the order of CAMERA_IDS.
-
-    Raises:
-        ValueError: no calibration for it.
-    """
+    """The four cameras that recorded a subject, in the order of CAMERA_IDS. ValueError where it has no calibration."""
     if subject not in _EXTRINSICS:
         raise ValueError(f"subjects with a calibration are {', '.join(SUBJECTS)}, got {subject!r}")
     return tuple(

@@ -71,11 +71,9 @@ def reading(name: str, source: Path) -> Reading:
     """The set `name`, "h36m" or "h36m_gt", from the folder `source`. Reads both files once, to see that they fit.
 
     Keypoints are cut to the length of the poses, as the files' keypoints may run on. Left out are recordings that are
-    in one file only, have keypoints of another number of cameras or of fewer frames, or are damaged.
-
-    Raises:
-        ValueError: a file is missing, damaged or of another format, has an unknown action or subject, or its keypoints
-            lie more than 100 pixels (the median over a subject's recordings) from the projected poses of a camera.
+    in one file only, have keypoints of another number of cameras or of fewer frames, or are damaged. ValueError: a file
+    is missing, damaged or of another format, has an unknown action or subject, or its keypoints lie more than LIMIT_PX
+    (the median over a subject's recordings) from the projected poses of a camera.
     """
     set_recipe = recipe(name, source)
     poses_file, keypoints_file = _files(name, source)

@@ -27,12 +27,8 @@ _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
 
 
 def load_json(file: Path, max_bytes: int) -> Any:
-    """The content of a JSON file. Keys that stand twice, NaN and infinities are refused.
-
-    Raises:
-        ValueError: not JSON in UTF-8, or larger than `max_bytes`; names the file, and the line where one is at fault.
-        OSError: the file cannot be read.
-    """
+    """The content of a JSON file. ValueError names the file, and the line where one is at fault: not JSON in UTF-8,
+    larger than `max_bytes`, or with keys that stand twice, NaN or infinities."""
     if (size := file.stat().st_size) > max_bytes:
         raise ValueError(f"{file}: must have at most {max_bytes} bytes, got {size}; is it this kind of file?")
     raw = file.read_bytes().removeprefix(codecs.BOM_UTF8)
@@ -70,12 +66,8 @@ def _refuse(constant: str) -> None:
 
 
 def read_rows(file: Path) -> list[list[str]]:
-    """The rows of a table, the line of column names first.
-
-    Raises:
-        ValueError: not UTF-8, not CSV, or separated by something else than commas; names the file.
-        OSError: the file cannot be read.
-    """
+    """The rows of a table, the line of column names first. ValueError names the file: not UTF-8, not CSV, or separated
+    by something else than commas."""
     try:
         rows = list(csv.reader(file.read_text("utf-8-sig").splitlines(), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -151,8 +143,7 @@ def damage_named(what: str, way_out: str = _WAY_OUT, absent: Sequence[int] = ())
 
 
 def walk_folders(source: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """As `os.walk`, through links too, each folder once. OSError for a folder that can't be listed: its recordings
-    would be missing without a word."""
+    """As `os.walk`, through links too, each folder once. OSError for a folder that can't be listed."""
 
     def stop(error: OSError) -> None:
         raise error

@@ -52,19 +52,11 @@ EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET FROZENSET ADDITEMS GLOBAL STACK_GLOBA
 def load(stream: IO[bytes], name: str) -> Any:
     """The object that a pickle holds: numpy arrays and builtins alone, whatever the file asks for.
 
-    Memory is at most about 1.5 times the file's size, most of it the arrays.
+    Memory is at most about 1.5 times the file's size, most of it the arrays. They are writable; long ones that the file
+    makes of the same bytes share them. Text of Python 2 is decoded as latin-1. ValueError, which begins with `name`,
+    where it is damaged or truncated, or asks for anything but arrays and plain values.
 
-    Args:
-        stream: at the pickle's first byte; read up to its end, which may come before the file's.
-        name: what messages call it, the file's path.
-
-    Returns:
-        Arrays are writable; long ones that the file makes of the same bytes share them. Text of Python 2 is decoded as
-        latin-1.
-
-    Raises:
-        ValueError: it is damaged or truncated, or asks for anything but arrays and plain values; names what and where.
-        OSError: the stream cannot be read.
+    `stream` is at the pickle's first byte, and is read up to its end, which may come before the file's.
     """
     try:
         return _Unpickler(stream).load()
@@ -86,11 +78,8 @@ def shown(value: Any) -> str:
 
 
 def read_object_array(npz_path: str | Path, member: str) -> Any:
-    """An object member of an .npz file: the one object of a 0-d member, an object array [n] of a 1-d one.
-
-    Raises:
-        ValueError: no such file or member, damaged, not of object type, or asking for more than data; names the file.
-    """
+    """An object member of an .npz file: the one object of a 0-d member, an object array [n] of a 1-d one. ValueError
+    names the file: no such file or member, damaged, not of object type, or asking for more than data."""
     name = f"{npz_path}[{member}]"
     try:
         with zipfile.ZipFile(npz_path) as archive, archive.open(f"{member}.npy") as stream:

@@ -39,12 +39,8 @@ _LAYOUTS = {**COCO_FIRST, **layouts.OPENPOSE}
 
 
 def read_arrays(file: Path) -> Detections:
-    """Reads and checks one file, without pickle.
-
-    Raises:
-        ValueError: not a whole .npz file of this layout, or a value breaks a rule; names the file and the array.
-        OSError: the file cannot be read.
-    """
+    """Reads and checks one file, without pickle. ValueError names the file and the array: not a whole .npz file of this
+    layout, or a value that breaks a rule."""
     arrays, others = _load(file)
     if "keypoints" not in arrays:
         raise ValueError(f"{file}: must have an array 'keypoints'; is it keypoints?")
@@ -86,12 +82,8 @@ def _check_joints(file: Path, arrays: dict[str, np.ndarray], joints: int) -> Non
 
 
 def read_annotation(file: Path, name: str) -> Detections:
-    """The detections of a clip of a pickle; img_shape is the size of the image.
-
-    Raises:
-        ValueError: another layout, or a value breaks a rule; names the file and the clip.
-        OSError: the file cannot be read.
-    """
+    """The detections of a clip of a pickle; img_shape is the size of the image. ValueError names the file and the clip:
+    another layout, or a value that breaks a rule."""
     item, where = clip_pickles.find(file, name), f"{file}[{name}]"
     pose: Any = item.get("keypoint")
     scores: Any = item.get("keypoint_score")

@@ -18,15 +18,10 @@ MARGIN = 0.1
 
 
 def in_image(where: Path | str, detections: Detections, size: tuple[float, float] | None = None) -> Detections:
-    """Detections in pixels where the size of the image is known, after a check of that size.
+    """Detections in pixels where the size of the image is known, from the user (`size`) or else the file.
 
-    Args:
-        where: the file, and the clip where it holds several, for messages.
-        detections: as the file has them.
-        size: of the image, by the user; None takes what the file says.
-
-    Raises:
-        ValueError: the file has another size, or in the median frame most seen joints are outside the image.
+    ValueError, which begins with `where`: the file has another size, or in the median frame most seen joints are
+    outside the image.
     """
     size = same_size(where, detections.size, size)
     xy_DJ2, seen_DJ = detections.xy_DJ2, detections.score_DJ >= LEAST_SCORE

@@ -37,12 +37,8 @@ _LISTS = ("instance_info", "frames", "annotations", "people")
 
 
 def read_json(file: Path) -> Detections:
-    """Reads and checks one file; which of the formats it is is told from its first entry.
-
-    Raises:
-        ValueError: not one of the formats, or a value breaks a rule; names the file and the key.
-        OSError: the file cannot be read.
-    """
+    """Reads and checks one file; which of the formats it is is told from its first entry. ValueError names the file and
+    the key: none of the formats, or a value that breaks a rule."""
     content = load_json(file, MAX_BYTES)
     builder, about, key = Builder(file), {}, ""
     if isinstance(content, dict):

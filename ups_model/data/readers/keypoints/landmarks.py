@@ -69,12 +69,8 @@ def read_landmarks(builder: Builder, entries: list[Any]) -> None:
 
 
 def read_landmark_table(file: Path) -> Builder:
-    """The detections of a CSV file, in parts of the image.
-
-    Raises:
-        ValueError: no such table, or a value breaks a rule; names the file, the line and the column.
-        OSError: the file cannot be read.
-    """
+    """The detections of a CSV file, in parts of the image. ValueError names the file, the line and the column: no such
+    table, or a value that breaks a rule."""
     builder = Builder(file)
     if (size := file.stat().st_size) > MAX_TABLE_BYTES:
         raise ValueError(f"{file}: must have at most {MAX_TABLE_BYTES} bytes, got {size}; is it this kind of file?")

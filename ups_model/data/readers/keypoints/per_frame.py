@@ -40,12 +40,8 @@ def frame_of_name(file: PurePath) -> int:
 
 
 def read_frames(files: Sequence[Path]) -> Detections:
-    """The detections of a video whose frames are files of their own.
-
-    Raises:
-        ValueError: a file is not one of OpenPose's, or two are of one frame; names it.
-        OSError: a file cannot be read.
-    """
+    """The detections of a video whose frames are files of their own. ValueError names a file that is not OpenPose's, or
+    is of a frame that another is of."""
     builder = Builder(files[0].parent)
     for file in sorted(files, key=lambda file: (frame_of_name(file), file.name)):
         builder.file = file

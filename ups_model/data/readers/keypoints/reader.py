@@ -41,18 +41,11 @@ SUFFIXES = (".json", ".npz", ".csv", ".pkl")
 
 
 def reading(source: Path, fps: float | None = None) -> Reading:
-    """The set "keypoints" from the .json, .npz and .csv files in the folder `source`.
+    """The set "keypoints" from the files in the folder `source`. `fps` is that of all of them, whatever they say.
 
     The set has the frame rate of the first file that can be read, 30 where that file has none. Of files of another rate
     the frame nearest in time is taken. Left out are clips that cannot be read, and those in which nobody is seen.
-
-    Args:
-        source: has files as `user_folder` says.
-        fps: of all files, whatever they say; None takes what each file says.
-
-    Raises:
-        ValueError: no folder, or no file that can be read; names it.
-        OSError: a folder cannot be read.
+    ValueError names the missing folder, or the first file where none can be read.
     """
     own = look(source, SUFFIXES, (), clip_of_frame, _items)
     file, first = first_readable(own, _read_own)

@@ -34,12 +34,8 @@ def video_names(file: Path) -> tuple[str, ...]:
 
 
 def read_video(file: Path, video: str) -> Detections:
-    """The detections of a video of the file.
-
-    Raises:
-        ValueError: no such file or video, joints that are not COCO's, or a value breaks a rule; names file and key.
-        OSError: the file cannot be read.
-    """
+    """The detections of a video of the file. ValueError names file and key: no such video, joints that are not COCO's,
+    or a value that breaks a rule."""
     videos, about = _videos(file)
     if video not in videos:
         raise ValueError(f"{file}: has no video {video!r:.60}; it has {', '.join(list(videos)[:10])}")
