@@ -106,11 +106,7 @@ def content_digest(files: list[Path]) -> str:
 
 
 def load_originals(name: str, files: list[Path]) -> Arrays:
-    """The arrays of the packed file, made from the originals.
-
-    Raises:
-        ValueError: a damaged file, or splits that are missing; names it.
-    """
+    """The arrays of the packed file, made from the originals. ValueError names a damaged file or missing splits."""
     clips = list(_READERS[name](files))
     if not clips:
         raise ValueError(f"{files[0].parent}: no recording of {name} can be used")

@@ -64,10 +64,7 @@ def _originals(name: str, source: Path) -> list[Path]:
 
 def prepare(name: str, source: Path, path: Path) -> ClipSet:
     """Makes the clip set `name` at `path` from the .npz file in the folder `source`, or from its original files.
-
-    Raises:
-        ValueError: the files are missing, truncated, lack an array, or hold values that break the layout; names them.
-    """
+    ValueError names files that are missing, truncated, lack an array, or hold values that break the layout."""
     spec = OPEN_SETS[name]
     file = packed_file(name, source)
     arrays = load_originals(name, _originals(name, source)) if file is None else _load(file, spec)

@@ -54,12 +54,8 @@ class Tables:
 
 
 def read_tables(source: Path) -> Tables:
-    """The tables in a folder; empty where there are none.
-
-    Raises:
-        ValueError: a table breaks a rule, or two rows contradict each other; names file and line.
-        OSError: a table cannot be read.
-    """
+    """The tables in a folder; empty where there are none. ValueError names file and line: a table breaks a rule, or two
+    rows contradict each other."""
     clips: dict[str, Row] = {}
     subjects: dict[str, bool] = {}
     told: _Told = {}

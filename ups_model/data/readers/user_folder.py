@@ -109,7 +109,6 @@ def look(
     Raises:
         ValueError: no such folder, no such files in it, some in train/ or test/ and others in neither, or a file
             beside them is a link to nothing.
-        OSError: a folder cannot be read.
     """
     beside = (*beside, *TABLES)
     wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
@@ -242,12 +241,8 @@ def _read_named(read: Callable[[OwnFile], Clip | LeftOut], file: OwnFile) -> Cli
 
 
 def first_readable(own: OwnFiles, read: Callable[[OwnFile], T]) -> tuple[OwnFile, T]:
-    """The first file that can be read, and what `read` makes of it.
-
-    Raises:
-        ValueError: no file can be; says why the first one cannot.
-        OSError: a file could not be read for another reason than its content; names it.
-    """
+    """The first file that can be read, and what `read` makes of it. ValueError says why the first one cannot be, where
+    none can; OSError names a file that could not be read for another reason than its content."""
     fault = ""
     for file in own.files:
         if file.left_out is not None:

@@ -39,17 +39,13 @@ class VideoFile:
 
 
 def read_video(file: Path) -> VideoFile:
-    """Reads and checks one video's file.
+    """Reads and checks one video's file. ValueError names the file and the key at fault.
 
     A frame's place is its frame_index less the lowest of the file, as files count from 0 or from 1. The order of
     entries does not matter, and frames without an entry have nobody. An entry that stands twice counts once; two
     different entries of a frame are an error. As ST-GCN's own tools do for the arrays, only the first five persons of a
     frame are looked at, and ranked by mean score, the earlier first where scores are equal to 9 decimals; all persons
     are checked.
-
-    Raises:
-        ValueError: names the file and the key at fault.
-        OSError: the file cannot be read.
     """
     content = load_json(file, MAX_BYTES)
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):

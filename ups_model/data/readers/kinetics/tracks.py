@@ -35,11 +35,8 @@ def make_tracks(xy_NPJ2: np.ndarray, score_NPJ: np.ndarray) -> tuple[Track, ...]
     """A track for each slot in which anybody is seen, from the first to the last frame in which it is filled.
 
     Persons are not tracked from frame to frame: a slot may hold one person now and another then, as in the protocol.
-    Joints of score 0 are put where their slot last saw them (`fill_undetected`), in frames without a person too.
-
-    Args:
-        xy_NPJ2: centred coordinates; those of score 0 are not looked at.
-        score_NPJ: 0 where a joint was not seen.
+    Joints of score 0 were not seen: they are put where their slot last saw them (`fill_undetected`), in frames without
+    a person too.
     """
     score_NPJ = np.where(score_NPJ >= LEAST_SCORE, score_NPJ, 0)
     tracks = []

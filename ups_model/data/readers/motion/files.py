@@ -37,12 +37,7 @@ class Motion:
 
 
 def read_motion(file: Path) -> Motion:
-    """Reads and checks one file, by its suffix.
-
-    Raises:
-        ValueError: damaged, or a value breaks a rule; names the file and what is at fault.
-        OSError: the file cannot be read.
-    """
+    """Reads and checks one file, by its suffix. ValueError names the file and what is damaged or breaks a rule."""
     limit = MAX_TABLE_BYTES if file.suffix.lower() == ".csv" else MAX_BYTES
     if (size := file.stat().st_size) > limit:
         raise ValueError(f"{file}: must have at most {limit} bytes, got {size}; cut it into clips")

@@ -75,13 +75,8 @@ def read_about(file: Path) -> About:
 
 
 def layout_of(file: Path, about: About, joints: int, own_names: Mapping[str, str]) -> tuple[Skeleton, np.ndarray]:
-    """The layout of a file's joints, and the place of each joint of the layout among them, int64.
-
-    Args:
-        file: for messages.
-        about: what is said of it.
-        joints: how many the file has.
-        own_names: {joint of h36m17: joint of the file}.
+    """The layout of a file's `joints` joints, and the place of each joint of the layout among them, int64.
+    `own_names` is {joint of h36m17: joint of the file}.
 
     Raises:
         ValueError: neither names nor a layout, another number of joints, or no layout's joints are all there.

@@ -71,20 +71,16 @@ class _Clip:
 
 
 def reading(source: Path, metres_per_unit: float | None = None, fps: float | None = None) -> Reading:
-    """The set "motion" from the files in the folder `source`.
+    """The set "motion" from the files in the folder `source`; motion.json and joints.json beside them count for all.
 
     The set has the layout and the frame rate of the first file that can be read; files of another rate are resampled,
     linearly in position. Left out are clips that cannot be read, that have another layout ("another layout"), and, with
-    cameras, those that leave their view ("walks out of view").
+    cameras, those that leave their view ("walks out of view"). ValueError names the missing folder, the damaged
+    motion.json or joints.json, or the first file where none can be read.
 
     Args:
-        source: has files as `user_folder` says; motion.json and joints.json beside them count for all.
         metres_per_unit: of all files, whatever they say; None takes their unit, or metres.
         fps: of all files, whatever they say; None takes what each says, or 30.
-
-    Raises:
-        ValueError: no folder, no file that can be read, or a damaged motion.json or joints.json; names it.
-        OSError: a folder cannot be read.
     """
     own = look(source, SUFFIXES, (MOTION_FILE, JOINTS_FILE), items_of=_items)
     options = _Options(about_beside([source]), joints_beside([source]), metres_per_unit, fps)
@@ -117,10 +113,8 @@ def clip_names(file: Path) -> tuple[str, ...]:
 
 
 def read_recording(file: Path, clip: str | None = None) -> Recording:
-    """The motion of a file as `reading` has it, but at its own frame rate; see `Reader`.
-
-    A motion.json or joints.json counts that is in the file's folder or one of the two above it.
-    """
+    """The motion of a file as `reading` has it, but at its own frame rate; see `Reader`. A motion.json or joints.json
+    counts that is in the file's folder or one of the two above it."""
     name = choose_clip(file, clip_names(file), clip)
     item = name if file.suffix.lower() == ".pkl" else ""
     places = file.absolute().parents[:3]

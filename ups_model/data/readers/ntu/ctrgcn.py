@@ -59,12 +59,8 @@ class Member:
         return self.shape[0]
 
     def row_blocks(self, start: int = 0, stop: int | None = None, block: int = 64) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, block of rows) from `start` to `stop`.
-
-        Raises:
-            ValueError: the file is damaged, which a compressed or wholly read member's checksum tells; names it.
-            OSError: it cannot be read.
-        """
+        """(first row, block of rows) from `start` to `stop`. ValueError names a damaged file, which the checksum of a
+        compressed or wholly read member tells."""
         stop = self.rows if stop is None else stop
         if self.offset is not None:
             for first in range(start, stop, block):
@@ -99,12 +95,8 @@ class ArrayFile:
 
 
 def open_arrays(file: Path) -> ArrayFile:
-    """Finds the four arrays of a file and checks their shapes; reads no rows.
-
-    Raises:
-        ValueError: its name is none of FILES, it is no such file, or its shapes are not those above; names it.
-        OSError: it cannot be read.
-    """
+    """Finds the four arrays of a file and checks their shapes; reads no rows. ValueError names the file: its name is
+    none of FILES, it is no such file, or its shapes are not those above."""
     if file.name not in FILES:
         raise ValueError(f"{file}: its name must be one of {', '.join(FILES)}: it tells the set and the protocol")
     set_name, protocol = FILES[file.name]
@@ -141,12 +133,8 @@ def labels_of(member: Member, start: int = 0, stop: int | None = None) -> np.nda
 
 def persons_of_poses(pose_PNJ3: np.ndarray, where: str) -> Persons:
     """The persons of padded poses [P, N, 25, 3]: who is nowhere nonzero is none, a frame of zeros is one not seen.
-
-    `bodies_dropped` is -1: who made the arrays knows.
-
-    Raises:
-        ValueError: values that are not finite or lie beyond MAX_METRES, or more than two persons; begins with `where`.
-    """
+    `bodies_dropped` is -1: who made the arrays knows. ValueError, which begins with `where`, for values that are not
+    finite or lie beyond MAX_METRES, or more than two persons."""
     within_N = (np.abs(pose_PNJ3) <= MAX_METRES).all(axis=(0, 2, 3))  # false of NaN too
     if not within_N.all():
         frame = int(within_N.argmin())
@@ -206,10 +194,8 @@ def match_names(arrays: ArrayFile, names: Sequence[NtuName], source: Path) -> di
 
     Rows come in the list's order, or as CTR-GCN's pre-processing puts them: subject by subject, camera by camera or
     setup by setup, each in the list's order. The labels tell which: those of both parts must agree with the names.
-
-    Raises:
-        ValueError: counts differ, the labels agree with neither order, or with both where these are not the same, as
-            where everybody does the same actions in the same order; names files and row.
+    ValueError names files and row: counts differ, the labels agree with neither order, or with both where these are not
+    the same, as where everybody does the same actions in the same order.
     """
     if len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)

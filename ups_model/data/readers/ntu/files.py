@@ -26,12 +26,8 @@ class Selection:
 
 
 def list_files(source: Path) -> dict[str, list[Path]]:
-    """The files in a folder and the folders in it, by kind, each sorted. `source` may also be one file.
-
-    Raises:
-        ValueError: no such file or folder, a folder in it that cannot be listed, a link to no folder, or none of the
-            forms that NTU RGB+D comes in.
-    """
+    """The files in a folder and the folders in it, by kind, each sorted. `source` may also be one file. ValueError: no
+    such file or folder, a folder in it that cannot be listed, a link to no folder, or none of NTU RGB+D's forms."""
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder; give what holds {_FORMS}")
     files = _walk(source) if source.is_dir() else [source, *_companions(source)]

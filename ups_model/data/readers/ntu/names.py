@@ -91,12 +91,8 @@ def is_test(name: NtuName, set_name: str, protocol: str) -> bool:
 
 
 def read_names(file: Path) -> tuple[NtuName, ...]:
-    """The names that a text file lists, one a line, in its order. Lines before the first name are headings.
-
-    Raises:
-        ValueError: FILE:LINE of what is no name, or no name at all.
-        OSError: the file cannot be read.
-    """
+    """The names that a text file lists, one a line, in its order. Lines before the first name are headings. ValueError
+    names FILE:LINE of what is no name, or the file where it has none."""
     names: list[NtuName] = []
     for number, raw in enumerate(file.read_bytes().splitlines(), start=1):
         try:

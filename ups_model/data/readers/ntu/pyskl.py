@@ -27,11 +27,8 @@ _TEST_PARTS = {"train": False, "val": True}
 
 
 def check_pickle(file: Path, set_name: str) -> None:
-    """Checks the first annotation of a file and its splits.
-
-    Raises:
-        ValueError: another format, 2D keypoints, no annotations, or splits that differ from the protocols.
-    """
+    """Checks the first annotation of a file and its splits. ValueError for another format, 2D keypoints, no
+    annotations, or splits that differ from the protocols."""
     items, rest = _load(file)
     if not items:
         raise ValueError(f"{file}: its list {_LIST!r} is empty; get the file again")

@@ -69,18 +69,8 @@ def prepare(
 ) -> ClipSet:
     """Makes a synthetic set at `path`: subjects x 12 actions x repetitions clips; every second subject is for testing.
 
-    The same arguments give the same bits.
-
-    Args:
-        name: a name in SYNTHETIC_SETS.
-        path: the folder to make.
-        seed: of everything random.
-        subjects: at least 2.
-        repetitions: of each action by each subject; by default 4, and 2 for synthetic_h36m17.
-        progress: show a progress bar on a terminal.
-
-    Raises:
-        ValueError: an unknown name, a negative seed, too few subjects or repetitions.
+    The same arguments give the same bits. By default each subject repeats each action as often as SYNTHETIC_SETS says.
+    ValueError for an unknown name, a negative seed, fewer than two subjects or no repetition.
     """
     if name not in SYNTHETIC_SETS:
         raise ValueError(f"unknown synthetic set {name!r}; try {', '.join(SYNTHETIC_SETS)}")
