@@ -53,10 +53,7 @@ OUTPUTS = (".json", ".npz", ".png", ".gif")
 
 def choose_task(config: Config, recording: Recording, wanted: str | None = None) -> TaskName:
     """The wanted task, else the first trained one that takes such coordinates; keypoints in pixels are lifted.
-
-    Raises:
-        ValueError: the model was not trained for the task, or none that it was trained for fits.
-    """
+    ValueError where the model was not trained for the task, or none that it was trained for fits."""
     trained = config.optim.tasks
     if wanted is not None:
         if wanted not in trained:
@@ -78,11 +75,10 @@ def choose_task(config: Config, recording: Recording, wanted: str | None = None)
 def predict_class(
     model: UPS, config: Config, recording: Recording, task: TaskName, data_set: str | None = None, observed: float = 1.0
 ) -> ClassPrediction:
-    """Class probabilities of a clip.
+    """Class probabilities of a clip, of whose persons the two that are there longest are used.
 
     Args:
         model, config: from `ups_model.training.build.load_model`.
-        recording: the clip; of its persons the two that are there longest are used.
         task: a class task that the model was trained for.
         data_set: whose classes to choose from; None takes the task's first clip set.
         observed: share of the clip, from its start, that the model sees.
@@ -106,11 +102,8 @@ def predict_class(
 
 
 def predict_clip_poses(model: UPS, config: Config, recording: Recording, person: int = 0) -> PosePrediction:
-    """3D poses of every frame in which a person is there, decoded as `config.evaluation` says.
-
-    Raises:
-        ValueError: the recording has no keypoints in pixels, or no such person.
-    """
+    """3D poses of every frame in which a person is there, decoded as `config.evaluation` says. ValueError where the
+    recording has no keypoints in pixels, or no such person."""
     # Detections are used as they are, without augmentation, and every frame is predicted.
     data = config.data.pe.replace(
         detections="stored", rotation_deg=0.0, scale=0.0, bone_scale=0.0, translation_m=0.0, evaluate_stride=1

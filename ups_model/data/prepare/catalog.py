@@ -191,11 +191,7 @@ def check_options(options: Options) -> None:
 
 def expand(names: Sequence[str], source: Path | None = None) -> list[str]:
     """Names with groups replaced by their members, each once, in order. Of "ntu", the members that can be made from
-    `source`.
-
-    Raises:
-        ValueError: an unknown name; lists near names.
-    """
+    `source`. ValueError for an unknown name lists near names."""
     expanded: dict[str, None] = {}
     for name in names:
         if name not in SOURCES and name not in GROUPS:
@@ -223,9 +219,7 @@ def prepare(
         name: a name in SOURCES.
         source: the folder (or file) the set is read from; none for synthetic sets.
         out: the folder to put it in, by default `default_cache()`; the set is `target(name, out, seed)`.
-        seed: of synthetic sets; others have nothing random.
-        progress: show a progress bar on a terminal.
-        workers: processes that read.
+        seed, progress, workers: as of `Options`.
 
     Raises:
         ValueError: an unknown name, a missing or damaged source.

@@ -59,18 +59,14 @@ def available_workers() -> int:
 
 
 def prepare_reading(path: Path, reading: Reading, workers: int = 1, progress: bool = False) -> ClipSet:
-    """Makes the clip set of a reading at `path`.
+    """Makes the clip set of a reading in the folder `path`, read by `workers` processes.
 
-    Args:
-        path: the set's folder.
-        reading: what to read; its recipe names the content, so that parts of an earlier call can be used, and a set
-            of the same recipe that is there already is kept.
-        workers: processes that read.
-        progress: show what is done and the time left, on a terminal.
+    The reading's recipe names the content, so that parts of an earlier call can be used, and a set of the same recipe
+    that is there already is kept. Where it fails parts stay.
 
     Raises:
-        ValueError: nothing could be read, clips break a rule of the format, or a process died. Parts stay.
-        OSError: the disk is full or can't be written. Parts stay.
+        ValueError: nothing could be read, clips break a rule of the format, or a process died.
+        OSError: the disk is full or can't be written.
     """
     path = Path(path).expanduser().absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,11 +112,8 @@ def check_place(path: Path) -> None:
 
 
 def is_prepared(path: Path, recipe: Mapping[str, str | int]) -> bool:
-    """Whether a whole clip set of this recipe is at `path`, and nothing is left to do.
-
-    A damaged set counts as absent and is made again. One whose parts were not deleted yet is not done either:
-    `prepare_reading` deletes them.
-    """
+    """Whether a whole clip set of this recipe is at `path`, and nothing is left to do: a damaged set is made again, and
+    `prepare_reading` deletes parts that are still there."""
     return _open_whole(path, recipe) is not None and not _has_parts(path, recipe)
 
 
