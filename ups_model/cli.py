@@ -122,11 +122,7 @@ _micro_batch.__name__ = "number of clips above 0, or auto:"
 
 @contextmanager
 def alone_in(out: Path) -> Iterator[None]:
-    """While this process trains in a folder, no other one does.
-
-    Raises:
-        ValueError: another one trains there.
-    """
+    """While this process trains in a folder, no other one does. ValueError where another one trains there."""
     from filelock import FileLock, Timeout
 
     # Not in the folder itself, which isn't made before all is known to be right.
@@ -134,13 +130,11 @@ def alone_in(out: Path) -> Iterator[None]:
     locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(locks / f"{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]}.lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"--out {out}: another process trains there; wait for it, or give another folder") from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def check_output(file: Path) -> None:
@@ -185,14 +179,10 @@ def assignments(texts: Sequence[str], flag: str, form: str) -> dict[str, str]:
 
 
 def data_paths(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
-    """Folder of each clip set: from `--data`, else in the cache; synthetic sets are made there on first use.
-
-    Raises:
-        ValueError: a set that is neither named nor prepared, or a named one that the configuration does not use.
-    """
+    """Folder of each clip set: from `--data`, else in the cache; synthetic sets are made there on first use. ValueError
+    for a set that is neither named nor prepared, and a named one that the configuration does not use."""
     folders = {name: Path(value).expanduser() for name, value in assignments(texts, "--data", "NAME=PATH").items()}
-    unused = [name for name in folders if name not in names]
-    if unused:
+    if unused := [name for name in folders if name not in names]:
         raise ValueError(f"--data {unused[0]}: no task uses this clip set; used are {', '.join(names)}")
     paths = {}
     for name in names:
