@@ -53,7 +53,10 @@ def persons_of(recording: SkeletonFile) -> Persons:
     """The persons of a recording by the rules above."""
     bodies = list(recording.bodies.values())
     persons: list[list[Body]] = []
-    for body in _by_motion(_without_noise(bodies)):
+    kept = _without_noise(bodies)
+    if len(kept) > 1:  # Of one the motion, which takes longer than all the rest, tells nothing.
+        kept = sorted(kept, key=_motion, reverse=True)
+    for body in kept:
         for person in persons:
             if not any(np.isin(body.frames_N, other.frames_N).any() for other in person):
                 person.append(body)
@@ -79,11 +82,6 @@ def _without_noise(bodies: Sequence[Body]) -> list[Body]:
             kept.append(body)
     return kept
 
-
-def _by_motion(bodies: Sequence[Body]) -> list[Body]:
-    """Rule 4."""
-    # Of one the motion, which takes longer than all the rest, tells nothing.
-    return sorted(bodies, key=_motion, reverse=True) if len(bodies) > 1 else list(bodies)
 
 
 def tracks_of(persons: Sequence[Body]) -> tuple[tuple[Track, ...], int]:
@@ -115,6 +113,7 @@ def _is_wide(body: Body) -> np.ndarray:
 
 
 def _motion(body: Body) -> float:
+    """As in rule 4."""
     upright_NJ3 = body.joints_NJ3[~_is_wide(body)]
     if len(upright_NJ3) in (0, len(body.joints_NJ3)):
         return _variance(body.joints_NJ3)
