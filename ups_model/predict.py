@@ -128,7 +128,6 @@ def predict_clip_poses(model: UPS, config: Config, recording: Recording, person:
     track = sorted(recording.tracks, key=lambda track: -len(track.positions))[person]
     assert clips.keypoints is not None, "`pose_set` has made it of keypoints"
     return PosePrediction(
-        "pe",
         pose_NJ3.numpy(),
         np.asarray(clips.keypoints[:, 0]),
         seen_frames(track),

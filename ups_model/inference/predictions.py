@@ -52,7 +52,6 @@ class ClassPrediction:
 class PosePrediction:
     """The poses of one person."""
 
-    task: TaskName
     pose_NJ3: np.ndarray
     """float32 [N, J, 3] metres in camera axes (x right, y down, z away), the root at 0."""
     keypoints_NJ2: np.ndarray
@@ -91,7 +90,7 @@ class PosePrediction:
     def text(self, top: int = 5) -> str:
         """For people: what was predicted, and its errors where they are known."""
         lines = [
-            f"{TASKS[self.task].title}: {len(self.pose_NJ3)} frames from frame {self.first_frame} on, "
+            f"{TASKS['pe'].title}: {len(self.pose_NJ3)} frames from frame {self.first_frame} on, "
             f"{self.skeleton.joints} joints ({self.skeleton.name})"
         ]
         if self.keypoint_skeleton != self.skeleton:
