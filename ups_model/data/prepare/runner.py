@@ -29,7 +29,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -263,7 +263,7 @@ def _run(parts: _Parts, index: int, job: Job, report: Callable[[int], Any] = lam
     """Reads one job into parts."""
     left_out: list[LeftOut] = []
     held: list[Clip] = []
-    files = clips = items = size = 0
+    files = items = size = 0
     for item in job.read():
         if isinstance(item, LeftOut):
             left_out.append(item)
@@ -272,15 +272,15 @@ def _run(parts: _Parts, index: int, job: Job, report: Callable[[int], Any] = lam
             size += sum(_bytes(track) for track in item.tracks)
         if size >= PART_BYTES:
             parts.write(index, files, held)
-            files, clips, held, size = files + 1, clips + len(held), [], 0
+            files, held, size = files + 1, [], 0
         items += 1
         if items <= job.items:
             report(1)
     report(max(job.items - items, 0))
     if held:
         parts.write(index, files, held)
-        files, clips = files + 1, clips + len(held)
-    summary = {"files": files, "clips": clips, "left_out": [list(asdict(item).values()) for item in left_out]}
+        files += 1
+    summary = {"files": files, "clips": items - len(left_out), "left_out": [astuple(item) for item in left_out]}
     write_atomic(parts.summary_file(index), json.dumps(summary))
 
 
@@ -338,7 +338,7 @@ def _end_with_parent() -> None:
 
 
 def _table(left_out: Sequence[LeftOut]) -> str:
-    rows = [("name", "reason", "detail"), *((item.name, item.reason, item.detail) for item in left_out)]
+    rows = [("name", "reason", "detail"), *map(astuple, left_out)]
     # A name or message of damaged content may hold anything; a row is a line.
     table = "".join("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
     # A file's name that isn't UTF-8 has half characters in it, which can't be written to any file.
