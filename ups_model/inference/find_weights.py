@@ -11,9 +11,8 @@ DEFAULT_STORAGE = Path("runs/ablations")
 
 
 def find_weights(model: str, storage: Path = DEFAULT_STORAGE) -> Path:
-    """The checkpoint folder of a model: a checkpoint's folder, the folder of a finished run or unit, or (the first
-    digits of) the key of a unit in the ledger `storage`. ValueError: there is no such model, several begin so, or the
-    run has not finished."""
+    """The checkpoint folder of a model, named by itself, by the folder of a finished run or unit, or by (the first
+    digits of) a unit's key in the ledger `storage`. ValueError: none, several, or not finished."""
     path = Path(model).expanduser()
     if (path / STATE).is_file():
         return path

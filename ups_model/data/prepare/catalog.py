@@ -241,8 +241,7 @@ def make(preparation: Preparation, path: Path) -> ClipSet:
 
 
 def target(name: str, out: str | Path | None = None, seed: int = 0) -> Path:
-    """The folder that `prepare` makes: <out>/<name>, and <out>/<name>-seed<N> for a synthetic set of another seed than
-    0, so that seeds do not replace each other."""
+    """The folder that `prepare` makes: <out>/<name>, or <out>/<name>-seed<N> for a synthetic set of a seed but 0."""
     folder = name if seed == 0 or not SOURCES[name].seeded else f"{name}-seed{seed}"
     return (Path(out).expanduser() if out is not None else default_cache()) / folder
 

@@ -71,16 +71,8 @@ class Reader(Protocol):
         """What `read_recording` takes as `clip`, in the file's order. Raises as it does."""
 
     def read_recording(self, file: Path, clip: str | None = None) -> Recording:
-        """One clip of a file.
-
-        Args:
-            file: of the reader's format.
-            clip: which of several; may be left out where there is one.
-
-        Raises:
-            ValueError: the file is damaged or of another format, has no such clip, or nobody is seen in it; names it.
-            OSError: the file cannot be read.
-        """
+        """One clip of a file; `clip` may be left out where there is one. ValueError names a file that is damaged or of
+        another format, has no such clip, or in which nobody is seen. OSError where it cannot be read."""
 
 
 @dataclass(frozen=True)

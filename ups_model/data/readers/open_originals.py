@@ -84,8 +84,7 @@ class _Clip:
 
 
 def original_files(name: str, source: Path) -> list[Path]:
-    """The original files of an open set in a folder or below it, in the order of the packed set; none where there are
-    none."""
+    """The original files of an open set in a folder or below it, if any, in the order of the packed set."""
     if not source.is_dir():
         return []
     if name == "jhmdb":

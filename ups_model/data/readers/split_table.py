@@ -54,8 +54,7 @@ class Tables:
 
 
 def read_tables(source: Path) -> Tables:
-    """The tables in a folder; empty where there are none. ValueError names file and line: a table breaks a rule, or two
-    rows contradict each other."""
+    """The tables in a folder. ValueError names file and line that break a rule or contradict another row."""
     clips: dict[str, Row] = {}
     subjects: dict[str, bool] = {}
     told: _Told = {}

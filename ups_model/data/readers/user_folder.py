@@ -196,8 +196,7 @@ def for_testing(clips: Sequence[tuple[str, int]]) -> tuple[set[str], list[int]]:
     """Of clips (id, label) the ids that are for testing: those whose sha256, as a number, is divisible by ONE_IN.
 
     Where that leaves a class of two or more clips without a test clip, the one of the lowest number is for testing;
-    where without a training clip, the one of the highest is for training. The classes for which this rule was needed
-    are returned too.
+    where without a training clip, the one of the highest is for training. Returns the classes that needed it too.
     """
     members: dict[int, list[str]] = {}
     number = {name: int(hashlib.sha256(name.encode()).hexdigest(), 16) for name, _ in clips}
@@ -241,8 +240,8 @@ def _read_named(read: Callable[[OwnFile], Clip | LeftOut], file: OwnFile) -> Cli
 
 
 def first_readable(own: OwnFiles, read: Callable[[OwnFile], T]) -> tuple[OwnFile, T]:
-    """The first file that can be read, and what `read` makes of it. ValueError says why the first one cannot be, where
-    none can; OSError names a file that could not be read for another reason than its content."""
+    """The first file that can be read, and what `read` makes of it. ValueError says why the first cannot, if none can;
+    OSError names a file that could not be read for another reason than its content."""
     fault = ""
     for file in own.files:
         if file.left_out is not None:

@@ -50,8 +50,7 @@ def read_poses(file: Path) -> Actions:
 
 
 def read_keypoints(file: Path) -> Actions:
-    """The 2D file's content, its arrays unchecked. ValueError where it is none or has other joints than h36m17, naming
-    file and key."""
+    """The same of the 2D file. ValueError also where it has other joints than h36m17."""
     metadata = read_object_array(file, "metadata")
     if not isinstance(metadata, Mapping):
         raise ValueError(
@@ -72,8 +71,7 @@ def read_keypoints(file: Path) -> Actions:
 
 
 def action_of(where: str, name: str) -> tuple[int, int]:
-    """Label and repeat of a recording: "Walking 1" is (13, 1), and "Walking" (13, 0). ValueError for another action
-    lists near names after `where`."""
+    """Label and repeat: (13, 1) of "Walking 1", (13, 0) of "Walking". ValueError for another action lists near ones."""
     match = re.fullmatch(r"(\w+)(?: ([0-9]{1,4}))?", name, re.ASCII)
     if match is None or match[1] not in ACTIONS:
         near = difflib.get_close_matches(name.split(" ")[0], ACTIONS, n=3) or ACTIONS
@@ -85,15 +83,13 @@ def action_of(where: str, name: str) -> tuple[int, int]:
 
 
 def pose_of(where: str, array: Any) -> np.ndarray:
-    """The 17 joints of a recording, float32 [N, J, 3], a new array. ValueError for another shape or type, no frames, or
-    values out of bounds; begins with `where`."""
+    """The joints of a recording, float32 [N, J, 3]. ValueError for another shape or type, or values out of bounds."""
     _check_shape(where, array, [(_FILE_JOINTS, 3)])
     return _bounded(where, array[:, KEPT_JOINTS], MAX_METRES, "metres")
 
 
 def view_of(where: str, array: Any) -> np.ndarray:
-    """Keypoints of a recording in one camera, float32 [N, J, 2], a new array. A third value, a confidence, is ignored.
-    Raises as `pose_of`."""
+    """Keypoints in one camera, float32 [N, J, 2]. A third value, a confidence, is ignored. Raises as `pose_of`."""
     _check_shape(where, array, [(len(KEPT_JOINTS), 2), (len(KEPT_JOINTS), 3)])
     return _bounded(where, array[..., :2], MAX_PIXELS, "pixels")
 

@@ -60,8 +60,7 @@ _DESCRIPTIONS = {
 
 
 def recipe(name: str, source: Path) -> dict[str, str | int]:
-    """What preparing `name` from the folder `source` depends on: names, sizes and times of the files. ValueError for
-    a missing file."""
+    """What preparing `name` depends on: names, sizes and times of the files. ValueError for a missing file."""
     stats = [(file.name, file.stat()) for file in _files(name, source)]
     listing = sorted((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
     return {"reader": "h36m", "reader_version": READER_VERSION, "set": name, "files_sha256": files_sha256(listing)}
@@ -257,8 +256,7 @@ def _distance_px(pose_NJ3: np.ndarray, keypoints_NJ2: np.ndarray, camera: Camera
 
 
 def _offsets(file: Path, item: _Matched) -> list[float]:
-    """For each camera the median distance of its keypoints from the projected poses, pixels. ValueError where keypoints
-    are another camera's."""
+    """Median distance in pixels of each camera's keypoints from the poses' projection. ValueError if another's fit."""
     cameras, views_KNJ2 = cameras_of(item.subject), np.moveaxis(item.keypoints_NKJ2, 1, 0)
     offsets = [_distance_px(item.pose_NJ3, view, camera) for view, camera in zip(views_KNJ2, cameras, strict=True)]
     for place in (place for place, offset in enumerate(offsets) if offset > LIMIT_PX):

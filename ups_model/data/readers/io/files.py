@@ -143,7 +143,7 @@ def damage_named(what: str, way_out: str = _WAY_OUT, absent: Sequence[int] = ())
 
 
 def walk_folders(source: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """As `os.walk`, through links too, each folder once. OSError for a folder that can't be listed."""
+    """As `os.walk`, through links too, each folder once. OSError for one that can't be listed: nothing is left out."""
 
     def stop(error: OSError) -> None:
         raise error

@@ -70,8 +70,7 @@ def load(stream: IO[bytes], name: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Numbers and text of a pickle for messages, dtype and shape of arrays; of others the type, as the text of a nested
-    value has no bound."""
+    """For messages: numbers and text, dtype and shape of arrays; of others the type, as nested text has no bound."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {list(value.shape)}"
     return f"{value!r:.60}" if isinstance(value, (str, int, float, np.number, type(None))) else type(value).__name__

@@ -39,8 +39,7 @@ _LAYOUTS = {**COCO_FIRST, **layouts.OPENPOSE}
 
 
 def read_arrays(file: Path) -> Detections:
-    """Reads and checks one file, without pickle. ValueError names the file and the array: not a whole .npz file of this
-    layout, or a value that breaks a rule."""
+    """Reads and checks one .npz file, without pickle. ValueError names the file and the array that breaks a rule."""
     arrays, others = _load(file)
     if "keypoints" not in arrays:
         raise ValueError(f"{file}: must have an array 'keypoints'; is it keypoints?")
@@ -82,8 +81,7 @@ def _check_joints(file: Path, arrays: dict[str, np.ndarray], joints: int) -> Non
 
 
 def read_annotation(file: Path, name: str) -> Detections:
-    """The detections of a clip of a pickle; img_shape is the size of the image. ValueError names the file and the clip:
-    another layout, or a value that breaks a rule."""
+    """A clip of a pickle; img_shape is the size of the image. ValueError names the clip and the rule it breaks."""
     item, where = clip_pickles.find(file, name), f"{file}[{name}]"
     pose: Any = item.get("keypoint")
     scores: Any = item.get("keypoint_score")

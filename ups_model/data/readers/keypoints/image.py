@@ -18,11 +18,8 @@ MARGIN = 0.1
 
 
 def in_image(where: Path | str, detections: Detections, size: tuple[float, float] | None = None) -> Detections:
-    """Detections in pixels where the size of the image is known, from the user (`size`) or else the file.
-
-    ValueError, which begins with `where`: the file has another size, or in the median frame most seen joints are
-    outside the image.
-    """
+    """Detections in pixels where the size of the image is known, from the user (`size`) or else the file. ValueError,
+    which begins with `where`: sizes differ, or in the median frame most seen joints are outside the image."""
     size = same_size(where, detections.size, size)
     xy_DJ2, seen_DJ = detections.xy_DJ2, detections.score_DJ >= LEAST_SCORE
     units = detections.units

@@ -37,8 +37,7 @@ _LISTS = ("instance_info", "frames", "annotations", "people")
 
 
 def read_json(file: Path) -> Detections:
-    """Reads and checks one file; which of the formats it is is told from its first entry. ValueError names the file and
-    the key: none of the formats, or a value that breaks a rule."""
+    """Reads and checks one file, whose first entry tells the format. ValueError names file and key at fault."""
     content = load_json(file, MAX_BYTES)
     builder, about, key = Builder(file), {}, ""
     if isinstance(content, dict):

@@ -69,8 +69,7 @@ def read_landmarks(builder: Builder, entries: list[Any]) -> None:
 
 
 def read_landmark_table(file: Path) -> Builder:
-    """The detections of a CSV file, in parts of the image. ValueError names the file, the line and the column: no such
-    table, or a value that breaks a rule."""
+    """Detections of a CSV file, in parts of the image. ValueError names file, line and column that break a rule."""
     builder = Builder(file)
     if (size := file.stat().st_size) > MAX_TABLE_BYTES:
         raise ValueError(f"{file}: must have at most {MAX_TABLE_BYTES} bytes, got {size}; is it this kind of file?")

@@ -40,8 +40,7 @@ def frame_of_name(file: PurePath) -> int:
 
 
 def read_frames(files: Sequence[Path]) -> Detections:
-    """The detections of a video whose frames are files of their own. ValueError names a file that is not OpenPose's, or
-    is of a frame that another is of."""
+    """A video whose frames are files. ValueError names one that is not OpenPose's, or is of another one's frame."""
     builder = Builder(files[0].parent)
     for file in sorted(files, key=lambda file: (frame_of_name(file), file.name)):
         builder.file = file

@@ -34,8 +34,7 @@ def video_names(file: Path) -> tuple[str, ...]:
 
 
 def read_video(file: Path, video: str) -> Detections:
-    """The detections of a video of the file. ValueError names file and key: no such video, joints that are not COCO's,
-    or a value that breaks a rule."""
+    """A video of the file. ValueError names file and key: no such video, joints that are not COCO's, or a bad value."""
     videos, about = _videos(file)
     if video not in videos:
         raise ValueError(f"{file}: has no video {video!r:.60}; it has {', '.join(list(videos)[:10])}")

@@ -29,8 +29,7 @@ class VideoFile:
     """What a video's file holds."""
 
     xy_NPJ2: np.ndarray
-    """float32 [N, 2, 18, 2], less 0.5; the two persons of the highest mean score among each frame's first five, in
-    that order."""
+    """float32 [N, 2, 18, 2], less 0.5; those of the highest mean score among each frame's first five persons."""
     score_NPJ: np.ndarray
     """float32 [N, 2, 18]; 0 where not seen."""
     label: Any
@@ -41,11 +40,10 @@ class VideoFile:
 def read_video(file: Path) -> VideoFile:
     """Reads and checks one video's file. ValueError names the file and the key at fault.
 
-    A frame's place is its frame_index less the lowest of the file, as files count from 0 or from 1. The order of
-    entries does not matter, and frames without an entry have nobody. An entry that stands twice counts once; two
-    different entries of a frame are an error. As ST-GCN's own tools do for the arrays, only the first five persons of a
-    frame are looked at, and ranked by mean score, the earlier first where scores are equal to 9 decimals; all persons
-    are checked.
+    A frame's place is its frame_index less the lowest of the file, as files count from 0 or from 1. Entries come in any
+    order, frames without one have nobody, equal ones count once, and two different ones of a frame are an error. As in
+    ST-GCN's own tools for the arrays, only the first five persons of a frame are looked at, and ranked by mean score,
+    the earlier first where scores are equal to 9 decimals; all persons are checked.
     """
     content = load_json(file, MAX_BYTES)
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):

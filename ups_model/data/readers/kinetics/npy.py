@@ -24,8 +24,7 @@ def label_file(data_file: Path) -> Path:
 
 
 def open_rows(file: Path) -> np.ndarray:
-    """The array of a data file, memory-mapped: [R, 3, N, 18, 2]. ValueError where there is no such file, or it is
-    truncated or of another shape or type."""
+    """[R, 3, N, 18, 2], memory-mapped. ValueError where the file is missing, truncated or of another shape or type."""
     with damage_named(f"{file}: not a whole .npy file", absent=(errno.ENOENT, errno.EISDIR)):
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     shape: tuple[int, ...] = array.shape if isinstance(array, np.ndarray) else ()
@@ -38,8 +37,8 @@ def open_rows(file: Path) -> np.ndarray:
 
 
 def read_labels(file: Path, rows: int) -> tuple[list[str], list[Any]]:
-    """Ids of the videos of `rows` rows, and their labels as stored, of which NumPy's integers become int. ValueError
-    where the file is damaged, asks for more than data, or has another number of rows."""
+    """Ids of the videos, and their labels as stored, of which NumPy's integers become int. ValueError where the file is
+    damaged, asks for more than data, or hasn't `rows` rows."""
     with file.open("rb") as stream:
         content = safe_pickle.load(stream, str(file))
     if not isinstance(content, (tuple, list)) or len(content) != 2:
@@ -55,8 +54,7 @@ def read_labels(file: Path, rows: int) -> tuple[list[str], list[Any]]:
 
 
 def read_row(file: Path, array: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates [N, P, J, 2] and scores [N, P, J] of a row. ValueError names file, row and place of a value that is
-    out of bounds or no number."""
+    """Coordinates [N, P, J, 2] and scores [N, P, J] of a row. ValueError names file, row and place out of bounds."""
     row_3NJP = np.asarray(array[row])
     xy_NPJ2, score_NPJ = row_3NJP[:2].transpose(1, 3, 2, 0), row_3NJP[2].transpose(0, 2, 1)
     for what, values, low, high in (

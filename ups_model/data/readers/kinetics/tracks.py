@@ -35,8 +35,7 @@ def make_tracks(xy_NPJ2: np.ndarray, score_NPJ: np.ndarray) -> tuple[Track, ...]
     """A track for each slot in which anybody is seen, from the first to the last frame in which it is filled.
 
     Persons are not tracked from frame to frame: a slot may hold one person now and another then, as in the protocol.
-    Joints of score 0 were not seen: they are put where their slot last saw them (`fill_undetected`), in frames without
-    a person too.
+    Joints of score 0, unseen, are put where their slot last saw them (`fill_undetected`), without a person too.
     """
     score_NPJ = np.where(score_NPJ >= LEAST_SCORE, score_NPJ, 0)
     tracks = []
@@ -52,8 +51,7 @@ def make_tracks(xy_NPJ2: np.ndarray, score_NPJ: np.ndarray) -> tuple[Track, ...]
 
 
 def label_fault(index: object, name: object) -> str:
-    """What is wrong with a label by number and name; empty where they are those of one class. Case, spaces and
-    punctuation of names do not count."""
+    """Why number and name are not those of one class; empty where they are, but for case, spaces and punctuation."""
     if type(index) is not int or not 0 <= index < len(KINETICS_CLASSES):
         return f"label_index must be in 0..{len(KINETICS_CLASSES) - 1}, got {index!r:.60}"
     if not isinstance(name, str) or _letters(name) != _letters(KINETICS_CLASSES[index]):

@@ -24,8 +24,7 @@ MAX_BYTES = 16 << 30
 
 
 def read_c3d(file: Path) -> Motion:
-    """The points of a file, with their rate, unit and labels. ValueError names the file: ezc3d isn't installed, the
-    file is damaged, or its unit is none."""
+    """Points, rate, unit and labels of a file. ValueError: it is damaged, its unit is none, or ezc3d is missing."""
     if find_spec("ezc3d") is None:
         raise ValueError(f"{file}: C3D files need ezc3d, which isn't installed; pip install 'ups-ablate[c3d]'")
     file.open("rb").close()

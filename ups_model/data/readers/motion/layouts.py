@@ -18,8 +18,7 @@ from ups_model.data.readers.io.files import checked_fps, load_json
 from ups_model.skeletons import SKELETONS, Skeleton, get_skeleton
 
 MOTION_FILE = "motion.json"
-"""Beside the files: what those of them have in common that don't say so, any of the fields of `About` that are text or
-numbers."""
+"""Beside the files: what holds for those of them that don't say so, any fields of `About`."""
 UNITS: Mapping[str, float] = {"m": 1.0, "metre": 1.0, "meter": 1.0, "cm": 0.01, "mm": 0.001, "inch": 0.0254}
 """Metres in a unit."""
 UP_AXES = ("x", "y", "z", "-x", "-y", "-z")

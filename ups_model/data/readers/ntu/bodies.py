@@ -83,7 +83,6 @@ def _without_noise(bodies: Sequence[Body]) -> list[Body]:
     return kept
 
 
-
 def tracks_of(persons: Sequence[Body]) -> tuple[tuple[Track, ...], int]:
     """Tracks on the timeline of the frames in which any person is seen, and how many frames these are.
 

@@ -59,8 +59,7 @@ class Member:
         return self.shape[0]
 
     def row_blocks(self, start: int = 0, stop: int | None = None, block: int = 64) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, block of rows) from `start` to `stop`. ValueError names a damaged file, which the checksum of a
-        compressed or wholly read member tells."""
+        """(first row, block of rows) from `start` to `stop`. ValueError names a file whose checksum tells damage."""
         stop = self.rows if stop is None else stop
         if self.offset is not None:
             for first in range(start, stop, block):

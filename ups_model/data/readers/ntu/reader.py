@@ -38,9 +38,8 @@ def reading(name: str, source: Path, missing: Sequence[Path] = ()) -> Reading:
     """The set "ntu60" or "ntu120" from the folder or file `source`; where it has several layouts, raw files are read.
 
     Left out are recordings that `missing` or lists in the folder (*missing*.txt) name, those in which nobody is seen
-    ("empty"), unreadable ones, and doubled ones. ValueError names the file: nothing of the set is there, a list is
-    none, a file is of another format, arrays do not match their names list, or a pickle's splits are not the
-    protocols'.
+    ("empty"), unreadable ones, and doubled ones. ValueError: nothing of the set is there, a list or file is of another
+    format, arrays do not match their names list, or a pickle's splits are not the protocols'.
     """
     selection = choose(name, source, missing)
     info = set_info(name, _recipe(name, selection))

@@ -48,9 +48,8 @@ class SkeletonFile:
 
 
 def read_skeleton(file: Path) -> SkeletonFile:
-    """Reads a recording. ValueError names FILE:LINE of what breaks the format: truncation, wrong counts, fields too
-    many or too few, what is no number, is not finite or lies beyond MAX_METRES, an id twice in a frame, text after the
-    last frame."""
+    """Reads a recording. ValueError names FILE:LINE of what breaks the format: truncation, wrong counts, numbers that
+    are none or lie beyond MAX_METRES, an id twice in a frame, text after the last frame."""
     text = file.read_bytes().rstrip()
     if not text:
         raise ValueError(f"{file}: must have a number of frames on its first line, is empty; {_WAY_OUT}")

@@ -105,8 +105,7 @@ class Style:
 
 
 def angles(action: Action, style: Style, fps: float, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-    """One repetition of an action: [N, A] degrees in the order of ANGLES, and whether the right side was the dominant
-    one."""
+    """One repetition: [N, A] degrees in the order of ANGLES, and whether the right side was the dominant one."""
     # The idle time before and after the action is what annotators leave when they cut clips by hand.
     before, after = rng.uniform(0.0, 0.3), rng.uniform(0.0, 0.4)
     seconds = action.seconds * style.pace * float(np.exp(rng.normal(0, 0.08)))
