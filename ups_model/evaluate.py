@@ -38,7 +38,6 @@ def evaluate(
     part: str = "test",
     device: str = "auto",
     changes: Mapping[str, object] | None = None,
-    cache: Path | None = None,
     outcomes: Outcomes | None = None,
 ) -> tuple[dict[str, float], Config, dict[str, str]]:
     """Metrics of a checkpoint's trained tasks on a split, the configuration used and the clip sets' fingerprints.
@@ -48,7 +47,7 @@ def evaluate(
         paths: folder of each clip set of the configuration.
         part: "test" or "validation".
         changes: fields of the sections `evaluation` and `data` to change, e.g. {"evaluation.flip": True}.
-        cache: folder of text features, for a checkpoint that doesn't hold them.
+
         outcomes: takes the results by clip (`ups_model.evaluation.outcomes`).
 
     Raises:
@@ -71,7 +70,7 @@ def evaluate(
             f"sources after training must be among those of the training, {', '.join(configured_sources(config))}, got "
             f"{', '.join(others)}: training clips could be evaluated"
         )
-    parts = build(changed, paths, place, cache or default_cache() / "text", model)
+    parts = build(changed, paths, place, default_cache() / "text", model)
     check_same_data(parts, checkpoint, state)
     classes = dict(model.vocabulary.classes)
     for clips, _ in parts.sets.values():
