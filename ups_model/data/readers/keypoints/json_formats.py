@@ -77,7 +77,7 @@ def _read(builder: Builder, form: str, content: list[Any], images: Any) -> Units
         _read_instances(builder, content)
     elif form == "OpenPose":
         frame = builder.add_frame("the file's name", per_frame.frame_of_name(builder.file))
-        per_frame.add_people(builder, frame, "people", content)
+        per_frame.add_people(builder, frame, content)
     else:  # Persons of an image, or of each frame.
         frames = (
             [(per_frame.frame_of_name(builder.file), content, "")]

@@ -50,15 +50,15 @@ def read_frames(files: Sequence[Path]) -> Detections:
                 f"{file}: must be an object with a list under 'people', as OpenPose writes; is it another's?"
             )
         frame = builder.add_frame("the file's name", frame_of_name(file), once="must have a number of its own")
-        add_people(builder, frame, "people", content["people"])
+        add_people(builder, frame, content["people"])
     builder.file = files[0]
     return builder.detections("pixel", DEFAULT_FPS, None)
 
 
-def add_people(builder: Builder, frame: int, key: str, people: list[Any]) -> None:
+def add_people(builder: Builder, frame: int, people: list[Any]) -> None:
     """OpenPose's persons of a frame; those without a body (hands or a face alone) are none."""
     for index, person in enumerate(people):
-        where = f"{key}[{index}]"
+        where = f"people[{index}]"
         person = builder.object_of(where, person)
         name = "pose_keypoints_2d" if "pose_keypoints_2d" in person else "pose_keypoints"
         if person.get(name) == []:
