@@ -11,7 +11,7 @@ Shape suffixes: N frames, M markers, J joints, C coordinates.
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +106,8 @@ def content_digest(files: list[Path]) -> str:
 
 def load_originals(name: str, files: list[Path]) -> Arrays:
     """The arrays of the packed file, made from the originals. ValueError names a damaged file or missing splits."""
-    clips = list(_READERS[name](files))
+    read = {"utd_mhad": _utd_clips, "uiprmd": _prmd_clips, "jhmdb": _jhmdb_clips}[name]
+    clips = list(read(files))
     if not clips:
         raise ValueError(f"{files[0].parent}: no recording of {name} can be used")
     spec = OPEN_SETS[name]
@@ -320,10 +321,3 @@ def _split(root: Path, number: int) -> dict[tuple[str, str], bool]:
             elif parts and parts[1:] != ["0"]:
                 raise ValueError(f"{file}, line {line}: must be VIDEO.avi and 1 or 2, got {text!r:.60}")
     return split
-
-
-_READERS: Mapping[str, Callable[[list[Path]], Iterator[_Clip]]] = {
-    "utd_mhad": _utd_clips,
-    "uiprmd": _prmd_clips,
-    "jhmdb": _jhmdb_clips,
-}
