@@ -53,12 +53,11 @@ def items(file: Path, coordinates: int) -> list[Item]:
     _without_clip(file, file.stat().st_mtime_ns)
     listed = []
     for name, label in labels.items():
-        test = None if tests is None else tests.get(name)
         if label is None:
             rule = f"label must be a number of a class in 0..{MAX_LABEL}, got {shown(clips[name].get('label'))}"
-            listed.append(Item(name, test=test, fault=f"{file}[{name}]: {rule}"))
+            listed.append(Item(name, test=tests.get(name), fault=f"{file}[{name}]: {rule}"))
         else:
-            listed.append(Item(name, "" if label < 0 else f"{label:0{width}d}", test))
+            listed.append(Item(name, "" if label < 0 else f"{label:0{width}d}", tests.get(name)))
     return listed
 
 
@@ -76,7 +75,7 @@ def split_notes(files: Iterable[OwnFile]) -> list[str]:
 def _without_clip(file: Path, changed_ns: int) -> tuple[str, ...]:
     """Names in the splits, of the protocol that is taken, that no annotation has."""
     clips, splits = _load(file)
-    return tuple(sorted((_tests(file, splits) or {}).keys() - clips.keys()))
+    return tuple(sorted(_tests(file, splits).keys() - clips.keys()))
 
 
 def find(file: Path, name: str) -> Mapping[str, Any]:
@@ -116,10 +115,10 @@ def _label(item: Mapping[str, Any]) -> int | None:
     return int(label)
 
 
-def _tests(file: Path, splits: Any) -> dict[str, bool] | None:
-    """clip -> whether the first protocol tests on it; None without splits."""
+def _tests(file: Path, splits: Any) -> dict[str, bool]:
+    """clip -> whether the first protocol tests on it; none without splits."""
     if splits is None:
-        return None
+        return {}
     if not isinstance(splits, dict) or not all(isinstance(key, str) for key in splits):
         raise ValueError(f"{file}['split']: must be a dict of lists of names, got {shown(splits)}; {_WAY_OUT}")
     parts = {key: key.rpartition("_") for key in splits}
