@@ -134,10 +134,7 @@ def detections_of(
 
 def _load(file: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays that mean something, and the names of the others."""
-    with (
-        damage_named(f"{file}: not a whole .npz file of this layout", WAY_OUT),
-        zipfile.ZipFile(file) as archive,
-    ):
+    with damage_named(f"{file}: not a whole .npz file of this layout", WAY_OUT), zipfile.ZipFile(file) as archive:
         members = archive.namelist()
         if len(set(members)) < len(members):
             raise ValueError("it has an array twice")

@@ -79,11 +79,9 @@ def _read(builder: Builder, form: str, content: list[Any], images: Any) -> Units
         frame = builder.add_frame("the file's name", per_frame.frame_of_name(builder.file))
         per_frame.add_people(builder, frame, content)
     else:  # Persons of an image, or of each frame.
-        frames = (
-            [(per_frame.frame_of_name(builder.file), content, "")]
-            if form == "image"
-            else [(number, persons, f"[{number}]") for number, persons in enumerate(content)]
-        )
+        frames = [(number, persons, f"[{number}]") for number, persons in enumerate(content)]
+        if form == "image":
+            frames = [(per_frame.frame_of_name(builder.file), content, "")]
         for number, persons, key in frames:
             frame = builder.add_frame(key or "the file's name", number)
             if not isinstance(persons, list | None):

@@ -74,12 +74,8 @@ def is_box(entry: object) -> bool:
 
 def is_other_object(entry: Mapping[str, Any]) -> bool:
     """Whether an entry of Ultralytics is something else than a person."""
-    name = entry.get("name", "person")
-    return (
-        (is_box(entry) or isinstance(entry.get("keypoints"), dict))
-        and isinstance(name, str)
-        and name.lower() != "person"
-    )
+    name, of_ultralytics = entry.get("name"), is_box(entry) or isinstance(entry.get("keypoints"), dict)
+    return of_ultralytics and isinstance(name, str) and name.lower() != "person"
 
 
 def add_ultralytics(builder: Builder, frame: int, where: str, person: dict[str, Any]) -> None:
