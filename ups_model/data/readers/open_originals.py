@@ -123,10 +123,7 @@ def load_originals(name: str, files: list[Path]) -> Arrays:
         "names": np.array(spec.classes),
         **{key: np.array(getattr(spec, key)) for key in ("fps", "units", "up_axis", "licence")},
     }
-    if name == "jhmdb":
-        arrays["split_test"] = arrays["split_test_1"]
-    else:
-        arrays["split_test"] = arrays["subject"] % 2 == 0
+    arrays["split_test"] = arrays["split_test_1"] if name == "jhmdb" else arrays["subject"] % 2 == 0
     return arrays | (camera_arrays() if name == "uiprmd" else {})
 
 
