@@ -63,9 +63,7 @@ class PosePrediction:
     """Frame that the first pose belongs to, by the numbers of the file."""
     fps: float
     skeleton: Skeleton
-    """Layout of the poses."""
     keypoint_skeleton: Skeleton
-    """Layout of the keypoints."""
     errors: dict[str, float]
     """mpjpe_mm and p_mpjpe_mm against the file's own 3D poses; empty where it has none."""
 

@@ -65,7 +65,8 @@ def seen_frames(track: Track) -> np.ndarray:
 
 
 class Reader(Protocol):
-    """The module of a file format. Its function `reading` makes the `Reading` of a whole source."""
+    """The module of a file format. Its function `reading` makes the `Reading` of a whole source, and its READER_VERSION
+    is raised when it changes what it writes, so that prepared sets are made again."""
 
     def clip_names(self, file: Path) -> Sequence[str]:
         """What `read_recording` takes as `clip`, in the file's order. Raises as it does."""

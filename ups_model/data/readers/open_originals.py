@@ -51,7 +51,6 @@ class OpenSet:
 
 
 OPEN_SETS: Mapping[str, OpenSet] = {name: OpenSet(**facts) for name, facts in packaged_table("open_sets.toml").items()}
-"""The open sets by the name of the clip set made of them."""
 JHMDB_CLASSES = OPEN_SETS["jhmdb"].classes
 
 _MARKERS = """

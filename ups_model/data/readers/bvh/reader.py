@@ -25,7 +25,6 @@ from ups_model.data.readers.clip_places import OwnFile
 from ups_model.data.readers.user_folder import first_readable, frames_at_rate, look, make_jobs
 
 READER_VERSION = 2
-"""Raised when the reader changes what it writes, so that prepared sets are made again."""
 NAME = "bvh"
 UNITS = (0.01, 1.0, 0.0254, 0.0564444, 0.001)
 """Metres in a unit, as files have it: centimetre, metre, inch, CMU's unit (an inch over 0.45), millimetre."""

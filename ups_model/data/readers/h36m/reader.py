@@ -32,7 +32,6 @@ from ups_model.data.readers.h36m.files import (
 from ups_model.data.readers.io.files import files_sha256
 
 READER_VERSION = 1
-"""Raised when the reader changes what it writes, so that prepared sets are made again."""
 
 POSES_FILE = "data_3d_h36m.npz"
 KEYPOINT_FILES: Mapping[str, str] = {

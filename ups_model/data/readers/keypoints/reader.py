@@ -33,7 +33,6 @@ from ups_model.data.readers.keypoints.tracks import Detections, make_tracks
 from ups_model.data.readers.user_folder import first_readable, frames_at_rate, look, make_jobs
 
 READER_VERSION = 4
-"""Raised when the reader changes what it writes, so that prepared sets are made again."""
 NAME = "keypoints"
 SKELETON = "coco17"
 UP_AXIS = "-y"

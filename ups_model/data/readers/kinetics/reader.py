@@ -29,7 +29,6 @@ from ups_model.data.readers.kinetics.npy import label_file, open_rows, read_labe
 from ups_model.data.readers.kinetics.tracks import KINETICS_CLASSES, SKELETON, label_fault, make_tracks
 
 READER_VERSION = 2
-"""Raised when the reader changes what it writes, so that prepared sets are made again."""
 
 NAME = "kinetics"
 FPS = 30.0

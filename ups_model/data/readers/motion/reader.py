@@ -31,7 +31,6 @@ from ups_model.data.readers.user_folder import first_readable, frames_at_rate, l
 from ups_model.skeletons import Skeleton
 
 READER_VERSION = 2
-"""Raised when the reader changes what it writes, so that prepared sets are made again."""
 NAME = "motion"
 SUFFIXES = (".npz", ".npy", ".csv", ".c3d", ".pkl")
 DEFAULT_FPS = 30.0

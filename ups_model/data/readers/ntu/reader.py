@@ -26,7 +26,6 @@ from ups_model.data.readers.ntu.pyskl import check_pickle, find_item, item_names
 from ups_model.data.readers.ntu.skeleton_file import read_skeleton
 
 READER_VERSION = 3
-"""Raised when the reader changes what it writes, so that prepared sets are made again."""
 
 
 def recipe(name: str, source: Path, missing: Sequence[Path] = ()) -> dict[str, str | int]:

@@ -49,7 +49,7 @@ class SyntheticSet:
 SYNTHETIC_SETS: Mapping[str, SyntheticSet] = {
     name: SyntheticSet(**facts) for name, facts in packaged_table("synthetic/sets.toml").items()
 }
-"""The synthetic sets by name."""
+
 
 _IMAGE_WH = (640, 480)
 _CAMERAS = tuple(
