@@ -47,7 +47,6 @@ def evaluate(
         paths: folder of each clip set of the configuration.
         part: "test" or "validation".
         changes: fields of the sections `evaluation` and `data` to change, e.g. {"evaluation.flip": True}.
-
         outcomes: takes the results by clip (`ups_model.evaluation.outcomes`).
 
     Raises:

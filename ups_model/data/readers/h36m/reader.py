@@ -177,7 +177,6 @@ def _parse(file: Path, keypoints: Actions, clip: str | None) -> tuple[str, str, 
 
 def _files(name: str, source: Path) -> tuple[Path, Path]:
     """The 3D file and the 2D file of a set."""
-
     files = (source / POSES_FILE, source / KEYPOINT_FILES[name])
     for file in files:
         if not file.is_file():
