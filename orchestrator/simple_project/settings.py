@@ -1,7 +1,7 @@
 """What a user declares of a model: settings, metrics, data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 from ups_model.config.schema import canonical, digest, field_path, with_fields
@@ -59,11 +59,7 @@ class SimpleSettings:
         return digest(self.canonical())
 
     def field_path(self, name: str) -> str:
-        try:
-            return field_path(type(self.values), name)
-        except ValueError as error:
-            names = ", ".join(one.name for one in fields(self.values))
-            raise ValueError(f"{error}; {type(self.values).__name__} has {names}") from error
+        return field_path(type(self.values), name)
 
     def with_fields(self, changes: Mapping[str, Any]) -> Self:
         return type(self)(with_fields(self.values, changes))

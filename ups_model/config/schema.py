@@ -49,7 +49,7 @@ class RootSection(Section):
         """The dotted name of a field given by it or by an unambiguous end of it: "steps" is "optim.steps".
 
         Raises:
-            ValueError: no field has the name (near names are listed), or several have.
+            ValueError: no field has the name (near names or what there is are listed), or several have.
         """
         return field_path(cls, name)
 
@@ -148,7 +148,7 @@ def field_path(cls: type, name: str) -> str:
     """The dotted name of a field of a dataclass, or of a dataclass in it, given by an unambiguous end of it.
 
     Raises:
-        ValueError: no field has the name (near names are listed), or several have.
+        ValueError: no field has the name (near names or what there is are listed), or several have.
     """
     paths = leaf_fields(cls)
     if name in paths:
@@ -156,7 +156,9 @@ def field_path(cls: type, name: str) -> str:
     matches = [path for path in paths if path.endswith("." + name)]
     if not matches:
         near = difflib.get_close_matches(name, [*paths, *(path.rsplit(".", 1)[-1] for path in paths)], n=3)
-        raise ValueError(f"unknown field {name!r}" + (f"; near: {', '.join(dict.fromkeys(near))}" if near else ""))
+        there = ", ".join(one.name for one in dataclasses.fields(cls))
+        way = f"near: {', '.join(dict.fromkeys(near))}" if near else f"{cls.__name__} has {there}"
+        raise ValueError(f"unknown field {name!r}; {way}")
     if len(matches) > 1:
         raise ValueError(f"field {name!r} is ambiguous: write one of {', '.join(matches)}")
     return matches[0]

@@ -352,7 +352,7 @@ def test_an_unknown_field_lists_near_names():
         base().with_fields({"encoder_layer": 2})
     with pytest.raises(ValueError, match=r"unknown field 'data\.pe\.frame'; near: data\.pe\.frames"):
         base().with_fields({"data.pe.frame": 2})
-    with pytest.raises(ValueError, match="unknown field 'zzzz'"):
+    with pytest.raises(ValueError, match="unknown field 'zzzz'; Config has model, data"):
         base().with_fields({"zzzz": 2})
     with pytest.raises(ValueError, match="ModelConfig has no field 'n_bin'; near: n_bins"):
         ModelConfig().replace(n_bin=3)
