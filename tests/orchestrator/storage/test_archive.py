@@ -13,7 +13,7 @@ import pytest
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.record import Record
 from orchestrator.report import build, write_report
-from orchestrator.report.sources import from_storage
+from orchestrator.report.sources import open_study
 from orchestrator.scheduling.task_graph import State
 from orchestrator.storage import archive, search_journal
 from orchestrator.storage.__main__ import main
@@ -556,10 +556,10 @@ def test_the_report_of_an_imported_ledger_is_the_same_byte_for_byte(source, tmp_
     command(capsys, "import", file, "--storage", tmp_path / "other")
     written = []
     for ledger in (source, Ledger(tmp_path / "other")):
-        (plan, records), _ = from_storage(ledger, "small")
-        assert build(plan, records)
+        opened = open_study("small", ledger, None)
+        assert build(opened.plan, opened.records)
         out = tmp_path / f"report-{ledger.root.name}"
-        write_report(build(plan, records), out)
+        write_report(build(opened.plan, opened.records), out)
         written.append({path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()})
     assert written[0] == written[1] and "cells.csv" in written[0]
 

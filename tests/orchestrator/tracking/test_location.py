@@ -12,7 +12,7 @@ import pytest
 from orchestrator.planning.plan_file import PlanFile
 from orchestrator.report import build, write_report
 from orchestrator.report.__main__ import main as report_command
-from orchestrator.report.sources import from_storage, from_tracking
+from orchestrator.report.sources import open_study
 from orchestrator.storage.__main__ import main as storage_command
 from orchestrator.storage.ledger import RECORD, Ledger
 from orchestrator.tracking import location as tracking_location
@@ -72,12 +72,11 @@ def uri_of(folder):
 def reports(folder, out):
     """The report's files from the records, and from MLflow."""
     contents = []
-    for name, source in (
-        ("ledger", from_storage(Ledger(folder), "little")),
-        ("mlflow", from_tracking(uri_of(folder), "little")),
+    for name, opened in (
+        ("ledger", open_study("little", Ledger(folder), None)),
+        ("mlflow", open_study("little", None, uri_of(folder))),
     ):
-        (plan, records_of), _ = source
-        write_report(build(plan, records_of), out / name)
+        write_report(build(opened.plan, opened.records), out / name)
         contents.append({path.name: path.read_bytes() for path in (out / name).rglob("*") if path.is_file()})
     return contents
 
