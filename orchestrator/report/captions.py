@@ -363,12 +363,22 @@ def _fine_tuning(report: Report) -> list[tuple[str, str]]:
     return [("Joint, fine-tuned", f"{text}{stages.rate:g} of the other")]
 
 
-def sample_texts(report: Report) -> list[tuple[str, str]]:
-    """Each row, and how many training samples of each task its measured weights have seen."""
+def route_lines(report: Report) -> list[tuple[str, ...]]:
+    """The block that each task takes in each layer, of each joint training, headings first; empty without routes."""
+    tasks = [task for task in report.plan.titles if any(task in route.blocks for route in report.routes)]
+    lines = [
+        (route.arm, str(route.seed), *("-".join(map(str, route.blocks.get(task, ()))) or NONE for task in tasks))
+        for route in report.routes
+    ]
+    return [("Arm", "Seed", *(report.plan.titles[task] for task in tasks)), *lines] if lines else []
+
+
+def sample_lines(report: Report) -> list[tuple[str, str]]:
+    """Each row, and how many training samples of each task its measured weights have seen, headings first."""
     rows: dict[str, dict[str, None]] = {}
     for planned in report.plan.tables:
         for row in planned.rows:
             for column in planned.columns:
                 if samples := row.samples.get(column.group):
                     rows.setdefault(row.label, {})[f"{samples:,} of {report.plan.titles[column.task]}"] = None
-    return [(label, ", ".join(texts)) for label, texts in rows.items()]
+    return [("Row", "Training samples"), *((label, listed(texts)) for label, texts in rows.items())]

@@ -166,7 +166,8 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         "inline_svg": lambda svg, prefix: Safe(_inline_svg(svg, prefix)),
         "cell": _cell_joiner(escape, template),
         "numbers": latex_numbers,
-        "task": report.plan.titles.__getitem__,
+        "safe": Safe,
+        "table": markdown_table,
     }
     return environment.get_template(template).render(
         report=report,
@@ -179,10 +180,10 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         of_paper=any(result.published is not None for result in report.claims),
         claim_notes=captions.claim_notes(report),
         cost_note=captions.COST_NOTE,
-        samples=captions.sample_texts(report),
+        samples=captions.sample_lines(report),
+        routes=captions.route_lines(report),
         tuning=tuning_view(report),
         synthetic=captions.synthetic_text(sources for _, sources in captions.all_sources(report)),
-        route_tasks=[task for task in report.plan.titles if any(task in route.blocks for route in report.routes)],
         **more,
     )
 
@@ -200,6 +201,14 @@ def escape_markdown(text: str) -> str:
     # An underscore inside a word is no emphasis; names stay readable in the file itself.
     marked = re.sub(r"([\\`*\[\]|~#$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
     return html.escape(marked, quote=False)
+
+
+def markdown_table(lines: Sequence[Sequence[str]], columns: str = "") -> Safe:
+    """A table, headings first; `columns` has l or r for each column, by default l for the first and r for others."""
+    rules = {"l": "---|", "r": "---:|"}
+    heading, *others = [f"| {' | '.join(map(escape_markdown, line))} |" for line in lines]
+    rule = "|" + "".join(rules[column] for column in columns or "l" + "r" * (len(lines[0]) - 1))
+    return Safe("\n".join([heading, rule, *others]))
 
 
 def code_markdown(text: str) -> Safe:

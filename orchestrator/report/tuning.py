@@ -12,8 +12,6 @@ from search_spaces.study import tuned_label
 from ups_model.training.progress import duration
 from ups_model.wording import count
 
-ARM_HEADINGS = ("Rows", "Judged by", "As the study has it", "Best trial", "Chosen", "Trials", "Training time")
-
 
 @dataclass(frozen=True)
 class Ranking:
@@ -54,10 +52,9 @@ class TuningView:
 
     budget: tuple[str, ...]
     arms: tuple[tuple[str, ...], ...]
-    """Lines below ARM_HEADINGS."""
+    """Lines of a table, headings first."""
     tables: tuple[Differences, ...]
     summary: str
-    headings: tuple[str, ...] = ARM_HEADINGS
 
 
 def tuning_view(report: Report) -> TuningView | None:
@@ -65,10 +62,11 @@ def tuning_view(report: Report) -> TuningView | None:
     tuning = report.plan.tuning
     if tuning is None:
         return None
+    headings = ("Rows", "Judged by", "As the study has it", "Best trial", "Chosen", "Trials", "Training time")
     by_table = [(table, rankings(table)) for table in report.tables]
     return TuningView(
         budget=tuple(_budget(tuning)),
-        arms=tuple(_arm(report, arm) for arm in tuning.arms),
+        arms=(headings, *(_arm(report, arm) for arm in tuning.arms)),
         tables=tuple(_differences(table, ranked) for table, ranked in by_table),
         summary=_summary([ranking for _, ranked in by_table for ranking in ranked], report.plan.seeds),
     )
