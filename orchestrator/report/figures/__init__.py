@@ -13,7 +13,7 @@ from orchestrator.report.figures.forest import forest
 from orchestrator.report.figures.pareto import pareto
 from orchestrator.report.figures.poses import poses
 from orchestrator.report.figures.routes import routes
-from orchestrator.report.figures.style import Drawing, Image
+from orchestrator.report.figures.style import Drawing, Image, file_name
 from orchestrator.report.model import Report
 
 __all__ = ["Drawing", "Figures", "draw"]
@@ -38,7 +38,11 @@ def draw(report: Report) -> Figures:
     def marked(drawing: Drawing) -> Drawing:
         return replace(drawing, caption=f"{drawing.caption} SYNTHETIC DATA.") if synthetic else drawing
 
-    by_table = [make(table, index) for index, table in enumerate(report.tables) for make in (factor, early, pareto)]
+    by_table = [
+        make(table, file_name(table.name, index))
+        for index, table in enumerate(report.tables)
+        for make in (factor, early, pareto)
+    ]
     section = (
         *by_table,
         learning_curves(report),

@@ -2,12 +2,11 @@
 
 import math
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.report.figures.style import GREY, MAX_PANELS_ACROSS, OURS, PAPER, Image, finish, styled
+from orchestrator.report.figures.style import GREY, MAX_PANELS_ACROSS, OURS, PAPER, Image, finish, paper_entry, styled
 from orchestrator.report.model import TableOfCells
 from orchestrator.report.wording import column_text, missing_text
 
@@ -31,7 +30,14 @@ def figure(table: TableOfCells) -> Image | None:
             else:
                 panel.set_axis_off()
         published = any(cell.published_difference is not None for row in table.rows for cell in row.cells)
-        return finish(drawing, _key(panels.flat[0], published))
+        key = panels.flat[0]
+        entries = [
+            ("ours, one seed", key.plot([], [], "o", color=OURS, markersize=3, alpha=0.6)[0]),
+            ("ours, mean and 95 % interval", key.plot([], [], "-|", color=OURS, linewidth=1.5, markersize=9)[0]),
+        ]
+        if published:
+            entries.append(paper_entry(key))
+        return finish(drawing, entries)
 
 
 def _panel(panel: Axes, table: TableOfCells, index: int) -> None:
@@ -61,13 +67,3 @@ def _panel(panel: Axes, table: TableOfCells, index: int) -> None:
     panel.xaxis.set_major_locator(MaxNLocator(4))
     panel.set_title(column.title, fontsize=8)
     panel.set_xlabel(f"Δ {column_text(column)}")
-
-
-def _key(panel: Axes, published: bool) -> list[tuple[str, Artist]]:
-    entries: dict[str, Artist] = {
-        "ours, one seed": panel.plot([], [], "o", color=OURS, markersize=3, alpha=0.6)[0],
-        "ours, mean and 95 % interval": panel.plot([], [], "-|", color=OURS, linewidth=1.5, markersize=9)[0],
-    }
-    if published:
-        entries["paper"] = panel.plot([], [], "D", color=PAPER, markersize=4)[0]
-    return list(entries.items())

@@ -4,16 +4,7 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 
-from orchestrator.report.figures.style import (
-    PAPER_DATA,
-    Drawing,
-    data_names,
-    file_name,
-    finish,
-    grid,
-    line_color,
-    styled,
-)
+from orchestrator.report.figures.style import PAPER_DATA, Drawing, data_names, extent, finish, grid, line_color, styled
 from orchestrator.report.model import RowOfCells, TableOfCells
 from orchestrator.report.wording import listed
 
@@ -21,15 +12,11 @@ Curve = list[tuple[float, int]]
 """(percentage observed, index of the column) of the columns that differ in nothing else, in ascending order."""
 
 
-def early(table: TableOfCells, index: int) -> Drawing | None:
-    """A panel for each measure at two shares or more, a line a row; None where there is no such measure or no value.
-
-    Args:
-        index: of the table, for the file's name where the table's own can't be one.
-    """
+def early(table: TableOfCells, name: str) -> Drawing | None:
+    """A panel for each measure at two shares or more, a line a row; None where there is no such measure or no value."""
     curves = {
-        name: curve
-        for name, curve in _curves(table).items()
+        title: curve
+        for title, curve in _curves(table).items()
         if any(row.cells[column].values for row in table.rows for _, column in curve)
     }
     if not curves:
@@ -39,10 +26,10 @@ def early(table: TableOfCells, index: int) -> Drawing | None:
     published = any(cell.published is not None for cell in cells)
     with styled():
         figure, panels = grid(len(curves), 3.6, 2.4)
-        for panel, (name, curve) in zip(panels, curves.items(), strict=True):
+        for panel, (title, curve) in zip(panels, curves.items(), strict=True):
             for line, row in enumerate(table.rows):
                 _line(panel, row, curve, line)
-            panel.set_title(name, fontsize=8)
+            panel.set_title(title, fontsize=8)
             panel.set_xticks([share for share, _ in curve])
             panel.set_xlabel("observed (%)")
             panel.set_ylabel("% ↑")
@@ -53,12 +40,11 @@ def early(table: TableOfCells, index: int) -> Drawing | None:
         if published:
             entries.append(("paper", panels[0].plot([], [], ":D", color="#444444", linewidth=0.8, markersize=4)[0]))
         image = finish(figure, entries)
-    runs = sorted({cell.n for cell in cells})
     return Drawing(
-        name=f"early-{file_name(table.name, index)}",
+        name=f"early-{name}",
         title=f"Early prediction: {table.title}",
         caption="Accuracy against the share of the action that has been observed: mean over seeds, the smallest and "
-        f"largest as a bar; n = {' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} a point; data: "
+        f"largest as a bar; n = {extent(cell.n for cell in cells)} a point; data: "
         f"{data_names(source.name for column in columns for source in table.sources[column][:1])}"
         f"{PAPER_DATA if published else ''}.",
         image=image,

@@ -12,7 +12,6 @@ from orchestrator.report.figures.style import (
     PAPER_DATA,
     Drawing,
     data_names,
-    file_name,
     finish,
     grid,
     hollow_entry,
@@ -32,12 +31,8 @@ MAX_LEVEL_LABEL = 6
 """Characters of a row's label that fit below a panel without being turned."""
 
 
-def factor(table: TableOfCells, index: int) -> Drawing | None:
-    """A panel a column, a thin line a seed; None for a table of one row or without any value.
-
-    Args:
-        index: of the table, for the file's name where the table's own can't be one.
-    """
+def factor(table: TableOfCells, name: str) -> Drawing | None:
+    """A panel a column, a thin line a seed; None for a table of one row or without any value."""
     cells = [cell for row in table.rows for cell in row.cells]
     if len(table.rows) < 2 or not any(cell.values for cell in cells):
         return None
@@ -56,7 +51,7 @@ def factor(table: TableOfCells, index: int) -> Drawing | None:
     n = count(max(runs), "seed") if min(runs) == max(runs) else f"{min(runs)} to {count(max(runs), 'seed')}"
     data = data_names(source.name for sources in table.sources for source in sources[:1])
     return Drawing(
-        name=f"factor-{file_name(table.name, index)}",
+        name=f"factor-{name}",
         title=table.title,
         caption=f"Each measure on the test split against the rows' value ({table.varies}), one thin line a seed; "
         f"n = {n} a row; data: {data}{PAPER_DATA if published else ''}.",

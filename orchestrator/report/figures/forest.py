@@ -16,6 +16,7 @@ from orchestrator.report.figures.style import (
     PAPER_DATA,
     Drawing,
     data_names,
+    extent,
     finish,
     paper_entry,
     styled,
@@ -51,13 +52,12 @@ def forest(report: Report) -> Drawing | None:
             _panel(panel, claims, unit, first)
             first += len(claims)
         image = finish(figure, _entries(panels[0], results))
-    runs = sorted({len(result.effects) for result in results})
     return Drawing(
         name="claims",
         title="Claims",
         caption="The effect of each claim, signed so that the better side is on the right, with its 95 % interval over "
         "seeds on these test subjects, neither corrected for the number of claims nor of looks; grey: no verdict is "
-        f"given; n = {' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} paired seeds a claim; data: "
+        f"given; n = {extent(len(result.effects) for result in results)} paired seeds a claim; data: "
         f"{data_names(set_of(name) for result in results for name in result.column.sources[:1])}"
         f"{PAPER_DATA if any(result.published is not None for result in results) else ''}.",
         image=image,

@@ -11,7 +11,7 @@ from orchestrator.report.figures.style import (
     GREY,
     Drawing,
     data_names,
-    file_name,
+    extent,
     finish,
     grid,
     hollow_entry,
@@ -56,18 +56,14 @@ def front(points: Sequence[Point], higher_is_better: bool) -> list[Point]:
     return best
 
 
-def pareto(table: TableOfCells, index: int) -> Drawing | None:
+def pareto(table: TableOfCells, name: str) -> Drawing | None:
     """A panel a column, a point a row: against the operations of a prediction where rows differ in them, else against
-    the time of training; None where fewer than two rows have different costs and values.
-
-    Args:
-        index: of the table, for the file's name where the table's own can't be one.
-    """
+    the time of training; None where fewer than two rows have different costs and values."""
     for cost in (PREDICTION,) if _trains_alike(table) else (PREDICTION, TRAINING):
         columns = {place: _points(table, place, cost) for place in range(len(table.columns))}
         columns = {place: points for place, points in columns.items() if len({point.cost for point in points}) > 1}
         if columns:
-            return _drawing(table, index, cost, columns)
+            return _drawing(table, name, cost, columns)
     return None
 
 
@@ -94,7 +90,7 @@ def _trains_alike(table: TableOfCells) -> bool:
     return len(counted) == 1 and counted != {None}
 
 
-def _drawing(table: TableOfCells, index: int, cost: str, columns: Mapping[int, list[Point]]) -> Drawing:
+def _drawing(table: TableOfCells, name: str, cost: str, columns: Mapping[int, list[Point]]) -> Drawing:
     shown = sorted({point.row for points in columns.values() for point in points})
     baseline = next(line for line, row in enumerate(table.rows) if row.baseline)
     with styled():
@@ -113,14 +109,14 @@ def _drawing(table: TableOfCells, index: int, cost: str, columns: Mapping[int, l
         if any(point.hollow for points in columns.values() for point in points):
             entries.append(hollow_entry(panels[0]))
         image = finish(figure, entries)
-    runs = sorted({table.rows[point.row].cells[place].n for place, points in columns.items() for point in points})
+    runs = {table.rows[point.row].cells[place].n for place, points in columns.items() for point in points}
     meaning = "counted from the configuration" if cost == PREDICTION else "as measured, machines may have differed"
     return Drawing(
-        name=f"pareto-{file_name(table.name, index)}",
+        name=f"pareto-{name}",
         title=f"Cost and result: {table.title}",
         caption=f"Each measure on the test split against {cost} ({meaning}): mean over seeds with its standard "
         "deviation; costs on a logarithmic axis; the line joins the rows that no other one dominates; n = "
-        f"{' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} a point; data: "
+        f"{extent(runs)} a point; data: "
         f"{data_names(set_of(source.name) for place in columns for source in table.sources[place][:1])}.",
         image=image,
     )

@@ -79,16 +79,6 @@ def styled() -> Iterator[None]:
         yield
 
 
-def image_of(figure: Figure) -> Image:
-    """The figure's files, without date and software; to be called inside `styled`."""
-    text, pixels = io.StringIO(), io.BytesIO()
-    # Not by `savefig`, which draws everything once more before it does so.
-    FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
-    figure.set_dpi(PNG_DPI)
-    FigureCanvasAgg(figure).print_png(pixels, metadata={"Software": None})  # type: ignore[no-untyped-call]
-    return Image(text.getvalue(), pixels.getvalue())
-
-
 def grid(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure with this many panels of `width` x `height` inches, at most MAX_PANELS_ACROSS in a line."""
     down = math.ceil(panels / MAX_PANELS_ACROSS)
@@ -106,7 +96,7 @@ def grid(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def finish(figure: Figure, entries: Iterable[tuple[str, Artist]]) -> Image:
-    """A figure with a key above its panels."""
+    """A figure's files, with a key above its panels, without date and software; to be called inside `styled`."""
     names, artists = zip(*entries, strict=True)
     # About 85 characters of the key's text fit beside each other in 6 inches.
     across = max(1, min(len(names), int(figure.get_figwidth() * 14 / (max(map(len, names)) + 7))))
@@ -114,7 +104,12 @@ def finish(figure: Figure, entries: Iterable[tuple[str, Artist]]) -> Image:
     figure.set_figheight(figure.get_figheight() + key_height)
     figure.legend(artists, names, loc="upper center", ncols=across, frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0, 1, 1 - key_height / figure.get_figheight()), w_pad=1.5)
-    return image_of(figure)
+    text, pixels = io.StringIO(), io.BytesIO()
+    # Not by `savefig`, which draws everything once more before it does so.
+    FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
+    figure.set_dpi(PNG_DPI)
+    FigureCanvasAgg(figure).print_png(pixels, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    return Image(text.getvalue(), pixels.getvalue())
 
 
 def line_color(place: int) -> str:
@@ -130,6 +125,12 @@ def measured_on(report: Report, tasks: Iterable[str]) -> str:
 def data_names(names: Iterable[str]) -> str:
     """What a caption calls data sets."""
     return listed(dict.fromkeys(names)) or "no data set that is named"
+
+
+def extent(numbers: Iterable[int]) -> str:
+    """The smallest and the largest number: "2 to 5", or "5" where they are the same."""
+    ordered = sorted(numbers)
+    return " to ".join(map(str, dict.fromkeys((ordered[0], ordered[-1]))))
 
 
 def is_unhealthy(state: str | None) -> bool:
