@@ -6,7 +6,8 @@
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,19 @@ class Journal:
         self.prior = None if entries is None else [PriorTrial(**entry) for entry in entries]
         """What suggestions learn from beside the trials, best first; None until `learn`."""
 
-    def learn(self, prior: Sequence[PriorTrial]) -> None:
-        """Keep what there was at the start of the search, once: later calls suggest from the same."""
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Read what there is, write, and read that: a transaction."""
         with self.transaction():
             self.read()
+            yield
+            self.read()
+
+    def learn(self, prior: Sequence[PriorTrial]) -> None:
+        """Keep what there was at the start of the search, once: later calls suggest from the same."""
+        with self._writing():
             if self.prior is None:
                 self._study.set_user_attr(PRIOR, [asdict(one) for one in prior])
-                self.read()
 
     @property
     def exhausted(self) -> bool:
@@ -118,7 +125,6 @@ class Journal:
                 params, TrialState.RUNNING, user_attrs=attributes, intermediate_values=dict(at_rungs or {})
             )
         )
-        self.read()
 
     def begin(self, params: Params, aim: int = END) -> int:
         """Keep a new trial as running; returns its number.
@@ -126,16 +132,14 @@ class Journal:
         Args:
             aim: step of the rung that it trains to.
         """
-        with self.transaction():
-            self.read()
+        with self._writing():
             number = len(self.trials)
             self._add(number, params, aim)
         return number
 
     def again(self, number: int, aim: int | None = None) -> None:
         """Keep a trial that has ended as running, to another rung if one is named."""
-        with self.transaction():
-            self.read()
+        with self._writing():
             trial = self.trials[number]
             if trial.state.is_finished():
                 aim = aim_of(trial) if aim is None else aim
@@ -143,8 +147,7 @@ class Journal:
 
     def restart(self, number: int, aim: int) -> None:
         """Keep a trial as running from its start: what it has shown was of other code."""
-        with self.transaction():
-            self.read()
+        with self._writing():
             trial = self.trials[number]
             if not trial.state.is_finished():
                 self._study.tell(trial.number, state=TrialState.FAIL)
@@ -152,19 +155,15 @@ class Journal:
 
     def report(self, number: int, step: int, value: float) -> None:
         """Keep a running trial's value at a rung: the mean over its seeds."""
-        with self.transaction():
-            self.read()
+        with self._writing():
             if not self.trials[number].state.is_finished():
                 self._storage.set_trial_intermediate_value(self._row(number), step, value)
-                self.read()
 
     def aim(self, number: int, step: int) -> None:
         """Keep that a running trial trains on to another rung."""
-        with self.transaction():
-            self.read()
+        with self._writing():
             if not self.trials[number].state.is_finished():
                 self._storage.set_trial_user_attr(self._row(number), AIM, step)
-                self.read()
 
     def prune(self, number: int) -> None:
         """Keep that a trial stays at its rung."""
@@ -183,26 +182,22 @@ class Journal:
         Args:
             constraints: by how much it breaks each; 0 or below where it keeps it.
         """
-        with self.transaction():
-            self.read()
+        with self._writing():
             if self.trials[number].state.is_finished():
                 return
             for name, excess in (constraints or {}).items():
                 # As `Trial.set_constraint` keeps it, for which a trial would have to be asked for.
                 self._storage.set_trial_system_attr(self._row(number), f"constraints:{name}", excess)
             self._study.tell(self.trials[number].number, value)
-            self.read()
 
     def fail(self, number: int) -> None:
         """Keep that it has none. What another process has judged stays."""
         self._end(number, TrialState.FAIL)
 
     def _end(self, number: int, state: TrialState) -> None:
-        with self.transaction():
-            self.read()
+        with self._writing():
             if not self.trials[number].state.is_finished():
                 self._study.tell(self.trials[number].number, state=state)
-                self.read()
 
     def importances(self) -> dict[str, float]:
         """Share of each searched field in what sets the best trials apart, by Optuna's PED-ANOVA; empty for too few
