@@ -8,7 +8,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
-from orchestrator.search.plan import active
+from orchestrator.search.plan import Dimensions, active
 from search_spaces.space import Choice, Range
 
 DIGITS = 4
@@ -39,7 +39,7 @@ def values_of(where: Any) -> list[Any]:
     return [rounded(where.low + step * where.step, where) for step in range(steps)]
 
 
-def count_points(where: Mapping[str, Any], dimensions: Mapping[str, Range | Choice]) -> int | None:
+def count_points(where: Mapping[str, Any], dimensions: Dimensions) -> int | None:
     """How many configurations there are; None where they can't be counted."""
     if any(not isinstance(each, CategoricalDistribution) and each.step is None for each in where.values()):
         return None

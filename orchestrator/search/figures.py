@@ -38,8 +38,8 @@ def figures(inputs: SearchInputs, graph: TrialQueue) -> dict[str, bytes]:
     import matplotlib  # It takes a second to import, which the start of a search need not wait for.
     import optuna.visualization.matplotlib as plots
 
-    with matplotlib.rc_context({"backend": "agg"}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Its plots call themselves experimental.
+    # Its plots call themselves experimental.
+    with matplotlib.rc_context({"backend": "agg"}), warnings.catch_warnings(action="ignore"):
         from matplotlib import pyplot
 
         columns, drawn = len(inputs.dimensions), {}

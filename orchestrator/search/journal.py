@@ -18,11 +18,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.search.plan import Params
+from orchestrator.search.plan import Dimensions, Params
 from orchestrator.search.rungs import END
 from orchestrator.search.suggestions import PriorTrial, Suggestions
 from orchestrator.storage.search_journal import JournalPlace
-from search_spaces.space import Choice, Range, Space
+from search_spaces.space import Space
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +46,13 @@ class Journal:
         file: Path,
         name: str,
         space: Space,
-        dimensions: Mapping[str, Range | Choice],
+        dimensions: Dimensions,
         start: Params | None,
         place: JournalPlace | None = None,
     ) -> None:
         """
         Args:
             name: of the search.
-            dimensions: by dotted field name; ranges of whole numbers have whole ends.
             start: parameters of the first trial; None draws them as well.
             place: where others have the file too; None where nobody has.
 

@@ -15,6 +15,8 @@ from ups_model.config.schema import digest
 
 Params = Mapping[str, Any]
 """Searched fields by dotted name."""
+Dimensions = Mapping[str, Range | Choice]
+"""By dotted field name; those that `check_dimensions` returns have whole ends where the field is a whole number."""
 
 
 class SearchPlan:
@@ -137,7 +139,7 @@ def dotted(base: Settings, dimensions: Mapping[str, Range | Choice]) -> dict[str
     return named_by_path
 
 
-def active(params: Params, dimensions: Mapping[str, Range | Choice]) -> dict[str, Any]:
+def active(params: Params, dimensions: Dimensions) -> dict[str, Any]:
     """Those of the parameters that count: whose conditions hold."""
     kept: dict[str, Any] = {}
     for name, where in dimensions.items():

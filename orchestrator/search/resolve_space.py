@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.planning.resolve import base_settings, errors_at
 from orchestrator.project import Data, Objectives, Project, Settings, load_project
-from orchestrator.search.plan import Params, SearchPlan, active, dotted, field_of, run_of
+from orchestrator.search.plan import Dimensions, Params, SearchPlan, active, dotted, field_of, run_of
 from search_spaces import find_space
 from search_spaces.space import COSTS, FLOPS, Choice, EarlyStopping, Range, Space
 from ups_model.cli import assignments
@@ -38,8 +38,7 @@ class SearchInputs:
 
     plan: SearchPlan
     trials: int
-    dimensions: Mapping[str, Range | Choice]
-    """By dotted field name."""
+    dimensions: Dimensions
     start: Params | None
     """The base configuration as a trial; None where it lies outside the space."""
     objectives: Objectives
@@ -155,7 +154,7 @@ def check_dimensions(space: Space, base: Settings, changed: Sequence[str]) -> di
     return dimensions
 
 
-def _check_condition(space: Space, path: str, dimensions: Mapping[str, Range | Choice], base: Settings) -> None:
+def _check_condition(space: Space, path: str, dimensions: Dimensions, base: Settings) -> None:
     """ValueError for a condition on what is no earlier choice, or on values that it doesn't have."""
     when = dimensions[path].when or {}
     if when and space.sampler not in CONDITIONAL:
@@ -241,7 +240,7 @@ def check_costs(space: Space, project: Project, base: Settings, sets: Mapping[st
         )
 
 
-def start_in(plan: SearchPlan, dimensions: Mapping[str, Range | Choice]) -> Params | None:
+def start_in(plan: SearchPlan, dimensions: Dimensions) -> Params | None:
     """The base configuration as a trial; None where it lies outside the space."""
     return plan.start if all(holds(dimensions[path], value) for path, value in plan.start.items()) else None
 

@@ -27,8 +27,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.search.dimensions import count_points, distribution_of, rounded, suggest, values_of
-from orchestrator.search.plan import Params, active
-from search_spaces.space import Choice, Range, Space
+from orchestrator.search.plan import Dimensions, Params, active
+from search_spaces.space import Space
 from ups_model.config.schema import digest
 
 STARTUP = 10
@@ -55,11 +55,7 @@ class PriorTrial:
 class Suggestions:
     """Of one search; keeps nothing."""
 
-    def __init__(self, space: Space, dimensions: Mapping[str, Range | Choice]) -> None:
-        """
-        Args:
-            dimensions: by dotted field name; ranges of whole numbers have whole ends.
-        """
+    def __init__(self, space: Space, dimensions: Dimensions) -> None:
         self._space, self._dimensions = space, dimensions
         self._where = {path: distribution_of(where) for path, where in dimensions.items()}
         self.directions = [aim.direction for aim in space.aims]
@@ -73,9 +69,8 @@ class Suggestions:
         Args:
             trials: by number.
         """
-        with warnings.catch_warnings():
-            # Some samplers call themselves experimental; ours are fixed by the journal, and tests hold them to it.
-            warnings.simplefilter("ignore", ExperimentalWarning)
+        # Some samplers call themselves experimental; ours are fixed by the journal, and tests hold them to it.
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             return self._next(trials, prior)
 
     def _next(self, trials: Sequence[FrozenTrial], prior: Sequence[PriorTrial]) -> Params | None:

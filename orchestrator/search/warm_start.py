@@ -1,31 +1,27 @@
 """What a search can learn from before its first trial: finished units of earlier searches and studies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 from optuna.trial import create_trial
 
 from orchestrator.record import Record, finished_of
 from orchestrator.search.journal import NUMBER
-from orchestrator.search.plan import SearchPlan, active, field_of
+from orchestrator.search.plan import Dimensions, SearchPlan, active, field_of
 from orchestrator.search.resolve_space import holds
 from orchestrator.search.suggestions import PriorTrial
 from orchestrator.search.trials import ranked
 from orchestrator.storage.ledger import Ledger, Place
 from orchestrator.storage.source_check import SourceCheck
-from search_spaces.space import Choice, Range
 from ups_model.config.schema import digest
 from ups_model.wording import count
 
 
-def prior_trials(
-    plan: SearchPlan, dimensions: Mapping[str, Range | Choice], ledger: Ledger, check: SourceCheck
-) -> list[PriorTrial]:
+def prior_trials(plan: SearchPlan, dimensions: Dimensions, ledger: Ledger, check: SourceCheck) -> list[PriorTrial]:
     """Configurations of the space that have finished units on storage with all that decides in their records: the means
     over their seeds, best first. A unit counts where it is one that the search would train with that seed.
 
     Args:
-        dimensions: by dotted field name.
         check: leaves out what other code has trained, unless it is accepted.
 
     Raises:
@@ -54,7 +50,7 @@ def prior_trials(
 
 
 def _trial_of(
-    plan: SearchPlan, dimensions: Mapping[str, Range | Choice], record: Record, check: SourceCheck
+    plan: SearchPlan, dimensions: Dimensions, record: Record, check: SourceCheck
 ) -> tuple[dict[str, object], int, dict[str, float]] | None:
     """Parameters, seed and values of a record; None where it is no trial of the space."""
     if record.project != plan.study.project:
