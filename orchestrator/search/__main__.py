@@ -129,7 +129,8 @@ def run(inputs: SearchInputs, options: argparse.Namespace, command: str) -> int:
         if plan.warm:
             logger.info("%s", warm_start_text(journal.prior or ()))
         if session.ledger.root is not None:  # A store's journal is a copy on this machine.
-            logger.info("watch its trials: %s (pip install optuna-dashboard)", dashboard_command(place.folder))
+            dashboard = shlex.join(["optuna-dashboard", str(place.folder / JOURNAL)])
+            logger.info("watch its trials: %s (pip install optuna-dashboard)", dashboard)
         slots = session.run_no_more_than_fit()
         seconds = inputs.seconds_of_a_unit(slots) if slots else 0.0
         graph.unit_seconds = seconds
@@ -162,11 +163,6 @@ def check_promoted(numbers: Sequence[int], trials: int, name: str) -> None:
     """ValueError for a number that no trial has."""
     if unknown := [number for number in numbers if number >= trials]:
         raise ValueError(f"--promote: there is no trial {unknown[0]}; {name} has {count(trials, 'trial')}")
-
-
-def dashboard_command(folder: Path) -> str:
-    """Shows the trials of a search in a browser, also while it runs."""
-    return shlex.join(["optuna-dashboard", str(folder / JOURNAL)])
 
 
 if __name__ == "__main__":

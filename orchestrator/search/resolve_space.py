@@ -216,8 +216,7 @@ def check_objective(space: Space, objectives: Objectives) -> None:
                 f"{', '.join(objectives.by_name)}"
             )
     for aim in space.aims:
-        objective = objectives.by_name.get(aim.metric)
-        if objective is None:
+        if (objective := objectives.by_name.get(aim.metric)) is None:
             continue
         if aim.direction != (best := "maximize" if objective.higher_is_better else "minimize"):
             raise ValueError(f"space {space.name!r}: direction of {aim.metric} must be {best!r}, got {aim.direction!r}")

@@ -7,8 +7,10 @@ Hyperparameter Tuning", algorithm 2): whenever there is room, the best trial tha
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from search_spaces.space import EarlyStopping
 from ups_model.wording import count
@@ -77,12 +79,8 @@ class Rungs:
             math.ceil((most + 1) / (most - skipped + 1) * self.rule.reduction ** (most - skipped))
             for skipped in range(most + 1)
         ]
-        place = number % sum(sizes)
-        for skipped, size in enumerate(sizes):
-            if place < size:
-                return skipped
-            place -= size
-        raise AssertionError("a place is below the sum of the sizes")
+        ends = list(accumulate(sizes))
+        return bisect_right(ends, number % ends[-1])
 
     def first(self, number: int) -> int:
         """What a new trial trains to."""

@@ -249,11 +249,9 @@ class TrialQueue(TaskGraph):
         share = self.search.rungs.share if self.search.rungs else 1.0
         return super().time_left(seconds, slots) + units * each * share / max(slots, 1)
 
-    def values(self, trial: FrozenTrial, metric: str | None = None) -> list[float]:
-        """An objective or constraint, by default the first objective, of each of a trial's units that has it in its
-        record, by seed."""
-        wanted = metric or self.search.study.aims[0].metric
-        return [values[wanted] for values in self._measured(trial) if wanted in values]
+    def values(self, trial: FrozenTrial, metric: str) -> list[float]:
+        """An objective or constraint of each of a trial's units that has it in its record, by seed."""
+        return [values[metric] for values in self._measured(trial) if metric in values]
 
     def _measured(self, trial: FrozenTrial) -> list[dict[str, float]]:
         records = ((unit, self.ledger.finished(unit)) for unit in self._units(trial))

@@ -9,19 +9,13 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.search.best_study import (
-    STUDY_FILE,
-    STUDY_SEEDS,
-    is_base,
-    study_command,
-    study_text,
-)
+from orchestrator.search.best_study import STUDY_FILE, STUDY_SEEDS, is_base, study_command, study_text
 from orchestrator.search.figures import DRAWN, figures
 from orchestrator.search.journal import number_of
 from orchestrator.search.plan import named
 from orchestrator.search.resolve_space import SearchInputs
 from orchestrator.search.trial_queue import TrialQueue
-from orchestrator.search.trials import front, is_feasible, ranked, spread
+from orchestrator.search.trials import front, is_feasible, ranked, spread, units_of_trials
 from orchestrator.search.warm_start import warm_start_text
 from search_spaces.space import TRAIN_SECONDS, Space
 from ups_model.atomic import write_atomic
@@ -177,9 +171,11 @@ def markdown(
             "",
         ]
     lines += [line for name in drawn for line in (f"![{name.removesuffix('.png')}]({name})", "")]
-    commits = sorted({commit for trial in trials for commit in _commits(inputs, graph, trial)})
+    units = [graph.units[unit.key] for unit in units_of_trials(plan, trials) if unit.key in graph.units]
+    records = [record for record in map(graph.ledger.finished, units) if record is not None]
+    commits = {str(record.about.get("commit", "unknown")) for record in records}
     if len(commits) > 1:
-        lines += [f"Trials were trained at different commits: {', '.join(commits)}.", ""]
+        lines += [f"Trials were trained at different commits: {', '.join(sorted(commits))}.", ""]
     if rows := study_rows(inputs, graph):
         what = "the best trial" if list(rows) == ["best"] else f"{count(len(rows), 'trial')} of the front"
         lines += [f"To measure {what} and the base on the test split, with the study in {STUDY_FILE}:", ""]
@@ -213,21 +209,23 @@ def caution(inputs: SearchInputs, graph: TrialQueue, order: Sequence[FrozenTrial
     if not any(is_feasible(trial) for trial in complete):
         return [constraint]
     several = len(plan.study.aims) > 1
-    lines = [constraint, ""] if constraint else []
     if several:
-        lines += [
+        luck = (
             f"**Trials on the front of {len(complete)} look better than they are**: they were chosen by these very "
             "values, on these validation subjects and seeds, and part of each one's lead is luck. These values are no "
-            f"results. Train them with fresh seeds in an ablation (below; a study's seeds begin at 0, these at "
-            f"{plan.study.first_seed}) and take the test metrics of that.",
-        ]
+            "results. Train them"
+        )
     else:
-        lines += [
+        luck = (
             f"**The best of {len(complete)} trials looks better than it is**: it was chosen by these very values, on "
             "these validation subjects and seeds, and part of its lead is luck. Its own value is therefore no result. "
-            f"Train it with fresh seeds in an ablation (below; a study's seeds begin at 0, these at "
-            f"{plan.study.first_seed}) and take the test metrics of that.",
-        ]
+            "Train it"
+        )
+    lines = [constraint, ""] if constraint else []
+    lines.append(
+        f"{luck} with fresh seeds in an ablation (below; a study's seeds begin at 0, these at {plan.study.first_seed}) "
+        "and take the test metrics of that."
+    )
     if TRAIN_SECONDS in plan.study.metrics:
         lines += ["", f"`{TRAIN_SECONDS}` is of these machines and this run of them; another run has other times."]
     if plan.study.first_seed < STUDY_SEEDS:
@@ -344,13 +342,4 @@ def _results(graph: TrialQueue, trial: FrozenTrial) -> str:
 
 
 def _keys(inputs: SearchInputs, trial: FrozenTrial) -> list[str]:
-    try:
-        return [unit.key for unit in inputs.plan.units_of(trial.params)]
-    except ValueError:
-        return []
-
-
-def _commits(inputs: SearchInputs, graph: TrialQueue, trial: FrozenTrial) -> set[str]:
-    units = [graph.units[key] for key in _keys(inputs, trial) if key in graph.units]
-    records = [record for record in map(graph.ledger.finished, units) if record is not None]
-    return {str(record.about.get("commit", "unknown")) for record in records}
+    return [unit.key for unit in units_of_trials(inputs.plan, [trial])]
