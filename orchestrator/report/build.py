@@ -54,8 +54,7 @@ def build(
 
     Args:
         records: of the plan's units, by key; None or absent where a unit has none.
-        outcomes: of a unit by its key, for claims about new subjects and for figures; None where there are none at
-            hand.
+        outcomes: for claims about new subjects and for figures.
         price_per_hour: of a GPU, or of a slot without GPUs.
 
     Raises:
@@ -358,6 +357,15 @@ class _Builder:
     def _progress(self) -> Progress:
         states = {key: self._state(key) for key in self._ordered}
         counts = Counter(states.values())
+        # Each finished run that stands in a cell with each task that it is measured for, once.
+        measured = {
+            (key, column.task)
+            for table in self.plan.tables
+            for row in table.rows
+            for column in table.columns
+            for key in row.units[column.group]
+            if key in self.finished
+        }
         return Progress(
             units=len(states),
             finished=len(self.finished),
@@ -367,21 +375,8 @@ class _Builder:
             train_seconds=math.fsum(record.about.get("train_seconds", 0) for record in self.records.values()),
             untimed=sum("train_seconds" not in record.about for record in self.finished.values()),
             borrowed=sum(one.about.get("trained_by", key) not in self.units for key, one in self.finished.items()),
-            health=Counter(self._states_of_health()),
+            health=Counter(self._states.get(run, "not judged") for run in measured),
         )
-
-    def _states_of_health(self) -> Iterable[str]:
-        """Of each finished run that stands in a cell and each task that it is measured for, once."""
-        measured = {
-            (key, column.task)
-            for table in self.plan.tables
-            for row in table.rows
-            for column in table.columns
-            for key in row.units[column.group]
-            if key in self.finished
-        }
-        for key, task in measured:
-            yield self._states.get((key, task), "not judged")
 
 
 def _published(line: PlannedRow | Reference, columns: tuple[PlannedColumn, ...]) -> tuple[float | None, ...]:

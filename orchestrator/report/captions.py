@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from orchestrator.report.claims import looks_of
 from orchestrator.report.model import CODE, PROVENANCE, UNKNOWN, Report, Source, TableOfCells
@@ -165,19 +165,17 @@ def table_warnings(table: TableOfCells) -> list[str]:
         origins = [origin for origin in table.origins[name] if per_project[origin.project] > 1]
         if origins:
             where = "; ".join(
-                f"{_shown(name, origin.value)} ({count(origin.units, 'unit')}, in row{'s' * (len(origin.rows) > 1)} "
-                f"{listed(f'“{label}”' for label in origin.rows)})"
+                f"{_shown(name, origin.value)} ({count(origin.units, 'unit')}, {_in_rows(origin.rows)})"
                 for origin in origins
             )
             warnings.append(f"The runs of this table differ in {name}: {where}.")
     mixed = [origin for origin in table.origins["training code"] if THEN in origin.value]
     if mixed:
-        units, rows = sum(origin.units for origin in mixed), {label: None for origin in mixed for label in origin.rows}
+        units = sum(origin.units for origin in mixed)
+        rows = dict.fromkeys(label for origin in mixed for label in origin.rows)
         warnings.append(
             "Trained by more than one version of the code, one after the other, parents included: "
-            f"{count(units, 'unit')} ("
-            f"{listed(dict.fromkeys(origin.value for origin in mixed))}), in row{'s' * (len(rows) > 1)} "
-            f"{listed(f'“{label}”' for label in rows)}."
+            f"{count(units, 'unit')} ({listed(dict.fromkeys(origin.value for origin in mixed))}), {_in_rows(rows)}."
         )
     dirty = [_shown("commit", origin.value) for origin in table.origins["commit"] if "-dirty" in origin.value]
     if dirty:
@@ -185,6 +183,10 @@ def table_warnings(table: TableOfCells) -> list[str]:
     if any(origin.value == UNKNOWN for origin in table.origins["commit"]):
         warnings.append("The commit of some runs is unknown.")
     return warnings
+
+
+def _in_rows(labels: Collection[str]) -> str:
+    return f"in row{'s' * (len(labels) > 1)} {listed(f'“{label}”' for label in labels)}"
 
 
 def budget_notes(table: TableOfCells) -> list[str]:
@@ -297,17 +299,16 @@ def claim_notes(report: Report) -> list[str]:
 
 def health_lines(report: Report) -> list[str]:
     """One sentence on the health of the measured runs, where there are any."""
-    states = report.progress.health
-    total = sum(states.values())
+    states = Counter(report.progress.health)
+    total = states.total()
     if not total:
         return []
-    if states.get("not judged", 0) == total:
+    if states["not judged"] == total:
         return ["Health: not judged, for no run has held-out subjects to judge it by."]
-    short = states.get("not converged", 0) + states.get("not learnt", 0)
+    short = states["not converged"] + states["not learnt"]
     text = f"Health on held-out subjects, of {count(total, 'task')} measured for a cell: "
-    text += f"{states.get('collapsed', 0)} collapsed, "
-    text += f"{short} not converged, {states.get('converged', 0)} converged"
-    if others := states.get("not judged", 0) + states.get("learnt", 0):
+    text += f"{states['collapsed']} collapsed, {short} not converged, {states['converged']} converged"
+    if others := states["not judged"] + states["learnt"]:
         text += f", {others} not judged"
     note = "Runs that were still improving when they ended show which setting learns faster, not which ends better."
     return [f"{text}.", *([note] if short else [])]

@@ -34,12 +34,7 @@ OutcomesOf = Callable[[str], Outcomes | None]
 def judge(
     plan: PlanFile, tables: Sequence[TableOfCells], records: Mapping[str, Record], outcomes: OutcomesOf
 ) -> tuple[ClaimResult, ...]:
-    """The plan's claims, in its order.
-
-    Args:
-        records: of the plan's units, by key.
-        outcomes: of a unit, by its key.
-    """
+    """The plan's claims, in its order; `records` are of its units, by key."""
     results = [_test(plan, tables, records, outcomes, claim) for claim in plan.claims]
     for family in dict.fromkeys(result.claim.family for result in results):
         places = [index for index, result in enumerate(results) if result.claim.family == family]
@@ -79,11 +74,9 @@ def looks_of(plan: PlanFile) -> Looks:
     if plan.planned_looks:
         number = float(len({*(tuple(range(one)) for one in plan.planned_looks), *seeds}))
         return Looks(seeds, (number,) * len(seeds), number, planned=True)
-    if len(seeds) == 1:
-        return Looks(seeds, (1.0,), _unplanned(2), planned=True)
-    return Looks(
-        seeds, tuple(_unplanned(place) for place in range(1, len(seeds) + 1)), _unplanned(len(seeds) + 1), planned=False
-    )
+    is_first = len(seeds) == 1
+    factors = (1.0,) if is_first else tuple(_unplanned(place) for place in range(1, len(seeds) + 1))
+    return Looks(seeds, factors, _unplanned(len(seeds) + 1), planned=is_first)
 
 
 def _unplanned(look: int) -> float:
@@ -188,12 +181,7 @@ def _seeds_needed(plan: PlanFile, result: ClaimResult, family: int) -> int | Non
 def _new_subjects(
     column: PlannedColumn, classes: Sequence[str], by_seed: Sequence[Mapping[int, Outcomes | None]]
 ) -> NewSubjects | str:
-    """The effect for new subjects and seeds; or why there is none.
-
-    Args:
-        classes: names of the clips' classes.
-        by_seed: outcomes of the arm's runs and of the baseline's, by seed.
-    """
+    """The effect for new subjects and seeds, of the arm's outcomes and the baseline's by seed; or why there is none."""
     if len(by_seed[0]) < 2:
         return "fewer than 2 seeds"
     if any(one is None for runs in by_seed for one in runs.values()):

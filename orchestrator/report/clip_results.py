@@ -93,12 +93,7 @@ def _check_examples(place: str, named: Mapping[str, np.ndarray]) -> None:
 
 def confusions(plan: PlanFile, records: Mapping[str, Record], outcomes: OutcomesOf) -> Iterable[Confusion]:
     """Of each classification task that has results by clip, in the paper's order; of early prediction at its middle
-    observation ratio.
-
-    Args:
-        records: of the plan's units, by key.
-        outcomes: of a unit, by its key.
-    """
+    observation ratio. `records` are of the plan's units, by key."""
     for task, row, column, place in _first_measured(plan):
         runs = [run for _, run in _runs(plan, records, outcomes, row, column)]
         ratios = sorted(
@@ -146,7 +141,7 @@ def _counts(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int) -> tuple[t
 
 
 def example_poses(plan: PlanFile, records: Mapping[str, Record], outcomes: OutcomesOf) -> ExamplePoses | None:
-    """Those of the first finished run that has them; arguments as of `confusions`."""
+    """Those of the first finished run that has them; `records` as of `confusions`."""
     for _, row, column, place in _first_measured(plan):
         for seed, run in _runs(plan, records, outcomes, row, column):
             if f"{place}example_pose_mm" in run:
