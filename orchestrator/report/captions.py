@@ -76,7 +76,7 @@ def all_sources(report: Report) -> list[tuple[str, tuple[Source, ...]]]:
 def _table_sources(table: TableOfCells) -> list[tuple[str, tuple[Source, ...]]]:
     """What each task is trained and measured on; where a task's columns differ in it, each column."""
     uses = []
-    for task in table.tasks:
+    for task in table.titles:
         own = [(c, sources) for c, sources in zip(table.columns, table.sources, strict=True) if c.task == task]
         if len({sources for _, sources in own}) == 1:
             uses.append((table.titles[task], own[0][1]))
@@ -117,7 +117,8 @@ def _stand_in(report: Report, table: TableOfCells) -> list[str]:
     published_on = {task: (title, pattern) for task, title, pattern in report.plan.published_on}
     others: dict[str, dict[str, None]] = {}
     sizes: dict[str, None] = {}
-    order = sorted(zip(table.columns, table.sources, strict=True), key=lambda pair: table.tasks.index(pair[0].task))
+    tasks = list(table.titles)
+    order = sorted(zip(table.columns, table.sources, strict=True), key=lambda pair: tasks.index(pair[0].task))
     for column, sources in order:
         title, own = published_on.get(column.task, ("", ""))
         if title and any(source.synthetic or not re.fullmatch(own, set_of(source.name)) for source in sources):

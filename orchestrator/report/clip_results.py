@@ -16,7 +16,8 @@ CLASS_ROWS, POSE_ROWS = ("clip", "subject", "label"), ("clip", "camera", "subjec
 SUMS, ANSWERS = ("error_sum_mm", "p_error_sum_mm"), ("predicted", "rank", "margin")
 """Arrays that are there for each clip: of every classification, of pose estimation, of the latter's errors, and of each
 observation ratio of a classification."""
-EXAMPLES = {"input": 2, "pose_mm": 3, "truth_mm": 3}
+EXAMPLE_AXES = {"input": 2, "pose_mm": 3, "truth_mm": 3}
+EXAMPLE_PLACES = ("clip", "camera", "frame")
 
 
 def by_source(arrays: Outcomes) -> dict[tuple[str, str], dict[str, np.ndarray]]:
@@ -77,14 +78,11 @@ def _check_items(place: str, named: Mapping[str, np.ndarray], metrics: list[str]
 
 
 def _check_examples(place: str, named: Mapping[str, np.ndarray]) -> None:
-    wanted = ["example_bones", *(f"example_{name}" for name in (*EXAMPLES, "clip", "camera", "frame"))]
-    if missing := [name for name in wanted if name not in named]:
-        raise ValueError(f"{place}: {missing[0]} is missing")
-    examples, joints = named["example_pose_mm"].shape[:2] if named["example_pose_mm"].ndim == 3 else (0, 0)
-    sound = examples == 3 and all(
-        named[f"example_{name}"].shape == (examples, joints, axes) for name, axes in EXAMPLES.items()
-    )
-    sound &= all(named[f"example_{name}"].shape == (examples,) for name in ("clip", "camera", "frame"))
+    joints = named["example_pose_mm"].shape[1] if named["example_pose_mm"].ndim == 3 else 0
+    shapes = {name: (3, joints, axes) for name, axes in EXAMPLE_AXES.items()} | dict.fromkeys(EXAMPLE_PLACES, (3,))
+    if missing := [name for name in ("bones", *shapes) if f"example_{name}" not in named]:
+        raise ValueError(f"{place}: example_{missing[0]} is missing")
+    sound = all(named[f"example_{name}"].shape == shape for name, shape in shapes.items())
     bones = named["example_bones"]
     sound &= bones.ndim == 2 and bones.shape[1] == 2 and np.issubdtype(bones.dtype, np.integer)
     if not sound or (bones.size and not 0 <= bones.min() <= bones.max() < joints):
@@ -152,9 +150,7 @@ def example_poses(plan: PlanFile, records: Mapping[str, Record], outcomes: Outco
                     seed=seed,
                     frames=int(arrays["frames"].sum()),
                     bones=_tuples(arrays["example_bones"]),
-                    places=_tuples(
-                        np.stack([arrays[f"example_{name}"] for name in ("clip", "camera", "frame")], axis=1)
-                    ),
+                    places=_tuples(np.stack([arrays[f"example_{name}"] for name in EXAMPLE_PLACES], axis=1)),
                     joints=_tuples(arrays["example_input"]),
                     predicted=_tuples(arrays["example_pose_mm"]),
                     truth=_tuples(arrays["example_truth_mm"]),

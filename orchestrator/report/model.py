@@ -169,11 +169,6 @@ class TableOfCells:
             for index in range(len(self.columns))
         )
 
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Tasks that the table measures, in the order of reports."""
-        return tuple(self.titles)
-
 
 @dataclass(frozen=True)
 class NewSubjects:

@@ -137,7 +137,7 @@ def cost_lines(table: TableOfCells, price_per_hour: float | None) -> tuple[tuple
             parameters_text(row.cost.active_parameters) if row.cost.active_parameters else NONE for row in table.rows
         ]
     }
-    for task in table.tasks:
+    for task in table.titles:
         groups = dict.fromkeys(column.group for column in table.columns if column.task == task)
         by_row = [[row.cost.flops[group] for group in groups if group in row.cost.flops] for row in table.rows]
         texts = [listed(dict.fromkeys(three_digits(value / 1e6) for value in flops)) or NONE for flops in by_row]
