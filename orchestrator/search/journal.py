@@ -126,11 +126,7 @@ class Journal:
         )
 
     def begin(self, params: Params, aim: int = END) -> int:
-        """Keep a new trial as running; returns its number.
-
-        Args:
-            aim: step of the rung that it trains to.
-        """
+        """Keep a new trial as running, to the rung at step `aim`; returns its number."""
         with self._writing():
             number = len(self.trials)
             self._add(number, params, aim)
@@ -164,10 +160,6 @@ class Journal:
             if not self.trials[number].state.is_finished():
                 self._storage.set_trial_user_attr(self._row(number), AIM, step)
 
-    def prune(self, number: int) -> None:
-        """Keep that a trial stays at its rung."""
-        self._end(number, TrialState.PRUNED)
-
     def _row(self, number: int) -> int:
         """Optuna's own number of a trial among those of all studies."""
         study = self._storage.get_study_id_from_name(self._study.study_name)
@@ -189,11 +181,8 @@ class Journal:
                 self._storage.set_trial_system_attr(self._row(number), f"constraints:{name}", excess)
             self._study.tell(self.trials[number].number, value)
 
-    def fail(self, number: int) -> None:
-        """Keep that it has none. What another process has judged stays."""
-        self._end(number, TrialState.FAIL)
-
-    def _end(self, number: int, state: TrialState) -> None:
+    def end(self, number: int, state: TrialState) -> None:
+        """Keep that it failed, or stays at its rung (PRUNED). What another process has judged stays."""
         with self._writing():
             if not self.trials[number].state.is_finished():
                 self._study.tell(self.trials[number].number, state=state)

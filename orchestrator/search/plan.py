@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 from statistics import fmean
 from typing import Any
 
@@ -178,7 +179,5 @@ def named(params: Params) -> str:
 
 def field_of(settings: Settings, path: str) -> Any:
     """The value of a field by its dotted name."""
-    value: Any = getattr(settings, "values", settings)  # Those of `simple_project` wrap the user's own.
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
+    # Settings of `simple_project` wrap the user's own.
+    return attrgetter(path)(getattr(settings, "values", settings))

@@ -39,10 +39,7 @@ class Rungs:
     """The rungs of a search whose trials train for `steps` steps."""
 
     def __init__(self, rule: EarlyStopping, steps: int) -> None:
-        """
-        Raises:
-            ValueError: runs too short for a rung.
-        """
+        """ValueError for runs too short for a rung."""
         self.rule, self.steps = rule, steps
         if rule.rule == "median":
             self.keep, shares = 0.5, [point / rule.points for point in range(1, rule.points)]

@@ -64,11 +64,8 @@ class Suggestions:
         """Configurations that there are; None for a continuum."""
 
     def next(self, trials: Sequence[FrozenTrial], prior: Sequence[PriorTrial]) -> Params | None:
-        """Parameters that no trial has, unless the space is a continuum; None where it has no more.
-
-        Args:
-            trials: by number.
-        """
+        """Parameters that no trial has, unless the space is a continuum; None where it has no more. Trials are in the
+        order of their numbers."""
         # Some samplers call themselves experimental; ours are fixed by the journal, and tests hold them to it.
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             return self._next(trials, prior)

@@ -143,7 +143,7 @@ class TrialQueue(TaskGraph):
         if not self.stopping and not self.fault and self.complete:
             for number, trial in enumerate(self.trials):
                 if self._standing(trial).waits and not trial.state.is_finished():
-                    self._written(self.journal.prune, number)
+                    self._written(self.journal.end, number, TrialState.PRUNED)
 
     @property
     def total(self) -> int:
@@ -294,11 +294,8 @@ class TrialQueue(TaskGraph):
         return True
 
     def _take(self, number: int, theirs: bool = False) -> None:
-        """Put a trial's units on the graph; if all are finished, score the trial immediately.
-
-        Args:
-            theirs: another process has suggested it, and is about to train it.
-        """
+        """Put a trial's units on the graph; if all are finished, score the trial immediately. `theirs`: another process
+        has suggested it, and is about to train it."""
         is_complete, units = self.trials[number].state is TrialState.COMPLETE, self._units(self.trials[number])
         if is_complete and any(self.ledger.finished(unit) is None for unit in units):
             return  # Its value stands, though somebody has removed the records.
@@ -374,7 +371,7 @@ class TrialQueue(TaskGraph):
                 broken = "".join(f"; not {name}" for name, over in excess.items() if over > 0)
                 logger.info("trial %d: %s; %s%s", number, results, self._label(trial.params), broken)
             return
-        if self._written(self.journal.fail, number):
+        if self._written(self.journal.end, number, TrialState.FAIL):
             logger.error("trial %d FAILED: %s", number, self.reason[number])
 
     def _come_to_rung(self, number: int, units: list[Unit]) -> None:

@@ -15,10 +15,7 @@ class TuningGraph(TaskGraph):
     searches have runs once, and each of them is told."""
 
     def __init__(self, queues: Sequence[TrialQueue], ledger: Ledger, check: SourceCheck | None = None) -> None:
-        """
-        Args:
-            queues: on this ledger, with the same check.
-        """
+        """`queues` are on this ledger, with the same check."""
         self.queues = tuple(queues)
         self._longest = 0.0
         """Seconds of a unit, as far as `time_left` has heard."""

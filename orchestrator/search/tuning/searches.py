@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -89,7 +90,10 @@ def _search(inputs: Inputs, tuning: Tuning, line: Line, column: Column) -> ArmSe
             "the headline metric of each task"
         )
     check_objective(space, objectives)
-    changed = [settings.field_path(name) for name in inputs.changes if _has(settings, name)]
+    changed = []
+    for name in inputs.changes:
+        with suppress(ValueError):  # A field that rows of another project have.
+            changed.append(settings.field_path(name))
     dimensions = check_dimensions(space, settings, changed)
     facts = {name: plan.data[name] for name in project.sets(settings)}
     identity = project.inputs_identity(_base_of(inputs, first.project))
@@ -105,14 +109,6 @@ def _objective(objectives: Objectives, first: Unit, column: Column) -> str:
         return SCORE
     of_task = f"validation/{first.task or column.task}/"
     return next((name for name in objectives.by_name if name.startswith(of_task)), SCORE)
-
-
-def _has(settings: Settings, name: str) -> bool:
-    try:
-        settings.field_path(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _base_of(inputs: Inputs, project: str) -> Settings:

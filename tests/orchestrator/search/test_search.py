@@ -213,7 +213,7 @@ def test_suggestions_keep_away_from_where_trials_failed(tmp_path):
                 trial = book.begin({"model.dropout": place / 20})
                 book.complete(trial, 1.0 if place in (4, 16) else 0.0)
             for place in range(failures):
-                book.fail(book.begin({"model.dropout": 0.77 + place / 200}))
+                book.end(book.begin({"model.dropout": 0.77 + place / 200}), TrialState.FAIL)
             dropouts.append(book.suggest()["model.dropout"])
         return dropouts
 
