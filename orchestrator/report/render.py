@@ -167,6 +167,7 @@ def _render(template: str, escape: Callable[[str], str], report: Report, tables:
         "cell": _cell_joiner(escape, template),
         "numbers": latex_numbers,
         "safe": Safe,
+        "bullets": lambda lines: Safe("\n".join(f"- {escape_markdown(line)}" for line in lines)),
         "table": markdown_table,
     }
     return environment.get_template(template).render(
