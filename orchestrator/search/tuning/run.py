@@ -75,7 +75,14 @@ def tune(
             if not all(place.begun() for place in places):
                 session.connect()  # Before there is anything to leave behind.
             check = SourceCheck(ledger, options.other_code, wanted_metrics(inputs))
-            graph = _graph(inputs, searches, places, tuning, ledger, check)
+            journals = [
+                _journal(place.hold(alone=True), one, place) for place, one in zip(places, searches, strict=True)
+            ]
+            pairs = [(one.inputs.plan, journal) for one, journal in zip(searches, journals, strict=True)]
+            begun = {unit.key: unit for search, journal in pairs for unit in units_of_trials(search, journal.trials)}
+            check.check([*begun.values(), *plan.units.values()])  # Those of the tables come later, refusals now.
+            queues = [TrialQueue(search, ledger, journal, tuning.trials, check=check) for search, journal in pairs]
+            graph = TuningGraph(queues, ledger, check)
             if not graph.complete:
                 session.connect()
         logger.info(
@@ -107,22 +114,6 @@ def _check_origin(inputs: Inputs, ledger: Ledger, study: str, command: str) -> N
     if before is not None:
         drafted = replace(PlanFile.of(plan, command, inputs.changes), origin=origin_of(study))
         check_origin(without_tuned(before), drafted, ledger.storage.where(f"studies/{plan.name}"))
-
-
-def _graph(
-    inputs: Inputs,
-    searches: Sequence[ArmSearch],
-    places: Sequence[SearchPlace],
-    tuning: Tuning,
-    ledger: Ledger,
-    check: SourceCheck,
-) -> TuningGraph:
-    journals = [_journal(place.hold(alone=True), one, place) for place, one in zip(places, searches, strict=True)]
-    pairs = [(one.inputs.plan, journal) for one, journal in zip(searches, journals, strict=True)]
-    begun = {unit.key: unit for plan, journal in pairs for unit in units_of_trials(plan, journal.trials)}
-    check.check([*begun.values(), *inputs.plan.units.values()])  # Those of the tables come later, refusals now.
-    queues = [TrialQueue(plan, ledger, journal, tuning.trials, check=check) for plan, journal in pairs]
-    return TuningGraph(queues, ledger, check)
 
 
 def _journal(file: Path, search: ArmSearch, place: SearchPlace | None = None) -> Journal:
