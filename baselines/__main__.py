@@ -1,7 +1,6 @@
 """Train one baseline: python -m baselines."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from ups_model.cli import (
 )
 from ups_model.config import TASK_NAMES, set_of
 from ups_model.evaluation.metric_names import is_headline
-from ups_model.pipes import end_with
+from ups_model.pipes import end_with, refuse
 
 EXAMPLES = """examples:
   python -m baselines residual_mlp --preset tiny
@@ -75,8 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 should_stop=StopOnSignal(),
             )
     except (ValueError, OSError, NonFiniteLoss) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, NonFiniteLoss) else 2
+        return refuse(error, 1 if isinstance(error, NonFiniteLoss) else 2)
     if shown := {name: value for name, value in result.metrics.items() if is_headline(name.split("/", 1)[1])}:
         print(metric_table(shown))
     print(

@@ -5,7 +5,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 CLOSED = 141
 """Exit status: what a shell gives for a process that SIGPIPE ended."""
@@ -19,25 +19,36 @@ def end_with(main: Callable[[], int]) -> NoReturn:
             status = main()
         except SystemExit as ended:  # Of argparse, after a help text.
             status = ended.code
-        sys.stdout.flush()
+        if sys.stdout is not None:  # As where a shell has closed it.
+            sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes again at exit, which would fail with a message.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not (closed := _unread()):
+            raise
+        for stream in closed:  # Python flushes again at exit, which would fail with a message.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         status = CLOSED
     sys.exit(status)
 
 
-def refuse(error: Exception) -> int:
-    """Print a fault of the user's in one line; returns the exit status. A standard output that nobody reads any more
-    is no fault: for `end_with` the error is raised again."""
-    if isinstance(error, BrokenPipeError) and _nobody_reads():
+def refuse(error: Exception | str, status: int = 2) -> int:
+    """Print a fault of the user's in one line; returns the exit status. Output that nobody reads any more is no fault:
+    for `end_with` the error is raised again."""
+    if isinstance(error, BrokenPipeError) and _unread():
         raise error
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return status
 
 
-def _nobody_reads() -> bool:
-    """Whether the broken pipe is standard output, and not one of a library's own."""
-    output = select.poll()
-    output.register(sys.stdout.fileno(), 0)  # Of a pipe without a reader the system tells without being asked.
-    return bool(output.poll(0))
+def _unread() -> list[TextIO]:
+    """Those of standard output and standard error that are pipes without a reader: a library may have broken ones of
+    its own."""
+    streams = []
+    for stream in (sys.stdout, sys.stderr):
+        output = select.poll()
+        try:
+            output.register(stream.fileno(), 0)  # The system tells of a reader that has gone without being asked.
+        except (AttributeError, OSError, ValueError):  # There is none, or it is no file, as in a notebook.
+            continue
+        if output.poll(0):
+            streams.append(stream)
+    return streams

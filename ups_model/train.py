@@ -1,7 +1,6 @@
 """Train one run: joint, one task alone, or fine-tuning: python -m ups_model.train."""
 
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,7 +9,7 @@ from ups_model import cli
 from ups_model.config import TASK_NAMES
 from ups_model.config.identity import configured_sets
 from ups_model.config.presets import PRESETS
-from ups_model.pipes import end_with
+from ups_model.pipes import end_with, refuse
 from ups_model.training.finite import NonFiniteLoss
 from ups_model.training.options import RunOptions
 from ups_model.training.parallel.group import check_shares, first_process
@@ -83,8 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 result = train_in_processes(args.processes, config, paths, options, args.parent, should_stop=stop)
     except (ValueError, OSError, NonFiniteLoss, ProcessDied) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, (NonFiniteLoss, ProcessDied)) else 2
+        return refuse(error, 1 if isinstance(error, (NonFiniteLoss, ProcessDied)) else 2)
     if first_process():
         print(cli.report(result))
     return 0 if result.status == "finished" else 1

@@ -30,6 +30,15 @@ if process.restarts_so_far() < 2:
 process.end_at_once(signal.SIGTERM)
 """
 
+SAYS_THEN_FAILS = """
+import sys
+from ups_model.pipes import end_with, refuse
+def main():
+    print("said")
+    return refuse(ValueError("a fault"))
+end_with(main)
+"""
+
 
 def run(program, *arguments):
     return subprocess.run(
@@ -77,6 +86,30 @@ def test_output_that_nobody_reads_is_no_error(command, buffering, tmp_path):
     assert ended.returncode == 141 or command == "storage --help"  # Argparse says nothing of it, unbuffered.
 
 
-def test_a_broken_pipe_that_is_not_standard_output_is_an_error(capfd):
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["orchestrator.ablate --list", "orchestrator.search --list"])
+def test_a_command_without_standard_output_does_its_work(command):
+    ended = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m {command} >&-"], cwd=ROOT, capture_output=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_what_was_said_arrives_where_nobody_reads_the_errors():
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-c", SAYS_THEN_FAILS],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=writer,
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert ended.stdout == b"said\n"
+
+
+def test_a_broken_pipe_that_is_not_standard_output_is_an_error(capsys):
     assert refuse(BrokenPipeError(32, "Broken pipe")) == 2
-    assert capfd.readouterr().err == "error: [Errno 32] Broken pipe\n"
+    assert capsys.readouterr().err == "error: [Errno 32] Broken pipe\n"

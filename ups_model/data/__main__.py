@@ -1,7 +1,6 @@
 """The command `python -m ups_model.data`: prepare, verify and list clip sets."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from ups_model.data.format.clip_set import MANIFEST, ClipSet
 from ups_model.data.prepare import catalog
 from ups_model.data.prepare.runner import available_workers, check_place, is_prepared
 from ups_model.data.prepare.tables import classes, overview, protocols, same_clips
-from ups_model.pipes import end_with
+from ups_model.pipes import end_with, refuse
 
 EXAMPLES = """examples:
   python -m ups_model.data prepare synthetic
@@ -150,8 +149,7 @@ def _list(folder: Path) -> int:
 def _fail(error: Exception | str, status: int) -> int:
     if isinstance(error, OSError) and error.filename is not None and ";" not in str(error.strerror):
         error = f"{error.filename}: {error.strerror}; make it readable, or take it away"
-    print(f"error: {error}", file=sys.stderr)
-    return status
+    return refuse(error, status)
 
 
 if __name__ == "__main__":

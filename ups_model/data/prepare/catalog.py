@@ -191,7 +191,7 @@ def check_options(options: Options) -> None:
 
 def expand(names: Sequence[str], source: Path | None = None) -> list[str]:
     """Names with groups replaced by their members, each once, in order. Of "ntu", the members that can be made from
-    `source`. ValueError for an unknown name lists near names."""
+    `source`. ValueError for an unknown name lists near names; for a `source` without NTU's files, what it must have."""
     expanded: dict[str, None] = {}
     for name in names:
         if name not in SOURCES and name not in GROUPS:

@@ -33,7 +33,6 @@ MAX_FRAMES = 1_000_000
 MAX_NODES = 2000
 MAX_VALUE = 1e6
 """Bound of offsets (in the file's units) and of values (units or degrees)."""
-
 END_SITE = " End Site"
 """An end site is called after its joint: "Head End Site"."""
 

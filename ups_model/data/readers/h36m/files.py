@@ -83,13 +83,15 @@ def action_of(where: str, name: str) -> tuple[int, int]:
 
 
 def pose_of(where: str, array: Any) -> np.ndarray:
-    """The joints of a recording, float32 [N, J, 3]. ValueError for another shape or type, or values out of bounds."""
+    """The joints of a recording, float32 [N, J, 3], a new array. ValueError for another shape or type, no frames, or
+    values out of bounds."""
     _check_shape(where, array, [(_FILE_JOINTS, 3)])
     return _bounded(where, array[:, KEPT_JOINTS], MAX_METRES, "metres")
 
 
 def view_of(where: str, array: Any) -> np.ndarray:
-    """Keypoints in one camera, float32 [N, J, 2]. A third value, a confidence, is ignored. Raises as `pose_of`."""
+    """Keypoints in one camera, float32 [N, J, 2], a new array. A third value, a confidence, is ignored. Raises as
+    `pose_of`."""
     _check_shape(where, array, [(len(KEPT_JOINTS), 2), (len(KEPT_JOINTS), 3)])
     return _bounded(where, array[..., :2], MAX_PIXELS, "pixels")
 

@@ -21,6 +21,7 @@ from ups_model.data.format.rules import DAMAGED
 NUMBERS = frozenset({int, float})
 """Exact types of numbers in JSON: NumPy would take true and "1.5" for numbers too."""
 FPS_BOUNDS = (1.0, 1000.0)
+"""Frames per second that a recording may have."""
 _DAMAGED: tuple[type[Exception], ...] = (*DAMAGED, MemoryError)
 _WAY_OUT = "get the file again"
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}

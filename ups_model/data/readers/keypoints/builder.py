@@ -21,7 +21,6 @@ MAX_PERSONS = 200
 """Detections of a frame."""
 MAX_PIXELS = 1e6
 MAX_SCORE = 1000.0
-
 WAY_OUT = "write the file again"
 
 _MIN_SPARSE_FRAMES = 1000

@@ -64,7 +64,7 @@ def reading(source: Path) -> Reading:
 
     Left out are videos without a skeleton (as the label file says), in which nobody is seen, whose label is not one of
     the 400 or is given differently in two places, whose file is missing or unreadable, and training videos that are
-    also in the val part. ValueError where files of both layouts are missing, or a label file or array is none.
+    also in the val part. ValueError where there are no files of either layout, or a label file or array is damaged.
     """
     layout, parts = _layout(source)
     set_recipe = recipe(source)

@@ -35,7 +35,8 @@ def make_tracks(xy_NPJ2: np.ndarray, score_NPJ: np.ndarray) -> tuple[Track, ...]
     """A track for each slot in which anybody is seen, from the first to the last frame in which it is filled.
 
     Persons are not tracked from frame to frame: a slot may hold one person now and another then, as in the protocol.
-    Joints of score 0, unseen, are put where their slot last saw them (`fill_undetected`), without a person too.
+    Joints of score 0, unseen, are put where their slot last saw them (`fill_undetected`), without a person too; their
+    coordinates are not looked at, those of others are centred.
     """
     score_NPJ = np.where(score_NPJ >= LEAST_SCORE, score_NPJ, 0)
     tracks = []

@@ -50,7 +50,6 @@ SYNTHETIC_SETS: Mapping[str, SyntheticSet] = {
     name: SyntheticSet(**facts) for name, facts in packaged_table("synthetic/sets.toml").items()
 }
 
-
 _IMAGE_WH = (640, 480)
 _CAMERAS = tuple(
     Camera.facing(place, (0, 0, 0.9), (1145, 1145), (512, 515), (1000, 1002))
