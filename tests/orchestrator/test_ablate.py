@@ -58,7 +58,9 @@ def toy(bench, tmp_path, *more, leave_out=(), study=None):
 
 
 def tree(folder):
-    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+    """All there is, but the sizes of models, which a plan counts once and keeps in the cache."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.relative_to(folder).parts[:2] != ("cache", "sizes")]
+    return {path: path.read_bytes() if path.is_file() else None for path in paths if path != folder / "cache"}
 
 
 def refusal(arguments, capsys, folder):
