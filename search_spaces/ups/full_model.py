@@ -1,9 +1,12 @@
 """The paper's setting alone, joint and then fine-tuned, on all four tasks. Shares its units with `tables_7_9`."""
 
-from search_spaces.study import Study, Table
+from dataclasses import replace
+
+from search_spaces.study import Table
 from search_spaces.ups import paper_tables
 
-STUDY = Study(
+STUDY = replace(
+    paper_tables.STUDY,
     name="full_model",
     question="What does the paper's setting reach on each of the four tasks?",
     expectation="All four tasks converge.",
@@ -18,6 +21,5 @@ STUDY = Study(
             notes=(paper_tables.SEEDS_NOTE,),
         ),
     ),
-    base=paper_tables.STUDY.base,
-    fine_tuning=paper_tables.FINE_TUNING,
+    claims=(),
 )

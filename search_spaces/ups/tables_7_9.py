@@ -1,14 +1,14 @@
 """The paper's ablation tables alone: encoder depth, blocks per layer, routing. Shares its units with `paper_tables`."""
 
-from search_spaces.study import Study
+from dataclasses import replace
+
 from search_spaces.ups import paper_tables
 
-STUDY = Study(
+STUDY = replace(
+    paper_tables.STUDY,
     name="tables_7_9",
     question="What do encoder depth, blocks per layer and dynamic routing each contribute?",
     expectation="Depth 3 and two blocks suffice, more adds nothing; without routing every task is worse.",
     tables=(paper_tables.TABLE_7, paper_tables.TABLE_8, paper_tables.TABLE_9),
-    base=paper_tables.STUDY.base,
-    fine_tuning=paper_tables.FINE_TUNING,
     claims=paper_tables.CLAIMS,
 )

@@ -1,16 +1,16 @@
 """Joint against separate training alone, on all four tasks. Shares its units with `paper_tables` and `full_model`."""
 
+from dataclasses import replace
+
 from search_spaces.columns import AR2D, AR3D, EAP, MPJPE
-from search_spaces.study import Study
 from search_spaces.ups import paper_tables
 
-STUDY = Study(
+STUDY = replace(
+    paper_tables.STUDY,
     name="training",
     question="Is one model for four tasks as good as one for each, trained on equal samples?",
     expectation="Joint training with fine-tuning is better than separate training on every task.",
     tables=(paper_tables.TRAINING,),
-    base=paper_tables.STUDY.base,
-    fine_tuning=paper_tables.FINE_TUNING,
     claims=tuple(
         paper_tables.joint_is_better(
             paper_tables.TRAINING.name, "joint, fine-tuned", "separate", column.title, column.metric
