@@ -59,12 +59,24 @@ def main() -> None:
 
 
 def rows(out: Path) -> list[dict]:
-    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    return [json.loads(line) for line in out.read_text("utf-8").splitlines()] if out.exists() else []
+
+
+def is_there(out: Path, name: dict) -> bool:
+    """Whether a run of this name has been kept."""
+    return any(name.items() <= row.items() for row in rows(out))
+
+
+def keep(out: Path, line: dict) -> None:
+    """Add a run to what has been measured."""
+    with out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    print(line, flush=True)
 
 
 def measure(given: argparse.Namespace, arm: str, rate: float, steps: int, split: int, changes: dict[str, str]) -> None:
     name = {"label": given.label, "task": given.task, "arm": arm, "rate": rate, "steps": steps, "split": split}
-    if any(name.items() <= row.items() for row in rows(given.out)):
+    if is_there(given.out, name):
         return
     fields = {"validation_subjects": 1, "split_seed": split, "learning_rate": rate, "steps": steps}
     if given.task != "joint":
@@ -79,10 +91,7 @@ def measure(given: argparse.Namespace, arm: str, rate: float, steps: int, split:
             metrics = {}
     kept = {key.removeprefix("validation/"): round(value, 2) for key, value in metrics.items() if key in HEADLINE}
     about = {"changes": changes, "source": source_digest("training"), "seconds": round(time.time() - started)}
-    line = {**name, **kept, **about}
-    with given.out.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(line, flush=True)
+    keep(given.out, {**name, **kept, **about})
 
 
 HEADLINE = {f"validation/{name}" for name in ("ar3d/top1", "ar2d/top1", "eap/top1", "pe/mpjpe_mm")}

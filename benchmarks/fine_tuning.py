@@ -9,13 +9,13 @@ that of its record; each other run is one line of FILE, and what stands there is
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from depth import is_there, keep, rows
 
 from orchestrator.report.sources import open_study
 from orchestrator.storage.ledger import Ledger
@@ -42,11 +42,7 @@ def main() -> None:
     if not options.show:
         torch.set_num_threads(1)
         measure(options)
-    show(lines(options.out))
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.read_text("utf-8").splitlines()] if out.exists() else []
+    show(rows(options.out))
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -66,21 +62,18 @@ def measure(options: argparse.Namespace) -> None:
         for factor in options.factors:
             rate = factor * config.optim.learning_rate
             name = {"task": unit.task, "seed": unit.seed, "rate": float(f"{rate:.3g}")}
-            if any(name.items() <= line.items() for line in lines(options.out)):
+            if is_there(options.out, name):
                 continue
             about = {"before": round(joint.metrics[metric], 3), "source": source_digest("training")}
             if factor == 1.0:
                 value, about["source"] = record.metrics[metric], record.about["source"]["training"]
             else:
                 paths = data_paths(options.data, configured_sets(config))
-                weights = ledger.root / "units" / parent.folder / joint.checkpoint
+                weights = ledger.weights(parent, joint)
                 with tempfile.TemporaryDirectory() as folder:
                     run = RunOptions(Path(folder), "cpu", "fp32", checkpoint_every=10**9, test=False)
                     value = train(config.with_fields({"learning_rate": rate}), paths, run, weights).metrics[metric]
-            line = {**name, "metric": metric, "value": round(value, 3), **about}
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            print(line, flush=True)
+            keep(options.out, {**name, "metric": metric, "value": round(value, 3), **about})
 
 
 def show(found: list[dict[str, Any]]) -> None:
@@ -90,13 +83,13 @@ def show(found: list[dict[str, Any]]) -> None:
         rates = sorted({rate for _, rate in own})
         print(f"\n{task}, {next(iter(own.values()))['metric']}")
         print(f"{'':8}{'before':>10}" + "".join(f"{rate:>10g}" for rate in rates))
-        rows = []
+        table = []
         for seed in sorted({seed for seed, _ in own}):
             before = next(line["before"] for (one, _), line in own.items() if one == seed)
             values = [own[seed, rate]["value"] if (seed, rate) in own else None for rate in rates]
-            rows.append([before, *values])
-            print(f"seed {seed:<3}" + "".join(f"{'' if value is None else f'{value:.2f}':>10}" for value in rows[-1]))
-        means = [fmean(column) if None not in column else None for column in zip(*rows, strict=True)]
+            table.append([before, *values])
+            print(f"seed {seed:<3}" + "".join(f"{'' if value is None else f'{value:.2f}':>10}" for value in table[-1]))
+        means = [fmean(column) if None not in column else None for column in zip(*table, strict=True)]
         print(f"{'mean':8}" + "".join(f"{'' if value is None else f'{value:.2f}':>10}" for value in means))
 
 
