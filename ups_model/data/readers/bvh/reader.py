@@ -95,7 +95,8 @@ def clip_names(file: Path) -> tuple[str, ...]:
 
 def read_recording(file: Path, clip: str | None = None) -> Recording:
     """The motion of a file, as `reading` has it but at its own frame rate; see `Reader`. A joints.json counts that is
-    in the file's folder or one of the two above it."""
+    in the file's folder or one of the two above it. ValueError too where the file lacks joints, or its person is of no
+    plausible height."""
     name = choose_clip(file, clip_names(file), clip)
     motion = _read(file, None, joints_beside(file.absolute().parents[:3]))
     return Recording(name, SKELETON, 3, motion.fps, "metre", "z", (Track(_stored(motion.pose_NJ3)),))

@@ -254,8 +254,8 @@ def _distance_px(pose_NJ3: np.ndarray, keypoints_NJ2: np.ndarray, camera: Camera
 
 
 def _offsets(file: Path, item: _Matched) -> list[float]:
-    """Median distance in pixels of each camera's keypoints from the poses' projection. ValueError
-    where they are another camera's."""
+    """Median distance in pixels of each camera's keypoints from the poses' projection. ValueError where they are
+    another camera's."""
     cameras, views_KNJ2 = cameras_of(item.subject), np.moveaxis(item.keypoints_NKJ2, 1, 0)
     offsets = [_distance_px(item.pose_NJ3, view, camera) for view, camera in zip(views_KNJ2, cameras, strict=True)]
     for place in (place for place, offset in enumerate(offsets) if offset > LIMIT_PX):
