@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Preset small on open data, one thread each: each task alone, and a short joint run; behind results/open_data.
+# Preset small on open data, one thread each: each task alone, and a short joint run; results/open_data is of an earlier recipe.
 # usage: bash benchmarks/open_data.sh SOURCE OUT     SOURCE holds the packed open sets, OUT gets runs and logs
 set -euo pipefail
 source=$1 out=$2
