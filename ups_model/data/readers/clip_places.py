@@ -38,6 +38,8 @@ class OwnFile:
     left_out: LeftOut | None = None
     """Why it is no clip, where its place tells that already."""
     subject: int = -1
+    subject_name: str = ""
+    """As tables have it, numbers without leading zeros; whatever other subjects there are."""
     frames: tuple[str, ...] = ()
     """Its files, where each frame is one; `path` is the first."""
     item: str = ""
@@ -136,6 +138,7 @@ def own_files(source: Path, places: Sequence[Place], tables: Tables) -> tuple[li
                 bool(test),
                 left_out,
                 subjects.get(row.subject or "", -1),
+                str(int(row.subject)) if _is_number(row.subject or "") else row.subject or "",
                 tuple(str(source / frame) for frame in place.frames),
                 "" if place.item is None else place.item.name,
             )
@@ -158,9 +161,13 @@ def _other_id(name: str, strange: Mapping[str, str]) -> str:
 
 def _numbers(subjects: set[str]) -> dict[str, int]:
     """The number of each subject: its own where all are numbers, else its place among them, sorted, from 1."""
-    if all(subject.isascii() and subject.isdigit() and len(subject) < 9 for subject in subjects):
+    if all(map(_is_number, subjects)):
         return {subject: int(subject) for subject in subjects}
     return {subject: number for number, subject in enumerate(sorted(subjects), start=1)}
+
+
+def _is_number(subject: str) -> bool:
+    return subject.isascii() and subject.isdigit() and len(subject) < 9
 
 
 def no_target(path: Path) -> str:

@@ -172,10 +172,10 @@ def _split_by_hash(files: Sequence[OwnFile], classes: Sequence[str]) -> tuple[st
     """What the split goes by, the files with it, and what to tell of it."""
     there = [file for file in files if file.left_out is None]
     if there and all(file.subject >= 0 for file in there):
-        chosen, _ = for_testing([(str(subject), 0) for subject in sorted({file.subject for file in there})])
+        chosen, _ = for_testing([(subject, 0) for subject in sorted({file.subject_name for file in there})])
         which = ", ".join(sorted(chosen)) or "none"
-        notes = [f"no splits: about one subject in {ONE_IN} is for testing, by the sha256 of its number: {which}"]
-        files = [replace(file, split_test=str(file.subject) in chosen) for file in files]
+        notes = [f"no splits: about one subject in {ONE_IN} is for testing, by the sha256 of its name: {which}"]
+        files = [replace(file, split_test=file.subject_name in chosen) for file in files]
         return "sha256 of the subject", list(files), notes
     chosen, mended = for_testing([(file.name, file.label) for file in there])
     notes = [

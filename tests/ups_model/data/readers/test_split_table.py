@@ -87,6 +87,22 @@ def test_whole_subjects_are_for_testing_where_no_split_is_told(tmp_path):
     assert any("about one subject in 5 is for testing, by the sha256" in note for note in reading.notes)
 
 
+def test_a_subject_more_moves_no_other_one_to_the_other_side(tmp_path):
+    people = ["Bob", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida", "12", "Kim"]
+
+    def tested(folder, subjects):
+        names = [f"clip{subject}" for subject in subjects]
+        rows = "clip,subject\n" + "".join(f"clip{subject},{subject}\n" for subject in subjects)
+        clips, _ = prepared(folder, {"subjects.csv": rows}, names=names)
+        return set(clips.clip_id[clips.split_test].tolist())
+
+    before = tested(tmp_path / "before", people)
+    after = tested(tmp_path / "after", ["Aaa", *people, "Jon"])
+    assert before and after - {"clipAaa", "clipJon"} == before
+    alone = tested(tmp_path / "numbers", ["12", "7", "3", "4", "5", "6"])
+    assert ("clip12" in alone) == ("clip12" in before)  # What number it is doesn't depend on the others.
+
+
 def test_a_table_counts_more_than_the_folders(tmp_path):
     rows = "clip,split,label\ntrain/wave/a,test,\ntest/wave/b,,bow\n"
     clips, _ = prepared(tmp_path, {"splits.csv": rows}, names=("train/wave/a", "train/wave/c", "test/wave/b"))

@@ -24,7 +24,7 @@ from ups_model.data.readers.bvh.parser import read_bvh
 from ups_model.data.readers.clip_places import OwnFile
 from ups_model.data.readers.user_folder import first_readable, frames_at_rate, look, make_jobs
 
-READER_VERSION = 2
+READER_VERSION = 3
 NAME = "bvh"
 UNITS = (0.01, 1.0, 0.0254, 0.0564444, 0.001)
 """Metres in a unit, as files have it: centimetre, metre, inch, CMU's unit (an inch over 0.45), millimetre."""

@@ -32,7 +32,7 @@ from ups_model.data.readers.keypoints.per_frame import clip_of_frame, read_frame
 from ups_model.data.readers.keypoints.tracks import Detections, make_tracks
 from ups_model.data.readers.user_folder import first_readable, frames_at_rate, look, make_jobs
 
-READER_VERSION = 4
+READER_VERSION = 5
 NAME = "keypoints"
 SKELETON = "coco17"
 UP_AXIS = "-y"

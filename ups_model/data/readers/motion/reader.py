@@ -30,7 +30,7 @@ from ups_model.data.readers.motion.layouts import MOTION_FILE, UNITS, About, abo
 from ups_model.data.readers.user_folder import first_readable, frames_at_rate, look, make_jobs
 from ups_model.skeletons import Skeleton
 
-READER_VERSION = 2
+READER_VERSION = 3
 NAME = "motion"
 SUFFIXES = (".npz", ".npy", ".csv", ".c3d", ".pkl")
 DEFAULT_FPS = 30.0
