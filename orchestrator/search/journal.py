@@ -21,14 +21,14 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestrator.search.plan import Dimensions, Params
 from orchestrator.search.rungs import END
 from orchestrator.search.suggestions import PriorTrial, Suggestions
-from orchestrator.storage.search_journal import JournalPlace
+from orchestrator.storage.search_journal import NUMBER, JournalPlace
 from search_spaces.space import Space
 
 logger = logging.getLogger(__name__)
 
 MIN_TRIALS_FOR_IMPORTANCES = 20
-NUMBER, AIM = "trial", "aim"
-"""Attributes of Optuna's trials: the trial's number, and the step of the rung that it trains to."""
+AIM = "aim"
+"""Attribute of Optuna's trials: the step of the rung that it trains to."""
 PRIOR = "prior"
 """Attribute of the study."""
 

@@ -6,12 +6,12 @@ from statistics import fmean
 from optuna.trial import create_trial
 
 from orchestrator.record import Record, finished_of
-from orchestrator.search.journal import NUMBER
 from orchestrator.search.plan import Dimensions, SearchPlan, active, field_of
 from orchestrator.search.resolve_space import holds
 from orchestrator.search.suggestions import PriorTrial
 from orchestrator.search.trials import ranked
 from orchestrator.storage.ledger import Ledger, Place
+from orchestrator.storage.search_journal import NUMBER
 from orchestrator.storage.source_check import SourceCheck
 from ups_model.config.schema import digest
 from ups_model.wording import count

@@ -133,13 +133,16 @@ def list_text(ledger: Ledger) -> str:
         unknown = work.kind == "search" and work.trials is None
         lines.append(
             f"{work.kind:<7}{work.name:<{width}}  "
-            + ("no table of trials: it has not ended, or was imported" if unknown else f"{of}: {text}")
+            + ("no table of all trials: it has not ended, or was imported" if unknown else f"{of}: {text}")
         )
     return "\n".join(lines)
 
 
 def delete(ledger: Ledger, names: Sequence[str], dry_run: bool) -> int:
     """`delete`; returns the exit status."""
+    names = list(dict.fromkeys(names))
+    for name in names:
+        remove(ledger, name, dry_run=True)  # What one of them is refused for goes before any of them does.
     is_whole = True
     for name in names:
         removed = remove(ledger, name, dry_run)

@@ -1,10 +1,11 @@
 """Where a search keeps its journal, a file to which lines are added. Several processes may run one search: each holds
 the journal for as long as it reads, decides and writes."""
 
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,9 +14,21 @@ from orchestrator.storage.backends.base import Claim, Storage
 from orchestrator.storage.backends.workspace import scratch
 
 JOURNAL = "journal.log"
+NUMBER = "trial"
+"""Attribute of Optuna's trials: the trial's number."""
 TRANSACTION_TIMEOUT_SECONDS = 120.0
 """Another process needs seconds at most, unless it is stopped; the lease of one that died is stale before."""
 RETRY_SECONDS = 0.2
+
+
+def trials_begun(journal: bytes) -> int:
+    """Trials that a journal's lines tell of, however often each was tried; a line that was cut off tells of none."""
+    numbers = set()
+    for line in journal.splitlines():
+        with suppress(ValueError):
+            entry = json.loads(line)
+            numbers.add(entry.get("user_attrs", {}).get(NUMBER))
+    return len(numbers - {None})
 
 
 class JournalPlace:

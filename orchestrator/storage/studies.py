@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.storage.ledger import CLAIM, OWNER, Ledger, Place
+from orchestrator.storage.search_journal import JOURNAL, trials_begun
 from orchestrator.storage.usage import key_of
 
 TRIALS = "trials.csv"
@@ -24,7 +25,7 @@ class Work:
     units: frozenset[str]
     """Folders."""
     trials: Mapping[str, int] | None = None
-    """Of a search: number of trials by state; None where it has no table of them yet."""
+    """Of a search: number of trials by state; None where no table has them all: it is written when a call ends."""
 
     @property
     def place(self) -> str:
@@ -57,9 +58,12 @@ def works(ledger: Ledger) -> list[Work]:
 def _search(ledger: Ledger, name: str, folders: Mapping[str, str]) -> Work:
     try:
         text = ledger.storage.read(f"searches/{name}/{TRIALS}").decode("utf-8")
+        begun = trials_begun(ledger.storage.read(f"searches/{name}/{JOURNAL}"))
     except FileNotFoundError:
         return Work("search", name, frozenset())
     rows = list(csv.DictReader(io.StringIO(text)))
+    if len(rows) < begun:
+        return Work("search", name, frozenset())
     units = {folders[key] for row in rows for key in row["units"].split() if key in folders}
     return Work("search", name, frozenset(units), Counter(row["state"] for row in rows))
 
@@ -103,7 +107,7 @@ def remove(ledger: Ledger, name: str, dry_run: bool) -> Removed:
     (work, *_), others = wanted, [other for other in every if other.name != name]
     if unknown := [other.name for other in (*others, work) if other.kind == "search" and other.trials is None]:
         raise ValueError(
-            f"the units of the search {unknown[0]} are not known before its first end; run its command again, or "
+            f"the units of the search {unknown[0]} are not known before its end; run its command again, or "
             f"delete {ledger.storage.where(f'searches/{unknown[0]}')} by hand: its units then stay"
         )
     used = frozenset[str]().union(*(other.units for other in others))
@@ -122,7 +126,8 @@ def remove(ledger: Ledger, name: str, dry_run: bool) -> Removed:
 
 
 def _remove_unit(ledger: Ledger, folder: str) -> bool:
-    """Whether a unit's folder is gone; not where a process has taken it just now."""
+    """Whether a unit's files are gone; not where a process has taken it just now. On an object store its claims stay:
+    without the older ones nobody could tell which is the newest."""
     place = f"units/{folder}"
     with ledger.storage.claim(place) as claim:
         if not claim:
@@ -133,5 +138,6 @@ def _remove_unit(ledger: Ledger, folder: str) -> bool:
             if name.removeprefix(f"{place}/").split("/")[0] not in CLAIMS:
                 claim.check()
                 ledger.storage.delete(name)
-    ledger.storage.remove(place)
+    if ledger.storage.root is not None:
+        ledger.storage.remove(place)
     return True

@@ -31,7 +31,7 @@ from orchestrator.search.trial_queue import TrialQueue
 from orchestrator.search.trial_report import STATES, caution, closing, markdown, table, write_trials
 from orchestrator.search.trials import ranked, spread
 from orchestrator.storage.ledger import Ledger
-from orchestrator.storage.search_journal import JOURNAL
+from orchestrator.storage.search_journal import JOURNAL, trials_begun
 from orchestrator.storage.source_check import SourceCheck
 from orchestrator.tracking.read import fetch
 from orchestrator.worker.job import Job
@@ -333,6 +333,7 @@ def test_the_report_says_what_a_best_value_is_worth(bench, tmp_path):
     while unit := graph.next():
         finish(graph.ledger, unit)
         graph.finished(unit.key)
+    assert trials_begun((tmp_path / JOURNAL).read_bytes()) == len(book.trials) == 3
     text = markdown(inputs, graph, {}, "python -m orchestrator.search toy")
     order = ranked(book.trials, "maximize")
     lines = [line for line in text.splitlines() if line.startswith("| ") and "Trial" not in line and "---" not in line]

@@ -1,5 +1,6 @@
 """python -m orchestrator.storage: how full, what can go, what is damaged; a cleaned unit stays done."""
 
+import json
 import shutil
 import time
 from dataclasses import replace
@@ -288,7 +289,7 @@ def test_list_says_how_far_each_study_and_search_is(address, capsys, plan):
         ["study", plan.name], ["search", "begun-tiny-12345678"], ["search", "rates-tiny-12345678"],
     ]  # fmt: skip
     assert " ".join(lines[0][2:]) == f"{len(plan.units)} units: 2 finished, {len(plan.units) - 2} open"
-    assert " ".join(lines[1][2:]) == "no table of trials: it has not ended, or was imported"
+    assert " ".join(lines[1][2:]) == "no table of all trials: it has not ended, or was imported"
     assert " ".join(lines[2][2:]) == "2 trials: 1 complete, 1 failed"
 
 
@@ -301,9 +302,9 @@ def test_delete_removes_a_study_and_the_units_that_nothing_else_uses(address, ca
     assert names(ledger) == before
     status, text = command(capsys, "delete", "--study", plan.name, "--storage", address)
     assert status == 0 and "it and 1 unit were deleted; 1 that others use stay" in text
-    left = names(ledger)
+    left = {name for name in names(ledger) if "/claims/" not in name}
     assert left < before and not any(child.folder in name or plan.name in name for name in left)
-    assert {name for name in before if parent.folder in name} <= left
+    assert {name for name in before if parent.folder in name and "/claims/" not in name} <= left
     status, text = command(capsys, "verify", "--storage", address)
     assert status == 0, text
     status, text = command(capsys, "delete", "--study", plan.name, "--storage", address)
@@ -321,7 +322,36 @@ def test_delete_keeps_what_a_search_uses_and_refuses_where_that_is_unknown(addre
     assert command(capsys, "delete", "--study", plan.name, "--storage", address)[0] == 0
     assert ledger.finished(child) is not None and ledger.finished(parent) is None
     assert command(capsys, "delete", "--study", "rates-tiny-12345678", "--storage", address)[0] == 0
-    assert not any(name.startswith(("units/", "studies/", "searches/")) for name in names(ledger))
+    assert all("/claims/" in name for name in names(ledger) if name.startswith(("units/", "studies/", "searches/")))
+
+
+def test_delete_refuses_where_a_search_has_begun_trials_since_its_table(address, capsys, plan):
+    ledger, (_, child) = Ledger.at(address), units_of(plan)
+    add_search(ledger, "rates-tiny-12345678", [child])
+    lines = [json.dumps({"op_code": 4, "user_attrs": {"trial": number}}) for number in (0, 1, 1, 2)]
+    ledger.storage.write("searches/rates-tiny-12345678/journal.log", "\n".join(lines).encode())
+    before = names(ledger)
+    status, text = command(capsys, "delete", "--study", plan.name, "--storage", address)
+    assert status == 2 and "units of the search rates-tiny-12345678 are not known" in text and names(ledger) == before
+
+
+def test_delete_of_several_removes_none_where_one_is_refused(address, capsys, plan):
+    before = names(Ledger.at(address))
+    status, text = command(capsys, "delete", "--study", plan.name, "--study", "typo", "--storage", address)
+    assert status == 2 and "has no 'typo'" in text and names(Ledger.at(address)) == before
+    status, text = command(capsys, "delete", "--study", plan.name, "--study", plan.name, "--storage", address)
+    assert status == 0 and text.count("were deleted") == 1
+
+
+def test_a_unit_that_was_deleted_can_be_claimed_by_one_process_at_a_time(address, capsys, plan):
+    ledger, (_, child) = Ledger.at(address), units_of(plan)
+    for _ in range(3):  # Of several claims the newest is found from the first.
+        with ledger.claim(child) as claim:
+            assert claim
+    assert command(capsys, "delete", "--study", plan.name, "--storage", address)[0] == 0
+    with ledger.claim(child) as claim, Ledger.at(address).claim(child) as other:
+        assert claim and not other
+        claim.check()
 
 
 def test_delete_leaves_everything_where_a_process_holds_one_of_the_units(address, capsys, plan):
@@ -351,7 +381,7 @@ def test_delete_that_stops_in_the_middle_goes_on_with_the_next_call(address, cap
     assert calls[0].endswith("record.json"), "half a unit is none"
     assert plan.name in ledger.studies()
     assert command(capsys, "delete", "--study", plan.name, "--storage", address)[0] == 0
-    assert not any(name.startswith(("units/", "studies/")) for name in names(ledger))
+    assert all("/claims/" in name for name in names(ledger) if name.startswith(("units/", "studies/")))
 
 
 def test_delete_refuses_where_another_study_cannot_be_read(address, capsys, plan):
