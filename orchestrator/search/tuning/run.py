@@ -75,6 +75,7 @@ def tune(
             if not all(place.begun() for place in places):
                 session.connect()  # Before there is anything to leave behind.
             check = SourceCheck(ledger, options.other_code, wanted_metrics(inputs))
+            check.check(plan.units.values())  # Before there is a journal; its own units cannot come before it.
             journals = [
                 _journal(place.hold(alone=True), one, place) for place, one in zip(places, searches, strict=True)
             ]

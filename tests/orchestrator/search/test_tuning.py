@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -427,6 +428,19 @@ def test_a_name_that_another_study_has_is_refused_before_its_searches(hill, driv
     (hill.parent / "taken").write_text("")
     run(hill, "--out", str(hill.parent / "taken"), status=2)
     assert "taken: cannot be written to" in capsys.readouterr().err
+
+
+def test_tables_that_other_code_has_trained_are_refused_before_there_is_a_search(hill, driver, capsys):
+    run(hill)
+    storage = hill.parent / "storage"
+    for file in storage.glob("units/*-seed0-*/record.json"):
+        record = json.loads(file.read_text())
+        record["about"]["source"] = {"training": "0" * 16, "evaluation": "0" * 16}
+        file.write_text(json.dumps(record))
+    shutil.rmtree(storage / "searches")
+    run(hill, status=2)
+    assert "2 finished units (commit unknown) were trained by other code" in capsys.readouterr().err
+    assert not (storage / "searches").exists()
 
 
 def test_a_study_without_tuning_has_no_section(hill, driver):
