@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -329,6 +330,6 @@ def record_failures(graph: TaskGraph) -> None:
         # One that doesn't tell of this error is of an earlier call.
         if record is None or (record.status == "failed" and graph.error[key] not in record.error):
             try:
-                graph.ledger.write(unit, Record(key, "failed", error=graph.error[key]))
+                graph.ledger.write(unit, Record(key, "failed", about={"ended": time.time()}, error=graph.error[key]))
             except OSError as error:
                 logger.error("%s: its failure can't be recorded (%s)", unit.name, error)

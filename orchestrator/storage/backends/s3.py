@@ -253,7 +253,7 @@ def _client(read_timeout: float, tries: int) -> Any:
             logging.getLogger(library).setLevel(logging.WARNING)
     session = boto3.session.Session()
     settings: dict[str, Any] = {
-        "retries": {"mode": "standard", "max_attempts": tries},
+        "retries": {"mode": "standard", "total_max_attempts": tries},
         "connect_timeout": min(5, read_timeout),
         "read_timeout": read_timeout,
         "max_pool_connections": PARALLEL + TRANSFER.max_concurrency,

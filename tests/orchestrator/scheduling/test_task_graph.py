@@ -242,6 +242,7 @@ def test_a_failure_that_left_no_record_gets_one_and_a_worker_s_own_is_kept(ledge
     graph.failed(told.key, "at step 3")
     record_failures(graph)
     assert ledger.record(silent).error == "its process died"
+    assert ledger.record(silent).about["ended"] > 0  # By which an import knows the later of two failures.
     assert "Traceback" in ledger.record(told).error
 
 
