@@ -2,7 +2,7 @@
 # A Ray cluster inside a SLURM job, and a study on it. Goes on in the next job when the time is up.
 #
 #   bash -n cluster/slurm.sh; python -m cluster.check cluster/slurm.sh       reads this file, starts nothing
-#   sbatch cluster/slurm.sh tables_7_9 --preset paper --storage /shared/ups/ablations
+#   sbatch cluster/slurm.sh tables_7_9 --preset paper --gpus-per-unit 8 --micro-batch auto --storage /shared/ups/ablations
 #
 # To be changed by you: partition, account, nodes, GPUs and time. The environment (~/.venv, made as in cluster/README.md),
 # the project and the storage lie in folders that all nodes mount.

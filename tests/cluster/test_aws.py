@@ -129,7 +129,7 @@ def fake_environment(home, address):
 
 @pytest.fixture
 def home(tmp_path):
-    for folder in ("tmp", ".cache/ups/clips", ".cache/ups/text", ".ray", ".ssh"):
+    for folder in ("tmp", ".cache/ups/clips", ".ray", ".ssh"):
         (tmp_path / "home" / folder).mkdir(parents=True)
     (tmp_path / "home" / ".ray" / "auth_token").write_text("f" * 32 + "0123456789abcdef" * 2)
     return tmp_path / "home"

@@ -152,7 +152,6 @@ class Cluster:
         token.write_text(os.urandom(32).hex())
         token.chmod(0o600)
         (self._home / ".cache/ups/clips").mkdir(parents=True, exist_ok=True)
-        (self._home / ".cache/ups/text").mkdir(parents=True, exist_ok=True)
 
     def _content(self, cpus: int) -> dict[str, Any]:
         content = yaml.safe_load((ROOT / "cluster" / "local.yaml").read_text())
