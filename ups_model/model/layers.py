@@ -5,6 +5,9 @@ Shape suffixes: B clips (persons folded in), N frames, J joint slots present, D 
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -99,13 +102,14 @@ class TokenNorm(nn.Module):
         if self.kind == "layer":
             return F.layer_norm(x_BNJD, (width,), self.weight, self.bias)
         mean_D, variance_D = self.mean_TD[scene.task], self.variance_TD[scene.task]
+        momentum = 0.0 if _recomputes.get() else 0.1  # The first pass has counted this batch.
         if not self.training or scene.frame_mask_BN is None:
             flat_XD = x_BNJD.reshape(-1, width)
-            out_XD = F.batch_norm(flat_XD, mean_D, variance_D, self.weight, self.bias, self.training, 0.1)
+            out_XD = F.batch_norm(flat_XD, mean_D, variance_D, self.weight, self.bias, self.training, momentum)
             return out_XD.view(x_BNJD.shape)
         out_BNJD = torch.zeros_like(x_BNJD)  # Padded frames take no part in the statistics.
         there_XD = x_BNJD[scene.frame_mask_BN].reshape(-1, width)
-        normed_XD = F.batch_norm(there_XD, mean_D, variance_D, self.weight, self.bias, True, 0.1)
+        normed_XD = F.batch_norm(there_XD, mean_D, variance_D, self.weight, self.bias, True, momentum)
         out_BNJD[scene.frame_mask_BN] = normed_XD.view(-1, *x_BNJD.shape[2:]).to(out_BNJD.dtype)
         return out_BNJD
 
@@ -140,8 +144,25 @@ def run_layer(layer: nn.Module, x_BNJD: Tensor, scene: Scene, activation_checkpo
     """A layer's output; with activation checkpointing a training step keeps its input alone, and computes the rest
     again in the backward pass."""
     if activation_checkpointing and torch.is_grad_enabled():
-        return checkpoint(layer, x_BNJD, scene, use_reentrant=False)
+        return checkpoint(layer, x_BNJD, scene, use_reentrant=False, context_fn=_two_passes)
     return layer(x_BNJD, scene)
+
+
+_recomputes: ContextVar[bool] = ContextVar("recomputes", default=False)
+"""Whether a layer is computed again for its backward pass."""
+
+
+def _two_passes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _recomputing()
+
+
+@contextmanager
+def _recomputing() -> Iterator[None]:
+    token = _recomputes.set(True)
+    try:
+        yield
+    finally:
+        _recomputes.reset(token)
 
 
 class SlotsToToken(nn.Module):

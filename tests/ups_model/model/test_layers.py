@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from tests.support.small_models import generator, small_config, small_model, some_slots, stir
-from ups_model.model.layers import Dropout, Scene, SlotsToToken, TokenNorm, TokenToSlots, attend, linear, seed_for
+from ups_model.model.layers import (
+    Dropout,
+    Scene,
+    SlotsToToken,
+    TokenNorm,
+    TokenToSlots,
+    attend,
+    linear,
+    run_layer,
+    seed_for,
+)
 
 
 def scene(task=0, slots=range(25), mask=None):
@@ -101,6 +111,22 @@ def test_task_statistics_move_for_the_task_of_the_batch_alone():
     torch.testing.assert_close(norm.variance_TD[2], 0.9 + 0.1 * flat.var(dim=0))
     assert not norm.mean_TD[[0, 1, 3]].any() and (norm.variance_TD[[0, 1, 3]] == 1).all()
     torch.testing.assert_close(out.reshape(-1, 4).mean(dim=0), torch.zeros(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[True, True, False], [True, False, False]])])
+def test_a_batch_counts_once_in_statistics_where_its_layer_is_computed_again(mask):
+    x_BNJD = torch.randn(2, 3, 5, 4, generator=generator(0), dtype=torch.float64)
+    norms, gradients = [], []
+    for again in (False, True):
+        norm = stir(TokenNorm(4, "task_batch")).double()
+        run_layer(norm, x_BNJD, scene(task=1, mask=mask), again).square().sum().backward()
+        norms.append(norm)
+        gradients.append(norm.weight.grad)
+        norm(x_BNJD, scene(task=1, mask=mask))  # The next batch counts again.
+    once, twice = norms
+    torch.testing.assert_close(twice.mean_TD, once.mean_TD, rtol=0, atol=0)
+    torch.testing.assert_close(twice.variance_TD, once.variance_TD, rtol=0, atol=0)
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
 def test_padded_frames_take_no_part_in_batch_statistics():
