@@ -303,7 +303,7 @@ BROKEN = [
     ("local.yaml", " --autoscaling-config=~/ray_bootstrap_config.yaml", "", "autoscaler", "no worker", "ulimit"),
     ("local.yaml", "type: local", "type: gcp", "provider", "got 'gcp'", "type: gcp"),
     # YAML itself
-    (AWS, "file_mounts:", "file_mounts: {", "yaml", "not YAML", "~/ups/search_spaces"),
+    (AWS, "file_mounts:", "file_mounts: {", "yaml", "not YAML", "~/ups/baselines"),
     # SLURM
     ("slurm.sh", "--requeue", "--requeu", "directives", "--requeue is missing", None),
     ("slurm.sh", "#SBATCH --nodes=2\n", "", "directives", "--nodes is missing", None),
