@@ -138,7 +138,7 @@ def own_files(source: Path, places: Sequence[Place], tables: Tables) -> tuple[li
                 bool(test),
                 left_out,
                 subjects.get(row.subject or "", -1),
-                str(int(row.subject)) if _is_number(row.subject or "") else row.subject or "",
+                _subject_name(row.subject or ""),
                 tuple(str(source / frame) for frame in place.frames),
                 "" if place.item is None else place.item.name,
             )
@@ -164,6 +164,10 @@ def _numbers(subjects: set[str]) -> dict[str, int]:
     if all(map(_is_number, subjects)):
         return {subject: int(subject) for subject in subjects}
     return {subject: number for number, subject in enumerate(sorted(subjects), start=1)}
+
+
+def _subject_name(subject: str) -> str:
+    return str(int(subject)) if _is_number(subject) else subject
 
 
 def _is_number(subject: str) -> bool:
