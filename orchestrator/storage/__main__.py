@@ -141,8 +141,8 @@ def list_text(ledger: Ledger) -> str:
 def delete(ledger: Ledger, names: Sequence[str], dry_run: bool) -> int:
     """`delete`; returns the exit status."""
     names = list(dict.fromkeys(names))
-    for name in names:
-        remove(ledger, name, dry_run=True)  # What one of them is refused for goes before any of them does.
+    for name in names[1:]:  # What is refused of one, before another goes.
+        remove(ledger, name, dry_run=True)
     is_whole = True
     for name in names:
         removed = remove(ledger, name, dry_run)

@@ -1,16 +1,15 @@
 """Where a search keeps its journal, a file to which lines are added. Several processes may run one search: each holds
 the journal for as long as it reads, decides and writes."""
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from orchestrator.storage.backends.base import Claim, Storage
+from orchestrator.storage.backends.base import Claim, Storage, as_object
 from orchestrator.storage.backends.workspace import scratch
 
 JOURNAL = "journal.log"
@@ -23,11 +22,7 @@ RETRY_SECONDS = 0.2
 
 def trials_begun(journal: bytes) -> int:
     """Trials that a journal's lines tell of, however often each was tried; a line that was cut off tells of none."""
-    numbers = set()
-    for line in journal.splitlines():
-        with suppress(ValueError):
-            entry = json.loads(line)
-            numbers.add(entry.get("user_attrs", {}).get(NUMBER))
+    numbers = {as_object(line).get("user_attrs", {}).get(NUMBER) for line in journal.splitlines()}
     return len(numbers - {None})
 
 

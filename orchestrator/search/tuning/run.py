@@ -75,13 +75,13 @@ def tune(
             if not all(place.begun() for place in places):
                 session.connect()  # Before there is anything to leave behind.
             check = SourceCheck(ledger, options.other_code, wanted_metrics(inputs))
-            check.check(plan.units.values())  # Before there is a journal; its own units cannot come before it.
+            check.check(plan.units.values())  # Those of the tables come later, refusals before there is a journal.
             journals = [
                 _journal(place.hold(alone=True), one, place) for place, one in zip(places, searches, strict=True)
             ]
             pairs = [(one.inputs.plan, journal) for one, journal in zip(searches, journals, strict=True)]
             begun = {unit.key: unit for search, journal in pairs for unit in units_of_trials(search, journal.trials)}
-            check.check([*begun.values(), *plan.units.values()])  # Those of the tables come later, refusals now.
+            check.check(begun.values())
             queues = [TrialQueue(search, ledger, journal, tuning.trials, check=check) for search, journal in pairs]
             graph = TuningGraph(queues, ledger, check)
             if not graph.complete:
