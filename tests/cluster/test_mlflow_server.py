@@ -24,7 +24,7 @@ from orchestrator.tracking import mlflow_store
 from orchestrator.tracking import schema as mirrored
 from orchestrator.tracking.client import EXPERIMENT
 from orchestrator.tracking.mirror import PERMANENT_CODES
-from tests.support.drivers import ROOT, Bench, alive, command_of, descendants, records, wait_until
+from tests.support.drivers import PATIENCE, ROOT, Bench, alive, command_of, descendants, records, wait_until
 from tests.support.tracking_server import client, missing, running_server
 
 pytestmark = [
@@ -111,14 +111,14 @@ def test_a_server_that_is_killed_in_the_middle_of_a_study_is_filled_when_it_is_b
     bench = Bench.make(tmp_path_factory.mktemp("long"), LONG_STEPS)
     storage = bench.folder / "storage"
     with running_server() as server, driver_on(server, bench, storage, monkeypatch) as driver:
-        wait_until(lambda: bool(server.runs_by_key()), 120, lambda: driver.text)
+        wait_until(lambda: bool(server.runs_by_key()), lambda: driver.text)
         assert server.kill(victim) == 1
         assert re.search(rf"error: {victim} ended with status -9", server.log.read_text())
         driver.wait_for("training goes on")
         server.start()
         before = len(records(storage))
         driver.wait_for("is back; runs are mirrored again")
-        assert driver.process.wait(300) == 0, driver.text
+        assert driver.process.wait(PATIENCE) == 0, driver.text
         assert before < len(records(storage))  # It was the middle.
         assert "not in MLflow yet" not in driver.text
         assert_whole(server, storage, tmp_path)
@@ -129,9 +129,9 @@ def test_a_server_that_is_killed_with_its_children_and_comes_back_late_is_filled
 ):
     storage = bench.folder / "late"
     with running_server() as server, driver_on(server, bench, storage, monkeypatch) as driver:
-        wait_until(lambda: bool(server.runs_by_key()), 120, lambda: driver.text)
+        wait_until(lambda: bool(server.runs_by_key()), lambda: driver.text)
         assert server.kill("command") == -signal.SIGKILL  # Returns when PostgreSQL and MLflow are gone, too.
-        assert driver.process.wait(300) == 0, driver.text
+        assert driver.process.wait(PATIENCE) == 0, driver.text
         assert "units are not in MLflow yet; the same command makes up for it" in driver.text
         trained = records(storage)
         server.start()
@@ -159,7 +159,7 @@ def test_two_drivers_that_share_nothing_but_the_server_make_one_run_a_unit(serve
     drivers = [bench.start(bench.folder / name, *tracked(server), "--max-concurrent", "1") for name in ("one", "two")]
     try:
         for driver in drivers:
-            assert driver.process.wait(300) == 0, driver.text
+            assert driver.process.wait(PATIENCE) == 0, driver.text
     finally:
         for driver in drivers:
             if driver.process.poll() is None:
@@ -357,7 +357,7 @@ def test_asked_to_end_it_ends_both_servers_and_says_nothing_is_wrong(number):
         pids = server.pids()
         assert len(pids) > 3
         assert server.stop(number) == 0
-        wait_until(lambda: not any(alive(pid) for pid in pids), 30, lambda: str([command_of(pid) for pid in pids]))
+        wait_until(lambda: not any(alive(pid) for pid in pids), lambda: str([command_of(pid) for pid in pids]))
         assert "database system is shut down" in (server.data / "postgres.log").read_text()
 
 

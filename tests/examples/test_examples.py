@@ -25,7 +25,7 @@ from orchestrator.storage.ledger import Ledger
 from orchestrator.tracking.mirror import Mirror
 from orchestrator.worker.job import Job
 from orchestrator.worker.run_unit import run_unit
-from tests.support.drivers import ROOT, Driver
+from tests.support.drivers import PATIENCE, ROOT, Driver
 from tests.support.runs import stop_at
 
 SPACE = ROOT / "examples" / "lifting_mlp" / "rate.py"
@@ -202,12 +202,12 @@ def start(folder, *arguments):
 def test_the_lifting_grid_killed_in_the_middle_gives_the_tables_of_an_undisturbed_run(poses, tmp_path):
     arguments = ("--data", f"poses={poses}", "--set", "steps=400")
     whole = start(tmp_path, LIFTING, tmp_path / "whole", *arguments)
-    assert whole.process.wait(600) == 0, whole.text
+    assert whole.process.wait(PATIENCE) == 0, whole.text
     killed = start(tmp_path, LIFTING, tmp_path / "killed", *arguments)
     killed.wait_for("done   ")
     killed.kill()
     again = start(tmp_path, LIFTING, tmp_path / "killed", *arguments)
-    assert again.process.wait(600) == 0, again.text
+    assert again.process.wait(PATIENCE) == 0, again.text
     cells = [next((tmp_path / name).glob("studies/*/report/cells.csv")).read_text() for name in ("whole", "killed")]
     assert cells[0] == cells[1] and "blocks=2, dropout=0.5" in cells[0]
     items = load("lifting_depth", storage=str(tmp_path / "killed")).outcomes
@@ -218,14 +218,14 @@ def test_the_lifting_grid_killed_in_the_middle_gives_the_tables_of_an_undisturbe
     before = re.search(r"4 of 4 units finished, (\d) of them before this call", again.text)
     assert before and 1 <= int(before[1]) <= 3
     third = start(tmp_path, LIFTING, tmp_path / "killed", *arguments)
-    assert third.process.wait(600) == 0 and "4 of 4 units finished, 4 of them before this call" in third.text
+    assert third.process.wait(PATIENCE) == 0 and "4 of 4 units finished, 4 of them before this call" in third.text
 
 
 @pytest.mark.slow
 def test_the_lifting_example_is_searched_and_its_best_trial_measured(poses, tmp_path):
     data = ("--data", f"poses={poses}")
     search = start(tmp_path, SPACE, tmp_path / "storage", *data, "--trials", "3", "--set", "steps=60")
-    assert search.process.wait(600) == 0, search.text
+    assert search.process.wait(PATIENCE) == 0, search.text
     assert "3 of 3 trials complete" in search.text
     (folder,) = (tmp_path / "storage" / "searches").glob("lifting_rate-*/")
     with (folder / "trials.csv").open() as file:
@@ -234,7 +234,7 @@ def test_the_lifting_example_is_searched_and_its_best_trial_measured(poses, tmp_
     for file in (tmp_path / "storage" / "units").glob("*/record.json"):
         assert not any(name.startswith("test/") for name in json.loads(file.read_text())["metrics"])
     best = start(tmp_path, folder / "best.yaml", tmp_path / "storage", *data)
-    assert best.process.wait(600) == 0, best.text
+    assert best.process.wait(PATIENCE) == 0, best.text
     assert re.search(r"2 of 2 units finished, 0 of them before this call", best.text)
     (report,) = (tmp_path / "storage").glob("studies/lifting_rate_best-*/report/report.md")
     assert "| **best** |" in report.read_text() and "(mm ↓)" in report.read_text()

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from orchestrator.scheduling.retry import RETRIES
-from tests.support.drivers import Bench, cells, command_of, descendants, mlflow_runs, records, wait_until
+from tests.support.drivers import PATIENCE, Bench, cells, command_of, descendants, mlflow_runs, records, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -70,7 +70,7 @@ def test_a_driver_killed_again_and_again_loses_nothing(bench, storage):
     for done in (0, 1, 6):
         driver = bench.start(storage)
         driver.wait_for("start ")
-        wait_until(lambda wanted=done: len(records(storage)) >= wanted, 120)
+        wait_until(lambda wanted=done: len(records(storage)) >= wanted)
         driver.kill()
         now = records(storage)
         assert seen.items() <= now.items()
@@ -86,11 +86,11 @@ def test_killed_workers_are_replaced_and_go_on(bench, storage):
     killed = 0
     for done in (0, 4):
         driver.wait_for("done   ", times=done)
-        wait_until(lambda: driver.workers() or driver.process.poll() is not None, 120, lambda: driver.text)
+        wait_until(lambda: driver.workers() or driver.process.poll() is not None, lambda: driver.text)
         for pid in driver.workers():
             os.kill(pid, signal.SIGKILL)
             killed += 1
-    driver.process.wait(300)
+    driver.process.wait(PATIENCE)
     assert driver.process.returncode == 0, driver.text
     assert killed >= 2
     assert_whole(bench, storage, driver.text)
@@ -99,7 +99,7 @@ def test_killed_workers_are_replaced_and_go_on(bench, storage):
 def test_ctrl_c_saves_and_the_same_command_goes_on(bench, storage):
     driver = bench.start(storage)
     driver.wait_for("start ", times=2)
-    wait_until(lambda: any((storage / "units").glob("*/progress.jsonl")), 60)
+    wait_until(lambda: any((storage / "units").glob("*/progress.jsonl")))
     os.killpg(driver.process.pid, signal.SIGINT)  # As a terminal does: to every process of the group.
     driver.process.wait(60)
     assert driver.process.returncode == 1, driver.text
@@ -124,7 +124,7 @@ def test_a_second_ctrl_c_ends_at_once(bench, storage):
 def test_two_drivers_on_one_storage_share_the_work(bench, storage):
     drivers = [bench.start(storage), bench.start(storage)]
     for driver in drivers:
-        driver.process.wait(300)
+        driver.process.wait(PATIENCE)
         assert driver.process.returncode == 0, driver.text
     assert set(starts(storage).values()) == {1}
     assert_whole(bench, storage, drivers[0].text + drivers[1].text)
@@ -180,7 +180,7 @@ def test_on_a_full_disk_units_wait_and_room_heals_the_study_in_the_same_call(ben
         assert "No space left" in driver.text
         seen = records(storage)
         subprocess.run(["mount", "-o", "remount,size=500m", str(storage)], check=True)
-        driver.process.wait(600)
+        driver.process.wait(PATIENCE)
         assert driver.process.returncode == 0, driver.text
         assert seen.items() <= records(storage).items() and "of 4 failed" not in driver.text
         assert_whole(bench, storage, driver.text)
@@ -209,12 +209,11 @@ def test_units_of_two_processes_survive_the_death_of_one_and_give_the_tables_of_
     driver = short.start(storage, "--processes-per-unit", "2", "--max-concurrent", "1")
     wait_until(
         lambda: any((storage / "units").glob("joint-*/checkpoints/step-*")) or driver.process.poll() is not None,
-        240,
         lambda: driver.text,
     )
     _, second = parts_of_units(driver)
     os.kill(second, signal.SIGKILL)
-    driver.process.wait(600)
+    driver.process.wait(PATIENCE)
     assert driver.process.returncode == 0, driver.text
     assert "try 1 of 4 failed" in driver.text and "process 1 of 2 ended with signal SIGKILL" in driver.text, driver.text
     assert not parts_of_units(driver)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from tests.support.runs import FLAT, POSE, SOLID, write_toy_sets
 
+PATIENCE = 900.0
+"""Seconds after which a process is taken to hang: a loaded machine takes many times what an idle one does."""
 ROOT = Path(__file__).resolve().parents[2]
 
 STUDY = '''
@@ -90,7 +92,7 @@ class Bench:
             )  # fmt: skip
         return Driver(process, log)
 
-    def run(self, storage: Path, *more: str, timeout: float = 900) -> Driver:
+    def run(self, storage: Path, *more: str, timeout: float = PATIENCE) -> Driver:
         """A driver, until it ends by itself."""
         driver = self.start(storage, *more)
         driver.process.wait(timeout)
@@ -109,11 +111,9 @@ class Driver:
         """What it printed so far."""
         return self.log.read_text("utf-8", "replace")
 
-    def wait_for(self, text: str, timeout: float = 120, times: int = 1) -> None:
+    def wait_for(self, text: str, times: int = 1) -> None:
         """Until it has printed something so often; AssertionError with its log if it ends or takes too long."""
-        wait_until(
-            lambda: self.text.count(text) >= times or self.process.poll() is not None, timeout, lambda: self.text
-        )
+        wait_until(lambda: self.text.count(text) >= times or self.process.poll() is not None, lambda: self.text)
         assert self.text.count(text) >= times, self.text
 
     def kill(self) -> None:
@@ -122,14 +122,16 @@ class Driver:
         workers = self.workers()
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        wait_until(lambda: not any(alive(pid) for pid in workers), 60, lambda: str(workers))
+        wait_until(lambda: not any(alive(pid) for pid in workers), lambda: str(workers))
 
     def workers(self) -> list[int]:
         """Processes that run units now."""
         return [pid for pid in descendants(self.process.pid) if b"Trainable.train" in command_of(pid)]
 
 
-def wait_until(condition: Callable[[], bool], timeout: float, why: Callable[[], str] = lambda: "") -> None:
+def wait_until(
+    condition: Callable[[], bool], why: Callable[[], str] = lambda: "", *, timeout: float = PATIENCE
+) -> None:
     """Poll; AssertionError after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not condition():

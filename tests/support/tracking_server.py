@@ -93,8 +93,8 @@ class Server:
             )
         wait_until(
             lambda: "where the driver runs" in self.log.read_text() or self.process.poll() is not None,
-            START,
             self.log.read_text,
+            timeout=START,
         )
         assert self.process.poll() is None, self.log.read_text()
 
@@ -111,7 +111,7 @@ class Server:
             word = {"postgres": b"bin/postgres", "mlflow": b"mlflow\0server"}[what]
             os.kill(min(self.pids(word)), signal.SIGKILL)
         status = self.process.wait(60)
-        wait_until(lambda: not any(alive(pid) for pid in everything), 60, lambda: str(everything))
+        wait_until(lambda: not any(alive(pid) for pid in everything), lambda: str(everything))
         return status
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:

@@ -257,7 +257,7 @@ def test_ctrl_c_while_processes_start_ends_them_all_without_a_traceback(tmp_path
         command, env=subprocess_environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     ) as run:
         # It is about to import torch, and whoever starts it is ready to be told.
-        wait_until(lambda: any(b"spawn_main" in command_of(pid) for pid in descendants(run.pid)), 120)
+        wait_until(lambda: any(b"spawn_main" in command_of(pid) for pid in descendants(run.pid)))
         os.killpg(run.pid, signal.SIGINT)
         assert run.wait(120) == 1
     log.seek(0)

@@ -216,9 +216,9 @@ class S3Storage(Storage):
 
     @cached_property
     def _quick(self) -> "S3Storage":
-        """The same with short timeouts, for lease requests."""
+        """The same with short timeouts, for writes: with all tries one has to end before its lease may."""
         quick = copy(self)
-        quick._client = _client(read_timeout=max(3, round(self.times.beat / 2)), tries=2)
+        quick._client = _client(read_timeout=max(3, round(self.times.beat / 3)), tries=3)
         quick._quick = quick
         return quick
 

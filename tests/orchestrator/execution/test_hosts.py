@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.drivers import cells, records, wait_until
+from tests.support.drivers import PATIENCE, cells, records, wait_until
 from tests.support.hosts import SHARED, Cluster, Hosts, why_not
 from ups_model.data.prepare.catalog import prepare
 
@@ -49,14 +49,14 @@ class Study:
     def text(self):
         return self.log.read_text("utf-8", "replace")
 
-    def wait_for(self, condition, seconds=150):
+    def wait_for(self, condition):
         """Until something is so; AssertionError with the log if the driver ends before."""
-        wait_until(lambda: condition() or self.process.poll() is not None, seconds, lambda: self.text)
+        wait_until(lambda: condition() or self.process.poll() is not None, lambda: self.text)
         assert condition(), self.text
 
-    def end(self, status=0, seconds=300):
+    def end(self, status=0):
         """Wait for the driver's end."""
-        assert self.process.wait(seconds) == status, self.text
+        assert self.process.wait(PATIENCE) == status, self.text
         return self
 
     def records(self):

@@ -15,6 +15,7 @@ from orchestrator.execution import local_ray
 from orchestrator.execution.local_ray import MAX_FOLDER, MAX_RESTARTS, MAX_SOCKET_PATH
 from orchestrator.process import RESTARTS
 from tests.support.drivers import (
+    PATIENCE,
     ROOT,
     Bench,
     alive,
@@ -113,7 +114,7 @@ def start(bench, tmp_path, monkeypatch):
 def test_a_study_runs_with_a_temporary_folder_that_ray_can_not_use(start, tmp_path):
     (folder := tmp_path / ("ä" * 60)).mkdir()
     driver = start(TMPDIR=str(folder))
-    driver.process.wait(300)
+    driver.process.wait(PATIENCE)
     assert driver.process.returncode == 0, driver.text
     assert "Ray's files go to /tmp/ray-" in driver.text
     private = driver.text.split("Ray's files go to ")[1].split(":")[0]
@@ -136,15 +137,14 @@ def test_a_study_outlives_the_death_of_its_own_ray(undisturbed, name):
     driver = undisturbed.start(storage)
     wait_until(
         lambda: any((storage / "units").glob("joint-*/checkpoints/step-*")) or driver.process.poll() is not None,
-        240,
         lambda: driver.text,
     )
     before = descendants(driver.process.pid)
     kill(before, name)
     saved = {checkpoint.parents[1] for checkpoint in (storage / "units").glob("joint-*/checkpoints/step-*")}
-    driver.wait_for("11 units (", times=2, timeout=240)  # The first line of a call.
+    driver.wait_for("11 units (", times=2)  # The first line of a call.
     assert not [command_of(pid) for pid in before if alive(pid)], "nothing of the dead cluster writes any more"
-    driver.process.wait(600)
+    driver.process.wait(PATIENCE)
     assert driver.process.returncode == 0, driver.text
     assert driver.text.count("Ray has died") == 1 and "\x1b" not in driver.text, driver.text
     assert "core_worker" not in driver.text and "Traceback" not in driver.text, driver.text
@@ -162,8 +162,8 @@ def test_a_study_outlives_the_death_of_its_own_ray(undisturbed, name):
 @needs_proc
 def test_ray_that_dies_while_it_starts_is_started_again(start, bench, tmp_path):
     driver = start()
-    wait_until(lambda: kill(descendants(driver.process.pid), b"ray::DashboardAgent"), 120, lambda: driver.text)
-    driver.process.wait(300)
+    wait_until(lambda: kill(descendants(driver.process.pid), b"ray::DashboardAgent"), lambda: driver.text)
+    driver.process.wait(PATIENCE)
     assert driver.process.returncode == 0, driver.text
     assert "starting it again" in driver.text and "Traceback" not in driver.text, driver.text
     assert len(records(tmp_path / "storage")) == 11
@@ -179,7 +179,7 @@ def test_ray_that_dies_again_and_again_ends_the_call(start):
     assert driver.process.returncode == 1, driver.text
     assert f"Ray has died {MAX_RESTARTS + 1} times (gcs_server); the same command goes on from here" in driver.text
     assert "Traceback" not in driver.text
-    wait_until(lambda: not session_of(driver.process.pid), 5)
+    wait_until(lambda: not session_of(driver.process.pid), timeout=5)
 
 
 def kill(pids, name):

@@ -560,7 +560,7 @@ def test_a_killed_search_resumes_to_the_trials_of_an_undisturbed_one_and_measure
 
     killed = bench.start(storage, "--max-concurrent", "1")
     killed.wait_for("start   ", times=4)  # The second seed of the second trial.
-    wait_until(lambda: len(list((storage / "units").glob("*/checkpoints/step-*"))) > 4, 60)
+    wait_until(lambda: len(list((storage / "units").glob("*/checkpoints/step-*"))) > 4)
     killed.kill()
     assert len(records(storage)) < 8
     resumed = bench.run(storage, "--max-concurrent", "1")

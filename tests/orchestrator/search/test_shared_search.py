@@ -18,7 +18,7 @@ from orchestrator.search.trial_queue import TrialQueue
 from orchestrator.storage import search_journal
 from orchestrator.storage.ledger import Ledger
 from orchestrator.storage.search_journal import JOURNAL, search_place
-from tests.support.drivers import records
+from tests.support.drivers import PATIENCE, records
 from tests.support.searches import finish, in_journal, plan_of, search_bench, small_space
 
 TRIALS = 17
@@ -169,7 +169,7 @@ def test_a_journal_that_another_process_does_not_let_go_of_stops_the_search(tmp_
 def test_two_commands_share_a_search(bench, tmp_path):
     both = [bench.start(tmp_path, "--max-concurrent", "1", "--trials", "5") for _ in range(2)]
     for driver in both:
-        assert driver.process.wait(900) == 0, driver.text
+        assert driver.process.wait(PATIENCE) == 0, driver.text
         assert "5 of 5 trials complete" in driver.text
     assert len(records(tmp_path)) == 10
     begun = [

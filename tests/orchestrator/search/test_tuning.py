@@ -548,7 +548,7 @@ def test_a_killed_tuning_goes_on_and_chooses_as_an_undisturbed_one(tmp_path):
 
     killed = bench.start(storage)
     killed.wait_for("start   ", times=3)
-    wait_until(lambda: len({file.parent for file in storage.glob("units/*/checkpoints/step-*")}) >= 3, 60)
+    wait_until(lambda: len({file.parent for file in storage.glob("units/*/checkpoints/step-*")}) >= 3)
     killed.kill()
     assert len(records(storage)) < 6 and not list(storage.glob("studies/*")), "it was killed in the searches"
     resumed = bench.run(storage)

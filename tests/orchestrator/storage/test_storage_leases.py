@@ -95,7 +95,7 @@ def test_a_stale_hold_of_another_machine_is_taken_over(storage):
     assert storage.claimed(PLACE)
     with storage.claim(PLACE) as claim:
         assert not claim
-    wait_until(lambda: not storage.claimed(PLACE), SHORT.stale + 5)
+    wait_until(lambda: not storage.claimed(PLACE), timeout=SHORT.stale + 5)
     with storage.claim(PLACE) as claim:
         assert claim and claim.number == 2
         assert storage.owner(PLACE)["host"] == socket.gethostname()
@@ -129,7 +129,7 @@ def race(count, begin):
     threads = [threading.Thread(target=run) for _ in range(count)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: len(results) == count, 30)
+    wait_until(lambda: len(results) == count, timeout=30)
     over.set()
     for thread in threads:
         thread.join()
@@ -141,7 +141,7 @@ def test_of_those_that_race_exactly_one_wins(storage, address, before):
     if before != "nobody":
         elsewhere(storage, 1, released=before == "released")
     if before == "stale":
-        wait_until(lambda: not storage.claimed(PLACE), SHORT.stale + 5)
+        wait_until(lambda: not storage.claimed(PLACE), timeout=SHORT.stale + 5)
     own = [S3Storage(address, SHORT) for _ in range(6)]
     assert race(6, lambda: own.pop().claim(PLACE)) == 1
     assert made(storage) == ([1] if before == "nobody" else [1, 2])
@@ -190,14 +190,14 @@ def test_a_holder_that_cannot_renew_stops_before_others_may_begin(server, storag
     with storage.claim(PLACE) as claim:
         with server.refusing(r"^PUT .*\.beat", 503):
             began, last = time.monotonic(), storage.look(beat)
-            wait_until(claim.lost, SHORT.stale)
+            wait_until(claim.lost, timeout=SHORT.stale)
             assert time.monotonic() - began <= SHORT.stale - SHORT.margin + 0.5
             assert other.claimed(PLACE)  # Nobody may have it yet.
             with pytest.raises(ClaimLost, match="lost its lease"):
                 claim.check()
         time.sleep(3 * SHORT.beat)
         assert claim.lost()  # Also after the store is back: somebody may have seen it stale.
-        wait_until(lambda: not other.claimed(PLACE), SHORT.stale + 5)
+        wait_until(lambda: not other.claimed(PLACE), timeout=SHORT.stale + 5)
         with other.claim(PLACE) as taken:
             assert taken.number == 2
     now = storage.look(beat)

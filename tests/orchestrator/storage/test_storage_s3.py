@@ -330,4 +330,4 @@ def test_a_scratch_folder_of_a_living_process_is_left_alone(storage, tmp_path):
         with storage.workspace(PLACE, Claim(True)) as other:
             assert other.folder != one.folder
         load_checkpoint(one.folder / "checkpoints" / "step-00000001")
-    wait_until(lambda: not list(scratch_base().iterdir()), 5)
+    wait_until(lambda: not list(scratch_base().iterdir()), timeout=5)

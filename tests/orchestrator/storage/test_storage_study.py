@@ -12,7 +12,7 @@ pytest.importorskip("boto3", reason="needs boto3 for an object store")
 
 from orchestrator.storage.backends.workspace import RESULT
 from orchestrator.storage.ledger import RECORD, Ledger
-from tests.support.drivers import ROOT, cells, mlflow_runs, records, wait_until
+from tests.support.drivers import PATIENCE, ROOT, cells, mlflow_runs, records, wait_until
 from tests.support.storage_server import store_server
 
 pytestmark = [
@@ -79,11 +79,11 @@ def test_a_study_comes_through_killed_drivers_and_workers_with_the_cells_of_a_fo
     seen = records_there(ledger)
     assert seen
     second = bench.start(place, *options(bench))
-    wait_until(lambda: second.workers() or second.process.poll() is not None, 120, lambda: second.text)
+    wait_until(lambda: second.workers() or second.process.poll() is not None, lambda: second.text)
     second.wait_for("start ")
     for pid in second.workers():
         os.kill(pid, signal.SIGKILL)
-    second.process.wait(400)
+    second.process.wait(PATIENCE)
     assert second.process.returncode == 0, second.text
     assert seen.items() <= records_there(ledger).items()
     reference = bench.folder / "reference"

@@ -99,7 +99,7 @@ def test_a_unit_that_lost_its_hold_stops_by_itself_and_writes_nothing_more(bench
     assert outcome.status == "busy" and "lost its lease" in outcome.error
     assert steps[0] <= 9 and ledger.record(unit) is None
     assert writes(server, since[0]) == []
-    wait_until(lambda: not ledger.claimed(unit), 30)
+    wait_until(lambda: not ledger.claimed(unit))
     assert run_unit(job_of(bench, plan, unit, address), NEVER).status == "finished"
     assert "resuming at step" in ledger.storage.read(f"units/{unit.folder}/log.txt").decode()
 

@@ -705,7 +705,7 @@ def test_a_process_killed_while_it_makes_a_database_leaves_none(ledger, repo_roo
     file.unlink()
     program = f"from orchestrator.tracking.client import make_database; make_database({uri!r})"
     maker = subprocess.Popen([sys.executable, "-c", program], cwd=repo_root, stderr=subprocess.DEVNULL)
-    wait_until(lambda: any(one.stat().st_size > 50_000 for one in ledger.root.glob(f"{DRAFT}*/mlflow.db")), 120)
+    wait_until(lambda: any(one.stat().st_size > 50_000 for one in ledger.root.glob(f"{DRAFT}*/mlflow.db")))
     maker.kill()
     maker.wait()
     assert not file.exists()
