@@ -13,6 +13,8 @@ from hypothesis import settings
 # Fixed examples: a test that fails on one run of two tells nothing. No deadline: the machines are shared.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("repeatable")
+# Of Ray's own it would be 15: trainings would stand still while other tests take the processor.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 ROOT = Path(__file__).resolve().parent.parent
 

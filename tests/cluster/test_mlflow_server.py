@@ -146,7 +146,7 @@ def driver_on(server, bench, storage, monkeypatch):
     """A driver that may write, one unit at a time; killed at the end of the block if it runs still."""
     for name, value in server.login.items():
         monkeypatch.setenv(name, value)
-    driver = bench.start(storage, *tracked(server), "--max-concurrent", "1")
+    driver = bench.start(storage, *tracked(server))
     try:
         yield driver
     finally:
@@ -156,7 +156,7 @@ def driver_on(server, bench, storage, monkeypatch):
 
 def test_two_drivers_that_share_nothing_but_the_server_make_one_run_a_unit(server, tmp_path_factory, login):
     bench = Bench.make(tmp_path_factory.mktemp("twice"), STEPS + 16)  # Keys of its own.
-    drivers = [bench.start(bench.folder / name, *tracked(server), "--max-concurrent", "1") for name in ("one", "two")]
+    drivers = [bench.start(bench.folder / name, *tracked(server)) for name in ("one", "two")]
     try:
         for driver in drivers:
             assert driver.process.wait(PATIENCE) == 0, driver.text
@@ -205,7 +205,7 @@ def test_no_worker_has_the_credentials_and_all_is_mirrored(server, tmp_path_fact
     password = server.login["MLFLOW_TRACKING_PASSWORD"].encode()
     storage, seen = bench.folder / "strangers", {}
     with cluster_without(server.login) as (ray_pid, address):
-        driver = bench.start(storage, *tracked(server), "--address", address, "--max-concurrent", "1")
+        driver = bench.start(storage, *tracked(server), "--address", address)
         try:
             while driver.process.poll() is None:
                 for pid in descendants(ray_pid):

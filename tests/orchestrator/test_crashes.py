@@ -23,6 +23,9 @@ def bench(undisturbed):
     return undisturbed
 
 
+TWO = ("--max-concurrent", "2")
+
+
 @pytest.fixture
 def storage(bench, request):
     """An empty place for a storage, named after the test."""
@@ -68,7 +71,7 @@ def test_a_finished_study_run_again_trains_nothing(bench):
 def test_a_driver_killed_again_and_again_loses_nothing(bench, storage):
     seen = {}
     for done in (0, 1, 6):
-        driver = bench.start(storage)
+        driver = bench.start(storage, *TWO)
         driver.wait_for("start ")
         wait_until(lambda wanted=done: len(records(storage)) >= wanted)
         driver.kill()
@@ -82,7 +85,7 @@ def test_a_driver_killed_again_and_again_loses_nothing(bench, storage):
 
 
 def test_killed_workers_are_replaced_and_go_on(bench, storage):
-    driver = bench.start(storage)
+    driver = bench.start(storage, *TWO)
     killed = 0
     for done in (0, 4):
         driver.wait_for("done   ", times=done)
@@ -97,7 +100,7 @@ def test_killed_workers_are_replaced_and_go_on(bench, storage):
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(bench, storage):
-    driver = bench.start(storage)
+    driver = bench.start(storage, *TWO)
     driver.wait_for("start ", times=2)
     wait_until(lambda: any((storage / "units").glob("*/progress.jsonl")))
     os.killpg(driver.process.pid, signal.SIGINT)  # As a terminal does: to every process of the group.
@@ -112,7 +115,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(bench, storage):
 
 
 def test_a_second_ctrl_c_ends_at_once(bench, storage):
-    driver = bench.start(storage)
+    driver = bench.start(storage, *TWO)
     driver.wait_for("start ", times=2)
     os.kill(driver.process.pid, signal.SIGINT)
     driver.wait_for("once more ends at once")
@@ -122,7 +125,7 @@ def test_a_second_ctrl_c_ends_at_once(bench, storage):
 
 
 def test_two_drivers_on_one_storage_share_the_work(bench, storage):
-    drivers = [bench.start(storage), bench.start(storage)]
+    drivers = [bench.start(storage, *TWO), bench.start(storage, *TWO)]
     for driver in drivers:
         driver.process.wait(PATIENCE)
         assert driver.process.returncode == 0, driver.text
@@ -175,7 +178,7 @@ def test_on_a_full_disk_units_wait_and_room_heals_the_study_in_the_same_call(ben
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
     try:
-        driver = bench.start(storage)
+        driver = bench.start(storage, *TWO)
         driver.wait_for("units wait for space on the disk")
         assert "No space left" in driver.text
         seen = records(storage)
@@ -206,7 +209,7 @@ def test_units_of_two_processes_survive_the_death_of_one_and_give_the_tables_of_
     assert rows in text
     study.write_text(text.replace(rows, '(Row("with"),)'))
     short = Bench(bench.folder, bench.data, study)
-    driver = short.start(storage, "--processes-per-unit", "2", "--max-concurrent", "1")
+    driver = short.start(storage, "--processes-per-unit", "2")
     wait_until(
         lambda: any((storage / "units").glob("joint-*/checkpoints/step-*")) or driver.process.poll() is not None,
         lambda: driver.text,

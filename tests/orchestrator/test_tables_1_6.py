@@ -101,7 +101,7 @@ def ablate(folder: Path, *more: object) -> subprocess.CompletedProcess[str]:
     fields = [part for name, value in TOY.items() for part in ("--set", f"{name}={value}")]
     return run(
         folder, "orchestrator.ablate", "tables_1_6", "--preset", "tiny", "--seeds", 1, *data, *fields, "--storage",
-        folder / "storage", "--out", folder / "report", "--address", "local", *more,
+        folder / "storage", "--out", folder / "report", "--address", "local", "--max-concurrent", "1", *more,
     )  # fmt: skip
 
 

@@ -134,7 +134,7 @@ def test_ctrl_c_at_any_moment_of_the_start_ends_in_one_line(tmp_path):
 @pytest.mark.parametrize("name", [b"raylet/raylet", b"gcs_server", b"ray::DashboardAgent"])
 def test_a_study_outlives_the_death_of_its_own_ray(undisturbed, name):
     storage = undisturbed.folder / f"dead-{name.decode().replace('/', '-').replace(':', '')}"
-    driver = undisturbed.start(storage)
+    driver = undisturbed.start(storage, "--max-concurrent", "2")
     wait_until(
         lambda: any((storage / "units").glob("joint-*/checkpoints/step-*")) or driver.process.poll() is not None,
         lambda: driver.text,

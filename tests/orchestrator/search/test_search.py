@@ -555,15 +555,15 @@ def test_only_the_search_imports_optuna(repo_root):
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 def test_a_killed_search_resumes_to_the_trials_of_an_undisturbed_one_and_measures_no_test_split(bench, tmp_path):
     reference, storage = tmp_path / "reference", tmp_path / "killed"
-    whole: Driver = bench.run(reference, "--max-concurrent", "1")
+    whole: Driver = bench.run(reference)
     assert whole.process.returncode == 0, whole.text
 
-    killed = bench.start(storage, "--max-concurrent", "1")
+    killed = bench.start(storage)
     killed.wait_for("start   ", times=4)  # The second seed of the second trial.
     wait_until(lambda: len(list((storage / "units").glob("*/checkpoints/step-*"))) > 4)
     killed.kill()
     assert len(records(storage)) < 8
-    resumed = bench.run(storage, "--max-concurrent", "1")
+    resumed = bench.run(storage)
     assert resumed.process.returncode == 0, resumed.text
     assert "2 of 4 trials there" in resumed.text
     assert searches(storage) == searches(reference)
@@ -587,7 +587,7 @@ def test_a_killed_search_resumes_to_the_trials_of_an_undisturbed_one_and_measure
 
 @pytest.mark.slow
 def test_a_killed_search_with_rungs_ends_as_an_undisturbed_one_and_trains_no_step_twice(bench, tmp_path):
-    options = ("--max-concurrent", "1", "--early-stopping", "asha", "--trials", "6", "--seeds", "1")
+    options = ("--early-stopping", "asha", "--trials", "6", "--seeds", "1")
     reference, storage = tmp_path / "reference", tmp_path / "killed"
     whole: Driver = bench.run(reference, *options)
     assert whole.process.returncode == 0, whole.text

@@ -167,7 +167,7 @@ def test_a_journal_that_another_process_does_not_let_go_of_stops_the_search(tmp_
 
 @pytest.mark.slow
 def test_two_commands_share_a_search(bench, tmp_path):
-    both = [bench.start(tmp_path, "--max-concurrent", "1", "--trials", "5") for _ in range(2)]
+    both = [bench.start(tmp_path, "--trials", "5") for _ in range(2)]
     for driver in both:
         assert driver.process.wait(PATIENCE) == 0, driver.text
         assert "5 of 5 trials complete" in driver.text

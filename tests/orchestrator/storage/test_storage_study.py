@@ -49,7 +49,8 @@ def place(bench, server, monkeypatch):
 
 
 def options(bench):
-    return ["--tracking-uri", f"sqlite:///{bench.folder}/mlflow.db", "--out", str(bench.folder / "report")]
+    report = str(bench.folder / "report")
+    return ["--tracking-uri", f"sqlite:///{bench.folder}/mlflow.db", "--out", report, "--max-concurrent", "2"]
 
 
 def records_there(ledger):

@@ -47,7 +47,7 @@ def written(tmp_path_factory):
             patch.setenv("MLFLOW_TRACKING_USERNAME", "somebody")
             patch.setenv("MLFLOW_TRACKING_PASSWORD", FALSE_LOGIN)
             address = f"http://admin:{password}@127.0.0.1:{server.port}"
-            driver = bench.run(folder / "storage", "--tracking-uri", address, "--max-concurrent", "1")
+            driver = bench.run(folder / "storage", "--tracking-uri", address)
             away = bench.start(folder / "away", "--tracking-uri", address.replace(f":{server.port}", ":9"))
             away.wait_for("training goes on")
             away.kill()
