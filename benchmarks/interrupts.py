@@ -71,7 +71,7 @@ def spread(bench: Bench, count: int) -> list[Interrupt]:
     """Interrupts at moments spread evenly until a second after the first unit's start; prints each."""
     started = time.monotonic()
     driver = bench.start(bench.folder / "reference")
-    driver.wait_for(" start   ", 300)
+    driver.wait_for(" start   ")
     until = time.monotonic() - started + 1
     driver.kill()
     print(f"first unit after {until - 1:.1f} s\n\n{'after':>7}{'status':>8}{'ended after':>13}{'left':>6}  lines")

@@ -111,7 +111,7 @@ class Driver:
         """What it printed so far."""
         return self.log.read_text("utf-8", "replace")
 
-    def wait_for(self, text: str, times: int = 1) -> None:
+    def wait_for(self, text: str, *, times: int = 1) -> None:
         """Until it has printed something so often; AssertionError with its log if it ends or takes too long."""
         wait_until(lambda: self.text.count(text) >= times or self.process.poll() is not None, lambda: self.text)
         assert self.text.count(text) >= times, self.text

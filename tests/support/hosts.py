@@ -88,7 +88,8 @@ class Hosts:
         lines = [
             f'export PATH="{Path(sys.prefix) / "bin"}:$PATH"',
             'export PYTHONPATH="$HOME/ups" OMP_NUM_THREADS=1 RAY_AUTH_MODE=token PYTHONDONTWRITEBYTECODE=1',
-            f"export UPS_CACHE={SHARED}/cache UPS_PREEMPTION_FILE=/run/leave RAY_prestart_worker_first_driver=0",
+            f"export UPS_CACHE={SHARED}/cache UPS_PREEMPTION_FILE=/run/leave",
+            "export RAY_prestart_worker_first_driver=0 RAY_worker_niceness=0",
         ]
         self.execute(number, f"printf '%s\\n' {' '.join(map(shlex.quote, lines))} > /root/.bashrc")
 
