@@ -143,7 +143,7 @@ def run(
                 expected = estimates(inputs, ledger, 1)
                 graph = TaskGraph(plan.units, ledger, expected.seconds, plan.measured(), check)
             if not graph.complete:
-                expected = on_slots(expected, plan.units, graph.unfinished(), session.connect())
+                expected = on_slots(expected, plan.units, graph.unfinished(), session.connect(), graph.measured_only)
             saved = before.units.items() if before else ()
             counted = {key: unit.size for key, unit in saved if unit.size is not None}
             sizes = unit_sizes(plan.units, inputs.sets, counted)
@@ -231,7 +231,9 @@ def gpus_of(options: argparse.Namespace) -> "Gpus | None":
     from orchestrator.planning.describe import GB
     from orchestrator.project import Gpus
 
-    if options.gpus_per_unit == 0:
+    if options.gpus_per_unit == 0 or options.device == "cpu":
+        if options.gpu_memory is not None:
+            raise ValueError(f"--gpu-memory {options.gpu_memory:g} needs units on GPUs; leave it out")
         return None
     if options.gpu_memory is not None:
         memory = options.gpu_memory * GB
@@ -288,7 +290,8 @@ def show_plan(inputs: Inputs, ledger: Ledger | None, options: argparse.Namespace
         # What is refused is refused when the study is run: a plan counts it as done.
         counted = check if options.other_code == "retrain" else SourceCheck(ledger, "accept", check.wanted_by_key)
         graph = TaskGraph(plan.units, ledger, tested=plan.measured(), check=counted)
-        done, expected = graph.done_before, on_slots(expected, plan.units, graph.unfinished(), slots)
+        done = graph.done_before
+        expected = on_slots(expected, plan.units, graph.unfinished(), slots, graph.measured_only)
     text = plan_text(plan, inputs.sets, expected, done, gpus, options.price_per_hour)
     unfinished = [unit for unit in plan.units.values() if unit.key not in {*done, *standing.to_measure}]
     return "\n".join([text, *code_notes(standing, len(with_twin(ledger, unfinished, options.other_code)))])

@@ -16,6 +16,8 @@ TRAIN_SECONDS, PARAMETERS, FLOPS = COSTS = ("cost/train_seconds", "cost/paramete
 """What a trial costs: the time that a unit trained, which differs between machines and runs; parameters of its model;
 multiplications and additions of a forward pass, per sample, their mean over tasks."""
 MAX_OBJECTIVES = 4
+ROUNDING = 1e-9
+"""Of floating point, as a share: 0.3 - 0.2 is less than 0.1."""
 """Of more, hardly any trial is worse in all than another."""
 
 
@@ -100,7 +102,7 @@ class Range:
             raise ValueError(
                 f"a range over the logarithm needs low > 0 and no step, got low {self.low}, step {self.step}"
             )
-        if self.step is not None and not 0 < self.step <= self.high - self.low:
+        if self.step is not None and not 0 < self.step <= (self.high - self.low) * (1 + ROUNDING):
             raise ValueError(f"a range's step must be above 0 and at most high - low, got {self.step}")
 
     @property

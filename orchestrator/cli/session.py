@@ -190,7 +190,8 @@ class Session:
                             self.options.device,
                             self.options.precision,
                             unit.key in graph.tested,
-                            environment,
+                            remake=unit.key in graph.remade,
+                            site=environment,
                             other_code=self.options.other_code,
                             wanted=check.wanted(unit),
                             processes=resources.processes_per_unit,
@@ -282,13 +283,15 @@ def connect(options: argparse.Namespace) -> tuple[ClusterFacts, Resources]:
     check_address(options.address)
     facts = ray_cluster.connect(options.address)
     try:
-        if options.gpus_per_unit in (None, AUTO) and facts.missing and not facts.has_gpus:
+        is_open = options.gpus_per_unit in (None, AUTO) and options.device != "cpu"
+        if is_open and facts.missing and not facts.has_gpus:
             raise ValueError(
                 f"--gpus-per-unit: {facts.missing} machines have not joined yet, and none that has joined has a GPU; "
                 "start again when `ray status` shows them all, or give --gpus-per-unit 0 for processors alone"
             )
-        gpus = float(facts.has_gpus) if options.gpus_per_unit in (None, AUTO) else options.gpus_per_unit
-        if options.gpus_per_unit == AUTO and not gpus:
+        asked = 0.0 if options.gpus_per_unit in (None, AUTO) else options.gpus_per_unit
+        gpus = float(facts.has_gpus) if is_open else asked
+        if is_open and options.gpus_per_unit == AUTO and not gpus:
             logger.info("--gpus-per-unit auto: there are no GPUs; units run on processors")
         processes = processes_of(options)
         if processes > 1 and gpus not in (0, processes):

@@ -2,7 +2,7 @@
 
 import heapq
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.planning.plan import Unit, UnitSize, chain_seconds
@@ -172,11 +172,18 @@ def unit_sizes(
     return {key: size for key, unit in units.items() if (size := by_kind[unit.kind]) is not None}
 
 
-def on_slots(expected: Estimate, units: Mapping[str, Unit], open_units: Sequence[str], slots: int) -> Estimate:
-    """The same of another number of slots and other units to run: those without a record, and those finished whose
-    weights have to be made again."""
-    left = sum(expected.seconds[key] for key in open_units)
-    return replace(expected, left=left, makespan=makespan(units, expected.seconds, open_units, slots), slots=slots)
+def on_slots(
+    expected: Estimate,
+    units: Mapping[str, Unit],
+    open_units: Sequence[str],
+    slots: int,
+    measured_only: Collection[str] = (),
+) -> Estimate:
+    """The same of another number of slots and other units to run: those without a record, those finished whose weights
+    have to be made again, and those that are only measured."""
+    seconds = {key: each * (MEASURING if key in measured_only else 1) for key, each in expected.seconds.items()}
+    left = sum(seconds[key] for key in open_units)
+    return replace(expected, left=left, makespan=makespan(units, seconds, open_units, slots), slots=slots)
 
 
 def makespan(units: Mapping[str, Unit], seconds: Mapping[str, float], keys: Sequence[str], slots: int) -> float:

@@ -171,7 +171,7 @@ class Dispatcher:
                 graph.paused(key, float(result["value"]))
             self.nodes.worked(node)
             self._useless = 0
-            self._full_since = None
+            self._full_since = self._away_since = None  # It has written to the storage.
         elif status == "stopped":
             self._stopped(key, notice, node)
         elif status == "busy":
@@ -201,6 +201,8 @@ class Dispatcher:
     def tick(self) -> None:
         """Now and then: decide what was in doubt, ask about units that others hold, and let the display move."""
         now = self._clock()
+        if self._away_since is not None:
+            self._storage_is_away()  # Another outage later is waited for anew.
         if self._in_doubt:
             alive = self._usable()
             for key, (until, broken) in list(self._in_doubt.items()):

@@ -56,7 +56,7 @@ class TaskGraph:
             check: compares records with the present code; None takes them as they are.
         """
         self._check = check
-        self._measured_only: set[str] = set()
+        self.measured_only: set[str] = set()
         """Finished units that are measured again from their weights: they need no parent."""
         self.units, self.ledger, self.tested = units, ledger, frozenset(tested)
         costs = seconds or {key: float(unit.trainer.steps(unit.config)) for key, unit in self.units.items()}
@@ -73,6 +73,8 @@ class TaskGraph:
         self.error: dict[str, str] = {}
         self.done_before: set[str] = set()
         self._repairs: Counter[str] = Counter()
+        self.remade: set[str] = set()
+        """Finished units whose weights are gone or damaged, and needed."""
         self.stopping = False
         self._same_training: dict[str, list[str]] = {}
         """Keys of units by training key."""
@@ -103,7 +105,7 @@ class TaskGraph:
             and (record := self.ledger.finished(unit)) is not None
             and self._check.is_to_measure(unit, record)
         ):
-            self._measured_only.add(unit.key)
+            self.measured_only.add(unit.key)
 
     def _is_done(self, unit: Unit) -> bool:
         record = self.ledger.finished(unit)
@@ -119,7 +121,7 @@ class TaskGraph:
 
     def _may_run(self, key: str) -> bool:
         parent = self.units[key].parent
-        is_free = not parent or self.state[parent] is State.FINISHED or key in self._measured_only
+        is_free = not parent or self.state[parent] is State.FINISHED or key in self.measured_only
         return self.state[key] is State.WAITING and is_free
 
     def _offer(self, key: str) -> None:
@@ -130,8 +132,7 @@ class TaskGraph:
         """A finished unit runs again if its weights are gone and somebody needs them."""
         unit = self.units[key]
         if self.state[key] is not State.FINISHED or not any(
-            self.state[child] is not State.FINISHED and child not in self._measured_only
-            for child in self._children[key]
+            self.state[child] is not State.FINISHED and child not in self.measured_only for child in self._children[key]
         ):
             return
         record = self.ledger.finished(unit)
@@ -139,6 +140,7 @@ class TaskGraph:
             logger.warning("%s is finished but its weights are not on the storage; making them again", unit.name)
             self._set(key, State.WAITING)
             self.done_before.discard(key)
+            self.remade.add(key)
 
     def next(self) -> Unit | None:
         """The unit to run now, which counts as running from here on; None where none is ready.
@@ -191,7 +193,7 @@ class TaskGraph:
                 self.again(child)
 
     def _block(self, key: str, by: str) -> None:
-        if key in self._measured_only:
+        if key in self.measured_only:
             return  # It needs no parent.
         if self.state[key] in (State.WAITING, State.STOPPED):
             self._set(key, State.BLOCKED)
@@ -218,7 +220,7 @@ class TaskGraph:
     def parent_unreadable(self, key: str, error: str) -> None:
         """The weights it starts from are damaged: the parent makes them again, once, and it waits for that."""
         parent = self.units[key].parent
-        self._measured_only.discard(key)  # Its weights could not be read: it has to be trained.
+        self.measured_only.discard(key)  # Its weights could not be read: it has to be trained.
         if self.state[parent] is not State.FINISHED:  # Another child has said so before; the repair is under way.
             self.again(key)
         elif self._repairs[parent] >= MAX_REPAIRS:
@@ -226,6 +228,7 @@ class TaskGraph:
         else:
             logger.warning("%s; %s makes them again", error, self.units[parent].name)
             self._repairs[parent] += 1
+            self.remade.add(parent)
             self.again(key)
             self.again(parent)
 

@@ -13,6 +13,8 @@ from search_spaces.space import Choice, Range
 
 DIGITS = 4
 """Significant digits of a suggested number: more say nothing, and nobody could type them."""
+ROUNDING = 1e-9
+"""Of a number of steps: 0.3 has three of 0.1, but 2.9999999999999996 by floating point."""
 
 
 def distribution_of(where: Range | Choice) -> BaseDistribution:
@@ -35,8 +37,8 @@ def values_of(where: Any) -> list[Any]:
     """All values of a dimension that has an end."""
     if isinstance(where, CategoricalDistribution):
         return list(where.choices)
-    steps = round((where.high - where.low) // where.step + 1)
-    return [rounded(where.low + step * where.step, where) for step in range(steps)]
+    steps = math.floor((where.high - where.low) / where.step + ROUNDING)
+    return [rounded(where.low + step * where.step, where) for step in range(steps + 1)]
 
 
 def count_points(where: Mapping[str, Any], dimensions: Dimensions) -> int | None:

@@ -56,8 +56,9 @@ def sweep_unit(ledger: Ledger, folder: str, older_than: float, dry_run: bool) ->
 
 
 def sweep_rest(ledger: Ledger, older_than: float, dry_run: bool) -> Swept:
-    """Old temporary files of studies and searches."""
+    """Old temporary files of studies and searches, and what a killed deletion has left of units."""
     removals = [*_leftovers(ledger, "studies", older_than), *_leftovers(ledger, "searches", older_than)]
+    removals += [left for left in ledger.storage.strays("units") if left.age > older_than]
     for removal in () if dry_run else removals:
         removal.remove()
     return Swept(tuple(removals))

@@ -15,7 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -100,14 +100,15 @@ def _import(storage: Storage, stream: BinaryIO, file: Path, size: int) -> Import
 
 def _import_unit(storage: Storage, unit: UnitFiles, file: Path) -> tuple[Became, str]:
     """What became of a unit, and why it was left out."""
-    present = _present(storage, unit.folder)
-    if not _due(present, unit):
+    present, begun = _present(storage, unit.folder), _is_begun(storage, unit)
+    if not _due(present, unit, begun):
         return _unchanged(present, unit, file)
     with storage.claim(unit.place) as claim:
         if not claim:
             return "held", f"{unit.folder}: held by a process and left as it is; import again when that has ended"
-        present = _present(storage, unit.folder)  # Again: it may have changed before the claim.
-        due = _due(present, unit)
+        # Again: it may have changed before the claim.
+        present, begun = _present(storage, unit.folder), _is_begun(storage, unit)
+        due = _due(present, unit, begun)
         for name, content in due.items():
             claim.insist(partial(storage.write, f"{unit.place}/{name}", content))
         if RECORD in due:
@@ -115,6 +116,11 @@ def _import_unit(storage: Storage, unit: UnitFiles, file: Path) -> tuple[Became,
     if not due:
         return _unchanged(present, unit, file)
     return ("added", "") if present is None else ("brought up to date", "")
+
+
+def _is_begun(storage: Storage, unit: UnitFiles) -> bool:
+    """Whether a unit without a record can be gone on with."""
+    return next(storage.entries(f"{unit.place}/checkpoints"), None) is not None
 
 
 def _unchanged(present: UnitFiles | None, unit: UnitFiles, file: Path) -> tuple[Became, str]:
@@ -141,10 +147,13 @@ def _conflict(present: UnitFiles | None, imported: UnitFiles) -> str:
     return f"two finished records: {first}{more}, it is {ours.get(first)} here and {theirs.get(first)}"
 
 
-def _due(present: UnitFiles | None, imported: UnitFiles) -> dict[str, bytes]:
-    """Files to write, the record last: with it the unit is done."""
+def _due(present: UnitFiles | None, imported: UnitFiles, begun: bool) -> dict[str, bytes]:
+    """Files to write, the record last: with it the unit is done. Beside an imported failure nothing where the unit has
+    begun here: its curve goes with its checkpoints."""
     name = RECORD if imported.record.status == "finished" else FAILURE
     record = imported.files[name]
+    if name == FAILURE and begun:
+        imported = replace(imported, files={name: record})
     beside = {other: content for other, content in imported.files.items() if other != name}
     if present is not None and present.files.get(name) == record:
         return {other: content for other, content in beside.items() if other not in present.files}
@@ -159,7 +168,9 @@ def _is_better(imported: Record, present: Record) -> bool:
     if imported.status == present.status == "failed":
         return _age(imported) > _age(present)
     if imported.status == "finished" and present.status == "finished":
-        return present.metrics.items() < imported.metrics.items()
+        # Of a record that has measured nothing only the start tells which training it is of.
+        is_same = bool(present.metrics) or present.about.get("started") == imported.about.get("started")
+        return is_same and present.metrics.items() < imported.metrics.items()
     return imported.status == "finished"
 
 

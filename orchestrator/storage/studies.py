@@ -138,6 +138,6 @@ def _remove_unit(ledger: Ledger, folder: str) -> bool:
             if name.removeprefix(f"{place}/").split("/")[0] not in CLAIMS:
                 claim.check()
                 ledger.storage.delete(name)
-    if ledger.storage.root is not None:
-        ledger.storage.remove(place)
+        if ledger.storage.root is not None:
+            ledger.storage.remove(place)  # While it is held: nobody can begin in between.
     return True

@@ -20,6 +20,8 @@ from orchestrator.project import import_folders, load_project
 from search_spaces.study import UPS
 
 GIT_TIMEOUT_SECONDS = 20
+LOCK_CHECK_SECONDS = 0.2
+"""Another worker that asks for the driver's lock has it for a moment."""
 MAX_DIFF_BYTES = 1_000_000
 """Of a working tree that is kept beside a plan."""
 COMPARED = ("torch", "numpy", "transformers", "ray")
@@ -122,7 +124,7 @@ def _probe_faults(probe: Path, host: str) -> list[str]:
         ]
     lock = FileLock(probe)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=LOCK_CHECK_SECONDS)
     except Timeout:
         return []
     except OSError as error:

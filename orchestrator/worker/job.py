@@ -42,6 +42,8 @@ class Job:
     precision: "Precision" = "auto"
     test: bool = True
     """Measure the test split, also of a unit that finished without."""
+    remake: bool = False
+    """Its weights are needed: where they are gone or damaged, a finished unit makes them again."""
     site: Environment | None = None
     """What this node must share with the driver; None checks nothing. The field's name is that of the JSON."""
     gpus: float = 0.0

@@ -36,7 +36,7 @@ from orchestrator.worker.system_metrics import EnergyMeter, sampler
 from orchestrator.worker.unit_folder import discard_unreadable_weights, keep_newest_checkpoint, readable, set_aside
 from search_spaces.study import UPS
 from ups_model.atomic import json_object
-from ups_model.training.progress import read_rows
+from ups_model.training.progress import forget_after, read_rows
 from ups_model.training.run_folder import verify_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def run_unit(job: Job, should_stop: Callable[[], bool]) -> Outcome:
             if not claim:
                 return Outcome("busy", f"{unit.name} is held by {ledger.owner(unit)}")
             done = ledger.done(unit)
-            if done is not None and _is_complete(job, done) and readable(ledger.weights(unit, done)):
+            if done is not None and _is_complete(job, done) and _needs_no_weights(ledger, job, done):
                 return Outcome("finished")
             with ledger.workspace(unit, claim) as work:
                 return _Attempt(job, ledger, claim, work).run(done, lambda: claim.lost() or should_stop())
@@ -76,6 +76,11 @@ def _is_complete(job: Job, done: Record) -> bool:
     if (job.test and not done.tested) or (is_trained_otherwise(done) and job.other_code != "accept"):
         return False
     return not needs_measuring(done, job.wanted)
+
+
+def _needs_no_weights(ledger: Ledger, job: Job, done: Record) -> bool:
+    """Whether a finished unit's weights are there, or nobody asks for them: of what was imported there are none."""
+    return not job.remake or readable(ledger.weights(job.unit, done))
 
 
 class OtherCode(ValueError):
@@ -233,7 +238,10 @@ class _Attempt:
             except ValueError as error:
                 return Outcome("parent_unreadable", str(error))
         discard_unreadable_weights(folder)
-        trained_before = done is not None and (folder / RESULT).exists()
+        # A run that was stopped has a result, too, which says nothing of how it will end.
+        has_finished = json_object(folder / RESULT).get("status") == "finished"
+        if not has_finished and not any((folder / "checkpoints").glob("*")):
+            forget_after(folder / PROGRESS, 0)  # Of a run that was killed before it had anything to go on from.
         pause = Pause(folder, job.rung, sampler(folder / PROGRESS))
         if (value := pause.reached_before()) is not None:
             return Outcome("paused", value=value)
@@ -245,7 +253,7 @@ class _Attempt:
             sample=pause.sample,
             measure_at=(job.rung.step,) if job.rung else (),
         )
-        evaluation = Begun.read(folder).evaluation if (folder / RESULT).exists() else ""
+        evaluation = Begun.read(folder).evaluation if has_finished else ""
         evaluation = evaluation or self._present.evaluation
         Begun(tuple(codes), evaluation).write(folder)
         meter = EnergyMeter.start(job.gpus)
@@ -263,7 +271,7 @@ class _Attempt:
             about = self._later(result.about) | times
         if memory := [row["memory_mb"] for row in read_rows(folder / PROGRESS) if "memory_mb" in row]:
             about["peak_memory_mb"] = round(max(memory), 1)
-        if done is not None and trained_before:
+        if done is not None and has_finished:
             about = _tested_later(done.about, about)
         return self._leave(result, about, THEN.join(codes), evaluation, looked=done is None)
 

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.planning.plan import Unit
@@ -18,18 +19,20 @@ logger = logging.getLogger(__name__)
 
 def set_aside(ledger: Ledger, claim: Claim, work: Workspace, unit: Unit, done: Record | None) -> None:
     """Make room for training a unit again: its record is copied under another name, its weights, checkpoints and curve
-    are deleted. The old record also stays in its place until the new one replaces it.
+    are deleted. The old record also stays in its place until the new one replaces it, but names no weights any more:
+    the new training may make some of the same name.
 
     Raises:
         OSError: the storage can't be written to.
     """
-    if done is not None:
+    if done is not None and done.checkpoint:
         name, content = _name_aside(ledger, unit, done), done.to_json().encode("utf-8")
         outcomes = ledger.outcomes(unit)
         if outcomes is not None:  # They go with it.
             beside = name.replace("/record-", "/outcomes-").removesuffix(".json") + ".npz"
             claim.insist(lambda: ledger.storage.write(beside, outcomes))
         claim.insist(lambda: ledger.storage.write(name, content))
+        claim.insist(lambda: ledger.write(unit, replace(done, checkpoint="")))
     # The result first: it names the weights.
     for name in (RESULT, PROGRESS):
         (work.folder / name).unlink(missing_ok=True)
@@ -63,8 +66,12 @@ def keep_newest_checkpoint(work: Workspace) -> None:
 
 
 def discard_unreadable_weights(folder: Path) -> None:
-    """Delete chosen weights that can't be read, and what names them, so that they are made again: from the last
-    checkpoint without training, or, if validation chose them, from the last checkpoint before them."""
+    """Delete chosen weights that are damaged, and what names them, so that they are made again: from the last
+    checkpoint without training, or, if validation chose them, from the last checkpoint before them.
+
+    Raises:
+        OSError: the storage doesn't answer, which says nothing of them.
+    """
     best = {path.name: readable(path) for path in (folder / "best").glob("step-*")}
     result = json_object(folder / RESULT)
     if result and result.get("status") == "finished" and not best.get(Path(result.get("checkpoint", "")).name):
@@ -80,7 +87,7 @@ def discard_unreadable_weights(folder: Path) -> None:
 
 
 def readable(weights: Path) -> bool:
-    """Whether a checkpoint folder can be read whole."""
+    """Whether a checkpoint folder is there and whole; OSError where the storage doesn't answer."""
     try:
         verify_checkpoint(weights)
     except ValueError:

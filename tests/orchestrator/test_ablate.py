@@ -211,6 +211,10 @@ CASES = {
         "--price-per-hour goes with --plan or --watch and must be above 0",
     ),
     "no memory": (flags("--plan", "--gpu-memory", "0"), "--gpu-memory goes with --plan and must be above 0, got 0"),
+    "memory of no GPU": (
+        flags("--plan", "--gpus-per-unit", "0", "--gpu-memory", "16"),
+        "--gpu-memory 16 needs units on GPUs; leave it out",
+    ),
     "no CPUs": (flags("--cpus-per-unit", "0"), "--cpus-per-unit must be above 0, got 0"),
     "infinite CPUs": (flags("--cpus-per-unit", "inf"), "--cpus-per-unit must be finite, got inf"),
     "unknown device": (flags("--device", "gpu"), "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ups_model.training.run_folder import PREFIX, STATE, checkpoint_folder, verify_checkpoint, write_checkpoint
+from ups_model.training.run_folder import ABSENT, PREFIX, STATE, checkpoint_folder, verify_checkpoint, write_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +34,14 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
 
     Raises:
         ValueError: no checkpoint there, or one whose files are missing, cut short or altered; names the file.
+        OSError: a file can't be read.
     """
     state = verify_checkpoint(path)
     tensors = {}
     for name in state["sha256"]:
         try:
             tensors[Path(name).stem] = load_file(path / name)
-        except (OSError, SafetensorError) as error:
+        except (*ABSENT, SafetensorError) as error:
             raise ValueError(
                 f"{path / name}: corrupted checkpoint ({error}); delete {path} to go on from an older one"
             ) from error

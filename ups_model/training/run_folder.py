@@ -21,6 +21,8 @@ TRUNK = "trunk"
 STATE = "state.json"
 """In each checkpoint: written last, so a checkpoint without it is none."""
 PREFIX = "step-"
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""Errors of a file that is not there; other OSErrors are a storage that doesn't answer."""
 _STATE_HASH = "state_sha256"
 
 
@@ -76,13 +78,15 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: no checkpoint there, or one whose files are missing, cut short or altered; names the file.
+        OSError: a file can't be read, which says nothing of its content: whoever deletes damaged checkpoints must not
+            take it for one.
     """
     try:
         state: dict[str, Any] = json.loads((path / STATE).read_text("utf-8"))
         if state.pop(_STATE_HASH) != _state_hash(state):
             raise ValueError("its content is not what was written")
         hashes = dict(state["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*ABSENT, ValueError, KeyError, TypeError, AttributeError) as error:
         missing = "no such file; a checkpoint is a folder such as RUN/best/step-00004200"
         why = missing if isinstance(error, FileNotFoundError) else error
         raise ValueError(f"{path / STATE}: not a readable checkpoint state ({why}); use another checkpoint") from error
@@ -91,7 +95,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         try:
             if _sha256(file) != expected:
                 raise ValueError("its content is not what was written")
-        except (OSError, ValueError) as error:
+        except (*ABSENT, ValueError) as error:
             raise ValueError(
                 f"{file}: corrupted checkpoint ({error}); delete {path} to go on from an older one"
             ) from error

@@ -183,7 +183,7 @@ def plan_lines(
     searches: Sequence[ArmSearch], tuning: Tuning, trials: Mapping[str, Sequence[FrozenTrial]], slots: int
 ) -> list[str]:
     """What `--plan` says of searches that have not ended."""
-    units = tuning.trials * tuning.seeds
+    units, trials_left = tuning.trials * tuning.seeds, 0
     lines = [f"tuning: {count(len(searches), 'arm')}, {budget_text(tuning)} each", ""]
     left = 0.0
     width = max(len(one.arm.name) for one in searches)
@@ -191,15 +191,16 @@ def plan_lines(
         done = sum(trial.state is TrialState.COMPLETE for trial in trials[one.name])
         seconds = one.inputs.seconds_of_a_unit(slots)
         left += seconds * tuning.seeds * (tuning.trials - done)
+        trials_left += tuning.trials - done
         lines.append(
             f"  {one.arm.name:<{width}}  {units} units of {duration(seconds)}, {done} of {tuning.trials} trials done; "
             f"{one.inputs.plan.study.objective}"
         )
-    more = len(searches) * units
     return [
         *lines,
         "",
-        f"{more} units of trials come first, about {duration(left / slots)} on {slots} at once. The values of tuned "
-        "rows are not chosen yet: below is the study without them, and they double its units at most.",
+        f"{trials_left * tuning.seeds} units of trials come first, about {duration(left / slots)} on {slots} at once. "
+        "The values of tuned rows are not chosen yet: below is the study without them, and they "
+        "double its units at most.",
         "",
     ]

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.process import restarts_so_far
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -161,6 +163,10 @@ class Storage(ABC):
     def leftovers(self, place: str) -> "Iterator[Removal]":
         """What killed writers left below a place: temporary files, unfinished uploads."""
 
+    def strays(self, place: str) -> "Iterator[Removal]":
+        """What killed deletions left directly in a place; an object store has none."""
+        return iter(())
+
     def where(self, name: str) -> str:
         """A content's address, for people."""
         return f"{self.address.rstrip('/')}/{name}"
@@ -187,7 +193,8 @@ class Removal:
 
 def holder() -> dict[str, Any]:
     """This process, for others: host, pid, time, and what tells on the same machine whether it still runs."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "process": _life(os.getpid())}
+    own = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "process": _life(os.getpid())}
+    return own | {"restarts": restarts_so_far()}
 
 
 def has_ended(owner: dict[str, Any]) -> bool:
@@ -199,6 +206,8 @@ def has_ended(owner: dict[str, Any]) -> bool:
     if (life.get("boot"), life.get("pids")) != (here["boot"], here["pids"]):
         return False
     pid = int(owner["pid"])
+    if pid == os.getpid() and owner.get("restarts", 0) < restarts_so_far():
+        return True  # It was us, before the call began anew.
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

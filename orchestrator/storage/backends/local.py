@@ -107,6 +107,9 @@ class FolderStorage(Storage):
         folder = self.root / place
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
+        if lock is not None and not _is_held(folder):
+            lock.release()  # Of a file that was deleted, with its folder, between its opening and its locking.
+            lock = None
         if lock is None:
             yield Claim(False)
             return
@@ -143,6 +146,10 @@ class FolderStorage(Storage):
             below[:] = [name for name in below if name not in left]
             yield from (self._leftover(Path(folder) / name) for name in left)
 
+    def strays(self, place: str) -> Iterator[Removal]:
+        with suppress(FileNotFoundError), os.scandir(self.root / place) as entries:
+            yield from (self._leftover(Path(one.path)) for one in entries if TEMPORARY.fullmatch(one.name))
+
     def _leftover(self, path: Path) -> Removal:
         name, own = path.relative_to(self.root).as_posix(), self._entry(path)
         contents = list(self.entries(name)) if path.is_dir() else [own] * (own is not None)
@@ -167,6 +174,18 @@ def _lock(folder: Path) -> FileLock | None:
         unsupported = OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         raise OSError(errno.ENOSYS, _no_locks(unsupported), str(folder))
     return lock
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether the lock that is there now is taken."""
+    try:
+        with (folder / CLAIM).open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 def _check_locks(file: Path) -> None:

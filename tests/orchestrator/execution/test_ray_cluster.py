@@ -30,6 +30,16 @@ def test_processors_and_gpus_of_a_unit_must_be_on_one_node(nodes):
     check_room(facts, Resources(cpus_per_unit=64))
 
 
+@pytest.mark.parametrize("asked", [None, "auto"])
+def test_units_on_the_processor_take_no_gpu(asked, monkeypatch):
+    monkeypatch.setattr(ray_nodes, "connect", lambda address: ClusterFacts(16.0, 1.0, local=True))
+    monkeypatch.setattr(ray_nodes, "check_room", lambda facts, resources: None)
+    for device, gpus in (("cpu", 0), ("auto", 1)):
+        options = parser().parse_args(["smoke", "--address", "local", "--device", device])
+        options.gpus_per_unit = asked
+        assert connect(options)[1].gpus_per_unit == gpus
+
+
 def test_a_cluster_that_grows_without_bound_has_a_number_of_slots():
     kind = {"CPU": 8.0, "GPU": 1.0}
     facts = ClusterFacts(0.0, 0.0, False, (kind,), {"CPU": float("inf"), "GPU": float("inf")})

@@ -252,6 +252,8 @@ def test_what_has_to_be_made_again_is_left_too(inputs):
     joint = next(key for key, unit in inputs.plan.units.items() if unit.stage == "joint")
     again = on_slots(finished, inputs.plan.units, [joint], 1)
     assert (finished.left, again.left, again.makespan) == (0, 10, 10)
+    measured = on_slots(finished, inputs.plan.units, [joint], 1, {joint})
+    assert (measured.left, measured.makespan) == (10 * MEASURING, 10 * MEASURING), "measuring takes less"
 
 
 def test_slots_share_the_work(inputs):

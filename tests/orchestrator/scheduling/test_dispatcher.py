@@ -125,6 +125,26 @@ def test_while_the_storage_is_away_neither_units_nor_nodes_are_blamed(stage):
     assert stage.dispatcher.failed_on(key) == {"a"}, "the driver reaches it: something is wrong there"
 
 
+@pytest.mark.parametrize("between", ["a unit finishes", "nothing finishes"])
+def test_a_second_outage_is_waited_for_as_long_as_the_first(stage, between):
+    key, other = stage.next().unit.key, stage.next().unit.key
+    for _ in range(2):
+        stage.storage_fault = "no route to the bucket"
+        for _ in range(2 * RETRIES):
+            stage.breaks(key, "unreachable")
+            stage.now += 20
+            assert stage.graph.state[key] is State.WAITING and not stage.dispatcher.failed_on(key)
+            assert stage.next().unit.key == key
+        stage.storage_fault = ""
+        if between == "a unit finishes" and stage.graph.state[other] is not State.FINISHED:
+            finish(stage.graph.ledger, stage.graph.units[other])
+            stage.end(other, "finished")
+        else:
+            stage.now += 20
+            stage.dispatcher.tick()
+        stage.now += STORAGE_TIMEOUT_SECONDS
+
+
 def test_a_storage_that_stays_away_ends_the_study(tmp_path):
     stage = Stage(tmp_path, nodes=("a",))
     stage.storage_fault = "no route to the bucket"

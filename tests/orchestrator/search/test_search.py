@@ -23,6 +23,7 @@ from orchestrator.project import load_project
 from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import State
 from orchestrator.search.best_study import STUDY_FILE, STUDY_SEEDS
+from orchestrator.search.dimensions import distribution_of, values_of
 from orchestrator.search.figures import figures
 from orchestrator.search.journal import Journal, number_of
 from orchestrator.search.plan import SearchPlan
@@ -493,6 +494,13 @@ def test_sobols_points_lie_more_evenly_than_random_ones(tmp_path):
         return max(after - before for before, after in itertools.pairwise([0.0, *drawn, 0.4]))
 
     assert largest_gap("qmc") < 0.03 < largest_gap("random")
+
+
+def test_a_range_with_a_step_has_both_its_ends_whatever_floating_point_says():
+    """By it 0.3 has less than three steps of 0.1, and between 0.2 and 0.3 there is less than one."""
+    stepped = [Range(0.0, 0.3, step=0.1), Range(0.2, 0.3, step=0.1), Range(0.0, 0.5, step=0.1), Range(1, 8, step=3)]
+    values = [values_of(distribution_of(each)) for each in stepped]
+    assert values == [[0.0, 0.1, 0.2, 0.3], [0.2, 0.3], [0.0, 0.1, 0.2, 0.3, 0.4, 0.5], [1, 4, 7]]
 
 
 def test_a_grid_has_each_combination_once_in_order_and_then_ends(tmp_path):

@@ -288,6 +288,7 @@ def test_a_tuned_study_searches_each_arm_and_then_trains_its_tables(hill, driver
     before = capsys.readouterr().out
     assert "2 arms, 5 trials x 2 seeds over rate 0.0001 to 0.1, log (qmc) each" in before
     assert before.count("10 units of") == 2 and before.count("0 of 5 trials done") == 2
+    assert "20 units of trials come first" in before
     assert "are not chosen yet" in before and "2, tuned" not in before
     assert not (hill.parent / "storage").exists()
 

@@ -17,7 +17,7 @@ pytest.importorskip("moto", reason="needs moto[s3,server] for an object store")
 pytest.importorskip("boto3", reason="needs boto3 for an object store")
 
 from orchestrator.storage import ClaimLost
-from orchestrator.storage.backends import lease
+from orchestrator.storage.backends import base, lease
 from orchestrator.storage.backends.base import has_ended, holder
 from orchestrator.storage.backends.lease import LeaseTimes
 from orchestrator.storage.backends.s3 import S3Storage
@@ -251,7 +251,7 @@ def test_a_creation_whose_answer_was_lost_is_ours(storage, monkeypatch):
     assert storage.read(name) == b"mine"
 
 
-def test_a_process_is_known_to_have_ended_only_if_it_ran_here():
+def test_a_process_is_known_to_have_ended_only_if_it_ran_here(monkeypatch):
     owner = holder()
     assert not has_ended(owner)
     gone = subprocess.Popen([sys.executable, "-c", ""])
@@ -263,6 +263,8 @@ def test_a_process_is_known_to_have_ended_only_if_it_ran_here():
     assert not has_ended(owner | {"pid": gone.pid, "process": life | {"boot": "another"}})
     assert not has_ended(owner | {"pid": gone.pid, "process": life | {"pids": "another"}})
     assert not has_ended(owner | {"pid": gone.pid, "process": None})
+    monkeypatch.setattr(base, "restarts_so_far", lambda: 1)  # The call has begun anew, in the same process.
+    assert has_ended(owner) and not has_ended(holder())
     assert not has_ended({})
 
 

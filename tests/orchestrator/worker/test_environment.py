@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from dataclasses import replace
 
 import pytest
+from filelock import FileLock
 
 import ups_model
-from orchestrator.worker.environment import Environment, code_digest, driver_environment, faults, versions
+from orchestrator.worker.environment import (
+    LOCK_CHECK_SECONDS,
+    Environment,
+    code_digest,
+    driver_environment,
+    faults,
+    versions,
+)
 from tests.support.runs import SOLID, write_toy_sets
 from ups_model.data.format.clip_set import ClipSet
 
@@ -116,6 +125,16 @@ def test_locks_that_do_not_reach_here_are_refused(tmp_path):
     probe.touch()
     (fault,) = faults(Environment("head", "abc", code_digest(), {}, {}, str(probe)), {})
     assert "locks don't reach from head to" in fault and "twice" in fault
+
+
+def test_another_worker_that_checks_at_the_same_moment_is_not_taken_for_the_driver(tmp_path):
+    probe = tmp_path / ".driver-1"
+    probe.touch()
+    other = FileLock(probe, thread_local=False)
+    other.acquire()
+    threading.Timer(LOCK_CHECK_SECONDS / 4, other.release).start()
+    (fault,) = faults(Environment("head", "abc", code_digest(), {}, {}, str(probe)), {})
+    assert "locks don't reach" in fault
 
 
 def test_an_object_store_needs_no_probe():
