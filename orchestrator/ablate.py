@@ -155,7 +155,7 @@ def run(
             origin=draft.origin,
             looks=looks_before(ledger, plan_file, before),
             ended_before=ended_before(ledger, plan_file, before),
-            planned_looks=planned_looks,
+            planned_looks=planned_before(ledger, before, planned_looks),
         )
         name, text = study_text(options.study)
         ledger.save_plan(plan_file, {name: text, DIFF: working_tree_diff()})
@@ -188,9 +188,22 @@ def looks_before(ledger: Ledger, plan: PlanFile, before: PlanFile | None) -> tup
     seeds = tuple(sorted(before.seed_numbers))
     if seeds == tuple(sorted(plan.seed_numbers)):
         return before.looks
-    finished = finished_claim_units(ledger, before)
-    complete = (all(finished >= set(keys.values()) for keys in before.claim_units(claim)) for claim in before.claims)
-    return tuple(dict.fromkeys((*before.looks, *([seeds] if any(complete) else []))))
+    return tuple(dict.fromkeys((*before.looks, *([seeds] if is_complete(ledger, before) else []))))
+
+
+def planned_before(ledger: Ledger, before: PlanFile | None, looks: tuple[int, ...]) -> tuple[int, ...]:
+    """The looks of this call as far as they were planned before the first one: none where the claims could be looked at
+    under another plan, since that look used up what these share. A look at one seed decides nothing."""
+    if before is None or before.planned_looks == looks:
+        return looks
+    had_looks = any(len(seeds) > 1 for seeds in before.looks) or (before.seeds > 1 and is_complete(ledger, before))
+    return () if had_looks else looks
+
+
+def is_complete(ledger: Ledger, plan: PlanFile) -> bool:
+    """Whether all runs of a claim have finished, so that it could be looked at."""
+    finished = finished_claim_units(ledger, plan)
+    return any(all(finished >= set(keys.values()) for keys in plan.claim_units(claim)) for claim in plan.claims)
 
 
 def ended_before(ledger: Ledger, plan: PlanFile, before: PlanFile | None) -> int:

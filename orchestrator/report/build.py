@@ -218,6 +218,7 @@ class _Builder:
                     difference=None if is_baseline else paired(values, self._values(baseline, column)[1]),
                     health=self._health(row, column),
                     baseline_health={} if is_baseline else self._health(baseline, column),
+                    baseline_states={} if is_baseline else self._values(baseline, column)[0],
                     arm=row.arms[column.group],
                 )
             )
@@ -391,5 +392,7 @@ def _sampling_error(metrics: Mapping[str, float], column: PlannedColumn, value: 
     # A value that no accuracy can have is shown as it is; its error can't be computed.
     if column.unit == "%" and measure.startswith(_SHARES) and clips and clips >= 1 and is_percentage(value):
         return proportion_se(value, clips)
+    if clips == 1:
+        return None  # One clip tells nothing of the spread of clips.
     error = metrics.get(f"test/{column.metric}_se")
     return float(error) if error is not None and math.isfinite(error) else None

@@ -211,7 +211,8 @@ def subject_means(
 ) -> dict[int, float] | None:
     """A column's metric of each test subject, from the results by clip; None for a metric that has none.
 
-    Accuracies in %, errors in mm: the sum over a subject's frames by their number.
+    Accuracies in %, errors in mm. An error is averaged as the column's is: over the frames of each action (class), then
+    over the actions, of those that the subject has; over all frames where clips have no classes.
 
     Args:
         classes: names of the clips' classes, of which an error may be ("pe/mpjpe_mm/deep squat").
@@ -242,4 +243,11 @@ def subject_means(
             return None
         of_action = outcomes[f"{place}label"] == classes.index(action)
         value, weight, subject = value[of_action], weight[of_action], subject[of_action]
-    return {int(one): float(value[subject == one].sum() / weight[subject == one].sum()) for one in np.unique(subject)}
+    by_action = measure in ERRORS and classes and f"{place}label" in outcomes and not action
+    label = outcomes[f"{place}label"] if by_action else np.zeros(len(value))
+
+    def mean(one: int) -> float:
+        parts = [(subject == one) & (label == each) for each in np.unique(label[subject == one])]
+        return float(np.mean([value[part].sum() / weight[part].sum() for part in parts]))
+
+    return {int(one): mean(one) for one in np.unique(subject)}

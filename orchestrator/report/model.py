@@ -46,6 +46,8 @@ class Cell:
     """By seed, of finished runs that were judged: "converged", "not converged", "not learnt", "collapsed" ..."""
     baseline_health: Mapping[int, str] = field(default_factory=dict)
     """The same of the baseline row in this column; empty in that row."""
+    baseline_states: Mapping[int, State] = field(default_factory=dict)
+    """By seed; empty in that row."""
     arm: str = ""
     """Name of the arm that fills it, as runs, figures and MLflow have it."""
     decided: bool = False
@@ -53,9 +55,11 @@ class Cell:
 
     @property
     def withheld(self) -> bool:
-        """Whether the difference gets no verdict: a run that collapsed or did not converge shows its training, not its
-        setting; a value that its measure can't have shows a fault."""
-        return self.impossible or any(sum(unhealthy(health)) for health in (self.health, self.baseline_health))
+        """Whether the difference gets no verdict: a run that failed, collapsed or did not converge shows its training,
+        not its setting, and those that are left are chosen by it; a value that its measure can't have shows a fault."""
+        health = (self.health, self.baseline_health)
+        states = (self.states, self.baseline_states) if self.difference is not None else ()
+        return self.impossible or any(map(sum, map(unhealthy, health))) or any(map(failed, states))
 
     @property
     def impossible(self) -> bool:
@@ -81,6 +85,11 @@ class Cell:
     def unequal_budget(self) -> bool:
         """Whether this row saw another number of samples of the task than the baseline row."""
         return self.samples != self.baseline_samples
+
+
+def failed(states: Mapping[int, State]) -> int:
+    """Runs that ended without a value: none of those that have not been run."""
+    return sum(state in ("failed", "parent failed", "not finite") for state in states.values())
 
 
 def unhealthy(health: Mapping[int, str]) -> tuple[int, int]:

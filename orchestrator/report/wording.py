@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from orchestrator.planning.plan_file import PlannedColumn
 from orchestrator.report.claim_tests import ALPHA, MAX_SEEDS, without_spread
-from orchestrator.report.model import Cell, ClaimResult, State, TableOfCells, unhealthy
+from orchestrator.report.model import Cell, ClaimResult, State, TableOfCells, failed, unhealthy
 from orchestrator.report.statistics import Paired
 from ups_model.wording import count
 
-DIGITS: Mapping[str, int] = defaultdict(lambda: 3, {"%": 2, "mm": 1})
+DIGITS_OF_UNITS = {"%": 2, "mm": 1}
+DIGITS: Mapping[str, int] = defaultdict(lambda: 3, DIGITS_OF_UNITS)
 """Decimals of our values, their spreads and differences, by unit."""
 MAX_MORE_DIGITS = 6
 """Decimals that are added at most where rounding would hide on which side of a bound a value lies."""
@@ -48,13 +49,22 @@ def _side(value: float, bound: float) -> int:
     return 0 if math.isclose(value, bound, rel_tol=1e-9, abs_tol=1e-9) else 1 if value > bound else -1
 
 
+def digits_of(column: PlannedColumn, *values: float | None) -> int:
+    """Decimals of a column's values: of a measure of a user's own as many as its smallest value needs."""
+    digits = DIGITS[column.unit]
+    if column.unit in DIGITS_OF_UNITS:
+        return digits
+    smallest = min((abs(value) for value in values if value), default=1.0)
+    return digits if smallest >= 10**-digits else min(1 - math.floor(math.log10(smallest)), digits + MAX_MORE_DIGITS)
+
+
 def listed(items: Iterable[str]) -> str:
     return ", ".join(items)
 
 
 def value_texts(cell: Cell) -> tuple[str, ...]:
     """Our value: mean, spread and number of seeds; then what became of the seeds that are missing."""
-    digits = DIGITS[cell.column.unit]
+    digits = digits_of(cell.column, cell.mean, cell.sd)
     missing = missing_text(cell)
     mark = DOUBLE_DAGGER if cell.unequal_budget else ""
     if cell.mean is None:
@@ -90,7 +100,7 @@ def difference_text(cell: Cell) -> str:
         return ""
     if pairs.mean is None:
         return f"Δ {NONE}" + (" (no common seed)" if cell.n else "")
-    digits = DIGITS[cell.column.unit]
+    digits = digits_of(cell.column, pairs.mean, pairs.sd)
     text = f"Δ {number(pairs.mean, digits, signed=True)}"
     if pairs.sd is not None:
         text += f" ± {number(pairs.sd, digits)}"
@@ -177,13 +187,19 @@ def finding(table: TableOfCells, index: int, label: str, cell: Cell) -> str:
     """What one cell shows beside the baseline row's, in words."""
     pairs = cell.difference
     assert pairs is not None, "the baseline row differs from nothing"
-    digits = DIGITS[cell.column.unit]
+    digits = digits_of(cell.column, pairs.mean, pairs.low, pairs.high)
     text = f"“{label}”: {_verdict(pairs, digits, cell.column.higher_is_better)}"
     if cell.withheld and pairs.mean is not None:
+        rows = (
+            (cell.states, cell.health, "this row"),
+            (cell.baseline_states, cell.baseline_health, "the baseline row"),
+        )
         reasons = listed(
             f"{count(runs, 'run')} of {whose} {what}"
-            for health, whose in ((cell.health, "this row"), (cell.baseline_health, "the baseline row"))
-            for runs, what in zip(unhealthy(health), ("collapsed", "did not converge"), strict=True)
+            for states, health, whose in rows
+            for runs, what in zip(
+                (failed(states), *unhealthy(health)), ("failed", "collapsed", "did not converge"), strict=True
+            )
             if runs
         )
         reasons = listed(filter(None, (reasons, "a value that none can have" if cell.impossible else "")))
@@ -204,13 +220,13 @@ def correlation_text(correlation: float | None) -> str:
 def _verdict(pairs: Paired, digits: int, higher_is_better: bool) -> str:
     if pairs.mean is None:
         return "no seed has both rows, no statement"
-    mean = number(pairs.mean, digits, signed=True)
     if pairs.low is None or pairs.high is None:
-        return f"{mean}, one pair: no statement"
+        return f"{number(pairs.mean, digits, signed=True)}, one pair: no statement"
     if pairs.verdict == "no spread":
+        mean = number(pairs.mean, digits, signed=True)
         return f"{mean} in each of {pairs.n} pairs, no spread to judge it by"
     digits = digits_beside((pairs.low, pairs.high), (0,), digits)
-    low, high = (number(end, digits, signed=True) for end in (pairs.low, pairs.high))
+    mean, low, high = (number(value, digits, signed=True) for value in (pairs.mean, pairs.low, pairs.high))
     interval = f"{mean} [{low}, {high}], n={pairs.n}"
     if pairs.verdict == "not distinguishable":
         return f"{interval}, not distinguishable from 0"

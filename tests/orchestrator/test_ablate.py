@@ -17,6 +17,7 @@ from orchestrator.cli.arguments import command_line
 from orchestrator.planning.inputs import read_inputs
 from orchestrator.record import Record
 from orchestrator.report import __main__ as report_command
+from orchestrator.report.claims import looks_of
 from orchestrator.storage.ledger import Ledger
 from search_spaces import find_study, study_names
 from tests.support.drivers import ROOT, Bench
@@ -530,6 +531,22 @@ def test_seeds_auto_stops_where_all_is_decided_and_goes_on_where_not(bench, tmp_
     seen = tuple(tuple(range(look)) for look in looks[:-1])
     assert (plan.seeds, plan.looks, plan.planned_looks) == (looks[-1], seen, (2, 3))
     assert driver.started == len(looks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "planned"), [("2", ()), ("auto:2", ()), ("1", (2, 3))])
+def test_auto_after_a_look_under_another_plan_is_not_called_planned(
+    bench, tmp_path, driver, monkeypatch, first, planned
+):
+    """Else each plan uses up the whole of what its looks may err: 7 of 100 studies without an effect were decided."""
+    monkeypatch.setattr(arguments, "AUTO_LOOKS", (2, 3))
+    driver.metrics = lambda unit: {"ar3d/top1": 40 + 0.1 * unit.seed**2 * (unit.arm == "base")}
+    study = claimed(bench, tmp_path)
+    for seeds in (first, "auto", "auto"):
+        assert ablate.main(toy(bench, tmp_path, "--seeds", seeds, study=study)) == 0
+        assert saved_plan(tmp_path).planned_looks == (planned if seeds == "auto" else (2,) if first == "auto:2" else ())
+    looks = looks_of(saved_plan(tmp_path))
+    assert looks.planned is bool(planned) and looks.factors == ((2, 2) if planned else (4, 4))
 
 
 @pytest.mark.slow

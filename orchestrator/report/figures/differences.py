@@ -6,7 +6,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.report.figures.style import GREY, MAX_PANELS_ACROSS, OURS, PAPER, Image, finish, paper_entry, styled
+from orchestrator.report.figures.style import (
+    GREY,
+    MAX_PANELS_ACROSS,
+    OURS,
+    PAPER,
+    Image,
+    finish,
+    hollow_entry,
+    marker,
+    paper_entry,
+    styled,
+)
 from orchestrator.report.model import TableOfCells
 from orchestrator.report.wording import column_text, missing_text
 
@@ -35,6 +46,8 @@ def figure(table: TableOfCells) -> Image | None:
             ("ours, one seed", key.plot([], [], "o", color=OURS, markersize=3, alpha=0.6)[0]),
             ("ours, mean and 95 % interval", key.plot([], [], "-|", color=OURS, linewidth=1.5, markersize=9)[0]),
         ]
+        if any(cell.withheld and cell.difference for row in table.rows for cell in row.cells):
+            entries.append(("no statement: runs failed, collapsed or did not converge", hollow_entry(key)[1]))
         if published:
             entries.append(paper_entry(key))
         return finish(drawing, entries)
@@ -55,6 +68,10 @@ def _panel(panel: Axes, table: TableOfCells, index: int) -> None:
             # In the panel's middle, wherever its axis begins and ends.
             middle, box = panel.get_yaxis_transform(), {"color": "white", "pad": 1}
             panel.text(0.5, line - 0.12, reason, color=GREY, bbox=box, transform=middle, ha="center", va="center")
+            continue
+        if cell.withheld:  # The text makes no statement on it, so there is no interval.
+            for seed, value in pairs.by_seed.items():
+                marker(panel, f"{index}-{line}-{seed}", value, line - 0.12, GREY, hollow=True)
             continue
         panel.plot(list(pairs.by_seed.values()), [line - 0.12] * pairs.n, "o", color=OURS, markersize=3, alpha=0.6)
         if pairs.low is not None and pairs.high is not None:

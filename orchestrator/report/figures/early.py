@@ -4,7 +4,19 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 
-from orchestrator.report.figures.style import PAPER_DATA, Drawing, data_names, extent, finish, grid, line_color, styled
+from orchestrator.report.figures.style import (
+    PAPER_DATA,
+    Drawing,
+    data_names,
+    extent,
+    finish,
+    grid,
+    has_unhealthy,
+    hollow_entry,
+    line_color,
+    marker,
+    styled,
+)
 from orchestrator.report.model import RowOfCells, TableOfCells
 from orchestrator.report.wording import listed
 
@@ -37,6 +49,8 @@ def early(table: TableOfCells, name: str) -> Drawing | None:
             (row.label, panels[0].plot([], [], "-o", color=line_color(line), markersize=3)[0])
             for line, row in enumerate(table.rows)
         ]
+        if any(map(has_unhealthy, cells)):
+            entries.append(hollow_entry(panels[0]))
         if published:
             entries.append(("paper", panels[0].plot([], [], ":D", color="#444444", linewidth=0.8, markersize=4)[0]))
         image = finish(figure, entries)
@@ -74,9 +88,12 @@ def _line(panel: Axes, row: RowOfCells, curve: Curve, line: int) -> None:
     measured = [(share, list(row.cells[column].values.values())) for share, column in curve]
     measured = [(share, values) for share, values in measured if values]
     color, place = line_color(line), f"{curve[0][1]}-{line}"
+    unsound = {share for share, column in curve if has_unhealthy(row.cells[column])}
     if measured:
         shares, means = zip(*((share, fmean(values)) for share, values in measured), strict=True)
-        panel.plot(shares, means, "-o", color=color, linewidth=1.4, markersize=3, gid=f"arm-{place}")
+        panel.plot(shares, means, "-", color=color, linewidth=1.4, gid=f"arm-{place}")
+        for share, mean in zip(shares, means, strict=True):
+            marker(panel, f"{place}-{share:g}", share, mean, color, hollow=share in unsound)
     for share, values in measured:
         if len(values) > 1:
             ends = [min(values), max(values)]

@@ -14,8 +14,8 @@ from orchestrator.report.figures.style import (
     extent,
     finish,
     grid,
+    has_unhealthy,
     hollow_entry,
-    is_unhealthy,
     line_color,
     shorten,
     styled,
@@ -72,8 +72,7 @@ def _points(table: TableOfCells, place: int, cost: str) -> list[Point]:
     for line, row in enumerate(table.rows):
         cell, amount = row.cells[place], _cost(row, place, cost)
         if cell.mean is not None and amount is not None and 0 < amount < math.inf:
-            hollow = any(is_unhealthy(state) for state in cell.health.values())
-            points.append(Point(line, amount, cell.mean, cell.sd, hollow))
+            points.append(Point(line, amount, cell.mean, cell.sd, has_unhealthy(cell)))
     return points
 
 

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from orchestrator.report.model import Report, unhealthy
+from orchestrator.report.model import Cell, Report, unhealthy
 from orchestrator.report.wording import listed
 
 if TYPE_CHECKING:
@@ -136,6 +136,11 @@ def extent(numbers: Iterable[int]) -> str:
 def is_unhealthy(state: str | None) -> bool:
     """Whether a run's state of health is drawn hollow: it collapsed or did not converge."""
     return state is not None and any(unhealthy({0: state}))
+
+
+def has_unhealthy(cell: Cell) -> bool:
+    """Whether a mean over a cell's runs is drawn hollow."""
+    return any(is_unhealthy(state) for state in cell.health.values())
 
 
 def marker(panel: Axes, name: str, x: float, y: float, color: str, hollow: bool) -> None:

@@ -431,6 +431,20 @@ def test_means_of_one_action_are_those_of_its_clips():
     assert subject_means(squat, outcomes, ("lunge", "deep squat")) is None
 
 
+def test_means_of_subjects_average_actions_as_the_column_does():
+    """A lunge of three frames at 40 mm and a squat of one at 80 mm: 60 mm, where frames alone give 50."""
+    error = planned_column(MPJPE)
+    place = f"pe/{error.sources[0]}/"
+    outcomes = {
+        f"{place}error_sum_mm": np.array([120.0, 80.0]),
+        f"{place}frames": np.array([3, 1]),
+        f"{place}subject": np.array([7, 7]),
+        f"{place}label": np.array([0, 1]),
+    }
+    assert subject_means(error, outcomes, ("lunge", "deep squat")) == {7: 60.0}
+    assert subject_means(error, outcomes) == {7: 50.0}
+
+
 def planned_column(column):
     plan = plan_file_of(plan_of(columns=(column,), rows=paperless_rows()))
     return plan.tables[0].columns[0]

@@ -58,6 +58,15 @@ def figures(made):
     return {name: text for name, text in files(made).items() if re.match(r"figures/.*\.svg", name)}
 
 
+def test_the_figures_draw_no_interval_and_no_full_mark_where_the_text_makes_no_statement():
+    sound, withheld = (files(report(health=health))["tables/depth.svg"] for health in (False, True))
+    key = "no statement: runs failed, collapsed or did not converge"
+    assert key in texts_in(withheld) and key not in texts_in(sound)
+    assert names_in(sound)["hollow"] == 0 < names_in(withheld)["hollow"]
+    (early,) = (text for name, text in files(report()).items() if re.match(r"figures/early.*\.svg", name))
+    assert names_in(early)["hollow"] == 0, "what collapsed is recognition"
+
+
 @pytest.mark.slow
 def test_the_factor_figure_has_a_line_a_seed_and_panel_and_hollow_marks_where_a_run_collapsed():
     svg = figures(report())["figures/factor-depth.svg"]

@@ -17,7 +17,7 @@ from orchestrator.report.captions import budget_notes, health_lines, legend, sum
 from orchestrator.report.statistics import mean_and_sd, paired, proportion_se, seed_correlation, t_interval
 from orchestrator.report.wording import difference_text, finding, number, published_texts, value_texts
 from search_spaces.columns import AR3D, EAP, FLOOR, MPJPE
-from search_spaces.study import Reference, Row
+from search_spaces.study import Column, Reference, Row
 from search_spaces.ups import paper_tables
 from tests.support.report_cases import ABOUT, ROWS, finished, keys_of, plan_file_of, plan_of, records_of
 from ups_model.evaluation.health import TaskHealth
@@ -442,6 +442,58 @@ def test_a_collapsed_baseline_run_withholds_the_statement_of_every_row():
     plan = plan_of()
     records = with_health(plan, records_of(plan, {"full": FULL, "thin": WORSE}), "full", [POOR, GOOD, GOOD])
     assert "no statement: 1 run of the baseline row collapsed" in told(plan, records)
+
+
+@pytest.mark.parametrize(("row", "whose"), [("thin", "this row"), ("full", "the baseline row")])
+def test_a_row_with_failed_runs_gets_no_statement_from_those_that_are_left(row, whose):
+    plan = plan_of(seeds=5)
+    better = [
+        value + gap for value, gap in zip((80.0, 82.0, 84.0, 83.0, 81.0), (3.0, 2.9, 3.1, 3.0, 3.05), strict=True)
+    ]
+    records = records_of(plan, {"full": (80.0, 82.0, 84.0, 83.0, 81.0), "thin": better})
+    assert "better" in told(plan, records)
+    for key in keys_of(plan, row)[:3]:
+        records[key] = Record(key, "failed", error="NonFiniteLoss: at step 7")
+    assert f"no statement: 3 runs of {whose} failed" in told(plan, records)
+    assert cell_of(plan, records).withheld
+
+
+def test_a_row_whose_runs_are_not_all_run_yet_is_spoken_of():
+    plan = plan_of(seeds=5)
+    records = records_of(plan, {"full": (80.0, 82.0, 84.0), "thin": (83.0, 84.9, 87.1)})
+    assert "n=3, better" in told(plan, records)
+
+
+def test_a_mean_has_the_digits_of_its_interval():
+    plan = plan_of()
+    records = records_of(
+        plan,
+        {"full": FULL, "thin": tuple(value + gap for value, gap in zip(FULL, (0.004, 0.0045, 0.0035), strict=True))},
+    )
+    assert "“thin”: +0.004 [+0.003, +0.005], n=3, better" in told(plan, records)
+
+
+def test_small_values_of_a_unit_of_ones_own_keep_their_spread():
+    column = Column("ar3d/loss", "Loss", "nats", False)
+    plan = plan_of([replace(row, published=(None,)) for row in ROWS], (column,))
+    values = {"full": (4.2e-4, 4.5e-4, 3.9e-4), "thin": (4.1e-4, 4.4e-4, 3.8e-4)}
+    records = {
+        key: finished(key, {"ar3d/loss": value})
+        for label, of_row in values.items()
+        for key, value in zip(keys_of(plan, label), of_row, strict=True)
+    }
+    assert value_texts(cell_of(plan, records, "full"))[0] == "0.000420 ± 0.000030 (n=3)"
+
+
+def test_one_clip_has_no_standard_error():
+    plan = plan_of(seeds=1)
+    records = records_of(plan, {"full": (80.0,)})
+    for key, record in records.items():
+        metrics = {**record.metrics, "test/pe/clips": 1.0}
+        records[key] = replace(record, metrics=metrics)
+    (row,) = (row for row in build(plan_file_of(plan), records).tables[0].rows if row.baseline)
+    assert [cell.sampling_error for cell in row.cells][1] is None
+    assert value_texts(row.cells[1])[0] == "50.0 †± unknown (n=1)"
 
 
 def test_runs_without_held_out_subjects_are_called_not_judged():
