@@ -1,6 +1,6 @@
 """From a study to the settings of each of its cells, and the checks of these settings. No plan yet."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,12 @@ from orchestrator.project import Data, Project, Settings, load_project
 from search_spaces.study import Column, Row, Study, Table
 
 S = TypeVar("S", bound=Settings)
+MEASURED_ON = ("data.validation_subjects", "data.validation_folds", "data.split_seed")
+MEASURED_BY: Mapping[str, tuple[str, ...]] = {
+    "pe": ("data.pe.evaluate_stride", "data.pe.evaluate_targets", "evaluation.flip"),
+    "eap": ("evaluation.ratios",),
+}
+"""Fields that say on which clips a task is trained and measured, and how, where a project has them."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,7 @@ def resolve(study: Study, preset_name: str, changes: Mapping[str, Any]) -> Resol
                 if training not in trainer.trainings:
                     raise ValueError(f"training must be one of {', '.join(trainer.trainings)}, got {training!r}")
             rows.append(ResolvedRow(row, configs, at, address, training, own))
+        _check_measured_alike(table, rows)
         tables.append(ResolvedTable(table, columns, tuple(rows)))
     resolved = ResolvedStudy(study, preset_name, base, tuple(tables))
     names: dict[str, str] = {}
@@ -127,6 +134,38 @@ def resolve(study: Study, preset_name: str, changes: Mapping[str, Any]) -> Resol
                 "each project a name of its own"
             )
     return resolved
+
+
+def _check_measured_alike(table: Table, rows: Sequence[ResolvedRow]) -> None:
+    """A study's base holds for its own project alone; rows of another are measured on the same clips and in the same
+    way as the baseline row all the same, or say themselves that they are not.
+
+    Raises:
+        ValueError: names the field, both values and the way out.
+    """
+    baseline = next(row for row in rows if row.row.label == table.baseline)
+    for row in rows:
+        if row.project == baseline.project:
+            continue
+        own = {row.base.field_path(name) for name in row.row.changes}
+        for column in (one for one in table.columns if one.task in load_project(row.project).tasks):
+            configs = [one.configs[column.group].canonical() for one in (row, baseline)]
+            for name in (*MEASURED_ON, *MEASURED_BY.get(column.task, ())):
+                ours, theirs = (_value(config, name) for config in configs)
+                if name not in own and None not in (ours, theirs) and ours != theirs:
+                    raise ValueError(
+                        f"{row.where}: is measured otherwise than the baseline row {table.baseline!r}: {name} is "
+                        f"{ours}, there {theirs}; the study's base holds for {baseline.project} alone, so give the row "
+                        f"{name}={theirs}, or say with {name}={ours} that it is meant"
+                    )
+
+
+def _value(canonical: Mapping[str, Any], path: str) -> Any:
+    """Of a field by its whole path; None where the configuration has no such field."""
+    value: Any = canonical
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def _check_column(column: Column, project: Project, base: Settings) -> None:

@@ -6,13 +6,15 @@ import pytest
 
 from baselines.project import DD_NET, RESIDUAL_MLP, ST_GCN, VIDEOPOSE3D
 from orchestrator.planning.inputs import read_inputs
+from orchestrator.planning.resolve import resolve
 from orchestrator.project import Project, load_project
 from orchestrator.search.plan import SearchPlan
 from orchestrator.storage.ledger import Ledger
 from orchestrator.worker.job import Job
 from orchestrator.worker.run_unit import run_unit
+from search_spaces.columns import MPJPE
 from search_spaces.space import Range, Space
-from search_spaces.study import UPS
+from search_spaces.study import UPS, Row, Study, Table
 from tests.support.runs import FLAT, POSE, SOLID, stop_at, write_toy_sets
 from ups_model.source import FORMER, present_form
 from ups_model.training.checkpoint import load_checkpoint
@@ -26,7 +28,8 @@ from search_spaces.study import Row, Study, Table
 DATA = {"pe.sources": ("toy_pose",), "pe.frame_stride": 1}
 SOLID = {"ar3d.sources": ("toy_solid",), "eap.sources": ("toy_solid",), "ar2d.sources": ("toy_flat",)}
 SMALL = {"steps": 8, "validation_subjects": 0}
-LIFT = {**DATA, **SMALL, "receptive_field": 9, "pe.frames": 16, "pe.evaluate_targets": 8, "pe.evaluate_stride": 8}
+LIFT = {**DATA, **SMALL, "receptive_field": 9, "pe.frames": 16, "pe.evaluate_targets": 8, "pe.evaluate_stride": 8,
+        "evaluation.flip": False}
 CLASS = {**SOLID, **SMALL, **{f"{task}.frames": 8 for task in ("ar3d", "eap", "ar2d")}}
 STUDY = Study(
     "beside", "?", "!",
@@ -171,3 +174,28 @@ def test_ups_code_that_trains_the_same_is_the_same_code_to_a_baseline():
     former = next(old for old, new in FORMER.items() if new == ups)
     assert present_form(f"{own}+{former}") == DD_NET.identity().training
     assert present_form(f"{own}+{'0' * 16}") != DD_NET.identity().training
+
+
+def lifters(base, changes=None):
+    """UPS beside VideoPose3D, in one table of a study with this base."""
+    rows = (
+        Row("UPS", training="separate"),
+        Row("VideoPose3D", changes or {}, project="baselines.project:VIDEOPOSE3D"),
+    )
+    table = Table("lifting", "Lifting", "System", (MPJPE,), rows, "UPS")
+    return resolve(Study("lifters", "?", "!", (table,), base=base), "small", {})
+
+
+def test_rows_of_another_project_are_measured_on_the_same_frames_and_split_or_say_so():
+    with pytest.raises(ValueError) as caught:
+        lifters({"pe.evaluate_stride": 2, "evaluation.flip": True})
+    told = (
+        "row 'VideoPose3D': is measured otherwise than the baseline row 'UPS': data.pe.evaluate_stride is 16, there 2"
+    )
+    assert told in str(caught.value) and "give the row data.pe.evaluate_stride=2, or say with" in str(caught.value)
+    with pytest.raises(ValueError, match=r"evaluation\.flip is True, there False"):
+        lifters({})
+    with pytest.raises(ValueError, match=r"data\.split_seed is 0, there 3"):
+        lifters({"split_seed": 3, "evaluation.flip": True})
+    lifters({"split_seed": 3, "evaluation.flip": True}, {"split_seed": 3})
+    lifters({}, {"evaluation.flip": True})  # It says itself that it is meant.
