@@ -58,9 +58,10 @@ def plan_of(bench, study=None, **fields):
 
 
 def job_of(bench, plan, unit, storage):
+    """Of a unit whose weights are needed."""
     paths = {name: str(path) for name, path in bench.data.items()}
     cache = str(bench.folder / "cache")
-    return Job(unit, plan.units.get(unit.parent), str(storage), paths, cache, 1, "cpu", "fp32")
+    return Job(unit, plan.units.get(unit.parent), str(storage), paths, cache, 1, "cpu", "fp32", remake=True)
 
 
 def run(bench, plan, unit, storage, should_stop=lambda: False):
