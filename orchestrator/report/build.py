@@ -15,6 +15,7 @@ from orchestrator.record import finished_of
 from orchestrator.report.claims import OutcomesOf, judge
 from orchestrator.report.clip_results import confusions, example_poses
 from orchestrator.report.model import (
+    CHOICE,
     CODE,
     PROVENANCE,
     UNKNOWN,
@@ -193,7 +194,7 @@ class _Builder:
             titles={
                 task: title for task, title in self.plan.tasks if any(column.task == task for column in table.columns)
             },
-            origins={name: self._origins(table, name) for name in (*PROVENANCE, *CODE)},
+            origins={name: self._origins(table, name) for name in (*PROVENANCE, *CODE, CHOICE)},
         )
 
     def _row(self, row: PlannedRow, baseline: PlannedRow, columns: tuple[PlannedColumn, ...]) -> RowOfCells:
@@ -309,7 +310,8 @@ class _Builder:
         for row in table.rows:
             for key in self._with_parents(table, row):
                 if (record := self.finished.get(key)) is not None:
-                    value = CODE[entry](record) if entry in CODE else str(record.about.get(entry) or UNKNOWN)
+                    name = "chosen_by" if entry == CHOICE else entry
+                    value = CODE[entry](record) if entry in CODE else str(record.about.get(name) or UNKNOWN)
                     project = record.project if entry == "training code" else ""
                     units.setdefault((value, project), set()).add(key)
                     rows.setdefault((value, project), {})[row.label] = None

@@ -19,6 +19,8 @@ PROVENANCE = ("commit", "device", "precision", "torch")
 """Entries of `Record.about` that all runs of one table should share."""
 CODE = {"training code": training_code, "evaluation code": evaluation_code}
 """Digests of source that runs should share too; a table names them only where they differ."""
+CHOICE = "choice of weights"
+"""How a run's weights were chosen, which a table names where runs differ: one that chooses has an advantage."""
 
 Records = Mapping[str, Record | None]
 
@@ -166,7 +168,7 @@ class TableOfCells:
     titles: Mapping[str, str]
     """Of the tasks that the table measures, in the order of reports."""
     origins: Mapping[str, tuple[Origin, ...]]
-    """Of each entry of PROVENANCE and CODE the values among the table's finished runs (their parents included)."""
+    """Of each entry of PROVENANCE and CODE, and of CHOICE, the values among the table's finished runs and parents."""
 
     @property
     def seed_correlations(self) -> tuple[float | None, ...]:

@@ -382,6 +382,19 @@ def test_runs_of_one_origin_give_no_warning_and_unknown_ones_do():
     assert table_warnings(build(plan_file_of(plan), bare).tables[0]) == ["The commit of some runs is unknown."]
 
 
+def test_a_row_that_chooses_among_checkpoints_is_named():
+    plan = plan_of()
+    records = records_of(plan, {"full": FULL, "thin": WORSE})
+    for label, how in (("full", "last step, validated"), ("thin", "validation subjects")):
+        for key in keys_of(plan, label):
+            records[key] = replace(records[key], about={**records[key].about, "chosen_by": how})
+    (warning,) = table_warnings(build(plan_file_of(plan), records).tables[0])
+    assert warning == (
+        "The runs of this table differ in choice of weights: last step, validated (3 units, in row “full”); "
+        "validation subjects (3 units, in row “thin”)."
+    )
+
+
 def healthy(values, trivial=4.0):
     """Health of 3D recognition with this curve."""
     points = tuple((step, value) for step, value in enumerate(values, start=1))
