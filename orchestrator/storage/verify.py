@@ -43,17 +43,28 @@ def verify_unit(ledger: Ledger, folder: str) -> Verified:
         return Verified(tuple(damages), held=True)
     checkpoints = checkpoints_of(ledger, folder)
     whole = {name: f"{name}/{STATE}" in {entry.name for entry in entries} for name, entries in checkpoints.items()}
-    faults = {name: checkpoint_fault(ledger, name) for name, has_state in whole.items() if has_state}
+    faults = {}
+    for name in (name for name, has_state in whole.items() if has_state):
+        try:
+            faults[name] = checkpoint_fault(ledger, name)
+        except OSError as error:
+            if ledger.storage.root is None:  # The store doesn't answer, which is no matter of one checkpoint.
+                raise
+            then = "what needs it fails until it can be read; delete it to have it made again"
+            damages.append(Damage(name, f"can't be read ({error})", then))
+            whole[name] = False
     resume = [name for name in faults if name.startswith(f"{place}/checkpoints/")]
     usable = [name for name in resume if not faults[name]]
     finished = record is not None and record.status == "finished"
     chosen = f"{place}/{record.checkpoint}" if record is not None and record.checkpoint else ""
     imported = finished and not whole.get(chosen) and came_without_weights(ledger.storage, folder)
-    if record is not None and finished and chosen not in faults and not imported:  # There is none, or it has no state.
-        faults[chosen or place] = weights_fault(ledger, folder, record)
+    unread = {damage.name for damage in damages}
+    # There is none, or it has no state. A record names none while its unit is trained again.
+    if record is not None and finished and chosen and chosen not in faults and chosen not in unread and not imported:
+        faults[chosen] = weights_fault(ledger, folder, record)
     for name, fault in faults.items():
         if fault:
-            damages.append(Damage(name, fault, _then(name == (chosen or place) and finished, finished, usable, name)))
+            damages.append(Damage(name, fault, _then(name == chosen and finished, finished, usable, name)))
     if damages and record is None and any(damage.name.endswith(f"/{RECORD}") for damage in damages):
         damages[0] = replace(damages[0], then=_then_without_record(ledger, folder, faults, usable))
     return Verified(tuple(damages), len(faults), imported=imported)

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.record import Record
 from orchestrator.scheduling.task_graph import State, TaskGraph
-from orchestrator.storage import gc, merge, studies
+from orchestrator.storage import gc, merge, studies, verify
 from orchestrator.storage.archive import export_ledger
 from orchestrator.storage.backends import local
 from orchestrator.storage.ledger import Ledger
@@ -88,6 +88,26 @@ def test_gc_keeps_the_checkpoints_of_a_unit_that_is_being_trained_again(retraine
     stub.steps_run.clear()
     assert run(retrained, other_code="retrain").status == "finished"
     assert stub.steps_run == [10]
+
+
+def test_verify_finds_nothing_damaged_while_a_unit_is_trained_again(retrained):
+    assert verify.verify_unit(retrained, UNIT.folder).damages == ()
+
+
+def test_verify_names_what_can_not_be_read_and_goes_on(ledger, stub, monkeypatch):
+    assert run(ledger).status == "finished"
+    plain = run_folder._sha256
+
+    def away(file):
+        if "best" in file.parts:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        return plain(file)
+
+    monkeypatch.setattr(run_folder, "_sha256", away)
+    found = verify.verify_unit(ledger, UNIT.folder)
+    (damage,) = found.damages
+    assert damage.name.endswith("best/step-00000004") and "Input/output error" in damage.what
+    assert "delete it" in damage.then and found.checkpoints >= 1
 
 
 @pytest.mark.parametrize("before", [7, 11])
