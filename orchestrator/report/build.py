@@ -15,8 +15,7 @@ from orchestrator.record import finished_of
 from orchestrator.report.claims import OutcomesOf, judge
 from orchestrator.report.clip_results import confusions, example_poses
 from orchestrator.report.model import (
-    CHOICE,
-    CODE,
+    DIFFERING,
     PROVENANCE,
     UNKNOWN,
     Cell,
@@ -194,7 +193,7 @@ class _Builder:
             titles={
                 task: title for task, title in self.plan.tasks if any(column.task == task for column in table.columns)
             },
-            origins={name: self._origins(table, name) for name in (*PROVENANCE, *CODE, CHOICE)},
+            origins={name: self._origins(table, name) for name in (*PROVENANCE, *DIFFERING)},
         )
 
     def _row(self, row: PlannedRow, baseline: PlannedRow, columns: tuple[PlannedColumn, ...]) -> RowOfCells:
@@ -203,6 +202,7 @@ class _Builder:
         cells = []
         for column, ours, theirs in zip(columns, published, reference, strict=True):
             states, values = self._values(row, column)
+            baseline_states, baseline_values = self._values(baseline, column)
             cells.append(
                 Cell(
                     column=column,
@@ -216,10 +216,10 @@ class _Builder:
                     published_difference=None
                     if is_baseline or ours is None or theirs is None
                     else round(ours - theirs, 6),
-                    difference=None if is_baseline else paired(values, self._values(baseline, column)[1]),
+                    difference=None if is_baseline else paired(values, baseline_values),
                     health=self._health(row, column),
                     baseline_health={} if is_baseline else self._health(baseline, column),
-                    baseline_states={} if is_baseline else self._values(baseline, column)[0],
+                    baseline_states={} if is_baseline else baseline_states,
                     arm=row.arms[column.group],
                 )
             )
@@ -310,8 +310,8 @@ class _Builder:
         for row in table.rows:
             for key in self._with_parents(table, row):
                 if (record := self.finished.get(key)) is not None:
-                    name = "chosen_by" if entry == CHOICE else entry
-                    value = CODE[entry](record) if entry in CODE else str(record.about.get(name) or UNKNOWN)
+                    of_record = DIFFERING.get(entry, lambda one: str(one.about.get(entry) or UNKNOWN))
+                    value = of_record(record)
                     project = record.project if entry == "training code" else ""
                     units.setdefault((value, project), set()).add(key)
                     rows.setdefault((value, project), {})[row.label] = None

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 from orchestrator.report.claims import looks_of
-from orchestrator.report.model import CHOICE, CODE, PROVENANCE, UNKNOWN, Report, Source, TableOfCells
+from orchestrator.report.model import DIFFERING, PROVENANCE, UNKNOWN, Report, Source, TableOfCells
 from orchestrator.report.statistics import CONFIDENCE
 from orchestrator.report.wording import DAGGER, DOUBLE_DAGGER, NONE, listed, sign_agrees
 from orchestrator.storage.source_check import THEN
@@ -161,7 +161,7 @@ def _shown(name: str, value: str) -> str:
 def table_warnings(table: TableOfCells) -> list[str]:
     """What makes rows of one table hard to compare."""
     warnings = []
-    for name in (*PROVENANCE, *CODE, CHOICE):
+    for name in (*PROVENANCE, *DIFFERING):
         per_project = Counter(origin.project for origin in table.origins[name])
         origins = [origin for origin in table.origins[name] if per_project[origin.project] > 1]
         if origins:

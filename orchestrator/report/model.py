@@ -18,9 +18,10 @@ UNKNOWN = "unknown"
 PROVENANCE = ("commit", "device", "precision", "torch")
 """Entries of `Record.about` that all runs of one table should share."""
 CODE = {"training code": training_code, "evaluation code": evaluation_code}
-"""Digests of source that runs should share too; a table names them only where they differ."""
-CHOICE = "choice of weights"
-"""How a run's weights were chosen, which a table names where runs differ: one that chooses has an advantage."""
+"""Digests of source that runs should share too."""
+DIFFERING = CODE | {"choice of weights": lambda record: str(record.about.get("chosen_by") or UNKNOWN)}
+"""What a table names only where its runs differ in it. Of runs that choose their weights otherwise, some have an
+advantage."""
 
 Records = Mapping[str, Record | None]
 
@@ -59,9 +60,8 @@ class Cell:
     def withheld(self) -> bool:
         """Whether the difference gets no verdict: a run that failed, collapsed or did not converge shows its training,
         not its setting, and those that are left are chosen by it; a value that its measure can't have shows a fault."""
-        health = (self.health, self.baseline_health)
-        states = (self.states, self.baseline_states) if self.difference is not None else ()
-        return self.impossible or any(map(sum, map(unhealthy, health))) or any(map(failed, states))
+        rows = ((self.states, self.health), (self.baseline_states, self.baseline_health))
+        return self.impossible or not all(trained_out(*row) for row in rows)
 
     @property
     def impossible(self) -> bool:
@@ -92,6 +92,11 @@ class Cell:
 def failed(states: Mapping[int, State]) -> int:
     """Runs that ended without a value: none of those that have not been run."""
     return sum(state in ("failed", "parent failed", "not finite") for state in states.values())
+
+
+def trained_out(states: Mapping[int, State], health: Mapping[int, str]) -> bool:
+    """Whether no run failed, collapsed or did not converge."""
+    return not failed(states) and not sum(unhealthy(health))
 
 
 def unhealthy(health: Mapping[int, str]) -> tuple[int, int]:
@@ -168,7 +173,7 @@ class TableOfCells:
     titles: Mapping[str, str]
     """Of the tasks that the table measures, in the order of reports."""
     origins: Mapping[str, tuple[Origin, ...]]
-    """Of each entry of PROVENANCE and CODE, and of CHOICE, the values among the table's finished runs and parents."""
+    """Of each entry of PROVENANCE and DIFFERING the values among the table's finished runs (their parents included)."""
 
     @property
     def seed_correlations(self) -> tuple[float | None, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations, groupby
 
 from orchestrator.planning.tuning import PlannedTuning, TunedArm
-from orchestrator.report.model import Cell, Report, RowOfCells, TableOfCells, unhealthy
+from orchestrator.report.model import Cell, Report, RowOfCells, TableOfCells, trained_out
 from orchestrator.report.statistics import CONFIDENCE, Paired, mean_and_sd, paired
 from orchestrator.report.wording import DIGITS, MINUS, NONE, digits_beside, listed, number
 from search_spaces.study import tuned_label
@@ -185,7 +185,7 @@ def _differences(table: TableOfCells, ranked: Sequence[Ranking]) -> Differences:
 
 
 def _is_healthy(cell: Cell) -> bool:
-    return not sum(unhealthy(cell.health))
+    return trained_out(cell.states, cell.health)
 
 
 def _difference(cell: Cell, base: Cell) -> str:

@@ -49,10 +49,10 @@ def _side(value: float, bound: float) -> int:
     return 0 if math.isclose(value, bound, rel_tol=1e-9, abs_tol=1e-9) else 1 if value > bound else -1
 
 
-def digits_of(column: PlannedColumn, *values: float | None) -> int:
-    """Decimals of a column's values: of a measure of a user's own as many as its smallest value needs."""
-    digits = DIGITS[column.unit]
-    if column.unit in DIGITS_OF_UNITS:
+def digits_of(unit: str, *values: float | None) -> int:
+    """Decimals of values in a unit: of a measure of a user's own as many as its smallest value needs."""
+    digits = DIGITS[unit]
+    if unit in DIGITS_OF_UNITS:
         return digits
     smallest = min((abs(value) for value in values if value), default=1.0)
     return digits if smallest >= 10**-digits else min(1 - math.floor(math.log10(smallest)), digits + MAX_MORE_DIGITS)
@@ -64,7 +64,7 @@ def listed(items: Iterable[str]) -> str:
 
 def value_texts(cell: Cell) -> tuple[str, ...]:
     """Our value: mean, spread and number of seeds; then what became of the seeds that are missing."""
-    digits = digits_of(cell.column, cell.mean, cell.sd)
+    digits = digits_of(cell.column.unit, cell.mean, cell.sd)
     missing = missing_text(cell)
     mark = DOUBLE_DAGGER if cell.unequal_budget else ""
     if cell.mean is None:
@@ -100,7 +100,7 @@ def difference_text(cell: Cell) -> str:
         return ""
     if pairs.mean is None:
         return f"Δ {NONE}" + (" (no common seed)" if cell.n else "")
-    digits = digits_of(cell.column, pairs.mean, pairs.sd)
+    digits = digits_of(cell.column.unit, pairs.mean, pairs.sd)
     text = f"Δ {number(pairs.mean, digits, signed=True)}"
     if pairs.sd is not None:
         text += f" ± {number(pairs.sd, digits)}"
@@ -187,7 +187,7 @@ def finding(table: TableOfCells, index: int, label: str, cell: Cell) -> str:
     """What one cell shows beside the baseline row's, in words."""
     pairs = cell.difference
     assert pairs is not None, "the baseline row differs from nothing"
-    digits = digits_of(cell.column, pairs.mean, pairs.low, pairs.high)
+    digits = digits_of(cell.column.unit, pairs.mean, pairs.low, pairs.high)
     text = f"“{label}”: {_verdict(pairs, digits, cell.column.higher_is_better)}"
     if cell.withheld and pairs.mean is not None:
         rows = (
@@ -238,7 +238,8 @@ def claim_texts(result: ClaimResult) -> tuple[str, ...]:
     claim, new = result.claim, result.new_subjects
     ends = (result.low, result.high, *(() if isinstance(new, str) else (new.low, new.high)))
     bounds = (0, claim.margin, -claim.margin)
-    digits = digits_beside((end for end in ends if end is not None), bounds, DIGITS[result.column.unit])
+    digits = digits_of(result.column.unit, result.mean, *ends)
+    digits = digits_beside((end for end in ends if end is not None), bounds, digits)
     unit = "points" if result.column.unit == "%" else result.column.unit
 
     def signed(value: float) -> str:

@@ -385,8 +385,10 @@ def report_of(hill, values, collapsed=""):
     for row in rows:
         for seed, key in enumerate(row.units["hill"]):
             health = {"hill": bad} if row.label == collapsed else {}
-            metrics = {"test/hill/accuracy": values[row.label][seed]}
-            records[key] = Record(key, "finished", metrics, health=health)
+            if (value := values[row.label][seed]) is None:
+                records[key] = Record(key, "failed", error="NonFiniteLoss")
+                continue
+            records[key] = Record(key, "finished", {"test/hill/accuracy": value}, health=health)
     return build(plan, records)
 
 
@@ -415,6 +417,9 @@ def test_a_ranking_says_what_changes_with_its_uncertainty(hill, driver):
     assert "Δ +2.00, no statement" in str(tuning_view(short).tables[0].lines)
     assert "No statement: not all runs trained out" in tuning_view(short).tables[0].rankings[0]
     assert "1 of them rests on runs that did not all train out" in tuning_view(short).summary
+    broken = report_of(hill, values | {"1, tuned": (70, 71, None)})  # Those that are left are chosen by the failure.
+    assert "no statement" in str(tuning_view(broken).tables[0].lines)
+    assert "No statement: not all runs trained out" in tuning_view(broken).tables[0].rankings[0]
     page = markdown(report, views(report, {}), draw(report))
     assert "no verdict" in page and f"| **2** | untuned Δ {MINUS}2.00" in page
 
