@@ -9,12 +9,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import Trial
 
 from orchestrator.search.plan import Dimensions, active
-from search_spaces.space import Choice, Range
+from search_spaces.space import ROUNDING, Choice, Range
 
 DIGITS = 4
 """Significant digits of a suggested number: more say nothing, and nobody could type them."""
-ROUNDING = 1e-9
-"""Of a number of steps: 0.3 has three of 0.1, but 2.9999999999999996 by floating point."""
 
 
 def distribution_of(where: Range | Choice) -> BaseDistribution:
@@ -37,7 +35,8 @@ def values_of(where: Any) -> list[Any]:
     """All values of a dimension that has an end."""
     if isinstance(where, CategoricalDistribution):
         return list(where.choices)
-    steps = math.floor((where.high - where.low) / where.step + ROUNDING)
+    # 0.3 has three steps of 0.1, but 2.9999999999999996 by floating point.
+    steps = math.floor((where.high - where.low) / where.step * (1 + ROUNDING))
     return [rounded(where.low + step * where.step, where) for step in range(steps + 1)]
 
 

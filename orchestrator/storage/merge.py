@@ -119,8 +119,8 @@ def _import_unit(storage: Storage, unit: UnitFiles, file: Path) -> tuple[Became,
 
 
 def _is_begun(storage: Storage, unit: UnitFiles) -> bool:
-    """Whether a unit without a record can be gone on with."""
-    return next(storage.entries(f"{unit.place}/checkpoints"), None) is not None
+    """Whether a unit that failed elsewhere can be gone on with here; a finished one is looked no further into."""
+    return unit.record.status == "failed" and next(storage.entries(f"{unit.place}/checkpoints"), None) is not None
 
 
 def _unchanged(present: UnitFiles | None, unit: UnitFiles, file: Path) -> tuple[Became, str]:

@@ -52,15 +52,13 @@ def verify_unit(ledger: Ledger, folder: str) -> Verified:
                 raise
             then = "what needs it fails until it can be read; delete it to have it made again"
             damages.append(Damage(name, f"can't be read ({error})", then))
-            whole[name] = False
     resume = [name for name in faults if name.startswith(f"{place}/checkpoints/")]
     usable = [name for name in resume if not faults[name]]
     finished = record is not None and record.status == "finished"
     chosen = f"{place}/{record.checkpoint}" if record is not None and record.checkpoint else ""
     imported = finished and not whole.get(chosen) and came_without_weights(ledger.storage, folder)
-    unread = {damage.name for damage in damages}
     # There is none, or it has no state. A record names none while its unit is trained again.
-    if record is not None and finished and chosen and chosen not in faults and chosen not in unread and not imported:
+    if record is not None and finished and chosen and not whole.get(chosen) and not imported:
         faults[chosen] = weights_fault(ledger, folder, record)
     for name, fault in faults.items():
         if fault:

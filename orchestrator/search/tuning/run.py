@@ -183,9 +183,9 @@ def plan_lines(
     searches: Sequence[ArmSearch], tuning: Tuning, trials: Mapping[str, Sequence[FrozenTrial]], slots: int
 ) -> list[str]:
     """What `--plan` says of searches that have not ended."""
-    units, trials_left = tuning.trials * tuning.seeds, 0
+    units = tuning.trials * tuning.seeds
     lines = [f"tuning: {count(len(searches), 'arm')}, {budget_text(tuning)} each", ""]
-    left = 0.0
+    left, trials_left = 0.0, 0
     width = max(len(one.arm.name) for one in searches)
     for one in searches:
         done = sum(trial.state is TrialState.COMPLETE for trial in trials[one.name])
@@ -200,7 +200,7 @@ def plan_lines(
         *lines,
         "",
         f"{trials_left * tuning.seeds} units of trials come first, about {duration(left / slots)} on {slots} at once. "
-        "The values of tuned rows are not chosen yet: below is the study without them, and they "
-        "double its units at most.",
+        "The values of tuned rows are not chosen yet: below is the study without them, and they double its units at "
+        "most.",
         "",
     ]

@@ -193,8 +193,13 @@ class Removal:
 
 def holder() -> dict[str, Any]:
     """This process, for others: host, pid, time, and what tells on the same machine whether it still runs."""
-    own = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "process": _life(os.getpid())}
-    return own | {"restarts": restarts_so_far()}
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "time": time.time(),
+        "process": _life(os.getpid()),
+        "restarts": restarts_so_far(),
+    }
 
 
 def has_ended(owner: dict[str, Any]) -> bool:

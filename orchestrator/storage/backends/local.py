@@ -107,7 +107,7 @@ class FolderStorage(Storage):
         folder = self.root / place
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
-        if lock is not None and not _is_held(folder):
+        if lock is not None and not _is_locked(folder / CLAIM):
             lock.release()  # Of a file that was deleted, with its folder, between its opening and its locking.
             lock = None
         if lock is None:
@@ -176,11 +176,12 @@ def _lock(folder: Path) -> FileLock | None:
     return lock
 
 
-def _is_held(folder: Path) -> bool:
-    """Whether the lock that is there now is taken."""
+def _is_locked(file: Path) -> bool:
+    """Whether the file that is there now is locked, by this process or another; OSError where none can be."""
+    # Opened for writing: NFS refuses an exclusive lock on a file opened for reading (flock(2)).
     try:
-        with (folder / CLAIM).open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with file.open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except FileNotFoundError:
@@ -190,14 +191,10 @@ def _is_held(folder: Path) -> bool:
 
 def _check_locks(file: Path) -> None:
     """OSError where a lock can't be taken, or is not exclusive."""
-    # Opened for writing: NFS refuses an exclusive lock on a file opened for reading (flock(2)).
-    with file.open("r+b") as one, file.open("r+b") as other:
-        fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-    raise OSError(errno.ENOLCK, "the file lock is not exclusive on this mount")
+    with file.open("r+b") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_locked(file):
+            raise OSError(errno.ENOLCK, "the file lock is not exclusive on this mount")
 
 
 def _no_locks(error: OSError) -> str:
