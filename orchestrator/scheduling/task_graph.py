@@ -241,7 +241,7 @@ class TaskGraph:
 
         def ask(key: str) -> tuple[bool, bool]:
             is_done = self._is_done(self.units[key])
-            return is_done, is_done or not self.ledger.claimed(self.units[key])
+            return is_done, is_done or self.ledger.is_free(self.units[key])
 
         done = []
         for key, (is_done, is_free) in zip(held, self.ledger.storage.each(ask, held), strict=True):

@@ -224,7 +224,7 @@ class TrialQueue(TaskGraph):
     def _give_up(self, number: int) -> None:
         """What another process has tried and failed at is not tried again by this one."""
         for unit in self._units(self.trials[number]):
-            if self.state.get(unit.key) is State.ELSEWHERE and not self.ledger.claimed(unit):
+            if self.state.get(unit.key) is State.ELSEWHERE and self.ledger.is_free(unit):
                 record = self.ledger.record(unit)
                 if record is None or record.status == "failed":
                     lines = record.error.strip().splitlines() if record else []

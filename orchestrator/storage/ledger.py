@@ -3,6 +3,7 @@
     <storage>/units/<slug>-<key>/   checkpoints/ best/ progress.jsonl log.txt result.json, and at the end record.json
                                     outcomes.npz beside a record, imported.json beside one that came without weights
     <storage>/studies/<name>/       plan.json, and the report
+    <storage>/claims/<training>/    who trains what units have in common that differ in how they are measured
 
 A record is there whole or not at all. A unit is trained under a claim, which ends with the process that holds it:
 nobody waits for the dead, and two drivers on one storage don't train one unit at a time. What kind of storage it is,
@@ -32,6 +33,8 @@ __all__ = ["CLAIM", "FAILURE", "LOG", "OWNER", "RECORD", "Ledger", "Record"]
 logger = logging.getLogger(__name__)
 
 RECORD, FAILURE, LOG, PROGRESS, PLAN = "record.json", "failure.json", "log.txt", "progress.jsonl", "plan.json"
+CLAIMED = "claims"
+"""Folder of the claims on trainings."""
 IMPORTED = "imported.json"
 """Which record was imported (`orchestrator.storage.merge`)."""
 REPORTS = Path("runs/reports")
@@ -195,22 +198,37 @@ class Ledger:
             logger.warning("%s: the storage doesn't answer (%s); its weights count as there", unit.name, error)
             return True  # Who starts from them looks again.
 
-    def claim(self, unit: Unit) -> AbstractContextManager[Claim]:
-        """Hold a unit without waiting; the claim is false where another process does. Ends with the process at the
-        latest, on an object store after the lease at the latest."""
-        return self.storage.claim(_place(unit))
+    @contextmanager
+    def claim(self, unit: Unit) -> Iterator[Claim]:
+        """Hold a unit without waiting; the claim is false where another process does, or trains another unit to the
+        same weights. Ends with the process at the latest, on an object store after the lease at the latest."""
+        with ExitStack() as held:
+            claims = []
+            for place in _places(unit):
+                claims.append(held.enter_context(self.storage.claim(place)))
+                if not claims[-1]:
+                    break
+            yield claims[0] if claims[-1] else claims[-1]
 
     def claimed(self, unit: Unit) -> bool:
         """Whether some process holds the unit now; if the storage doesn't answer it counts as held."""
+        return self._claimed(unit, _places(unit)[:1])
+
+    def is_free(self, unit: Unit) -> bool:
+        """Whether no process holds the unit now, or another one of its training; as `claimed` without an answer."""
+        return not self._claimed(unit, _places(unit))
+
+    def _claimed(self, unit: Unit, places: Iterable[str]) -> bool:
         try:
-            return self.storage.claimed(_place(unit))
+            return any(map(self.storage.claimed, places))
         except OSError as error:
             logger.warning("%s: the storage doesn't tell who holds it (%s)", unit.name, error)
             return True
 
     def owner(self, unit: Unit) -> str:
-        """Who holds or last held a unit, for people."""
-        owner = self.storage.owner(_place(unit))
+        """Who holds a unit or its training, or last held the unit, for people."""
+        places = _places(unit)
+        owner = self.storage.owner(next((place for place in places if self._claimed(unit, [place])), places[0]))
         return f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
 
     def workspace(self, unit: Unit, claim: Claim) -> AbstractContextManager[Workspace]:
@@ -313,6 +331,11 @@ def _finished(record: Record | None) -> Record | None:
 
 def _place(unit: Unit) -> str:
     return f"units/{unit.folder}"
+
+
+def _places(unit: Unit) -> list[str]:
+    """What is held while a unit runs: the unit, and its training, which other units may share."""
+    return [_place(unit), *([f"{CLAIMED}/{unit.training_key}"] if unit.training_key else [])]
 
 
 def _name(plan: Plan | str) -> str:

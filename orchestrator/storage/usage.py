@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.storage.backends.local import CLAIM, TEMPORARY
 from orchestrator.storage.backends.workspace import MANIFEST, RESULT, SOURCE
-from orchestrator.storage.ledger import FAILURE, IMPORTED, LOG, OWNER, PROGRESS, RECORD, Ledger
+from orchestrator.storage.ledger import CLAIMED, FAILURE, IMPORTED, LOG, OWNER, PROGRESS, RECORD, Ledger
 from ups_model.evaluation.metric_names import OUTCOMES
 from ups_model.training.run_folder import TRUNK
 
@@ -27,7 +27,14 @@ SET_ASIDE = re.compile(r"record-[^/]+\.json|outcomes-[^/]+\.npz")
 """Records of units that were trained again by other code."""
 FOLDERS = {"checkpoints": RESUME, TRUNK: RESUME, "best": WEIGHTS, "claims": CLAIMS}
 """Kinds of what lies in folders of a unit's."""
-TOP_FOLDERS = {"studies": REPORTS, "searches": SEARCHES, INDEX: RECORDS, TRUNKS: RECORDS, "mlartifacts": MLFLOW}
+TOP_FOLDERS = {
+    "studies": REPORTS,
+    "searches": SEARCHES,
+    INDEX: RECORDS,
+    TRUNKS: RECORDS,
+    CLAIMED: CLAIMS,
+    "mlartifacts": MLFLOW,
+}
 
 
 @dataclass
@@ -84,8 +91,9 @@ def usage(ledger: Ledger) -> Usage:
             studies = users.get(place, [NO_STUDY])
         elif top == "studies" and place in used.studies:
             studies = [place]
-        elif top == INDEX:
-            studies = users.get(str(ledger.storage.read_object(name).get("folder", "")), [NO_STUDY])
+        elif top in (INDEX, CLAIMED):
+            trained = ledger.storage.read_object(f"{INDEX}/{place.removesuffix('.json')}.json")
+            studies = users.get(str(trained.get("folder", "")), [NO_STUDY])
         for study in studies:
             used.studies.setdefault(study, Counter())[kind] += size
     return used

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,6 +86,14 @@ class Stub:
         }  # fmt: skip
         write_atomic(folder / "result.json", json.dumps(result))
         return SimpleNamespace(**result)
+
+    def measure(self, request: Any, weights: Path, about: Any, health: Any) -> Any:
+        shutil.copytree(weights, request.folder / "best" / weights.name, dirs_exist_ok=True)
+        about = {"config": request.settings.canonical(), **about}
+        return SimpleNamespace(
+            key=request.key, metrics={"test/stub/m": 1.0}, routes={}, checkpoint=str(weights), about=about,
+            health=health, outcomes="",
+        )  # fmt: skip
 
     def _save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
         with write_checkpoint(folder, step, state) as draft:

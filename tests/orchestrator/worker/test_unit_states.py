@@ -222,6 +222,30 @@ def test_nobody_takes_a_unit_between_the_deletion_of_its_files_and_of_its_folder
     assert claims == [False] and not ledger.folder(UNIT).exists()
 
 
+def test_of_two_drivers_one_trains_what_their_units_have_in_common(ledger, stub):
+    """Two units of one training that are measured in different ways: whoever comes second takes the weights."""
+    first, second = replace(UNIT, training_key="t" * 16), replace(unit(2), training_key="t" * 16)
+    theirs, outcomes = TaskGraph({second.key: second}, Ledger(ledger.root)), []
+
+    def meanwhile():
+        if not outcomes:
+            assert theirs.next() is second
+            outcomes.append(run(ledger, second))
+            theirs.busy(second.key)
+            assert not theirs.look_elsewhere() and theirs.next() is None, "it waits, and is not tried again"
+            assert not ledger.claimed(second) and ledger.claimed(first)
+        return False
+
+    assert run(ledger, first, meanwhile).status == "finished"
+    (refused,) = outcomes
+    assert refused.status == "busy" and f"is held by process {os.getpid()}" in refused.error
+    theirs.look_elsewhere()
+    assert theirs.next() is second
+    assert run(ledger, second).status == "finished"
+    assert stub.steps_run == list(range(1, STEPS + 1)), "trained once"
+    assert ledger.finished(second).about["trained_by"] == first.key
+
+
 def test_a_lock_of_a_file_that_was_deleted_meanwhile_is_none(ledger, stub, monkeypatch):
     assert run(ledger).status == "finished"
     plain = local._lock
