@@ -156,7 +156,8 @@ def read_config(options: argparse.Namespace) -> Config:
             raise ValueError(f"{options.config}: not a configuration ({error})") from error
     else:
         config = preset(options.preset)
-    config = config.replace(seed=options.seed, freeze_routes=options.parent is not None or config.freeze_routes)
+    seed = config.seed if options.seed is None else options.seed
+    config = config.replace(seed=seed, freeze_routes=options.parent is not None or config.freeze_routes)
     if options.task is not None:
         alone: dict[str, object] = {"optim.cycle": (options.task,)}
         if config.optim.update == "cycle":

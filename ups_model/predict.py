@@ -11,6 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,8 @@ def predict_clip_poses(model: UPS, config: Config, recording: Recording, person:
     data = config.data.pe.replace(
         detections="stored", rotation_deg=0.0, scale=0.0, bone_scale=0.0, translation_m=0.0, evaluate_stride=1
     )
+    if config.data.pe.detections == "project" and recording.projected is not None:
+        recording = replace(recording, tracks=(recording.projected,))  # As the model was measured.
     clips = pose_set(recording, person)
     feed = _feed(model, "pe", data, clips, config)
     skeleton = _pose_skeleton(model)

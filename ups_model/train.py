@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", choices=TASK_NAMES, help="train one task alone instead of all")
     parser.add_argument("--parent", type=Path, metavar="CHECKPOINT", help="fine-tune from these weights, routes kept")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field (repeatable)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="(0, or that of --config)")
     cli.add_data_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="(runs/PRESET)")
     cli.add_device_arguments(parser)

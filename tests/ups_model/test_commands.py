@@ -1,5 +1,6 @@
 """The commands as their users run them: what is refused, and how; training, resuming, fine-tuning, measuring."""
 
+import argparse
 import json
 import os
 import shutil
@@ -17,7 +18,8 @@ import ups_model.training.run
 from tests.support.drivers import command_of, descendants, wait_until
 from tests.support.runs import assert_same_run, newest, session_folder, weights
 from tests.support.writers_own import bvh_text, rest_frames, write_text
-from ups_model.cli import alone_in
+from ups_model.cli import alone_in, read_config
+from ups_model.config.presets import preset
 from ups_model.data.__main__ import main as data_command
 
 SMALL = {
@@ -415,6 +417,14 @@ def test_a_written_configuration_given_back_is_the_same_run(joint, capsys):
     key = json.loads((joint / "result.json").read_text())["key"]
     assert ups_model.train.main(["--config", str(joint / "config.json"), "--out", str(joint)]) == 0
     assert f"run {key}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("seed", "fields", "expected"), [(None, [], 3), (0, [], 0), (None, ["seed=5"], 5)])
+def test_a_configuration_has_its_own_seed_unless_another_is_given(tmp_path, seed, fields, expected):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(preset("tiny").replace(seed=3).canonical()))
+    options = argparse.Namespace(preset=None, config=file, task=None, parent=None, set=fields, seed=seed)
+    assert read_config(options) == preset("tiny").replace(seed=expected)
 
 
 @pytest.mark.slow

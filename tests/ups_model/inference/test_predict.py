@@ -16,8 +16,10 @@ from PIL import Image
 import ups_model
 from tests.support.runs import FLAT, POSE, SOLID, options, toy_config, write_toy_sets
 from ups_model import predict
+from ups_model.data.batching.in_memory import class_set
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.data.format.writer import Track
+from ups_model.data.prepare.catalog import prepare
 from ups_model.data.prepare.jobs import Recording
 from ups_model.data.readers.detect import clip_names, read_recording
 from ups_model.inference.find_weights import find_weights
@@ -93,6 +95,31 @@ def test_poses_clip_by_clip_are_the_error_that_was_measured(run, model, paths):
     mean = np.average(errors, axis=0, weights=frames)
     expected = [run[1][f"test/pe/frames_{name}"] for name in ("mpjpe_mm", "p_mpjpe_mm")]
     np.testing.assert_allclose(mean, expected, rtol=1e-4)
+
+
+def test_a_model_that_was_measured_on_projections_is_asked_about_them(run, model, paths):
+    clip, _ = test_clips(paths[POSE])[0]
+    recording = read_recording(paths[POSE], f"{clip}/0")
+    weights, config = model
+    projected = config.replace(data=config.data.replace(pe=config.data.pe.replace(detections="project")))
+    by_hand = replace(recording, tracks=(recording.projected,), projected=None)
+    expected = predict.predict_clip_poses(weights, config, by_hand).errors
+    assert predict.predict_clip_poses(weights, projected, recording).errors == expected
+    assert predict.predict_clip_poses(weights, config, recording).errors != expected
+
+
+def test_a_clip_that_goes_on_after_the_person_has_left_is_seen_as_when_it_was_measured(tmp_path):
+    pose = np.random.default_rng(0).uniform(100, 400, (17, 2)).tolist()
+    seen = {"keypoints": pose, "keypoint_scores": [1.0] * 17}
+    frames = [{"frame_id": frame, "instances": [seen] * (frame < 30)} for frame in range(60)]
+    for name in ("jump/1", "jump/2", "wave/1", "wave/2"):
+        file = tmp_path / "source" / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"meta_info": {"width": 640, "height": 480}, "instance_info": frames}))
+    prepared = prepare("keypoints", tmp_path / "source", tmp_path / "out")
+    assert set(ClipSet.open(prepared).clip_length.tolist()) == {60}
+    for recording in (read_recording(prepared, "jump/1"), read_recording(file)):
+        assert recording.length == class_set(recording).clip_length[0] == 60
 
 
 def test_a_person_who_comes_late_is_answered_from_that_frame_on(model, paths):

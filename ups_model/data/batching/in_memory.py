@@ -23,7 +23,7 @@ ONLY = Split(np.array([0]), np.array([], dtype=np.int64), np.array([0]))
 
 def class_set(recording: Recording) -> ClipData:
     """For class tasks: the recording as it is. Its class is unknown, so it gets a stand-in."""
-    return _in_memory(recording, recording.dims, recording.tracks, None, ())
+    return _in_memory(recording, recording.dims, recording.tracks, recording.length, None, ())
 
 
 def pose_set(recording: Recording, person: int = 0) -> ClipData:
@@ -59,13 +59,14 @@ def pose_set(recording: Recording, person: int = 0) -> ClipData:
     width, height = recording.size
     camera = Camera(np.eye(3), (0, 0, 0), (width, width), (width / 2, height / 2), (width, height))
     alone = Track(truth_NJ3)  # Its offset in the recording is the caller's to add.
-    return _in_memory(recording, 3, (alone,), keypoints_NJ2[:, None], (camera,))
+    return _in_memory(recording, 3, (alone,), alone.end, keypoints_NJ2[:, None], (camera,))
 
 
 def _in_memory(
     recording: Recording,
     dims: int,
     tracks: Sequence[Track],
+    length: int,
     keypoints_FKJ2: np.ndarray | None,
     cameras: Sequence[Camera],
 ) -> ClipData:
@@ -99,7 +100,7 @@ def _in_memory(
         label=np.zeros(1, dtype=np.int32),
         subject=np.full(1, -1, dtype=np.int32),
         split_test=np.ones(1, dtype=bool),
-        clip_length=np.array([max(track.end for track in tracks)], dtype=np.int32),
+        clip_length=np.array([length], dtype=np.int32),
         camera_group=np.full(1, 0 if cameras else -1, dtype=np.int32),
         extra={},
     )

@@ -42,6 +42,10 @@ class Recording:
     """The number that the file itself gives its first frame; tracks count from it."""
     cameras: int = 0
     """Of a prepared 3D clip: how many saw it. "NAME/0" is the clip of what the first one saw."""
+    frames: int = 0
+    """Of the whole clip, which may go on after everybody has left."""
+    projected: Track | None = None
+    """Of what a prepared set's camera saw, where `tracks` has detections: the exact projection."""
 
     @property
     def way_to_poses(self) -> str:
@@ -52,8 +56,8 @@ class Recording:
 
     @property
     def length(self) -> int:
-        """Frames: where the last person's track ends."""
-        return max((track.end for track in self.tracks), default=0)
+        """Frames: those of the clip, at least to where the last person's track ends."""
+        return max((self.frames, *(track.end for track in self.tracks)))
 
 
 def seen_frames(track: Track) -> np.ndarray:

@@ -18,7 +18,7 @@ class Item:
 
     name: str
     label: str = ""
-    """Name of its class; empty where the file doesn't tell."""
+    """Number of its class; empty where the file doesn't tell."""
     test: bool | None = None
     """None where the file doesn't tell."""
     fault: str = ""
@@ -102,7 +102,12 @@ def find_places(
 def own_files(source: Path, places: Sequence[Place], tables: Tables) -> tuple[list[OwnFile], list[str]]:
     """The files in the order of ids, and the names of classes."""
     rows = [tables.row(place.name) for place in places]
-    names = [row.label or place.label for place, row in zip(places, rows, strict=True)]
+    # Classes that files number are one class whatever the digits of the largest number in each file.
+    digits = max((len(place.item.label) for place in places if place.item), default=0)
+    names = [
+        row.label or (place.label.zfill(digits) if place.item and place.item.label else place.label)
+        for place, row in zip(places, rows, strict=True)
+    ]
     classes = sorted({name for name in names if name})
     subjects = _numbers({row.subject for row in rows if row.subject is not None})
     split = tables.tells_splits or any(place.test is not None for place in places)

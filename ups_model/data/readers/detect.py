@@ -160,17 +160,25 @@ def _prepared(clips: ClipSet, name: str | None) -> Recording:
     )
     units: Literal["metre", "normalised"] = "metre" if info.units == "metre" else "normalised"
     cameras = len(clips.cameras(row)) if info.dims == 3 else 0
-    return Recording(name, info.skeleton, info.dims, info.fps, units, info.up_axis, tracks, cameras=cameras)
+    return Recording(
+        name, info.skeleton, info.dims, info.fps, units, info.up_axis, tracks, cameras=cameras,
+        frames=int(clips.clip_length[row]),
+    )  # fmt: skip
 
 
 def _seen(clips: ClipSet, row: int, number: int) -> Recording:
-    """What a camera saw: the set's keypoints, else exact projections."""
+    """What a camera saw: the set's keypoints, else exact projections, which are at hand beside them too."""
     cameras = clips.cameras(row)
     if number >= len(cameras):
         raise ValueError(f"{clips.path}: clip {clips.clip_id[row]} has {len(cameras)} cameras, got camera {number}")
     camera, frames = cameras[number], clips.frames(clips.tracks(row)[0])
     world_NJ3 = np.asarray(clips.positions[frames], dtype=np.float32)
-    pixel_NJ2 = project(world_NJ3, camera) if clips.keypoints is None else clips.keypoints[frames, number]
-    name, info = f"{clips.clip_id[row]}/{number}", clips.info
-    track, truth = (Track(pose.astype(np.float32)) for pose in (pixel_NJ2, to_camera(world_NJ3, camera)))
-    return Recording(name, info.skeleton, 2, info.fps, "pixel", "-y", (track,), camera.wh, truth)
+    projected, truth = (
+        Track(pose.astype(np.float32)) for pose in (project(world_NJ3, camera), to_camera(world_NJ3, camera))
+    )
+    name, info, track = f"{clips.clip_id[row]}/{number}", clips.info, projected
+    if clips.keypoints is not None:
+        track = Track(clips.keypoints[frames, number].astype(np.float32))
+    return Recording(
+        name, info.skeleton, 2, info.fps, "pixel", "-y", (track,), camera.wh, truth, projected=projected,
+    )  # fmt: skip

@@ -56,6 +56,20 @@ def test_a_list_of_annotations_alone_is_split_by_hash_and_predicted_from_by_name
         read_recording(file)
 
 
+def test_a_class_is_one_whatever_the_largest_number_of_each_file(tmp_path):
+    """Labels up to 11 in one file and up to 3 in the other."""
+    for part, labels in (("train", range(12)), ("test", range(4))):
+        (tmp_path / "set" / part).mkdir(parents=True)
+        pose = np.random.default_rng(0).uniform(0, 1, (1, 6, 25, 3)).astype(np.float32)
+        content = [annotation(f"{part}{label}", pose, label) for label in labels]
+        (tmp_path / "set" / part / "a.pkl").write_bytes(pickle.dumps(content))
+    clips = prepare_reading(tmp_path / "out", motion.reading(tmp_path / "set"))
+    assert clips.info.classes == tuple(f"{label:02}" for label in range(12))
+    by_name = dict(zip(clips.clip_id.tolist(), clips.label.tolist(), strict=True))
+    assert [by_name[f"test/a/test{label}"] for label in range(4)] == [0, 1, 2, 3]
+    assert [by_name[f"train/a/train{label}"] for label in range(12)] == list(range(12))
+
+
 @pytest.mark.parametrize("joints", [17, 18, 25])
 def test_pickles_in_2d_become_keypoints(tmp_path, joints):
     scores = np.tile(np.linspace(0.1, 0.9, joints, dtype=np.float32), (2, 6, 1))

@@ -78,7 +78,7 @@ def read_recording(file: Path, clip: str | None = None, size: tuple[float, float
         raise ValueError(f"{file}: nobody is seen in it; give another clip")
     return Recording(
         name, SKELETON, 2, detections.fps, detections.units, UP_AXIS, tracks, detections.size,
-        first_frame=detections.first_frame,
+        first_frame=detections.first_frame, frames=detections.length,
     )  # fmt: skip
 
 
