@@ -137,9 +137,20 @@ class TrainerProject(ABC):
     def measure(
         self, request: Request, weights: Path, trained: Mapping[str, Any], health: Mapping[str, Any]
     ) -> "Result":
-        """From the last checkpoint, so that only measuring is left to do."""
-        (request.folder / "result.json").unlink(missing_ok=True)
-        return self.train(request)
+        from baselines.train import measure
+
+        return measure(
+            request.settings,
+            request.paths,
+            weights,
+            trained,
+            health,
+            folder=request.folder,
+            learner=self._learner(),
+            device=request.device,
+            precision=request.precision,
+            test=request.test,
+        )
 
     def try_batches(self, request: Request) -> None:
         raise ValueError(f"--gpus-per-unit auto can't measure {self.name}; give a number")

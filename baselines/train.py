@@ -64,6 +64,25 @@ def train(
         return Run(config, paths, options, learner, log).drive(should_stop, on_checkpoint)
 
 
+def measure(
+    config: RunConfig,
+    paths: Mapping[str, Path],
+    weights: Path,
+    trained: Mapping[str, Any],
+    health: Mapping[str, Any],
+    *,
+    folder: Path,
+    learner: type[Learner] = SingleTask,
+    device: str = "auto",
+    precision: Precision = "auto",
+    test: bool = True,
+) -> Result:
+    """Measure chosen weights of a run again without training; see `BaseRun.measure_weights`, and `train`."""
+    with flush_denormal_numbers():
+        run = Run(config, paths, RunOptions(folder, device, precision, test=test), learner, None)
+        return run.measure_weights(weights, trained, health)
+
+
 class Run(BaseRun):
     """A learner's batches, loss and measures; `drive` is the loop."""
 

@@ -1,16 +1,20 @@
 """The baselines' trainer: stopped runs end with the bits of those that were not; what is chosen, measured and left."""
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from baselines import learner
 from baselines.build import load_baseline, network_size
 from baselines.config import LIFTERS, SYSTEMS
 from baselines.project import BaselineProject
 from baselines.schedule import learning_rate, norm_momentum
-from baselines.train import train
+from baselines.train import Run, train
 from orchestrator.project import Request
 from tests.support.runs import FRONT, POSE, SOLID, assert_same_tensors, motion, newest, set_info, stop_at, weights
 from ups_model.config import EvalConfig
@@ -54,6 +58,30 @@ def test_what_is_measured_in_passing_changes_and_chooses_nothing(system, toy_bas
     assert measured == [4, 5, 8, 12] and passing.metrics == plain.metrics
     assert passing.about["chosen_step"] == plain.about["chosen_step"]
     assert_same_tensors(weights(plain.checkpoint), weights(passing.checkpoint))
+
+
+def test_kept_weights_are_measured_again_without_a_step_or_a_checkpoint(
+    toy_baseline, run_toy, toy_sets, tmp_path, monkeypatch
+):
+    config = toy_baseline("dd_net")
+    first = run_toy(config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")  # As `storage gc` leaves a finished unit.
+    kept = weights(first.checkpoint)
+    request = Request(config, first.key, toy_sets, tmp_path, device="cpu")
+    monkeypatch.setattr(Run, "train_step", lambda run: pytest.fail("trained a step"))
+    again = BaselineProject("dd_net").measure(request, Path(first.checkpoint), first.about, first.health)
+    assert again.metrics == first.metrics and again.outcomes == first.outcomes and again.health == first.health
+    assert again.about == first.about and again.checkpoint == first.checkpoint
+    assert_same_tensors(weights(again.checkpoint), kept)
+    measure_answers = learner.measure_answers
+    changed = lambda *given: {name: value + 7 for name, value in measure_answers(*given).items()}  # noqa: E731
+    monkeypatch.setattr(learner, "measure_answers", changed)
+    other = BaselineProject("dd_net").measure(request, Path(first.checkpoint), first.about, first.health)
+    for part in ("validation", "test"):
+        assert other.metrics[f"{part}/ar3d/top1"] == first.metrics[f"{part}/ar3d/top1"] + 7
+    with pytest.raises(ValueError, match="weights of another run"):
+        seed = replace(request, settings=config.replace(seed=1))
+        BaselineProject("dd_net").measure(seed, Path(first.checkpoint), first.about, first.health)
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def measure_poses(
     answers: Answers, feed: Feed, part: str, outcomes: Outcomes | None = None, max_clips: int = 0
 ) -> dict[str, float]:
     """MPJPE, P-MPJPE, N-MPJPE in millimetres (mean over actions, over frames, of each action), MPJVE where every frame
-    is predicted, and the model's own shares in percent.
+    is predicted and a clip has two, and the model's own shares in percent.
 
     `mpjpe_mm` is the unweighted mean over actions where clips have classes, as on Human3.6M; `frames_mpjpe_mm` the mean
     over frames. The root is at 0 and counts as one of the joints.
@@ -236,12 +236,12 @@ def measure_poses(
         bones = [(joint, parent) for joint, parent in enumerate(source.skeleton.parents) if parent >= 0]
         outcomes |= pose_examples(errors["mpjpe_mm"], place_B3, torch.cat(joints).cpu(), pred_BJ3, true_BJ3, bones)
     if feed.data.evaluate_stride == 1 and not max_clips:
-        metrics["mpjve_mm_per_frame"] = velocity_error(pred_BJ3, true_BJ3, sequence_B2)
+        parts = {"mpjve_mm_per_frame": torch.ones_like(label_B, dtype=torch.bool)}
         if names and int(label_B.min()) >= 0:
-            for label in label_B.unique().tolist():
-                own_B = label_B == label
-                error = velocity_error(pred_BJ3[own_B], true_BJ3[own_B], sequence_B2[own_B])
-                metrics[f"mpjve_mm_per_frame/{names[label]}"] = error
+            parts |= {f"mpjve_mm_per_frame/{names[label]}": label_B == label for label in label_B.unique().tolist()}
+        for name, own_B in parts.items():
+            if len(sequence_B2[own_B, 0].unique()) < int(own_B.sum()):  # Else each clip has one frame.
+                metrics[name] = velocity_error(pred_BJ3[own_B], true_BJ3[own_B], sequence_B2[own_B])
     metrics |= answers.coordinates(true_BJ3 / MM)
     metrics |= {name: 100 * float(torch.cat(values).mean()) for name, values in shares.items()}
     metrics["poses"] = float(len(true_BJ3))

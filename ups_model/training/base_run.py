@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,8 @@ class BaseRun(ABC):
         if state.made_on[-1:] != [here]:
             state.made_on = [*state.made_on, here]
         self.first_step = state.step
-        self.started = self.last_logged = time.monotonic()
+        self.logged_step, self.started = state.step, time.monotonic()
+        self.last_logged = self.started
 
     def restore(self) -> Path | None:
         """The checkpoint that the state now comes from; None where the run begins."""
@@ -209,10 +210,9 @@ class BaseRun(ABC):
             for task in sorted(self.recent)
         }
         line["learning_rate"] = self.learning_rate(step - 1)
-        steps_since = min(self.options.log_every, step - self.first_step)
-        line["steps_per_second"] = steps_since / max(now - self.last_logged, 1e-9)
+        line["steps_per_second"] = (step - self.logged_step) / max(now - self.last_logged, 1e-9)
         line["memory_mb"] = memory_mb(self.device)
-        self.recent, self.last_logged = {}, now
+        self.recent, self.last_logged, self.logged_step = {}, now, step
         if self.rank == 0:
             left = (steps - step) * (now - self.started) / max(step - self.first_step, 1)
             logger.info("step %d/%d  %s  %s left", step, steps, short_line(line), duration(left))
@@ -293,10 +293,8 @@ class BaseRun(ABC):
             checkpoint = str(self._choose_weights())
             metrics = dict(state.best["metrics"]) if state.best else {}
             if self.options.test:
-                with self.check_finite.measuring(state.step):
-                    measured, outcomes = self.measure_test()
-                metrics |= {f"test/{name}": value for name, value in measured.items()}
-                metrics["test/score"] = self.score(measured)
+                tested, outcomes = self._tested()
+                metrics |= tested
             if state.curve:
                 health = judge(state.curve, self.trivial())
                 logger.info("health, on validation subjects: %s", health_line(health, metrics))
@@ -314,6 +312,33 @@ class BaseRun(ABC):
             keep_steps(out / "best", {chosen_step})
         return result
 
+    def measure_weights(self, weights: Path, trained: Mapping[str, Any], health: Mapping[str, Any]) -> Result:
+        """Measure chosen weights of this run again, as at its end, and write `result.json`; no step is trained.
+
+        Args:
+            trained: `Result.about` of the run that trained them; stays, except for configuration and data.
+            health: `Result.health` of that run; stays.
+
+        Raises:
+            ValueError: weights of another run, or that can't be read.
+        """
+        tensors, saved = load_checkpoint(weights)
+        if saved.get("key") != self.key:
+            raise ValueError(f"{weights}: weights of another run ({saved.get('key')}, this one is {self.key})")
+        load_weights(self.state.evaluated, tensors["model"], weights)
+        self.state.step, outcomes = int(saved["step"]), ""
+        logger.info("measuring the weights of step %d, without training", self.state.step)
+        metrics = self._validation_row() if self.config.data.validation_subjects else {}
+        if self.options.test:
+            tested, outcomes = self._tested()
+            metrics |= tested
+        about, steps = {**trained, **self.facts()}, self.config.optim.steps
+        result = Result(
+            "finished", self.key, steps, metrics, self.routes(), str(weights), about, dict(health), outcomes
+        )
+        write_result(self.options.out, result)
+        return result
+
     def _choose_weights(self) -> Path:
         """Folder of the chosen weights, which the evaluated model then has."""
         best = self.state.best
@@ -327,6 +352,12 @@ class BaseRun(ABC):
     def _measured(self, max_clips: int = 0) -> Metrics:
         with self.check_finite.measuring(self.state.step):
             return self.measure_validation(max_clips)
+
+    def _tested(self) -> tuple[Metrics, str]:
+        with self.check_finite.measuring(self.state.step):
+            measured, outcomes = self.measure_test()
+        row = {f"test/{name}": number for name, number in measured.items()}
+        return row | {"test/score": self.score(measured)}, outcomes
 
     def _validation_row(self) -> Metrics:
         metrics = self._measured()

@@ -13,6 +13,7 @@ from ups_model.config import Config, set_of
 from ups_model.config.identity import configured_sources
 from ups_model.model.ups import UPS
 from ups_model.model.vocabulary import Quantiser
+from ups_model.tasks import TASK_INDEX
 from ups_model.training.build import Parts, data_identity
 from ups_model.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from ups_model.training.run_state import RunState
@@ -125,7 +126,13 @@ def start_from_parent(parts: Parts, parent: Path | None) -> str:
         if state[name] is not None and own[name] is not None and state[name] != own[name]:
             raise ValueError(f"{parent}: its {name} are not this run's; fine-tune on the clip sets of the parent")
     _check_parents_clips(parts, parent, state)
-    load_weights(model, tensors["model"], parent)
+    weights = dict(tensors["model"])
+    trained = [TASK_INDEX[task] for task in Config.from_canonical(state["config"]).optim.tasks]
+    for name in ("input_mean_TC", "input_scale_TC"):  # Of tasks that the parent doesn't know, those of our clips stay.
+        rows = getattr(model, name).cpu().clone()
+        rows[trained] = weights[name][trained].to(rows)
+        weights[name] = rows
+    load_weights(model, weights, parent)
     if model.quantiser is None and state["quantiser"]:
         model.quantiser = Quantiser(  # type: ignore[call-arg]  # there are two: low and high
             *map(tuple, state["quantiser"]),  # type: ignore[arg-type]

@@ -64,11 +64,11 @@ class RunState:
         restore_optimizer(self.optimizer, tensors["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(tensors["ema"])
-        for name, parameter in self.model.named_parameters():
-            if name in tensors.get("gradients", {}):
-                parameter.grad = tensors["gradients"][name].to(parameter.device)
         if saved_state["scaler"]:  # Empty where the run so far was not in fp16; the scale then starts anew.
             self.scaler.load_state_dict(saved_state["scaler"])
+        for name, parameter in self.model.named_parameters():
+            if name in tensors.get("gradients", {}):
+                parameter.grad = tensors["gradients"][name].to(parameter.device) * self.scaler.get_scale()
         self.step, self.best, self.seconds = (saved_state[name] for name in ("step", "best", "seconds"))
         self.made_on = saved_state.get("made_on", [])
         self.taken_over = saved_state.get("taken_over", 0)
@@ -80,8 +80,12 @@ class RunState:
         groups = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
         if self.average is not None:
             groups["ema"] = self.average.state_dict()
-        # In the middle of a cycle: what its tasks so far have added up.
-        gradients = {name: value.grad for name, value in self.model.named_parameters() if value.grad is not None}
+        # In the middle of a cycle: what its tasks so far have added up, free of fp16's scale, which may be another one
+        # or none where the run goes on.
+        scale = self.scaler.get_scale()
+        gradients = {
+            name: value.grad / scale for name, value in self.model.named_parameters() if value.grad is not None
+        }
         if gradients:
             groups["gradients"] = gradients
         state = {

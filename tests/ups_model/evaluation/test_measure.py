@@ -205,6 +205,22 @@ def test_velocity_is_measured_in_frame_order_and_only_where_every_frame_is_predi
         assert "pe/mpjve_mm_per_frame" not in metrics
 
 
+def test_an_action_of_single_frames_has_no_velocity_and_the_others_have_theirs(tmp_path, oracle):
+    world = np.random.default_rng(0).normal(size=(4, 17, 3)).astype(np.float32)
+    info = set_info("still", "h36m17", up_axis="z", camera_groups=((FRONT,),), classes=("move", "stand"))
+
+    def measured(lengths):
+        rows = [Clip("train", (Track(world),), 0, 0, False, camera_group=0)]
+        for label, frames in enumerate(lengths):
+            rows.append(Clip(f"{label}", (Track(world[:frames]),), label, 1, True, camera_group=0))
+        clips = write_clip_set(tmp_path / str(lengths[0]), info, rows)
+        metrics = measure(oracle, {"pe": make_feed(clips, "pe", TaskData(frames=4))}, "test", EvalConfig())
+        return sorted(name for name in metrics if "mpjve" in name)
+
+    assert measured((4, 1)) == ["pe/mpjve_mm_per_frame", "pe/mpjve_mm_per_frame/move"]
+    assert measured((1, 1)) == []
+
+
 def test_errors_of_an_action_and_of_all_have_standard_errors_over_clips(sets, oracle):
     def off(batch, inputs):
         shift_B = 0.01 * (batch.clip_B + 1).repeat_interleave(batch.frame_BR.shape[1])

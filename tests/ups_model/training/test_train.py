@@ -1,5 +1,6 @@
 """Training: a run that was killed ends with the bits of one that was not; what is chosen, refused, kept and learnt."""
 
+import itertools
 import json
 import logging
 import multiprocessing
@@ -8,6 +9,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +39,9 @@ from ups_model.config import EvalConfig
 from ups_model.data.format.clip_set import ClipSet
 from ups_model.data.format.writer import Clip, Track, write_clip_set
 from ups_model.evaluation.measure import measure
+from ups_model.tasks import TASK_INDEX
+from ups_model.training import base_run
+from ups_model.training.base_run import BaseRun
 from ups_model.training.build import load_model
 from ups_model.training.checkpoint import newest_checkpoint
 from ups_model.training.finite import NonFiniteLoss
@@ -249,6 +254,18 @@ def test_fine_tuning_starts_from_the_parents_weights(finished, paths, cache, tmp
     assert_same_tensors(weights(child.checkpoint), weights(parent.checkpoint))
 
 
+def test_a_task_that_the_parent_does_not_know_keeps_the_input_statistics_of_its_own_clips(paths, cache, tmp_path):
+    parent = train(toy_config(**{"optim.cycle": ("ar3d",), "steps": 2}), paths, options(tmp_path / "parent", cache))
+    config = toy_config(**{"optim.cycle": ("pe",), "steps": 2, "learning_rate": 1e-30})
+    alone = train(config, paths, options(tmp_path / "alone", cache))
+    child = train(config, paths, options(tmp_path / "child", cache), parent=Path(parent.checkpoint))
+    theirs, own, ours = (weights(one.checkpoint) for one in (parent, alone, child))
+    for name in ("input_mean_TC", "input_scale_TC"):
+        pose, known = TASK_INDEX["pe"], TASK_INDEX["ar3d"]
+        assert torch.equal(ours[name][pose], own[name][pose]) and torch.equal(ours[name][known], theirs[name][known])
+        assert not torch.equal(ours[name][pose], theirs[name][pose])
+
+
 def test_fine_tuning_keeps_the_parents_routes(finished, paths, cache, tmp_path):
     _, parent = finished
     config = toy_config(**{"optim.cycle": ("eap",), "steps": 6, "learning_rate": 0.3}, freeze_routes=True)
@@ -385,6 +402,27 @@ def test_a_loss_scaler_that_never_scaled_does_not_stop_a_run_from_going_on_in_fp
     train(config, paths, options(tmp_path, cache), should_stop=stop_at(config.optim.steps // 2))
     result = train(config, paths, options(tmp_path, cache, precision="fp16"))
     assert result.status == "finished" and result.step == config.optim.steps
+
+
+def test_gradients_of_half_a_cycle_that_fp16_has_scaled_go_on_in_fp32(paths, cache, tmp_path, monkeypatch):
+    norms, update = [], BaseRun.update
+    monkeypatch.setattr(BaseRun, "update", lambda run: norms.append(float(update(run))) or torch.tensor(norms[-1]))
+    config = toy_config(**{"optim.update": "cycle", "optim.steps": 4, "data.validation_subjects": 0})
+    train(config, paths, options(tmp_path / "whole", cache, test=False))
+    train(config, paths, options(tmp_path / "moved", cache, precision="fp16", test=False), should_stop=stop_at(2))
+    train(config, paths, options(tmp_path / "moved", cache, test=False))
+    whole, moved = norms
+    assert moved == pytest.approx(whole, rel=0.05)
+
+
+def test_the_last_line_of_progress_counts_the_steps_since_the_one_before(paths, cache, tmp_path, monkeypatch):
+    rows, clock = {}, itertools.count(0.0, 0.5)
+    monkeypatch.setattr(base_run, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    take = lambda step, row: rows.setdefault(step, row)  # noqa: E731
+    config = toy_config(**{"optim.cycle": ("ar3d",), "steps": 6, "data.validation_subjects": 0})
+    train(config, paths, options(tmp_path, cache, log_every=4, test=False), None, take)
+    per_step = [row["steps_per_second"] for row in rows.values() if "steps_per_second" in row]
+    assert per_step[1] == pytest.approx(per_step[0] / 2), "the clock goes on alike from line to line"
 
 
 @pytest.mark.slow

@@ -68,8 +68,9 @@ class ClassLoader:
         low_BPN = low_BN.long()[:, None].expand(-1, source.persons, -1)
         last_B = (first_B + kept - 1).long()
         high_BPN = (low_BPN + 1).minimum(last_B[:, None, None])
-        native = torch.lerp(source.gather(row_B, low_BPN), source.gather(row_B, high_BPN), weight_BN)
-        length_BP, offset_BP = source.length_MP[row_B, : source.persons], source.offset_MP[row_B, : source.persons]
+        track_BP = source.persons_seen(row_B, first_B.long(), last_B)
+        native = torch.lerp(source.gather(track_BP, low_BPN), source.gather(track_BP, high_BPN), weight_BN)
+        length_BP, offset_BP = source.track_length[track_BP], source.track_offset[track_BP]
         seen_BP = (length_BP > 0) & (offset_BP <= last_B[:, None]) & (offset_BP + length_BP > first_B[:, None])
         pose = torch.einsum("sj,bpnjc->bpnsc", source.slot_matrix_SJ, native)
         pose = normalise_clips(pose, seen_BP, source)

@@ -43,11 +43,18 @@ class Source:
         self.positions_FJC = torch.tensor(positions, device=device) if fits else positions
         self.label = torch.as_tensor(clips.label.astype(np.int64), device=device)
         self.length = torch.as_tensor(clips.clip_length.astype(np.int64), device=device)
-        start, length, offset, persons = _person_table(clips)
-        self.start_MP = torch.as_tensor(start, device=device)
-        self.length_MP = torch.as_tensor(length, device=device)
-        self.offset_MP = torch.as_tensor(offset, device=device)
-        self.persons = persons
+        # Tracks clip by clip, in the set's order, and at the end one of nobody.
+        self._nobody = len(clips.track_clip)
+        order = np.argsort(clips.track_clip, kind="stable")
+        self.track_start, self.track_length, self.track_offset = (
+            torch.as_tensor(np.append(column[order].astype(np.int64), 0), device=device)
+            for column in (clips.track_start, clips.track_length, clips.track_offset)
+        )
+        count_M = np.bincount(clips.track_clip, minlength=len(clips))
+        self._count_M = torch.as_tensor(count_M, device=device)
+        self._first_M = self._count_M.cumsum(0) - self._count_M
+        self._most = max(1, int(count_M.max(initial=0)))
+        self.persons = min(self._most, MAX_PERSONS)
 
     def under(self, split: Split, name: str) -> "Source":
         """The same clip set, on the device once, under another protocol."""
@@ -59,9 +66,38 @@ class Source:
         """Clips of "train", "validation" or "test"."""
         return {"train": self.split.train, "validation": self.split.validation, "test": self.split.test}[part]
 
-    def gather(self, row_B: Tensor, frame_BPN: Tensor) -> Tensor:
-        """[B, P, N, J, C] float32 poses of persons at whole frames of their clips, held beyond their tracks' ends."""
-        rows_BPN = self.flat(row_B, frame_BPN)
+    def persons_seen(self, row_B: Tensor, first_B: Tensor, last_B: Tensor) -> Tensor:
+        """[B, P] tracks of the persons who are there in most of the frames from the first to the last, the most first,
+        else in the set's order. Nothing outside of these frames counts: early prediction must not see ahead."""
+        place_T = torch.arange(self._most, device=self.device)
+        track_BT = (self._first_M[row_B, None] + place_T).where(place_T < self._count_M[row_B, None], self._nobody)
+        if self._most == 1:
+            return track_BT
+        begin_BT, length_BT = self.track_offset[track_BT], self.track_length[track_BT]
+        shown_BT = (begin_BT + length_BT).minimum(last_B[:, None] + 1) - begin_BT.maximum(first_B[:, None])
+        rank_BT = shown_BT.clamp(min=0).argsort(dim=1, descending=True, stable=True)
+        return track_BT.gather(1, rank_BT[:, :MAX_PERSONS])
+
+    @cached_property
+    def main_M(self) -> Tensor:
+        """[clips] each clip's longest track, which pose estimation is about."""
+        return torch.tensor(
+            [
+                first + int(self.track_length[first : first + count].argmax()) if count else self._nobody
+                for first, count in zip(self._first_M.tolist(), self._count_M.tolist(), strict=True)
+            ],
+            device=self.device,
+        )
+
+    def span(self, row: int) -> tuple[int, int]:
+        """First frame of a clip's longest track, and the frame after its last."""
+        track = self.main_M[row]
+        begin = int(self.track_offset[track])
+        return begin, begin + int(self.track_length[track])
+
+    def gather(self, track_BP: Tensor, frame_BPN: Tensor) -> Tensor:
+        """[B, P, N, J, C] float32 poses of tracks at whole frames of their clips, held beyond the tracks' ends."""
+        rows_BPN = self.flat(track_BP, frame_BPN)
         if isinstance(self.positions_FJC, Tensor):
             return self.positions_FJC[rows_BPN].float()
         positions = self.positions_FJC[rows_BPN.cpu().numpy()]
@@ -89,12 +125,11 @@ class Source:
             for name in ("R", "center", "f", "c", "wh")
         )
 
-    def flat(self, row_B: Tensor, frame_BPN: Tensor) -> Tensor:
-        """[B, P, N] rows of `positions` and `keypoints` that hold those frames of the clips' first P persons."""
-        persons = slice(frame_BPN.shape[1])
-        start, length, offset = (table[row_B, persons] for table in (self.start_MP, self.length_MP, self.offset_MP))
-        local = (frame_BPN - offset[..., None]).minimum((length - 1).clamp(min=0)[..., None]).clamp(min=0)
-        return start[..., None] + local
+    def flat(self, track_BP: Tensor, frame_BPN: Tensor) -> Tensor:
+        """[B, P, N] rows of `positions` and `keypoints` that hold those frames of tracks."""
+        last_BP = (self.track_length[track_BP] - 1).clamp(min=0)
+        local = (frame_BPN - self.track_offset[track_BP][..., None]).minimum(last_BP[..., None]).clamp(min=0)
+        return self.track_start[track_BP][..., None] + local
 
 
 def not_finite(name: str) -> ValueError:
@@ -106,16 +141,3 @@ def room_bytes(device: torch.device) -> float:
     """Bytes that one clip set may take on the device: half of what a GPU has free, and 4 GiB of a host's memory, which
     many runs may share."""
     return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 4 * 2**30
-
-
-def _person_table(clips: ClipData) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Start, length and offset [clips, MAX_PERSONS] of each clip's longest tracks; length 0 where nobody is."""
-    count = len(clips)
-    start, length, offset = (np.zeros((count, MAX_PERSONS), dtype=np.int64) for _ in range(3))
-    order = np.lexsort((np.arange(len(clips.track_clip)), -clips.track_length.astype(np.int64), clips.track_clip))
-    owner = clips.track_clip[order]
-    rank = np.arange(len(order)) - np.searchsorted(owner, owner, side="left")
-    kept = rank < MAX_PERSONS
-    for table, column in ((start, clips.track_start), (length, clips.track_length), (offset, clips.track_offset)):
-        table[owner[kept], rank[kept]] = column[order][kept]
-    return start, length, offset, int(rank[kept].max(initial=0)) + 1

@@ -52,7 +52,7 @@ class PoseLoader:
     def poses(self, source: Source, part: str) -> Iterator[Tensor]:
         """[cameras * frames, J, 3] root-relative poses of a part, metres, clip by clip."""
         for row in source.rows(part):
-            frame_1R = torch.arange(int(source.clips.clip_length[row]))[None]
+            frame_1R = torch.arange(*source.span(int(row)))[None]
             camera_B = torch.arange(len(source.clips.cameras(int(row))))
             frame_BR = frame_1R.expand(len(camera_B), -1)
             pose_BRJ3 = self._batch(
@@ -75,7 +75,8 @@ class PoseLoader:
             x.to(device, non_blocking=True) for x in (row_B, camera_B, frame_BN, target_BR)
         )
         frame_BN = frame_BN.clamp(min=0).minimum(source.length[row_B, None] - 1)
-        world_BNJ3 = source.gather(row_B, frame_BN[:, None])[:, 0]
+        track_B1 = source.main_M[row_B, None]
+        world_BNJ3 = source.gather(track_B1, frame_BN[:, None])[:, 0]
         stored = self.data.detections == "stored"
         if generator is not None and not stored:
             middle_B = target_BR[:, target_BR.shape[1] // 2]
@@ -87,7 +88,7 @@ class PoseLoader:
             depth = camera_BNJ3[..., 2:].clamp(min=0.1)  # A person behind the camera exists only in augmentation.
             pixel_BNJ2 = camera_BNJ3[..., :2] / depth * focal[:, None, None] + principal[:, None, None]
         else:
-            flat_BN = source.flat(row_B, frame_BN[:, None])[:, 0]
+            flat_BN = source.flat(track_B1, frame_BN[:, None])[:, 0]
             keypoints = source.clips.keypoints[  # type: ignore[index]  # "stored" needs them (`check_suitable`)
                 flat_BN.cpu().numpy(), camera_B.cpu().numpy()[:, None]
             ]

@@ -43,19 +43,19 @@ def normalise_screen(pixel_BNJ2: Tensor, size_B2: Tensor) -> Tensor:
 
 
 def pose_items(source: Source, part: str) -> Tensor:
-    """[items, 3] (clip, camera, centre frame): every frame of every clip in every camera."""
+    """[items, 3] (clip, camera, centre frame): every frame of each clip's longest track, in every camera."""
     pieces = []
     for row in source.rows(part):
-        cameras, length = len(source.clips.cameras(int(row))), int(source.clips.clip_length[row])
-        grid = torch.cartesian_prod(torch.tensor([int(row)]), torch.arange(cameras), torch.arange(length))
+        cameras, frames = len(source.clips.cameras(int(row))), torch.arange(*source.span(int(row)))
+        grid = torch.cartesian_prod(torch.tensor([int(row)]), torch.arange(cameras), frames)
         pieces.append(grid)
     return torch.cat(pieces) if pieces else torch.empty(0, 3, dtype=torch.int64)
 
 
 def evaluation_windows(source: Source, part: str, data: TaskData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Windows that cover every `evaluate_stride`-th frame once.
+    """Windows that cover every `evaluate_stride`-th frame of each clip's longest track once.
 
-    Returns (clip, camera) [W, 2]; frames [W, N]; target positions [W, R]; target frames [W, R], -1 past a clip's end.
+    Returns (clip, camera) [W, 2]; frames [W, N]; target positions [W, R]; target frames [W, R], -1 past a track's end.
     """
     jump = max(1, data.evaluate_stride // data.frame_stride)
     phases = range(0, data.frame_stride, data.evaluate_stride)
@@ -63,13 +63,13 @@ def evaluation_windows(source: Source, part: str, data: TaskData) -> tuple[Tenso
     local_R = first + torch.arange(0, data.evaluate_targets, jump)
     items, frames, wanted = [], [], []
     for row in source.rows(part):
-        length = int(source.clips.clip_length[row])
+        first_frame, end = source.span(int(row))
         for phase in phases:
-            groups = -(-(max(length - phase, 0)) // (data.frame_stride * data.evaluate_targets))
+            groups = -(-(max(end - first_frame - phase, 0)) // (data.frame_stride * data.evaluate_targets))
             begin = torch.arange(groups)[:, None] * data.evaluate_targets - first
-            frame_GN = phase + data.frame_stride * (begin + torch.arange(data.frames))
+            frame_GN = first_frame + phase + data.frame_stride * (begin + torch.arange(data.frames))
             wanted_GR = frame_GN[:, local_R]
-            wanted_GR = torch.where(wanted_GR < length, wanted_GR, -1)
+            wanted_GR = torch.where(wanted_GR < end, wanted_GR, -1)
             for camera in range(len(source.clips.cameras(int(row)))):
                 items.append(torch.tensor([[int(row), camera]]).expand(groups, -1))
                 frames.append(frame_GN)

@@ -1,5 +1,6 @@
 """Batches: which clips and frames, in what coordinates, checked against NumPy and hand-worked numbers in float64."""
 
+import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -306,7 +307,7 @@ def pairs(tmp_path):
     return write_clip_set(tmp_path / "pairs", set_info("pairs", "kinect20"), clips)
 
 
-def test_the_longest_track_is_the_first_person_and_an_early_frame_of_a_late_one_is_held(pairs):
+def test_who_is_there_longest_is_the_first_person_and_an_early_frame_of_a_late_one_is_held(pairs):
     (batch,) = make_feed(pairs, "ar3d", TaskData(frames=10)).evaluate("test")
     assert batch.inputs.person_mask_BP.tolist() == [[True, True], [True, False], [True, False]]
     pose_PNSC = batch.inputs.pose_BPNSC[0]
@@ -327,6 +328,26 @@ def test_nothing_is_shown_of_a_person_who_comes_after_the_observed_part(pairs):
     assert batch.clip_B.tolist() == [1, 2, 3]
     assert (batch.inputs.pose_BPNSC[2] == 0).all(), "frame 5 lies in the future"
     assert batch.inputs.person_mask_BP[2].tolist() == [True, False], "attention needs one person to look at"
+
+
+@pytest.mark.parametrize("stay", [(100, 60, 5), (60, 100, 5), (60, 5, 100), (30, 40, 50)])
+def test_who_stays_longer_later_changes_nothing_of_what_is_seen_early(tmp_path, stay):
+    """Three persons, of whom the third comes at frame 5; the first 20 of 100 frames are the same in all cases."""
+    tracks = [Track(counted(max(20, frames), person), 5 * (person == 2)) for person, frames in enumerate(stay)]
+    clips = [Clip(str(row), tuple(tracks), 0, row, split_test=row > 0, length=130) for row in range(2)]
+    clips = write_clip_set(tmp_path / "three", set_info("three", "kinect20"), clips)
+    (batch,) = make_feed(clips, "eap", TaskData(frames=10)).evaluate("test", 0.15)
+    assert batch.inputs.person_mask_BP.tolist() == [[True, True]]
+    assert [pose[:, L_WRIST, 1].unique().tolist() for pose in batch.inputs.pose_BPNSC[0]] == [[0], [1]]
+
+
+def test_a_batch_of_evaluation_does_not_grow_with_that_of_training(sets):
+    feed = make_feed(sets[SOLID], "ar3d", TaskData(frames=4, batch_size=1024))
+    one, other = Source(sets[SOLID], feed.sources[0].split, torch.device("cpu")), feed.sources[0]
+    many = np.resize(other.split.test, 300)
+    one.split = dataclasses.replace(other.split, test=many)
+    sizes = [len(batch.clip_B) for batch in Feed("ar3d", feed.data, [one], 0).evaluate("test")]
+    assert sizes == [128, 128, 44]
 
 
 def test_a_person_who_left_before_the_crop_is_masked(tmp_path):
@@ -495,7 +516,10 @@ def test_stored_detections_of_a_track_that_starts_late_are_those_of_the_same_fra
         next(make_feed(clips, "pe", TaskData(frames=1, batch_size=9, detections=kind)).evaluate("test"))
         for kind in ("stored", "project")
     )
-    assert stored.frame_BR[:, 0].tolist() == list(range(9))
+    assert stored.frame_BR[:, 0].tolist() == list(range(3, 8)), "where nobody is there is nothing to predict"
+    assert make_feed(clips, "pe", TaskData(frames=1, batch_size=64)).train(0).frame_BR.unique().tolist() == [
+        *range(3, 8)
+    ]
     assert torch.allclose(stored.inputs.pose_BPNSC, projected.inputs.pose_BPNSC, atol=1e-4)
 
 
