@@ -40,19 +40,21 @@ LEFT_OUT = frozenset(
 FORMER = {
     "4e3cea99b703030b": "d6b0d25ab76ff44a",
     "3167f9a12b1ceaeb": "d6b0d25ab76ff44a",
-    "071260b2daaeb357": "89e5a95ccc9e5ea7",
-    "e07f9f57e64e62da": "89e5a95ccc9e5ea7",
-    "0046ad8db8a498c3": "89e5a95ccc9e5ea7",
-    "6d70f343ed059786": "89e5a95ccc9e5ea7",
-    "41888bfede90455d": "89e5a95ccc9e5ea7",
-    "5ac8a073540ce453": "89e5a95ccc9e5ea7",
-    "f7bc985fa4ae53b4": "89e5a95ccc9e5ea7",
-    "340ecd3da4acb927": "89e5a95ccc9e5ea7",
-    "170492e3ea125734": "89e5a95ccc9e5ea7",
-    "03e9ace9a3608e01": "89e5a95ccc9e5ea7",
-    "0b30be711a1455cd": "5b3bbe4a5d04fd6f",
-    "924ad9e9e4987021": "5b3bbe4a5d04fd6f",
-    "847a8ce63f0b640a": "5b3bbe4a5d04fd6f",
+    "071260b2daaeb357": "b414384ceab92026",
+    "e07f9f57e64e62da": "b414384ceab92026",
+    "0046ad8db8a498c3": "b414384ceab92026",
+    "6d70f343ed059786": "b414384ceab92026",
+    "41888bfede90455d": "b414384ceab92026",
+    "5ac8a073540ce453": "b414384ceab92026",
+    "f7bc985fa4ae53b4": "b414384ceab92026",
+    "340ecd3da4acb927": "b414384ceab92026",
+    "170492e3ea125734": "b414384ceab92026",
+    "03e9ace9a3608e01": "b414384ceab92026",
+    "89e5a95ccc9e5ea7": "b414384ceab92026",
+    "0b30be711a1455cd": "92887c08980d5baf",
+    "924ad9e9e4987021": "92887c08980d5baf",
+    "847a8ce63f0b640a": "92887c08980d5baf",
+    "5b3bbe4a5d04fd6f": "92887c08980d5baf",
     "35cf1fa2449679e7": "f907356df5cc7613",
     "beacb4ad7d56bf4d": "f907356df5cc7613",
     "d37f45faeeb9e690": "f907356df5cc7613",
@@ -60,11 +62,16 @@ FORMER = {
     "0e6c73fe98afa818": "f907356df5cc7613",
     "b8b6ea6bf9896f9a": "f907356df5cc7613",
     "bb34663979b57b1f": "f907356df5cc7613",
+    "90e6dcddaae7d8f4": "f907356df5cc7613",
+    "63f2a457f21778c8": "f907356df5cc7613",
+    "162a3d78852a4f46": "f907356df5cc7613",
     "57593604992ce68f": "e022e3dfcc79402e",
     "fafb7284add76aaf": "e022e3dfcc79402e",
+    "caca832faf63a951": "e022e3dfcc79402e",
     "8e54b9b2e9e85fb0": "2533111e575b2715",
     "e0e783eebeb8945a": "2533111e575b2715",
     "524db60f8ffbb2ed": "2533111e575b2715",
+    "3275934fdeca7bb0": "2533111e575b2715",
     "615cdbe8586cc8d5": "8a70397a206f639d",
     "789985c65d310e69": "8a70397a206f639d",
     "13140b7ccec6557d": "6ac0c360a60ab3ff",
@@ -73,7 +80,9 @@ FORMER = {
 """Digests of code that trains and measures bit for bit as other code, that of `baselines` too, and the digest that
 stands for both; benchmarks/same_training.py shows it for a commit. Outcomes of 924ad9e9e4987021 and before lack the
 labels of poses, those of 847a8ce63f0b640a and before have errors of single frames up to 4 MB; up to 03e9ace9a3608e01
-BatchNorm with activation checkpointing counted each batch twice in its statistics."""
+BatchNorm with activation checkpointing counted each batch twice in its statistics; up to 89e5a95ccc9e5ea7 persons who
+are not there all the time were ordered by their whole tracks, and poses were trained and measured after a track's
+end."""
 _PARSING = threading.Lock()
 """Python 3.11 can't parse in two threads at a time: "AST constructor recursion depth mismatch"."""
 TYPES = ("__future__", "collections.abc", "typing")
