@@ -104,22 +104,28 @@ class SimpleProject:
         made = {one.name for one in self._known if one.made}
         opened = {}
         for name, path in paths.items():
-            if name not in made and not path.exists():
+            is_made = name in made and path == Path()  # `locate` has found no place for it.
+            if not is_made and not path.exists():
                 raise ValueError(f"--data {name}={path}: there is no such file or folder")
-            opened[name] = _Opened(name, digest(["made", name]) if name in made else self.fingerprint(path))
+            opened[name] = _Opened(name, digest(["made", name]) if is_made else self.fingerprint(path), is_made)
         return opened
 
     def facts(self, data: Mapping[str, "_Opened"]) -> dict[str, DataFacts]:
-        known = {one.name: one for one in self._known}
+        known = {(one.name, one.made): one for one in self._known}
+        told = {name: known.get((name, opened.made), DataSet(name)) for name, opened in data.items()}
         return {
-            name: DataFacts(opened.fingerprint, known[name].synthetic, known[name].description, known[name].examples)
-            if name in known
-            else DataFacts(opened.fingerprint, False, "", 0)
-            for name, opened in data.items()
+            name: DataFacts(data[name].fingerprint, one.synthetic, one.description, one.examples)
+            for name, one in told.items()
         }
 
-    def check(self, settings: SimpleSettings, data: Mapping[str, Any]) -> None:
-        """Nothing: the settings check themselves."""
+    def check(self, settings: SimpleSettings, data: Mapping[str, "_Opened"]) -> None:
+        """A data set of one name may be made with some settings and read from a file with others; ValueError where it
+        isn't what these settings want. All else the settings check themselves."""
+        for one in self.data_of(settings.values):
+            if one.made and not data[one.name].made:
+                raise ValueError(f"--data {one.name}: with these settings {self.name} makes it itself; leave it out")
+            if data[one.name].made and not one.made:
+                raise ValueError(f"{self.name} reads the data set {one.name!r}: give --data {one.name}=PATH")
 
     def check_cut(self, settings: SimpleSettings, processes: int, micro_batch: int | Literal["auto"]) -> None:
         if processes > 1 or micro_batch:
@@ -257,6 +263,8 @@ class SimpleProject:
 class _Opened:
     name: str
     fingerprint: str
+    made: bool
+    """By the project itself; else read from a file."""
 
 
 def simple_project(

@@ -7,6 +7,7 @@ import importlib
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,7 +191,7 @@ def study(*rows, column=SCORE, **more):
 
 def plan_of(*rows, **more):
     resolved = resolve(study(*rows, **more), "tiny", {})
-    return make_plan(resolved, 2, PROJECT.facts(PROJECT.open({"numbers": "."})))
+    return make_plan(resolved, 2, PROJECT.facts(PROJECT.open({"numbers": Path()})))
 
 
 def test_keys_hold_settings_data_and_seed_and_equal_rows_are_one_unit():
@@ -276,6 +277,17 @@ def test_data_must_be_named_and_only_data_that_are_read(tmp_path):
         presets={"tiny": {}, "small": {"layers": 2}},
     )
     assert by_preset.locate([f"noise={tmp_path}"], ["noise"]) == {"noise": tmp_path}
+    (tmp_path / "a").write_text("one")
+    (tmp_path / "b").write_text("another content")
+    opened = [by_preset.open({"noise": path}) for path in (tmp_path / "a", tmp_path / "b", Path())]
+    assert len({by_preset.facts(one)["noise"].fingerprint for one in opened}) == 3, "a file counts by its content"
+    file, _, invented = opened
+    by_preset.check(by_preset.base("small"), file)
+    by_preset.check(by_preset.base("tiny"), invented)
+    with pytest.raises(ValueError, match="reads the data set 'noise': give --data noise=PATH"):
+        by_preset.check(by_preset.base("small"), invented)
+    with pytest.raises(ValueError, match="with these settings counter makes it itself; leave it out"):
+        by_preset.check(by_preset.base("tiny"), file)
     with pytest.raises(ValueError, match="there is no such file or folder"):
         made.open(made.locate([f"poses={tmp_path / 'none'}"], ["poses"]))
 
